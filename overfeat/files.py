@@ -1,0 +1,54 @@
+"""What every part of overfeat that touches files shares: the error for bad input, and safe writing."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+os.umask(_UMASK := os.umask(0o22))  # the only way to read it is to set it
+
+
+class InputError(ValueError):
+    """Something the caller can put right: a bad file, value or flag.
+
+    The message names the file or value and says what to do. The command line prints it and
+    exits with a non-zero status; anything else that is raised is a bug and keeps its traceback.
+    """
+
+
+class WriteError(InputError):
+    """A file could not be written: no place, no permission. Trying the next one is of no use."""
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it to `path` when the block ends without an error.
+
+    Readers see the old file or the whole new one, whatever interrupts the writer. The temporary
+    name is always the same for one target, so what a killed run left is overwritten by the next.
+    Raises WriteError.
+    """
+    path = Path(path)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        with open(part, "rb+") as written:
+            os.fsync(written.fileno())
+        part.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        _remove(part)
+        reason = getattr(error, "strerror", None) or error
+        raise WriteError(
+            f"{path}: cannot be written ({reason}); check the folder, its permissions and the free space"
+        ) from error
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # the folder may be what is missing; the first error is the one to tell
+        path.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""What tests share: the device they run on, and nets with random weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """The test runs once on each kind of device; float32 means float32 there, not TF32."""
+    if request.param == "cpu":
+        yield torch.device("cpu")
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU that torch can use on this machine")
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield torch.device("cuda")
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+
+
+@pytest.fixture
+def make_net():
+    """make_net(name or architecture, classes): random weights and biases, in evaluation mode.
+
+    "thin fast" and "thin accurate" are the released nets, kernels, paddings and poolings and all,
+    with a few channels a layer: what costs seconds there costs milliseconds here.
+    """
+
+    def make(architecture: str | Architecture, classes: int = 5, seed: int = 0) -> OverFeat:
+        if isinstance(architecture, str):
+            name = architecture.removeprefix("thin ")
+            architecture = thin(ARCHITECTURES[name]) if name != architecture else ARCHITECTURES[name]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = OverFeat(architecture, classes)
+            net.reset(std=None)
+            for layer in (*net.convs, *net.fulls):
+                torch.nn.init.normal_(layer.bias, 0.0, 0.2)
+        return net.eval()
+
+    return make
+
+
+def thin(architecture: Architecture) -> Architecture:
+    """The same net with 4, 5, ... channels in its convolutions and few in its full layers."""
+    convs = tuple(replace(conv, channels=4 + i) for i, conv in enumerate(architecture.convs))
+    return replace(architecture, name=f"thin {architecture.name}", convs=convs, hidden=(16, 12))
