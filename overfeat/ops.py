@@ -1,0 +1,343 @@
+"""The library's ops: checked, differentiable, compilable, and open to faster backends.
+
+Each op is a `torch.library.custom_op` with a fake and an autograd rule. What runs inside is a
+backend: "torch" serves every device; others add themselves with `register_backend`, say what they
+take, and go first where they do. "reference" is the paper's own steps (reference.py), for
+comparison only.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overfeat import reference
+
+# Below this many places, a product with weights that are not re-packed beats the CPU's convolution.
+FEW_PLACES = 512
+
+_backends: dict[str, dict[str, Callable]] = {}
+_takes: dict[str, Callable[[str, Tensor, int], bool]] = {}
+_forced: str | None = None
+
+
+def register_backend(name: str, functions: dict[str, Callable], takes: Callable) -> None:
+    """Add a backend: functions by op name, and `takes(op, maps, size) -> bool`.
+
+    The backend added last that has the op and takes the arguments runs; "torch" takes everything.
+    """
+    _backends[name] = functions
+    _takes[name] = takes
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every op on one backend inside the block; for the whole process, for comparisons.
+
+    name: "reference" (the paper's steps, slow), "torch", or the name of a backend added since.
+    Raises ValueError for an unknown name. Ops that a named backend does not take raise as they run.
+    """
+    global _forced
+    known = ["reference", *_backends]
+    if name not in known:
+        raise ValueError(f"no backend {name!r}; there are {', '.join(known)}")
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def _function(op: str, maps: Tensor, size: int) -> Callable:
+    if _forced is not None:
+        if op not in _backends[_forced] or not _takes[_forced](op, maps, size):
+            raise ValueError(
+                f"backend {_forced!r} does not run {op} on {maps.dtype} maps on {maps.device.type}; "
+                "leave the choice to the library"
+            )
+        return _backends[_forced][op]
+    for name in reversed(_backends):
+        if op in _backends[name] and _takes[name](op, maps, size):
+            return _backends[name][op]
+    raise AssertionError(f"no backend for {op}")
+
+
+# Public functions
+
+
+def offset_max_pool(maps: Tensor, size: int) -> Tensor:
+    """Max over every size x size window, at stride 1 (section 3.3, step b at all offsets at once).
+
+    maps [N, C, H, W] -> [N, C, H-size+1, W-size+1], in the maps' memory format. NaN propagates; of
+    equal values the first takes the gradient. Raises ValueError where the shapes do not fit.
+    """
+    _check_maps(maps, size, size)
+    if _forced == "reference":
+        return reference.offset_max_pool(maps, size)
+    return torch.ops.overfeat.offset_max_pool(maps, size)
+
+
+def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int, relu: bool = True) -> Tensor:
+    """Pool at every offset, apply the classifier's first layer, interleave (section 3.3, a-e).
+
+    maps [N, C, H, W], unpooled; weight [O, C, k, k]; bias [O] or None; size: of the pooling. Gives
+    [N, O, H-(size-1)-(k-1)*size, W-...]: one output for every cell that the pooling can start at.
+    Raises ValueError where shapes, dtypes or devices do not fit.
+    """
+    return skip_classifier_scales([maps], weight, bias, size, relu)[0]
+
+
+def skip_classifier_scales(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool = True
+) -> list[Tensor]:
+    """`skip_classifier` on maps of different N, H, W (scales, flips, images): weights read once."""
+    if maps and torch.is_autocast_enabled(weight.device.type):
+        dtype = torch.get_autocast_dtype(weight.device.type)
+        maps = [m.to(dtype) for m in maps]
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    _check_classifier(maps, weight, bias, size)
+    if _forced == "reference":
+        return [reference.skip_classifier(m, weight, bias, size, relu) for m in maps]
+    if not maps:
+        return []
+    return torch.ops.overfeat.skip_classifier_scales(list(maps), weight, bias, size, relu)
+
+
+def _check_maps(maps: Tensor, size: int, need: int) -> None:
+    if maps.dim() != 4:
+        raise ValueError(f"maps must be [N, C, H, W]; these have shape {tuple(maps.shape)}")
+    if size < 1:
+        raise ValueError(f"the pooling's size must be at least 1, not {size}")
+    if min(maps.shape[2:]) < need:
+        raise ValueError(
+            f"maps of {maps.shape[2]}x{maps.shape[3]} are smaller than the {need}x{need} that an output needs"
+        )
+
+
+def _check_classifier(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int) -> None:
+    if weight.dim() != 4 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"weight must be [O, C, k, k]; it has shape {tuple(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], as the weight; it is {list(bias.shape)}")
+    for m in maps:
+        _check_maps(m, size, weight.shape[2] * size)
+        if m.shape[1] != weight.shape[1]:
+            raise ValueError(f"maps have {m.shape[1]} channels, the weight takes {weight.shape[1]}")
+        for name, other in (("weight", weight), ("bias", bias)):
+            if other is not None and (other.dtype != m.dtype or other.device != m.device):
+                raise ValueError(
+                    f"maps are {m.dtype} on {m.device}, the {name} {other.dtype} on {other.device}; move one"
+                )
+
+
+# The ops: schema, shapes, gradients
+
+
+@torch.library.custom_op("overfeat::offset_max_pool", mutates_args=())
+def _offset_max_pool(maps: Tensor, size: int) -> Tensor:
+    return _function("offset_max_pool", maps, size)(maps, size)
+
+
+@_offset_max_pool.register_fake
+def _(maps, size):
+    n, c, h, w = maps.shape
+    return _empty(maps, n, c, h - size + 1, w - size + 1)
+
+
+@torch.library.custom_op("overfeat::offset_max_pool_backward", mutates_args=())
+def _offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
+    return _function("offset_max_pool_backward", maps, size)(grad, maps, size)
+
+
+@_offset_max_pool_backward.register_fake
+def _(grad, maps, size):
+    return _empty(maps, *maps.shape)
+
+
+def _offset_max_pool_setup(ctx, inputs, output):
+    maps, ctx.size = inputs
+    ctx.save_for_backward(maps)
+
+
+def _offset_max_pool_grad(ctx, grad):
+    return torch.ops.overfeat.offset_max_pool_backward(grad, ctx.saved_tensors[0], ctx.size), None
+
+
+_offset_max_pool.register_autograd(_offset_max_pool_grad, setup_context=_offset_max_pool_setup)
+
+
+@torch.library.custom_op("overfeat::skip_classifier_scales", mutates_args=())
+def _skip_classifier_scales(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool
+) -> list[Tensor]:
+    return _function("skip_classifier_scales", maps[0], size)(maps, weight, bias, size, relu)
+
+
+@_skip_classifier_scales.register_fake
+def _(maps, weight, bias, size, relu):
+    reach = weight.shape[2] * size - 1
+    return [_empty(m, m.shape[0], weight.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
+
+
+@torch.library.custom_op("overfeat::skip_classifier_scales_backward", mutates_args=())
+def _skip_classifier_scales_backward(
+    grads: Sequence[Tensor], maps: Sequence[Tensor], weight: Tensor, outputs: Sequence[Tensor], size: int,
+    need_maps: bool, need_weight: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the maps (if needed), then of the weight and the bias (if needed).
+
+    `outputs` is empty where no ReLU was applied.
+    """
+    run = _function("skip_classifier_scales_backward", maps[0], size)
+    return run(grads, maps, weight, outputs, size, need_maps, need_weight)
+
+
+@_skip_classifier_scales_backward.register_fake
+def _(grads, maps, weight, outputs, size, need_maps, need_weight):
+    found = [_empty(m, *m.shape) for m in maps] if need_maps else []
+    if need_weight:
+        found += [_empty(weight, *weight.shape), weight.new_empty(weight.shape[0])]
+    return found
+
+
+def _skip_classifier_setup(ctx, inputs, output):
+    maps, weight, bias, ctx.size, ctx.relu = inputs
+    ctx.count, ctx.has_bias = len(maps), bias is not None
+    ctx.save_for_backward(weight, *maps, *(output if ctx.relu else []))
+
+
+def _skip_classifier_grad(ctx, grads):
+    weight, *rest = ctx.saved_tensors
+    maps, outputs = rest[: ctx.count], rest[ctx.count :]
+    need_maps = any(ctx.needs_input_grad[0])
+    need_weight = ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2])
+    found = torch.ops.overfeat.skip_classifier_scales_backward(
+        list(grads), maps, weight, outputs, ctx.size, need_maps, need_weight
+    )
+    of_maps = found[: ctx.count] if need_maps else [None] * ctx.count
+    of_weight, of_bias = found[-2:] if need_weight else (None, None)
+    return of_maps, of_weight, of_bias if ctx.has_bias else None, None, None
+
+
+_skip_classifier_scales.register_autograd(_skip_classifier_grad, setup_context=_skip_classifier_setup)
+
+# One map is a list of one: this op decomposes into the one above, gradients included.
+torch.library.define(
+    "overfeat::skip_classifier", "(Tensor maps, Tensor weight, Tensor? bias, int size, bool relu) -> Tensor"
+)
+
+
+@torch.library.impl("overfeat::skip_classifier", "CompositeImplicitAutograd")
+def _skip_classifier(maps, weight, bias, size, relu):
+    return torch.ops.overfeat.skip_classifier_scales([maps], weight, bias, size, relu)[0]
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_format(like))
+
+
+def _format(maps: Tensor) -> torch.memory_format:
+    """Channels-last maps give channels-last results; all else comes out contiguous."""
+    last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+# The stock-torch backend
+
+
+def _torch_pool(maps: Tensor, size: int) -> Tensor:
+    pooled = _pooled(maps, size)
+    return pooled.clone() if pooled is maps else pooled  # an op may not return its input
+
+
+def _pooled(maps: Tensor, size: int) -> Tensor:
+    if size == 1:
+        return maps
+    # In two passes, along rows and then along columns: 2*size comparisons a place, not size*size.
+    pooled = F.max_pool2d(F.max_pool2d(maps, (1, size), 1), (size, 1), 1)
+    return pooled.contiguous(memory_format=_format(maps))
+
+
+def _torch_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
+    _, winners = torch.ops.aten.max_pool2d_with_indices(maps, [size, size], [1, 1])
+    found = torch.ops.aten.max_pool2d_with_indices_backward(
+        grad, maps, [size, size], [1, 1], [0, 0], [1, 1], False, winners
+    )
+    return found.contiguous(memory_format=_format(maps))
+
+
+def _torch_classifier(maps, weight, bias, size, relu):
+    results: list[Tensor | None] = []
+    few = []
+    for i, m in enumerate(maps):
+        pooled = _pooled(m, size)
+        reach = (weight.shape[2] - 1) * size
+        places = m.shape[0] * (pooled.shape[2] - reach) * (pooled.shape[3] - reach)
+        if m.device.type == "cpu" and places < FEW_PLACES and pooled.numel():
+            few.append((i, pooled))
+            results.append(None)
+        else:
+            result = F.conv2d(pooled, weight, bias, dilation=size)
+            results.append(result.contiguous(memory_format=_format(m)))
+    for i, result in _few_places(few, weight, bias, size):
+        results[i] = result.clone(memory_format=_format(maps[i]))
+    return [r.relu_() for r in results] if relu else results
+
+
+def _few_places(pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, size: int):
+    """The dilated convolution of several small maps as one matrix product over all their places.
+
+    The CPU's convolution re-packs its weights at every call, 420 MB in the accurate net; for few
+    places that costs more than the arithmetic. Yields (index, result) in the order given.
+    """
+    if not pooled:
+        return
+    k = weight.shape[2]
+    rows, shapes = [], []
+    for _, p in pooled:
+        last = p.permute(0, 2, 3, 1).contiguous()
+        n, h, w, c = last.shape
+        shape = (n, h - (k - 1) * size, w - (k - 1) * size)
+        s = last.stride()
+        taps = last.as_strided((*shape, k, k, c), (s[0], s[1], s[2], size * s[1], size * s[2], 1))
+        rows.append(taps.reshape(-1, k * k * c))
+        shapes.append(shape)
+    flat = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)  # a view of channels-last weights
+    product = F.linear(torch.cat(rows), flat, bias)
+    for (i, _), shape, block in zip(pooled, shapes, product.split([len(r) for r in rows]), strict=True):
+        yield i, block.reshape(*shape, -1).permute(0, 3, 1, 2)
+
+
+def _torch_classifier_backward(grads, maps, weight, outputs, size, need_maps, need_weight):
+    of_maps, of_weight = [], None
+    of_bias = None
+    for i, (grad, m) in enumerate(zip(grads, maps, strict=True)):
+        if outputs:
+            grad = grad * (outputs[i] > 0)
+        pooled = _pooled(m, size)
+        found = torch.ops.aten.convolution_backward(
+            grad, pooled, weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
+            [need_maps, need_weight, need_weight],
+        )  # fmt: skip
+        if need_maps:
+            of_maps.append(found[0] if size == 1 else _torch_pool_backward(found[0], m, size))
+        if need_weight:
+            of_weight = found[1] if of_weight is None else of_weight + found[1]
+            of_bias = found[2] if of_bias is None else of_bias + found[2]
+    if need_weight:
+        of_maps += [of_weight.contiguous(memory_format=_format(weight)), of_bias]
+    return of_maps
+
+
+register_backend(
+    "torch",
+    {
+        "offset_max_pool": _torch_pool,
+        "offset_max_pool_backward": _torch_pool_backward,
+        "skip_classifier_scales": _torch_classifier,
+        "skip_classifier_scales_backward": _torch_classifier_backward,
+    },
+    takes=lambda op, maps, size: True,
+)
