@@ -1,0 +1,29 @@
+"""Run a ConvNet over every place and every size of an image at once (OverFeat, Sermanet et al. 2013)."""
+
+from overfeat.classify import centre_crop, classify, ten_views
+from overfeat.dense import ScoreMap, score_maps
+from overfeat.files import InputError
+from overfeat.nets import Architecture, OverFeat, build
+from overfeat.ops import backend, offset_max_pool, skip_classifier, skip_classifier_scales
+from overfeat.weights import load, load_released, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "InputError",
+    "OverFeat",
+    "ScoreMap",
+    "backend",
+    "build",
+    "centre_crop",
+    "classify",
+    "load",
+    "load_released",
+    "offset_max_pool",
+    "save",
+    "score_maps",
+    "skip_classifier",
+    "skip_classifier_scales",
+    "ten_views",
+]

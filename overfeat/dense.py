@@ -1,0 +1,260 @@
+"""One net over every place of an image at several sizes: scales, flips, strides and tiles (section 3.3)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from overfeat.files import InputError
+from overfeat.geometry import Grid, output_size, slab
+from overfeat.nets import Architecture, OverFeat, Stride
+from overfeat.ops import FEW_PLACES
+from overfeat.resize import resize
+
+# A scale: a number 1..6 of the net's six scales, a (height, width), or the image's own size.
+Scale = int | tuple[int, int] | str
+MEMORY = 1 << 30  # bytes that the maps of one evaluation may take, by default
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """What one scale of an image, mirrored or not, says of each of its windows.
+
+    scores: [N, classes, h, w], softmax over the classes. grid: which window of the image each
+    place is (geometry.Grid).
+    """
+
+    scores: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Block:
+    """Part of a map: of grid number `grid`, for images `batch`, outputs [rows, columns]."""
+
+    grid: int
+    batch: slice
+    rows: slice
+    columns: slice
+    scores: Tensor
+
+
+def scale_sizes(
+    architecture: Architecture, height: int, width: int, scales: Sequence[Scale] | None = None
+) -> list[tuple[int, int]]:
+    """The (height, width) of each scale for an image of height x width.
+
+    scales: numbers 1..6 of the architecture's six scales, (height, width), or "native" (the size
+    the image has); None: all six. A given size is turned so that its longer side lies along the
+    image's. Raises InputError for a size below the net's window.
+    """
+    six = architecture.six_scales(height, width)
+    sizes = []
+    for scale in scales if scales is not None else range(1, 7):
+        if scale == "native":
+            size = (height, width)
+        elif isinstance(scale, int) and 1 <= scale <= 6:
+            size = six[scale - 1]
+        elif isinstance(scale, (tuple, list)) and len(scale) == 2:
+            size = tuple(sorted(scale, reverse=height > width))
+        else:
+            raise InputError(f"scale {scale!r} is none of 1..6, (height, width) and 'native'")
+        if min(size) < architecture.window:
+            raise InputError(
+                f"at {size[0]}x{size[1]} the image is smaller than the {architecture.name} net's window of "
+                f"{architecture.window}x{architecture.window}; choose a larger scale"
+            )
+        sizes.append(size)
+    if not sizes:
+        raise InputError("no scales given; choose from 1..6, (height, width) and 'native'")
+    return sizes
+
+
+def grids(
+    net: OverFeat,
+    image: tuple[int, int],
+    scales: Sequence[Scale] | None = None,
+    flip: bool | None = None,
+    stride: Stride = "fine",
+) -> list[Grid]:
+    """The grids of an evaluation: for every scale the image and, with `flip`, its mirror image.
+
+    flip None: as the net was trained (net.flip).
+    """
+    architecture = net.architecture
+    flips = (False, True) if (net.flip if flip is None else flip) else (False,)
+    return [
+        Grid(architecture.window, architecture.stride(stride), size, image, flipped)
+        for size in scale_sizes(architecture, *image, scales)
+        for flipped in flips
+    ]
+
+
+def score_maps(
+    net: OverFeat,
+    images: Tensor,
+    scales: Sequence[Scale] | None = None,
+    flip: bool | None = None,
+    stride: Stride = "fine",
+    memory: int = MEMORY,
+) -> list[ScoreMap]:
+    """The scores of every window at every scale, with the windows' places in the image.
+
+    images: float or uint8 [N, 3, H, W] (or [3, H, W]), RGB in 0..255. scales: see `scale_sizes`.
+    memory: bytes for the maps in between; what needs more is evaluated in tiles, to the same
+    result up to rounding. Raises InputError for sizes below the window or too little memory.
+    """
+    images = batch_of(images)
+    found = grids(net, tuple(images.shape[2:]), scales, flip, stride)
+    device = net.convs[0].weight.device
+    maps = [torch.empty(len(images), net.classes, *grid.shape, device=device) for grid in found]
+    for block in score_blocks(net, images, found, stride, memory):
+        maps[block.grid][block.batch, :, block.rows, block.columns] = block.scores
+    return [ScoreMap(scores, grid) for scores, grid in zip(maps, found, strict=True)]
+
+
+@torch.no_grad()
+def score_blocks(
+    net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY
+) -> Iterator[Block]:
+    """The same scores in parts, each part of one map, as they are computed; nothing is held.
+
+    Maps of several scales and flips pass through the classifier together, as many as fit.
+    """
+    device = net.convs[0].weight.device
+    waiting: list[tuple[Block, Tensor]] = []
+    taken = 0
+    scaled, size = images, None
+    for number, grid in enumerate(found):
+        if grid.scaled != size:
+            size = grid.scaled
+            scaled = resize(images, size)
+        for batch, rows, columns in _parts(net, len(images), grid, stride, memory):
+            block = Block(number, batch, rows, columns, torch.empty(0))
+            cost = _classifier_bytes(net, batch, rows, columns, stride)
+            if waiting and taken + cost > memory // 2:
+                yield from _flush(net, waiting, stride)
+                taken = 0
+            waiting.append((block, _features(net, scaled[batch].to(device), grid, rows, columns, stride)))
+            taken += cost
+    yield from _flush(net, waiting, stride)
+
+
+def _flush(net: OverFeat, waiting: list[tuple[Block, Tensor]], stride: Stride) -> Iterator[Block]:
+    with evaluating(net):
+        scores = net.classifier([maps for _, maps in waiting], stride)
+    blocks = [block for block, _ in waiting]
+    waiting.clear()
+    for block, part in zip(blocks, scores, strict=True):
+        yield Block(block.grid, block.batch, block.rows, block.columns, part.float().softmax(dim=1))
+
+
+def _features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: slice, stride: Stride) -> Tensor:
+    """The last maps behind outputs [rows, columns], from just the pixels that they need."""
+    if grid.flipped:
+        scaled = scaled.flip(-1)
+    if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == grid.shape:
+        return net.features(scaled)
+    spans, pads = [], []
+    for length, part in zip(scaled.shape[2:], (rows, columns), strict=True):
+        span, pad = slab(net.architecture.feature_steps, length, *_maps_span(net.architecture, part, stride))
+        spans.append(slice(*span))
+        pads.append(pad)
+    return net.features(scaled[:, :, spans[0], spans[1]], pads)
+
+
+def _maps_span(architecture: Architecture, part: slice, stride: Stride) -> tuple[int, int]:
+    """Which cells of the last maps the outputs `part` of one axis come from."""
+    step = 1 if stride == "fine" else architecture.pool
+    return part.start * step, (part.stop - 1) * step + architecture.kernel * architecture.pool
+
+
+def _parts(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int):
+    """Cut N images' outputs so that no part takes more than half the memory twice over.
+
+    Whole images together where they fit; else tiles of one image, halved along the side with more
+    outputs until they fit.
+    """
+    height, width = grid.shape
+    tile = [height, width]
+
+    def cost(images: int) -> int:
+        rows, columns = slice(0, tile[0]), slice(0, tile[1])
+        features = _feature_bytes(net.architecture, images, rows, columns, stride, grid)
+        return max(features, _classifier_bytes(net, slice(0, images), rows, columns, stride))
+
+    while cost(1) > memory // 2 and tile != [1, 1]:
+        longer = 0 if tile[0] >= tile[1] else 1
+        tile[longer] = (tile[longer] + 1) // 2
+    if cost(1) > memory // 2:
+        raise InputError(
+            f"a memory limit of {memory / 2**20:.0f} MiB is too little for one window of the "
+            f"{net.architecture.name} net; it needs {2 * cost(1) / 2**20:.0f} MiB"
+        )
+    images = max(1, min(count, (memory // 2) // cost(1))) if tile == [height, width] else 1
+    for n in range(0, count, images):
+        for row in range(0, height, tile[0]):
+            for column in range(0, width, tile[1]):
+                yield (
+                    slice(n, min(n + images, count)),
+                    slice(row, min(row + tile[0], height)),
+                    slice(column, min(column + tile[1], width)),
+                )
+
+
+def _feature_bytes(
+    architecture: Architecture, images: int, rows: slice, columns: slice, stride: Stride, grid: Grid
+) -> int:
+    """The most bytes of two neighbouring maps on the way to the last maps, as float32."""
+    sides = []
+    for length, part in zip(grid.scaled, (rows, columns), strict=True):
+        start, stop = _maps_span(architecture, part, stride)
+        span, _ = slab(architecture.feature_steps, length, start, stop)
+        sides.append(span[1] - span[0])
+    channels, most, step = 3, 0, 0
+    before = channels * sides[0] * sides[1]
+    for conv in architecture.convs:
+        channels = conv.channels
+        for _ in range(2 if conv.pool > 1 and conv is not architecture.convs[-1] else 1):
+            one = architecture.feature_steps[step]
+            # Padding that the tile may lack counts: this is a bound.
+            sides = [max(1, output_size([one], side)) for side in sides]
+            after = channels * sides[0] * sides[1]
+            most, before, step = max(most, before + after), after, step + 1
+    return 4 * images * most
+
+
+def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, stride: Stride) -> int:
+    """Bytes of the last maps, pooled, and of what the classifier makes of them, as float32."""
+    architecture = net.architecture
+    sides = []
+    for part in (rows, columns):
+        start, stop = _maps_span(architecture, part, stride)
+        sides.append(stop - start)
+    places = (rows.stop - rows.start) * (columns.stop - columns.start)
+    channels = architecture.convs[-1].channels
+    taps = channels * architecture.kernel**2 if places < FEW_PLACES else 0
+    each = taps + 2 * max(architecture.hidden) + 3 * net.classes
+    return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)
+
+
+@contextmanager
+def evaluating(net: OverFeat) -> Iterator[None]:
+    """Evaluation mode inside the block: no dropout."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def batch_of(images: Tensor) -> Tensor:
+    """[3, H, W] as a batch of one; checks the shape of either."""
+    if images.dim() == 3:
+        images = images[None]
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise ValueError(f"images must be [N, 3, H, W] or [3, H, W]; these have shape {tuple(images.shape)}")
+    return images

@@ -1,0 +1,362 @@
+"""The networks: an `Architecture` is data, `OverFeat` the one module that runs any of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overfeat import ops
+from overfeat.files import InputError
+from overfeat.geometry import Fit, Step, input_size, output_size, total_stride
+
+Stride = Literal["coarse", "fine"]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution, its ReLU, and a non-overlapping max pooling (pool 1: none)."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    pool: int = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer as the released program numbers them; `index` counts layers with weights."""
+
+    kind: Literal["normalise", "pad", "conv", "threshold", "pool", "full"]
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network as data; window, strides and layer sizes are derived from it.
+
+    convs: the feature layers, the last with the pooling that fine stride applies at every offset.
+    kernel: of the first full layer, over the pooled maps. hidden: channels of the full layers but
+    the last, which has one per class. mean, std: (x - mean) / std for RGB in 0..255. short_side:
+    what training resizes an image's shorter side to. scales: six (height, width), landscape;
+    None derives them (geometry.Fit.six_scales).
+    """
+
+    name: str
+    convs: tuple[Conv, ...]
+    kernel: int
+    hidden: tuple[int, ...]
+    short_side: int
+    mean: float = 118.380948
+    std: float = 61.896913
+    scales: tuple[tuple[int, int], ...] | None = None
+
+    @cached_property
+    def feature_steps(self) -> list[Step]:
+        """The convolutions and poolings up to the last maps, which are unpooled."""
+        steps = []
+        for i, conv in enumerate(self.convs):
+            steps.append(Step(conv.kernel, conv.stride, conv.pad))
+            if conv.pool > 1 and i < len(self.convs) - 1:
+                steps.append(Step(conv.pool, conv.pool))
+        return steps
+
+    @property
+    def pool(self) -> int:
+        """Size of the last pooling: the number of offsets along an axis."""
+        return self.convs[-1].pool
+
+    @property
+    def steps(self) -> list[Step]:
+        """Everything that slides, from the image to the output at coarse stride."""
+        return [*self.feature_steps, Step(self.pool, self.pool), Step(self.kernel)]
+
+    @cached_property
+    def window(self) -> int:
+        """The training size: the smallest square image, which gives one output."""
+        return input_size(self.steps)
+
+    @cached_property
+    def fine_stride(self) -> int:
+        """Pixels between outputs when the last pooling is applied at every offset."""
+        return total_stride(self.feature_steps)
+
+    def stride(self, stride: Stride = "coarse") -> int:
+        """Pixels between outputs."""
+        return self.fine_stride * (1 if stride == "fine" else self.pool)
+
+    def six_scales(self, height: int, width: int) -> list[tuple[int, int]]:
+        """The six (height, width) at which an image of this size is evaluated (sections 3.3, 4.2)."""
+        if self.scales is None:
+            return Fit(self.window, self.fine_stride, self.pool).six_scales(height, width)
+        return [size if height <= width else size[::-1] for size in self.scales]
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """Every layer in the released program's order; an output's number is its place here."""
+        layers = [Layer("normalise")]
+        for i, conv in enumerate(self.convs):
+            if conv.pad:
+                layers.append(Layer("pad", i))
+            layers += [Layer("conv", i), Layer("threshold", i)]
+            if conv.pool > 1:
+                layers.append(Layer("pool", i))
+        for i in range(len(self.hidden)):
+            layers += [Layer("full", i), Layer("threshold", i)]
+        return [*layers, Layer("full", len(self.hidden))]
+
+    @property
+    def feature_layer(self) -> int:
+        """Number of the layer that the released program gives as features: the last hidden full one."""
+        return len(self.layers) - 3
+
+    def layer_shape(self, number: int, height: int, width: int, classes: int) -> tuple[int, int, int]:
+        """(channels, height, width) of a layer's output for an image of height x width."""
+        shape = (3, height, width)
+        for layer in self.layers[: number + 1]:
+            channels, step = shape[0], None
+            if layer.kind in ("pad", "conv", "pool"):
+                conv = self.convs[layer.index]
+            if layer.kind == "pad":
+                step = Step(1, 1, conv.pad)
+            elif layer.kind == "conv":
+                channels, step = conv.channels, Step(conv.kernel, conv.stride)
+            elif layer.kind == "pool":
+                step = Step(conv.pool, conv.pool)
+            elif layer.kind == "full":
+                channels = (*self.hidden, classes)[layer.index]
+                step = Step(self.kernel if layer.index == 0 else 1)
+            if step:
+                shape = (channels, output_size([step], shape[1]), output_size([step], shape[2]))
+        return shape
+
+    def to_json(self) -> str:
+        """As text, for files; `from_json` gives it back."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Architecture":
+        """Raises ValueError, KeyError or TypeError where the text is no architecture."""
+        data = json.loads(text)
+        data["convs"] = tuple(Conv(**conv) for conv in data["convs"])
+        data["hidden"] = tuple(data["hidden"])
+        if data["scales"] is not None:
+            data["scales"] = tuple((height, width) for height, width in data["scales"])
+        return Architecture(**data)
+
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            "fast",
+            convs=(
+                Conv(96, 11, stride=4, pool=2), Conv(256, 5, pool=2), Conv(512, 3, pad=1),
+                Conv(1024, 3, pad=1), Conv(1024, 3, pad=1, pool=2),
+            ),
+            kernel=6,
+            hidden=(3072, 4096),
+            short_side=256,
+        ),
+        Architecture(
+            "accurate",
+            convs=(
+                Conv(96, 7, stride=2, pool=3), Conv(256, 7, pool=2), Conv(512, 3, pad=1),
+                Conv(512, 3, pad=1), Conv(1024, 3, pad=1), Conv(1024, 3, pad=1, pool=3),
+            ),
+            kernel=5,
+            hidden=(4096, 4096),
+            short_side=256,
+            scales=((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569)),
+        ),
+        Architecture(
+            "small",
+            convs=(
+                Conv(32, 5, stride=2), Conv(64, 3, pool=2), Conv(96, 3), Conv(96, 1), Conv(128, 3),
+                Conv(128, 1, pool=3),
+            ),
+            kernel=2,
+            hidden=(256, 256),
+            short_side=54,
+        ),
+    )
+}  # fmt: skip
+
+
+def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
+    """A new network with freshly initialised weights.
+
+    architecture: "fast", "accurate", "small", or an `Architecture`. Raises InputError for an
+    unknown name.
+    """
+    if isinstance(architecture, str):
+        if architecture not in ARCHITECTURES:
+            raise InputError(f"no net is called {architecture!r}; there are {', '.join(ARCHITECTURES)}")
+        architecture = ARCHITECTURES[architecture]
+    return OverFeat(architecture, classes)
+
+
+class OverFeat(nn.Module):
+    """A network that gives one output for every window of an image (sections 3.1, 3.3 and 3.5).
+
+    Attributes: architecture; class_names, one per output; flip, whether mirror images were part
+    of training, so whether voting should use them; dropout, applied to the hidden full layers.
+    """
+
+    def __init__(self, architecture: Architecture, classes: int = 1000):
+        super().__init__()
+        if classes < 1:
+            raise InputError(f"a net needs at least one class, not {classes}")
+        self.architecture = architecture
+        self.class_names = [f"class {i}" for i in range(classes)]
+        self.flip = True
+        self.dropout = 0.5
+        channels = 3
+        self.convs = nn.ModuleList()
+        for conv in architecture.convs:
+            self.convs.append(nn.Conv2d(channels, conv.channels, conv.kernel, conv.stride, conv.pad))
+            channels = conv.channels
+        self.fulls = nn.ModuleList()
+        for i, width in enumerate((*architecture.hidden, classes)):
+            self.fulls.append(nn.Conv2d(channels, width, architecture.kernel if i == 0 else 1))
+            channels = width
+        self.to(memory_format=torch.channels_last)
+        self.reset()
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.fulls[-1].out_channels
+
+    def reset(self, std: float | None = 0.01) -> None:
+        """New weights: N(0, std) as in section 3.1, or He's scaling where std is None; biases 0."""
+        for layer in (*self.convs, *self.fulls):
+            _initialise(layer, std)
+
+    def replace_classes(self, names: Sequence[str], std: float | None = 0.01) -> None:
+        """A new last layer for other classes; every other weight stays."""
+        old = self.fulls[-1]
+        new = nn.Conv2d(old.in_channels, len(names), 1, device=old.weight.device, dtype=old.weight.dtype)
+        _initialise(new, std)
+        self.fulls[-1] = new
+        self.class_names = list(names)
+
+    def forward(self, images: Tensor, stride: Stride = "coarse") -> Tensor:
+        """Class scores (logits) of every window.
+
+        images: float or uint8 [N, 3, H, W], RGB in 0..255, at least the window. Gives
+        [N, classes, h, w]; output (i, j) sees the window that starts at pixel s*(i, j), with
+        s = architecture.stride(stride). Raises ValueError for other shapes.
+        """
+        return self.classifier(self.features(images), stride)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(x - mean) / std, in the dtype of the weights, channels last."""
+        dtype = self.convs[0].weight.dtype
+        images = images.to(dtype, memory_format=torch.channels_last)
+        return (images - self.architecture.mean) / self.architecture.std
+
+    def features(self, images: Tensor, pads: Sequence[Sequence[tuple[int, int]]] | None = None) -> Tensor:
+        """The last maps, before the last pooling: [N, C, h, w].
+
+        pads: for rows and for columns, the (low, high) padding of every feature step, from
+        geometry.slab, where `images` is a part of a larger image; by default the net's own.
+        """
+        self._check(images, whole=pads is None)
+        maps = self.normalise(images)
+        step = 0
+        for conv, spec in zip(self.convs, self.architecture.convs, strict=True):
+            if pads is None:
+                maps = conv(maps)
+            else:
+                (top, bottom), (left, right) = pads[0][step], pads[1][step]
+                maps = F.pad(maps, (left, right, top, bottom))
+                maps = F.conv2d(maps, conv.weight, conv.bias, conv.stride)
+            maps = maps.relu_()
+            step += 1
+            if spec.pool > 1 and conv is not self.convs[-1]:
+                maps = F.max_pool2d(maps, spec.pool)
+                step += 1
+        return maps
+
+    def classifier(self, maps: Tensor | Sequence[Tensor], stride: Stride = "coarse"):
+        """Class scores from the last maps: [N, C, h, w] -> [N, classes, h', w'].
+
+        A list of maps of different sizes gives the list of their scores, in one pass over the
+        weights. Fine stride pools at every offset (section 3.3), coarse stride at the first.
+        """
+        if isinstance(maps, Tensor):
+            return self.classifier([maps], stride)[0]
+        size = self.architecture.pool
+        if stride == "coarse":
+            maps, size = [F.max_pool2d(m, size) for m in maps], 1
+        elif stride != "fine":
+            raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
+        first = self.fulls[0]
+        hidden = ops.skip_classifier_scales(maps, first.weight, first.bias, size)
+        # From here on every place is on its own: all of them are the rows of one matrix.
+        shapes = [(h.shape[0], h.shape[2], h.shape[3]) for h in hidden]
+        rows = [h.permute(0, 2, 3, 1).reshape(-1, h.shape[1]) for h in hidden]
+        x = rows[0] if len(rows) == 1 else torch.cat(rows)
+        for layer in self.fulls[1:]:
+            x = F.dropout(x, self.dropout, self.training)
+            x = F.linear(x, layer.weight.flatten(1), layer.bias)
+            if layer is not self.fulls[-1]:
+                x = x.relu_()
+        parts = x.split([len(r) for r in rows])
+        return [p.reshape(*shape, -1).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+
+    def layer_output(self, images: Tensor, number: int) -> Tensor:
+        """Output of one layer as the released program numbers them (architecture.layers), from 0.
+
+        images as in `forward`; gives [N, channels, h, w], at coarse stride.
+        """
+        layers = self.architecture.layers
+        if not 0 <= number < len(layers):
+            raise InputError(
+                f"the {self.architecture.name} net has layers 0..{len(layers) - 1}, not {number}; "
+                f"its features are layer {self.architecture.feature_layer}"
+            )
+        self._check(images)
+        for layer in layers[: number + 1]:
+            images = self._run(layer, images)
+        return images
+
+    def _run(self, layer: Layer, x: Tensor) -> Tensor:
+        if layer.kind == "normalise":
+            return self.normalise(x)
+        if layer.kind == "threshold":
+            return x.relu()
+        if layer.kind == "full":
+            full = self.fulls[layer.index]
+            return ops.skip_classifier(x, full.weight, full.bias, size=1, relu=False)
+        spec = self.architecture.convs[layer.index]
+        if layer.kind == "pad":
+            return F.pad(x, (spec.pad,) * 4)
+        if layer.kind == "pool":
+            return F.max_pool2d(x, spec.pool)
+        conv = self.convs[layer.index]
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride)
+
+    def _check(self, images: Tensor, whole: bool = True) -> None:
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [N, 3, H, W]; these have shape {tuple(images.shape)}")
+        window = self.architecture.window
+        if whole and min(images.shape[2:]) < window:
+            raise ValueError(
+                f"an image of {images.shape[2]}x{images.shape[3]} is smaller than the "
+                f"{self.architecture.name} net's window of {window}x{window}; enlarge it first"
+            )
+
+
+def _initialise(layer: nn.Conv2d, std: float | None) -> None:
+    if std is None:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    else:
+        nn.init.normal_(layer.weight, 0.0, std)
+    nn.init.zeros_(layer.bias)

@@ -1,0 +1,28 @@
+"""Resizing image tensors: one rule (bilinear, antialiased) for training, voting and dense evaluation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overfeat.files import InputError
+
+MAX_PIXELS = 1 << 28  # of one resized image; a strip of 1 x 1,000,000 would otherwise fill the memory
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, 3, H, W] to [N, 3, *size]; uint8 stays uint8. Raises InputError for enormous sizes."""
+    if size[0] * size[1] > MAX_PIXELS:
+        height, width = images.shape[2:]
+        raise InputError(f"an image of {height}x{width} would become {size[0]}x{size[1]} px; crop it or choose scales")
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    if images.dtype == torch.uint8 and images.device.type != "cpu":
+        return resize(images.float(), size).round_().clamp_(0, 255).to(torch.uint8)
+    return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def resize_short_side(images: Tensor, short_side: int) -> Tensor:
+    """[N, 3, H, W] so that the shorter side has `short_side` pixels; the proportions stay."""
+    height, width = images.shape[2:]
+    scale = short_side / min(height, width)
+    return resize(images, (max(short_side, round(height * scale)), max(short_side, round(width * scale))))

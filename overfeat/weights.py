@@ -1,0 +1,138 @@
+"""Weights on disk: safetensors that hold all the net needs to know of itself, and the released raw files."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from overfeat.files import InputError, replacing
+from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
+
+FORMAT = "1"
+RELEASED_FILES = {"fast": "net_weight_0", "accurate": "net_weight_1"}
+
+
+def save(net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+    """Write a net with its architecture, class names and flip to a safetensors file, atomically.
+
+    dtype: store the weights as this type (float16 halves the file); by default as they are.
+    Raises InputError where the file cannot be written.
+    """
+    metadata = {
+        "overfeat": FORMAT,
+        "architecture": net.architecture.to_json(),
+        "class_names": json.dumps(net.class_names),
+        "flip": json.dumps(net.flip),
+    }
+    tensors = {
+        name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+        for name, tensor in net.state_dict().items()
+    }
+    with replacing(path) as part:
+        save_file(tensors, part, metadata)
+
+
+def load(path: str | os.PathLike) -> OverFeat:
+    """Read a net that `save` wrote, as float32, in evaluation mode.
+
+    Raises InputError where the file is missing, no safetensors file, not written by overfeat,
+    at odds with its own architecture, or holds NaN or infinite weights.
+    """
+    path = _existing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("overfeat") != FORMAT:
+        raise InputError(
+            f"{path}: a safetensors file, but not one that this version of overfeat wrote; "
+            "make one with `overfeat train` or `overfeat convert`"
+        )
+    try:
+        names = json.loads(metadata["class_names"])
+        net = _empty(Architecture.from_json(metadata["architecture"]), len(names))
+        net.class_names = [str(name) for name in names]
+        net.flip = bool(json.loads(metadata["flip"]))
+        net.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
+    for name, tensor in net.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinite values; the file or its training is broken")
+    return net.eval()
+
+
+def load_released(path: str | os.PathLike, name: str) -> OverFeat:
+    """Read the 2013 release's raw weights: net_weight_0 (name "fast") or net_weight_1 ("accurate").
+
+    Little-endian float32 without a header: for every convolution and full layer in order the
+    weight as [out][in][height][width], then the bias. 1,000 classes in the order of the
+    ILSVRC2012 development kit. Raises InputError for a wrong size, naming those that are right.
+    """
+    path = _existing(path)
+    if name not in RELEASED_FILES:
+        raise InputError(f"released weights are for {' and '.join(RELEASED_FILES)}, not {name!r}")
+    net = _empty(ARCHITECTURES[name], 1000)
+    size = path.stat().st_size
+    if size != released_size(net):
+        right = ", ".join(
+            f"{RELEASED_FILES[n]} ({n}): {released_size(_empty(ARCHITECTURES[n], 1000)):,}" for n in RELEASED_FILES
+        )
+        raise InputError(f"{path}: {size:,} bytes; the released files have {right}")
+    with open(path, "rb") as file, torch.no_grad():
+        for parameter in _released_order(net):
+            values = np.fromfile(file, dtype="<f4", count=parameter.numel())
+            parameter.copy_(torch.from_numpy(values.astype(np.float32, copy=False)).view(parameter.shape))
+            if not parameter.isfinite().all():
+                raise InputError(f"{path}: NaN or infinite weights; is it complete and of this layout?")
+    return net.eval()
+
+
+def save_released(net: OverFeat, path: str | os.PathLike) -> None:
+    """Write a net's weights in the released layout; `load_released` reads those of 1,000 classes."""
+    with replacing(path) as part, open(part, "wb") as file:
+        for parameter in _released_order(net):
+            parameter.detach().cpu().float().contiguous().numpy().astype("<f4").tofile(file)
+
+
+def released_size(net: OverFeat) -> int:
+    """Bytes of the net's weights in the released layout."""
+    return 4 * sum(parameter.numel() for parameter in net.parameters())
+
+
+def read_labels(path: str | os.PathLike, classes: int) -> list[str]:
+    """Class names from a text file, one a line. Raises InputError where their number is wrong."""
+    try:
+        names = _existing(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 ({error.reason})") from error
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) != classes:
+        raise InputError(f"{path}: {len(names)} names for a net of {classes} classes; one name a line is needed")
+    return names
+
+
+def _released_order(net: OverFeat):
+    for layer in (*net.convs, *net.fulls):
+        yield layer.weight
+        yield layer.bias
+
+
+def _empty(architecture: Architecture, classes: int) -> OverFeat:
+    """A net whose weights are allocated and not initialised: they are about to be overwritten."""
+    with torch.device("meta"):
+        net = OverFeat(architecture, classes)
+    return net.to_empty(device="cpu").to(memory_format=torch.channels_last)
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --weights (or the function's path) names a weight file")
+    return path
