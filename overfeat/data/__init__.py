@@ -1,0 +1,1 @@
+"""Reading images and annotations, cropping, and the made-up scenes."""
