@@ -1,0 +1,199 @@
+"""What the commands share: choosing the net, the images, the scales, and running over a folder."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from overfeat.data.images import MAX_PIXELS, list_images, read_image
+from overfeat.dense import MEMORY, Scale
+from overfeat.files import InputError, WriteError, replacing
+from overfeat.nets import OverFeat
+from overfeat.processes import choose_device
+from overfeat.resize import resize_short_side
+from overfeat.weights import RELEASED_FILES, load, load_released, read_labels
+
+ASSETS = Path(str(resources.files("overfeat"))) / "assets"
+SHIPPED_WEIGHTS = ASSETS / "small.safetensors"
+
+
+def add_net_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("net")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="weights written by overfeat (safetensors)")
+    group.add_argument(
+        "-d",
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder with the released net_weight_0 (fast) and net_weight_1 (accurate)",
+    )
+    group.add_argument("-l", "--large-net", action="store_true", help="the accurate net of --data-dir")
+    group.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse larger images (default: %(default)s)",
+    )
+
+
+def add_dense_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("dense evaluation")
+    group.add_argument(
+        "--scales",
+        type=scale_list,
+        metavar="LIST",
+        help="numbers 1-6 of the net's six scales, sizes such as 245x317, 'native'; "
+        "separated by commas (default: all six)",
+    )
+    group.add_argument("--stride", choices=("fine", "coarse"), default="fine", help="default: %(default)s")
+    group.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also look at the mirror image (default: as the net was trained)",
+    )
+    group.add_argument(
+        "--memory",
+        type=positive,
+        default=MEMORY >> 20,
+        metavar="MIB",
+        help="memory for maps; larger images go in tiles (default: %(default)s)",
+    )
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def scale_list(text: str) -> list[Scale]:
+    """An argparse type: "1,2,245x317,native" as a list of scales."""
+    scales: list[Scale] = []
+    for part in text.split(","):
+        sides = part.strip().lower().split("x")
+        if sides == ["native"]:
+            scales.append("native")
+        elif all(side.isdigit() for side in sides) and len(sides) <= 2:
+            scales.append(int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1])))
+        else:
+            raise argparse.ArgumentTypeError(f"{part!r} is no scale: 1-6, HEIGHTxWIDTH or native")
+    return scales
+
+
+def load_net(args: argparse.Namespace) -> OverFeat:
+    """The net that --weights, -d and -l choose; without them the shipped small net (digits)."""
+    if args.weights and args.data_dir:
+        raise InputError("--weights and --data-dir both name weights; give one of them")
+    if args.large_net and not args.data_dir:
+        raise InputError(
+            "-l is the accurate net, which needs its weights: -d FOLDER with the released net_weight_1; "
+            "other weights are chosen with --weights"
+        )
+    if args.data_dir:
+        name = "accurate" if args.large_net else "fast"
+        net = load_released(args.data_dir / RELEASED_FILES[name], name)
+    else:
+        net = load(args.weights or SHIPPED_WEIGHTS)
+    if args.labels:
+        net.class_names = read_labels(args.labels, net.classes)
+    return net.to(choose_device(args.device))
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files that paths name, folders replaced by the images in them."""
+    found = []
+    for path in paths:
+        found += list_images(path) if path.is_dir() else [path]
+    return found
+
+
+def read_for(net: OverFeat, path: Path, max_pixels: int) -> Tensor:
+    """Read an image; one smaller than the net's window is enlarged to it, as the 2013 program does."""
+    image = read_image(path, max_pixels)
+    if min(image.shape[1:]) < net.architecture.window:
+        height, width = image.shape[1:]
+        if max(height, width) * net.architecture.window / min(height, width) > max_pixels:
+            raise InputError(f"{path}: {width}x{height} is too narrow to be enlarged to the net's window; crop it")
+        image = resize_short_side(image[None], net.architecture.window)[0]
+    return image
+
+
+def over_images(
+    images: Sequence[Path],
+    work: Callable[[Path], None],
+    output: Callable[[Path], Path] | None = None,
+) -> int:
+    """Do `work` on every image; a bad one is reported, passed over and listed at the end.
+
+    A result that cannot be written ends the run, since the next could not be written either.
+    output: where an image's result goes; images whose result is there already are skipped, so that
+    a second run continues an interrupted one. Gives the exit status: 1 if any image failed.
+    """
+    failed = []
+    todo = [path for path in images if output is None or not output(path).exists()]
+    if len(todo) < len(images):
+        print(f"{len(images) - len(todo)} of {len(images)} images are done already", file=sys.stderr)
+    for path in tqdm(todo, unit="image", disable=len(todo) < 2 or None, leave=False):
+        try:
+            work(path)
+        except WriteError:
+            raise
+        except InputError as error:
+            if len(images) == 1:
+                raise
+            failed.append(str(error))
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def result_folder(folder: Path, images: Sequence[Path], settings: dict, suffix: str) -> Callable[[Path], Path]:
+    """Prepare a folder for one result an image; gives where each goes.
+
+    `settings.json` in it holds what the results depend on, so that a second run with other
+    settings is refused instead of mixed in.
+    """
+    names: dict[str, Path] = {}
+    for path in images:
+        other = names.setdefault(path.name, path)
+        if other != path:
+            raise InputError(f"{other} and {path} would both write {path.name}{suffix}; run them into two folders")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+    note = folder / "settings.json"
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    if not note.exists():
+        with replacing(note) as part:
+            part.write_text(text)
+    elif note.read_text() != text:
+        raise InputError(f"{folder}: holds results of other settings (see {note.name}); choose another folder")
+    return lambda path: folder / f"{path.name}{suffix}"
+
+
+def weights_note(args: argparse.Namespace, net: OverFeat) -> dict:
+    """What identifies the net in a folder's settings: file, size, and the sum of the first weights."""
+    name = "shipped"
+    if args.data_dir:
+        name = str((args.data_dir / RELEASED_FILES[net.architecture.name]).resolve())
+    elif args.weights:
+        name = str(args.weights.resolve())
+    total = float(sum(p.detach().double().sum() for p in net.parameters()))
+    return {"weights": name, "weights_sum": total, "classes": net.class_names}

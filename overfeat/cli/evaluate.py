@@ -1,0 +1,103 @@
+"""`overfeat evaluate`: error rates of a net on a data set."""
+
+import argparse
+import json
+from pathlib import Path
+
+from overfeat.cli import common
+from overfeat.data.folder import align, read_ilsvrc, read_image_folder
+from overfeat.data.images import MAX_PIXELS
+from overfeat.evaluation import WAYS, error_table, evaluate_classifier
+from overfeat.files import InputError, replacing
+from overfeat.processes import choose_device
+from overfeat.weights import load
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser("evaluate", help="error rates on a data set", description="Measure a trained net.")
+    tasks = parser.add_subparsers(required=True, metavar="TASK")
+    classifier = tasks.add_parser(
+        "classifier",
+        help="top-1 and top-5 error",
+        description="Top-1 and top-5 error by every way of voting in the paper's table 2, as a table and as "
+        "JSON. Several --weights vote as a committee. Every image is evaluated at all six scales.",
+        epilog="example: overfeat evaluate classifier --data scenes/test --weights runs/a/net.safetensors",
+    )
+    classifier.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="one folder a class; with --devkit the flat folder of validation images",
+    )
+    classifier.add_argument("--devkit", type=Path, metavar="DIR", help="ILSVRC2012 development kit")
+    classifier.add_argument(
+        "--weights",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="several are a committee (default: the shipped net)",
+    )
+    classifier.add_argument("-d", "--data-dir", type=Path, metavar="DIR", help="folder with the released weights")
+    classifier.add_argument("-l", "--large-net", action="store_true", help="the accurate net of --data-dir")
+    classifier.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    classifier.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
+    classifier.add_argument(
+        "--voting",
+        nargs="+",
+        choices=WAYS,
+        default=WAYS,
+        metavar="WAY",
+        help=f"any of: {'; '.join(WAYS)} (default: all)",
+    )
+    classifier.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="mirror images vote too (default: as the net was trained)",
+    )
+    classifier.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
+    classifier.add_argument(
+        "--memory",
+        type=common.positive,
+        default=1024,
+        metavar="MIB",
+        help="memory for maps (default: %(default)s)",
+    )
+    classifier.add_argument(
+        "--max-pixels",
+        type=common.positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse larger images (default: %(default)s)",
+    )
+    classifier.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the results as JSON")
+    classifier.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.weights and len(args.weights) > 1:
+        if args.data_dir or args.labels:
+            raise InputError("a committee is given by --weights alone")
+        device = choose_device(args.device)
+        nets = [load(path).to(device) for path in args.weights]
+        for net, path in zip(nets, args.weights, strict=True):
+            if net.class_names != nets[0].class_names:
+                raise InputError(f"{path}: has other classes than {args.weights[0]}; a committee needs the same")
+    else:
+        args.weights = args.weights[0] if args.weights else None
+        nets = [common.load_net(args)]
+    folder = read_ilsvrc(args.devkit, args.data, "validation") if args.devkit else read_image_folder(args.data)
+    samples = align(folder, nets[0].class_names).samples
+    if args.limit and args.limit < len(samples):
+        samples = [samples[i * len(samples) // args.limit] for i in range(args.limit)]
+    results = evaluate_classifier(nets, samples, args.voting, args.flip, args.memory << 20, args.max_pixels)
+    print(f"{results['images']} images of {args.data}, {len(nets)} net{'s' if len(nets) > 1 else ''}")
+    print(error_table(results["errors"]))
+    if args.out:
+        with replacing(args.out) as part:
+            part.write_text(json.dumps(results, indent=1))
+        print(f"written to {args.out}")
+    for message in results["unreadable"]:
+        print(f"not counted: {message}")
+    return 1 if results["unreadable"] else 0

@@ -1,0 +1,37 @@
+"""`overfeat COMMAND ...`: picks the command, turns bad input into one line and a non-zero status."""
+
+import argparse
+import sys
+
+import overfeat
+from overfeat.cli import classify, convert, demo, evaluate, features, scenes, train
+from overfeat.files import InputError
+
+COMMANDS = (classify, features, train, evaluate, convert, scenes, demo)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="overfeat",
+        description="Find what is where in images: a ConvNet over every place and every size at once.",
+    )
+    parser.add_argument("--version", action="version", version=f"overfeat {overfeat.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"overfeat {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"overfeat {args.command}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left, as `| head` does
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

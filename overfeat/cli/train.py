@@ -1,0 +1,199 @@
+"""`overfeat train HEAD`: train on a folder of images, alone or under torchrun."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from overfeat import weights
+from overfeat.batches import mix
+from overfeat.classifier_training import ClassifierTask, fit_classes, read_data, relabel
+from overfeat.cli.common import positive
+from overfeat.data.folder import ImageFolder
+from overfeat.data.images import MAX_PIXELS
+from overfeat.files import InputError
+from overfeat.nets import ARCHITECTURES, OverFeat, build
+from overfeat.training import DTYPES, TrainConfig, train
+
+DEFAULTS = TrainConfig()
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or isinstance(action, argparse._StoreTrueAction):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a classifier",
+        description="Train a head. The defaults are the paper's (section 3.1).",
+    )
+    heads = parser.add_subparsers(required=True, metavar="HEAD", dest="head")
+    _add_classifier(heads)
+
+
+def _add_classifier(heads) -> None:
+    parser = heads.add_parser(
+        "classifier",
+        help="a net, from images sorted into classes",
+        description="Train a net on images sorted into one folder a class. On several GPUs or processes: "
+        "torchrun --nproc_per_node N -m overfeat.cli.main train classifier ...",
+        epilog="example: overfeat train classifier --data photos --out run --net small",
+        formatter_class=_Help,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a folder of images for each class; or a folder that holds this as train, and perhaps validation or val",
+    )
+    data.add_argument("--validation", type=Path, metavar="DIR", help="images to judge every epoch by")
+    data.add_argument(
+        "--devkit",
+        type=Path,
+        metavar="DIR",
+        help="the ILSVRC2012 development kit, for images laid out as there",
+    )
+    data.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="leave larger images out")
+    data.add_argument(
+        "--resize",
+        type=positive,
+        nargs="+",
+        metavar=("MIN", "MAX"),
+        help="the shorter side before cropping, drawn between the two (default: 256; small net 56)",
+    )
+    data.add_argument("--crops", type=positive, default=5, metavar="N", help="random crops an image and epoch")
+    data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="train on mirror images too")
+    net = parser.add_argument_group("net")
+    net.add_argument("--net", choices=tuple(ARCHITECTURES), help="which net (default: fast)")
+    net.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="WEIGHTS",
+        help="fine-tune this net (safetensors); its last layer is new where its classes are others",
+    )
+    net.add_argument(
+        "--init-std",
+        type=_std,
+        metavar="STD|he",
+        help="standard deviation of new weights, or He initialisation of all layers but the last "
+        "(default: 0.01; small net he)",
+    )
+    net.add_argument("--dropout", type=float, default=0.5, metavar="P", help="on the hidden full layers")
+    _add_loop(parser)
+    parser.set_defaults(run=_run_classifier)
+
+
+def _add_loop(parser: argparse.ArgumentParser) -> None:
+    """The flags that every head has: `TrainConfig`, --out and --resume."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="where log, checkpoint and nets go")
+    run.add_argument("--resume", action="store_true", help="go on where the run in --out was interrupted")
+    run.add_argument("--epochs", type=int, default=DEFAULTS.epochs, metavar="N", help="passes over the samples")
+    run.add_argument("--batch", type=int, default=DEFAULTS.batch, metavar="N", help="samples a step, on all GPUs")
+    run.add_argument("--lr", type=float, default=DEFAULTS.lr, metavar="X", help="learning rate at the start")
+    run.add_argument("--momentum", type=float, default=DEFAULTS.momentum, metavar="X", help="of SGD")
+    run.add_argument(
+        "--weight-decay", type=float, default=DEFAULTS.weight_decay, metavar="X", help="of weights and biases"
+    )
+    run.add_argument(
+        "--halve-at",
+        type=_epochs,
+        default=",".join(map(str, DEFAULTS.halve_at)),
+        metavar="N,N,...",
+        help="halve the rate after these epochs; '' for never",
+    )
+    run.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help="of weights, order, crops, dropout")
+    run.add_argument("--workers", type=int, default=DEFAULTS.workers, metavar="N", help="processes that read images")
+    run.add_argument("--precision", choices=tuple(DTYPES), default=DEFAULTS.precision, help="of the passes")
+    run.add_argument("--device", default=DEFAULTS.device, help="cpu, cuda, cuda:1; auto: a GPU where there is one")
+    run.add_argument(
+        "--checkpoint-steps",
+        type=int,
+        default=DEFAULTS.checkpoint_steps,
+        metavar="N",
+        help="steps between checkpoints within an epoch",
+    )
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    return TrainConfig(**{name: getattr(args, name) for name in TrainConfig.__dataclass_fields__})
+
+
+def _run_classifier(args: argparse.Namespace) -> int:
+    config = _config(args)
+    if not 0 <= args.dropout < 1:
+        raise InputError(f"--dropout is at least 0 and less than 1, not {args.dropout}")
+    resize = args.resize
+    if resize and len(resize) > 2:
+        raise InputError(f"--resize takes one size or two, not {len(resize)}")
+    data, validation = read_data(args.data, args.validation, args.devkit)
+    net, new = _net(args, data)
+    data, validation = relabel([data, validation], net)
+    net.dropout = args.dropout
+    task = ClassifierTask(
+        net,
+        data,
+        config,
+        validation,
+        resize=resize and (resize[0], resize[-1]),
+        crops=args.crops,
+        flip=args.flip,
+        max_pixels=args.max_pixels,
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        layer = f"; fine-tuning {args.source}" if args.source else ""
+        if args.source and new:
+            layer += " with a new last layer, since its classes are others"
+        print(f"{net.architecture.name} net, {net.classes} classes, {len(data)} images{layer}", flush=True)
+    train(task, config, args.out, args.resume)
+    return 0
+
+
+def _net(args: argparse.Namespace, data: ImageFolder) -> tuple[OverFeat, bool]:
+    """The net to train, and whether its last layer is not that of --from."""
+    torch.manual_seed(mix(args.seed))
+    if args.source:
+        net = weights.load(args.source)
+        if args.net not in (None, net.architecture.name):
+            raise InputError(f"--from {args.source} is a {net.architecture.name} net; leave --net {args.net} out")
+    else:
+        net = build(args.net or "fast", len(data.class_names))
+    # The paper's 0.01 suits layers of thousands of inputs; through the small net nothing would come.
+    std = args.init_std or ("he" if net.architecture.name == "small" else 0.01)
+    std = None if std == "he" else std
+    if not args.source:
+        net.reset(std)
+    # He initialisation is for layers before a ReLU; as a last layer it makes the first losses, and
+    # their gradients, several times too large.
+    return net, fit_classes(net, data, std or 0.01)
+
+
+def _std(text: str) -> float | str:
+    """An argparse type: a positive number or "he"."""
+    if text.lower() == "he":
+        return "he"
+    try:
+        std = float(text)
+    except ValueError:
+        std = 0.0
+    if not 0 < std < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor 'he'")
+    return std
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+    """An argparse type: "30,50" as (30, 50)."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of epochs such as 30,50,60")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,77 @@
+"""Pictures of results. Needs matplotlib (the `demo` extra)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from overfeat.dense import ScoreMap
+from overfeat.files import InputError, replacing
+
+
+def _figure(width: float, height: float):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError('pictures need matplotlib: pip install "overfeat[demo]"') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path: str | Path) -> None:
+    """Draw one class's score at every place, a panel a scale, with the best window of each.
+
+    image: uint8 [3, H, W]. maps: of this image (`score_maps`); mirrored ones are left out. Each
+    place is painted at the centre of the window it scores. Writes a PNG, atomically.
+    """
+    maps = [m for m in maps if not m.grid.flipped]
+    height, width = image.shape[1:]
+    columns = min(4, len(maps) + 1)
+    rows = -(-(len(maps) + 1) // columns)
+    figure = _figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    picture = image.permute(1, 2, 0).cpu().numpy()
+    axes[0].imshow(picture)
+    axes[0].set_title("image", fontsize=9)
+    shade = None
+    for axis, found in zip(axes[1:], maps, strict=False):
+        scores = found.scores[0, label].cpu()
+        boxes = found.grid.boxes()
+        axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+        shade = axis.imshow(
+            scores,
+            cmap="inferno",
+            vmin=0,
+            vmax=1,
+            alpha=np.clip(0.25 + scores.numpy(), 0, 0.8),
+            extent=_centres(boxes),
+            interpolation="nearest",
+            zorder=2,
+        )
+        best = int(torch.argmax(scores))
+        x1, y1, x2, y2 = boxes.reshape(-1, 4)[best]
+        axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="cyan", linewidth=1.2, zorder=3)
+        axis.set_xlim(0, width)
+        axis.set_ylim(height, 0)
+        rows_, columns_ = found.grid.shape
+        axis.set_title(
+            f"{found.grid.scaled[0]}x{found.grid.scaled[1]}: {rows_}x{columns_} places, best {scores.max():.2f}",
+            fontsize=8,
+        )
+    if shade is not None:
+        figure.colorbar(shade, ax=list(axes), shrink=0.6, label="score")
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def _centres(boxes: np.ndarray) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) that puts each place of a map at its window's centre."""
+    x = (boxes[0, :, 0] + boxes[0, :, 2]) / 2
+    y = (boxes[:, 0, 1] + boxes[:, 0, 3]) / 2
+    size = boxes[0, 0, 2] - boxes[0, 0, 0], boxes[0, 0, 3] - boxes[0, 0, 1]
+    dx = abs(x[1] - x[0]) / 2 if len(x) > 1 else size[0] / 8
+    dy = abs(y[1] - y[0]) / 2 if len(y) > 1 else size[1] / 8
+    return x[0] - dx, x[-1] + dx, y[-1] + dy, y[0] - dy

@@ -1,0 +1,104 @@
+"""How well a net does: error rates over a data set, by every way of voting."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from overfeat.classify import centre_crop, scale_scores, ten_views
+from overfeat.data.images import MAX_PIXELS, read_image
+from overfeat.dense import MEMORY
+from overfeat.files import InputError
+from overfeat.nets import OverFeat, Stride
+
+# The rows of the paper's table 2: name -> (numbers of the scales, stride).
+DENSE_WAYS: dict[str, tuple[tuple[int, ...], Stride]] = {
+    "1 scale, coarse": ((1,), "coarse"),
+    "1 scale, fine": ((1,), "fine"),
+    "4 scales, fine": ((1, 2, 4, 6), "fine"),
+    "6 scales, fine": ((1, 2, 3, 4, 5, 6), "fine"),
+}
+WAYS = ("centre crop", "10 views", *DENSE_WAYS)
+
+
+def error_rates(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 error in percent: scores [N, classes], labels int64 [N].
+
+    An image is wrong at k if at least k other classes score as high as its own: ties count against.
+    """
+    if len(scores) == 0:
+        raise InputError("no images to take an error rate of")
+    own = scores.gather(1, labels[:, None])
+    ahead = (scores >= own).sum(dim=1) - 1
+    return {f"top{k}": 100.0 * (ahead >= k).double().mean().item() for k in (1, 5)}
+
+
+def votes(
+    net: OverFeat,
+    image: Tensor,
+    ways: Sequence[str] = WAYS,
+    flip: bool | None = None,
+    memory: int = MEMORY,
+) -> dict[str, Tensor]:
+    """Scores [classes] of one image [3, H, W] by each way of voting; scales in common are run once."""
+    found = {}
+    for stride in ("coarse", "fine"):
+        dense = {way: DENSE_WAYS[way][0] for way in ways if way in DENSE_WAYS and DENSE_WAYS[way][1] == stride}
+        numbers = sorted(set().union(*dense.values()))
+        if not numbers:
+            continue
+        by_scale = scale_scores(net, image, numbers, flip, stride, memory).view(len(numbers), -1, net.classes)
+        for way, chosen in dense.items():
+            found[way] = by_scale[[numbers.index(n) for n in chosen]].mean(dim=(0, 1))
+    if "centre crop" in ways:
+        found["centre crop"] = centre_crop(net, image)[0]
+    if "10 views" in ways:
+        found["10 views"] = ten_views(net, image, flip)[0]
+    return {way: found[way].cpu() for way in ways}
+
+
+def evaluate_classifier(
+    nets: Sequence[OverFeat],
+    samples: Sequence[tuple[Path, int]],
+    ways: Sequence[str] = WAYS,
+    flip: bool | None = None,
+    memory: int = MEMORY,
+    max_pixels: int = MAX_PIXELS,
+) -> dict:
+    """Error rates of a net, or of a committee of nets, over (image file, label) pairs.
+
+    Gives {"images": count, "errors": {way: {"top1": percent, "top5": percent}}, "unreadable":
+    [messages]}. Unreadable images are passed over and listed. Raises InputError for an unknown way
+    of voting, or where no image can be read.
+    """
+    for way in ways:
+        if way not in WAYS:
+            raise InputError(f"no way of voting is called {way!r}; there are: {'; '.join(WAYS)}")
+    scores: dict[str, list[Tensor]] = {way: [] for way in ways}
+    labels, unreadable = [], []
+    for path, label in tqdm(samples, unit="image", file=sys.stderr, disable=None):
+        try:
+            image = read_image(path, max_pixels)
+        except InputError as error:
+            unreadable.append(str(error))
+            continue
+        members = [votes(net, image, ways, flip, memory) for net in nets]
+        for way in ways:
+            scores[way].append(torch.stack([member[way] for member in members]).mean(dim=0))
+        labels.append(label)
+    if not labels:
+        raise InputError(f"none of the {len(samples)} images could be read; the first: {(unreadable or ['-'])[0]}")
+    truth = torch.tensor(labels)
+    errors = {way: error_rates(torch.stack(scores[way]), truth) for way in ways}
+    return {"images": len(labels), "errors": errors, "unreadable": unreadable}
+
+
+def error_table(errors: dict[str, dict[str, float]]) -> str:
+    """Error rates as aligned lines of text."""
+    width = max(len(way) for way in errors)
+    lines = [f"{'':{width}}  top-1 error %  top-5 error %"]
+    lines += [f"{way:{width}}  {rates['top1']:13.2f}  {rates['top5']:13.2f}" for way, rates in errors.items()]
+    return "\n".join(lines)

@@ -1,0 +1,284 @@
+"""overfeat classify, features, convert, demo: real files, and what happens to bad ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import overfeat
+from overfeat.cli import common
+from overfeat.cli.main import main
+from overfeat.data.images import list_images, read_image
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small net of three classes with weights that tell images apart."""
+    torch.manual_seed(0)
+    net = overfeat.build("small", 3)
+    net.reset(None)
+    net.class_names = ["ash", "birch", "cedar"]
+    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
+    overfeat.save(net, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of six real pictures of different sizes and kinds."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scene = Image.open(list_images(common.ASSETS / "scenes")[0]).convert("RGB")
+    scene.save(folder / "a.jpg")
+    scene.resize((90, 130)).convert("L").save(folder / "b.png")
+    scene.resize((120, 100)).convert("CMYK").save(folder / "c.jpg")
+    scene.resize((70, 64)).convert("RGBA").save(folder / "d.png")
+    scene.resize((30, 20)).save(folder / "e.png")  # smaller than the window
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    scene.resize((100, 60)).save(folder / "f.jpg", exif=turned)
+    return folder
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "overfeat.cli.main", *map(str, arguments)], capture_output=True, text=True, **options
+    )
+
+
+def test_shipped_net_knows_the_shipped_scenes(capsys):
+    coco = json.loads((common.ASSETS / "scenes" / "labels.json").read_text())
+    right = 0
+    for path in list_images(common.ASSETS / "scenes"):
+        assert main(["classify", "-n", "1", str(path)]) == 0
+        name, score = capsys.readouterr().out.split()
+        assert 0 < float(score) <= 1
+        right += name == coco[path.name]
+    assert right >= len(coco) - 1 and len(coco) >= 4
+
+
+def test_classify_prints_the_library_s_scores(weights, photos, capsys):
+    assert main(["classify", "--weights", str(weights), "-n", "9", str(photos / "a.jpg")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    net = overfeat.load(weights)
+    want = overfeat.classify(net, read_image(photos / "a.jpg"))[0]
+    assert [line.split()[0] for line in lines] == [net.class_names[i] for i in want.argsort(descending=True)]
+    assert np.allclose([float(line.split()[1]) for line in lines], want.sort(descending=True).values, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--voting", "centre"],
+        ["--voting", "ten"],
+        ["--scales", "1,3,native,100x120", "--stride", "coarse", "--no-flip", "--memory", "8"],
+    ],
+)
+def test_ways_of_voting(weights, photos, options, capsys):
+    assert main(["classify", "--weights", str(weights), *options, str(photos / "a.jpg")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_folder_goes_on_past_bad_images_and_continues(weights, photos, tmp_path, capsys):
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "text.jpg").write_text("no picture")
+    (photos / "cut.jpg").write_bytes((photos / "a.jpg").read_bytes()[:700])
+    out = tmp_path / "results"
+    command = ["classify", "--weights", str(weights), str(photos), "-o", str(out)]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert "3 of 9 images failed" in told
+    assert all(name in told for name in ("empty.png", "text.jpg", "cut.jpg"))
+    done = sorted(path.name for path in out.glob("*.json") if path.name != "settings.json")
+    assert done == [f"{name}.json" for name in ("a.jpg", "b.png", "c.jpg", "d.png", "e.png", "f.jpg")]
+    assert json.loads((out / "a.jpg.json").read_text())["classes"][0]["class"] in ("ash", "birch", "cedar")
+
+    before = (out / "a.jpg.json").stat().st_mtime_ns
+    for bad in ("empty.png", "text.jpg", "cut.jpg"):
+        (photos / bad).unlink()
+    (out / "b.png.json").unlink()
+    assert main(command) == 0
+    assert "5 of 6 images are done already" in capsys.readouterr().err
+    assert (out / "b.png.json").exists() and (out / "a.jpg.json").stat().st_mtime_ns == before
+
+    assert main([*command, "--stride", "coarse"]) == 1
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_killed_folder_run_leaves_whole_files_and_continues(weights, photos, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(40):
+        os.link(photos / "a.jpg", many / f"{i:02}.jpg")
+    out = tmp_path / "features"
+    command = [sys.executable, "-m", "overfeat.cli.main", "features", "--weights", weights, "-L", "3", many, "-o", out]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("[0-9]*.npz"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = sorted(out.glob("[0-9]*.npz"))
+    assert 3 <= len(first) < 40
+    for path in first:
+        assert np.load(path)["features"].ndim == 3
+    assert subprocess.run(list(map(str, command)), capture_output=True).returncode == 0
+    assert len(list(out.glob("[0-9]*.npz"))) == 40
+    assert not list(out.glob(".part-*"))
+
+
+@pytest.mark.parametrize("file_format", ["npz", "safetensors", "text"])
+def test_features_are_the_layer_s_output(weights, photos, tmp_path, file_format):
+    target = tmp_path / "out.features"
+    command = ["features", "--weights", weights, "-L", "9", "--format", file_format, "-o", target, photos / "b.png"]
+    assert main(list(map(str, command))) == 0
+    want = overfeat.load(weights).layer_output(read_image(photos / "b.png")[None], 9)[0].detach().numpy()
+    if file_format == "npz":
+        found = np.load(target)["features"]
+    elif file_format == "safetensors":
+        with safe_open(target, "np") as file:
+            found = file.get_tensor("features")
+    else:
+        head, values, *rest = target.read_text().split("\n")
+        found = np.array(values.split(), dtype=float).reshape([int(side) for side in head.split()])
+        assert rest == [""]
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+
+
+def test_features_as_in_2013(weights, photos, capsys):
+    """classify -f and features --format text print the same: channels, rows, columns, then the values."""
+    assert main(["classify", "-f", "--weights", str(weights), str(photos / "a.jpg")]) == 0
+    first = capsys.readouterr().out
+    assert main(["features", "--format", "text", "--weights", str(weights), str(photos / "a.jpg")]) == 0
+    assert capsys.readouterr().out == first
+    net = overfeat.load(weights)
+    image = read_image(photos / "a.jpg")
+    shape = net.architecture.layer_shape(net.architecture.feature_layer, *image.shape[1:], 3)
+    assert first.splitlines()[0] == " ".join(map(str, shape))
+
+
+def test_layer_19_of_the_shipped_net(photos, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["features", "-L", "19", str(photos / "a.jpg")]) == 0
+    assert np.load(tmp_path / "a.jpg.npz")["features"].shape[0] == 10
+    assert main(["features", "-L", "99", str(photos / "a.jpg")]) == 1
+    assert "-L 99: the small net has layers 0..19" in capsys.readouterr().err
+
+
+def test_a_small_image_is_enlarged(weights, photos, tmp_path):
+    assert main(["features", "--weights", str(weights), str(photos / "e.png"), "-o", str(tmp_path / "e.npz")]) == 0
+    assert np.load(tmp_path / "e.npz")["features"].shape[1:] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "missing.jpg"], "missing.jpg: no such file"),
+        (["classify", "--weights", "missing.safetensors", "{photo}"], "missing.safetensors: no such file"),
+        (["classify", "-l", "{photo}"], "-l is the accurate net, which needs its weights"),
+        (["classify", "-d", "missing", "{photo}"], "net_weight_0: no such file"),
+        (["classify", "--scales", "20x500", "{photo}"], "smaller than the small net's window"),
+        (["classify", "--scales", "7", "{photo}"], "scale 7"),
+        (["classify", "--memory", "1", "--scales", "native", "{photo}"], None),
+        (["classify", "--device", "abacus", "{photo}"], "--device 'abacus'"),
+        (["classify", "--max-pixels", "100", "{photo}"], "more than the limit of 100"),
+        (["classify", "--labels", "{photo}", "{photo}"], "not a text file"),
+        (["classify", "{folder}", "{photo}", "-o", "{out}"], None),
+        (["features", "-o", "{photo}/x/out.npz", "{photo}"], "cannot be written"),
+        (["features", "-o", "{photo}/out", "{folder}"], "cannot be made a folder"),
+        (["convert", "{photo}", "x.safetensors"], "of which net?"),
+        (["convert", "--net", "fast", "{photo}", "x.safetensors"], "583,683,488"),
+        (["convert", "{photo}.safetensors", "x"], "no such file"),
+        (["demo", "-o", "{photo}"], "cannot be made a folder"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"photo": photos / "a.jpg", "folder": photos, "out": tmp_path / "out"}
+    status = main([argument.format(**names) for argument in arguments])
+    told = capsys.readouterr().err
+    assert status == (0 if message is None else 1), told
+    if message:
+        assert message in told and "Traceback" not in told
+    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.rglob(".part-*"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["classify"], ["classify", "--scales", "big", "x.jpg"]])
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_file(weights, photos, tmp_path):
+    """A limit on the size of files stands for the full disk: both fail in the middle of writing."""
+    out = tmp_path / "out"
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["features", "--weights", weights, "-L", "1", photos, "-o", out]
+    found = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "a.jpg.npz: cannot be written" in found.stderr and "Traceback" not in found.stderr
+    assert "b.png" not in found.stderr  # the run stops: the next file would not fit either
+    assert [path.name for path in out.iterdir()] == ["settings.json"]
+    assert run(*command).returncode == 0  # there is room again: the second run continues
+
+
+def test_an_endless_strip_is_refused(photos, tmp_path, capsys):
+    Image.new("RGB", (90_000, 1)).save(tmp_path / "strip.png")
+    assert main(["classify", str(tmp_path / "strip.png")]) == 1
+    assert "crop it" in capsys.readouterr().err
+    assert main(["features", str(tmp_path / "strip.png"), "--max-pixels", "100000"]) == 1
+    assert "too narrow" in capsys.readouterr().err
+
+
+def test_broken_weights_are_refused(weights, photos, tmp_path, capsys):
+    net = overfeat.load(weights)
+    with torch.no_grad():
+        net.convs[2].weight[0, 0, 0, 0] = float("nan")
+    overfeat.save(net, tmp_path / "nan.safetensors")
+    assert main(["classify", "--weights", str(tmp_path / "nan.safetensors"), str(photos / "a.jpg")]) == 1
+    assert "convs.2.weight holds NaN" in capsys.readouterr().err
+
+
+def test_labels_travel_with_the_weights(weights, photos, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("red maple\ngreen oak\nblue fir\n")
+    named = tmp_path / "named.safetensors"
+    assert main(["convert", str(weights), str(named), "--labels", str(tmp_path / "names.txt")]) == 0
+    assert overfeat.load(named).class_names == ["red maple", "green oak", "blue fir"]
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    assert main(["convert", str(weights), str(named), "--labels", str(tmp_path / "names.txt")]) == 1
+    assert "2 names for a net of 3 classes" in capsys.readouterr().err
+    assert overfeat.load(named).class_names == ["red maple", "green oak", "blue fir"]
+
+
+def test_demo_draws_every_scene(tmp_path):
+    found = run("demo", "-o", tmp_path / "pictures")
+    assert found.returncode == 0, found.stderr
+    pictures = sorted((tmp_path / "pictures").glob("*.png"))
+    assert len(pictures) == len(list_images(common.ASSETS / "scenes"))
+    for picture in pictures:
+        assert str(picture) in found.stdout
+        with Image.open(picture) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert pixels.shape[0] > 300 and pixels.std() > 20
+
+
+def test_output_to_a_closed_pipe_is_no_traceback(weights, photos):
+    command = (
+        f"{sys.executable} -m overfeat.cli.main features --format text --weights {weights} {photos}/a.jpg | head -c 5"
+    )
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in found.stderr
