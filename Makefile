@@ -1,0 +1,58 @@
+# make demo: classify the shipped scenes and draw where.  make test: everything CI runs.
+# Both set up .venv themselves; all they need is Python 3.11 or 3.12 and make.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+  $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && \
+  echo $$python && break; done)
+BIN := .venv/bin
+
+.PHONY: demo test lint scenes committee bench report clean
+
+demo: .venv/demo
+	$(BIN)/overfeat demo
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || \
+	  { echo "overfeat needs Python 3.11 or 3.12; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/demo .venv/test .venv/bench: .venv/%: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+# The measurements behind BENCHMARKS.md, from nothing: two hours on two cores.
+SCENES := runs/scenes
+SEEDS := 0 1 2 3 4
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/overfeat train classifier --data $(SCENES) --no-flip --workers 0 \
+  --precision bfloat16 --batch 32 --lr 0.02 --momentum 0.9 --dropout 0.2
+
+scenes: .venv/bench
+	$(BIN)/overfeat scenes $(SCENES) --split train --count 8000 --workers 2
+	$(BIN)/overfeat scenes $(SCENES) --split validation --count 500 --workers 2
+	$(BIN)/overfeat scenes $(SCENES) --split test --count 1200 --workers 2
+
+# Five small nets: first on whole scenes, then on crops from many scales. The first is the one that ships.
+committee: $(SEEDS:%=runs/small-%/net.safetensors)
+
+runs/start-%/net.safetensors: | .venv/bench
+	$(TRAIN) --net small --seed $* --resize 54 --epochs 6 --halve-at '' --out runs/start-$* \
+	  $$(test -e runs/start-$*/checkpoint.pt && echo --resume)
+
+runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
+	$(TRAIN) --from $< --seed $* --resize 54 140 --epochs 9 --halve-at 4,6,7,8 --out runs/small-$* \
+	  $$(test -e runs/small-$*/checkpoint.pt && echo --resume)
+
+.PRECIOUS: runs/start-%/net.safetensors runs/small-%/net.safetensors
+
+bench: .venv/bench
+	$(BIN)/python -m bench.speed.dense
+
+report: .venv/bench
+	$(BIN)/python -m bench.report
+
+clean:
+	rm -rf .venv build *.egg-info
