@@ -51,7 +51,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def _function(op: str, maps: Tensor, size: int) -> Callable:
-    if _forced is not None:
+    if _forced not in (None, "reference"):  # the reference's gradients are autograd's own
         if op not in _backends[_forced] or not _takes[_forced](op, maps, size):
             raise ValueError(
                 f"backend {_forced!r} does not run {op} on {maps.dtype} maps on {maps.device.type}; "
@@ -249,7 +249,7 @@ def _format(maps: Tensor) -> torch.memory_format:
 
 def _torch_pool(maps: Tensor, size: int) -> Tensor:
     pooled = _pooled(maps, size)
-    return pooled.clone() if pooled is maps else pooled  # an op may not return its input
+    return pooled.clone(memory_format=_format(maps)) if pooled is maps else pooled  # an op may not return its input
 
 
 def _pooled(maps: Tensor, size: int) -> Tensor:
@@ -315,14 +315,15 @@ def _torch_classifier_backward(grads, maps, weight, outputs, size, need_maps, ne
     of_bias = None
     for i, (grad, m) in enumerate(zip(grads, maps, strict=True)):
         if outputs:
-            grad = grad * (outputs[i] > 0)
+            grad = torch.ops.aten.threshold_backward(grad, outputs[i], 0)
         pooled = _pooled(m, size)
         found = torch.ops.aten.convolution_backward(
             grad, pooled, weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
             [need_maps, need_weight, need_weight],
         )  # fmt: skip
         if need_maps:
-            of_maps.append(found[0] if size == 1 else _torch_pool_backward(found[0], m, size))
+            of_pooled = found[0].contiguous(memory_format=_format(m))
+            of_maps.append(of_pooled if size == 1 else _torch_pool_backward(of_pooled, m, size))
         if need_weight:
             of_weight = found[1] if of_weight is None else of_weight + found[1]
             of_bias = found[2] if of_bias is None else of_bias + found[2]

@@ -29,10 +29,12 @@ def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int
     output = maps.new_empty(maps.shape[0], weight.shape[0], height, width)
     for y in range(size):
         for x in range(size):
+            if y >= height or x >= width:
+                continue  # the shifted maps are too small for one window
             pooled = torch.nn.functional.max_pool2d(maps[:, :, y:, x:], size)
             rows, columns = pooled.shape[2] - k + 1, pooled.shape[3] - k + 1
-            for i in range(max(rows, 0)):
-                for j in range(max(columns, 0)):
+            for i in range(rows):
+                for j in range(columns):
                     window = pooled[:, :, i : i + k, j : j + k]
                     value = torch.einsum("ncyx,ocyx->no", window, weight)
                     if bias is not None:
