@@ -50,7 +50,9 @@ def test_accurate_runs_at_the_paper_s_sizes(make_net):
     image = torch.randint(0, 256, (3, 375, 250), dtype=torch.uint8)
     sizes = [(w, h) for h, w in ((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569))]
     assert_matches(
-        overfeat.classify(net, image, flip=True), by_hand(net, image, sizes, "fine", True)[None], torch.float32
+        overfeat.classify(net, image, flip=True),
+        by_hand(net, image, sizes, "fine", True)[None],
+        torch.float32,
     )
 
 

@@ -122,7 +122,12 @@ def test_flip_follows_the_training(make_net):
 
 def test_scale_sizes():
     accurate, small = ARCHITECTURES["accurate"], ARCHITECTURES["small"]
-    assert dense.scale_sizes(accurate, 300, 400, [1, 2, 4, 6]) == [(245, 245), (281, 317), (389, 461), (461, 569)]
+    assert dense.scale_sizes(accurate, 300, 400, [1, 2, 4, 6]) == [
+        (245, 245),
+        (281, 317),
+        (389, 461),
+        (461, 569),
+    ]
     assert dense.scale_sizes(accurate, 400, 300, [2]) == [(317, 281)]
     assert dense.scale_sizes(small, 50, 80, ["native"]) == [(50, 80)]
     assert dense.scale_sizes(small, 50, 80, [(100, 60), (60, 100)]) == [(60, 100), (60, 100)]

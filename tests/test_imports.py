@@ -26,7 +26,14 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted([*ROOT.glob("overfeat/**/*.py"), *ROOT.glob("kernels/**/*.py")])
-PLAIN = {"files", "geometry", "reference", "resize", "nets", "kernels"}  # need nothing but numpy, torch, safetensors
+PLAIN = {
+    "files",
+    "geometry",
+    "reference",
+    "resize",
+    "nets",
+    "kernels",
+}  # need nothing but numpy, torch, safetensors
 
 
 def module_of(path: Path) -> str:
@@ -57,7 +64,13 @@ def test_arrows_point_down(path):
         parts = name.split(".")
         assert parts[0] != "kernels", f"{path}: the name is overfeat.kernels"
         if parts[0] != "overfeat":
-            assert own not in PLAIN or parts[0] in {"torch", "numpy", "safetensors", "triton", *sys.stdlib_module_names}
+            assert own not in PLAIN or parts[0] in {
+                "torch",
+                "numpy",
+                "safetensors",
+                "triton",
+                *sys.stdlib_module_names,
+            }
             continue
         other = parts[1] if len(parts) > 1 and parts[1] in LEVEL else "overfeat"
         assert LEVEL[other] < LEVEL[own] or (other == own and own in {"data", "cli", "kernels"}), f"{own} -> {other}"

@@ -14,8 +14,10 @@ TOLERANCES = {
 }
 SHOWN = 8  # bad places in a message
 
+Tensors = Tensor | Sequence[Tensor]
 
-def assert_matches(got: Tensor | Sequence[Tensor], want: Tensor | Sequence[Tensor], dtype: torch.dtype) -> None:
+
+def assert_matches(got: Tensors, want: Tensors, dtype: torch.dtype) -> None:
     """Fail unless `got` equals `want` as nearly as arithmetic in `dtype` allows.
 
     got, want: tensors of one shape, or lists of them; any dtypes and devices. NaN and the two
