@@ -236,7 +236,7 @@ def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, 
     places = (rows.stop - rows.start) * (columns.stop - columns.start)
     channels = architecture.convs[-1].channels
     taps = channels * architecture.kernel**2 if places < FEW_PLACES else 0
-    each = taps + 2 * max(architecture.hidden) + 3 * net.classes
+    each = taps + 2 * max((*architecture.hidden, net.classes)) + 3 * net.classes
     return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)
 
 

@@ -210,8 +210,7 @@ class OverFeat(nn.Module):
 
     def __init__(self, architecture: Architecture, classes: int = 1000):
         super().__init__()
-        if classes < 1:
-            raise InputError(f"a net needs at least one class, not {classes}")
+        _check_classes(classes)
         self.architecture = architecture
         self.class_names = [f"class {i}" for i in range(classes)]
         self.flip = True
@@ -240,6 +239,7 @@ class OverFeat(nn.Module):
 
     def replace_classes(self, names: Sequence[str], std: float | None = 0.01) -> None:
         """A new last layer for other classes; every other weight stays."""
+        _check_classes(len(names))
         old = self.fulls[-1]
         new = nn.Conv2d(old.in_channels, len(names), 1, device=old.weight.device, dtype=old.weight.dtype)
         _initialise(new, std)
@@ -293,12 +293,16 @@ class OverFeat(nn.Module):
         if isinstance(maps, Tensor):
             return self.classifier([maps], stride)[0]
         size = self.architecture.pool
+        need = size * self.architecture.kernel
+        for m in maps:
+            if min(m.shape[2:]) < need:
+                raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {need}x{need}")
         if stride == "coarse":
             maps, size = [F.max_pool2d(m, size) for m in maps], 1
         elif stride != "fine":
             raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
         first = self.fulls[0]
-        hidden = ops.skip_classifier_scales(maps, first.weight, first.bias, size)
+        hidden = ops.skip_classifier_scales(maps, first.weight, first.bias, size, relu=len(self.fulls) > 1)
         # From here on every place is on its own: all of them are the rows of one matrix.
         shapes = [(h.shape[0], h.shape[2], h.shape[3]) for h in hidden]
         rows = [h.permute(0, 2, 3, 1).reshape(-1, h.shape[1]) for h in hidden]
@@ -309,7 +313,7 @@ class OverFeat(nn.Module):
             if layer is not self.fulls[-1]:
                 x = x.relu_()
         parts = x.split([len(r) for r in rows])
-        return [p.reshape(*shape, -1).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+        return [p.reshape(*shape, self.classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.
@@ -352,6 +356,11 @@ class OverFeat(nn.Module):
                 f"an image of {images.shape[2]}x{images.shape[3]} is smaller than the "
                 f"{self.architecture.name} net's window of {window}x{window}; enlarge it first"
             )
+
+
+def _check_classes(count: int) -> None:
+    if count < 1:
+        raise InputError(f"a net needs at least one class, not {count}")
 
 
 def _initialise(layer: nn.Conv2d, std: float | None) -> None:

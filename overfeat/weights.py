@@ -98,7 +98,8 @@ def save_released(net: OverFeat, path: str | os.PathLike) -> None:
     """Write a net's weights in the released layout; `load_released` reads those of 1,000 classes."""
     with replacing(path) as part, open(part, "wb") as file:
         for parameter in _released_order(net):
-            parameter.detach().cpu().float().contiguous().numpy().astype("<f4").tofile(file)
+            # Not ndarray.tofile, which takes a full disk for success.
+            file.write(parameter.detach().cpu().float().contiguous().numpy().astype("<f4").data)
 
 
 def released_size(net: OverFeat) -> int:

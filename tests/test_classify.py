@@ -73,8 +73,16 @@ def test_a_list_is_each_image_alone(net, images, vote):
     assert_matches(together, found[[0, 3]], torch.float32)
 
 
-def test_a_list_of_none_is_empty(net):
+def test_no_images_give_no_scores(net):
     assert overfeat.classify(net, []).shape == (0, 4)
+    assert overfeat.classify(net, torch.zeros(0, 3, 60, 70, dtype=torch.uint8), ["native"]).shape == (0, 4)
+
+
+def test_a_list_may_mix_types(net, images):
+    mixed = [images[0], images[3].float()]
+    found = overfeat.classify(net, mixed)
+    for i, image in enumerate(mixed):
+        assert_matches(found[i], overfeat.classify(net, image)[0], torch.float32)
 
 
 def test_memory_does_not_change_the_result(net, images):
