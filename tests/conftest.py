@@ -1,6 +1,11 @@
 """What tests share: the device they run on, and nets with random weights."""
 
+import os
 from dataclasses import replace
+
+# Threads that wait asleep: on a machine with other work, spinning ones make small tensors 10 times slower.
+# Read as torch is loaded, here and in the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

@@ -203,6 +203,7 @@ def test_images_of_any_type_and_layout(make_net, name):
             assert torch.equal(net(same, "fine"), want)
         floats = images.float()
         last = floats.contiguous(memory_format=torch.channels_last)
+        assert net.normalise(floats).is_contiguous(memory_format=torch.channels_last)
         before = last.clone()
         assert_matches(net(last, "fine"), want, torch.float32)
         assert torch.equal(last, before), "the images were changed"

@@ -1,0 +1,1 @@
+"""Speed and accuracy runs. Each writes bench/results/*.json; bench.report makes BENCHMARKS.md of them."""
