@@ -5,32 +5,46 @@ The nets come from `make committee`, the scenes from `make scenes`.
 """
 
 import argparse
+import multiprocessing
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import ROOT, write_results
 from overfeat.data.folder import align, read_image_folder
 from overfeat.data.images import read_image
 from overfeat.evaluation import WAYS, error_rates, votes
+from overfeat.nets import OverFeat
 from overfeat.weights import load
 
 COMMAND = "make scenes committee && python -m bench.accuracy.classification"
 COMMITTEE_WAYS = ("4 scales, fine", "6 scales, fine")
 
 
-def measure(data: Path, weights: list[Path], count: int | None) -> dict:
+_nets: list[OverFeat] = []  # of a worker process
+
+
+def _start(weights: list[Path]) -> None:
+    torch.set_num_threads(1)
+    _nets.extend(load(path) for path in weights)
+
+
+def _scores(path: Path) -> Tensor:
+    """The scores of every net by every way of voting, for one scene: [ways, nets, classes]."""
+    image = read_image(path)
+    return torch.stack([torch.stack(list(votes(net, image).values())) for net in _nets], dim=1)
+
+
+def measure(data: Path, weights: list[Path], count: int | None, workers: int) -> dict:
     nets = [load(path) for path in weights]
     samples = align(read_image_folder(data), nets[0].class_names).samples
     if count:
         samples = [samples[i * len(samples) // count] for i in range(min(count, len(samples)))]
-    scores = torch.empty(len(WAYS), len(nets), len(samples), nets[0].classes)
-    for i, (path, _) in enumerate(tqdm(samples, unit="scene")):
-        image = read_image(path)
-        for k, net in enumerate(nets):
-            for w, way in enumerate(votes(net, image).values()):
-                scores[w, k, i] = way
+    with multiprocessing.get_context("spawn").Pool(workers, _start, [weights]) as pool:
+        found = pool.imap(_scores, [path for path, _ in samples], chunksize=4)
+        scores = torch.stack(list(tqdm(found, total=len(samples), unit="scene")), dim=2)
     labels = torch.tensor([label for _, label in samples])
     single = {way: [error_rates(scores[w, k], labels) for k in range(len(nets))] for w, way in enumerate(WAYS)}
     committee = {way: error_rates(scores[WAYS.index(way)].mean(dim=0), labels) for way in COMMITTEE_WAYS}
@@ -48,9 +62,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "runs/scenes/test")
     parser.add_argument("--weights", type=Path, nargs="+",
                         default=[ROOT / f"runs/small-{seed}/net.safetensors" for seed in range(5)])  # fmt: skip
+    parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--count", type=int, help="only so many scenes, evenly spaced")
     args = parser.parse_args()
-    results = measure(args.data, args.weights, args.count)
+    results = measure(args.data, args.weights, args.count, args.workers)
     write_results("accuracy-classification", COMMAND, results)
     for way, rates in results["single"].items():
         print(f"{way:18} top-1 error {sum(r['top1'] for r in rates) / len(rates):.2f} %")
