@@ -100,14 +100,14 @@ def _vote(nets: Nets, images: Images, vote: Callable[[OverFeat, Tensor], Tensor]
         if net.class_names != nets[0].class_names:
             raise InputError("the nets of a committee must have the same classes in the same order")
     if isinstance(images, Tensor):
-        batches = {tuple(images.shape[-2:]): (slice(None), batch_of(images))}
+        batches = [(slice(None), batch_of(images))]
         count = len(batch_of(images))
     else:
         count, sizes = len(images), {}
         for i, image in enumerate(images):
-            sizes.setdefault(tuple(image.shape[-2:]), []).append(i)
-        batches = {s: (i, torch.cat([batch_of(images[k]) for k in i])) for s, i in sizes.items()}
+            sizes.setdefault((tuple(image.shape[-2:]), image.dtype), []).append(i)
+        batches = [(alike, torch.cat([batch_of(images[i]) for i in alike])) for alike in sizes.values()]
     scores = torch.empty(count, nets[0].classes, device=nets[0].convs[0].weight.device)
-    for where, batch in batches.values():
+    for where, batch in batches:
         scores[where] = torch.stack([vote(net, batch).to(scores.device) for net in nets]).mean(dim=0)
     return scores

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from overfeat.files import InputError
-from overfeat.geometry import Grid, output_size, slab
+from overfeat.geometry import Grid, Step, input_size, output_size, slab
 from overfeat.nets import Architecture, OverFeat, Stride
 from overfeat.ops import FEW_PLACES
 from overfeat.resize import resize
@@ -143,6 +143,8 @@ def score_blocks(
 
 
 def _flush(net: OverFeat, waiting: list[tuple[Block, Tensor]], stride: Stride) -> Iterator[Block]:
+    if not waiting:
+        return
     with evaluating(net):
         scores = net.classifier([maps for _, maps in waiting], stride)
     blocks = [block for block, _ in waiting]
@@ -153,16 +155,20 @@ def _flush(net: OverFeat, waiting: list[tuple[Block, Tensor]], stride: Stride) -
 
 def _features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: slice, stride: Stride) -> Tensor:
     """The last maps behind outputs [rows, columns], from just the pixels that they need."""
-    if grid.flipped:
-        scaled = scaled.flip(-1)
     if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == grid.shape:
-        return net.features(scaled)
-    spans, pads = [], []
+        return net.features(scaled.flip(-1) if grid.flipped else scaled)
+    steps, spans, pads = net.architecture.feature_steps, [], []
     for length, part in zip(scaled.shape[2:], (rows, columns), strict=True):
-        span, pad = slab(net.architecture.feature_steps, length, *_maps_span(net.architecture, part, stride))
-        spans.append(slice(*span))
+        span, pad = slab(steps, length, *_maps_span(net.architecture, part, stride))
+        spans.append(span)
         pads.append(pad)
-    return net.features(scaled[:, :, spans[0], spans[1]], pads)
+    (top, bottom), (left, right) = spans
+    if grid.flipped:
+        width = scaled.shape[3]
+        tile = scaled[:, :, top:bottom, width - right : width - left].flip(-1)
+    else:
+        tile = scaled[:, :, top:bottom, left:right]
+    return net.features(tile, pads)
 
 
 def _maps_span(architecture: Architecture, part: slice, stride: Stride) -> tuple[int, int]:
@@ -190,8 +196,8 @@ def _parts(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int):
         tile[longer] = (tile[longer] + 1) // 2
     if cost(1) > memory // 2:
         raise InputError(
-            f"a memory limit of {memory / 2**20:.0f} MiB is too little for one window of the "
-            f"{net.architecture.name} net; it needs {2 * cost(1) / 2**20:.0f} MiB"
+            f"a memory limit of {memory / 2**20:.3g} MiB is too little for one window of the "
+            f"{net.architecture.name} net; it needs {-(-2 * cost(1) >> 20)} MiB"
         )
     images = max(1, min(count, (memory // 2) // cost(1))) if tile == [height, width] else 1
     for n in range(0, count, images):
@@ -207,22 +213,27 @@ def _parts(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int):
 def _feature_bytes(
     architecture: Architecture, images: int, rows: slice, columns: slice, stride: Stride, grid: Grid
 ) -> int:
-    """The most bytes of two neighbouring maps on the way to the last maps, as float32."""
+    """A bound on the bytes that are held at once on the way to the last maps, as float32.
+
+    That is a map, its padded copy where there is one, and the map made of it. The bound is of a
+    tile inside the image, which needs pixels on all its sides.
+    """
+    steps = architecture.feature_steps
+    inner = [Step(step.kernel, step.stride) for step in steps]
     sides = []
     for length, part in zip(grid.scaled, (rows, columns), strict=True):
         start, stop = _maps_span(architecture, part, stride)
-        span, _ = slab(architecture.feature_steps, length, start, stop)
-        sides.append(span[1] - span[0])
-    channels, most, step = 3, 0, 0
+        sides.append(min(length, input_size(inner, stop - start)))
+    channels, step = 3, 0
     before = channels * sides[0] * sides[1]
+    most = 3 * before  # the image, less the mean, over the deviation
     for conv in architecture.convs:
         channels = conv.channels
         for _ in range(2 if conv.pool > 1 and conv is not architecture.convs[-1] else 1):
-            one = architecture.feature_steps[step]
-            # Padding that the tile may lack counts: this is a bound.
-            sides = [max(1, output_size([one], side)) for side in sides]
+            copies = 2 if steps[step].pad else 1
+            sides = [output_size([steps[step]], side) for side in sides]
             after = channels * sides[0] * sides[1]
-            most, before, step = max(most, before + after), after, step + 1
+            most, before, step = max(most, copies * before + after), after, step + 1
     return 4 * images * most
 
 

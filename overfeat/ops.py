@@ -95,8 +95,10 @@ def skip_classifier_scales(
     """`skip_classifier` on maps of different N, H, W (scales, flips, images): weights read once."""
     if maps and torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
-        maps = [m.to(dtype) for m in maps]
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        # As torch's own autocast does, float64 is left alone.
+        *maps, weight, bias = (
+            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (*maps, weight, bias)
+        )
     _check_classifier(maps, weight, bias, size)
     if _forced == "reference":
         return [reference.skip_classifier(m, weight, bias, size, relu) for m in maps]

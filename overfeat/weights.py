@@ -56,6 +56,8 @@ def load(path: str | os.PathLike) -> OverFeat:
         )
     try:
         names = json.loads(metadata["class_names"])
+        if not isinstance(names, list):
+            raise TypeError("class_names is no list")
         net = _empty(Architecture.from_json(metadata["architecture"]), len(names))
         net.class_names = [str(name) for name in names]
         net.flip = bool(json.loads(metadata["flip"]))
@@ -78,13 +80,12 @@ def load_released(path: str | os.PathLike, name: str) -> OverFeat:
     path = _existing(path)
     if name not in RELEASED_FILES:
         raise InputError(f"released weights are for {' and '.join(RELEASED_FILES)}, not {name!r}")
-    net = _empty(ARCHITECTURES[name], 1000)
     size = path.stat().st_size
-    if size != released_size(net):
-        right = ", ".join(
-            f"{RELEASED_FILES[n]} ({n}): {released_size(_empty(ARCHITECTURES[n], 1000)):,}" for n in RELEASED_FILES
-        )
-        raise InputError(f"{path}: {size:,} bytes; the released files have {right}")
+    right = {name: released_size(_meta(ARCHITECTURES[name], 1000)) for name in RELEASED_FILES}
+    if size != right[name]:
+        told = ", ".join(f"{RELEASED_FILES[name]} ({name}): {bytes_:,}" for name, bytes_ in right.items())
+        raise InputError(f"{path}: {size:,} bytes; the released files have {told}")
+    net = _empty(ARCHITECTURES[name], 1000)
     with open(path, "rb") as file, torch.no_grad():
         for parameter in _released_order(net):
             values = np.fromfile(file, dtype="<f4", count=parameter.numel())
@@ -110,7 +111,7 @@ def released_size(net: OverFeat) -> int:
 def read_labels(path: str | os.PathLike, classes: int) -> list[str]:
     """Class names from a text file, one a line. Raises InputError where their number is wrong."""
     try:
-        names = _existing(path).read_text(encoding="utf-8").splitlines()
+        names = _existing(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file in UTF-8 ({error.reason})") from error
     names = [name.strip() for name in names if name.strip()]
@@ -127,9 +128,13 @@ def _released_order(net: OverFeat):
 
 def _empty(architecture: Architecture, classes: int) -> OverFeat:
     """A net whose weights are allocated and not initialised: they are about to be overwritten."""
+    return _meta(architecture, classes).to_empty(device="cpu").to(memory_format=torch.channels_last)
+
+
+def _meta(architecture: Architecture, classes: int) -> OverFeat:
+    """A net without the memory for its weights."""
     with torch.device("meta"):
-        net = OverFeat(architecture, classes)
-    return net.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        return OverFeat(architecture, classes)
 
 
 def _existing(path: str | os.PathLike) -> Path:
