@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
+from overfeat import ops
 from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
 
 
@@ -54,3 +55,20 @@ def thin(architecture: Architecture) -> Architecture:
     """The same net with 4, 5, ... channels in its convolutions and few in its full layers."""
     convs = tuple(replace(conv, channels=4 + i) for i, conv in enumerate(architecture.convs))
     return replace(architecture, name=f"thin {architecture.name}", convs=convs, hidden=(16, 12))
+
+
+@pytest.fixture(params=["few places", "many places"])
+def places(request, monkeypatch):
+    """Both of the CPU's ways through the classifier, at any size of the maps."""
+    monkeypatch.setattr(ops, "FEW_PLACES", 10**9 if request.param == "few places" else 0)
+
+
+@pytest.fixture(params=sorted(ops._backends))
+def implementation(request, device):
+    """Every backend there is runs the tests, where it takes what they give it."""
+    takes = ops._takes[request.param]
+    probe = torch.zeros(1, 1, 4, 4, device=device)
+    if not all(takes(op, probe, 2) for op in ops._backends[request.param]):
+        pytest.skip(f"backend {request.param} does not run on {device}")
+    with ops.backend(request.param):
+        yield request.param

@@ -1,0 +1,118 @@
+"""What the tests of the ops share: the cases, the layouts in memory, and op against reference."""
+
+import pytest
+import torch
+from tolerance import assert_matches
+
+from overfeat import ops, reference
+
+# (maps, channels out, kernel, pooling): every pooling, with remainders that differ by axis
+CASES = [
+    ((2, 3, 5, 7), 4, 2, 1),
+    ((2, 3, 7, 10), 4, 2, 2),
+    ((1, 3, 11, 13), 4, 2, 3),
+    ((1, 2, 17, 12), 3, 2, 4),
+    ((2, 3, 10, 11), 5, 3, 3),
+    ((2, 3, 6, 6), 4, 2, 3),  # exactly one window
+    ((1, 2, 1, 1), 3, 1, 1),
+    ((1, 1, 7, 11), 1, 1, 4),  # one channel in and out
+    ((0, 3, 7, 8), 4, 2, 3),  # no images
+]
+CASE = pytest.mark.parametrize(("shape", "out", "kernel", "size"), CASES)
+LAYOUTS = (
+    "contiguous",
+    "channels last",
+    "sliced",
+    "sliced channels last",
+    "transposed",
+    "strided",
+    "expanded",
+)
+
+
+def numbers(shape, device="cpu", seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
+
+
+def laid_out(maps, layout):
+    """The same numbers, otherwise arranged in memory; one image over and over where expanded."""
+    n, c, h, w = maps.shape
+    if layout == "channels last":
+        return maps.contiguous(memory_format=torch.channels_last)
+    if layout.startswith("sliced"):
+        whole = maps.new_full((n + 1, c + 2, h + 3, w + 4), float("nan"))
+        if layout.endswith("last"):
+            whole = whole.contiguous(memory_format=torch.channels_last)
+        part = whole[1:, 1 : 1 + c, 2 : 2 + h, 3 : 3 + w]
+        return part.copy_(maps)
+    if layout == "transposed":
+        return maps.transpose(2, 3).contiguous().transpose(2, 3)
+    if layout == "strided":
+        whole = maps.new_full((n, c, 2 * h, 2 * w), float("nan"))
+        return whole[:, :, ::2, ::2].copy_(maps)
+    if layout == "expanded":
+        return maps[:1].expand(n, c, h, w) if n else maps
+    return maps
+
+
+def gradients(function, inputs, cotangents):
+    """The function's list of results, and the gradients of the inputs that are tensors."""
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    results = function(*inputs)
+    total = sum((r * c).sum() for r, c in zip(results, cotangents, strict=True))
+    return results, torch.autograd.grad(total, inputs)
+
+
+def check_pool(maps, size, dtype=torch.float64):
+    want_shape = (*maps.shape[:2], maps.shape[2] - size + 1, maps.shape[3] - size + 1)
+    cotangent = [numbers(want_shape, maps.device, seed=9, dtype=maps.dtype)]
+    got, of_maps = gradients(lambda m: [ops.offset_max_pool(m, size)], [maps], cotangent)
+    want, wanted = gradients(lambda m: [reference_pool(m, size)], [maps], cotangent)
+    assert_matches(got, want, dtype)
+    assert_matches(of_maps, wanted, dtype)
+    assert got[0].dtype == of_maps[0].dtype == maps.dtype
+
+
+def reference_pool(maps, size):
+    if not maps.shape[0]:
+        return maps[:, :, size - 1 :, size - 1 :]
+    return reference.offset_max_pool(maps, size)
+
+
+def check_classifier(maps, weight, bias, size, relu=True, dtype=torch.float64):
+    """Values and all gradients of the op on a list of maps against the reference, map by map."""
+    reach = weight.shape[2] * size - 1
+    shapes = [(m.shape[0], weight.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
+    cotangents = [numbers(s, weight.device, seed=i, dtype=weight.dtype) for i, s in enumerate(shapes)]
+    tensors = [weight, *([] if bias is None else [bias]), *maps]
+
+    def split(weight, *rest):
+        return (rest, weight, None) if bias is None else (rest[1:], weight, rest[0])
+
+    def op(*inputs):
+        maps, weight, bias = split(*inputs)
+        return ops.skip_classifier_scales(list(maps), weight, bias, size, relu)
+
+    def twin(*inputs):
+        maps, weight, bias = split(*inputs)
+        return [reference.skip_classifier(m, weight, bias, size, relu) for m in maps]
+
+    got, got_gradients = gradients(op, tensors, cotangents)
+    want, want_gradients = gradients(twin, tensors, cotangents)
+    assert_matches(got, want, dtype)
+    assert_matches(got_gradients, want_gradients, dtype)
+
+
+def parameters(out, channels, kernel, device="cpu", dtype=torch.float64):
+    weight = numbers((out, channels, kernel, kernel), device, seed=1, dtype=dtype)
+    return weight, numbers((out,), device, seed=2, dtype=dtype)
+
+
+def scales(device, dtype=torch.float64):
+    """Maps of several sizes, batches and layouts, an empty one among them."""
+    shapes = [(1, 3, 9, 11), (2, 3, 6, 6), (0, 3, 8, 7), (1, 3, 20, 23), (3, 3, 6, 9)]
+    layouts = ["channels last", "contiguous", "contiguous", "sliced", "transposed"]
+    return [
+        laid_out(numbers(shape, device, seed=i, dtype=dtype), layout)
+        for i, (shape, layout) in enumerate(zip(shapes, layouts, strict=True))
+    ]
