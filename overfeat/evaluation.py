@@ -14,14 +14,17 @@ from overfeat.dense import MEMORY
 from overfeat.files import InputError
 from overfeat.nets import OverFeat, Stride
 
-# The rows of the paper's table 2: name -> (numbers of the scales, stride).
+# Name -> (numbers of the scales, stride): the rows of the paper's table 2, then what explains them.
 DENSE_WAYS: dict[str, tuple[tuple[int, ...], Stride]] = {
     "1 scale, coarse": ((1,), "coarse"),
     "1 scale, fine": ((1,), "fine"),
     "4 scales, fine": ((1, 2, 4, 6), "fine"),
     "6 scales, fine": ((1, 2, 3, 4, 5, 6), "fine"),
+    "scales 1-3, fine": ((1, 2, 3), "fine"),
+    **{f"scale {k} alone, fine": ((k,), "fine") for k in range(2, 7)},
 }
-WAYS = ("centre crop", "10 views", *DENSE_WAYS)
+WAYS = ("centre crop", "10 views", *list(DENSE_WAYS)[:4])  # those that are compared by default
+ALL_WAYS = ("centre crop", "10 views", *DENSE_WAYS)
 
 
 def error_rates(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -75,8 +78,8 @@ def evaluate_classifier(
     of voting, or where no image can be read.
     """
     for way in ways:
-        if way not in WAYS:
-            raise InputError(f"no way of voting is called {way!r}; there are: {'; '.join(WAYS)}")
+        if way not in ALL_WAYS:
+            raise InputError(f"no way of voting is called {way!r}; there are: {'; '.join(ALL_WAYS)}")
     scores: dict[str, list[Tensor]] = {way: [] for way in ways}
     labels, unreadable = [], []
     for path, label in tqdm(samples, unit="image", file=sys.stderr, disable=None):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bench.common import ROOT, write_results
 from overfeat.data.folder import align, read_image_folder
 from overfeat.data.images import read_image
-from overfeat.evaluation import WAYS, error_rates, votes
+from overfeat.evaluation import ALL_WAYS, error_rates, votes
 from overfeat.nets import OverFeat
 from overfeat.weights import load
 
@@ -34,7 +34,7 @@ def _start(weights: list[Path]) -> None:
 def _scores(path: Path) -> Tensor:
     """The scores of every net by every way of voting, for one scene: [ways, nets, classes]."""
     image = read_image(path)
-    return torch.stack([torch.stack(list(votes(net, image).values())) for net in _nets], dim=1)
+    return torch.stack([torch.stack(list(votes(net, image, ALL_WAYS).values())) for net in _nets], dim=1)
 
 
 def measure(data: Path, weights: list[Path], count: int | None, workers: int) -> dict:
@@ -46,8 +46,8 @@ def measure(data: Path, weights: list[Path], count: int | None, workers: int) ->
         found = pool.imap(_scores, [path for path, _ in samples], chunksize=4)
         scores = torch.stack(list(tqdm(found, total=len(samples), unit="scene")), dim=2)
     labels = torch.tensor([label for _, label in samples])
-    single = {way: [error_rates(scores[w, k], labels) for k in range(len(nets))] for w, way in enumerate(WAYS)}
-    committee = {way: error_rates(scores[WAYS.index(way)].mean(dim=0), labels) for way in COMMITTEE_WAYS}
+    single = {way: [error_rates(scores[w, k], labels) for k in range(len(nets))] for w, way in enumerate(ALL_WAYS)}
+    committee = {way: error_rates(scores[ALL_WAYS.index(way)].mean(dim=0), labels) for way in COMMITTEE_WAYS}
     return {
         "images": len(samples),
         "nets": len(nets),

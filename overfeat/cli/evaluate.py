@@ -7,7 +7,7 @@ from pathlib import Path
 from overfeat.cli import common
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.evaluation import WAYS, error_table, evaluate_classifier
+from overfeat.evaluation import ALL_WAYS, WAYS, error_table, evaluate_classifier
 from overfeat.files import InputError, replacing
 from overfeat.processes import choose_device
 from overfeat.weights import load
@@ -45,10 +45,10 @@ def add_parser(commands) -> None:
     classifier.add_argument(
         "--voting",
         nargs="+",
-        choices=WAYS,
+        choices=ALL_WAYS,
         default=WAYS,
         metavar="WAY",
-        help=f"any of: {'; '.join(WAYS)} (default: all)",
+        help=f"any of: {'; '.join(ALL_WAYS)} (default: the first six)",
     )
     classifier.add_argument(
         "--flip",
