@@ -5,7 +5,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
   echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test lint scenes committee bench report clean
+.DELETE_ON_ERROR:
+.PHONY: demo test lint scenes committee bench accuracy report clean
 
 demo: .venv/demo
 	$(BIN)/overfeat demo
@@ -50,6 +51,9 @@ runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
 
 bench: .venv/bench
 	$(BIN)/python -m bench.speed.dense
+
+accuracy: .venv/bench
+	$(BIN)/python -m bench.accuracy.classification
 
 report: .venv/bench
 	$(BIN)/python -m bench.report

@@ -10,6 +10,7 @@ from overfeat.files import InputError
 from overfeat.nets import OverFeat, Stride
 from overfeat.resize import resize_short_side
 
+VIEWS_AT_ONCE = 32  # images whose crops are held together
 Nets = OverFeat | Sequence[OverFeat]
 Images = Tensor | Sequence[Tensor]
 
@@ -80,6 +81,8 @@ def ten_views(nets: Nets, images: Images, flip: bool | None = None) -> Tensor:
 @torch.no_grad()
 def _views(net: OverFeat, batch: Tensor, places: Sequence[tuple[float, float]], flip: bool) -> Tensor:
     window = net.architecture.window
+    if len(batch) > VIEWS_AT_ONCE:
+        return torch.cat([_views(net, part, places, flip) for part in batch.split(VIEWS_AT_ONCE)])
     batch = resize_short_side(batch, net.architecture.short_side).to(net.convs[0].weight.device)
     crops = []
     for y, x in places:

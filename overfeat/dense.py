@@ -123,7 +123,6 @@ def score_blocks(
 
     Maps of several scales and flips pass through the classifier together, as many as fit.
     """
-    device = net.convs[0].weight.device
     waiting: list[tuple[Block, Tensor]] = []
     taken = 0
     scaled, size = images, None
@@ -137,7 +136,7 @@ def score_blocks(
             if waiting and taken + cost > memory // 2:
                 yield from _flush(net, waiting, stride)
                 taken = 0
-            waiting.append((block, _features(net, scaled[batch].to(device), grid, rows, columns, stride)))
+            waiting.append((block, _features(net, scaled[batch], grid, rows, columns, stride)))
             taken += cost
     yield from _flush(net, waiting, stride)
 
@@ -155,8 +154,10 @@ def _flush(net: OverFeat, waiting: list[tuple[Block, Tensor]], stride: Stride) -
 
 def _features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: slice, stride: Stride) -> Tensor:
     """The last maps behind outputs [rows, columns], from just the pixels that they need."""
+    device = net.convs[0].weight.device
     if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == grid.shape:
-        return net.features(scaled.flip(-1) if grid.flipped else scaled)
+        tile = scaled.to(device)
+        return net.features(tile.flip(-1) if grid.flipped else tile)
     steps, spans, pads = net.architecture.feature_steps, [], []
     for length, part in zip(scaled.shape[2:], (rows, columns), strict=True):
         span, pad = slab(steps, length, *_maps_span(net.architecture, part, stride))
@@ -165,9 +166,9 @@ def _features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: s
     (top, bottom), (left, right) = spans
     if grid.flipped:
         width = scaled.shape[3]
-        tile = scaled[:, :, top:bottom, width - right : width - left].flip(-1)
+        tile = scaled[:, :, top:bottom, width - right : width - left].to(device).flip(-1)
     else:
-        tile = scaled[:, :, top:bottom, left:right]
+        tile = scaled[:, :, top:bottom, left:right].to(device)
     return net.features(tile, pads)
 
 

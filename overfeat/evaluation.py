@@ -30,12 +30,13 @@ ALL_WAYS = ("centre crop", "10 views", *DENSE_WAYS)
 def error_rates(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """Top-1 and top-5 error in percent: scores [N, classes], labels int64 [N].
 
-    An image is wrong at k if at least k other classes score as high as its own: ties count against.
+    An image is wrong at k if at least k other classes score as high as its own: ties count against,
+    and so does NaN.
     """
     if len(scores) == 0:
         raise InputError("no images to take an error rate of")
     own = scores.gather(1, labels[:, None])
-    ahead = (scores >= own).sum(dim=1) - 1
+    ahead = (~(scores < own)).sum(dim=1) - 1
     return {f"top{k}": 100.0 * (ahead >= k).double().mean().item() for k in (1, 5)}
 
 
@@ -74,7 +75,7 @@ def evaluate_classifier(
     """Error rates of a net, or of a committee of nets, over (image file, label) pairs.
 
     Gives {"images": count, "errors": {way: {"top1": percent, "top5": percent}}, "unreadable":
-    [messages]}. Unreadable images are passed over and listed. Raises InputError for an unknown way
+    [messages]}. Images that cannot be used are passed over and listed. Raises InputError for an unknown way
     of voting, or where no image can be read.
     """
     for way in ways:
@@ -85,10 +86,11 @@ def evaluate_classifier(
     for path, label in tqdm(samples, unit="image", file=sys.stderr, disable=None):
         try:
             image = read_image(path, max_pixels)
+            members = [votes(net, image, ways, flip, memory) for net in nets]
         except InputError as error:
-            unreadable.append(str(error))
+            message = str(error)
+            unreadable.append(message if str(path) in message else f"{path}: {message}")
             continue
-        members = [votes(net, image, ways, flip, memory) for net in nets]
         for way in ways:
             scores[way].append(torch.stack([member[way] for member in members]).mean(dim=0))
         labels.append(label)

@@ -30,7 +30,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     name is always the same for one target, so what a killed run left is overwritten by the next.
     Raises WriteError.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+    if path.exists() and not path.is_file():
+        raise WriteError(f"{path}: is no regular file; name a file to write to")
     part = path.with_name(f".part-{path.name}")
     try:
         yield part
@@ -47,6 +49,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """The folder, made with those above it where missing. Raises WriteError."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be made a folder ({error.strerror or error})") from error
+    return Path(path)
 
 
 def _remove(path: Path) -> None:

@@ -258,8 +258,9 @@ class OverFeat(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std, in the dtype of the weights, channels last."""
         dtype = self.convs[0].weight.dtype
-        images = images.to(dtype, memory_format=torch.channels_last)
-        return (images - self.architecture.mean) / self.architecture.std
+        # In at least float32: bfloat16 would round the pixels before the mean is taken off.
+        images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
+        return ((images - self.architecture.mean) / self.architecture.std).to(dtype)
 
     def features(self, images: Tensor, pads: Sequence[Sequence[tuple[int, int]]] | None = None) -> Tensor:
         """The last maps, before the last pooling: [N, C, h, w].
@@ -335,7 +336,7 @@ class OverFeat(nn.Module):
         if layer.kind == "normalise":
             return self.normalise(x)
         if layer.kind == "threshold":
-            return x.relu()
+            return x.relu_()  # the convolution's output, which nobody else holds
         if layer.kind == "full":
             full = self.fulls[layer.index]
             return ops.skip_classifier(x, full.weight, full.bias, size=1, relu=False)

@@ -51,8 +51,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name!r}: no such device; there are auto, cpu, cuda, cuda:1") from error
-    if device.type != "cuda":
+    if device.type == "cpu":
         return device
+    if device.type != "cuda":
+        raise InputError(f"--device {name!r}: overfeat runs on cpu and cuda")
     if not torch.cuda.is_available():
         raise InputError(f"--device {name}: this torch sees no CUDA device; use --device cpu")
     if device.index is None:

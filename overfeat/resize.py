@@ -16,6 +16,8 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
         raise InputError(f"an image of {height}x{width} would become {size[0]}x{size[1]} px; crop it or choose scales")
     if tuple(images.shape[2:]) == tuple(size):
         return images
+    if images.dtype in (torch.float16, torch.bfloat16):
+        return resize(images.float(), size)
     if images.dtype == torch.uint8 and images.device.type != "cpu":
         return resize(images.float(), size).round_().clamp_(0, 255).to(torch.uint8)
     return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from overfeat.batches import Batches, Unreadable, mix
-from overfeat.files import InputError, replacing
+from overfeat.files import InputError, make_folder, replacing
 from overfeat.processes import add, first_only, joined, process, to_device, total
 
 CHECK_EVERY = 10  # steps between looks at the loss; a look makes the host wait for a GPU
@@ -285,10 +285,7 @@ class _Run:
         for name in (CHECKPOINT, LOG, LAST, BEST):
             if (self.out / name).exists():
                 raise InputError(f"{self.out} holds a run already ({name}); use --resume, or another --out")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {self.out}: no such folder can be made ({error.strerror})") from error
+        make_folder(self.out)
 
     def _settings(self) -> dict:
         """Whatever decides the result, under the names of its flags."""
@@ -312,7 +309,10 @@ class _Run:
 
         def write() -> None:
             with replacing(self.out / CHECKPOINT) as part:
-                torch.save(state, part)
+                try:
+                    torch.save(state, part)
+                except RuntimeError as error:  # torch's word for a disk that is full
+                    raise OSError(str(error).splitlines()[0]) from error
 
         first_only(write)
 

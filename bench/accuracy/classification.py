@@ -19,7 +19,7 @@ from overfeat.evaluation import ALL_WAYS, error_rates, votes
 from overfeat.nets import OverFeat
 from overfeat.weights import load
 
-COMMAND = "make scenes committee && python -m bench.accuracy.classification"
+COMMAND = "make scenes committee accuracy"
 COMMITTEE_WAYS = ("4 scales, fine", "6 scales, fine")
 
 

@@ -8,6 +8,7 @@ import torch
 
 from overfeat.classify import centre_crop, classify, ten_views
 from overfeat.cli import common, features
+from overfeat.data.images import read_image
 from overfeat.files import InputError, replacing
 
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         output = common.result_folder(args.out, images, settings, ".json")
 
     def work(path: Path) -> None:
-        best = top_classes(vote(net, common.read_for(net, path, args.max_pixels), args), net.class_names, args.top)
+        best = top_classes(vote(net, read_image(path, args.max_pixels), args), net.class_names, args.top)
         if output:
             with replacing(output(path)) as part:
                 part.write_text(json.dumps({"image": str(path), "classes": best}, indent=1))

@@ -1,6 +1,7 @@
 """What the commands share: choosing the net, the images, the scales, and running over a folder."""
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
 from overfeat.dense import MEMORY, Scale
-from overfeat.files import InputError, WriteError, replacing
+from overfeat.files import InputError, WriteError, make_folder, replacing
 from overfeat.nets import OverFeat
 from overfeat.processes import choose_device
 from overfeat.resize import resize_short_side
@@ -54,7 +55,7 @@ def add_dense_options(parser: argparse.ArgumentParser) -> None:
         "--scales",
         type=scale_list,
         metavar="LIST",
-        help="numbers 1-6 of the net's six scales, sizes such as 245x317, 'native'; "
+        help="numbers 1-6 of the net's six scales, sizes such as 245x317 (turned as the image is), 'native'; "
         "separated by commas (default: all six)",
     )
     group.add_argument("--stride", choices=("fine", "coarse"), default="fine", help="default: %(default)s")
@@ -88,8 +89,10 @@ def scale_list(text: str) -> list[Scale]:
         sides = part.strip().lower().split("x")
         if sides == ["native"]:
             scales.append("native")
-        elif all(side.isdigit() for side in sides) and len(sides) <= 2:
-            scales.append(int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1])))
+        elif sides[0] in set("123456") and len(sides) == 1:
+            scales.append(int(sides[0]))
+        elif all(side.isdecimal() for side in sides) and len(sides) == 2:
+            scales.append((int(sides[0]), int(sides[1])))
         else:
             raise argparse.ArgumentTypeError(f"{part!r} is no scale: 1-6, HEIGHTxWIDTH or native")
     return scales
@@ -174,10 +177,8 @@ def result_folder(folder: Path, images: Sequence[Path], settings: dict, suffix: 
         other = names.setdefault(path.name, path)
         if other != path:
             raise InputError(f"{other} and {path} would both write {path.name}{suffix}; run them into two folders")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+    make_folder(folder)
+    settings = {**settings, "folders": sorted({str(path.resolve().parent) for path in images})}
     note = folder / "settings.json"
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not note.exists():
@@ -189,11 +190,9 @@ def result_folder(folder: Path, images: Sequence[Path], settings: dict, suffix: 
 
 
 def weights_note(args: argparse.Namespace, net: OverFeat) -> dict:
-    """What identifies the net in a folder's settings: file, size, and the sum of the first weights."""
-    name = "shipped"
+    """What identifies the net in a folder's settings: the file's SHA-256, and the class names."""
+    path = args.weights or SHIPPED_WEIGHTS
     if args.data_dir:
-        name = str((args.data_dir / RELEASED_FILES[net.architecture.name]).resolve())
-    elif args.weights:
-        name = str(args.weights.resolve())
-    total = float(sum(p.detach().double().sum() for p in net.parameters()))
-    return {"weights": name, "weights_sum": total, "classes": net.class_names}
+        path = args.data_dir / RELEASED_FILES[net.architecture.name]
+    with open(path, "rb") as file:
+        return {"weights": hashlib.file_digest(file, "sha256").hexdigest(), "classes": net.class_names}

@@ -9,7 +9,7 @@ from overfeat.cli.classify import top_classes
 from overfeat.data.images import list_images, read_image
 from overfeat.dense import score_maps
 from overfeat.draw import heat_maps
-from overfeat.files import InputError
+from overfeat.files import make_folder
 from overfeat.weights import load
 
 SCENES = common.ASSETS / "scenes"
@@ -35,10 +35,7 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     net = load(common.SHIPPED_WEIGHTS)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.out}: cannot be made a folder ({error.strerror})") from error
+    make_folder(args.out)
     scenes = list_images(SCENES)
     print(f"{len(scenes)} scenes, six scales, fine stride, {net.architecture.name} net of {net.classes} classes")
     for path in scenes:

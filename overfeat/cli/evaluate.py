@@ -77,7 +77,7 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.weights and len(args.weights) > 1:
-        if args.data_dir or args.labels:
+        if args.data_dir or args.labels or args.large_net:
             raise InputError("a committee is given by --weights alone")
         device = choose_device(args.device)
         nets = [load(path).to(device) for path in args.weights]
@@ -88,12 +88,17 @@ def run(args: argparse.Namespace) -> int:
         args.weights = args.weights[0] if args.weights else None
         nets = [common.load_net(args)]
     folder = read_ilsvrc(args.devkit, args.data, "validation") if args.devkit else read_image_folder(args.data)
+    if args.devkit and nets[0].class_names == [f"class {i}" for i in range(nets[0].classes)]:
+        for net in nets:  # released weights come without names, in the order of the development kit
+            net.class_names = folder.class_names[: net.classes]
     samples = align(folder, nets[0].class_names).samples
     if args.limit and args.limit < len(samples):
         samples = [samples[i * len(samples) // args.limit] for i in range(args.limit)]
     results = evaluate_classifier(nets, samples, args.voting, args.flip, args.memory << 20, args.max_pixels)
     print(f"{results['images']} images of {args.data}, {len(nets)} net{'s' if len(nets) > 1 else ''}")
     print(error_table(results["errors"]))
+    if not (nets[0].flip if args.flip is None else args.flip):
+        print("without mirror images: 5 of the 10 views, and each scale once")
     if args.out:
         with replacing(args.out) as part:
             part.write_text(json.dumps(results, indent=1))

@@ -21,7 +21,7 @@ def add_parser(commands) -> None:
         description="Write the output of one layer for each image, at the image's own size (enlarged to "
         "the net's window if smaller): an array [channels, height, width]. Layers are numbered from 0 as "
         "in the 2013 program; the default is the last hidden full layer (19 in the fast, 22 in the "
-        "accurate, 18 in the shipped small net).",
+        "accurate, 17 in the shipped small net).",
         epilog="example: overfeat features -L 19 photo.jpg    a folder: overfeat features photos/ -o out/    "
         "as in 2013: overfeat features --format text -d data -l photo.jpg > photo.features",
     )
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         )
     images = common.find_images(args.images)
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
+    if not single and not args.out and args.format != "text":
+        raise InputError("the features of several images need a folder to go to: -o FOLDER")
     output = None
     if args.out and not single:
         settings = {

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+import torch
+
 import overfeat
 from overfeat.cli import classify, convert, demo, evaluate, features, scenes, train
 from overfeat.files import InputError
@@ -19,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add_parser(commands)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     args = parser.parse_args(arguments)
     try:
         return args.run(args)
@@ -31,6 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left, as `| head` does
         return 141
+    except OSError as error:
+        print(f"overfeat {args.command}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(
+            f"overfeat {args.command}: out of GPU memory ({str(error).splitlines()[0]}); lower --memory or --batch, "
+            "or use --device cpu",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

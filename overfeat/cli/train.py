@@ -68,7 +68,7 @@ def _add_classifier(heads) -> None:
         type=positive,
         nargs="+",
         metavar=("MIN", "MAX"),
-        help="the shorter side before cropping, drawn between the two (default: 256; small net 56)",
+        help="the shorter side before cropping, drawn between the two (default: 256; small net 54)",
     )
     data.add_argument("--crops", type=positive, default=5, metavar="N", help="random crops an image and epoch")
     data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="train on mirror images too")
@@ -97,7 +97,12 @@ def _add_loop(parser: argparse.ArgumentParser) -> None:
     """The flags that every head has: `TrainConfig`, --out and --resume."""
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="where log, checkpoint and nets go")
-    run.add_argument("--resume", action="store_true", help="go on where the run in --out was interrupted")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the run in --out was interrupted; "
+        "to the same weights on a CPU with as many processes as before",
+    )
     run.add_argument("--epochs", type=int, default=DEFAULTS.epochs, metavar="N", help="passes over the samples")
     run.add_argument("--batch", type=int, default=DEFAULTS.batch, metavar="N", help="samples a step, on all GPUs")
     run.add_argument("--lr", type=float, default=DEFAULTS.lr, metavar="X", help="learning rate at the start")

@@ -31,7 +31,7 @@ class ImageFolder:
     @property
     def fingerprint(self) -> str:
         """The same for the same classes, file names and labels in the same order, wherever they lie."""
-        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        digest = hashlib.sha256("\n".join(self.class_names).encode(errors="surrogateescape"))
         for path, label in self.samples:
             digest.update(f"\n{label}/{path.name}".encode(errors="surrogateescape"))
         return digest.hexdigest()[:12]

@@ -34,7 +34,7 @@ from overfeat.data.shapes import (
     tight_box,
     uniform,
 )
-from overfeat.files import InputError, replacing
+from overfeat.files import InputError, make_folder, replacing
 
 SPLITS = ("train", "validation", "test")
 PHOTOGRAPHS = {
@@ -346,10 +346,7 @@ def write_scenes(
     _digits()  # a missing package is told before any process starts
     for name in PHOTOGRAPHS[split]:
         _photograph(name)
-    try:
-        (folder / split).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder / split}: cannot be made ({error.strerror}); give another folder") from error
+    make_folder(folder / split)
     job = partial(_write_scene, folder, split, seed, (low, high))
     tasks = [(index, present.get(index)) for index in range(count)]
     bar = partial(tqdm, total=count, desc=f"{split} scenes", unit="scene", disable=not progress)

@@ -43,6 +43,7 @@ def test_error_rates_by_hand():
         "top1": pytest.approx(200 / 3),
         "top5": pytest.approx(100 / 3),
     }
+    assert error_rates(torch.full((2, 10), float("nan")), torch.tensor([0, 1])) == {"top1": 100.0, "top5": 100.0}
     with pytest.raises(InputError, match="no images"):
         error_rates(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
 

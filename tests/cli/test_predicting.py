@@ -111,6 +111,11 @@ def test_a_folder_goes_on_past_bad_images_and_continues(weights, photos, tmp_pat
 
     assert main([*command, "--stride", "coarse"]) == 1
     assert "other settings" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    os.link(photos / "b.png", other / "a.jpg")  # another picture of the same name
+    assert main([*command[:-3], str(other), "-o", str(out)]) == 1
+    assert "other settings" in capsys.readouterr().err
 
 
 def test_a_killed_folder_run_leaves_whole_files_and_continues(weights, photos, tmp_path):
@@ -186,7 +191,9 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["classify", "-l", "{photo}"], "-l is the accurate net, which needs its weights"),
         (["classify", "-d", "missing", "{photo}"], "net_weight_0: no such file"),
         (["classify", "--scales", "20x500", "{photo}"], "smaller than the small net's window"),
-        (["classify", "--scales", "7", "{photo}"], "scale 7"),
+        (["features", "-o", "/dev/null", "{photo}"], "is no regular file"),
+        (["features", "{folder}"], "need a folder to go to"),
+        (["classify", "--device", "meta", "{photo}"], "runs on cpu and cuda"),
         (["classify", "--memory", "1", "--scales", "native", "{photo}"], None),
         (["classify", "--device", "abacus", "{photo}"], "--device 'abacus'"),
         (["classify", "--max-pixels", "100", "{photo}"], "more than the limit of 100"),
@@ -211,7 +218,10 @@ def test_bad_input_is_one_clear_line(arguments, message, photos, tmp_path, monke
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.rglob(".part-*"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["classify"], ["classify", "--scales", "big", "x.jpg"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["dance"], ["classify"], ["classify", "--scales", "big", "x.jpg"], ["classify", "--scales", "7", "x.jpg"]],
+)
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
