@@ -294,3 +294,22 @@ def test_the_rate_is_halved_after_the_epochs_of_the_paper():
     assert rates[29] == 0.05 and rates[30] == 0.025 and rates[50] == 0.0125 and rates[89] == 0.05 / 32
     with pytest.raises(InputError, match="--batch must be at least 1"):
         TrainConfig(batch=0)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
+    """A limit on the size of files stands for the full disk: the run ends in words and can go on later."""
+    out = tmp_path / "run"
+    run(data, out, "--epochs", "1")
+    before = (out / "checkpoint.pt").read_bytes()
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
+        "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    more = [str(part) for part in flags(data, out, "--epochs", "2", "--resume")]
+    found = subprocess.run([sys.executable, "-c", code, *more], env=environment(), capture_output=True, text=True)
+    assert found.returncode == 1, found.stderr
+    assert "cannot be written" in found.stderr and "Traceback" not in found.stderr
+    assert (out / "checkpoint.pt").read_bytes() == before and not list(out.glob(".part-*"))
+    run(data, out, "--epochs", "2", "--resume")
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
