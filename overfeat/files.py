@@ -31,8 +31,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Raises WriteError.
     """
     path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
-    if path.exists() and not path.is_file():
-        raise WriteError(f"{path}: is no regular file; name a file to write to")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise WriteError(f"{path}: cannot be written (it is no regular file); name a file to write to")
     part = path.with_name(f".part-{path.name}")
     try:
         yield part

@@ -191,7 +191,7 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["classify", "-l", "{photo}"], "-l is the accurate net, which needs its weights"),
         (["classify", "-d", "missing", "{photo}"], "net_weight_0: no such file"),
         (["classify", "--scales", "20x500", "{photo}"], "smaller than the small net's window"),
-        (["features", "-o", "/dev/null", "{photo}"], "is no regular file"),
+        (["features", "-o", "/dev/null", "{photo}"], "it is no regular file"),
         (["features", "{folder}"], "need a folder to go to"),
         (["classify", "--device", "meta", "{photo}"], "runs on cpu and cuda"),
         (["classify", "--memory", "1", "--scales", "native", "{photo}"], None),
