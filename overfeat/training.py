@@ -332,7 +332,8 @@ class _Run:
         except InputError:
             raise
         except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(f"{path}: not a checkpoint of this program, or damaged ({error})") from error
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{path}: not a checkpoint of this program, or damaged ({why}); train anew") from error
         if self.epoch > self.config.epochs or (self.epoch == self.config.epochs and self.step):
             raise InputError(f"--epochs {self.config.epochs}: the run in {self.out} has done {self.epoch}")
         self.log = self._read_log()

@@ -184,7 +184,7 @@ def result_folder(folder: Path, images: Sequence[Path], settings: dict, suffix: 
     if not note.exists():
         with replacing(note) as part:
             part.write_text(text)
-    elif note.read_text() != text:
+    elif note.read_bytes() != text.encode():
         raise InputError(f"{folder}: holds results of other settings (see {note.name}); choose another folder")
     return lambda path: folder / f"{path.name}{suffix}"
 

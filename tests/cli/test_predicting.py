@@ -111,6 +111,9 @@ def test_a_folder_goes_on_past_bad_images_and_continues(weights, photos, tmp_pat
 
     assert main([*command, "--stride", "coarse"]) == 1
     assert "other settings" in capsys.readouterr().err
+    (out / "settings.json").write_bytes(b"\xff\xfe")
+    assert main(command) == 1
+    assert "other settings" in capsys.readouterr().err
     other = tmp_path / "other"
     other.mkdir()
     os.link(photos / "b.png", other / "a.jpg")  # another picture of the same name
