@@ -130,7 +130,7 @@ def read_for(net: OverFeat, path: Path, max_pixels: int) -> Tensor:
     image = read_image(path, max_pixels)
     if min(image.shape[1:]) < net.architecture.window:
         height, width = image.shape[1:]
-        if max(height, width) * net.architecture.window / min(height, width) > max_pixels:
+        if max(height, width) / min(height, width) * net.architecture.window**2 > max_pixels:
             raise InputError(f"{path}: {width}x{height} is too narrow to be enlarged to the net's window; crop it")
         image = resize_short_side(image[None], net.architecture.window)[0]
     return image
@@ -159,8 +159,9 @@ def over_images(
         except InputError as error:
             if len(images) == 1:
                 raise
-            failed.append(str(error))
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            message = str(error) if str(path) in str(error) else f"{path}: {error}"
+            failed.append(message)
+            tqdm.write(f"skipped: {message}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
@@ -182,6 +183,9 @@ def result_folder(folder: Path, images: Sequence[Path], settings: dict, suffix: 
     note = folder / "settings.json"
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not note.exists():
+        foreign = [path.name for path in images if (folder / f"{path.name}{suffix}").exists()]
+        if foreign:
+            raise InputError(f"{folder}: holds {foreign[0]}{suffix} of something else; choose another folder")
         with replacing(note) as part:
             part.write_text(text)
     elif note.read_bytes() != text.encode():

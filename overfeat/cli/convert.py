@@ -25,6 +25,12 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.target.name in RELEASED_FILES.values() and args.target.exists():
+        raise InputError(
+            f"{args.target}: is there already, and released weights are hard to come by; name another file"
+        )
+    if args.target.resolve() == args.source.resolve() and args.target.suffix != ".safetensors":
+        raise InputError(f"{args.target}: is the file to convert; name another")
     if args.source.suffix == ".safetensors":
         net = load(args.source)
     else:

@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
+    if args.out and any(args.out.resolve() == path.resolve() for path in images):
+        raise InputError(f"-o {args.out}: is the image itself; name another file")
     output = None
     if args.out and not single:
         settings = {

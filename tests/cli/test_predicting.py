@@ -196,6 +196,8 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["classify", "--scales", "20x500", "{photo}"], "smaller than the small net's window"),
         (["features", "-o", "/dev/null", "{photo}"], "it is no regular file"),
         (["features", "{folder}"], "need a folder to go to"),
+        (["features", "{photo}", "-o", "{photo}"], "is the image itself"),
+        (["convert", "--net", "fast", "{photo}", "{photo}"], "is the file to convert"),
         (["classify", "--device", "meta", "{photo}"], "runs on cpu and cuda"),
         (["classify", "--memory", "1", "--scales", "native", "{photo}"], None),
         (["classify", "--device", "abacus", "{photo}"], "--device 'abacus'"),
@@ -250,6 +252,11 @@ def test_a_full_disk_leaves_no_half_file(weights, photos, tmp_path):
 
 
 def test_an_endless_strip_is_refused(photos, tmp_path, capsys):
+    Image.new("RGB", (1, 90_000)).save(tmp_path / "tall.png")
+    assert (
+        main(["features", str(tmp_path / "tall.png"), "--max-pixels", "100000", "-o", str(tmp_path / "out.npz")]) == 1
+    )
+    assert "too narrow" in capsys.readouterr().err
     Image.new("RGB", (90_000, 1)).save(tmp_path / "strip.png")
     assert main(["classify", str(tmp_path / "strip.png")]) == 1
     assert "crop it" in capsys.readouterr().err
