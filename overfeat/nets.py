@@ -303,18 +303,16 @@ class OverFeat(nn.Module):
         elif stride != "fine":
             raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
         first = self.fulls[0]
-        hidden = ops.skip_classifier_scales(maps, first.weight, first.bias, size, relu=len(self.fulls) > 1)
         # From here on every place is on its own: all of them are the rows of one matrix.
-        shapes = [(h.shape[0], h.shape[2], h.shape[3]) for h in hidden]
-        rows = [h.permute(0, 2, 3, 1).reshape(-1, h.shape[1]) for h in hidden]
-        x = rows[0] if len(rows) == 1 else torch.cat(rows)
+        x = ops.skip_classifier_rows(maps, first.weight, first.bias, size, relu=len(self.fulls) > 1)
         for layer in self.fulls[1:]:
             x = F.dropout(x, self.dropout, self.training)
             x = F.linear(x, layer.weight.flatten(1), layer.bias)
             if layer is not self.fulls[-1]:
                 x = x.relu_()
-        parts = x.split([len(r) for r in rows])
-        return [p.reshape(*shape, self.classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+        shapes = ops.result_shapes(maps, self.architecture.kernel, size)
+        parts = x.split([n * height * width for n, height, width in shapes])
+        return [p.view(*shape, self.classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.

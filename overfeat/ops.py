@@ -93,6 +93,16 @@ def skip_classifier_scales(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool = True
 ) -> list[Tensor]:
     """`skip_classifier` on maps of different N, H, W (scales, flips, images): weights read once."""
+    return _split(skip_classifier_rows(maps, weight, bias, size, relu), maps, weight.shape[2], size)
+
+
+def skip_classifier_rows(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool = True
+) -> Tensor:
+    """`skip_classifier_scales` as one matrix [places, O]: every place of every map is a row.
+
+    The rows go by map, then image, then line, then column, as the layers after this one want them.
+    """
     if maps and torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
         # As torch's own autocast does, float64 is left alone.
@@ -100,11 +110,42 @@ def skip_classifier_scales(
             t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (*maps, weight, bias)
         )
     _check_classifier(maps, weight, bias, size)
-    if _forced == "reference":
-        return [reference.skip_classifier(m, weight, bias, size, relu) for m in maps]
     if not maps:
-        return []
-    return torch.ops.overfeat.skip_classifier_scales(list(maps), weight, bias, size, relu)
+        return weight.new_empty(0, weight.shape[0])
+    if _forced == "reference":
+        return torch.cat([_rows(reference.skip_classifier(m, weight, bias, size, relu)) for m in maps])
+    if _forced is None and size == 1 and all(m.shape[2:] == weight.shape[2:] for m in maps):
+        # One place a map, as on training crops: a linear layer like any other.
+        rows = F.linear(_joined([_rows(m, whole=True) for m in maps]), _rows(weight, whole=True), bias)
+        return rows.relu_() if relu else rows
+    return torch.ops.overfeat.skip_classifier_rows(list(maps), weight, bias, size, relu)
+
+
+def result_shapes(maps: Sequence[Tensor], kernel: int, size: int) -> list[tuple[int, int, int]]:
+    """(N, rows, columns) of the result of each map."""
+    reach = kernel * size - 1
+    return [(m.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
+
+
+def _rows(maps: Tensor, whole: bool = False) -> Tensor:
+    """[N, C, H, W] as one row a place, [N*H*W, C]; or, `whole`, one a map, [N, H*W*C]."""
+    last = maps.permute(0, 2, 3, 1)
+    return last.reshape(maps.shape[0], -1) if whole else last.reshape(-1, maps.shape[1])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _split(rows: Tensor, maps: Sequence[Tensor], kernel: int, size: int) -> list[Tensor]:
+    """The rows as a map for each of `maps`, in its memory format; channels-last ones share memory."""
+    results, start = [], 0
+    for m, (n, height, width) in zip(maps, result_shapes(maps, kernel, size), strict=True):
+        count = n * height * width
+        part = rows[start : start + count].view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
+        results.append(part.contiguous(memory_format=_format(m)))
+        start += count
+    return results
 
 
 def _check_maps(maps: Tensor, size: int, need: int) -> None:
@@ -170,34 +211,32 @@ def _offset_max_pool_grad(ctx, grad):
 _offset_max_pool.register_autograd(_offset_max_pool_grad, setup_context=_offset_max_pool_setup)
 
 
-@torch.library.custom_op("overfeat::skip_classifier_scales", mutates_args=())
-def _skip_classifier_scales(
-    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool
-) -> list[Tensor]:
-    return _function("skip_classifier_scales", maps[0], size)(maps, weight, bias, size, relu)
+@torch.library.custom_op("overfeat::skip_classifier_rows", mutates_args=())
+def _skip_classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
+    return _function("skip_classifier_rows", maps[0], size)(maps, weight, bias, size, relu)
 
 
-@_skip_classifier_scales.register_fake
+@_skip_classifier_rows.register_fake
 def _(maps, weight, bias, size, relu):
-    reach = weight.shape[2] * size - 1
-    return [_empty(m, m.shape[0], weight.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
+    places = sum(n * height * width for n, height, width in result_shapes(maps, weight.shape[2], size))
+    return weight.new_empty(places, weight.shape[0])
 
 
-@torch.library.custom_op("overfeat::skip_classifier_scales_backward", mutates_args=())
-def _skip_classifier_scales_backward(
-    grads: Sequence[Tensor], maps: Sequence[Tensor], weight: Tensor, outputs: Sequence[Tensor], size: int,
+@torch.library.custom_op("overfeat::skip_classifier_rows_backward", mutates_args=())
+def _skip_classifier_rows_backward(
+    grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
     need_maps: bool, need_weight: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the maps (if needed), then of the weight and the bias (if needed).
 
-    `outputs` is empty where no ReLU was applied.
+    `output` is None where no ReLU was applied.
     """
-    run = _function("skip_classifier_scales_backward", maps[0], size)
-    return run(grads, maps, weight, outputs, size, need_maps, need_weight)
+    run = _function("skip_classifier_rows_backward", maps[0], size)
+    return run(grad, maps, weight, output, size, need_maps, need_weight)
 
 
-@_skip_classifier_scales_backward.register_fake
-def _(grads, maps, weight, outputs, size, need_maps, need_weight):
+@_skip_classifier_rows_backward.register_fake
+def _(grad, maps, weight, output, size, need_maps, need_weight):
     found = [_empty(m, *m.shape) for m in maps] if need_maps else []
     if need_weight:
         found += [_empty(weight, *weight.shape), weight.new_empty(weight.shape[0])]
@@ -207,33 +246,43 @@ def _(grads, maps, weight, outputs, size, need_maps, need_weight):
 def _skip_classifier_setup(ctx, inputs, output):
     maps, weight, bias, ctx.size, ctx.relu = inputs
     ctx.count, ctx.has_bias = len(maps), bias is not None
-    ctx.save_for_backward(weight, *maps, *(output if ctx.relu else []))
+    ctx.save_for_backward(weight, *maps, *([output] if ctx.relu else []))
 
 
-def _skip_classifier_grad(ctx, grads):
+def _skip_classifier_grad(ctx, grad):
     weight, *rest = ctx.saved_tensors
-    maps, outputs = rest[: ctx.count], rest[ctx.count :]
+    maps, output = rest[: ctx.count], rest[ctx.count] if ctx.relu else None
     need_maps = any(ctx.needs_input_grad[0])
     need_weight = ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2])
-    found = torch.ops.overfeat.skip_classifier_scales_backward(
-        list(grads), maps, weight, outputs, ctx.size, need_maps, need_weight
+    found = torch.ops.overfeat.skip_classifier_rows_backward(
+        grad, maps, weight, output, ctx.size, need_maps, need_weight
     )
     of_maps = found[: ctx.count] if need_maps else [None] * ctx.count
     of_weight, of_bias = found[-2:] if need_weight else (None, None)
     return of_maps, of_weight, of_bias if ctx.has_bias else None, None, None
 
 
-_skip_classifier_scales.register_autograd(_skip_classifier_grad, setup_context=_skip_classifier_setup)
+_skip_classifier_rows.register_autograd(_skip_classifier_grad, setup_context=_skip_classifier_setup)
 
-# One map is a list of one: this op decomposes into the one above, gradients included.
+# Maps instead of rows, one map instead of several: these decompose into the op above, gradients included.
 torch.library.define(
     "overfeat::skip_classifier", "(Tensor maps, Tensor weight, Tensor? bias, int size, bool relu) -> Tensor"
+)
+torch.library.define(
+    "overfeat::skip_classifier_scales",
+    "(Tensor[] maps, Tensor weight, Tensor? bias, int size, bool relu) -> Tensor[]",
 )
 
 
 @torch.library.impl("overfeat::skip_classifier", "CompositeImplicitAutograd")
 def _skip_classifier(maps, weight, bias, size, relu):
     return torch.ops.overfeat.skip_classifier_scales([maps], weight, bias, size, relu)[0]
+
+
+@torch.library.impl("overfeat::skip_classifier_scales", "CompositeImplicitAutograd")
+def _skip_classifier_scales(maps, weight, bias, size, relu):
+    rows = torch.ops.overfeat.skip_classifier_rows(maps, weight, bias, size, relu)
+    return _split(rows, maps, weight.shape[2], size)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -273,31 +322,29 @@ def _torch_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
 def _torch_classifier(maps, weight, bias, size, relu):
     results: list[Tensor | None] = []
     few = []
-    for i, m in enumerate(maps):
+    for i, (m, (n, height, width)) in enumerate(zip(maps, result_shapes(maps, weight.shape[2], size), strict=True)):
         pooled = _pooled(m, size)
-        reach = (weight.shape[2] - 1) * size
-        places = m.shape[0] * (pooled.shape[2] - reach) * (pooled.shape[3] - reach)
-        if m.device.type == "cpu" and places < FEW_PLACES and pooled.numel():
+        if m.device.type == "cpu" and n * height * width < FEW_PLACES:
             few.append((i, pooled))
             results.append(None)
         else:
-            result = F.conv2d(pooled, weight, bias, dilation=size)
-            results.append(result.contiguous(memory_format=_format(m)))
+            results.append(_rows(F.conv2d(pooled, weight, bias, dilation=size)))
     for i, result in _few_places(few, weight, bias, size):
-        results[i] = result.clone(memory_format=_format(maps[i]))
-    return [r.relu_() for r in results] if relu else results
+        results[i] = result
+    rows = _joined(results)
+    return rows.relu_() if relu else rows
 
 
 def _few_places(pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, size: int):
     """The dilated convolution of several small maps as one matrix product over all their places.
 
     The CPU's convolution re-packs its weights at every call, 420 MB in the accurate net; for few
-    places that costs more than the arithmetic. Yields (index, result) in the order given.
+    places that costs more than the arithmetic. Yields (index, rows of the result) in the order given.
     """
     if not pooled:
         return
     k = weight.shape[2]
-    rows, shapes = [], []
+    rows = []
     for _, p in pooled:
         last = p.permute(0, 2, 3, 1).contiguous()
         n, h, w, c = last.shape
@@ -305,22 +352,19 @@ def _few_places(pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor |
         s = last.stride()
         taps = last.as_strided((*shape, k, k, c), (s[0], s[1], s[2], size * s[1], size * s[2], 1))
         rows.append(taps.reshape(-1, k * k * c))
-        shapes.append(shape)
-    flat = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)  # a view of channels-last weights
-    product = F.linear(torch.cat(rows), flat, bias)
-    for (i, _), shape, block in zip(pooled, shapes, product.split([len(r) for r in rows]), strict=True):
-        yield i, block.reshape(*shape, -1).permute(0, 3, 1, 2)
+    product = F.linear(torch.cat(rows), _rows(weight, whole=True), bias)
+    for (i, _), block in zip(pooled, product.split([len(r) for r in rows]), strict=True):
+        yield i, block
 
 
-def _torch_classifier_backward(grads, maps, weight, outputs, size, need_maps, need_weight):
-    of_maps, of_weight = [], None
-    of_bias = None
-    for i, (grad, m) in enumerate(zip(grads, maps, strict=True)):
-        if outputs:
-            grad = torch.ops.aten.threshold_backward(grad, outputs[i], 0)
+def _torch_classifier_backward(grad, maps, weight, output, size, need_maps, need_weight):
+    if output is not None:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    of_maps, of_weight, of_bias = [], None, None
+    for m, part in zip(maps, _split(grad, maps, weight.shape[2], size), strict=True):
         pooled = _pooled(m, size)
         found = torch.ops.aten.convolution_backward(
-            grad, pooled, weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
+            part, pooled, weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
             [need_maps, need_weight, need_weight],
         )  # fmt: skip
         if need_maps:
@@ -339,8 +383,8 @@ register_backend(
     {
         "offset_max_pool": _torch_pool,
         "offset_max_pool_backward": _torch_pool_backward,
-        "skip_classifier_scales": _torch_classifier,
-        "skip_classifier_scales_backward": _torch_classifier_backward,
+        "skip_classifier_rows": _torch_classifier,
+        "skip_classifier_rows_backward": _torch_classifier_backward,
     },
     takes=lambda op, maps, size: True,
 )

@@ -13,8 +13,7 @@ from overfeat import ops, reference
 def op_samples(layout, size):
     maps = [laid_out(numbers((2, 3, 8, 9), seed=i).float(), layout) for i in range(2)]
     weight, bias = (t.float() for t in parameters(4, 3, 2))
-    few = torch.ops.overfeat.skip_classifier_scales(maps, weight, bias, size, True)
-    grads = [torch.ones_like(r) for r in few]
+    rows = torch.ops.overfeat.skip_classifier_rows(maps, weight, bias, size, True)
 
     def leaves(*tensors):
         return [t.detach().requires_grad_() for t in tensors]
@@ -31,10 +30,14 @@ def op_samples(layout, size):
             (free, *leaves(weight, bias), size, True),
             (maps, weight, None, size, False),
         ],
-        "skip_classifier_scales_backward": [
-            (grads, maps, weight, few, size, True, True),
-            (grads, maps, weight, [], size, True, False),
-            (grads, maps, weight, few, size, False, True),
+        "skip_classifier_rows": [
+            (free, *leaves(weight, bias), size, True),
+            (maps, weight, None, size, False),
+        ],
+        "skip_classifier_rows_backward": [
+            (torch.ones_like(rows), maps, weight, rows, size, True, True),
+            (torch.ones_like(rows), maps, weight, None, size, True, False),
+            (torch.ones_like(rows), maps, weight, rows, size, False, True),
         ],
     }
 
