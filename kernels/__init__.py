@@ -1,4 +1,1 @@
-"""Triton kernels: pointers, shapes and strides only; installed as `overfeat.kernels`.
-
-None are written yet. The ops they will serve are in `overfeat/ops.py`.
-"""
+"""Triton kernels. They know pointers, shapes and strides; gradients and nets are the business of overfeat."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from overfeat.dense import MEMORY, Scale, batch_of, evaluating, grids, score_blocks
+from overfeat.dense import MEMORY, Scale, batch_of, best_scores, evaluating, grids
 from overfeat.files import InputError
 from overfeat.nets import OverFeat, Stride
 from overfeat.resize import resize_short_side
@@ -51,12 +51,7 @@ def scale_scores(
     classes], in the order of `dense.grids`; `classify` is the mean over the first axis.
     """
     images = batch_of(images)
-    found = grids(net, tuple(images.shape[2:]), scales, flip, stride)
-    best = torch.zeros(len(found), len(images), net.classes, device=net.convs[0].weight.device)
-    for block in score_blocks(net, images, found, stride, memory):
-        part = best[block.grid, block.batch]
-        torch.maximum(part, block.scores.amax(dim=(2, 3)), out=part)
-    return best
+    return best_scores(net, images, grids(net, tuple(images.shape[2:]), scales, flip, stride), stride, memory)
 
 
 def centre_crop(nets: Nets, images: Images) -> Tensor:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from overfeat import ops
 from overfeat.files import InputError
 from overfeat.geometry import Grid, Step, input_size, output_size, slab
 from overfeat.nets import Architecture, OverFeat, Stride
-from overfeat.ops import FEW_PLACES
 from overfeat.resize import resize
 
 # A scale: a number 1..6 of the net's six scales, a (height, width), or the image's own size.
@@ -31,14 +31,13 @@ class ScoreMap:
 
 
 @dataclass(frozen=True)
-class Block:
+class Part:
     """Part of a map: of grid number `grid`, for images `batch`, outputs [rows, columns]."""
 
     grid: int
     batch: slice
     rows: slice
     columns: slice
-    scores: Tensor
 
 
 def scale_sizes(
@@ -110,46 +109,66 @@ def score_maps(
     found = grids(net, tuple(images.shape[2:]), scales, flip, stride)
     device = net.convs[0].weight.device
     maps = [torch.empty(len(images), net.classes, *grid.shape, device=device) for grid in found]
-    for block in score_blocks(net, images, found, stride, memory):
-        maps[block.grid][block.batch, :, block.rows, block.columns] = block.scores
+    for part, scores in score_parts(net, images, found, stride, memory):
+        maps[part.grid][part.batch, :, part.rows, part.columns] = scores
     return [ScoreMap(scores, grid) for scores, grid in zip(maps, found, strict=True)]
 
 
-@torch.no_grad()
-def score_blocks(
+def score_parts(
     net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY
-) -> Iterator[Block]:
-    """The same scores in parts, each part of one map, as they are computed; nothing is held.
+) -> Iterator[tuple[Part, Tensor]]:
+    """The same scores in parts, each of one map [n, classes, h, w], as they are computed; nothing is held."""
+    for parts, logits, shapes in _evaluated(net, images, found, stride, memory):
+        rows = logits.float().softmax(dim=1).split([n * height * width for n, height, width in shapes])
+        for part, shape, scores in zip(parts, shapes, rows, strict=True):
+            yield part, scores.view(*shape, net.classes).permute(0, 3, 1, 2)
+
+
+def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY) -> Tensor:
+    """The largest score of each class over the places of each grid: [grids, N, classes] (section 3.3, i)."""
+    best = torch.zeros(len(found), len(images), net.classes, device=net.convs[0].weight.device)
+    for parts, logits, shapes in _evaluated(net, images, found, stride, memory):
+        counts = [height * width for n, height, width in shapes for _ in range(n)]
+        scores = ops.best_scores(logits, counts).split([n for n, _, _ in shapes])
+        for part, of_images in zip(parts, scores, strict=True):
+            so_far = best[part.grid, part.batch]
+            torch.maximum(so_far, of_images, out=so_far)
+    return best
+
+
+@torch.no_grad()
+def _evaluated(
+    net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int
+) -> Iterator[tuple[list[Part], Tensor, list[tuple[int, int, int]]]]:
+    """Parts, the class scores of all their places before the softmax, and (n, h, w) of each part.
 
     Maps of several scales and flips pass through the classifier together, as many as fit.
     """
-    waiting: list[tuple[Block, Tensor]] = []
+    waiting: list[tuple[Part, Tensor]] = []
     taken = 0
+
+    def flush():
+        with evaluating(net):
+            logits, shapes = net.classifier_rows([maps for _, maps in waiting], stride)
+        parts = [part for part, _ in waiting]
+        waiting.clear()
+        return parts, logits, shapes
+
     scaled, size = images, None
     for number, grid in enumerate(found):
         if grid.scaled != size:
             size = grid.scaled
             scaled = resize(images, size)
         for batch, rows, columns in _parts(net, len(images), grid, stride, memory):
-            block = Block(number, batch, rows, columns, torch.empty(0))
             cost = _classifier_bytes(net, batch, rows, columns, stride)
             if waiting and taken + cost > memory // 2:
-                yield from _flush(net, waiting, stride)
+                yield flush()
                 taken = 0
-            waiting.append((block, _features(net, scaled[batch], grid, rows, columns, stride)))
+            part = Part(number, batch, rows, columns)
+            waiting.append((part, _features(net, scaled[batch], grid, rows, columns, stride)))
             taken += cost
-    yield from _flush(net, waiting, stride)
-
-
-def _flush(net: OverFeat, waiting: list[tuple[Block, Tensor]], stride: Stride) -> Iterator[Block]:
-    if not waiting:
-        return
-    with evaluating(net):
-        scores = net.classifier([maps for _, maps in waiting], stride)
-    blocks = [block for block, _ in waiting]
-    waiting.clear()
-    for block, part in zip(blocks, scores, strict=True):
-        yield Block(block.grid, block.batch, block.rows, block.columns, part.float().softmax(dim=1))
+    if waiting:
+        yield flush()
 
 
 def _features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: slice, stride: Stride) -> Tensor:
@@ -247,7 +266,7 @@ def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, 
         sides.append(stop - start)
     places = (rows.stop - rows.start) * (columns.stop - columns.start)
     channels = architecture.convs[-1].channels
-    taps = channels * architecture.kernel**2 if places < FEW_PLACES else 0
+    taps = channels * architecture.kernel**2 if places < ops.FEW_PLACES else 0
     each = taps + 2 * max((*architecture.hidden, net.classes)) + 3 * net.classes
     return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)
 

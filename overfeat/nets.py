@@ -293,6 +293,14 @@ class OverFeat(nn.Module):
         """
         if isinstance(maps, Tensor):
             return self.classifier([maps], stride)[0]
+        rows, shapes = self.classifier_rows(maps, stride)
+        parts = rows.split([n * height * width for n, height, width in shapes])
+        return [p.view(*shape, self.classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+
+    def classifier_rows(
+        self, maps: Sequence[Tensor], stride: Stride = "coarse"
+    ) -> tuple[Tensor, list[tuple[int, int, int]]]:
+        """The same scores as one matrix [places, classes], and (N, h', w') of each map."""
         size = self.architecture.pool
         need = size * self.architecture.kernel
         for m in maps:
@@ -310,9 +318,7 @@ class OverFeat(nn.Module):
             x = F.linear(x, layer.weight.flatten(1), layer.bias)
             if layer is not self.fulls[-1]:
                 x = x.relu_()
-        shapes = ops.result_shapes(maps, self.architecture.kernel, size)
-        parts = x.split([n * height * width for n, height, width in shapes])
-        return [p.view(*shape, self.classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+        return x, ops.result_shapes(maps, self.architecture.kernel, size)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.

@@ -27,6 +27,7 @@ def register_backend(name: str, functions: dict[str, Callable], takes: Callable)
     """Add a backend: functions by op name, and `takes(op, maps, size) -> bool`.
 
     The backend added last that has the op and takes the arguments runs; "torch" takes everything.
+    `maps` is the first map of a list, the scores for best_scores.
     """
     _backends[name] = functions
     _takes[name] = takes
@@ -50,18 +51,30 @@ def backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
-def _function(op: str, maps: Tensor, size: int) -> Callable:
+def forced() -> str | None:
+    """The backend of the innermost `backend` block, or None."""
+    return _forced
+
+
+def chosen(op: str, maps: Tensor, size: int) -> str:
+    """The name of the backend that runs an op on such maps. Raises ValueError where a named one does not."""
     if _forced not in (None, "reference"):  # the reference's gradients are autograd's own
         if op not in _backends[_forced] or not _takes[_forced](op, maps, size):
             raise ValueError(
                 f"backend {_forced!r} does not run {op} on {maps.dtype} maps on {maps.device.type}; "
                 "leave the choice to the library"
             )
-        return _backends[_forced][op]
-    for name in reversed(_backends):
-        if op in _backends[name] and _takes[name](op, maps, size):
-            return _backends[name][op]
-    raise AssertionError(f"no backend for {op}")
+        return _forced
+    return next(name for name in reversed(_backends) if op in _backends[name] and _takes[name](op, maps, size))
+
+
+def stock(op: str) -> Callable:
+    """What the stock-torch backend runs for an op."""
+    return _backends["torch"][op]
+
+
+def _function(op: str, maps: Tensor, size: int) -> Callable:
+    return _backends[chosen(op, maps, size)][op]
 
 
 # Public functions
@@ -119,6 +132,22 @@ def skip_classifier_rows(
         rows = F.linear(_joined([_rows(m, whole=True) for m in maps]), _rows(weight, whole=True), bias)
         return rows.relu_() if relu else rows
     return torch.ops.overfeat.skip_classifier_rows(list(maps), weight, bias, size, relu)
+
+
+def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
+    """Softmax of every row, then each class's largest value over runs of rows (section 3.3, i).
+
+    scores [M, classes], before the softmax; counts: rows of each run, which together are all rows.
+    Gives float32 [len(counts), classes]. For evaluation: it has no gradient. Raises ValueError
+    where the counts do not fit.
+    """
+    if scores.dim() != 2:
+        raise ValueError(f"scores must be [M, classes]; these have shape {tuple(scores.shape)}")
+    if min(counts, default=1) < 1 or sum(counts) != len(scores):
+        raise ValueError(f"runs of {list(counts)} rows do not make {len(scores)} rows, or one of them is empty")
+    if _forced == "reference":
+        return reference.best_scores(scores, counts)
+    return torch.ops.overfeat.best_scores(scores, list(counts))
 
 
 def result_shapes(maps: Sequence[Tensor], kernel: int, size: int) -> list[tuple[int, int, int]]:
@@ -285,6 +314,16 @@ def _skip_classifier_scales(maps, weight, bias, size, relu):
     return _split(rows, maps, weight.shape[2], size)
 
 
+@torch.library.custom_op("overfeat::best_scores", mutates_args=())
+def _best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
+    return _function("best_scores", scores, 1)(scores, counts)
+
+
+@_best_scores.register_fake
+def _(scores, counts):
+    return scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
+
+
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_format(like))
 
@@ -378,6 +417,13 @@ def _torch_classifier_backward(grad, maps, weight, output, size, need_maps, need
     return of_maps
 
 
+def _torch_best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
+    best = scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
+    for run, part in zip(best, scores.split(list(counts)), strict=True):
+        torch.amax(part.float().softmax(dim=1), dim=0, out=run)
+    return best
+
+
 register_backend(
     "torch",
     {
@@ -385,6 +431,7 @@ register_backend(
         "offset_max_pool_backward": _torch_pool_backward,
         "skip_classifier_rows": _torch_classifier,
         "skip_classifier_rows_backward": _torch_classifier_backward,
+        "best_scores": _torch_best_scores,
     },
     takes=lambda op, maps, size: True,
 )

@@ -3,6 +3,8 @@
 Plain torch throughout, so that autograd gives the reference gradients as well.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,8 @@ def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int
                         value = value + bias
                     output[:, :, i * size + y, j * size + x] = value.relu() if relu else value
     return output
+
+
+def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
+    """Softmax at every place, then for each class the maximum over the places of a run (section 3.3, i)."""
+    return torch.stack([part.softmax(dim=1).max(dim=0).values for part in scores.float().split(list(counts))])

@@ -51,8 +51,8 @@ def test_tiles_give_the_whole(make_net, architecture, stride, device):
         )
         for grid in found
     )
-    blocks = list(dense.score_blocks(net, images, found, stride, least))
-    assert len(blocks) > 3 * len(found), "nothing was cut: this compares the whole with itself"
+    parts = list(dense.score_parts(net, images, found, stride, least))
+    assert len(parts) > 3 * len(found), "nothing was cut: this compares the whole with itself"
     for memory in (least, 3 * least):
         tiled = dense.score_maps(net, images, memory=memory, **options)
         for one, other in zip(tiled, whole, strict=True):
@@ -169,12 +169,12 @@ def test_a_batch_beyond_the_memory_is_cut_by_images(make_net):
         dense._classifier_bytes(net, slice(0, 1), *whole, "fine"),
     )
     for images_at_once in (1, 3, 7):
-        blocks = list(dense.score_blocks(net, images, found, "fine", 2 * images_at_once * one))
-        assert all((block.rows, block.columns) == whole for block in blocks)
-        batches = [(block.batch.start, block.batch.stop) for block in blocks]
+        parts = list(dense.score_parts(net, images, found, "fine", 2 * images_at_once * one))
+        assert all((part.rows, part.columns) == whole for part, _ in parts)
+        batches = [(part.batch.start, part.batch.stop) for part, _ in parts]
         starts = range(0, 7, images_at_once)
         assert batches == [(start, min(start + images_at_once, 7)) for start in starts]
-        scores = torch.cat([block.scores for block in blocks])
+        scores = torch.cat([scores for _, scores in parts])
         assert_matches(scores, dense.score_maps(net, images, ["native"], flip=False)[0].scores, torch.float32)
 
 
@@ -193,7 +193,7 @@ def test_memory_stays_within_the_limit():
         "    return int(next(line.split()[1] for line in lines if line.startswith('VmHWM'))) // 1024\n"
         "overfeat.classify(net, image[:, :, :100, :100], ['native'])\n"
         "before = peak()\n"
-        "for block in dense.score_blocks(net, image, grids, 'fine', int(sys.argv[1]) << 20):\n"
+        "for part in dense.score_parts(net, image, grids, 'fine', int(sys.argv[1]) << 20):\n"
         "    pass\n"
         "print(peak() - before)\n"
     )

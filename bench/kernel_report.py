@@ -1,0 +1,198 @@
+"""What the compiler makes of every kernel, without a GPU: python -m bench.kernel_report
+
+Every kernel is compiled for each chip with every dtype and every launch configuration in
+overfeat.kernels.launch, through the same functions that launch it: a stand-in for Triton's driver
+keeps what would have been loaded, and tensors without memory stand for the real ones. The report is
+of registers, spills, shared memory and matrix instructions; nothing runs, and no speed is known.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from bench.common import write_results
+from overfeat.kernels import best_scores, launch, offset_pool, skip_classifier
+
+COMMAND = "python -m bench.kernel_report"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one kernel may use there: shared memory a program; the matrix instructions in its machine code."""
+
+    name: str
+    capability: tuple[int, int]
+    shared: int
+    matrix: str  # regular expression
+
+    @property
+    def target(self) -> GPUTarget:
+        return GPUTarget("cuda", 10 * self.capability[0] + self.capability[1], 32)
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("sm_80", (8, 0), 163 * 1024, r"\bHMMA\b"),
+        Chip("sm_86", (8, 6), 99 * 1024, r"\bHMMA\b"),
+        Chip("sm_90", (9, 0), 227 * 1024, r"\bHGMMA\b"),
+        Chip("sm_100", (10, 0), 227 * 1024, r"\bUTC\w*MMA\b"),
+    )
+}
+KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One row of the report. spills: bytes a thread keeps in local memory; shared: bytes a program."""
+
+    chip: str
+    kernel: str
+    kind: str
+    options: str
+    warps: int
+    stages: int
+    registers: int
+    spills: int
+    shared: int
+    matrix: int  # matrix instructions in the machine code
+
+
+class _Driver:
+    """Stands for Triton's driver: gives the target, keeps binaries, launches nothing."""
+
+    def __init__(self, chip: Chip):
+        self.chip, self.utils, self.found, self.source = chip, self, [], None
+
+    def get_current_target(self) -> GPUTarget:
+        return self.chip.target
+
+    def get_current_device(self) -> int:
+        return self.get_current_target().arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self.chip.shared}
+
+    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
+        self.source = source, metadata
+        return lambda *arguments: None
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple:
+        source, metadata = self.source
+        names = source.fn.arg_names
+        constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+        self.found.append((name, constants, metadata, binary))
+        return "loaded", None, 0, 0, 1024  # the module, function, registers, spills, threads
+
+
+def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
+    """Every way this library launches its kernels there: tiles by number of rows, pooling, channels, bias, parts."""
+    dtype = KINDS[kind]
+
+    def empty(*shape: int) -> torch.Tensor:
+        maps = torch.empty(shape, dtype=dtype, device="meta")
+        return maps.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else maps
+
+    def tiles(name: str) -> list[launch.Tile]:
+        table = launch.TILES[name]
+        return [tile for _, tile in table[max(c for c in table if c <= chip.capability)]]
+
+    def product(tile: launch.Tile, channels: int, parts: int, pool: str, bias: bool) -> None:
+        maps = [empty(1, channels, 17, 17), empty(2, channels, 20, 23)]
+        weight = empty(4 * channels, channels, 5, 5)
+        with launch.forced(tile=tile, parts=parts, pool=pool):
+            skip_classifier.forward(maps, weight, empty(4 * channels) if bias else None, 3, relu=True)
+
+    def gradients(tile: launch.Tile, channels: int) -> None:
+        maps = [empty(1, channels, 17, 17), empty(2, channels, 20, 23)]
+        with launch.forced(tile=tile):
+            rows = 9 + 2 * 54
+            skip_classifier.backward(
+                empty(rows, 4 * channels), maps, empty(4 * channels, channels, 5, 5), empty(rows, 4 * channels), 3,
+                True, True,
+            )  # fmt: skip
+
+    name = launch.arithmetic(dtype, kind)
+    for tile in tiles(f"{name}, inside"):
+        yield lambda tile=tile: product(tile, 1024, 1, "inside", True)
+    for tile in tiles(name):
+        yield lambda tile=tile: product(tile, 1024, 1, "apart", True)
+        yield lambda tile=tile: product(tile, 1024, 4, "apart", True)
+        yield lambda tile=tile: product(tile, 1000, 1, "apart", False)
+        yield lambda tile=tile: gradients(tile, 1024)
+    if kind != "ieee":  # what multiplies nothing knows no precision
+        for size in (2, 3):
+            yield lambda size=size: offset_pool.backward(
+                empty(1, 1024, 36 - size, 45 - size), empty(1, 1024, 35, 44), size
+            )
+            yield lambda size=size: offset_pool.forward(empty(1, 1024, 35, 44), size)
+        yield lambda: offset_pool.forward(torch.empty(1, 1024, 35, 44, dtype=dtype, device="meta"), 3)
+        yield lambda: best_scores.forward(empty(630, 1000), [630])
+
+
+def compile_for(chip: Chip, kind: str) -> list[Compiled]:
+    """Compile everything for one chip and one kind of arithmetic."""
+    driver, before = _Driver(chip), torch.get_float32_matmul_precision()
+    previous = triton.runtime.driver._active  # the property would look for a GPU
+    triton.runtime.driver.set_active(driver)
+    torch.set_float32_matmul_precision("highest" if kind == "ieee" else "high")
+    try:
+        with launch.on_chip(chip.capability, multiprocessors=132):
+            for run in launches(chip, kind):
+                run()
+    finally:
+        triton.runtime.driver.set_active(previous)
+        torch.set_float32_matmul_precision(before)
+    return [_row(chip, kind, *found) for found in driver.found]
+
+
+def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage, code = (
+            subprocess.run([TOOLS / "cuobjdump", what, file.name], capture_output=True, text=True, check=True).stdout
+            for what in ("--dump-resource-usage", "--dump-sass")
+        )
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    spills = int(re.search(r"STACK:(\d+)", usage)[1]) + int(re.search(r"LOCAL:(\d+)", usage)[1])
+    shown = {k: v for k, v in constants.items() if k not in ("num_warps", "num_stages") and v is not None}
+    options = " ".join(f"{key}={value}" for key, value in sorted(shown.items()))
+    return Compiled(chip.name, name, kind, options, metadata.num_warps, metadata.num_stages, registers, spills,
+                    metadata.shared, len(re.findall(chip.matrix, code)))  # fmt: skip
+
+
+def compile_all(names: list[str], workers: int = 2) -> list[Compiled]:
+    """Every chip and kind of arithmetic, in `workers` processes."""
+    pairs = [(CHIPS[name], kind) for name in names for kind in KINDS]
+    with ProcessPoolExecutor(workers) as pool:
+        return [row for rows in pool.map(compile_for, *zip(*pairs, strict=True)) for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chip", choices=CHIPS, action="append", help="only this one; may be given again")
+    args = parser.parse_args()
+    rows = compile_all(args.chip or list(CHIPS))
+    for row in rows:
+        print(f"{row.chip:7} {row.kernel:24} {row.kind:9} {row.registers:3} registers, {row.spills:4} B spilled, "
+              f"{row.shared:6} B shared, {row.matrix:4} matrix instructions  {row.options}")  # fmt: skip
+    if not args.chip:
+        write_results("kernel-report", COMMAND, {"triton": triton.__version__, "kernels": [asdict(r) for r in rows]})
+
+
+if __name__ == "__main__":
+    main()

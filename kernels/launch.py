@@ -1,0 +1,174 @@
+"""How kernels are launched, as data: tile sizes by dtype, chip and shape, and what pools where.
+
+`choose` is computed on the host, once a call, from tables in this file. `forced` sets what a test or a
+tuning run wants. The tables were written from the chips' limits and the compiler's reports
+(python -m bench.kernel_report); none of them has been measured on a GPU yet.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+FLAT = 1024  # elements a program of the elementwise kernels takes
+SUM_ROWS, SUM_BLOCK, SUM_COLUMNS = 512, 32, 64  # rows a program sums; the tile it holds
+INSIDE = 16  # places up to which pooling happens inside the product: there the weights' reading is all that counts
+MOST_PARTS = 32  # programs that share a tile
+
+Product = Literal["forward", "maps", "weight"]
+Pool = Literal["apart", "inside"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes at a time, and how: rows x columns, k summands a step."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    group: int = 8
+
+    def options(self) -> dict[str, int]:
+        """As a kernel takes it."""
+        return {
+            "BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k, "GROUP": self.group,
+            "num_warps": self.warps, "num_stages": self.stages,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A launch.
+
+    programs: in the grid. parts: programs that share a tile. even: a step takes tile.k channels everywhere, none
+    is cut short. precision: of float32 products.
+    """
+
+    tile: Tile
+    programs: int
+    parts: int
+    even: bool
+    pool: Pool
+    precision: Literal["ieee", "tf32"]
+
+
+# By kind of arithmetic, then capability at least, then rows at most (the first that fits is taken).
+# Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6 and 8.9,
+# 163 KB on 8.0, 227 KB on 9.0 and 10.0. Pooling inside the product holds the maps size * size times.
+ANY = 1 << 62
+TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
+    "16 bit": {
+        (8, 0): [
+            (16, Tile(16, 128, 128, warps=4, stages=2)),
+            (64, Tile(64, 64, 128, warps=4, stages=3)),
+            (ANY, Tile(128, 128, 32, warps=4, stages=4)),
+        ],
+        (9, 0): [
+            (16, Tile(16, 128, 128, warps=4, stages=4)),
+            (64, Tile(64, 128, 128, warps=4, stages=4)),
+            (ANY, Tile(128, 256, 64, warps=8, stages=3)),
+        ],
+    },
+    "tf32": {
+        (8, 0): [
+            (16, Tile(16, 128, 64, warps=4, stages=2)),
+            (64, Tile(64, 64, 64, warps=4, stages=2)),
+            (ANY, Tile(128, 128, 32, warps=8, stages=3)),
+        ],
+        (9, 0): [
+            (16, Tile(16, 128, 64, warps=4, stages=4)),
+            (64, Tile(64, 128, 64, warps=4, stages=3)),
+            (ANY, Tile(128, 128, 32, warps=8, stages=4)),
+        ],
+    },
+    "ieee": {
+        (8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(64, 64, 16, warps=8, stages=2))],
+    },
+    "16 bit, inside": {
+        (8, 0): [(16, Tile(16, 128, 64, warps=4, stages=2)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
+        (9, 0): [(16, Tile(16, 128, 64, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=3))],
+    },
+    "tf32, inside": {
+        (8, 0): [(16, Tile(16, 128, 32, warps=4, stages=2)), (ANY, Tile(32, 128, 32, warps=4, stages=2))],
+        (9, 0): [(16, Tile(16, 128, 32, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
+    },
+    "ieee, inside": {
+        (8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(32, 64, 16, warps=4, stages=2))],
+    },
+}
+# Where channels are no multiple of 16, numbers are loaded one by one, which takes registers.
+UNEVEN = Tile(64, 64, 32, warps=4, stages=3)
+INTERPRETED = Tile(16, 32, 16, warps=4, stages=1, group=2)
+INTERPRETED_PROGRAMS = 6
+
+_forced: dict[str, object] = {}
+
+
+@contextmanager
+def forced(tile: Tile | None = None, parts: int | None = None, pool: Pool | None = None) -> Iterator[None]:
+    """Launch every product with these inside the block, whatever `choose` would say."""
+    global _forced
+    before = _forced
+    _forced = {k: v for k, v in {"tile": tile, "parts": parts, "pool": pool}.items() if v is not None}
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(product: Product, dtype: torch.dtype, device: torch.device, m: int, n: int, taps: int, inner: int) -> Plan:
+    """How to launch a product of m x n, summed over `taps` runs of `inner` numbers."""
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    pool = _forced.get("pool") or ("inside" if m <= INSIDE else "apart")
+    if device.type == "cpu":
+        tile, chip = INTERPRETED, INTERPRETED_PROGRAMS
+    else:
+        capability, chip = _chip(device)
+        kind = arithmetic(dtype, precision)
+        tile = tile_for(f"{kind}, inside" if (product, pool) == ("forward", "inside") else kind, capability, m)
+        while product != "weight" and inner % tile.k and tile.k > 16:
+            tile = replace(tile, k=tile.k // 2)
+        if product != "weight" and inner % tile.k:
+            tile = UNEVEN
+    tile = _forced.get("tile") or tile
+    tiles = -(-m // tile.m) * -(-n // tile.n)
+    parts = 1
+    if product == "forward":  # the gradients have tiles enough
+        parts = _forced.get("parts") or max(1, min(MOST_PARTS, chip // tiles, taps * -(-inner // tile.k)))
+    if product == "weight":
+        tiles *= taps
+    return Plan(tile, min(tiles * parts, chip), parts, inner % tile.k == 0, pool, precision)
+
+
+def arithmetic(dtype: torch.dtype, precision: str) -> str:
+    """The kind of arithmetic in TILES: "16 bit", or for float32 the precision of products."""
+    return precision if dtype == torch.float32 else "16 bit"
+
+
+def tile_for(kind: str, capability: tuple[int, int], m: int) -> Tile:
+    """The tile in the table for a kind of arithmetic, a chip and a number of rows."""
+    known = max(c for c in TILES[kind] if c <= capability)
+    return next(tile for most, tile in TILES[kind][known] if m <= most)
+
+
+@contextmanager
+def on_chip(capability: tuple[int, int], multiprocessors: int) -> Iterator[None]:
+    """Choose for this chip inside the block, whatever is there: for compiling without a GPU."""
+    global _chip
+    before, _chip = _chip, lambda device: (capability, multiprocessors)
+    try:
+        yield
+    finally:
+        _chip = before
+
+
+@lru_cache
+def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
+    """Capability, and multiprocessors: one program each fills the chip."""
+    properties = torch.cuda.get_device_properties(device)
+    return (properties.major, properties.minor), properties.multi_processor_count

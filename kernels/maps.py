@@ -1,0 +1,80 @@
+"""What the kernels share on lists of maps: one pointer out of several, the tables that say where places lie.
+
+A list of maps of different sizes is one launch: their pointers are a tuple argument, everything else
+about them stands in tables of integers on the device. The tables depend on shapes alone and are kept.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+KEPT = 64  # lists of shapes whose tables are kept; those of 25,000 places take 0.6 MB
+
+Shape = tuple[int, int, int]  # images, rows, columns
+
+
+@triton.jit
+def address_of(maps, index, COUNT: tl.constexpr):
+    """The address of maps[index] as int64; index: an int32 scalar or block."""
+    address = maps[0].to(tl.int64) + tl.zeros_like(index).to(tl.int64)
+    for i in tl.static_range(1, COUNT):
+        address = tl.where(index == i, maps[i].to(tl.int64), address)
+    return address
+
+
+class Places(NamedTuple):
+    """For every place of the result, where its window starts: int32 [M], int64 [M], int32 [M]."""
+
+    which: Tensor  # number of its map
+    base: Tensor  # first cell of its window, counted in cells of that map
+    pitch: Tensor  # cells in a row of that map
+
+
+class Cells(NamedTuple):
+    """For every cell of the pooled maps, which places may use it: int32 [R], 4 times, int64 [R]."""
+
+    y: Tensor  # row and column of the cell
+    x: Tensor
+    height: Tensor  # rows and columns of its map's places
+    width: Tensor
+    first: Tensor  # the first place of its image
+
+
+@lru_cache(KEPT)
+def places(shapes: tuple[Shape, ...], reach: int, joined: bool, device: torch.device) -> Places:
+    """The table of the places of maps of these shapes; a window reaches `reach` cells past its first.
+
+    joined: the maps lie one behind the other in one buffer, and `base` counts from its start.
+    """
+    parts, start = [], 0
+    for i, (n, height, width) in enumerate(shapes):
+        image, y, x = _grid(n, height - reach, width - reach)
+        base = (image * height + y) * width + x + (start if joined else 0)
+        parts.append((torch.full_like(base, 0 if joined else i), base, torch.full_like(base, width)))
+        start += n * height * width
+    which, base, pitch = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Places(which.int().to(device), base.to(device), pitch.int().to(device))
+
+
+@lru_cache(KEPT)
+def cells(shapes: tuple[Shape, ...], reach: int, device: torch.device) -> Cells:
+    """The table of the cells of pooled maps of these shapes, one map behind the other."""
+    parts, first = [], 0
+    for n, height, width in shapes:
+        image, y, x = _grid(n, height, width)
+        rows, columns = height - reach, width - reach
+        parts.append((y, x, torch.full_like(y, rows), torch.full_like(y, columns), first + image * rows * columns))
+        first += n * rows * columns
+    *small, firsts = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Cells(*(t.int().to(device) for t in small), firsts.to(device))
+
+
+def _grid(n: int, height: int, width: int) -> Sequence[Tensor]:
+    """Image, row and column of every cell, int64, flat."""
+    axes = [torch.arange(length) for length in (n, height, width)]
+    return [t.reshape(-1) for t in torch.meshgrid(*axes, indexing="ij")]
