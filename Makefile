@@ -8,6 +8,9 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 .PHONY: demo test lint scenes committee bench accuracy report clean
 
+# What is run a second time, with Triton's interpreter in the place of a GPU.
+KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_fast.py
+
 demo: .venv/demo
 	$(BIN)/overfeat demo
 
@@ -15,6 +18,7 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || \
@@ -51,6 +55,8 @@ runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
 
 bench: .venv/bench
 	$(BIN)/python -m bench.speed.dense
+	$(BIN)/python -m bench.speed.fast
+	$(BIN)/python -m bench.kernel_report
 
 accuracy: .venv/bench
 	$(BIN)/python -m bench.accuracy.classification

@@ -7,9 +7,11 @@ of registers, spills, shared memory and matrix instructions; nothing runs, and n
 """
 
 import argparse
+import multiprocessing
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,25 +30,29 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Chip:
-    """What one kernel may use there: shared memory a program; the matrix instructions in its machine code."""
+    """What one kernel may use there. capability: whose launch configurations it takes."""
 
     name: str
     capability: tuple[int, int]
-    shared: int
-    matrix: str  # regular expression
+    shared: int  # bytes a program
+    matrix: str  # its matrix instruction for tiles of 64 rows or more, a regular expression; below it is HMMA
 
     @property
     def target(self) -> GPUTarget:
-        return GPUTarget("cuda", 10 * self.capability[0] + self.capability[1], 32)
+        if self.name.startswith("gfx"):
+            return GPUTarget("hip", self.name, 64)
+        return GPUTarget("cuda", int(self.name.removeprefix("sm_")), 32)
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("sm_80", (8, 0), 163 * 1024, r"\bHMMA\b"),
-        Chip("sm_86", (8, 6), 99 * 1024, r"\bHMMA\b"),
-        Chip("sm_90", (9, 0), 227 * 1024, r"\bHGMMA\b"),
-        Chip("sm_100", (10, 0), 227 * 1024, r"\bUTC\w*MMA\b"),
+        Chip("sm_80", (8, 0), 163 * 1024, "HMMA"),
+        Chip("sm_86", (8, 6), 99 * 1024, "HMMA"),
+        Chip("sm_90", (9, 0), 227 * 1024, "HGMMA"),
+        Chip("sm_100", (10, 0), 227 * 1024, r"UTC\w*MMA"),
+        Chip("sm_120", (8, 0), 99 * 1024, "HMMA"),
+        Chip("gfx942", (8, 0), 64 * 1024, "not disassembled"),
     )
 }
 KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
@@ -65,7 +71,7 @@ class Compiled:
     registers: int
     spills: int
     shared: int
-    matrix: int  # matrix instructions in the machine code
+    matrix: str  # matrix instructions in the machine code, and how many
 
 
 class _Driver:
@@ -77,8 +83,8 @@ class _Driver:
     def get_current_target(self) -> GPUTarget:
         return self.chip.target
 
-    def get_current_device(self) -> int:
-        return self.get_current_target().arch
+    def get_current_device(self) -> str:
+        return self.chip.name
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -99,40 +105,30 @@ class _Driver:
 
 
 def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
-    """Every way this library launches its kernels there: tiles by number of rows, pooling, channels, bias, parts."""
+    """Every way this library launches its kernels there: tiles by number of places, pooling, channels, bias, parts."""
     dtype = KINDS[kind]
 
     def empty(*shape: int) -> torch.Tensor:
         maps = torch.empty(shape, dtype=dtype, device="meta")
         return maps.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else maps
 
-    def tiles(name: str) -> list[launch.Tile]:
-        table = launch.TILES[name]
-        return [tile for _, tile in table[max(c for c in table if c <= chip.capability)]]
-
-    def product(tile: launch.Tile, channels: int, parts: int, pool: str, bias: bool) -> None:
-        maps = [empty(1, channels, 17, 17), empty(2, channels, 20, 23)]
-        weight = empty(4 * channels, channels, 5, 5)
-        with launch.forced(tile=tile, parts=parts, pool=pool):
+    def call(places: int, channels: int, parts: int = 1, bias: bool = True, backward: bool = False, **forced) -> None:
+        maps, weight = [empty(1, channels, 15, 14 + places)], empty(4 * channels, channels, 5, 5)
+        with launch.forced(parts=parts, **forced):
             skip_classifier.forward(maps, weight, empty(4 * channels) if bias else None, 3, relu=True)
-
-    def gradients(tile: launch.Tile, channels: int) -> None:
-        maps = [empty(1, channels, 17, 17), empty(2, channels, 20, 23)]
-        with launch.forced(tile=tile):
-            rows = 9 + 2 * 54
-            skip_classifier.backward(
-                empty(rows, 4 * channels), maps, empty(4 * channels, channels, 5, 5), empty(rows, 4 * channels), 3,
-                True, True,
-            )  # fmt: skip
+        if backward:
+            grad, output = empty(places, 4 * channels), empty(places, 4 * channels)
+            skip_classifier.backward(grad, maps, weight, output, 3, True, True)
 
     name = launch.arithmetic(dtype, kind)
-    for tile in tiles(f"{name}, inside"):
-        yield lambda tile=tile: product(tile, 1024, 1, "inside", True)
-    for tile in tiles(name):
-        yield lambda tile=tile: product(tile, 1024, 1, "apart", True)
-        yield lambda tile=tile: product(tile, 1024, 4, "apart", True)
-        yield lambda tile=tile: product(tile, 1000, 1, "apart", False)
-        yield lambda tile=tile: gradients(tile, 1024)
+    for most, _ in launch.tiles(f"{name}, inside", chip.capability):
+        yield lambda most=most: call(min(most, 200), 1024, pool="inside")
+    for most, _ in launch.tiles(name, chip.capability):
+        places = min(most, 200)
+        yield lambda places=places: call(places, 1024, pool="apart", backward=True)
+        yield lambda places=places: call(places, 1024, parts=4, pool="apart")
+    yield lambda: call(200, 96, bias=False, backward=True)  # channels that the tile's do not divide
+    yield lambda: call(200, 1000, bias=False, pool="apart")  # and that 16 does not
     if kind != "ieee":  # what multiplies nothing knows no precision
         for size in (2, 3):
             yield lambda size=size: offset_pool.backward(
@@ -156,10 +152,19 @@ def compile_for(chip: Chip, kind: str) -> list[Compiled]:
     finally:
         triton.runtime.driver.set_active(previous)
         torch.set_float32_matmul_precision(before)
-    return [_row(chip, kind, *found) for found in driver.found]
+    return sorted({_row(chip, kind, *found) for found in driver.found}, key=str)
 
 
 def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes) -> Compiled:
+    registers, spills, matrix = (_amd if chip.target.backend == "hip" else _nvidia)(binary)
+    shown = {k: v for k, v in constants.items() if k not in ("num_warps", "num_stages") and v is not None}
+    options = " ".join(f"{key}={value}" for key, value in sorted(shown.items()))
+    return Compiled(chip.name, name, kind, options, metadata.num_warps, metadata.num_stages, registers, spills,
+                    metadata.shared, matrix)  # fmt: skip
+
+
+def _nvidia(binary: bytes) -> tuple[int, int, str]:
+    """Registers, bytes spilled and matrix instructions of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
@@ -167,18 +172,27 @@ def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, bi
             subprocess.run([TOOLS / "cuobjdump", what, file.name], capture_output=True, text=True, check=True).stdout
             for what in ("--dump-resource-usage", "--dump-sass")
         )
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
-    spills = int(re.search(r"STACK:(\d+)", usage)[1]) + int(re.search(r"LOCAL:(\d+)", usage)[1])
-    shown = {k: v for k, v in constants.items() if k not in ("num_warps", "num_stages") and v is not None}
-    options = " ".join(f"{key}={value}" for key, value in sorted(shown.items()))
-    return Compiled(chip.name, name, kind, options, metadata.num_warps, metadata.num_stages, registers, spills,
-                    metadata.shared, len(re.findall(chip.matrix, code)))  # fmt: skip
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+    found = Counter(re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", code))
+    return registers, stack + local, " ".join(f"{name} x{count}" for name, count in sorted(found.items()))
+
+
+def _amd(binary: bytes) -> tuple[int, int, str]:
+    """The same of an hsaco, from the notes in it; there is no disassembler at hand."""
+
+    def note(key: bytes) -> int:
+        at = binary.index(key) + len(key)  # a number of MessagePack follows
+        length = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(binary[at], 0)
+        return int.from_bytes(binary[at + 1 : at + 1 + length], "big") if length else binary[at]
+
+    return note(b".vgpr_count"), 4 * note(b".vgpr_spill_count"), ""
 
 
 def compile_all(names: list[str], workers: int = 2) -> list[Compiled]:
     """Every chip and kind of arithmetic, in `workers` processes."""
     pairs = [(CHIPS[name], kind) for name in names for kind in KINDS]
-    with ProcessPoolExecutor(workers) as pool:
+    # A process each: one that has compiled a kernel for one kind would not load it again for the next.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         return [row for rows in pool.map(compile_for, *zip(*pairs, strict=True)) for row in rows]
 
 
@@ -189,7 +203,7 @@ def main() -> None:
     rows = compile_all(args.chip or list(CHIPS))
     for row in rows:
         print(f"{row.chip:7} {row.kernel:24} {row.kind:9} {row.registers:3} registers, {row.spills:4} B spilled, "
-              f"{row.shared:6} B shared, {row.matrix:4} matrix instructions  {row.options}")  # fmt: skip
+              f"{row.shared:6} B shared, {row.matrix:10}  {row.options}")  # fmt: skip
     if not args.chip:
         write_results("kernel-report", COMMAND, {"triton": triton.__version__, "kernels": [asdict(r) for r in rows]})
 

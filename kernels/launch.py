@@ -58,9 +58,11 @@ class Plan:
 
 
 # By kind of arithmetic, then capability at least, then rows at most (the first that fits is taken).
-# Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6 and 8.9,
-# 163 KB on 8.0, 227 KB on 9.0 and 10.0. Pooling inside the product holds the maps size * size times.
+# Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6, 8.9 and
+# 12.0, 163 KB on 8.0, 227 KB on 9.0 and 10.0, 64 KB on AMD's. Pooling inside the product holds the maps
+# size * size times.
 ANY = 1 << 62
+LARGE_SHARED = 200 * 1024
 TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
     "16 bit": {
         (8, 0): [
@@ -130,19 +132,20 @@ def choose(product: Product, dtype: torch.dtype, device: torch.device, m: int, n
     else:
         capability, chip = _chip(device)
         kind = arithmetic(dtype, precision)
-        tile = tile_for(f"{kind}, inside" if (product, pool) == ("forward", "inside") else kind, capability, m)
+        kind = f"{kind}, inside" if (product, pool) == ("forward", "inside") else kind
+        tile = next(tile for most, tile in tiles(kind, capability) if m <= most)
         while product != "weight" and inner % tile.k and tile.k > 16:
             tile = replace(tile, k=tile.k // 2)
         if product != "weight" and inner % tile.k:
             tile = UNEVEN
     tile = _forced.get("tile") or tile
-    tiles = -(-m // tile.m) * -(-n // tile.n)
+    count = -(-m // tile.m) * -(-n // tile.n)
     parts = 1
     if product == "forward":  # the gradients have tiles enough
-        parts = _forced.get("parts") or max(1, min(MOST_PARTS, chip // tiles, taps * -(-inner // tile.k)))
+        parts = _forced.get("parts") or max(1, min(MOST_PARTS, chip // count, taps * -(-inner // tile.k)))
     if product == "weight":
-        tiles *= taps
-    return Plan(tile, min(tiles * parts, chip), parts, inner % tile.k == 0, pool, precision)
+        count *= taps
+    return Plan(tile, min(count * parts, chip), parts, inner % tile.k == 0, pool, precision)
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> str:
@@ -150,10 +153,9 @@ def arithmetic(dtype: torch.dtype, precision: str) -> str:
     return precision if dtype == torch.float32 else "16 bit"
 
 
-def tile_for(kind: str, capability: tuple[int, int], m: int) -> Tile:
-    """The tile in the table for a kind of arithmetic, a chip and a number of rows."""
-    known = max(c for c in TILES[kind] if c <= capability)
-    return next(tile for most, tile in TILES[kind][known] if m <= most)
+def tiles(kind: str, capability: tuple[int, int]) -> list[tuple[int, Tile]]:
+    """For a kind of arithmetic and a chip: rows at most, and the tile."""
+    return TILES[kind][max(known for known in TILES[kind] if known <= capability)]
 
 
 @contextmanager
@@ -169,6 +171,9 @@ def on_chip(capability: tuple[int, int], multiprocessors: int) -> Iterator[None]
 
 @lru_cache
 def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
-    """Capability, and multiprocessors: one program each fills the chip."""
+    """Whose row of TILES to take, and multiprocessors: one program each fills the chip."""
     properties = torch.cuda.get_device_properties(device)
-    return (properties.major, properties.minor), properties.multi_processor_count
+    # AMD's chips and the smaller ones of NVIDIA's, up to 12.0, have too little shared memory for the tiles of 9.0.
+    large = torch.version.hip is None and properties.shared_memory_per_block_optin >= LARGE_SHARED
+    capability = (properties.major, properties.minor) if large else (8, 0)
+    return capability, properties.multi_processor_count

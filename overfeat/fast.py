@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def status() -> Report:
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     for device in devices:
         name = device.type if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
-        for op in TRITON:
+        for op in sorted({*TRITON, *PACKED}):
             for dtype in (*DTYPES, torch.float64):
                 rows.append(Status(op, name, dtype, *_runs(op, device, dtype)))
     return Report(rows)
@@ -68,7 +69,8 @@ def _runs(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     if ops.forced() == "reference":
         return "reference", in_force
     try:
-        chosen = ops.chosen(op, torch.empty(1, 1, 4, 4, dtype=dtype, device=device), 2)
+        # What a backend looks at; no tensor, so that no GPU has to be set up for asking.
+        chosen = ops.chosen(op, SimpleNamespace(device=device, dtype=dtype, shape=(1, 1, 4, 4)), 2)
     except ValueError:
         return "none", f"{in_force}, which does not take this"
     if ops.forced() is not None:
@@ -133,7 +135,7 @@ TRITON = {
 
 # Prepared weights on the CPU
 
-PACKED = {"skip_classifier_rows": packed.classifier_rows}
+PACKED = {"skip_classifier_rows": packed.classifier_rows, "convolution": packed.convolution}
 
 
 def _packed_takes(op: str, maps: Tensor, size: int) -> bool:

@@ -272,13 +272,11 @@ class OverFeat(nn.Module):
         maps = self.normalise(images)
         step = 0
         for conv, spec in zip(self.convs, self.architecture.convs, strict=True):
-            if pads is None:
-                maps = conv(maps)
-            else:
+            pad = spec.pad
+            if pads is not None:
                 (top, bottom), (left, right) = pads[0][step], pads[1][step]
-                maps = F.pad(maps, (left, right, top, bottom))
-                maps = F.conv2d(maps, conv.weight, conv.bias, conv.stride)
-            maps = maps.relu_()
+                maps, pad = F.pad(maps, (left, right, top, bottom)), 0
+            maps = ops.convolution(maps, conv.weight, conv.bias, spec.stride, pad)
             step += 1
             if spec.pool > 1 and conv is not self.convs[-1]:
                 maps = F.max_pool2d(maps, spec.pool)

@@ -150,6 +150,20 @@ def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.ops.overfeat.best_scores(scores, list(counts))
 
 
+def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool = True) -> Tensor:
+    """A convolution and its ReLU: [N, C, H, W] -> [N, O, h, w], for the layers before the last maps.
+
+    Stock torch wherever a gradient may be wanted, under autocast and in compiled code; elsewhere a
+    backend that has it.
+    """
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(maps.device.type)
+    if not plain and maps.dtype == weight.dtype:
+        for name in reversed(_backends) if _forced is None else [_forced]:
+            if "convolution" in _backends.get(name, {}) and _takes[name]("convolution", maps, 1):
+                return _backends[name]["convolution"](maps, weight, bias, stride, pad, relu)
+    return _torch_convolution(maps, weight, bias, stride, pad, relu)
+
+
 def result_shapes(maps: Sequence[Tensor], kernel: int, size: int) -> list[tuple[int, int, int]]:
     """(N, rows, columns) of the result of each map."""
     reach = kernel * size - 1
@@ -417,6 +431,11 @@ def _torch_classifier_backward(grad, maps, weight, output, size, need_maps, need
     return of_maps
 
 
+def _torch_convolution(maps, weight, bias, stride, pad, relu):
+    result = F.conv2d(maps, weight, bias, stride, pad)
+    return result.relu_() if relu else result
+
+
 def _torch_best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     best = scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
     for run, part in zip(best, scores.split(list(counts)), strict=True):
@@ -432,6 +451,7 @@ register_backend(
         "skip_classifier_rows": _torch_classifier,
         "skip_classifier_rows_backward": _torch_classifier_backward,
         "best_scores": _torch_best_scores,
+        "convolution": _torch_convolution,
     },
     takes=lambda op, maps, size: True,
 )

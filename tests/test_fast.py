@@ -1,0 +1,208 @@
+"""`import overfeat.fast`: the same numbers as without it, and a status that explains itself."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from op_checks import numbers
+from PIL import Image
+from tolerance import assert_matches
+
+import overfeat
+import overfeat.fast as fast
+from overfeat import ops, packed, weights
+from overfeat.cli.main import main
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNELS = INTERPRETED or torch.cuda.is_available()
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+
+
+@pytest.fixture(params=["fast", "packed"])
+def switched(request):
+    """The best there is, and on a CPU with the interpreter prepared weights too, which it goes before."""
+    if request.param == "fast":
+        yield
+        return
+    if not INTERPRETED:
+        pytest.skip("prepared weights are what is fastest here, or do not run here")
+    kept = ops._backends.pop("triton")
+    yield
+    ops._backends["triton"] = kept
+
+
+def both(run):
+    """What `run` gives with stock torch and with the fast backends; prepared weights need a second call."""
+    with ops.backend("torch"):
+        stock = run()
+    run()
+    return run(), stock
+
+
+@pytest.fixture
+def image():
+    return (numbers((1, 3, 70, 90), seed=3).clamp(-2, 2) * 60 + 128).to(torch.uint8)
+
+
+def test_the_backends_are_there():
+    assert list(ops._backends)[:3] == ["torch", "packed", "triton"]
+    names = {name for name in fast.__all__ if name not in ("Status", "status")}
+    assert names == set(overfeat.__all__)
+    assert all(getattr(fast, name) is getattr(overfeat, name) for name in names)
+
+
+@pytest.mark.parametrize("name", ["small", "thin accurate", "thin fast"])
+def test_classification(switched, make_net, image, name, monkeypatch):
+    monkeypatch.setattr(packed, "GAIN", float("inf"))  # the transformed form even for maps as small as these
+    net = make_net(name).to(DEVICE)
+    side = net.architecture.window
+    scales = [(side, side + 13), (side + 20, side + 30)]
+    got, want = both(lambda: overfeat.classify(net, image, scales, flip=True))
+    assert_matches(got, want, torch.float32)
+    got, want = both(lambda: [m.scores for m in overfeat.score_maps(net, image, scales)])
+    assert_matches(got, want, torch.float32)
+
+
+def test_features(switched, make_net, image):
+    net = make_net("small").to(DEVICE)
+    with torch.no_grad():
+        for number in range(len(net.architecture.layers)):
+            got, want = both(lambda number=number: net.layer_output(image.to(DEVICE), number))
+            assert_matches(got, want, torch.float32)
+        got, want = both(lambda: net.features(image.to(DEVICE)))
+        assert_matches(got, want, torch.float32)
+
+
+def test_training_over_many_places(make_net):
+    """Three steps of SGD at fine stride, all layers; the classifier's first layer sees 9 places an image."""
+
+    def train():
+        net = make_net("thin accurate").to(DEVICE).train()
+        net.dropout = 0.0
+        optimizer = torch.optim.SGD(net.parameters(), 0.01)
+        images = numbers((2, 3, 245, 245), DEVICE, dtype=torch.float32) * 60 + 120
+        losses = []
+        for _ in range(3):
+            loss = net(images, "fine").logsumexp(1).mean() - net(images, "fine")[:, 0].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses), *[p.detach() for p in net.parameters()]
+
+    got, want = both(train)
+    assert_matches(got, want, torch.float32)
+
+
+def test_training_from_the_command_line(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = random.integers(0, 120, (60, 70, 3)) + (120 if name == "light" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+
+    runs = iter(range(9))
+
+    def train():
+        folder = tmp_path / f"run{next(runs)}"
+        flags = f"train classifier --net small --data {tmp_path / 'data'} --out {folder} --device {DEVICE.type}"
+        more = "--epochs 2 --batch 12 --crops 1 --lr 0.002 --workers 0"
+        assert main([*flags.split(), *more.split()]) == 0
+        return list(weights.load(folder / "net.safetensors").state_dict().values())
+
+    got, want = both(train)
+    assert_matches(got, want, torch.float32)
+
+
+# Status
+
+
+def test_status_here():
+    rows = fast.status()
+    assert {row.op for row in rows} == {*fast.TRITON, *fast.PACKED}
+    on_cpu = {(row.op, row.dtype): row for row in rows if row.device == "cpu"}
+    pool = on_cpu["offset_max_pool", torch.float32]
+    first = on_cpu["skip_classifier_rows", torch.float32]
+    if INTERPRETED:
+        assert (pool.backend, first.backend) == ("triton", "triton") and "interpreted" in pool.why
+    else:
+        assert pool.backend == "torch" and "Triton" in pool.why
+        assert first.backend == "packed" or "oneDNN" in first.why
+    wide = on_cpu["skip_classifier_rows", torch.float64]
+    assert wide.backend == "torch" and "float64" in wide.why
+    assert len(str(rows).splitlines()) == len(rows) + 1
+    with fast.backend("torch"):
+        assert all(row.backend == "torch" and "in force" in row.why for row in fast.status())
+    with fast.backend("reference"):
+        assert all(row.backend == "reference" for row in fast.status())
+    with fast.backend("triton"):
+        assert {row.backend for row in fast.status() if row.op == "convolution"} == {"none"}
+
+
+def status_in_a_process(*lines, **environment):
+    code = "\n".join([*lines, "import overfeat.fast as of", "print(of.status())"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**os.environ, "TRITON_INTERPRET": "0", **environment})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_status_without_triton():
+    out = status_in_a_process("import sys", "sys.modules['triton'] = None")
+    assert "Triton is not installed" in out and "cpu" in out
+
+
+@pytest.mark.parametrize(("capability", "words"), [((7, 5), "capability 7.5 is below 8.0"), ((9, 0), "kernels")])
+def test_status_with_a_gpu(capability, words):
+    """What it says of a GPU that torch claims is there; nothing runs on it."""
+    out = status_in_a_process(
+        "import torch",
+        "torch.cuda.device_count = lambda: 1",
+        "torch.cuda.get_device_name = lambda device: 'Some GPU'",
+        f"torch.cuda.get_device_capability = lambda device: {capability}",
+    )
+    lines = [line for line in out.splitlines() if "cuda:0 Some GPU" in line]
+    backend = "torch" if capability < (8, 0) else "triton"
+    assert any(f"skip_classifier_rows           float16   {backend}" in line and words in line for line in lines)
+
+
+def test_import_probes_nothing():
+    """Importing asks no device, and does not import Triton."""
+    code = (
+        "import torch, sys\n"
+        "def refuse(*arguments): raise AssertionError('probed')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda.get_device_capability = refuse\n"
+        "before = 'triton' in sys.modules\n"
+        "import overfeat.fast\n"
+        "assert ('triton' in sys.modules) == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not KERNELS, reason="the kernels run on a GPU or under Triton's interpreter")
+def test_the_kernels_run_by_default(monkeypatch):
+    ran = []
+    for op, kernel in fast.TRITON.items():
+        monkeypatch.setitem(ops._backends["triton"], op, lambda *a, op=op, kernel=kernel: ran.append(op) or kernel(*a))
+    maps = numbers((1, 3, 8, 9), DEVICE, dtype=torch.float32).requires_grad_()
+    weight = numbers((4, 3, 2, 2), DEVICE, dtype=torch.float32)
+    ops.offset_max_pool(maps, 2).sum().backward()
+    ops.skip_classifier(maps, weight, None, 3).sum().backward()
+    ops.best_scores(maps.detach().flatten(0, 2), [24])
+    assert set(ran) == set(fast.TRITON)
+
+
+def test_not_for_empty_maps_or_odd_types():
+    """What the fast backends do not take, or what is empty, runs as before."""
+    weight = numbers((4, 3, 2, 2), DEVICE, dtype=torch.float32)
+    empty = torch.zeros(0, 3, 8, 9, device=DEVICE)
+    for _ in range(2):
+        assert ops.skip_classifier(empty, weight, None, 3).shape == (0, 4, 3, 4)
+        assert ops.offset_max_pool(empty, 3).shape == (0, 3, 6, 7)
+    wide = numbers((1, 3, 8, 9), DEVICE, dtype=torch.float64)
+    assert ops.skip_classifier(wide, weight.double(), None, 3).dtype == torch.float64

@@ -1,0 +1,182 @@
+"""Prepared weights on the CPU: the same results as the stock backend, for as long as the weights stay the same."""
+
+import gc
+
+import pytest
+import torch
+from op_checks import CASE, LAYOUTS, laid_out, numbers
+from tolerance import assert_matches
+
+from overfeat import ops, packed, reference
+
+if packed.why_not(torch.float32):
+    pytest.skip(packed.why_not(torch.float32), allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    packed.forget()
+    yield
+    packed.forget()
+
+
+@pytest.fixture(params=["packed", "transformed"])
+def form(request, monkeypatch):
+    """Either form at any size of the maps; the transformed one where the kernel is large enough."""
+    monkeypatch.setattr(packed, "GAIN", 0.0 if request.param == "packed" else float("inf"))
+    return request.param
+
+
+def single(shape, seed=0):
+    return numbers(shape, seed=seed, dtype=torch.float32)
+
+
+def twice(function, *arguments):
+    """The second call's result: the first one only makes the weight known."""
+    function(*arguments)
+    return function(*arguments)
+
+
+def check_rows(maps, weight, bias, size, relu=True, dtype=torch.float32):
+    got = twice(packed.classifier_rows, maps, weight, bias, size, relu)
+    assert got.dtype == weight.dtype
+    twins = [
+        reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
+        for m in maps
+        if len(m)
+    ]
+    assert_matches(got, torch.cat([t.permute(0, 2, 3, 1).flatten(0, 2) for t in twins]), dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@CASE
+def test_classifier(form, shape, out, kernel, size, layout):
+    if not shape[0]:
+        pytest.skip("no images: the stock implementation runs")
+    check_rows([laid_out(single(shape), layout)], single((out, shape[1], kernel, kernel), 1), single((out,), 2), size)
+
+
+@pytest.mark.parametrize("kernel", [3, 4, 5, 6, 7])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_classifier_of_every_transform(form, kernel, size):
+    side = kernel * size
+    maps = [single((1, 6, side + 7, side), 1), single((2, 6, side + 3, side + 11), 2), single((0, 6, side, side), 3)][
+        :2
+    ]
+    weight = single((8, 6, kernel, kernel), 8)
+    check_rows(maps, weight, single((8,), 9), size)
+    check_rows(maps, weight, None, size, relu=False)
+    prepared = packed._seen[id(weight)]
+    assert (prepared.transformed is None) == (form == "packed")
+    assert (prepared.packed is None) == (form == "transformed")
+
+
+def test_many_tiles_and_outputs(form, monkeypatch):
+    monkeypatch.setattr(packed, "TILES_AT_ONCE", 5)
+    monkeypatch.setattr(packed, "OUTPUTS_AT_ONCE", 3)
+    check_rows([single((2, 4, 25, 31))], single((8, 4, 5, 5), 8), single((8,), 9), 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_where_it_belongs(form, value):
+    maps = single((1, 3, 21, 21))
+    maps[0, 1, 10, 10] = value
+    check_rows([maps], single((4, 3, 5, 5), 8), single((4,), 9), 3, relu=False)
+    got = twice(packed.convolution, maps, weight := single((4, 3, 3, 3), 7), None, 1, 1, False)
+    assert_matches(got, torch.nn.functional.conv2d(maps.double(), weight.double(), padding=1), torch.float32)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad"), [(7, 2, 0), (3, 1, 1), (5, 1, 0), (7, 1, 0), (1, 1, 0), (11, 4, 0)]
+)
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
+def test_convolution(form, kernel, stride, pad, relu, layout):
+    maps, weight = laid_out(single((2, 5, 24, 27)), layout), single((6, 5, kernel, kernel), 1)
+    bias = single((6,), 2)
+    got = twice(packed.convolution, maps, weight, bias, stride, pad, relu)
+    want = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), stride, pad)
+    assert_matches(got, want.relu() if relu else want, torch.float32)
+
+
+def test_bfloat16(form):
+    if packed.why_not(torch.bfloat16):
+        pytest.skip(packed.why_not(torch.bfloat16))
+    weight, bias = single((16, 32, 3, 3), 1).bfloat16(), single((16,), 2).bfloat16()
+    check_rows([single((2, 32, 13, 11)).bfloat16()], weight, bias, 3, dtype=torch.bfloat16)
+    assert packed._seen[id(weight)].transformed is None, "bfloat16 is too coarse for the transform"
+
+
+# When a prepared form is used
+
+
+def changes():
+    """Ways in which a weight changes: with torch's knowledge, and behind its back."""
+
+    def add(weight):
+        with torch.no_grad():
+            weight.add_(1)
+
+    def data(weight):
+        weight.data.mul_(2)
+
+    def swap(weight):
+        weight.data = weight.data * 3
+
+    return [add, data, swap]
+
+
+@pytest.mark.parametrize("change", changes(), ids=lambda f: f.__name__)
+def test_a_changed_weight_is_prepared_anew(form, change):
+    maps, weight = single((1, 4, 20, 20)), torch.nn.Parameter(single((6, 4, 5, 5), 1))
+    with torch.no_grad():
+        for _ in range(3):
+            check_rows([maps], weight, None, 3)
+            change(weight)
+            for _ in range(3):
+                got = packed.classifier_rows([maps], weight, None, 3, True)
+                want = reference.skip_classifier(maps, weight, None, 3).permute(0, 2, 3, 1).flatten(0, 2)
+                assert_matches(got, want, torch.float32)
+
+
+def test_the_first_call_prepares_nothing(form):
+    weight = single((6, 4, 5, 5), 1)
+    packed.classifier_rows([single((1, 4, 20, 20))], weight, None, 3, True)
+    known = packed._seen[id(weight)]
+    assert known.packed is None and known.transformed is None
+
+
+def test_prepared_weights_go_with_the_weight(form):
+    weight = single((6, 4, 5, 5), 1)
+    check_rows([single((1, 4, 20, 20))], weight, None, 3)
+    assert len(packed._seen) == 1
+    del weight
+    gc.collect()
+    assert not packed._seen
+
+
+def test_transforms_are_exact():
+    """In float64 the transforms give the convolution, to rounding."""
+    for k in range(3, 8):
+        of_outputs, of_weights, of_maps = packed.transforms(k, torch.float64)
+        tile, m = packed._tile(k), packed._tile(k) - k + 1
+        cells, weight = numbers((tile, tile), dtype=torch.float64), numbers((k, k), seed=1, dtype=torch.float64)
+        got = of_outputs @ ((of_weights @ weight.flatten()) * (of_maps @ cells.flatten()))
+        want = torch.nn.functional.conv2d(cells[None, None], weight[None, None]).flatten()
+        assert got.shape == (m * m,)
+        assert (got - want).abs().max() < 1e-12
+
+
+def test_training_uses_stock_torch(monkeypatch):
+    """Where a gradient may be wanted, prepared weights stay out of it."""
+    import overfeat.fast  # noqa: F401
+
+    def refuse(*arguments):
+        raise AssertionError("prepared weights in training")
+
+    monkeypatch.setitem(ops._backends["packed"], "convolution", refuse)
+    maps, weight = single((1, 3, 8, 8)), single((4, 3, 3, 3), 1).requires_grad_()
+    ops.convolution(maps, weight, None, 1, 1).sum().backward()
+    assert weight.grad is not None
+    with torch.no_grad(), pytest.raises(AssertionError, match="in training"):
+        ops.convolution(maps, weight, None, 1, 1)
