@@ -8,8 +8,10 @@ import json
 import math
 import statistics
 
-from bench.common import RESULTS, ROOT
+from bench.common import RESULTS, ROOT, work
 from overfeat.files import replacing
+from overfeat.geometry import output_size
+from overfeat.nets import ARCHITECTURES
 
 PAGE = ROOT / "BENCHMARKS.md"
 
@@ -25,7 +27,8 @@ PAPER_COMMITTEE = {"4 scales, fine": ("35.10", "13.86", "7 fast")}
 
 HOW = """## How to run it
 
-`make bench` measures speed (about three minutes on two cores), `make scenes committee` makes the scenes and
+`make bench` measures speed and compiles the kernels (about ten minutes on two cores), `make gpu` checks and measures
+the kernels on a GPU (eight minutes; it needs that machine's own torch and no network), `make scenes committee` makes the scenes and
 trains the five nets (an hour or more), `make accuracy` evaluates them (ten minutes),
 and `make report` writes this page. Every result file in `bench/results` holds the command, the device, the
 versions, the date and the commit. Ratios are of times from one run on one machine; times from different
@@ -112,6 +115,124 @@ The classifier stage scale by scale, and all six in one pass over the weights: {
 """
 
 
+def prepared(results: dict) -> str:
+    """`overfeat.fast` on a CPU."""
+    parts, rows = [], []
+    for dtype, found in results["dtypes"].items():
+        times = found["six_scales"]
+        stock, fast = times["stock"]["median"], times["fast"]["median"]
+        ceilings = [max(c.values()) for c in found["ceiling_gflops"]]
+        rate = found["gflop"] / fast
+        rows.append([
+            dtype, spread(times["stock"]), spread(times["backend_torch"]), spread(times["fast"]), f"{stock / fast:.2f}",
+            f"{rate:.0f}", " and ".join(f"{c:.0f}" for c in ceilings), f"{found['largest_difference']:.0e}",
+        ])  # fmt: skip
+        layers = [
+            [str(x["scale"]), str(x["places"]), f"{x['gflop'] / x['stock']['median']:.0f}",
+             f"{x['gflop'] / x['fast']['median']:.0f}", str(BY_HAND[i]) if dtype == "float32" else "",
+             f"{x['rms_difference']:.1e}"]
+            for i, x in enumerate(found["layers"])
+        ]  # fmt: skip
+        together = sum(x["gflop"] for x in found["layers"]) / found["together"]["median"]
+        head = [f"{dtype}: scale", "places", "stock, GFLOP/s", "fast, GFLOP/s", "target", "RMS difference"]
+        parts.append(f"{table(head, layers)}\n\nAll six in one call: {together:.0f} GFLOP/s.\n")
+    head = ["six scales", "stock eager, s", "backend torch, s", "fast, s", "times faster than eager (target 2)",
+            "GFLOP/s", "ceiling before and after", "largest difference of a score"]  # fmt: skip
+    weights, peak = (results["memory"][key] * 2**20 / 1e9 for key in ("weights", "peak"))
+    return f"""## `overfeat.fast` on a CPU
+
+{where(results)}
+
+The accurate net, batch 1, image to scores without the mirror image. Stock eager is plain torch: scale by scale, max
+pooling at stride 1, dilated convolution, ReLU, channels-last, nothing of this library. The ceiling is the better of a
+4096 x 4096 matrix product and a 3 x 3 convolution with packed weights, in GFLOP/s. In float32 `fast` does fewer
+multiplications than a plain sum (Winograd's minimal filtering, for the first full layer and the 3 x 3 and 7 x 7
+convolutions); its GFLOP/s count those of the plain sum and so pass the ceiling.
+
+{table(head, rows)}
+
+A process that classifies one image three times at six scales with its mirror images, float32, peaks at
+{peak - weights:.2f} GB beyond the weights' {weights:.2f} GB; prepared forms included.
+
+The first full layer alone, scale by scale; targets are what was once measured by hand with packed weights on two cores:
+
+{chr(10).join(parts)}"""
+
+
+# GFLOP/s of the first full layer at scales 1 to 6; none was named for 2, 3 and 5.
+BY_HAND = (87, "", "", 214, "", 217)
+
+
+def kernels(results: dict) -> str:
+    """What the compiler makes of the kernels, by chip, kernel and dtype."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for row in results["kernels"]:
+        groups.setdefault((row["chip"], row["kernel"], row["kind"]), []).append(row)
+    rows = []
+    for (chip, kernel, kind), found in groups.items():
+        matrix = sorted({part.split(" x")[0] for row in found for part in row["matrix"].split(" ") if part[:1] != "x"})
+        rows.append([
+            chip, kernel, kind, str(len(found)), span(found, "registers"), span(found, "spills"),
+            span(found, "shared", 1024), ", ".join(filter(None, matrix)),
+        ])  # fmt: skip
+    head = [
+        "chip",
+        "kernel",
+        "arithmetic",
+        "launches",
+        "registers",
+        "bytes spilled",
+        "shared, KB",
+        "matrix instructions",
+    ]
+    return f"""## What the compiler makes of the kernels
+
+{where(results)} Triton {results["triton"]}.
+
+Compiled for chips that were not there, through the functions that launch the kernels, for every launch configuration:
+registers and bytes spilled a thread, shared memory a program, from the least to the most over the configurations.
+Nothing here says how fast a kernel is. Tiles of fewer than 64 rows run on HMMA everywhere; full float32 ("ieee") uses
+no matrix unit by intent. gfx942 takes the configurations of sm_80; it compiles, fits its 64 KB, and was not
+disassembled.
+
+{table(head, rows)}
+"""
+
+
+def span(rows: list[dict], key: str, unit: int = 1) -> str:
+    low, high = (f(row[key] for row in rows) / unit for f in (min, max))
+    return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+
+
+def roofline() -> str:
+    """The least time of the first full layer on an H200, computed from the vendor's figures."""
+    net = ARCHITECTURES["accurate"]
+    rows, flops_rate, byte_rate = [], 989e12, 4.8e12
+    cases = [(f"scale {i}", [size], 1) for i, size in enumerate(net.scales, 1)]
+    cases += [("all six, batch 1", net.scales, 1), ("all six with flip, batch 8", net.scales, 16)]
+    for name, sizes, images in cases:
+        counts = [work(net, *size, 1000, "fine") for size in sizes]
+        places = images * sum(c["places"] for c in counts)
+        flops = 2 * images * sum(c["first"] for c in counts)
+        channels, outputs, taps = net.convs[-1].channels, net.hidden[0], net.kernel**2
+        cells = images * sum(
+            output_size(net.feature_steps, height) * output_size(net.feature_steps, width) for height, width in sizes
+        )
+        moved = 2 * (cells * channels + outputs * channels * taps + places * outputs)
+        computing, moving = flops / flops_rate, moved / byte_rate
+        rows.append([name, str(places), f"{flops / 1e9:.0f}", f"{moved / 1e6:.0f}", f"{flops / moved:.0f}",
+                     f"{max(computing, moving) * 1e6:.0f}", "memory" if moving > computing else "matrix units"])  # fmt: skip
+    head = ["computed, not measured", "places", "GFLOP", "MB at least", "FLOP/byte", "least time, us", "bound by"]
+    return f"""## First full layer on a GPU: not yet measured
+
+No GPU was at hand. In place of times, the least time that the accurate net's first full layer in bfloat16 can take on
+an H200 by its vendor's figures (989 TFLOP/s dense, 4.8 TB/s), each input read and each output written once. One scale
+at batch 1 is bound by reading the 210 MB of weights, six times over; all six in one launch read them once.
+
+{table(head, rows)}
+"""
+
+
 def accuracy(results: dict) -> str:
     images, nets = results["images"], results["nets"]
     rows = []
@@ -151,6 +272,9 @@ def page() -> str:
         [
             "# Benchmarks\n\n<!-- Written by python -m bench.report from bench/results; do not edit. -->\n",
             speed(read("speed-dense")),
+            prepared(read("speed-fast")),
+            roofline(),
+            kernels(read("kernel-report")),
             accuracy(read("accuracy-classification")),
             HOW,
         ]

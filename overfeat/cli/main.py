@@ -1,6 +1,7 @@
 """`overfeat COMMAND ...`: picks the command, turns bad input into one line and a non-zero status."""
 
 import argparse
+import importlib
 import sys
 
 import torch
@@ -18,6 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
         description="Find what is where in images: a ConvNet over every place and every size at once.",
     )
     parser.add_argument("--version", action="version", version=f"overfeat {overfeat.__version__}")
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="import overfeat.fast: Triton kernels on a GPU, weights prepared once on a CPU",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add_parser(commands)
@@ -25,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     args = parser.parse_args(arguments)
+    if args.fast:
+        importlib.import_module("overfeat.fast")
     try:
         return args.run(args)
     except InputError as error:
