@@ -1,6 +1,8 @@
 """What every run shares: timing, the machine's description, counting work, and writing results."""
 
 import datetime
+import importlib.metadata
+import importlib.util
 import itertools
 import json
 import platform
@@ -8,6 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -40,17 +43,19 @@ def matrix_product_rate(size: int = 4096, repeats: int = 5) -> float:
     return 2 * size**3 / seconds(lambda: a @ b, repeats)["median"]
 
 
-def machine() -> dict[str, str | int]:
-    """Device, versions, date and commit, for the head of a result."""
+def machine() -> dict[str, str | int | float]:
+    """Device, versions, date and commit, for the head of a result; more about the GPU where there is one."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    return {
+    commit = ""
+    with suppress(FileNotFoundError):  # a machine without git
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+    found = {
         "cpu": model,
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -60,6 +65,17 @@ def machine() -> dict[str, str | int]:
         "date": datetime.date.today().isoformat(),
         "commit": commit or "unknown",
     }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties()
+        found |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda or f"HIP {torch.version.hip}",
+        }
+    if importlib.util.find_spec("triton"):
+        found["triton"] = importlib.metadata.version("triton")
+    return found
 
 
 def write_results(name: str, command: str, results: dict) -> Path:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tolerance import assert_matches
 
+from bench.tolerance import assert_matches
 from overfeat import ops, reference
 
 # (maps, channels out, kernel, pooling): every pooling, with remainders that differ by axis

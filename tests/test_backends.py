@@ -3,8 +3,8 @@
 import pytest
 import torch
 from op_checks import numbers, parameters
-from tolerance import assert_matches
 
+from bench.tolerance import assert_matches
 from overfeat import ops, reference
 
 # Errors

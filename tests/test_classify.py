@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tolerance import assert_matches
 
 import overfeat
+from bench.tolerance import assert_matches
 from overfeat.classify import scale_scores
 from overfeat.files import InputError
 from overfeat.resize import resize, resize_short_side

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tolerance import assert_matches
 
+from bench.tolerance import assert_matches
 from overfeat import dense
 from overfeat.files import InputError
 from overfeat.nets import ARCHITECTURES, Architecture, Conv

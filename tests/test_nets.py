@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_matches
 
 import overfeat
+from bench.tolerance import assert_matches
 from overfeat.files import InputError
 from overfeat.geometry import output_size
 from overfeat.nets import ARCHITECTURES, Architecture, Conv, OverFeat, build

@@ -4,8 +4,8 @@ import op_checks
 import pytest
 import torch
 from op_checks import CASE, LAYOUTS, check_classifier, check_pool, laid_out, numbers, parameters, scales
-from tolerance import assert_matches
 
+from bench.tolerance import assert_matches
 from overfeat import ops, reference
 
 # Values and gradients

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from op_checks import LAYOUTS, laid_out, numbers, parameters, scales
-from tolerance import assert_matches
 
+from bench.tolerance import assert_matches
 from overfeat import ops, reference
 
 # torch.library's own checks, autograd's, the compiler's

@@ -24,13 +24,13 @@ IMAGE = (375, 500)  # height, width: the usual size of an ImageNet picture
 CROPS = 16  # windows in a batch of the naive way
 
 
-def naive_windows(net: OverFeat, image: torch.Tensor) -> torch.Tensor:
+def naive_windows(net: OverFeat, image: torch.Tensor, batch: int = CROPS) -> torch.Tensor:
     """Every window of the fine grid cropped and run on its own, in batches: [classes, rows, columns]."""
     window, stride = net.architecture.window, net.architecture.fine_stride
     crops = image.unfold(2, window, stride).unfold(3, window, stride)[0]
     rows, columns = crops.shape[1:3]
     crops = crops.permute(1, 2, 0, 3, 4).flatten(0, 1)
-    scores = torch.cat([net(batch).flatten(1) for batch in crops.split(CROPS)])
+    scores = torch.cat([net(part).flatten(1) for part in crops.split(batch)])
     return scores.T.view(-1, rows, columns)
 
 
@@ -38,7 +38,7 @@ def offset_loop(net: OverFeat, maps: torch.Tensor) -> torch.Tensor:
     """The classifier stage with stock torch, once for each offset of the last pooling, interleaved."""
     size, kernel = net.architecture.pool, net.architecture.kernel
     rows, columns = (side - size * kernel + 1 for side in maps.shape[2:])
-    output = maps.new_empty(1, net.classes, rows, columns)
+    output = maps.new_empty(len(maps), net.classes, rows, columns)
     for y in range(size):
         for x in range(size):
             hidden = F.max_pool2d(maps[:, :, y:, x:], size)

@@ -1,0 +1,63 @@
+"""Check and time every op on this machine's GPU: make gpu, or python -m bench.gpu
+
+The most important comes first: short checks, ceilings, six scales in one call, whole classifications, the
+choice of tiles. What does not fit into the budget is left out, and that is said. Results are written after
+every section to OUT/<device>.json. Exit status: 0, 1 where a check failed, 2 where there is no GPU.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+OUT = Path(__file__).resolve().parents[1] / "results" / "gpu"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results (default: bench/results/gpu)")
+    parser.add_argument("--budget", type=float, default=450, help="seconds after which nothing new starts")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, kernels interpreted; no times")
+    parser.add_argument("--cudnn-benchmark", action=argparse.BooleanOptionalAction, default=True,
+                        help="cuDNN tries all its ways and takes the fastest (default: yes)")  # fmt: skip
+    args = parser.parse_args()
+    if args.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # read as the kernels are first imported
+    elif not torch.cuda.is_available():
+        print("no GPU that torch can use on this machine; --dry-run goes through everything on the CPU")
+        return 2
+    from bench.gpu import checks, targets, timings
+    from bench.gpu.run import DeviceLost, Run
+    from overfeat import fast
+
+    run = Run(args.out, args.budget, args.dry_run)
+    run.results["runs what"] = [str(status) for status in fast.status()]
+    run.results["cudnn benchmark"] = torch.backends.cudnn.benchmark = args.cudnn_benchmark
+    torch.manual_seed(0)
+    try:
+        run.section("short checks", checks.short)
+        run.section("ceilings", timings.ceilings)
+        run.section("packed", timings.packed)
+        run.section("classification", timings.classification)
+        run.section("tuning", timings.tuning)
+        run.section("scales", timings.scales)
+        run.section("training", timings.training)
+        run.section("thorough checks", checks.thorough)
+        run.section("other kinds", timings.other_kinds)
+        run.section("naive windows", timings.naive)
+        run.section("fragile checks", checks.fragile)
+    except DeviceLost:
+        print("the device is lost; what comes after is not run")
+    run.results["targets"] = targets.table(run)
+    run.save()
+    passed = sum(check["result"] == "passed" for check in run.checks)
+    print(f"{passed} checks passed, {len(run.failed)} failed; written to {run.path}")
+    for check in run.failed:
+        print(f"FAILED {check['name']}: {check['message'].splitlines()[0]}")
+    return 1 if run.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

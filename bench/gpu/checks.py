@@ -1,0 +1,260 @@
+"""Every op on the device against overfeat.reference in float64, from random inputs, into poisoned memory."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from bench.gpu.cases import (
+    FLOAT16,
+    FLOAT32,
+    FULL,
+    GUARD,
+    TINY,
+    Kind,
+    Layer,
+    Sizes,
+    compiled,
+    forced,
+    has_kernels,
+    numbers,
+    poisoned,
+    rows_of,
+    untrained,
+)  # fmt: skip
+from bench.gpu.run import FAST, Run
+from bench.tolerance import assert_matches
+from overfeat import ops, reference
+
+POOL, LAYER, SCORES = "offset pooling", "first full layer", "best scores"
+WIDE = 24 << 30  # bytes that must be free for the map that spans 2^31 elements
+
+
+def short(run: Run) -> None:
+    """Every op, dtype and way to launch, at small sizes."""
+    for kind in sizes(run).kinds:
+        for size, last in itertools.product((2, 3), (False, True)):
+            layout = "channels-last" if last else "contiguous"
+            run.check(f"pooling {size}, {layout}, {kind.name}", POOL, FAST, kind.name,
+                      lambda k=kind, s=size, c=last: pooling(run, k, s, c))  # fmt: skip
+        run.check(f"best scores, {kind.name}", SCORES, FAST, kind.name, lambda k=kind: scores(run, k))
+        for channels in sizes(run).channels:
+            layer, name = small(run, kind, channels), f"{channels} channels, {kind.name}"
+            run.check(name, LAYER, FAST, kind.name, lambda x=layer: x.check(ours))
+            run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer: x.check_gradients(ours))
+            if not has_kernels(kind, run.device):
+                continue
+            for pool, parts in itertools.product(("apart", "inside"), (1, 3)):
+                way = forced(ours, pool=pool, parts=parts)
+                run.check(f"pooling {pool}, {parts} parts, {name}", LAYER, FAST, kind.name,
+                          lambda x=layer, w=way: x.check(w))  # fmt: skip
+
+
+def thorough(run: Run) -> None:
+    """Every tile, streams, graphs, torch.compile, autocast, and a map that spans more than 2^31 elements."""
+    kind = sizes(run).kinds[0]
+    run.check("torch.compile of the classifier", LAYER, FAST, kind.name, lambda: whole_graph(run, kind))
+    run.check("autocast", LAYER, FAST, kind.name, lambda: autocast(run, kind))
+    if run.dry:
+        run.skip("streams, CUDA graphs, 2^31 elements", "needs a GPU")
+    else:
+        run.check("two streams", LAYER, FAST, kind.name, lambda: streams(run, kind))
+        run.check("CUDA graph", LAYER, FAST, kind.name, lambda: graph(run, kind))
+        if torch.cuda.mem_get_info()[0] >= WIDE:
+            run.check("a map over 2^31 elements", LAYER, FAST, kind.name, lambda: wide(run, kind))
+        else:
+            run.skip("a map over 2^31 elements", "too little memory is free")
+    for kind in sizes(run).kinds:
+        if not has_kernels(kind, run.device):
+            continue
+        layer = small(run, kind, sizes(run).channels[0])
+        for tile, inside in tiles(run, kind):
+            way = forced(ours, tile=tile, pool="inside" if inside else "apart", parts=1)
+            name = f"{kind.name}, {'inside, ' if inside else ''}{tile}"
+            run.check(name, LAYER, FAST, kind.name, lambda x=layer, w=way: x.check(w))
+            if not inside:
+                run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer, w=way: x.check_gradients(w))
+
+
+def fragile(run: Run) -> None:
+    """What may take the device down with it where it fails, so it comes last."""
+    kind = sizes(run).kinds[0]
+    if run.dry or not has_kernels(kind, run.device):
+        run.skip("odd addresses; a graph whose tables were forgotten", "needs a GPU with kernels")
+        return
+    run.check("maps at odd addresses", LAYER, FAST, kind.name, lambda: odd_addresses(run, kind))
+    run.check("CUDA graph after other shapes", LAYER, FAST, kind.name, lambda: graph(run, kind, others=80))
+
+
+def sizes(run: Run) -> Sizes:
+    """How large everything is in this run. Chips before capability 8.0 have neither bfloat16 nor TF32."""
+    if run.dry:
+        return TINY
+    old = torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0)
+    return replace(FULL, kinds=(FLOAT16, FLOAT32)) if old else FULL
+
+
+def small(run: Run, kind: Kind, channels: int) -> Layer:
+    """A layer over a list of maps of unequal sizes; its outputs do not fill their last tile."""
+    kernel, pool = sizes(run).architecture.kernel, sizes(run).architecture.pool
+    return Layer(kind, sizes(run).small, channels, channels + 8, kernel, pool, run.device)
+
+
+def six(run: Run, kind: Kind, channels: int, outputs: int) -> Layer:
+    """A layer over one map at every scale."""
+    a = sizes(run).architecture
+    return Layer(kind, [(1, h, w) for h, w in sizes(run).maps], channels, outputs, a.kernel, a.pool, run.device)
+
+
+def ours(maps, weight, bias):
+    pool = 3  # of both nets that this run knows
+    return ops.skip_classifier_rows(maps, weight, bias, pool)
+
+
+def tiles(run: Run, kind: Kind) -> Iterator[tuple[object, bool]]:
+    """Tiles of launch.TILES for a kind of arithmetic, each once, and whether they are for pooling inside."""
+    from overfeat.kernels import launch
+
+    if run.dry:
+        yield from ((launch.INTERPRETED, False), (launch.INTERPRETED, True))
+        return
+    name = launch.arithmetic(kind.dtype, "ieee" if kind.precision == "highest" else "tf32")
+    for table, inside in ((name, False), (f"{name}, inside", True)):
+        for tile in dict.fromkeys(tile for rows in launch.TILES[table].values() for _, tile in rows):
+            yield tile, inside
+
+
+def pooling(run: Run, kind: Kind, size: int, last: bool) -> None:
+    """Forward and backward; the numbers are rounded, so that many windows have several largest cells."""
+    maps = (2 * numbers((2, 24, 17, 20), kind, run.device, 0)).round_()
+    maps = maps.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
+    truth = maps.detach().double().requires_grad_()
+    want = reference.offset_max_pool(truth, size)
+    grad = numbers(want.shape, kind, run.device, 1)
+    with poisoned():
+        got = ops.offset_max_pool(maps, size)
+        (of_maps,) = torch.autograd.grad(got, maps, grad)
+    assert_matches(got, want, kind.tolerance)
+    assert_matches(of_maps, torch.autograd.grad(want, truth, grad.double())[0], kind.tolerance)
+
+
+def scores(run: Run, kind: Kind) -> None:
+    counts, classes = [1, 16, 17, 100, 3], sizes(run).classes
+    logits = 4 * numbers((sum(counts), 2 * classes), kind, run.device, 0)
+    logits[:, classes:] = torch.nan
+    logits = logits[:, :classes]
+    with poisoned():
+        got = ops.best_scores(logits, counts)
+    # In float64, which reference.best_scores would turn to float32.
+    want = torch.stack([part.softmax(dim=1).amax(dim=0) for part in logits.double().split(counts)])
+    assert_matches(got, want, torch.float32)
+
+
+def streams(run: Run, kind: Kind) -> None:
+    """Two streams at a time give exactly what one call after the other gives."""
+    layers = [six(run, kind, 128, 256), small(run, kind, 128)]
+    alone = [layer.run(ours) for layer in layers]
+    queues = [torch.cuda.Stream() for _ in layers]
+    found = [[], []]
+    for queue in queues:
+        queue.wait_stream(torch.cuda.current_stream())
+    for _ in range(20):
+        for layer, queue, results in zip(layers, queues, found, strict=True):
+            with torch.cuda.stream(queue):
+                results.append(layer.run(ours))
+    torch.cuda.synchronize()
+    for want, results in zip(alone, found, strict=True):
+        for i, got in enumerate(results):
+            assert torch.equal(got, want), f"call {i}: {_first(got, want)}"
+
+
+def graph(run: Run, kind: Kind, others: int = 0) -> None:
+    """A call that was captured gives, with other inputs, what a call gives; also after calls with `others` shapes."""
+    layer = six(run, kind, 128, 256)
+    queue = torch.cuda.Stream()
+    queue.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(queue):
+        layer.run(ours)
+    torch.cuda.current_stream().wait_stream(queue)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        got = layer.run(ours)
+    for i in range(others):
+        maps = [numbers((1, 16, 15 + i, 16), kind, run.device, i)]
+        ops.skip_classifier_rows(maps, numbers((16, 16, 5, 5), kind, run.device, 0), None, 3)
+    filler = [
+        torch.full((1 << n,), torch.nan, device=run.device) for n in range(4, 20) for _ in range(8 if others else 0)
+    ]
+    for m in layer.maps:
+        m.copy_(torch.randn_like(m))
+    captured.replay()
+    got = got.clone()
+    del filler
+    want = layer.run(ours)
+    assert torch.equal(got, want), _first(got, want)
+
+
+def whole_graph(run: Run, kind: Kind) -> None:
+    """The classifier in one graph, without breaks."""
+    net = untrained(sizes(run), kind.dtype, run.device, hidden=(48, 32))
+    maps = [
+        numbers((1, net.convs[-1].out_channels, h, w), kind, run.device, i) for i, (h, w) in enumerate(sizes(run).maps)
+    ]
+    with torch.no_grad():
+        want = net.classifier(maps, "fine")
+        got = compiled(net.classifier, run.dry, fullgraph=True)(maps, "fine")
+    assert_matches(got, want, kind.tolerance)
+
+
+def autocast(run: Run, kind: Kind) -> None:
+    """float32 inputs under autocast give what inputs of its dtype give."""
+    layer, exact = small(run, kind, sizes(run).channels[0]), small(run, FLOAT32, sizes(run).channels[0])
+    with torch.autocast(run.device.type, kind.dtype), torch.no_grad():
+        got = ours(exact.maps, exact.weight, exact.bias)
+    assert got.dtype == kind.dtype, f"{got.dtype} under autocast to {kind.dtype}"
+    assert_matches(got, layer.want, kind.tolerance)
+
+
+def wide(run: Run, kind: Kind) -> None:
+    """A map whose images lie more than 2^31 elements apart, and results of 2^31 elements and more."""
+    near = numbers((2, 64, 17, 18), kind, run.device, 0)
+    flat = torch.empty((1 << 31) + near.numel(), dtype=kind.dtype, device=run.device)
+    strides = (1, 18 * 64, 64)
+    far = flat.as_strided(near.shape, ((1 << 31) + 8, *strides)).copy_(near)
+    weight = numbers((40, 64, 5, 5), kind, run.device, 1, 0.02)
+    for pool in ("apart", "inside"):
+        got = (
+            forced(ours, pool=pool)([far], weight, None) if has_kernels(kind, run.device) else ours([far], weight, None)
+        )
+        want = rows_of([reference.skip_classifier(near.double(), weight.double(), None, 3)])
+        assert_matches(got, want, kind.tolerance)
+    assert_matches(ops.offset_max_pool(far, 3), reference.offset_max_pool(near.double(), 3), kind.tolerance)
+    del far, flat
+    large = torch.zeros(1, 64, 5800, 5800, dtype=kind.dtype, device=run.device)  # 2^31 and a little
+    large[0, -1, -3:, -3:] = near[0, 0, :3, :3]
+    got = ops.offset_max_pool(large, 3)
+    assert_matches(got[0, -1, -2:, -2:], F.max_pool2d(large[:, -1:, -4:, -4:], 3, 1)[0, 0], kind.tolerance)
+
+
+def odd_addresses(run: Run, kind: Kind) -> None:
+    """Maps and weight that start one element after a multiple of 16 bytes."""
+    layer = small(run, kind, sizes(run).channels[0])
+    layer.maps = [_moved(m) for m in layer.maps]
+    layer.weight = _moved(layer.weight)
+    for pool in ("apart", "inside"):
+        layer.check(forced(ours, pool=pool))
+    layer.check_gradients(ours)
+
+
+def _moved(tensor: torch.Tensor) -> torch.Tensor:
+    last = tensor.permute(0, 2, 3, 1)
+    flat = torch.full((tensor.numel() + 2 * GUARD,), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    return flat[GUARD + 1 :][: tensor.numel()].view(last.shape).copy_(last).permute(0, 3, 1, 2)
+
+
+def _first(got: torch.Tensor, want: torch.Tensor) -> str:
+    """Where two matrices differ first."""
+    place = tuple((got != want).nonzero()[0].tolist())
+    return f"at {list(place)}: {got[place].item()} in place of {want[place].item()}"
