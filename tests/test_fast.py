@@ -9,10 +9,10 @@ import pytest
 import torch
 from op_checks import numbers
 from PIL import Image
-from tolerance import assert_matches
 
 import overfeat
 import overfeat.fast as fast
+from bench.tolerance import assert_matches
 from overfeat import ops, packed, weights
 from overfeat.cli.main import main
 

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 from op_checks import numbers
-from tolerance import assert_matches
 
+from bench.tolerance import assert_matches
 from overfeat import ops, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -5,8 +5,8 @@ import gc
 import pytest
 import torch
 from op_checks import CASE, LAYOUTS, laid_out, numbers
-from tolerance import assert_matches
 
+from bench.tolerance import assert_matches
 from overfeat import ops, packed, reference
 
 if packed.why_not(torch.float32):
