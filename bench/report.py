@@ -28,9 +28,9 @@ PAPER_COMMITTEE = {"4 scales, fine": ("35.10", "13.86", "7 fast")}
 HOW = """## How to run it
 
 `make bench` measures speed and compiles the kernels (about ten minutes on two cores), `make gpu` checks and measures
-the kernels on a GPU (eight minutes; it needs that machine's own torch and no network), `make scenes committee` makes the scenes and
-trains the five nets (an hour or more), `make accuracy` evaluates them (ten minutes),
-and `make report` writes this page. Every result file in `bench/results` holds the command, the device, the
+the kernels on a GPU (eight minutes; it needs that machine's own torch and no network), `make scenes committee` makes
+the scenes and trains the five nets (an hour or more), `make accuracy` evaluates them (ten minutes), and `make report`
+writes this page. Every result file in `bench/results` holds the command, the device, the
 versions, the date and the commit. Ratios are of times from one run on one machine; times from different
 machines are not compared.
 
@@ -220,8 +220,10 @@ def roofline() -> str:
         )
         moved = 2 * (cells * channels + outputs * channels * taps + places * outputs)
         computing, moving = flops / flops_rate, moved / byte_rate
-        rows.append([name, str(places), f"{flops / 1e9:.0f}", f"{moved / 1e6:.0f}", f"{flops / moved:.0f}",
-                     f"{max(computing, moving) * 1e6:.0f}", "memory" if moving > computing else "matrix units"])  # fmt: skip
+        rows.append([
+            name, str(places), f"{flops / 1e9:.0f}", f"{moved / 1e6:.0f}", f"{flops / moved:.0f}",
+            f"{max(computing, moving) * 1e6:.0f}", "memory" if moving > computing else "matrix units",
+        ])  # fmt: skip
     head = ["computed, not measured", "places", "GFLOP", "MB at least", "FLOP/byte", "least time, us", "bound by"]
     return f"""## First full layer on a GPU: not yet measured
 

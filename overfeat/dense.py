@@ -266,8 +266,9 @@ def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, 
         sides.append(stop - start)
     places = (rows.stop - rows.start) * (columns.stop - columns.start)
     channels = architecture.convs[-1].channels
-    taps = channels * architecture.kernel**2 if places < ops.FEW_PLACES else 0
-    each = taps + 2 * max((*architecture.hidden, net.classes)) + 3 * net.classes
+    # What a place takes beside its outputs: its window's taps, or its share of a transformed tile (packed.py).
+    inner = channels * (architecture.kernel**2 if places < ops.FEW_PLACES else 4)
+    each = inner + 4 * max((*architecture.hidden, net.classes)) + 3 * net.classes
     return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)
 
 

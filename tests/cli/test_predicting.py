@@ -302,3 +302,18 @@ def test_output_to_a_closed_pipe_is_no_traceback(weights, photos):
     )
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in found.stderr
+
+
+def test_fast_gives_the_same(photos, weights, tmp_path):
+    """Six pictures, so that the weights are seen more than once and prepared."""
+    for out, flags in (("stock", ()), ("fast", ("--fast",))):
+        done = run(*flags, "classify", photos, "--weights", weights, "-o", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "stock").glob("*.*.json"))
+    assert len(names) == 6
+    for name in names:
+        stock, fast = (json.loads((tmp_path / out / name).read_text()) for out in ("stock", "fast"))
+        assert stock.keys() == fast.keys()
+        assert [c["class"] for c in stock["classes"]] == [c["class"] for c in fast["classes"]]
+        got, want = ([c["score"] for c in found["classes"]] for found in (fast, stock))
+        np.testing.assert_allclose(got, want, atol=1e-5)
