@@ -1,13 +1,11 @@
 """Softmax of every row and each class's best over runs of rows: the vote of a scale, in one pass (3.3, i)."""
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from overfeat.kernels.maps import KEPT
+from overfeat.kernels.maps import Kept
 
 CHUNK = 16  # rows that one program looks at
 FEW_CLASSES = 256  # classes that a program of the second pass looks at
@@ -67,7 +65,7 @@ def forward(scores: Tensor, counts: list[int]) -> Tensor:
     return result
 
 
-@lru_cache(KEPT)
+@Kept
 def _tables(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """chunks and runs of the kernels above."""
     chunks, runs, row = [], [], 0

@@ -62,6 +62,9 @@ class Plan:
 # 12.0, 163 KB on 8.0, 227 KB on 9.0 and 10.0, 64 KB on AMD's. Pooling inside the product holds the maps
 # size * size times.
 ANY = 1 << 62
+# Per multiprocessor, and of the chip: about what an H200 does. They weigh idle programs against the cost of sharing.
+RATE = {"16 bit": 5e12, "tf32": 2.5e12, "ieee": 0.3e12}  # FLOP/s
+BANDWIDTH = 4e12  # bytes/s
 LARGE_SHARED = 200 * 1024
 TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
     "16 bit": {
@@ -112,11 +115,13 @@ _forced: dict[str, object] = {}
 
 
 @contextmanager
-def forced(tile: Tile | None = None, parts: int | None = None, pool: Pool | None = None) -> Iterator[None]:
-    """Launch every product with these inside the block, whatever `choose` would say."""
+def forced(
+    tile: Tile | None = None, parts: int | None = None, pool: Pool | None = None, programs: int | None = None
+) -> Iterator[None]:
+    """Launch every product with these inside the block, whatever `choose` would say. programs: at most, in the grid."""
     global _forced
-    before = _forced
-    _forced = {k: v for k, v in {"tile": tile, "parts": parts, "pool": pool}.items() if v is not None}
+    before, given = _forced, {"tile": tile, "parts": parts, "pool": pool, "programs": programs}
+    _forced = {name: value for name, value in given.items() if value is not None}
     try:
         yield
     finally:
@@ -127,25 +132,40 @@ def choose(product: Product, dtype: torch.dtype, device: torch.device, m: int, n
     """How to launch a product of m x n, summed over `taps` runs of `inner` numbers."""
     precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     pool = _forced.get("pool") or ("inside" if m <= INSIDE else "apart")
+    kind = arithmetic(dtype, precision)
     if device.type == "cpu":
-        tile, chip = INTERPRETED, INTERPRETED_PROGRAMS
+        tile, programs = INTERPRETED, INTERPRETED_PROGRAMS
     else:
-        capability, chip = _chip(device)
-        kind = arithmetic(dtype, precision)
-        kind = f"{kind}, inside" if (product, pool) == ("forward", "inside") else kind
-        tile = next(tile for most, tile in tiles(kind, capability) if m <= most)
+        capability, programs = _chip(device)
+        listed = tiles(f"{kind}, inside" if (product, pool) == ("forward", "inside") else kind, capability)
+        tile = next(tile for most, tile in listed if m <= most)
         while product != "weight" and inner % tile.k and tile.k > 16:
             tile = replace(tile, k=tile.k // 2)
         if product != "weight" and inner % tile.k:
             tile = UNEVEN
     tile = _forced.get("tile") or tile
-    count = -(-m // tile.m) * -(-n // tile.n)
+    programs = _forced.get("programs") or programs
+    work = -(-m // tile.m) * -(-n // tile.n)
     parts = 1
     if product == "forward":  # the gradients have tiles enough
-        parts = _forced.get("parts") or max(1, min(MOST_PARTS, chip // count, taps * -(-inner // tile.k)))
+        parts = _forced.get("parts") or _parts(work, taps * -(-inner // tile.k), programs, m * n, tile, kind)
     if product == "weight":
-        count *= taps
-    return Plan(tile, min(count * parts, chip), parts, inner % tile.k == 0, pool, precision)
+        work *= taps
+    return Plan(tile, min(work * parts, programs), parts, inner % tile.k == 0, pool, precision)
+
+
+def _parts(work: int, steps: int, programs: int, results: int, tile: Tile, kind: str) -> int:
+    """Programs that share a tile, so that the last round leaves few idle, less what sharing costs.
+
+    Sharing writes and reads every result once more a part, in float32.
+    """
+    step = 2 * tile.m * tile.n * tile.k / RATE[kind]
+
+    def seconds(parts: int) -> float:
+        rounds = -(-work * parts // programs)
+        return rounds * -(-steps // parts) * step + (8 * parts * results / BANDWIDTH if parts > 1 else 0)
+
+    return min(range(1, min(MOST_PARTS, steps) + 1), key=seconds)
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> str:

@@ -4,8 +4,8 @@ A list of maps of different sizes is one launch: their pointers are a tuple argu
 about them stands in tables of integers on the device. The tables depend on shapes alone and are kept.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,37 @@ from torch import Tensor
 KEPT = 64  # lists of shapes whose tables are kept; those of 25,000 places take 0.6 MB
 
 Shape = tuple[int, int, int]  # images, rows, columns
+
+
+class Kept:
+    """A decorator: keeps the tables, a tuple of tensors, that a function made for the last KEPT arguments.
+
+    What another stream may still read is not overwritten when a table goes, and a table that a
+    CUDA graph was captured with stays for good, since every replay reads it. Raises RuntimeError
+    for new shapes inside a capture, where no table can be copied to the device.
+    """
+
+    def __init__(self, make: Callable[..., tuple[Tensor, ...]]):
+        self.make, self.tables, self.of_graphs = make, OrderedDict(), []
+
+    def __call__(self, *arguments):
+        found = self.tables.get(arguments)
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if found is None:
+            if capturing:
+                raise RuntimeError(
+                    "a CUDA graph is being captured with maps of new shapes; run the call once before the capture"
+                )
+            found = self.tables[arguments] = self.make(*arguments)
+            if len(self.tables) > KEPT:
+                self.tables.popitem(last=False)
+        self.tables.move_to_end(arguments)
+        if capturing:
+            self.of_graphs.append(found)
+        elif found[0].is_cuda:
+            for table in found:
+                table.record_stream(torch.cuda.current_stream())
+        return found
 
 
 @triton.jit
@@ -45,7 +76,7 @@ class Cells(NamedTuple):
     first: Tensor  # the first place of its image
 
 
-@lru_cache(KEPT)
+@Kept
 def places(shapes: tuple[Shape, ...], reach: int, joined: bool, device: torch.device) -> Places:
     """The table of the places of maps of these shapes; a window reaches `reach` cells past its first.
 
@@ -61,7 +92,7 @@ def places(shapes: tuple[Shape, ...], reach: int, joined: bool, device: torch.de
     return Places(which.int().to(device), base.to(device), pitch.int().to(device))
 
 
-@lru_cache(KEPT)
+@Kept
 def cells(shapes: tuple[Shape, ...], reach: int, device: torch.device) -> Cells:
     """The table of the cells of pooled maps of these shapes, one map behind the other."""
     parts, first = [], 0

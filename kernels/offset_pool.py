@@ -5,14 +5,13 @@ chose it, in a fixed order, so that it is deterministic. Which cell a window cho
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from overfeat.kernels.maps import KEPT, address_of
+from overfeat.kernels.maps import Kept, address_of
 
 BLOCK = 1024
 WARPS = 4
@@ -169,7 +168,7 @@ def _launch(maps: Sequence[Tensor], size: int, last: bool, pooled: Tensor | None
         )  # fmt: skip
 
 
-@lru_cache(KEPT)
+@Kept
 def _tables(geometry: tuple[tuple[int, ...], ...], size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """table, blocks and starts of pool_kernel, for maps of these shapes and strides."""
     table, blocks, starts, start = [], [], [], 0

@@ -22,6 +22,8 @@ from torch import Tensor
 from overfeat.kernels import launch, offset_pool
 from overfeat.kernels.maps import address_of, cells, places
 
+ALIGNED = 16  # bytes: what the product is told of the maps' addresses
+
 
 @triton.jit
 def tile_of(i_tile, tiles_m, tiles_n, GROUP: tl.constexpr):
@@ -281,7 +283,7 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
         sources, left = (pooled,), 1
         table = places(tuple((n, h - size + 1, w - size + 1) for n, h, w in shapes), (k - 1) * size, True, device)
     else:
-        sources, left = tuple(m.contiguous(memory_format=torch.channels_last) for m in maps), size
+        sources, left = tuple(_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps), size
         table = places(shapes, k * size - 1, False, device)
     target = output if plan.parts == 1 else torch.empty(plan.parts, *output.shape, device=device)
     bias_or_any = output if bias is None else bias
@@ -362,7 +364,13 @@ def _places_in(shapes: Sequence[tuple[int, int, int]], reach: int) -> int:
 
 def _one_buffer(maps: Sequence[Tensor], size: int) -> bool:
     """There is nothing to pool, and one map, whose memory is [cells, C] already."""
-    return size == 1 and len(maps) == 1 and maps[0].is_contiguous(memory_format=torch.channels_last)
+    last = maps[0].is_contiguous(memory_format=torch.channels_last)
+    return size == 1 and len(maps) == 1 and last and maps[0].data_ptr() % ALIGNED == 0
+
+
+def _aligned(maps: Tensor) -> Tensor:
+    """The maps at an address that the kernels may load from 16 bytes at a time."""
+    return maps if maps.data_ptr() % ALIGNED == 0 else maps.clone()
 
 
 def _last(weight: Tensor) -> Tensor:

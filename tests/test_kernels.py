@@ -217,9 +217,40 @@ def test_plans_fill_the_chip_and_not_more(capability, dtype, m):
         assert 1 <= plan.programs <= 132
         assert plan.programs == min(132, tiles * plan.parts)
         assert plan.even and 1 <= plan.parts <= launch.MOST_PARTS
-        assert plan.parts == 1 or tiles * plan.parts <= 132, "parts are for chips that are not full"
+        idle = [-(tiles * parts) % 132 / -(-tiles * parts // 132) for parts in (1, plan.parts)]
+        assert plan.parts == 1 or idle[1] < idle[0], "parts are for chips that are not full"
         uneven = launch.choose("forward", dtype, device, m, 4096, 25, 1001)
         assert not uneven.even
+
+
+def test_maps_at_odd_addresses():
+    """A map that starts 2 bytes off what the product loads at a time is copied first."""
+    memory = made((1 + 64 * 9 * 9,), torch.float16)
+    maps = memory[1:].view(1, 9, 9, 64).permute(0, 3, 1, 2)
+    assert maps.is_contiguous(memory_format=torch.channels_last) and maps.data_ptr() % 16
+    weight = made((16, 64, 2, 2), torch.float16, 8)
+    for pool in ("apart", "inside"):
+        for size in (1, 3):
+            with launch.forced(pool=pool):
+                got = skip_classifier.forward([maps], weight, None, size, True)
+            assert_matches(got, truth([maps], weight, None, size), torch.float16)
+    assert skip_classifier._aligned(maps).data_ptr() % 16 == 0
+
+
+def test_more_shapes_than_tables_are_kept(monkeypatch):
+    """A table that went is made again."""
+    import overfeat.kernels.maps as tables
+
+    monkeypatch.setattr(tables, "KEPT", 2)
+    weight = made((4, 3, 2, 2), seed=8)
+    want = {}
+    for _ in range(2):
+        for width in range(6, 12):
+            maps = made((1, 3, 7, width))
+            got = skip_classifier.forward([maps], weight, None, 3, True)
+            assert torch.equal(got, want.setdefault(width, got))
+            assert_matches(got, truth([maps], weight, None, 3), torch.float32)
+    assert len(tables.places.tables) <= 64 + 1
 
 
 def test_float32_follows_the_matmul_precision():
