@@ -165,43 +165,35 @@ BY_HAND = (87, "", "", 214, "", 217)
 
 def kernels(results: dict) -> str:
     """What the compiler makes of the kernels, by chip, kernel and dtype."""
-    groups: dict[tuple[str, str, str], list[dict]] = {}
+    chips = list(dict.fromkeys(row["chip"] for row in results["kernels"]))
+    groups: dict[str, dict[str, list[dict]]] = {}
     for row in results["kernels"]:
-        groups.setdefault((row["chip"], row["kernel"], row["kind"]), []).append(row)
-    rows = []
-    for (chip, kernel, kind), found in groups.items():
-        matrix = sorted({part.split(" x")[0] for row in found for part in row["matrix"].split(" ") if part[:1] != "x"})
-        rows.append([
-            chip, kernel, kind, str(len(found)), span(found, "registers"), span(found, "spills"),
-            span(found, "shared", 1024), ", ".join(filter(None, matrix)),
-        ])  # fmt: skip
-    head = [
-        "chip",
-        "kernel",
-        "arithmetic",
-        "launches",
-        "registers",
-        "bytes spilled",
-        "shared, KB",
-        "matrix instructions",
-    ]
+        name = row["kernel"]
+        if any(other["matrix"] for other in results["kernels"] if other["kernel"] == name):
+            name += {"float16": ", 16 bit", "bfloat16": ", 16 bit"}.get(row["kind"], f", {row['kind']}")
+        groups.setdefault(name, {}).setdefault(row["chip"], []).append(row)
+    rows = [[name, *(compiled(of_chips.get(chip, [])) for chip in chips)] for name, of_chips in sorted(groups.items())]
     return f"""## What the compiler makes of the kernels
 
-{where(results)} Triton {results["triton"]}.
+{where(results).replace("Measured", "Compiled")} Triton {results["triton"]}.
 
-Compiled for chips that were not there, through the functions that launch the kernels, for every launch configuration:
-registers and bytes spilled a thread, shared memory a program, from the least to the most over the configurations.
-Nothing here says how fast a kernel is. Tiles of fewer than 64 rows run on HMMA everywhere; full float32 ("ieee") uses
-no matrix unit by intent. gfx942 takes the configurations of sm_80; it compiles, fits its 64 KB, and was not
-disassembled.
+Compiled for chips that were not there, through the functions that launch the kernels: {len(results["kernels"])} kernels,
+one for every launch configuration and dtype. Each cell has the most over them: registers a thread, bytes spilled a
+thread, KB of shared memory a program; and the matrix instructions found. Nothing here says how fast a kernel is.
+Tiles of fewer than 64 rows run on HMMA everywhere; full float32 ("ieee") uses no matrix unit by intent. sm_86, sm_120
+and gfx942 take the configurations of sm_80; gfx942 compiles, fits its 64 KB, and was not disassembled.
 
-{table(head, rows)}
+{table(["registers / spilled / shared", *chips], rows)}
 """
 
 
-def span(rows: list[dict], key: str, unit: int = 1) -> str:
-    low, high = (f(row[key] for row in rows) / unit for f in (min, max))
-    return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+def compiled(rows: list[dict]) -> str:
+    """One cell: the most registers, bytes spilled and KB of shared memory; the instructions."""
+    registers, spills, shared = (
+        max((row[key] for row in rows), default=0) for key in ("registers", "spills", "shared")
+    )
+    matrix = sorted({word for row in rows for word in row["matrix"].split() if not word.startswith("x")})
+    return " ".join([f"{registers} / {spills} / {shared / 1024:.0f}", *matrix])
 
 
 def roofline() -> str:
