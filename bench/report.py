@@ -178,8 +178,9 @@ def kernels(results: dict) -> str:
 {where(results).replace("Measured", "Compiled")} Triton {results["triton"]}.
 
 Compiled for chips that were not there, through the functions that launch the kernels:
-{len(results["kernels"])} kernels, one for every launch configuration and dtype. Each cell has the most over them: registers a thread, bytes spilled a
-thread, KB of shared memory a program; and the matrix instructions found. Nothing here says how fast a kernel is.
+{len(results["kernels"])} kernels, one for every launch configuration and dtype. Each cell has the most over them:
+registers a thread, bytes spilled a thread, KB of shared memory a program; and the matrix instructions found. Nothing
+here says how fast a kernel is.
 Tiles of fewer than 64 rows run on HMMA everywhere; full float32 ("ieee") uses no matrix unit by intent. sm_86, sm_120
 and gfx942 take the configurations of sm_80; gfx942 compiles, fits its 64 KB, and was not disassembled.
 

@@ -4,6 +4,7 @@ A list of maps of different sizes is one launch: their pointers are a tuple argu
 about them stands in tables of integers on the device. The tables depend on shapes alone and are kept.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -27,9 +28,13 @@ class Kept:
     """
 
     def __init__(self, make: Callable[..., tuple[Tensor, ...]]):
-        self.make, self.tables, self.of_graphs = make, OrderedDict(), []
+        self.make, self.tables, self.of_graphs, self.lock = make, OrderedDict(), [], threading.Lock()
 
     def __call__(self, *arguments):
+        with self.lock:
+            return self._get(arguments)
+
+    def _get(self, arguments):
         found = self.tables.get(arguments)
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         if found is None:
