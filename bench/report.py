@@ -9,6 +9,8 @@ import math
 import statistics
 
 from bench.common import RESULTS, ROOT, work
+from bench.gpu.page import page as gpu_page
+from bench.tables import table
 from overfeat.files import replacing
 from overfeat.geometry import output_size
 from overfeat.nets import ARCHITECTURES
@@ -36,22 +38,13 @@ machines are not compared.
 
 ## Not measured
 
-Nothing here was measured on a GPU yet. ImageNet was not at hand, so the paper's own error rates are not
+ImageNet was not at hand, so the paper's own error rates are not
 repeated; they stand beside ours to compare the order of the rows.
 """
 
 
 def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [
-        " | ".join(head),
-        " | ".join(["---"] + ["---:"] * (len(head) - 1)),
-        *(" | ".join(row) for row in rows),
-    ]
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def where(results: dict) -> str:
@@ -218,14 +211,22 @@ def roofline() -> str:
             f"{max(computing, moving) * 1e6:.0f}", "memory" if moving > computing else "matrix units",
         ])  # fmt: skip
     head = ["computed, not measured", "places", "GFLOP", "MB at least", "FLOP/byte", "least time, us", "bound by"]
-    return f"""## First full layer on a GPU: not yet measured
+    return f"""## First full layer on a GPU: the least time
 
-No GPU was at hand. In place of times, the least time that the accurate net's first full layer in bfloat16 can take on
-an H200 by its vendor's figures (989 TFLOP/s dense, 4.8 TB/s), each input read and each output written once. One scale
-at batch 1 is bound by reading the 210 MB of weights, six times over; all six in one launch read them once.
+Computed, not measured: the least time that the accurate net's first full layer in bfloat16 can take on an H200 by its
+vendor's figures (989 TFLOP/s dense, 4.8 TB/s), each input read and each output written once. Scale by scale at batch
+1, three of the six are bound by reading the 210 MB of weights; all six in one launch read them once.
 
 {table(head, rows)}
 """
+
+
+def on_gpus() -> list[str]:
+    """A section for every GPU that was measured."""
+    files = sorted(RESULTS.glob("gpu/*.json"))
+    if not files:
+        return ["## On a GPU: not yet measured\n\nNo GPU was at hand; `make gpu` measures one in eight minutes.\n"]
+    return [gpu_page(json.loads(file.read_text())) for file in files]
 
 
 def accuracy(results: dict) -> str:
@@ -268,6 +269,7 @@ def page() -> str:
             "# Benchmarks\n\n<!-- Written by python -m bench.report from bench/results; do not edit. -->\n",
             speed(read("speed-dense")),
             prepared(read("speed-fast")),
+            *on_gpus(),
             roofline(),
             kernels(read("kernel-report")),
             accuracy(read("accuracy-classification")),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.gpu.page import page
+
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = [
     "short checks", "ceilings", "packed", "classification", "tuning", "scales", "training", "thorough checks",
@@ -51,6 +53,10 @@ def test_a_dry_run_goes_through_everything(tmp_path):
     assert all(row["times_stock"] and row["tflops"] and row["of_gemm"] for row in packed)
     assert set(results["ceilings"]) == {"float16", "tf32", "float32", "copy"}
     assert len(results["targets"]) == 10
+    told = page(results)
+    assert "these times mean nothing" in told and "0 failed" in told
+    assert all(target["name"] in told for target in results["targets"])
+    assert all(f"{row['median']:.3f}" in told for row in packed)
 
 
 def test_a_wrong_kernel_is_found(tmp_path):
@@ -58,6 +64,8 @@ def test_a_wrong_kernel_is_found(tmp_path):
     assert found.returncode == 1, found.stdout + found.stderr
     results = json.loads((tmp_path / "dry-run.json").read_text())
     failed = [check for check in results["checks"] if check["result"] == "failed"]
+    told = page(results)
+    assert f"{len(failed)} failed" in told and f"Failed: {failed[0]['name']}" in told
     assert {check["op"] for check in failed} == {"first full layer"}
     assert "]: nan in place of" in failed[0]["message"], "which element is wrong"
     assert f"FAILED {failed[0]['name']}" in found.stdout
