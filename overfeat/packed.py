@@ -113,13 +113,16 @@ def _packed(
     maps: Tensor, prepared: Prepared, weight: Tensor, bias: Tensor | None, stride: int, pad: int, dilation: int,
     relu: bool,
 ) -> Tensor:  # fmt: skip
-    """A convolution with packed weights, bias and ReLU in its epilogue."""
+    """A convolution with packed weights and the bias in its epilogue.
+
+    The ReLU is not: oneDNN's makes 0 of NaN.
+    """
     arguments = [pad, pad], [stride, stride], [dilation, dilation], 1
     if prepared.packed is None:
         plain = weight.detach().contiguous().to_mkldnn()
         prepared.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *arguments, list(maps.shape))
-    kind = "relu" if relu else "none"
-    return torch.ops.mkldnn._convolution_pointwise(maps, prepared.packed, bias, *arguments, kind, [], "")
+    result = torch.ops.mkldnn._convolution_pointwise(maps, prepared.packed, bias, *arguments, "none", [], "")
+    return result.relu_() if relu else result
 
 
 # Transformed

@@ -81,9 +81,12 @@ def test_many_tiles_and_outputs(form, monkeypatch):
 def test_what_is_not_finite_stays_where_it_belongs(form, value):
     maps = single((1, 3, 21, 21))
     maps[0, 1, 10, 10] = value
-    check_rows([maps], single((4, 3, 5, 5), 8), single((4,), 9), 3, relu=False)
-    got = twice(packed.convolution, maps, weight := single((4, 3, 3, 3), 7), None, 1, 1, False)
-    assert_matches(got, torch.nn.functional.conv2d(maps.double(), weight.double(), padding=1), torch.float32)
+    weight = single((4, 3, 3, 3), 7)
+    for relu in (False, True):
+        check_rows([maps], single((4, 3, 5, 5), 8), single((4,), 9), 3, relu)
+        got = twice(packed.convolution, maps, weight, None, 1, 1, relu)
+        want = torch.nn.functional.conv2d(maps.double(), weight.double(), padding=1)
+        assert_matches(got, want.relu() if relu else want, torch.float32)
 
 
 @pytest.mark.parametrize("relu", [True, False])
