@@ -1,0 +1,394 @@
+"""Reading boxes: COCO, PASCAL VOC and ILSVRC files, sound ones and bad ones."""
+
+import json
+import os
+import random
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from overfeat.data.annotations import (
+    Annotated,
+    align_boxes,
+    read_annotations,
+    read_blacklist,
+    read_coco,
+    read_ilsvrc_boxes,
+    read_voc,
+)
+from overfeat.data.scenes import make_scene, write_scenes
+from overfeat.files import InputError
+
+WIDTH, HEIGHT = 20, 10
+LAUGH = "&l{};"
+LAUGHS = "".join(f"<!ENTITY l{i} '{LAUGH.format(i - 1) * 10}'>" for i in range(1, 10))
+LAUGHS = f"<!DOCTYPE a [<!ENTITY l0 'ha'>{LAUGHS}]>"
+
+
+def picture(path, size=(WIDTH, HEIGHT), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, **options)
+
+
+def thing(name, *edges, extra=""):
+    box = "".join(f"<{tag}>{edge}</{tag}>" for tag, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
+    return f"<object><name>{name}</name>{extra}<bndbox>{box}</bndbox></object>\n"
+
+
+def xml(path, *objects, file="a.png", size=(WIDTH, HEIGHT)):
+    """The first object stands on line 3."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stated = "<size><width>{}</width><height>{}</height></size>".format(*size) if size else ""
+    path.write_text(f"<annotation><filename>{file}</filename>\n{stated}\n{''.join(objects)}</annotation>")
+
+
+def coco(folder, images=None, annotations=None, categories=None):
+    """By default one image with id 7 and one box."""
+    folder.mkdir(exist_ok=True)
+    picture(folder / "a.png")
+    data = {
+        "images": [{"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}] if images is None else images,
+        "annotations": [note()] if annotations is None else annotations,
+        "categories": [{"id": 2, "name": "bee"}, {"id": 1, "name": "ant"}] if categories is None else categories,
+    }
+    (folder / "boxes.json").write_text(json.dumps(data))
+    return folder / "boxes.json"
+
+
+def note(number=1, box=(1, 2, 3, 4), **other):
+    return {"id": number, "image_id": 7, "category_id": 2, "bbox": box, **other}
+
+
+def refusal(read, *arguments, **options):
+    with pytest.raises(InputError) as caught:
+        read(*arguments, **options)
+    return str(caught.value)
+
+
+def both_ways(read, *arguments):
+    """The only problem as the error tells it, and what skip_bad gives; the same problem both times."""
+    message = refusal(read, *arguments)
+    left = read(*arguments, skip_bad=True)
+    assert message.splitlines()[0].endswith(": 1 problem in the annotations:")
+    assert message.splitlines()[1:-1] == [f"  {line}" for line in left.problems]
+    assert message.endswith("skip_bad=True")
+    return left.problems[0], left
+
+
+def test_scenes_have_the_boxes_they_were_made_with(tmp_path):
+    write_scenes(tmp_path, "train", 3, seed=5, progress=False)
+    for found in (read_coco(tmp_path / "train.json"), read_annotations(tmp_path, split="train")):
+        assert found.class_names == [str(i) for i in range(10)] and found.problems == [] and len(found) == 3
+        for index, sample in enumerate(found.samples):
+            scene = make_scene("train", 5, index)
+            assert np.array_equal(sample.boxes, scene.boxes) and sample.boxes.dtype == np.float64
+            assert np.array_equal(sample.labels, scene.labels) and sample.labels.dtype == np.int64
+            assert sample.path == tmp_path / "train" / str(scene.labels[0]) / f"{index:05}.png"
+            assert sample.size == scene.image.shape[:2] and sample.difficult.tolist() == [False]
+    assert "3 images with 3 boxes of 10 classes" in found.describe() and found.fingerprint in found.describe()
+    assert "give one of train" in refusal(read_annotations, tmp_path, split="test")
+
+
+def test_coco_boxes_categories_and_crowds(tmp_path):
+    picture(tmp_path / "pictures" / "b.png")
+    images = [
+        {"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in ((9, "b.png"), (7, "a.png"))
+    ]
+    notes = [note(1, [0.5, 1, 19.51, 9]), note(2, category_id=1), note(3, [-5, 0, 1, 1], iscrowd=1)]
+    path = coco(tmp_path, images, notes)
+    picture(tmp_path / "pictures" / "a.png")
+    found = read_coco(path, tmp_path / "pictures")
+    assert found.class_names == ["ant", "bee"]
+    assert [sample.path.name for sample in found.samples] == ["b.png", "a.png"]
+    empty, full = found.samples
+    assert empty.boxes.shape == (0, 4) and empty.labels.shape == empty.difficult.shape == (0,)
+    # 0.5 + 19.51 reaches 0.01 past the image: a trace of rounding, clipped.
+    assert full.boxes.tolist() == [[0.5, 1, 20, 10], [1, 2, 4, 6]]
+    assert full.labels.tolist() == [1, 0] and full.size == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"bbox": [18, 2, 2.03, 4]},
+            r"annotation 2: bbox \[18, 2, 2.03, 4\]: outside the image, which is 20 pixels wide",
+        ),
+        ({"bbox": [1, 2, 3, 8.03]}, "annotation 2: .*outside"),
+        ({"bbox": [-0.001, 2, 3, 4]}, "annotation 2: .*outside"),
+        ({"bbox": [1, 2, 0, 4]}, "annotation 2: .*no area"),
+        ({"bbox": [1, 2, 3, -4]}, "annotation 2: .*reversed"),
+        ({"bbox": [1, 2, float("nan"), 4]}, r"annotation 2: bbox \[1, 2, nan, 4\]: not finite"),
+        ({"bbox": [1, 2, 10**400, 4]}, "annotation 2: .*not finite"),
+        ({"bbox": [1, 2, 3]}, "annotation 2: .*four numbers"),
+        ({"bbox": [1, 2, "3", 4]}, "annotation 2: .*four numbers"),
+        ({"bbox": [1, 2, True, 4]}, "annotation 2: .*four numbers"),
+        ({"bbox": [1.0, 2, 3, 4]}, "annotation 2: .*same box and class 'bee'"),
+        ({"category_id": 3}, "annotation 2: category_id 3 is the id of no category"),
+        ({"image_id": 8}, "annotation 2: image_id 8 is the id of no image"),
+        ({"image_id": [7]}, r"annotation 2: image_id \[7\]"),
+        ({"id": "2"}, r"annotations\[1\]: no integer id"),
+    ],
+)
+def test_bad_coco_annotations_are_named_and_left_out(tmp_path, change, problem):
+    path = coco(tmp_path, annotations=[note(1), {**note(2, [5, 5, 2, 2]), **change}, note(3, [8, 2, 3, 4])])
+    line, left = both_ways(read_coco, path)
+    assert line.startswith(f"{path}, ") and re.search(problem, line)
+    assert left.samples[0].boxes.tolist() == [[1, 2, 4, 6], [8, 2, 11, 6]]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"id": 7}, "image 7: its id is that of an earlier image"),
+        ({"file_name": "./a.png"}, "image 8: the image './a.png' is that of an earlier"),
+        ({"file_name": "c.png"}, "image 8: no file 'c.png' in"),
+        ({"file_name": "x" * 5000}, "image 8: no file"),
+        ({"file_name": "\ud800\0"}, "image 8: no file '\\ud800\\x00'"),
+        ({"file_name": "../in/b.png"}, "image 8: the file name '../in/b.png' leaves the folder"),
+        ({"file_name": "..\\in\\b.png"}, "leaves the folder"),
+        ({"file_name": os.path.abspath(__file__)}, "leaves the folder"),
+        ({"file_name": None}, "image 8: the file name is None"),
+        ({"width": -20}, "image 8: width -20 and height 10 are no numbers of pixels"),
+        ({"width": 20.5}, "width 20.5 and height 10 are no"),
+        ({"height": 10**7}, "height 10000000 are no"),
+        ({"width": 10**400}, "are no numbers of pixels"),
+        ({"width": [20]}, "the size is [20], no number"),
+        ({"id": 8.0}, "images[1]: no integer id"),
+    ],
+)
+def test_bad_coco_images_are_named_and_left_out(tmp_path, change, problem):
+    first = {"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}
+    picture(tmp_path / "in" / "b.png")
+    path = coco(tmp_path / "in", [first, {**first, "id": 8, "file_name": "b.png", **change}])
+    line, left = both_ways(read_coco, path)
+    assert line.startswith(f"{path}, ") and problem in line
+    assert [sample.path.name for sample in left.samples] == ["a.png"]
+
+
+def test_sizes_that_are_not_stated_come_from_the_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "turned.jpg", exif=exif)
+    images = [{"id": 7, "file_name": "turned.jpg"}, {"id": 8, "file_name": "a.png", "width": 0, "height": 0}]
+    found = read_coco(coco(tmp_path, images))
+    assert [sample.size for sample in found.samples] == [(WIDTH, HEIGHT), (HEIGHT, WIDTH)]
+    (tmp_path / "turned.jpg").write_bytes(b"no image")
+    assert "image 7: no size is stated, and the image does not tell it" in refusal(read_coco, tmp_path / "boxes.json")
+
+
+def test_categories_must_be_distinct_and_have_names(tmp_path):
+    for name in ("bee", "", None, "two\nlines", "\ud800"):
+        path = coco(tmp_path, categories=[{"id": 2, "name": "bee"}, {"id": 5, "name": name}])
+        line, left = both_ways(read_coco, path)
+        assert f"{path}, category 5: " in line and left.class_names == ["bee"]
+
+
+def test_files_that_are_no_coco_are_explained(tmp_path):
+    path = tmp_path / "x.json"
+    assert "no such file" in refusal(read_coco, path)
+    for text in ("", "{", "[" * 100_000, "9" * 5000, '{"images": "\xff', "[]", '{"images": [], "annotations": 3}'):
+        path.write_bytes(text.encode("latin-1"))
+        assert refusal(read_coco, path, skip_bad=True).startswith(f"{path}: no COCO annotations")
+    assert "no lists annotations, categories" in refusal(read_coco, path)
+    with open(path, "wb") as file:
+        file.truncate(2_000_000_001)  # without taking up room
+    assert "2,000,000,001 bytes, more than the limit" in refusal(read_coco, path)
+
+
+def test_the_first_twenty_problems_are_told_and_the_rest_counted(tmp_path):
+    path = coco(tmp_path, annotations=[note(i, [0, 0, 0, 0]) for i in range(23)])
+    lines = refusal(read_coco, path).splitlines()
+    assert lines[0] == f"{path}: 23 problems in the annotations:" and lines[-2:-1] == ["  and 3 more"]
+    assert [line.split(":")[0] for line in lines[1:-2]] == [f"  {path}, annotation {i}" for i in range(20)]
+    assert "no usable box in 1 images" in refusal(read_coco, path, skip_bad=True)
+    assert "no usable box" in refusal(read_coco, coco(tmp_path, annotations=[]))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_voc_counts_from_one_and_reads_flags(tmp_path, flat):
+    part = "<part><name>head</name><bndbox><xmin>2</xmin></bndbox></part>"
+    notes, images = (tmp_path, tmp_path) if flat else (tmp_path / "Annotations", tmp_path / "JPEGImages")
+    picture(images / "a.png")
+    picture(images / "b.jpg")
+    hard = thing("cow", 2.5, 3, 7, 8.25, extra="<difficult>1</difficult>" + part)
+    xml(notes / "1.xml", hard, thing("bee", 1, 1, WIDTH, HEIGHT))
+    xml(notes / "0.xml", file="b.jpg", size=None)
+    (notes / "._1.xml").write_bytes(b"what a Mac leaves")
+    found = read_voc(tmp_path)
+    assert found.class_names == ["bee", "cow"]
+    assert [sample.path for sample in found.samples] == [images / "b.jpg", images / "a.png"]
+    assert found.samples[0].boxes.shape == (0, 4) and found.samples[0].size == (HEIGHT, WIDTH)
+    assert found.samples[1].boxes.tolist() == [[1.5, 2, 7, 8.25], [0, 0, 20, 10]]
+    assert found.samples[1].labels.tolist() == [1, 0] and found.samples[1].difficult.tolist() == [True, False]
+    assert read_annotations(tmp_path).fingerprint == found.fingerprint
+    named = read_annotations(tmp_path, class_names=["cow", "ant", "bee"])
+    assert named.class_names == ["cow", "ant", "bee"] and named.samples[1].labels.tolist() == [0, 2]
+    split = tmp_path / "ImageSets" / "Main" / "val.txt"
+    assert f"{split}: no such file; give a split" in refusal(read_voc, tmp_path, "val")
+    split.parent.mkdir(parents=True)
+    split.write_text("1\n\n")
+    assert [sample.path.name for sample in read_annotations(tmp_path, split="val").samples] == ["a.png"]
+    split.write_text("1\n2\n")
+    assert both_ways(read_voc, tmp_path, "val")[0] == f"{notes / '2.xml'}: no file '2.xml' in {notes}"
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (thing("bee", 0, 1, 5, 5), ", line 4: xmin 0, ymin 1, xmax 5, ymax 5 (counted from 1): outside the image"),
+        (thing("bee", 1, 1, WIDTH + 1, 5), ", line 4: xmin 1, ymin 1, xmax 21, ymax 5 (counted from 1): outside"),
+        (thing("bee", 5, 1, 4, 5), ", line 4: xmin 5, ymin 1, xmax 4, ymax 5 (counted from 1): no area"),
+        (thing("bee", 1, 9, 5, 5), "reversed"),
+        (thing("bee", 1, 1, "nan", 5), "xmax nan, ymax 5 (counted from 1): not finite"),
+        (thing("bee", 1, 1, "1_0", 5), ", line 4: xmax is '1_0', no number"),
+        (thing("bee", "", 1, 5, 5), ", line 4: xmin is '', no number"),
+        (thing("", 1, 1, 5, 5), ", line 4: the name of the class is ''"),
+        (thing("bee", 1, 1, 2, 2), ", line 4: xmin 1, ymin 1, xmax 2, ymax 2 (counted from 1): the same box"),
+        (thing("bee", 1, 1, 5, 5, extra="<difficult>2</difficult>"), ", line 4: difficult is '2'"),
+        ("<object/>", ", line 4: the name of the class"),
+    ],
+)
+def test_bad_voc_objects_are_named_and_left_out(tmp_path, bad, problem):
+    picture(tmp_path / "a.png")
+    xml(tmp_path / "1.xml", thing("bee", 1, 1, 2, 2), bad, thing("ant", 3, 3, 3, 3))
+    line, left = both_ways(read_voc, tmp_path)
+    assert line.startswith(f"{tmp_path / '1.xml'}, line 4: ") and problem in line
+    assert left.samples[0].boxes.tolist() == [[0, 0, 2, 2], [2, 2, 3, 3]] and left.class_names == ["ant", "bee"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (LAUGHS + "<annotation><filename>&l9;</filename></annotation>", ", line 1: a DOCTYPE"),
+        (f"<?xml version='1.0' encoding='utf-16'?>{LAUGHS}<annotation/>".encode("utf-16"), ", line 1: a DOCTYPE"),
+        ("<annotation>\n<object>\n</annotation>", ", line 3: not XML (mismatched tag"),
+        ("<?xml version='1.0' encoding='rot13'?><annotation/>", ", line 1: not XML"),
+        ("<a>" * 100_000 + "</a>" * 100_000, ": the outermost element is 'a'"),
+        ("", ", line 1: not XML"),
+        (" " * 5_000_001, ": 5,000,001 bytes, more than the limit of 5,000,000"),
+        ("<annotation/>", ": the file name is ''"),
+        ("<annotation><filename>/etc/passwd</filename></annotation>", ": the file name '/etc/passwd' leaves"),
+        ("<annotation><filename>a.png</filename></annotation>", ": the image 'a.png' is that of an earlier"),
+    ],
+)
+def test_bad_voc_files_are_named_and_left_out(tmp_path, text, problem):
+    picture(tmp_path / "a.png")
+    xml(tmp_path / "1.xml", thing("bee", 1, 1, 2, 2))
+    (tmp_path / "2.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    line, left = both_ways(read_voc, tmp_path)
+    assert line.startswith(f"{tmp_path / '2.xml'}{problem}") and len(left) == 1
+
+
+def test_classes_that_are_not_asked_for_are_problems(tmp_path):
+    picture(tmp_path / "a.png")
+    xml(tmp_path / "1.xml", thing("bee", 1, 1, 2, 2), thing("ant", 1, 1, 2, 2))
+    message = refusal(read_voc, tmp_path, class_names=["bee", "cow"])
+    assert f"{tmp_path / '1.xml'}, line 4: unknown class 'ant'; there are 2: bee, cow" in message
+    path = coco(tmp_path / "coco", annotations=[note(1), note(2, category_id=1)])
+    assert "annotation 2: unknown class 'ant'" in refusal(read_annotations, path, class_names=["bee"])
+    assert read_coco(path, class_names=["bee"], skip_bad=True).samples[0].labels.tolist() == [0]
+
+
+def ilsvrc(tmp_path, numbers):
+    data = tmp_path / "kit" / "data"
+    data.mkdir(parents=True)
+    (data / "synsets.txt").write_text("2 n02012849 crane\n1 n02119789 kit fox\n1001 n00001740 entity\n")
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n" * len(numbers))
+    for number in numbers:
+        picture(tmp_path / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
+    return tmp_path / "kit"
+
+
+@pytest.mark.parametrize("place", ["n02012849", "."])
+def test_ilsvrc_training_uses_the_images_with_boxes(tmp_path, place):
+    kit = ilsvrc(tmp_path, [])
+    for name in ("n02012849/n02012849_1", "n02012849/n02012849_2", "n02119789/n02119789_1"):
+        picture(tmp_path / "train" / f"{name}.JPEG")
+    whole = thing("n02012849", 0, 2, WIDTH, HEIGHT, extra="<difficult>1</difficult>")
+    xml(tmp_path / "boxes" / place / "n02012849_2.xml", whole, thing("n02119789", 3, 4, 3, 6), file="%s")
+    found = read_ilsvrc_boxes(kit, tmp_path / "train", tmp_path / "boxes", "train")
+    assert found.class_names == ["n02119789 kit fox", "n02012849 crane"]
+    assert [sample.path.name for sample in found.samples] == ["n02012849_2.JPEG"]
+    assert found.samples[0].boxes.tolist() == [[0, 2, 20, 10], [3, 4, 4, 7]]
+    assert found.samples[0].labels.tolist() == [1, 0] and not found.samples[0].difficult.any()
+
+
+def test_ilsvrc_validation_needs_boxes_for_every_image(tmp_path):
+    kit, boxes = ilsvrc(tmp_path, [1, 2]), tmp_path / "boxes"
+    good, beside = thing("n02012849", 0, 0, 4, 4), thing("n02012849", 20, 0, 20, 4)
+    wide, other = thing("n02012849", 0, 0, 21, 4), thing("n00001740", 0, 0, 4, 4)
+    xml(boxes / "ILSVRC2012_val_00000001.xml", good, other, wide, beside)
+    message = refusal(read_ilsvrc_boxes, kit, tmp_path / "val", boxes, "validation")
+    assert "line 4: unknown class 'n00001740'" in message and "line 5: xmin 0, ymin 0, xmax 21" in message
+    assert "line 6: xmin 20, ymin 0, xmax 20, ymax 4 (counted from 0): outside" in message
+    xml(boxes / "ILSVRC2012_val_00000001.xml", good)
+    line, left = both_ways(read_ilsvrc_boxes, kit, tmp_path / "val", boxes, "validation")
+    assert line == f"{boxes / 'ILSVRC2012_val_00000002.xml'}: no such file" and len(left) == 1
+    (tmp_path / "black.txt").write_text("36\n50 \n\n")
+    assert read_blacklist(tmp_path / "black.txt") == {36, 50}
+    for text in ("36\nx", "36\n²", "36\n-1"):
+        (tmp_path / "black.txt").write_text(text)
+        assert "black.txt, line 2: " in refusal(read_blacklist, tmp_path / "black.txt")
+    assert "no such file" in refusal(read_blacklist, tmp_path / "white.txt")
+
+
+def test_align_and_fingerprint(tmp_path):
+    def folder(place, box=(1, 2, 3, 4), label=2, name="a.png", other="ant"):
+        path = coco(tmp_path / place, [{"id": 7, "file_name": name}], [note(1, box, category_id=label)])
+        return read_coco(path, class_names=[other, "bee"] if label == 2 else None)
+
+    found = folder("x")
+    assert found.fingerprint == folder("y").fingerprint
+    picture(tmp_path / "z" / "b.png")
+    others = [folder("z", (1, 2, 3, 5)), folder("z", label=1), folder("z", name="b.png"), folder("z", other="cow")]
+    assert len({found.fingerprint, *(other.fingerprint for other in others)}) == 5
+    aligned = align_boxes(found, ["cow", "bee", "ant", "bee2"])
+    assert aligned.class_names == ["cow", "bee", "ant", "bee2"] and aligned.samples[0].labels.tolist() == [1]
+    assert align_boxes(found, ["bee", "ant"]).samples[0].labels.tolist() == [0]
+    assert "does not know: ant;" in refusal(align_boxes, found, ["bee"])
+
+
+def test_places_without_annotations_are_explained(tmp_path):
+    assert "no such file or folder; give a COCO" in refusal(read_annotations, tmp_path / "x")
+    assert "no annotations in it; give a COCO" in refusal(read_annotations, tmp_path)
+    (tmp_path / "x.txt").write_text("x")
+    assert "no annotations; give a COCO" in refusal(read_annotations, tmp_path / "x.txt")
+    assert "leave the split out" in refusal(read_annotations, coco(tmp_path), split="train")
+
+
+@pytest.mark.parametrize("kind", ["xml", "json"])
+def test_damaged_bytes_end_in_an_input_error_or_in_boxes(tmp_path, kind):
+    picture(tmp_path / "a.png")
+    path = coco(tmp_path, annotations=[note(i, [i, 1, 2.5, 3]) for i in range(1, 6)])
+    if kind == "xml":
+        path = tmp_path / "1.xml"
+        xml(path, *(thing("bee", i, 1, i + 2, 3, extra="<difficult>0</difficult>") for i in range(1, 6)))
+    read = {
+        "xml": lambda **options: read_voc(tmp_path, **options),
+        "json": lambda **options: read_coco(path, **options),
+    }
+    good, rng, refused = path.read_bytes(), random.Random(3), 0
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 3)):
+            start = rng.randrange(len(data))
+            data[start : start + rng.randint(0, 4)] = rng.choice(
+                [rng.randbytes(2), b"", b"-", b"9e999", b"\\ud800", b"NaN"]
+            )
+        path.write_bytes(data)
+        for skip in (False, True):
+            try:
+                found = read[kind](skip_bad=skip)
+            except InputError as error:
+                refused += 1
+                str(error).encode()
+                continue
+            assert isinstance(found, Annotated) and found.fingerprint
+            for sample in found.samples:
+                height, width = sample.size
+                assert (sample.boxes >= 0).all() and (sample.boxes <= [width, height] * 2).all()
+                assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+    assert 100 < refused < 300
