@@ -6,10 +6,10 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint scenes committee bench gpu accuracy report clean
+.PHONY: demo test lint scenes committee bench gpu gpu-test accuracy report clean
 
 # What is run a second time, with Triton's interpreter in the place of a GPU.
-KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_fast.py
+KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_merging.py tests/test_fast.py
 
 demo: .venv/demo
 	$(BIN)/overfeat demo
@@ -56,16 +56,17 @@ runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
 bench: .venv/bench
 	$(BIN)/python -m bench.speed.dense
 	$(BIN)/python -m bench.speed.fast
+	$(BIN)/python -m bench.speed.merge
 	$(BIN)/python -m bench.kernel_report
 
 # On a machine with a GPU, with its own torch and without a network. build/gpu is the package as it is installed,
 # with the kernels in it; -P keeps Python from taking the one in this folder.
 GPU_PYTHON ?= python3
 GPU_OPTIONS ?=
-gpu:
+gpu gpu-test:
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -r overfeat build/gpu/overfeat && cp -r kernels build/gpu/overfeat/kernels
-	PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) $(GPU_PYTHON) -P -m bench.gpu $(GPU_OPTIONS)
+	PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) $(GPU_PYTHON) -P -m $(if $(filter gpu,$@),bench.gpu,pytest $(KERNEL_TESTS)) $(GPU_OPTIONS)
 
 accuracy: .venv/bench
 	$(BIN)/python -m bench.accuracy.classification

@@ -1,7 +1,7 @@
 """What every run shares: timing, the machine's description, counting work, and writing results."""
 
 import datetime
-import importlib.metadata
+import importlib
 import importlib.util
 import itertools
 import json
@@ -74,7 +74,7 @@ def machine() -> dict[str, str | int | float]:
             "cuda": torch.version.cuda or f"HIP {torch.version.hip}",
         }
     if importlib.util.find_spec("triton"):
-        found["triton"] = importlib.metadata.version("triton")
+        found["triton"] = importlib.import_module("triton").__version__
     return found
 
 

@@ -1,7 +1,7 @@
 """What the compiler makes of every kernel, without a GPU: python -m bench.kernel_report
 
-Every kernel is compiled for each chip with every dtype and every launch configuration in
-overfeat.kernels.launch, through the same functions that launch it: a stand-in for Triton's driver
+Every kernel is compiled for each chip with every dtype and every launch configuration that
+overfeat.kernels.launch chooses, through the same functions that launch it: a stand-in for Triton's driver
 keeps what would have been loaded, and tensors without memory stand for the real ones. The report is
 of registers, spills, shared memory and matrix instructions; nothing runs, and no speed is known.
 """
@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from bench.common import write_results
-from overfeat.kernels import best_scores, launch, offset_pool, skip_classifier
+from overfeat.kernels import best_scores, box_merge, launch, offset_pool, skip_classifier
 
 COMMAND = "python -m bench.kernel_report"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -129,7 +129,15 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
         yield lambda places=places: call(places, 1024, parts=4, pool="apart")
     yield lambda: call(200, 96, bias=False, backward=True)  # channels that the tile's do not divide
     yield lambda: call(200, 1000, bias=False, pool="apart")  # and that 16 does not
-    if kind != "ieee":  # what multiplies nothing knows no precision
+    if kind == "ieee":  # boxes are float32 or float64
+        for number, sizes in launch.MERGE_TILES.items():
+            for tile in sizes:
+                lengths = [3 * tile.block] if tile.tiled else [tile.most] * 3
+                boxes = torch.empty(3 * tile.block, 4, dtype=number, device="meta")
+                matches = box_merge.MATCHES if (tile.tiled or tile == sizes[0]) else ["normalised"]
+                for match, average in zip(matches, ("pairwise", "counts", "pairwise")):  # noqa: B905
+                    yield lambda b=boxes, n=lengths, m=match, a=average: box_merge.merge(b, b[:, 0], n, 0.5, m, a, 0.5)
+    else:  # what multiplies nothing knows no precision
         for size in (2, 3):
             yield lambda size=size: offset_pool.backward(
                 empty(1, 1024, 36 - size, 45 - size), empty(1, 1024, 35, 44), size

@@ -55,8 +55,8 @@ def forward(scores: Tensor, counts: list[int]) -> Tensor:
     if scores.stride(1) != 1:
         scores = scores.contiguous()
     chunks, runs = _tables(tuple(counts), scores.device)
-    best = torch.empty(len(chunks), classes, device=scores.device)
-    result = torch.empty(len(counts), classes, device=scores.device)
+    best = torch.empty(len(chunks), classes, dtype=torch.float32, device=scores.device)
+    result = torch.empty(len(counts), classes, dtype=torch.float32, device=scores.device)
     block = triton.next_power_of_2(classes)
     if result.numel():
         chunk_kernel[(len(chunks),)](scores, chunks, best, classes, scores.stride(0), BLOCK=block,
@@ -74,5 +74,5 @@ def _tables(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
         chunks += [(start, min(start + CHUNK, row + count)) for start in range(row, row + count, CHUNK)]
         runs.append((first, len(chunks)))
         row += count
-    table = [torch.tensor(rows, dtype=torch.int64).view(-1, 2).to(device) for rows in (chunks, runs)]
+    table = [torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 2).to(device) for rows in (chunks, runs)]
     return table[0], table[1]

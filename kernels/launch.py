@@ -16,6 +16,7 @@ import torch
 FLAT = 1024  # elements a program of the elementwise kernels takes
 SUM_ROWS, SUM_BLOCK, SUM_COLUMNS = 512, 32, 64  # rows a program sums; the tile it holds
 INSIDE = 16  # places up to which pooling happens inside the product: there the weights' reading is all that counts
+INSIDE_SIZE = 3  # of the pooling, at most: every tap is loaded size * size times into shared memory
 MOST_PARTS = 32  # programs that share a tile
 
 Product = Literal["forward", "maps", "weight"]
@@ -111,6 +112,38 @@ UNEVEN = Tile(64, 64, 32, warps=4, stages=3)
 INTERPRETED = Tile(16, 32, 16, warps=4, stages=1, group=2)
 INTERPRETED_PROGRAMS = 6
 
+
+@dataclass(frozen=True)
+class MergeTile:
+    """How groups of up to `most` boxes are merged: a program each, which holds `block` boxes at a time.
+
+    tiled: the rest of the group waits in memory; otherwise the block is the group.
+    """
+
+    most: int
+    block: int
+    warps: int
+    tiled: bool = False
+
+
+# A box takes 14 registers, twice as many in float64, and the scores in between as many again.
+MERGE_TILES = {
+    torch.float32: (
+        MergeTile(64, 64, warps=1),
+        MergeTile(256, 256, warps=2),
+        MergeTile(1024, 1024, warps=8),
+        MergeTile(2048, 2048, warps=16),
+        MergeTile(ANY, 1024, warps=16, tiled=True),
+    ),
+    torch.float64: (
+        MergeTile(64, 64, warps=2),
+        MergeTile(256, 256, warps=4),
+        MergeTile(1024, 1024, warps=8),
+        MergeTile(ANY, 1024, warps=16, tiled=True),
+    ),
+}
+ROWS_BLOCK, ROWS_COLUMNS, ROWS_WARPS = 16, 64, 4  # boxes whose partners a program finds, among how many at a time
+
 _forced: dict[str, object] = {}
 
 
@@ -128,10 +161,13 @@ def forced(
         _forced = before
 
 
-def choose(product: Product, dtype: torch.dtype, device: torch.device, m: int, n: int, taps: int, inner: int) -> Plan:
-    """How to launch a product of m x n, summed over `taps` runs of `inner` numbers."""
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    pool = _forced.get("pool") or ("inside" if m <= INSIDE else "apart")
+def choose(
+    product: Product, dtype: torch.dtype, device: torch.device, m: int, n: int, taps: int, inner: int, size: int
+) -> Plan:
+    """How to launch a product of m x n, summed over `taps` runs of `inner` numbers, for pooling of this size."""
+    precision = _precision() if dtype == torch.float32 else "ieee"
+    inside = m <= INSIDE and size <= INSIDE_SIZE and inner % 16 == 0
+    pool = _forced.get("pool") or ("inside" if inside else "apart")
     kind = arithmetic(dtype, precision)
     if device.type == "cpu":
         tile, programs = INTERPRETED, INTERPRETED_PROGRAMS
@@ -152,6 +188,14 @@ def choose(product: Product, dtype: torch.dtype, device: torch.device, m: int, n
     if product == "weight":
         work *= taps
     return Plan(tile, min(work * parts, programs), parts, inner % tile.k == 0, pool, precision)
+
+
+def _precision() -> Literal["ieee", "tf32"]:
+    """That of float32 products, by torch's setting; it has an old and a new way of setting, which do not mix."""
+    found = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+    if found == "none":
+        found = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "ieee" if found == "ieee" else "tf32"
 
 
 def _parts(work: int, steps: int, programs: int, results: int, tile: Tile, kind: str) -> int:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+MOST_MAPS = 64  # in one launch: each is a pointer among the arguments
 KEPT = 64  # lists of shapes whose tables are kept; those of 25,000 places take 0.6 MB
 
 Shape = tuple[int, int, int]  # images, rows, columns
@@ -28,7 +29,7 @@ class Kept:
     """
 
     def __init__(self, make: Callable[..., tuple[Tensor, ...]]):
-        self.make, self.tables, self.of_graphs, self.lock = make, OrderedDict(), [], threading.Lock()
+        self.make, self.tables, self.of_graphs, self.lock = make, OrderedDict(), {}, threading.Lock()
 
     def __call__(self, *arguments):
         with self.lock:
@@ -47,7 +48,7 @@ class Kept:
                 self.tables.popitem(last=False)
         self.tables.move_to_end(arguments)
         if capturing:
-            self.of_graphs.append(found)
+            self.of_graphs[arguments] = found
         elif found[0].is_cuda:
             for table in found:
                 table.record_stream(torch.cuda.current_stream())
@@ -112,5 +113,5 @@ def cells(shapes: tuple[Shape, ...], reach: int, device: torch.device) -> Cells:
 
 def _grid(n: int, height: int, width: int) -> Sequence[Tensor]:
     """Image, row and column of every cell, int64, flat."""
-    axes = [torch.arange(length) for length in (n, height, width)]
+    axes = [torch.arange(length, device="cpu") for length in (n, height, width)]
     return [t.reshape(-1) for t in torch.meshgrid(*axes, indexing="ij")]

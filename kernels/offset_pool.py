@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from overfeat.kernels.maps import Kept, address_of
+from overfeat.kernels.maps import MOST_MAPS, Kept, address_of
 
 BLOCK = 1024
 WARPS = 4
@@ -124,15 +124,19 @@ def forward(maps: Tensor, size: int) -> Tensor:
 def forward_list(maps: Sequence[Tensor], size: int) -> Tensor:
     """Maps of one C and different N, H, W -> [cells, C]: their pooled maps, one behind the other, one launch."""
     cells = sum(m.shape[0] * (m.shape[2] - size + 1) * (m.shape[3] - size + 1) for m in maps)
-    pooled = maps[0].new_empty(cells, maps[0].shape[1])
-    _launch(maps, size, True, pooled, None)
+    pooled, start = maps[0].new_empty(cells, maps[0].shape[1]), 0
+    for i in range(0, len(maps), MOST_MAPS):
+        part = maps[i : i + MOST_MAPS]
+        stop = start + sum(m.shape[0] * (m.shape[2] - size + 1) * (m.shape[3] - size + 1) for m in part)
+        _launch(part, size, True, pooled[start:stop], None)
+        start = stop
     return pooled
 
 
 def backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
     """Gradient of the maps, in their memory format, from that of the pooled maps."""
     last = is_last(maps)
-    winners = _empty(maps, size, last, torch.uint8 if size <= 16 else torch.int16)
+    winners = _empty(maps, size, last, torch.uint8 if size <= 16 else torch.int32)
     _launch([maps], size, last, None, winners)
     result = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device, memory_format=_format(last))
     if result.numel():
@@ -161,9 +165,10 @@ def _empty(maps: Tensor, size: int, last: bool, dtype: torch.dtype) -> Tensor:
 def _launch(maps: Sequence[Tensor], size: int, last: bool, pooled: Tensor | None, winners: Tensor | None) -> None:
     table, blocks, starts = _tables(tuple((*m.shape, *m.stride()) for m in maps), size, maps[0].device)
     if len(starts):
-        targets = (winners if pooled is None else pooled, pooled if winners is None else winners)
+        unused = winners if pooled is None else pooled
         pool_kernel[(len(starts),)](
-            tuple(maps), table, blocks, starts, *targets, maps[0].shape[1], COUNT=len(maps), SIZE=size, LAST=last,
+            tuple(maps), table, blocks, starts, unused if pooled is None else pooled,
+            unused if winners is None else winners, maps[0].shape[1], COUNT=len(maps), SIZE=size, LAST=last,
             VALUES=pooled is not None, WINNERS=winners is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
 
@@ -176,11 +181,11 @@ def _tables(geometry: tuple[tuple[int, ...], ...], size: int, device: torch.devi
         height, width = h - size + 1, w - size + 1
         elements = n * c * height * width
         table.append([height, width, *strides])
-        first = torch.arange(0, elements, BLOCK)
+        first = torch.arange(0, elements, BLOCK, device="cpu")
         blocks.append(torch.stack([torch.full_like(first, i), first, torch.full_like(first, elements)], dim=1))
         starts.append(start + first)
         start += elements
     blocks, starts = torch.cat(blocks), torch.cat(starts)
-    if max(int(b) for b in blocks[:, 2].unique()) < 2**31 - BLOCK if len(blocks) else True:
+    if not len(blocks) or int(blocks[:, 2].max()) < 2**31 - BLOCK:
         blocks = blocks.int()
-    return torch.tensor(table).to(device), blocks.to(device), starts.to(device)
+    return torch.tensor(table, device="cpu").to(device), blocks.to(device), starts.to(device)

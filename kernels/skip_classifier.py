@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from overfeat.kernels import launch, offset_pool
-from overfeat.kernels.maps import address_of, cells, places
+from overfeat.kernels.maps import MOST_MAPS, address_of, cells, places
 
 ALIGNED = 16  # bytes: what the product is told of the maps' addresses
 
@@ -88,7 +88,9 @@ def forward_kernel(
                 b_weight = tl.load(p_weight + tap * channels + c, mask=m_k[:, None], other=0.0)
             product = tl.dot(b_map, b_weight, product, input_precision=PRECISION)
         if PARTS > 1:
-            p_output = output + (part * rows + row).to(tl.int64)[:, None] * columns + o_n[None, :]
+            p_output = (
+                output + (part * (tl.zeros_like(row).to(tl.int64) + rows) + row)[:, None] * columns + o_n[None, :]
+            )
         else:
             p_output = output + row.to(tl.int64)[:, None] * columns + o_n[None, :]
             if BIAS:
@@ -134,7 +136,7 @@ def finish_kernel(
     inside = index < total
     value = tl.zeros([BLOCK], tl.float32)
     for part in range(PARTS):
-        value += tl.load(parts + part * total + index, mask=inside, other=0.0)
+        value += tl.load(parts + tl.full([], part, tl.int64) * total + index, mask=inside, other=0.0)
     if BIAS:
         value += tl.load(bias + index % columns, mask=inside, other=0.0).to(tl.float32)
     if RELU:
@@ -271,13 +273,16 @@ def weight_backward_kernel(
 
 def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
     """[places, O] from unpooled maps [N, C, H, W], weight [O, C, k, k]: see ops.skip_classifier_rows."""
+    if len(maps) > MOST_MAPS:
+        parts = (maps[i : i + MOST_MAPS] for i in range(0, len(maps), MOST_MAPS))
+        return torch.cat([forward(part, weight, bias, size, relu) for part in parts])
     (outputs, channels, k, _), shapes = weight.shape, _shapes(maps)
     device = maps[0].device
     count = _places_in(shapes, k * size - 1)
     output = weight.new_empty(count, outputs)
     if not output.numel():
         return output
-    plan = launch.choose("forward", weight.dtype, device, count, outputs, k * k, channels)
+    plan = launch.choose("forward", weight.dtype, device, count, outputs, k * k, channels, size)
     if plan.pool == "apart" or size == 1:
         pooled = offset_pool.forward_list(maps, size) if not _one_buffer(maps, size) else maps[0]
         sources, left = (pooled,), 1
@@ -285,7 +290,7 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
     else:
         sources, left = tuple(_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps), size
         table = places(shapes, k * size - 1, False, device)
-    target = output if plan.parts == 1 else torch.empty(plan.parts, *output.shape, device=device)
+    target = output if plan.parts == 1 else torch.empty(plan.parts, *output.shape, dtype=torch.float32, device=device)
     bias_or_any = output if bias is None else bias
     forward_kernel[(plan.programs,)](
         sources, *table, _last(weight), bias_or_any, target, count, outputs, channels, plan.programs,
@@ -313,7 +318,7 @@ def backward(
     if need_maps:
         of_pooled = weight.new_empty(sum(n * h * w for n, h, w in shapes), channels)
         if of_pooled.numel():
-            plan = launch.choose("maps", weight.dtype, device, len(of_pooled), channels, k * k, outputs)
+            plan = launch.choose("maps", weight.dtype, device, len(of_pooled), channels, k * k, outputs, size)
             maps_backward_kernel[(plan.programs,)](
                 grad, _last(weight), of_pooled, *cells(shapes, reach, device), len(of_pooled), channels, outputs,
                 plan.programs, KERNEL=k, SIZE=size, EVEN=plan.even, PRECISION=plan.precision,
@@ -327,7 +332,7 @@ def backward(
         of_weight = torch.zeros(outputs, k, k, channels, dtype=weight.dtype, device=device)
         if len(grad) and of_weight.numel():
             pooled = maps[0] if _one_buffer(maps, size) else offset_pool.forward_list(maps, size)
-            plan = launch.choose("weight", weight.dtype, device, outputs, channels, k * k, len(grad))
+            plan = launch.choose("weight", weight.dtype, device, outputs, channels, k * k, len(grad), size)
             _, base, pitch = places(shapes, reach, True, device)
             weight_backward_kernel[(plan.programs,)](
                 grad, pooled, base, pitch, of_weight, outputs, channels, len(grad), plan.programs,
@@ -343,7 +348,7 @@ def _relu_backward(grad: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]
     """The gradient before the ReLU (`output` None: there was none), contiguous, and that of the bias."""
     rows, columns = grad.shape
     chunks = triton.cdiv(rows, launch.SUM_ROWS)
-    sums = torch.empty(chunks, columns, device=grad.device)
+    sums = torch.empty(chunks, columns, dtype=torch.float32, device=grad.device)
     relu = output is not None
     masked = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device) if relu else grad.contiguous()
     if grad.numel():

@@ -1,10 +1,11 @@
 """Run a ConvNet over every place and every size of an image at once (OverFeat, Sermanet et al. 2013)."""
 
+from overfeat.boxes import iou, match_score, nms
 from overfeat.classify import centre_crop, classify, ten_views
 from overfeat.dense import ScoreMap, score_maps
 from overfeat.files import InputError
 from overfeat.nets import Architecture, OverFeat, build
-from overfeat.ops import backend, offset_max_pool, skip_classifier, skip_classifier_scales
+from overfeat.ops import Merged, backend, merge_boxes, offset_max_pool, skip_classifier, skip_classifier_scales
 from overfeat.weights import load, load_released, save
 
 __version__ = "0.1.0"
@@ -12,14 +13,19 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "InputError",
+    "Merged",
     "OverFeat",
     "ScoreMap",
     "backend",
     "build",
     "centre_crop",
     "classify",
+    "iou",
     "load",
     "load_released",
+    "match_score",
+    "merge_boxes",
+    "nms",
     "offset_max_pool",
     "save",
     "score_maps",

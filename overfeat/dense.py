@@ -108,7 +108,7 @@ def score_maps(
     images = batch_of(images)
     found = grids(net, tuple(images.shape[2:]), scales, flip, stride)
     device = net.convs[0].weight.device
-    maps = [torch.empty(len(images), net.classes, *grid.shape, device=device) for grid in found]
+    maps = [torch.empty(len(images), net.classes, *grid.shape, dtype=torch.float32, device=device) for grid in found]
     for part, scores in score_parts(net, images, found, stride, memory):
         maps[part.grid][part.batch, :, part.rows, part.columns] = scores
     return [ScoreMap(scores, grid) for scores, grid in zip(maps, found, strict=True)]
@@ -126,7 +126,7 @@ def score_parts(
 
 def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY) -> Tensor:
     """The largest score of each class over the places of each grid: [grids, N, classes] (section 3.3, i)."""
-    best = torch.zeros(len(found), len(images), net.classes, device=net.convs[0].weight.device)
+    best = torch.zeros(len(found), len(images), net.classes, dtype=torch.float32, device=net.convs[0].weight.device)
     for parts, logits, shapes in _evaluated(net, images, found, stride, memory):
         counts = [height * width for n, height, width in shapes for _ in range(n)]
         scores = ops.best_scores(logits, counts).split([n for n, _, _ in shapes])

@@ -23,6 +23,7 @@ __all__ = [*overfeat.__all__, "Status", "status"]
 
 CAPABILITY = (8, 0)  # of an NVIDIA GPU, at least: below it Triton's matrix products are not what is measured here
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES_OF_BOXES = (torch.float32, torch.float64)
 MOST_CLASSES = 32768  # a row of scores is held in registers
 
 
@@ -58,7 +59,7 @@ def status() -> Report:
     for device in devices:
         name = device.type if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
         for op in sorted({*TRITON, *PACKED}):
-            for dtype in (*DTYPES, torch.float64):
+            for dtype in DTYPES_OF_BOXES if op == "merge_boxes" else (*DTYPES, torch.float64):
                 rows.append(Status(op, name, dtype, *_runs(op, device, dtype)))
     return Report(rows)
 
@@ -79,7 +80,7 @@ def _runs(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
         return chosen, "interpreted on the CPU (TRITON_INTERPRET=1)" if device.type == "cpu" else "kernels"
     if chosen == "packed":
         return chosen, "weights prepared at their second call"
-    reasons = [_why_not_triton(device, dtype)]
+    reasons = [_why_not_triton(op, device, dtype)]
     if device.type == "cpu" and op in PACKED:
         reasons.append(packed.why_not(dtype))
     return chosen, "; ".join(reason for reason in reasons if reason)
@@ -88,11 +89,11 @@ def _runs(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
 # Triton
 
 
-def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels do not run there; None where they do."""
+def _why_not_triton(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an op's kernels do not run there; None where they do."""
     if not _has_triton():
         return "Triton is not installed"
-    if dtype not in DTYPES:
+    if dtype not in (DTYPES_OF_BOXES if op == "merge_boxes" else DTYPES):
         return f"the kernels do not take {str(dtype).removeprefix('torch.')}"
     if device.type == "cpu":
         return None if os.environ.get("TRITON_INTERPRET") == "1" else "Triton needs a GPU"
@@ -112,7 +113,7 @@ def _has_triton() -> bool:
 def _triton_takes(op: str, maps: Tensor, size: int) -> bool:
     if op == "best_scores" and maps.shape[1] > MOST_CLASSES:
         return False
-    return _why_not_triton(maps.device, maps.dtype) is None
+    return _why_not_triton(op, maps.device, maps.dtype) is None
 
 
 def _kernel(file: str, name: str) -> Callable:
@@ -131,6 +132,7 @@ TRITON = {
     "skip_classifier_rows": _kernel("skip_classifier", "forward"),
     "skip_classifier_rows_backward": _kernel("skip_classifier", "backward"),
     "best_scores": _kernel("best_scores", "forward"),
+    "merge_boxes": _kernel("box_merge", "merge"),
 }
 
 # Prepared weights on the CPU

@@ -8,15 +8,22 @@ comparison only.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat import reference
+from overfeat.boxes import MATCHES
+from overfeat.files import InputError
 
 # Below this many places, a product with weights that are not re-packed beats the CPU's convolution.
 FEW_PLACES = 512
+AVERAGES = ("pairwise", "counts")
+# torch.compile's own CUDA graphs leave the ops out: their kept tables would lie in the graphs' memory.
+GRAPHED_APART = (torch.Tag.cudagraph_unsafe,)
+FARTHEST = 1e9  # pixels; squares of more would come near the end of float32
 
 _backends: dict[str, dict[str, Callable]] = {}
 _takes: dict[str, Callable[[str, Tensor, int], bool]] = {}
@@ -150,6 +157,49 @@ def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.ops.overfeat.best_scores(scores, list(counts))
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What `merge_boxes` made of T boxes: M merged ones, by group, then by the place of their first box.
+
+    boxes [M, 4]; scores [M], the sums over the boxes merged; groups int64 [M]; counts int64 [M],
+    the boxes merged, which together are T; best [M], the largest single score; members int64 [T],
+    the merged box that each box went into.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    groups: Tensor
+    counts: Tensor
+    best: Tensor
+    members: Tensor
+
+
+def merge_boxes(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None = None,
+    threshold: float = 0.5,
+    match: str = "normalised",
+    average: str = "pairwise",
+    overlap: float = 0.5,
+) -> Merged:
+    """Merge the two boxes of a group that match best, again and again, while they match (section 4.3, d-g).
+
+    boxes [T, 4] as (x1, y1, x2, y2), float32 or float64; scores [T], not negative; groups int64 [T],
+    in any order, or None for one group: only boxes of a group merge, as those of one image and
+    class. The pair with the smallest boxes.match_score goes first, of equal ones the one whose
+    first box comes first, then whose second does; it stops when no pair scores `threshold` or less.
+    A merged box takes the place of its first. average "pairwise": the mean of the two boxes, as in
+    the paper; "counts": weighted by the boxes already in them. match, overlap: see
+    boxes.match_score. It has no gradient. Raises ValueError for shapes and types, InputError for
+    values that make no sense.
+    """
+    if groups is None:
+        groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    _check_boxes(boxes, scores, groups, threshold, match, average, overlap)
+    return Merged(*torch.ops.overfeat.merge_boxes(boxes, scores, groups, threshold, match, average, overlap))
+
+
 def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool = True) -> Tensor:
     """A convolution and its ReLU: [N, C, H, W] -> [N, O, h, w], for the layers before the last maps.
 
@@ -218,10 +268,33 @@ def _check_classifier(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | Non
                 )
 
 
+def _check_boxes(
+    boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, match: str, average: str, overlap: float
+) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1] or groups.shape != scores.shape:
+        raise ValueError(
+            "boxes must be [T, 4], scores and groups [T]; these have shapes "
+            f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(groups.shape)}"
+        )
+    if boxes.dtype not in (torch.float32, torch.float64) or scores.dtype != boxes.dtype or groups.dtype != torch.int64:
+        raise ValueError(
+            "boxes and scores must be float32 or both float64, groups int64; "
+            f"they are {boxes.dtype}, {scores.dtype} and {groups.dtype}"
+        )
+    if not boxes.device == scores.device == groups.device:
+        raise ValueError(f"boxes, scores, groups are on {boxes.device}, {scores.device}, {groups.device}; move them")
+    if match not in MATCHES or average not in AVERAGES:
+        raise InputError(
+            f"match is one of {', '.join(MATCHES)}, average one of {', '.join(AVERAGES)}; not {match!r}, {average!r}"
+        )
+    if not threshold >= 0 or not 0 <= overlap <= 1:
+        raise InputError(f"the threshold must be 0 or more, the overlap 0 to 1; not {threshold} and {overlap}")
+
+
 # The ops: schema, shapes, gradients
 
 
-@torch.library.custom_op("overfeat::offset_max_pool", mutates_args=())
+@torch.library.custom_op("overfeat::offset_max_pool", mutates_args=(), tags=GRAPHED_APART)
 def _offset_max_pool(maps: Tensor, size: int) -> Tensor:
     return _function("offset_max_pool", maps, size)(maps, size)
 
@@ -232,7 +305,7 @@ def _(maps, size):
     return _empty(maps, n, c, h - size + 1, w - size + 1)
 
 
-@torch.library.custom_op("overfeat::offset_max_pool_backward", mutates_args=())
+@torch.library.custom_op("overfeat::offset_max_pool_backward", mutates_args=(), tags=GRAPHED_APART)
 def _offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
     return _function("offset_max_pool_backward", maps, size)(grad, maps, size)
 
@@ -254,7 +327,7 @@ def _offset_max_pool_grad(ctx, grad):
 _offset_max_pool.register_autograd(_offset_max_pool_grad, setup_context=_offset_max_pool_setup)
 
 
-@torch.library.custom_op("overfeat::skip_classifier_rows", mutates_args=())
+@torch.library.custom_op("overfeat::skip_classifier_rows", mutates_args=(), tags=GRAPHED_APART)
 def _skip_classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
     return _function("skip_classifier_rows", maps[0], size)(maps, weight, bias, size, relu)
 
@@ -265,7 +338,7 @@ def _(maps, weight, bias, size, relu):
     return weight.new_empty(places, weight.shape[0])
 
 
-@torch.library.custom_op("overfeat::skip_classifier_rows_backward", mutates_args=())
+@torch.library.custom_op("overfeat::skip_classifier_rows_backward", mutates_args=(), tags=GRAPHED_APART)
 def _skip_classifier_rows_backward(
     grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
     need_maps: bool, need_weight: bool,
@@ -328,7 +401,7 @@ def _skip_classifier_scales(maps, weight, bias, size, relu):
     return _split(rows, maps, weight.shape[2], size)
 
 
-@torch.library.custom_op("overfeat::best_scores", mutates_args=())
+@torch.library.custom_op("overfeat::best_scores", mutates_args=(), tags=GRAPHED_APART)
 def _best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     return _function("best_scores", scores, 1)(scores, counts)
 
@@ -336,6 +409,53 @@ def _best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
 @_best_scores.register_fake
 def _(scores, counts):
     return scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
+
+
+def _check_values(boxes: Tensor, scores: Tensor) -> None:
+    wrong = {
+        f"coordinates that are NaN, infinite or beyond {FARTHEST:.0e} px": ~(boxes.abs() <= FARTHEST).all(dim=1),
+        "x2 < x1 or y2 < y1": (boxes[:, 2:] < boxes[:, :2]).any(dim=1),
+        "a score that is NaN, infinite or negative": ~((scores >= 0) & (scores < torch.inf)),
+    }
+    for what, which in wrong.items():
+        if which.any():
+            first = int(which.nonzero()[0])
+            raise InputError(
+                f"{int(which.sum())} of {len(boxes)} boxes have {what}; the first is number {first}, "
+                f"{boxes[first].tolist()} with score {float(scores[first])}"
+            )
+
+
+@torch.library.custom_op("overfeat::merge_boxes", mutates_args=(), tags=GRAPHED_APART)
+def _merge_boxes(
+    boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, match: str, average: str, overlap: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_values(boxes, scores)
+    in_order, order = groups.sort(stable=True)
+    _, lengths = in_order.unique_consecutive(return_counts=True)
+    lengths = lengths.tolist()
+    if _forced == "reference":
+        run = reference.merge_boxes
+    else:
+        run = _function("merge_boxes", boxes, max(lengths, default=0))
+    rule = (threshold, match, average, overlap)
+    merged, sums, best, counts, into = run(boxes[order], scores[order], lengths, *rule)
+    # A box went into one before it, which may itself have gone into another: follow all at once.
+    last = torch.where(into < 0, torch.arange(len(into), device=into.device), into)
+    while not torch.equal(last, last[last]):
+        last = last[last]
+    alive = counts > 0
+    rank = alive.cumsum(0) - 1
+    members = torch.empty_like(order)
+    members[order] = rank[last]
+    return merged[alive], sums[alive], in_order[alive], counts[alive], best[alive], members
+
+
+@_merge_boxes.register_fake
+def _(boxes, scores, groups, threshold, match, average, overlap):
+    count = torch.library.get_ctx().new_dynamic_size()
+    of = [boxes.new_empty(count, 4), boxes.new_empty(count), groups.new_empty(count), groups.new_empty(count)]
+    return *of, boxes.new_empty(count), groups.new_empty(groups.shape[0])
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -443,6 +563,14 @@ def _torch_best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     return best
 
 
+def _compiled_merge(boxes: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    try:
+        from overfeat import merging  # numba takes a second to import
+    except ImportError as error:
+        raise InputError(f"merging boxes on a CPU needs numba (pip install numba): {error}") from error
+    return merging.merge_boxes(boxes, *rest)
+
+
 register_backend(
     "torch",
     {
@@ -452,6 +580,7 @@ register_backend(
         "skip_classifier_rows_backward": _torch_classifier_backward,
         "best_scores": _torch_best_scores,
         "convolution": _torch_convolution,
+        "merge_boxes": _compiled_merge,
     },
     takes=lambda op, maps, size: True,
 )

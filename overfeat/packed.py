@@ -10,7 +10,9 @@ weight stays as it is, a prepared form of it is used. There are two, each made w
   pooled map share one dense k x k kernel, so that it applies there too. Rounding errors are a few
   times those of a plain sum: 1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
 
-The prepared forms take up to 3 times the memory of the weights; `forget` frees them.
+The prepared forms take up to 3 times the memory of the weights; `forget` frees them. A weight that is
+changed as usual, in place or by an optimiser, is prepared anew. A change through `.data` is seen where it
+touches one of the sampled rows and channels, as one of the whole weight does; after any other, call `forget`.
 """
 
 import weakref

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from overfeat.boxes import match_score
+
 
 def offset_max_pool(maps: Tensor, size: int) -> Tensor:
     """Max over every size x size window: [N, C, H, W] -> [N, C, H-size+1, W-size+1]."""
@@ -48,3 +50,33 @@ def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int
 def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     """Softmax at every place, then for each class the maximum over the places of a run (section 3.3, i)."""
     return torch.stack([part.softmax(dim=1).max(dim=0).values for part in scores.float().split(list(counts))])
+
+
+def merge_boxes(
+    boxes: Tensor, scores: Tensor, lengths: Sequence[int], threshold: float, match: str, average: str, overlap: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The steps (d)-(g) of section 4.3 for each run of `lengths` boxes; O(n^3) for each.
+
+    Gives boxes, sums, largest scores, counts (0 for a box that went into another), and for every
+    box the number of the one that it went into, or -1.
+    """
+    boxes, sums, largest = boxes.clone(), scores.clone(), scores.clone()
+    counts = torch.ones(len(boxes), dtype=torch.int64, device=boxes.device)
+    into = torch.full_like(counts, -1)
+    for left in torch.arange(len(boxes), device=boxes.device).split(list(lengths)):
+        while len(left) > 1:
+            pairs = match_score(boxes[left], boxes[left], match, overlap)
+            pairs = pairs.masked_fill(torch.ones_like(pairs, dtype=torch.bool).tril(), torch.inf)
+            at = int(pairs.argmin())  # the first of the smallest: by i, then by j
+            if not pairs.view(-1)[at] <= torch.tensor(threshold, dtype=boxes.dtype) or pairs.view(-1)[at] == torch.inf:
+                break
+            i, j = left[at // len(left)], left[at % len(left)]
+            first, second = (counts[i], counts[j]) if average == "counts" else (1, 1)
+            boxes[i] = (boxes[i] * first + boxes[j] * second) / (first + second)
+            sums[i] += sums[j]
+            largest[i] = torch.maximum(largest[i], largest[j])
+            counts[i] += counts[j]
+            counts[j] = 0
+            into[j] = i
+            left = left[left != j]
+    return boxes, sums, largest, counts, into

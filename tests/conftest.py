@@ -20,7 +20,8 @@ if KERNELS:
     import overfeat.fast  # noqa: F401
 
 # Files that see the backends of overfeat.fast, whoever imported it; the others test stock torch, bit for bit.
-FAST = {"test_fast", "test_packed", "test_kernels"} | ({"test_ops", "test_ops_in_torch"} if KERNELS else set())
+FAST = {"test_fast", "test_packed", "test_kernels"}
+FAST |= {"test_ops", "test_ops_in_torch", "test_merging"} if KERNELS else set()
 
 
 @pytest.fixture(autouse=True)
@@ -30,18 +31,22 @@ def stock_alone(request, monkeypatch):
         monkeypatch.setattr(ops, "_backends", {"torch": ops._backends["torch"]})
 
 
+@pytest.fixture(autouse=True)
+def full_float32(monkeypatch):
+    """float32 means float32 on a GPU, not TF32."""
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request):
-    """The test runs once on each kind of device; float32 means float32 there, not TF32."""
+    """The test runs once on each kind of device."""
     if request.param == "cpu":
         yield torch.device("cpu")
         return
     if not torch.cuda.is_available():
         pytest.skip("no GPU that torch can use on this machine")
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield torch.device("cuda")
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 @pytest.fixture

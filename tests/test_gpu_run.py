@@ -10,8 +10,8 @@ from bench.gpu.page import page
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = [
-    "short checks", "ceilings", "packed", "classification", "tuning", "scales", "training", "thorough checks",
-    "other kinds", "naive windows", "fragile checks",
+    "short checks", "ceilings", "packed", "classification", "tuning", "scales", "training", "merging",
+    "thorough checks", "other kinds", "naive windows", "fragile checks",
 ]  # fmt: skip
 
 # A kernel that leaves the last row of its result as the memory was.
@@ -60,7 +60,7 @@ def test_a_dry_run_goes_through_everything(tmp_path):
 
 
 def test_a_wrong_kernel_is_found(tmp_path):
-    found = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "4", TRITON_INTERPRET="1")
+    found = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "12", TRITON_INTERPRET="1")
     assert found.returncode == 1, found.stdout + found.stderr
     results = json.loads((tmp_path / "dry-run.json").read_text())
     failed = [check for check in results["checks"] if check["result"] == "failed"]
@@ -71,7 +71,7 @@ def test_a_wrong_kernel_is_found(tmp_path):
     assert f"FAILED {failed[0]['name']}" in found.stdout
     # The budget was spent on the way, and that is said too.
     assert list(results["sections"]) == SECTIONS
-    assert results["sections"]["fragile checks"]["state"] == "cut short: the budget of 4 s is spent"
+    assert results["sections"]["fragile checks"]["state"] == "cut short: the budget of 12 s is spent"
 
 
 def test_a_failed_check_voids_the_rows_that_it_speaks_of(tmp_path):

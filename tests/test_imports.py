@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module imports from lower levels only; "data" and "cli" are packages, whose files
 # may import each other.
 LEVELS = [
-    {"files", "geometry"},
+    {"files", "geometry", "boxes", "merging"},
     {"resize", "reference", "kernels", "processes"},
     {"ops", "batches"},
     {"nets", "packed"},
     {"weights", "data"},
-    {"dense", "boxes"},
+    {"dense"},
     {"classify", "localize", "detect", "multibox"},
     {"training", "evaluation", "draw"},
     {"classifier_training"},
@@ -86,7 +86,7 @@ def test_import_needs_neither_triton_nor_the_extras():
     """A fresh process in which the optional packages cannot be imported."""
     code = (
         "import sys\n"
-        "for name in ('triton', 'matplotlib', 'skimage', 'mlxtend', 'scipy'):\n"
+        "for name in ('triton', 'numba', 'matplotlib', 'skimage', 'mlxtend', 'scipy'):\n"
         "    sys.modules[name] = None\n"
         "import overfeat, torch\n"
         "print(overfeat.build('small', 2)(torch.zeros(1, 3, 47, 47)).shape)\n"

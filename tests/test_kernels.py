@@ -13,8 +13,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU; `make test` runs these with TRITON_INTERPRET=1 as well", allow_module_level=True)
 
-from overfeat.kernels import best_scores, launch, offset_pool, skip_classifier  # noqa: E402
-from overfeat.kernels.launch import Tile  # noqa: E402
+from overfeat.kernels import best_scores, box_merge, launch, offset_pool, skip_classifier  # noqa: E402
+from overfeat.kernels.launch import MergeTile, Tile  # noqa: E402
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -212,14 +212,14 @@ def test_best_scores_that_are_not_finite(value):
 def test_plans_fill_the_chip_and_not_more(capability, dtype, m):
     device = torch.device("meta")
     with launch.on_chip(capability, multiprocessors=132):
-        plan = launch.choose("forward", dtype, device, m, 4096, 25, 1024)
+        plan = launch.choose("forward", dtype, device, m, 4096, 25, 1024, 3)
         tiles = -(-m // plan.tile.m) * (4096 // plan.tile.n)
         assert 1 <= plan.programs <= 132
         assert plan.programs == min(132, tiles * plan.parts)
         assert plan.even and 1 <= plan.parts <= launch.MOST_PARTS
         idle = [-(tiles * parts) % 132 / -(-tiles * parts // 132) for parts in (1, plan.parts)]
         assert plan.parts == 1 or idle[1] < idle[0], "parts are for chips that are not full"
-        uneven = launch.choose("forward", dtype, device, m, 4096, 25, 1001)
+        uneven = launch.choose("forward", dtype, device, m, 4096, 25, 1001, 3)
         assert not uneven.even
 
 
@@ -242,6 +242,7 @@ def test_more_shapes_than_tables_are_kept(monkeypatch):
     import overfeat.kernels.maps as tables
 
     monkeypatch.setattr(tables, "KEPT", 2)
+    tables.places.tables.clear()
     weight = made((4, 3, 2, 2), seed=8)
     want = {}
     for _ in range(2):
@@ -250,7 +251,7 @@ def test_more_shapes_than_tables_are_kept(monkeypatch):
             got = skip_classifier.forward([maps], weight, None, 3, True)
             assert torch.equal(got, want.setdefault(width, got))
             assert_matches(got, truth([maps], weight, None, 3), torch.float32)
-    assert len(tables.places.tables) <= 64 + 1
+    assert len(tables.places.tables) <= 2
 
 
 def test_float32_follows_the_matmul_precision():
@@ -259,7 +260,7 @@ def test_float32_follows_the_matmul_precision():
         for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
             torch.set_float32_matmul_precision(setting)
             with launch.on_chip((9, 0), 132):
-                assert launch.choose("forward", torch.float32, device, 100, 64, 4, 64).precision == precision
+                assert launch.choose("forward", torch.float32, device, 100, 64, 4, 64, 3).precision == precision
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -294,3 +295,32 @@ def test_cuda_graph():
             m.copy_(made(m.shape, seed=seed + i))
         graph.replay()
         assert torch.equal(result, ops.skip_classifier_rows(maps, weight, bias, 3))
+
+
+# Merging
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        (MergeTile(4, 4, 1), MergeTile(16, 16, 1), MergeTile(launch.ANY, 64, 2)),
+        (MergeTile(launch.ANY, 16, 1, tiled=True),),
+        (MergeTile(8, 8, 1), MergeTile(launch.ANY, 4, 1, tiled=True)),
+    ],
+    ids=["held", "tiled", "both"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_merging_in_every_variant(monkeypatch, tiles, dtype):
+    """Groups of one box, of a tile, of one more, and of many, some of them tied, bit for bit."""
+    monkeypatch.setattr(box_merge, "MERGE_TILES", {dtype: tiles})
+    lengths = [1, 4, 5, 16, 17, 9, 1]
+    corner = (numbers((sum(lengths), 2), DEVICE, 0, torch.float32) * 4).round().to(dtype)
+    side = (numbers((sum(lengths), 2), DEVICE, 1, torch.float32).abs() * 6).round().to(dtype)
+    boxes, scores = torch.cat([corner, corner + side], dim=1), torch.rand(sum(lengths), dtype=dtype, device=DEVICE)
+    for match, threshold, average in (("normalised", 1.4, "pairwise"), ("sum", 12, "counts"), ("centres", 2, "counts")):
+        rule = (lengths, threshold, match, average, 0.05)
+        got, want = box_merge.merge(boxes, scores, *rule), reference.merge_boxes(boxes, scores, *rule)
+        assert torch.equal(got[3], want[3]) and torch.equal(got[4], want[4])
+        left = want[3] > 0
+        assert all(torch.equal(a[left], b[left]) for a, b in zip(got[:3], want[:3], strict=True))
+        assert len(lengths) < left.sum() < 0.9 * sum(lengths)

@@ -35,6 +35,17 @@ def op_samples(layout, size):
             (maps, weight, None, size, False),
         ],
         "best_scores": [(torch.ones(5, 7), [2, 3])],
+        "merge_boxes": [
+            (
+                torch.tensor([[0.0, 0, 4, 4], [1, 0, 5, 4], [9, 9, 10, 10]]),
+                torch.ones(3),
+                torch.zeros(3).long(),
+                0.5,
+                "normalised",
+                "pairwise",
+                0.5,
+            ),
+        ],
         "skip_classifier_rows_backward": [
             (torch.ones_like(rows), maps, weight, rows, size, True, True),
             (torch.ones_like(rows), maps, weight, None, size, True, False),

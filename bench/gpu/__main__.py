@@ -44,6 +44,7 @@ def main() -> int:
         run.section("tuning", timings.tuning)
         run.section("scales", timings.scales)
         run.section("training", timings.training)
+        run.section("merging", timings.merging)
         run.section("thorough checks", checks.thorough)
         run.section("other kinds", timings.other_kinds)
         run.section("naive windows", timings.naive)

@@ -150,6 +150,10 @@ class Layer:
         with self.kind.active(), torch.no_grad():
             return way(self.maps, self.weight, self.bias)
 
+    def ours(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The library's own way."""
+        return ops.skip_classifier_rows(maps, weight, bias, self.pool)
+
     def check(self, way: Layered, poison: bool = True) -> None:
         """Raises AssertionError where the results are not those of the reference."""
         with poisoned() if poison else nullcontext():
@@ -222,20 +226,17 @@ def ways(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> 
         net = SimpleNamespace(architecture=shape, classes=len(weight), fulls=[last])
         return [offset_loop(net, m).relu_() for m in maps]
 
-    def ours(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-        return ops.skip_classifier_rows(maps, weight, bias, layer.pool)
-
     def each(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
         return [ops.skip_classifier(m, weight, bias, layer.pool) for m in maps]
 
     plain = partial(stock, size=layer.pool)
     found: dict[str, Layered] = {STOCK: plain, "torch.compile": compiled(plain, dry), "loop over offsets": loop,
-                                 FAST: ours}  # fmt: skip
+                                 FAST: layer.ours}  # fmt: skip
     if singly:
         found[f"{FAST}, one call a scale"] = each
     if pools and has_kernels(layer.kind, layer.weight.device):
         for pool in ("apart", "inside"):
-            found[f"{FAST}, {pool}"] = forced(ours, pool=pool)
+            found[f"{FAST}, {pool}"] = forced(layer.ours, pool=pool)
     return found
 
 

@@ -27,13 +27,17 @@ from bench.gpu.cases import (
 from bench.gpu.run import FAST, Run
 from bench.tolerance import assert_matches
 from overfeat import ops, reference
+from overfeat.boxes import MATCHES
 
-POOL, LAYER, SCORES = "offset pooling", "first full layer", "best scores"
+POOL, LAYER, SCORES, MERGING = "offset pooling", "first full layer", "best scores", "merging"
 WIDE = 24 << 30  # bytes that must be free for the map that spans 2^31 elements
 
 
 def short(run: Run) -> None:
     """Every op, dtype and way to launch, at small sizes."""
+    for dtype, match in itertools.product((torch.float32, torch.float64), MATCHES):
+        name = str(dtype).removeprefix("torch.")
+        run.check(f"merging, {match}, {name}", MERGING, FAST, name, lambda d=dtype, m=match: merging(run, d, m))
     for kind in sizes(run).kinds:
         for size, last in itertools.product((2, 3), (False, True)):
             layout = "channels-last" if last else "contiguous"
@@ -42,14 +46,14 @@ def short(run: Run) -> None:
         run.check(f"best scores, {kind.name}", SCORES, FAST, kind.name, lambda k=kind: scores(run, k))
         for channels in sizes(run).channels:
             layer, name = small(run, kind, channels), f"{channels} channels, {kind.name}"
-            run.check(name, LAYER, FAST, kind.name, lambda x=layer: x.check(ours))
-            run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer: x.check_gradients(ours))
+            run.check(name, LAYER, FAST, kind.name, lambda x=layer: x.check(x.ours))
+            run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer: x.check_gradients(x.ours))
             if not has_kernels(kind, run.device):
                 continue
             for pool, parts in itertools.product(("apart", "inside"), (1, 3)):
-                way = forced(ours, pool=pool, parts=parts)
+                way = forced(layer.ours, pool=pool, parts=parts)
                 run.check(f"pooling {pool}, {parts} parts, {name}", LAYER, FAST, kind.name,
-                          lambda x=layer, w=way: x.check(w))  # fmt: skip
+                          lambda x=layer, w=way: x.check(w), forced=True)  # fmt: skip
 
 
 def thorough(run: Run) -> None:
@@ -71,11 +75,12 @@ def thorough(run: Run) -> None:
             continue
         layer = small(run, kind, sizes(run).channels[0])
         for tile, inside in tiles(run, kind):
-            way = forced(ours, tile=tile, pool="inside" if inside else "apart", parts=1)
+            way = forced(layer.ours, tile=tile, pool="inside" if inside else "apart", parts=1)
             name = f"{kind.name}, {'inside, ' if inside else ''}{tile}"
-            run.check(name, LAYER, FAST, kind.name, lambda x=layer, w=way: x.check(w))
+            run.check(name, LAYER, FAST, kind.name, lambda x=layer, w=way: x.check(w), forced=True)
             if not inside:
-                run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer, w=way: x.check_gradients(w))
+                run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer, w=way: x.check_gradients(w),
+                          forced=True)  # fmt: skip
 
 
 def fragile(run: Run) -> None:
@@ -106,11 +111,6 @@ def six(run: Run, kind: Kind, channels: int, outputs: int) -> Layer:
     """A layer over one map at every scale."""
     a = sizes(run).architecture
     return Layer(kind, [(1, h, w) for h, w in sizes(run).maps], channels, outputs, a.kernel, a.pool, run.device)
-
-
-def ours(maps, weight, bias):
-    pool = 3  # of both nets that this run knows
-    return ops.skip_classifier_rows(maps, weight, bias, pool)
 
 
 def tiles(run: Run, kind: Kind) -> Iterator[tuple[object, bool]]:
@@ -152,10 +152,30 @@ def scores(run: Run, kind: Kind) -> None:
     assert_matches(got, want, torch.float32)
 
 
+def merging(run: Run, dtype: torch.dtype, match: str) -> None:
+    """Groups of every size that is launched in its own way, with ties, bit for bit as the paper's loop merges them."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [1, 2, 9] if run.dry else [1, 2, 63, 64, 65, 257, 700, 1100, 2100]
+    groups = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    corner = torch.randint(0, 400, (len(groups), 2), generator=generator)
+    side = torch.randint(10, 60, (len(groups), 2), generator=generator)
+    scores = torch.rand(len(groups), generator=generator, dtype=dtype)
+    given = [t.to(run.device) for t in (torch.cat([corner, corner + side], dim=1).to(dtype), scores, groups)]
+    threshold = {"normalised": 1.1, "sum": 50.0, "centres": 0.3}[match]
+    for average in ops.AVERAGES:
+        options = {"threshold": threshold, "match": match, "average": average, "overlap": 0.1}
+        with poisoned():
+            got = ops.merge_boxes(*given, **options)
+        with ops.backend("reference"):
+            want = ops.merge_boxes(*given, **options)
+        for name, value in vars(want).items():
+            assert torch.equal(getattr(got, name), value), f"{name}, average {average}: not as the reference"
+
+
 def streams(run: Run, kind: Kind) -> None:
     """Two streams at a time give exactly what one call after the other gives."""
     layers = [six(run, kind, 128, 256), small(run, kind, 128)]
-    alone = [layer.run(ours) for layer in layers]
+    alone = [layer.run(layer.ours) for layer in layers]
     queues = [torch.cuda.Stream() for _ in layers]
     found = [[], []]
     for queue in queues:
@@ -163,7 +183,7 @@ def streams(run: Run, kind: Kind) -> None:
     for _ in range(20):
         for layer, queue, results in zip(layers, queues, found, strict=True):
             with torch.cuda.stream(queue):
-                results.append(layer.run(ours))
+                results.append(layer.run(layer.ours))
     torch.cuda.synchronize()
     for want, results in zip(alone, found, strict=True):
         for i, got in enumerate(results):
@@ -176,11 +196,11 @@ def graph(run: Run, kind: Kind, others: int = 0) -> None:
     queue = torch.cuda.Stream()
     queue.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(queue):
-        layer.run(ours)
+        layer.run(layer.ours)
     torch.cuda.current_stream().wait_stream(queue)
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
-        got = layer.run(ours)
+        got = layer.run(layer.ours)
     for i in range(others):
         maps = [numbers((1, 16, 15 + i, 16), kind, run.device, i)]
         ops.skip_classifier_rows(maps, numbers((16, 16, 5, 5), kind, run.device, 0), None, 3)
@@ -192,7 +212,7 @@ def graph(run: Run, kind: Kind, others: int = 0) -> None:
     captured.replay()
     got = got.clone()
     del filler
-    want = layer.run(ours)
+    want = layer.run(layer.ours)
     assert torch.equal(got, want), _first(got, want)
 
 
@@ -212,7 +232,7 @@ def autocast(run: Run, kind: Kind) -> None:
     """float32 inputs under autocast give what inputs of its dtype give."""
     layer, exact = small(run, kind, sizes(run).channels[0]), small(run, FLOAT32, sizes(run).channels[0])
     with torch.autocast(run.device.type, kind.dtype), torch.no_grad():
-        got = ours(exact.maps, exact.weight, exact.bias)
+        got = exact.ours(exact.maps, exact.weight, exact.bias)
     assert got.dtype == kind.dtype, f"{got.dtype} under autocast to {kind.dtype}"
     assert_matches(got, layer.want, kind.tolerance)
 
@@ -225,9 +245,8 @@ def wide(run: Run, kind: Kind) -> None:
     far = flat.as_strided(near.shape, ((1 << 31) + 8, *strides)).copy_(near)
     weight = numbers((40, 64, 5, 5), kind, run.device, 1, 0.02)
     for pool in ("apart", "inside"):
-        got = (
-            forced(ours, pool=pool)([far], weight, None) if has_kernels(kind, run.device) else ours([far], weight, None)
-        )
+        options = {"pool": pool} if has_kernels(kind, run.device) else {}
+        got = forced(ops.skip_classifier_rows, **options)([far], weight, None, 3)
         want = rows_of([reference.skip_classifier(near.double(), weight.double(), None, 3)])
         assert_matches(got, want, kind.tolerance)
     assert_matches(ops.offset_max_pool(far, 3), reference.offset_max_pool(near.double(), 3), kind.tolerance)
@@ -244,8 +263,8 @@ def odd_addresses(run: Run, kind: Kind) -> None:
     layer.maps = [_moved(m) for m in layer.maps]
     layer.weight = _moved(layer.weight)
     for pool in ("apart", "inside"):
-        layer.check(forced(ours, pool=pool))
-    layer.check_gradients(ours)
+        layer.check(forced(layer.ours, pool=pool))
+    layer.check_gradients(layer.ours)
 
 
 def _moved(tensor: torch.Tensor) -> torch.Tensor:

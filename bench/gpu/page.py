@@ -29,7 +29,12 @@ def page(results: dict) -> str:
         for target in results.get("targets", [])
     ]
     if targets:
-        parts.append(table(["bfloat16", "target", "found", ""], targets) + "\n")
+        parts.append(
+            table(
+                [next((row["dtype"] for row in rows if row["section"] == "packed"), ""), "target", "found", ""], targets
+            )
+            + "\n"
+        )
     for section in dict.fromkeys(row["section"] for row in rows if row["section"] != "tuning"):
         parts.append(table([f"{section}: op, shape", *HEAD], [line(row) for row in rows if row["section"] == section]))
         parts.append("")

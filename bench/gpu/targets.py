@@ -24,7 +24,8 @@ def table(run: Run) -> list[dict]:
                     "images_per_s")),
         ]  # fmt: skip
     lines = []
-    print(f"\n{'bfloat16':70} {'target':>8} {'found':>8}")
+    kind = next((row["dtype"] for row in run.rows if row["section"] == "packed"), "")
+    print(f"\n{kind:70} {'target':>8} {'found':>8}")
     for name, least, found in targets:
         value, correct = found
         met = None if least is None or value is None else value >= least and correct

@@ -1,6 +1,7 @@
 """Ceilings, and the times of the first full layer, of whole classifications, and of tiles."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +10,10 @@ from torch import Tensor
 import overfeat
 from bench.common import work
 from bench.gpu.cases import FLOAT16, FLOAT32, TF32, Kind, Layer, forced, has_kernels, untrained, ways
-from bench.gpu.checks import LAYER, SCORES, ours, sizes
+from bench.gpu.checks import LAYER, MERGING, SCORES, sizes
 from bench.gpu.run import FAST, STOCK, Run
 from bench.speed.dense import naive_windows
+from bench.speed.merge import crowd, one_image
 from overfeat import ops
 from overfeat.dense import MEMORY, grids
 from overfeat.resize import resize
@@ -98,6 +100,21 @@ def other_kinds(run: Run) -> None:
             forward(run, "other kinds", layer, f"{height}x{width}", images=1, skipped=("torch.compile",))
 
 
+def merging(run: Run) -> None:
+    """Greedy merging: one image and class, many, crowds; beside the CPU's loop, with the way there and back."""
+    cases = {f"{n} boxes": (*one_image(n), None) for n in ((12,) if run.dry else (1575,))}
+    groups, each = (2, 8) if run.dry else (640, 1575)
+    parts = [one_image(each, seed) for seed in range(groups)]
+    boxes, scores = (torch.cat(part) for part in zip(*parts, strict=True))
+    cases[f"{groups} groups of {each}"] = boxes, scores, torch.arange(groups).repeat_interleave(each)
+    cases |= {f"crowd of {n}": (*crowd(n), None) for n in ((10,) if run.dry else (4000, 33337))}
+    for shape, given in cases.items():
+        given = [t if t is None else t.to(run.device) for t in given]
+        for name, backend in (("compiled loop on the CPU", "torch"), (FAST, None)):
+            with ops.backend(backend) if backend else nullcontext():
+                run.row("merging", MERGING, shape, "float32", name, lambda g=given: ops.merge_boxes(*g))
+
+
 def tuning(run: Run) -> None:
     """Six scales with one tile after another: what the tables in kernels/launch.py are written from."""
     for kind in sizes(run).kinds[:2]:
@@ -106,7 +123,7 @@ def tuning(run: Run) -> None:
         for images in sizes(run).batches:
             layer, found = layer_of(run, kind, images), []
             for tile in candidates(run, kind):
-                way = forced(ours, tile=tile, pool="apart")
+                way = forced(layer.ours, tile=tile, pool="apart")
                 row = timed(run, "tuning", layer, SIX, f"{FAST}, forced", way, images=images, tile=str(tile))
                 found += [row] if row else []
             found.sort(key=lambda row: row["median"])

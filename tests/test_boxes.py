@@ -1,0 +1,79 @@
+"""Overlaps, match scores and suppression against numbers computed by hand."""
+
+import math
+
+import pytest
+import torch
+
+from overfeat import boxes as b
+
+A = torch.tensor([[0.0, 0.0, 10.0, 10.0]], dtype=torch.float64)
+
+
+def one(*corners):
+    return torch.tensor([corners], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("other", "shared"),
+    [((0, 0, 10, 10), 100), ((5, 5, 15, 15), 25), ((10, 0, 20, 10), 0), ((20, 20, 30, 30), 0), ((2, 3, 4, 8), 10)],
+)
+def test_overlaps(other, shared):
+    other = one(*other)
+    assert b.intersections(A, other).item() == shared
+    area = b.areas(other).item()
+    assert b.iou(A, other).item() == pytest.approx(shared / (100 + area - shared))
+
+
+def test_every_box_with_every_box():
+    many = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [40, 40, 50, 50]])
+    assert b.iou(many, many[:2]).tolist() == [[1, pytest.approx(1 / 3)], [pytest.approx(1 / 3), 1], [0, 0]]
+
+
+def test_boxes_without_area():
+    point = one(3, 3, 3, 3)
+    assert b.iou(point, point).item() == 1
+    assert b.iou(point, one(3, 3, 3, 4)).item() == 0
+    assert b.match_score(point, point).item() == 0
+    assert b.match_score(point, one(4, 4, 4, 4)).item() == math.inf
+    assert b.match_score(one(0, 0, 0, 4), one(3, 0, 3, 4)).item() == 3 / 4 + 1
+
+
+def test_the_normalised_score():
+    assert b.match_score(A, A).item() == 0
+    # Centres 5 apart, diagonals of 10 root 2, IoU 1/3.
+    assert b.match_score(A, one(5, 0, 15, 10)).item() == pytest.approx(5 / (10 * math.sqrt(2)) + 2 / 3)
+    # Diagonals of 10 root 2 and 20 root 2, one inside the other.
+    assert b.match_score(A, one(0, 0, 20, 20)).item() == pytest.approx(50**0.5 / (15 * 2**0.5) + 0.75)
+
+
+def test_the_papers_literal_score_prefers_distant_boxes():
+    large = one(0, 0, 100, 100)
+    assert b.match_score(large, one(2, 0, 102, 100), "sum").item() == 2 + 98 * 100
+    assert b.match_score(large, one(160, 0, 260, 100), "sum").item() == 160
+
+
+def test_the_gated_distance():
+    other = one(5, 0, 15, 10)  # IoU 1/3
+    assert b.match_score(A, other, "centres", overlap=0.3).item() == pytest.approx(5 / (10 * math.sqrt(2)))
+    assert b.match_score(A, other, "centres", overlap=0.5).item() == math.inf
+
+
+def test_unknown_score():
+    with pytest.raises(ValueError, match="normalised, sum, centres, not 'iou'"):
+        b.match_score(A, A, "iou")
+
+
+def test_suppression():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 10], [2, 0, 12, 10]])
+    scores = torch.tensor([0.5, 0.9, 0.7, 0.8, 0.5])
+    assert b.nms(boxes, scores).tolist() == [1, 2]
+    assert b.nms(boxes, scores, threshold=0.82).tolist() == [1, 3, 2, 4]  # IoU 9/11; the first equals the fourth
+    groups = torch.tensor([0, 0, 0, 1, 1])
+    assert b.nms(boxes, scores, groups).tolist() == [1, 3, 2]
+    assert b.nms(boxes[:0], scores[:0]).tolist() == []
+
+
+def test_equal_scores_leave_the_first():
+    boxes = torch.tensor([[0.0, 0, 10, 10]] * 3)
+    assert b.nms(boxes, torch.ones(3)).tolist() == [0]
