@@ -18,7 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import triton
+
+try:
+    import triton
+except ModuleNotFoundError as error:
+    raise SystemExit("the kernels' compiler is missing: pip install 'overfeat[bench]'") from error
 from triton.backends.compiler import GPUTarget
 
 from bench.common import write_results

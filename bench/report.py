@@ -223,10 +223,11 @@ vendor's figures (989 TFLOP/s dense, 4.8 TB/s), each input read and each output 
 
 def on_gpus() -> list[str]:
     """A section for every GPU that was measured."""
-    files = sorted(RESULTS.glob("gpu/*.json"))
-    if not files:
+    runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("gpu/*.json"))]
+    runs = [run for run in runs if not run["dry run"]]
+    if not runs:
         return ["## On a GPU: not yet measured\n\nNo GPU was at hand; `make gpu` measures one in eight minutes.\n"]
-    return [gpu_page(json.loads(file.read_text())) for file in files]
+    return [gpu_page(run) for run in runs]
 
 
 def accuracy(results: dict) -> str:

@@ -291,7 +291,7 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
         sources, left = tuple(_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps), size
         table = places(shapes, k * size - 1, False, device)
     target = output if plan.parts == 1 else torch.empty(plan.parts, *output.shape, dtype=torch.float32, device=device)
-    bias_or_any = output if bias is None else bias
+    bias_or_any = output if bias is None else bias.contiguous()
     forward_kernel[(plan.programs,)](
         sources, *table, _last(weight), bias_or_any, target, count, outputs, channels, plan.programs,
         COUNT=len(sources), KERNEL=k, SIZE=size, POOL=left, BIAS=bias is not None, RELU=relu, PARTS=plan.parts,

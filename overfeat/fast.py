@@ -75,7 +75,7 @@ def _runs(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     except ValueError:
         return "none", f"{in_force}, which does not take this"
     if ops.forced() is not None:
-        return chosen, in_force
+        return chosen, in_force if chosen == ops.forced() else f"{in_force}, which does not have it"
     if chosen == "triton":
         return chosen, "interpreted on the CPU (TRITON_INTERPRET=1)" if device.type == "cpu" else "kernels"
     if chosen == "packed":
@@ -96,7 +96,9 @@ def _why_not_triton(op: str, device: torch.device, dtype: torch.dtype) -> str | 
     if dtype not in (DTYPES_OF_BOXES if op == "merge_boxes" else DTYPES):
         return f"the kernels do not take {str(dtype).removeprefix('torch.')}"
     if device.type == "cpu":
-        return None if os.environ.get("TRITON_INTERPRET") == "1" else "Triton needs a GPU"
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return "Triton needs a GPU"
+        return "Triton's interpreter gets bfloat16 products wrong" if dtype == torch.bfloat16 else None
     if device.type != "cuda":
         return f"the kernels do not run on {device.type}"
     capability = torch.cuda.get_device_capability(device)

@@ -45,7 +45,8 @@ def backend(name: str) -> Iterator[None]:
     """Run every op on one backend inside the block; for the whole process, for comparisons.
 
     name: "reference" (the paper's steps, slow), "torch", or the name of a backend added since.
-    Raises ValueError for an unknown name. Ops that a named backend does not take raise as they run.
+    Raises ValueError for an unknown name. An op that the backend has and does not take raises as it
+    runs; one that it does not have runs on another.
     """
     global _forced
     known = ["reference", *_backends]
@@ -65,8 +66,9 @@ def forced() -> str | None:
 
 def chosen(op: str, maps: Tensor, size: int) -> str:
     """The name of the backend that runs an op on such maps. Raises ValueError where a named one does not."""
-    if _forced not in (None, "reference"):  # the reference's gradients are autograd's own
-        if op not in _backends[_forced] or not _takes[_forced](op, maps, size):
+    # The reference's gradients are autograd's own; an op that a backend does not have at all runs as ever.
+    if _forced not in (None, "reference") and op in _backends[_forced]:
+        if not _takes[_forced](op, maps, size):
             raise ValueError(
                 f"backend {_forced!r} does not run {op} on {maps.dtype} maps on {maps.device.type}; "
                 "leave the choice to the library"
@@ -123,7 +125,8 @@ def skip_classifier_rows(
 
     The rows go by map, then image, then line, then column, as the layers after this one want them.
     """
-    if maps and torch.is_autocast_enabled(weight.device.type):
+    maps = list(maps)
+    if maps and weight.device.type != "meta" and torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
         # As torch's own autocast does, float64 is left alone.
         *maps, weight, bias = (
@@ -206,8 +209,9 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, 
     Stock torch wherever a gradient may be wanted, under autocast and in compiled code; elsewhere a
     backend that has it.
     """
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(maps.device.type)
-    if not plain and maps.dtype == weight.dtype:
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or maps.device.type == "meta"
+    plain = plain or torch.is_autocast_enabled(maps.device.type)
+    if not plain and maps.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
         for name in reversed(_backends) if _forced is None else [_forced]:
             if "convolution" in _backends.get(name, {}) and _takes[name]("convolution", maps, 1):
                 return _backends[name]["convolution"](maps, weight, bias, stride, pad, relu)
@@ -244,8 +248,8 @@ def _split(rows: Tensor, maps: Sequence[Tensor], kernel: int, size: int) -> list
 def _check_maps(maps: Tensor, size: int, need: int) -> None:
     if maps.dim() != 4:
         raise ValueError(f"maps must be [N, C, H, W]; these have shape {tuple(maps.shape)}")
-    if size < 1:
-        raise ValueError(f"the pooling's size must be at least 1, not {size}")
+    if not isinstance(size, (int, torch.SymInt)) or size < 1:
+        raise ValueError(f"the pooling's size must be at least 1, not {size!r}")
     if min(maps.shape[2:]) < need:
         raise ValueError(
             f"maps of {maps.shape[2]}x{maps.shape[3]} are smaller than the {need}x{need} that an output needs"
@@ -255,6 +259,8 @@ def _check_maps(maps: Tensor, size: int, need: int) -> None:
 def _check_classifier(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int) -> None:
     if weight.dim() != 4 or weight.shape[2] != weight.shape[3]:
         raise ValueError(f"weight must be [O, C, k, k]; it has shape {tuple(weight.shape)}")
+    if 0 in weight.shape:
+        raise ValueError(f"the weight is empty: {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], as the weight; it is {list(bias.shape)}")
     for m in maps:

@@ -11,8 +11,8 @@ weight stays as it is, a prepared form of it is used. There are two, each made w
   times those of a plain sum: 1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
 
 The prepared forms take up to 3 times the memory of the weights; `forget` frees them. A weight that is
-changed as usual, in place or by an optimiser, is prepared anew. A change through `.data` is seen where it
-touches one of the sampled rows and channels, as one of the whole weight does; after any other, call `forget`.
+changed as usual, in place or by an optimiser, is prepared anew. Changes behind torch's back, through `.data`
+or numpy, are seen where they touch a whole output or input channel; after one of single numbers call `forget`.
 """
 
 import weakref
@@ -35,8 +35,6 @@ TILES_AT_ONCE = 256  # bounds the memory: a matrix for each cell of a tile, of s
 OUTPUTS_AT_ONCE = 1024  # ... in, and for so many channels out
 READING = 20  # multiplications in the time that it takes to read one weight from memory, about
 GAIN = 0.8  # transformed only where it takes less than this share of the time
-SAMPLES = 32  # of the outputs and of the channels, at most twice: what is looked at to see whether a weight was
-# changed behind torch's back, through `.data`
 
 
 @dataclass
@@ -61,7 +59,7 @@ def why_not(dtype: torch.dtype) -> str | None:
         return None
     if dtype == torch.bfloat16:
         return None if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "the processor has no bfloat16 arithmetic"
-    return f"{dtype} is not prepared; float32 and bfloat16 are"
+    return f"{str(dtype).removeprefix('torch.')} is not prepared; float32 and bfloat16 are"
 
 
 def classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
@@ -102,13 +100,24 @@ def _prepared(weight: Tensor) -> Prepared | None:
     if weight.is_inference() or not weight.numel():  # without versions
         return None
     known = _seen.get(id(weight))
-    outputs, channels = (max(1, length // SAMPLES) for length in weight.shape[:2])
-    sample = weight.detach()[::outputs, ::channels].clone()
+    sample = weight.detach().flatten(2)[_sampled(tuple(weight.shape))]
     if known and known.weight() is weight and known.version == weight._version and torch.equal(known.sample, sample):
         return known
     key = id(weight)
     _seen[key] = Prepared(weakref.ref(weight, lambda _: _seen.pop(key, None)), weight._version, sample)
     return None
+
+
+@lru_cache(maxsize=64)
+def _sampled(shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, channel and tap of numbers of a weight: one at least for every output and every channel."""
+    outputs, channels, taps = shape[0], shape[1], shape[2] * shape[3]
+    along = torch.arange(outputs), torch.arange(channels)
+    return (
+        torch.cat([along[0], along[1] * 7 % outputs]),
+        torch.cat([along[0] * 5 % channels, along[1]]),
+        torch.cat([along[0] % taps, along[1] % taps]),
+    )
 
 
 def _packed(
@@ -123,6 +132,7 @@ def _packed(
     if prepared.packed is None:
         plain = weight.detach().contiguous().to_mkldnn()
         prepared.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *arguments, list(maps.shape))
+    bias = None if bias is None else bias.contiguous()  # it is taken to be
     result = torch.ops.mkldnn._convolution_pointwise(maps, prepared.packed, bias, *arguments, "none", [], "")
     return result.relu_() if relu else result
 

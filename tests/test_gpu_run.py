@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.gpu.page import page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,6 +91,25 @@ def test_a_failed_check_voids_the_rows_that_it_speaks_of(tmp_path):
     run.save()
     rows = json.loads(run.path.read_text())["rows"]
     assert [row["check"] for row in rows] == [True, True, False, True, False, True]
+
+
+def test_an_interrupted_section_is_not_complete(tmp_path):
+    from bench.gpu.run import Run
+
+    def interrupt(run):
+        raise KeyboardInterrupt
+
+    run = Run(tmp_path, 60, dry=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.section("here", interrupt)
+    assert json.loads(run.path.read_text())["sections"]["here"]["state"] == "interrupted"
+    assert "Not complete: here, interrupted" in page(run.results)
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf", "x"])
+def test_a_budget_is_a_time(budget):
+    found = start("-m", "bench.gpu", "--dry-run", "--budget", budget)
+    assert found.returncode == 2 and "--budget" in found.stderr
 
 
 def test_without_a_gpu_it_says_so():

@@ -37,6 +37,12 @@ def test_layout_of_the_weight(implementation, device, places, weight_layout):
     check_classifier([numbers((2, 3, 8, 9), device)], laid_out(weight, weight_layout), bias, 3)
 
 
+@pytest.mark.parametrize("arrange", [lambda b: b.repeat_interleave(2)[::2], lambda b: b[:1].expand(len(b))])
+def test_layout_of_the_bias(implementation, device, places, arrange):
+    weight, bias = parameters(4, 3, 2, device)
+    check_classifier(scales(device), weight, arrange(bias), 3)
+
+
 def test_maps_of_different_sizes_in_one_call(implementation, device, places):
     check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
 

@@ -181,3 +181,21 @@ def test_training_uses_stock_torch(monkeypatch):
     assert weight.grad is not None
     with torch.no_grad(), pytest.raises(AssertionError, match="in training"):
         ops.convolution(maps, weight, None, 1, 1)
+
+
+@pytest.mark.parametrize("part", [(slice(5, 6),), (slice(None), slice(7, 8))], ids=["one output", "one channel"])
+def test_a_part_changed_behind_torchs_back(form, part):
+    """Through numpy, which leaves no trace: every filter and every channel is looked at."""
+    maps, weight = [single((1, 64, 15, 16), 1)], single((96, 64, 3, 3), 2)
+    check_rows(maps, weight, None, 2)
+    weight.numpy()[part] += 1
+    check_rows(maps, weight, None, 2)
+
+
+@pytest.mark.parametrize("arrange", [lambda b: b.repeat_interleave(2)[::2], lambda b: b[:1].expand(len(b))])
+def test_layout_of_the_bias(form, arrange):
+    maps, weight, bias = single((2, 8, 12, 13), 1), single((16, 8, 3, 3), 2), arrange(single((16,), 3))
+    check_rows([maps], weight, bias, 2)
+    got = twice(packed.convolution, maps, weight, bias, 1, 1, True)
+    want = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), 1, 1).relu()
+    assert_matches(got, want, torch.float32)

@@ -6,23 +6,38 @@ every section to OUT/<device>.json. Exit status: 0, 1 where a check failed, 2 wh
 """
 
 import argparse
+import importlib.util
+import math
 import os
 import sys
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    print(f"{sys.executable} has no torch; name a Python that has: make gpu GPU_PYTHON=/path/to/python3")
+    sys.exit(2)
 
+from overfeat.files import InputError
+
+DRY = Path(__file__).resolve().parents[2] / "build" / "dry-run"
 OUT = Path(__file__).resolve().parents[1] / "results" / "gpu"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results (default: bench/results/gpu)")
-    parser.add_argument("--budget", type=float, default=450, help="seconds after which nothing new starts")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (default: bench/results/gpu; of a dry run, build/dry-run)"
+    )
+    parser.add_argument("--budget", type=_seconds, default=450, help="seconds after which nothing new starts")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU, kernels interpreted; no times")
     parser.add_argument("--cudnn-benchmark", action=argparse.BooleanOptionalAction, default=True,
                         help="cuDNN tries all its ways and takes the fastest (default: yes)")  # fmt: skip
     args = parser.parse_args()
+    if importlib.util.find_spec("triton") is None:
+        print(f"{sys.executable} has no triton: there are no kernels to check")
+        if args.dry_run:
+            return 2
     if args.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # read as the kernels are first imported
     elif not torch.cuda.is_available():
@@ -32,7 +47,7 @@ def main() -> int:
     from bench.gpu.run import DeviceLost, Run
     from overfeat import fast
 
-    run = Run(args.out, args.budget, args.dry_run)
+    run = Run(args.out or (DRY if args.dry_run else OUT), args.budget, args.dry_run)
     run.results["runs what"] = [str(status) for status in fast.status()]
     run.results["cudnn benchmark"] = torch.backends.cudnn.benchmark = args.cudnn_benchmark
     torch.manual_seed(0)
@@ -60,5 +75,19 @@ def main() -> int:
     return 1 if run.failed else 0
 
 
+def _seconds(text: str) -> float:
+    """An argparse type: a number above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return float(text)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"bench.gpu: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("bench.gpu: interrupted; what was found is kept", file=sys.stderr)
+        sys.exit(130)

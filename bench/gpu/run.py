@@ -52,11 +52,12 @@ class Run:
 
     def section(self, name: str, function: Callable[["Run"], None]) -> None:
         """Run a part; what stops it is noted, and all that was found until then is written."""
-        start, state = time.monotonic(), "complete"
+        start, state = time.monotonic(), "interrupted"
         print(f"-- {name} ({start - self.start:.0f} s)", flush=True)
         try:
             self.spend()
             function(self)
+            state = "complete"
         except OutOfTime:
             state = f"cut short: the budget of {self.budget:.0f} s is spent"
         except DeviceLost as error:
