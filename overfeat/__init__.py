@@ -4,25 +4,33 @@ from overfeat.boxes import iou, match_score, nms
 from overfeat.classify import centre_crop, classify, ten_views
 from overfeat.dense import ScoreMap, score_maps
 from overfeat.files import InputError
+from overfeat.heads import Regressor
+from overfeat.localize import Candidates, Detections, candidates, localize
 from overfeat.nets import Architecture, OverFeat, build
 from overfeat.ops import Merged, backend, merge_boxes, offset_max_pool, skip_classifier, skip_classifier_scales
-from overfeat.weights import load, load_released, save
+from overfeat.weights import load, load_regressor, load_released, save
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Architecture",
+    "Candidates",
+    "Detections",
     "InputError",
     "Merged",
     "OverFeat",
+    "Regressor",
     "ScoreMap",
     "backend",
     "build",
+    "candidates",
     "centre_crop",
     "classify",
     "iou",
     "load",
+    "load_regressor",
     "load_released",
+    "localize",
     "match_score",
     "merge_boxes",
     "nms",

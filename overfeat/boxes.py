@@ -1,9 +1,18 @@
 """Boxes: overlaps, match scores and suppression. Boxes are (x1, y1, x2, y2) in pixels, continuous and half-open."""
 
+import math
+
 import torch
 from torch import Tensor
 
 MATCHES = ("normalised", "sum", "centres")
+LARGEST_LOG = 7.0  # of a side over its window's: more is not a box any more
+EPSILON = 1e-9
+# How a box is written in its window's frame, and the box in the middle of the window.
+FORMS = {
+    "edges": torch.tensor([0.25, 0.25, 0.75, 0.75]),
+    "centre": torch.tensor([0.5, 0.5, 0.5, 0.5]).where(torch.tensor([True, True, False, False]), -math.log(2)),
+}
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -71,6 +80,53 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, threshold: 
             gone = (iou(boxes[i : i + 1], boxes[later])[0] > threshold) & (groups[later] == groups[i])
             stays[later] &= ~gone
     return order[stays]
+
+
+def encode(boxes: Tensor, windows: Tensor, form: str = "edges") -> Tensor:
+    """Boxes [..., 4] in the frame of their windows [..., 4], where the window is the unit square (section 4.2).
+
+    form "edges", the paper's: x1, y1, x2, y2. "centre": the centre, then the logarithms of width and height.
+    """
+    corner, size = windows[..., :2], windows[..., 2:] - windows[..., :2]
+    low, high = (boxes[..., :2] - corner) / size, (boxes[..., 2:] - corner) / size
+    if form == "edges":
+        return torch.cat([low, high], dim=-1)
+    return torch.cat([(low + high) / 2, (high - low).log()], dim=-1)
+
+
+def decode(values: Tensor, windows: Tensor, form: str = "edges") -> Tensor:
+    """The boxes that `encode` wrote; edges in the wrong order are exchanged."""
+    corner, size = windows[..., :2], windows[..., 2:] - windows[..., :2]
+    if form == "edges":
+        low, high = torch.minimum(values[..., :2], values[..., 2:]), torch.maximum(values[..., :2], values[..., 2:])
+    else:
+        half = values[..., 2:].clamp(max=LARGEST_LOG).exp() / 2
+        low, high = values[..., :2] - half, values[..., :2] + half
+    return torch.cat([corner + low * size, corner + high * size], dim=-1)
+
+
+def mirrored(values: Tensor, form: str = "edges") -> Tensor:
+    """What `encode` writes of the same boxes seen in the mirror, left and right exchanged."""
+    x1, y1, x2, y2 = values.unbind(dim=-1)
+    if form == "edges":
+        return torch.stack([1 - x2, y1, 1 - x1, y2], dim=-1)
+    return torch.stack([1 - x1, y1, x2, y2], dim=-1)
+
+
+def paired_iou(a: Tensor, b: Tensor, generalised: bool = False) -> Tensor:
+    """IoU of each box of a [..., 4] with the box of b [..., 4] at its place: [...]; differentiable.
+
+    generalised: less the share of the smallest box around both that neither covers (Rezatofighi et
+    al. 2019), which has a gradient for boxes apart, too.
+    """
+    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    shared = sides.prod(dim=-1)
+    union = areas(a) + areas(b) - shared
+    found = shared / union.clamp(min=EPSILON)
+    if generalised:
+        around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(dim=-1)
+        found = found - (around - union) / around.clamp(min=EPSILON)
+    return found
 
 
 def _centres(boxes: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from overfeat import ops
+from overfeat.boxes import decode, mirrored
 from overfeat.files import InputError
 from overfeat.geometry import Grid, Step, input_size, output_size, slab
+from overfeat.heads import Regressor
 from overfeat.nets import Architecture, OverFeat, Stride
 from overfeat.resize import resize
 
@@ -118,16 +120,32 @@ def score_parts(
     net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY
 ) -> Iterator[tuple[Part, Tensor]]:
     """The same scores in parts, each of one map [n, classes, h, w], as they are computed; nothing is held."""
-    for parts, logits, shapes in _evaluated(net, images, found, stride, memory):
+    for parts, (logits,), shapes in _evaluated(net, images, found, stride, memory):
         rows = logits.float().softmax(dim=1).split([n * height * width for n, height, width in shapes])
         for part, shape, scores in zip(parts, shapes, rows, strict=True):
             yield part, scores.view(*shape, net.classes).permute(0, 3, 1, 2)
 
 
+def box_parts(
+    net: OverFeat, regressor: Regressor, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY
+) -> Iterator[tuple[Part, Tensor, Tensor]]:
+    """`score_parts` with the boxes of the same places, [n, h, w, classes or 1, 4] in pixels of the images as given."""
+    for parts, (logits, values), shapes in _evaluated(net, images, found, stride, memory, [regressor]):
+        counts = [n * height * width for n, height, width in shapes]
+        scores = logits.float().softmax(dim=1).split(counts)
+        for part, shape, s, v in zip(parts, shapes, scores, values.float().split(counts), strict=True):
+            grid = found[part.grid]
+            windows = torch.from_numpy(grid.boxes()[part.rows, part.columns]).to(v)
+            v = v.view(*shape, -1, 4)
+            if grid.flipped:
+                v = mirrored(v, regressor.form)
+            yield part, s.view(*shape, -1).permute(0, 3, 1, 2), decode(v, windows[None, :, :, None], regressor.form)
+
+
 def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY) -> Tensor:
     """The largest score of each class over the places of each grid: [grids, N, classes] (section 3.3, i)."""
     best = torch.zeros(len(found), len(images), net.classes, dtype=torch.float32, device=net.convs[0].weight.device)
-    for parts, logits, shapes in _evaluated(net, images, found, stride, memory):
+    for parts, (logits,), shapes in _evaluated(net, images, found, stride, memory):
         counts = [height * width for n, height, width in shapes for _ in range(n)]
         scores = ops.best_scores(logits, counts).split([n for n, _, _ in shapes])
         for part, of_images in zip(parts, scores, strict=True):
@@ -138,29 +156,35 @@ def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: St
 
 @torch.no_grad()
 def _evaluated(
-    net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int
-) -> Iterator[tuple[list[Part], Tensor, list[tuple[int, int, int]]]]:
-    """Parts, the class scores of all their places before the softmax, and (n, h, w) of each part.
+    net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int, heads: Sequence[Regressor] = ()
+) -> Iterator[tuple[list[Part], list[Tensor], list[tuple[int, int, int]]]]:
+    """Parts, rows of all their places, and (n, h, w) of each part.
+
+    The rows are the class scores before the softmax, then what each of the heads gives.
 
     Maps of several scales and flips pass through the classifier together, as many as fit.
     """
     waiting: list[tuple[Part, Tensor]] = []
     taken = 0
+    # A place's box is written, decoded and scaled before the next part comes.
+    outputs = 3 * net.classes + sum(16 * head.fulls[-1].out_channels for head in heads)
 
     def flush():
         with evaluating(net):
-            logits, shapes = net.classifier_rows([maps for _, maps in waiting], stride)
+            maps = [maps for _, maps in waiting]
+            logits, shapes = net.classifier_rows(maps, stride)
+            rows = [logits, *(head.rows(maps, stride)[0] for head in heads)]
         parts = [part for part, _ in waiting]
         waiting.clear()
-        return parts, logits, shapes
+        return parts, rows, shapes
 
     scaled, size = images, None
     for number, grid in enumerate(found):
         if grid.scaled != size:
             size = grid.scaled
             scaled = resize(images, size)
-        for batch, rows, columns in _parts(net, len(images), grid, stride, memory):
-            cost = _classifier_bytes(net, batch, rows, columns, stride)
+        for batch, rows, columns in _parts(net, len(images), grid, stride, memory, outputs):
+            cost = _classifier_bytes(net, batch, rows, columns, stride, outputs)
             if waiting and taken + cost > memory // 2:
                 yield flush()
                 taken = 0
@@ -197,7 +221,7 @@ def _maps_span(architecture: Architecture, part: slice, stride: Stride) -> tuple
     return part.start * step, (part.stop - 1) * step + architecture.kernel * architecture.pool
 
 
-def _parts(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int):
+def _parts(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int, outputs: int):
     """Cut N images' outputs so that no part takes more than half the memory twice over.
 
     Whole images together where they fit; else tiles of one image, halved along the side with more
@@ -209,7 +233,7 @@ def _parts(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int):
     def cost(images: int) -> int:
         rows, columns = slice(0, tile[0]), slice(0, tile[1])
         features = _feature_bytes(net.architecture, images, rows, columns, stride, grid)
-        return max(features, _classifier_bytes(net, slice(0, images), rows, columns, stride))
+        return max(features, _classifier_bytes(net, slice(0, images), rows, columns, stride, outputs))
 
     while cost(1) > memory // 2 and tile != [1, 1]:
         longer = 0 if tile[0] >= tile[1] else 1
@@ -257,8 +281,8 @@ def _feature_bytes(
     return 4 * images * most
 
 
-def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, stride: Stride) -> int:
-    """Bytes of the last maps, pooled, and of what the classifier makes of them, as float32."""
+def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, stride: Stride, outputs: int) -> int:
+    """Bytes of the last maps, pooled, and of what is made of them, `outputs` numbers a place, as float32."""
     architecture = net.architecture
     sides = []
     for part in (rows, columns):
@@ -268,7 +292,7 @@ def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, 
     channels = architecture.convs[-1].channels
     # What a place takes beside its outputs: its window's taps, or its share of a transformed tile (packed.py).
     inner = channels * (architecture.kernel**2 if places < ops.FEW_PLACES else 4)
-    each = inner + 4 * max((*architecture.hidden, net.classes)) + 3 * net.classes
+    each = inner + 4 * max((*architecture.hidden, net.classes)) + outputs
     return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)
 
 

@@ -1,5 +1,6 @@
 """Pictures of results. Needs matplotlib (the `demo` extra)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from overfeat.dense import ScoreMap
 from overfeat.files import InputError, replacing
+from overfeat.localize import Candidates, Detections
+
+MOST = 150  # boxes that are drawn of a scale
 
 
 def _figure(width: float, height: float):
@@ -65,6 +69,53 @@ def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path:
         figure.colorbar(shade, ax=list(axes), shrink=0.6, label="score")
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
+
+
+def localization(
+    image: Tensor, raw: Candidates, found: Detections, names: Sequence[str], title: str, path: str | Path
+) -> None:
+    """Draw the raw boxes of each scale and the merged ones with their confidence, as the paper's figure 6 does.
+
+    image: uint8 [3, H, W]. raw: before merging; at each scale the MOST best are drawn, in the colours
+    of their classes. Writes a PNG, atomically.
+    """
+    height, width = image.shape[1:]
+    scales = sorted(set(raw.scales.tolist()))
+    columns = min(4, len(scales) + 1)
+    rows = -(-(len(scales) + 1) // columns)
+    figure = _figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    picture = image.permute(1, 2, 0).cpu().numpy()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, scale in zip(axes, scales, strict=False):
+        here = (raw.scales == scale).nonzero()[:, 0]
+        best = here[raw.scores[here].argsort(descending=True)[:MOST]]
+        axis.imshow(picture)
+        for i in reversed(best.tolist()):
+            _box(axis, raw.boxes[i].tolist(), int(raw.labels[i]), 0.5, float(raw.scores[i]) * 0.8)
+        axis.set_title(f"scale {scale + 1}: {len(here)} boxes, best {raw.scores[here].max():.2f}", fontsize=8)
+    axis = axes[len(scales)]
+    axis.imshow(picture)
+    for i in reversed(range(len(found))):
+        label, (x1, y1, *_) = int(found.labels[i]), found.boxes[i].tolist()
+        strength = float(found.scores[i] / found.scores[0])
+        _box(axis, found.boxes[i].tolist(), label, 0.8 + 1.6 * strength, 0.3 + 0.7 * strength)
+        tag = {"facecolor": f"C{label % 10}", "alpha": 0.3 + 0.5 * strength, "pad": 1, "linewidth": 0}
+        text = f"{names[label]} {found.scores[i]:.1f}"
+        axis.text(x1, y1, text, fontsize=7, color="white", verticalalignment="top", bbox=tag)
+    axis.set_title("merged: summed confidence", fontsize=8)
+    for axis in axes[: len(scales) + 1]:
+        axis.set_xlim(0, width)
+        axis.set_ylim(height, 0)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def _box(axis, box: Sequence[float], label: int, line: float, alpha: float) -> None:
+    x1, y1, x2, y2 = box
+    axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=f"C{label % 10}", linewidth=line, alpha=alpha)
 
 
 def _centres(boxes: np.ndarray) -> tuple[float, float, float, float]:

@@ -1,17 +1,22 @@
 """How well a net does: error rates over a data set, by every way of voting."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from overfeat.boxes import iou
 from overfeat.classify import centre_crop, scale_scores, ten_views
+from overfeat.data.annotations import Annotated
 from overfeat.data.images import MAX_PIXELS, read_image
 from overfeat.dense import MEMORY
 from overfeat.files import InputError
+from overfeat.heads import Regressor
+from overfeat.localize import localize
 from overfeat.nets import OverFeat, Stride
 
 # Name -> (numbers of the scales, stride): the rows of the paper's table 2, then what explains them.
@@ -99,6 +104,59 @@ def evaluate_classifier(
     truth = torch.tensor(labels)
     errors = {way: error_rates(torch.stack(scores[way]), truth) for way in ways}
     return {"images": len(labels), "errors": errors, "unreadable": unreadable}
+
+
+def localization_errors(
+    guesses: Sequence[tuple[Tensor, Tensor]], truths: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """Localization error in percent, with one guess and with five (ILSVRC's localization task).
+
+    guesses, truths: for each image labels int64 [n] and boxes [n, 4], the guesses best first. A guess
+    is right if an object of its class overlaps its box by an IoU of 0.5 or more, an image if one of
+    its guesses is. ILSVRC's IoU counts pixels, both edges included; that is the IoU of the half-open
+    boxes that this library has everywhere, where x2 is the edge behind the last pixel.
+    """
+    if not truths:
+        raise InputError("no images to take an error rate of")
+    wrong = {1: 0, 5: 0}
+    for (labels, boxes), (true_labels, true_boxes) in zip(guesses, truths, strict=True):
+        right = (iou(boxes.double(), true_boxes.double()) >= 0.5) & (labels[:, None] == true_labels[None])
+        for k in wrong:
+            wrong[k] += not right[:k].any()
+    return {f"top{k}": 100.0 * count / len(truths) for k, count in wrong.items()}
+
+
+def evaluate_localization(
+    net: OverFeat,
+    regressor: Regressor,
+    data: Annotated,
+    blacklist: Collection[int] = (),
+    max_pixels: int = MAX_PIXELS,
+    **options: object,
+) -> dict:
+    """Localization error over annotated images; options: those of `localize`.
+
+    blacklist: numbers of images that are not counted, as in ILSVRC's list: by their file's name, or
+    their place in the data, from 1. Images without boxes are not counted either. Gives {"images":
+    count, "errors": {"top1": percent, "top5": percent}, "unreadable": [messages]}. Raises InputError
+    where no image can be used.
+    """
+    guesses, truths, unreadable = [], [], []
+    for place, sample in enumerate(tqdm(data.samples, unit="image", file=sys.stderr, disable=None), 1):
+        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})", sample.path.stem)
+        if not len(sample.labels) or (int(number[1]) if number else place) in blacklist:
+            continue
+        try:
+            found = localize(net, regressor, read_image(sample.path, max_pixels), **options)
+        except InputError as error:
+            message = str(error)
+            unreadable.append(message if str(sample.path) in message else f"{sample.path}: {message}")
+            continue
+        guesses.append((found.labels.cpu(), found.boxes.cpu()))
+        truths.append((torch.from_numpy(sample.labels), torch.from_numpy(sample.boxes)))
+    if not truths:
+        raise InputError(f"none of the {len(data)} images can be used; the first: {(unreadable or ['no boxes'])[0]}")
+    return {"images": len(truths), "errors": localization_errors(guesses, truths), "unreadable": unreadable}
 
 
 def error_table(errors: dict[str, dict[str, float]]) -> str:

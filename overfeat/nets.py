@@ -235,14 +235,14 @@ class OverFeat(nn.Module):
     def reset(self, std: float | None = 0.01) -> None:
         """New weights: N(0, std) as in section 3.1, or He's scaling where std is None; biases 0."""
         for layer in (*self.convs, *self.fulls):
-            _initialise(layer, std)
+            initialise(layer, std)
 
     def replace_classes(self, names: Sequence[str], std: float | None = 0.01) -> None:
         """A new last layer for other classes; every other weight stays."""
         _check_classes(len(names))
         old = self.fulls[-1]
         new = nn.Conv2d(old.in_channels, len(names), 1, device=old.weight.device, dtype=old.weight.dtype)
-        _initialise(new, std)
+        initialise(new, std)
         self.fulls[-1] = new
         self.class_names = list(names)
 
@@ -299,24 +299,7 @@ class OverFeat(nn.Module):
         self, maps: Sequence[Tensor], stride: Stride = "coarse"
     ) -> tuple[Tensor, list[tuple[int, int, int]]]:
         """The same scores as one matrix [places, classes], and (N, h', w') of each map."""
-        size = self.architecture.pool
-        need = size * self.architecture.kernel
-        for m in maps:
-            if min(m.shape[2:]) < need:
-                raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {need}x{need}")
-        if stride == "coarse":
-            maps, size = [F.max_pool2d(m, size) for m in maps], 1
-        elif stride != "fine":
-            raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
-        first = self.fulls[0]
-        # From here on every place is on its own: all of them are the rows of one matrix.
-        x = ops.skip_classifier_rows(maps, first.weight, first.bias, size, relu=len(self.fulls) > 1)
-        for layer in self.fulls[1:]:
-            x = F.dropout(x, self.dropout, self.training)
-            x = F.linear(x, layer.weight.flatten(1), layer.bias)
-            if layer is not self.fulls[-1]:
-                x = x.relu_()
-        return x, ops.result_shapes(maps, self.architecture.kernel, size)
+        return full_rows(self.fulls, maps, self.architecture.pool, stride, self.dropout if self.training else 0.0)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.
@@ -361,12 +344,40 @@ class OverFeat(nn.Module):
             )
 
 
+def full_rows(
+    layers: Sequence[nn.Conv2d], maps: Sequence[Tensor], size: int, stride: Stride, dropout: float
+) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Full layers over unpooled maps: one matrix [places, outputs], and (N, h', w') of each map.
+
+    size: of the pooling before them, at every offset or, at coarse stride, at the first. A ReLU and
+    dropout follow all layers but the last.
+    """
+    first = layers[0]
+    need = size * first.kernel_size[0]
+    for m in maps:
+        if min(m.shape[2:]) < need:
+            raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {need}x{need}")
+    if stride == "coarse":
+        maps, size = [F.max_pool2d(m, size) for m in maps], 1
+    elif stride != "fine":
+        raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
+    # From here on every place is on its own: all of them are the rows of one matrix.
+    x = ops.skip_classifier_rows(maps, first.weight, first.bias, size, relu=len(layers) > 1)
+    for layer in layers[1:]:
+        x = F.dropout(x, dropout, training=dropout > 0)
+        x = F.linear(x, layer.weight.flatten(1), layer.bias)
+        if layer is not layers[-1]:
+            x = x.relu_()
+    return x, ops.result_shapes(maps, first.kernel_size[0], size)
+
+
 def _check_classes(count: int) -> None:
     if count < 1:
         raise InputError(f"a net needs at least one class, not {count}")
 
 
-def _initialise(layer: nn.Conv2d, std: float | None) -> None:
+def initialise(layer: nn.Conv2d, std: float | None) -> None:
+    """New weights: N(0, std), or He's scaling where std is None; biases 0."""
     if std is None:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:

@@ -230,7 +230,7 @@ class _Run:
         samples = sums.pop("samples")
         if not all(math.isfinite(value) for value in sums.values()):
             raise self._diverged(f"the loss became {sums['loss']}")
-        return {key: value / samples for key, value in sums.items()}
+        return {key: value / max(1, samples) for key, value in sums.items()}
 
     def _check_weights(self) -> None:
         if not all(weight.isfinite().all() for weight in self.weights):

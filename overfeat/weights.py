@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,17 +12,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from overfeat.files import InputError, replacing
+from overfeat.heads import Regressor
 from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
 
 FORMAT = "1"
+REGRESSOR = "regressor."  # the prefix of its tensors' names
+Module = TypeVar("Module", bound=torch.nn.Module)
 RELEASED_FILES = {"fast": "net_weight_0", "accurate": "net_weight_1"}
 
 
-def save(net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+def save(
+    net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None, regressor: Regressor | None = None
+) -> None:
     """Write a net with its architecture, class names and flip to a safetensors file, atomically.
 
-    dtype: store the weights as this type (float16 halves the file); by default as they are.
-    Raises InputError where the file cannot be written.
+    regressor: written beside it, for `load_regressor`. dtype: store the weights as this type (float16
+    halves the file); by default as they are. Raises InputError where the file cannot be written.
     """
     metadata = {
         "overfeat": FORMAT,
@@ -30,8 +37,10 @@ def save(net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = Non
     }
     tensors = {
         name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
-        for name, tensor in net.state_dict().items()
+        for name, tensor in _named(net, regressor).items()
     }
+    if regressor is not None:
+        metadata["regressor"] = regressor.to_json()
     with replacing(path) as part:
         save_file(tensors, part, metadata)
 
@@ -42,18 +51,7 @@ def load(path: str | os.PathLike) -> OverFeat:
     Raises InputError where the file is missing, no safetensors file, not written by overfeat,
     at odds with its own architecture, or holds NaN or infinite weights.
     """
-    path = _existing(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
-    if metadata.get("overfeat") != FORMAT:
-        raise InputError(
-            f"{path}: a safetensors file, but not one that this version of overfeat wrote; "
-            "make one with `overfeat train` or `overfeat convert`"
-        )
+    metadata, tensors = _read(path, lambda name: not name.startswith(REGRESSOR))
     try:
         names = json.loads(metadata["class_names"])
         if not isinstance(names, list):
@@ -64,10 +62,56 @@ def load(path: str | os.PathLike) -> OverFeat:
         net.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
-    for name, tensor in net.state_dict().items():
+    return _finite(net, path)
+
+
+def load_regressor(path: str | os.PathLike) -> Regressor:
+    """Read the box regressor that `save` wrote beside a net. Raises InputError as `load`, and where there is none."""
+    metadata, tensors = _read(path, lambda name: name.startswith(REGRESSOR))
+    if "regressor" not in metadata:
+        raise InputError(f"{path}: holds a net without a box regressor; add one with `overfeat train regressor`")
+    try:
+        architecture = Architecture.from_json(metadata["architecture"])
+        with torch.device("meta"):
+            regressor = Regressor.from_json(metadata["regressor"], architecture)
+        regressor = regressor.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        regressor.load_state_dict({name.removeprefix(REGRESSOR): tensor for name, tensor in tensors.items()})
+        if regressor.classes not in (None, len(json.loads(metadata["class_names"]))):
+            raise ValueError(f"boxes of {regressor.classes} classes")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: the regressor and its metadata do not fit together ({error})") from error
+    return _finite(regressor, path)
+
+
+def _read(path: str | os.PathLike, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata of a file of ours, and the tensors whose names are wanted."""
+    path = _existing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("overfeat") != FORMAT:
+        raise InputError(
+            f"{path}: a safetensors file, but not one that this version of overfeat wrote; "
+            "make one with `overfeat train` or `overfeat convert`"
+        )
+    return metadata, tensors
+
+
+def _named(net: OverFeat, regressor: Regressor | None) -> dict[str, torch.Tensor]:
+    """All tensors of a file, by name."""
+    of_regressor = {} if regressor is None else regressor.state_dict()
+    return net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
+
+
+def _finite(module: Module, path: str | os.PathLike) -> Module:
+    """The module in evaluation mode; InputError where a weight is no number."""
+    for name, tensor in module.state_dict().items():
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; the file or its training is broken")
-    return net.eval()
+    return module.eval()
 
 
 def load_released(path: str | os.PathLike, name: str) -> OverFeat:

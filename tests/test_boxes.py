@@ -77,3 +77,36 @@ def test_suppression():
 def test_equal_scores_leave_the_first():
     boxes = torch.tensor([[0.0, 0, 10, 10]] * 3)
     assert b.nms(boxes, torch.ones(3)).tolist() == [0]
+
+
+# In a window's frame
+
+WINDOW = one(10, 20, 30, 60)
+
+
+@pytest.mark.parametrize(
+    ("form", "values"),
+    [("edges", [0.25, 0.25, 0.75, 0.75]), ("centre", [0.5, 0.5, math.log(0.5), math.log(0.5)])],
+)
+def test_boxes_in_a_windows_frame(form, values):
+    box, values = one(15, 30, 25, 50), one(*values)
+    torch.testing.assert_close(b.encode(box, WINDOW, form), values)
+    torch.testing.assert_close(b.decode(values, WINDOW, form), box)
+    torch.testing.assert_close(b.FORMS[form].double()[None], values)
+    away = one(-7, 3, 99, 41)
+    torch.testing.assert_close(b.decode(b.encode(away, WINDOW, form), WINDOW, form), away)
+    mirror = torch.tensor([40 - away[0, 2], 3, 40 - away[0, 0], 41])[None]  # about the window's middle, x = 20
+    torch.testing.assert_close(b.decode(b.mirrored(b.encode(away, WINDOW, form), form), WINDOW, form), mirror)
+
+
+def test_decoded_boxes_are_boxes():
+    assert b.decode(one(0.75, 0.25, 0.25, 0.5), WINDOW).tolist() == [[15, 30, 25, 40]]
+    assert b.decode(one(0, 0, 1e9, 1e9), WINDOW, "centre").isfinite().all()
+
+
+def test_paired_overlaps():
+    a, c = torch.cat([A, A, A]), torch.cat([A, one(5, 0, 15, 10), one(20, 0, 30, 10)])
+    assert b.paired_iou(a, c).tolist() == pytest.approx([1, 1 / 3, 0])
+    assert b.paired_iou(a, c, generalised=True).tolist() == pytest.approx([1, 1 / 3, -1 / 3])
+    far = one(20, 0, 30, 10).requires_grad_()
+    assert torch.autograd.grad(b.paired_iou(A, far, generalised=True).sum(), far)[0].abs().sum() > 0

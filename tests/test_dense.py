@@ -47,7 +47,7 @@ def test_tiles_give_the_whole(make_net, architecture, stride, device):
     least = 2 * max(
         max(
             dense._feature_bytes(net.architecture, 1, slice(0, 1), slice(0, 1), stride, grid),
-            dense._classifier_bytes(net, slice(0, 1), slice(0, 1), slice(0, 1), stride),
+            dense._classifier_bytes(net, slice(0, 1), slice(0, 1), slice(0, 1), stride, 3 * net.classes),
         )
         for grid in found
     )
@@ -166,7 +166,7 @@ def test_a_batch_beyond_the_memory_is_cut_by_images(make_net):
     whole = slice(0, found[0].shape[0]), slice(0, found[0].shape[1])
     one = max(
         dense._feature_bytes(net.architecture, 1, *whole, "fine", found[0]),
-        dense._classifier_bytes(net, slice(0, 1), *whole, "fine"),
+        dense._classifier_bytes(net, slice(0, 1), *whole, "fine", 3 * net.classes),
     )
     for images_at_once in (1, 3, 7):
         parts = list(dense.score_parts(net, images, found, "fine", 2 * images_at_once * one))

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from overfeat.data.annotations import Annotated, read_annotations, read_ilsvrc_boxes
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
 from overfeat.dense import MEMORY, Scale
 from overfeat.files import InputError, WriteError, make_folder, replacing
@@ -72,6 +73,38 @@ def add_dense_options(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="memory for maps; larger images go in tiles (default: %(default)s)",
     )
+
+
+def add_box_options(group, split: str) -> None:
+    """The flags that name annotated images; `read_boxes` reads them."""
+    group.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help=f"a COCO .json file; a folder with {split}.json; a PASCAL VOC folder, or one of XML files beside their "
+        "images; with --devkit the ILSVRC images",
+    )
+    group.add_argument("--images", type=Path, metavar="DIR", help="the images, where they do not lie beside --data")
+    group.add_argument("--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit")
+    group.add_argument("--boxes", type=Path, metavar="DIR", help="with --devkit: the folder of XML files")
+    group.add_argument("--skip-bad", action="store_true", help="leave bad annotations out; otherwise nothing starts")
+
+
+def read_boxes(args: argparse.Namespace, path: Path, split: str) -> Annotated:
+    """The annotated images that `add_box_options` names; what is left out is told on stderr."""
+    if args.devkit:
+        if not args.boxes:
+            raise InputError("--devkit needs --boxes, the folder of ILSVRC's XML files")
+        found = read_ilsvrc_boxes(args.devkit, path, args.boxes, split, skip_bad=args.skip_bad)
+    else:
+        listed = path.is_dir() and not (path / f"{split}.json").is_file()
+        listed = listed and not (path / "ImageSets" / "Main" / f"{split}.txt").is_file()
+        one = path.suffix.lower() == ".json" or (listed and not any(path.glob("*.json")))
+        found = read_annotations(path, args.images, None if one else split, skip_bad=args.skip_bad)
+    if found.problems:
+        print(f"left out: {len(found.problems)} bad annotations", *found.problems, sep="\n  ", file=sys.stderr)
+    return found
 
 
 def positive(text: str) -> int:

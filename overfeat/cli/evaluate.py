@@ -2,15 +2,18 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from overfeat.cli import common
+from overfeat.cli.localize import add_merge_options
+from overfeat.data.annotations import align_boxes, read_blacklist
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.evaluation import ALL_WAYS, WAYS, error_table, evaluate_classifier
+from overfeat.evaluation import ALL_WAYS, WAYS, error_table, evaluate_classifier, evaluate_localization
 from overfeat.files import InputError, replacing
 from overfeat.processes import choose_device
-from overfeat.weights import load
+from overfeat.weights import load, load_regressor
 
 
 def add_parser(commands) -> None:
@@ -73,6 +76,50 @@ def add_parser(commands) -> None:
     )
     classifier.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the results as JSON")
     classifier.set_defaults(run=run)
+    _add_localization(tasks)
+
+
+def _add_localization(tasks) -> None:
+    parser = tasks.add_parser(
+        "localization",
+        help="localization error",
+        description="Localization error as ILSVRC counts it, with one guess and with five: wrong unless a guess "
+        "names the class of an object and overlaps its box by half.",
+        epilog="example: overfeat evaluate localization --data scenes/test.json --weights run/net.safetensors",
+    )
+    common.add_box_options(parser.add_argument_group("data"), "validation")
+    parser.add_argument("--blacklist", type=Path, metavar="FILE", help="numbers of images not to count, one a line")
+    parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
+    parser.add_argument(
+        "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="skip larger images"
+    )
+    common.add_net_options(parser)
+    common.add_dense_options(parser)
+    add_merge_options(parser)
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.set_defaults(run=_run_localization)
+
+
+def _run_localization(args: argparse.Namespace) -> int:
+    net = common.load_net(args)
+    regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.convs[0].weight.device)
+    data = align_boxes(common.read_boxes(args, args.data, "validation"), net.class_names)
+    if args.limit and args.limit < len(data):
+        data = replace(data, samples=[data.samples[i * len(data) // args.limit] for i in range(args.limit)])
+    options = {name: getattr(args, name) for name in ("scales", "flip", "stride", "threshold", "match", "average")}
+    blacklist = read_blacklist(args.blacklist) if args.blacklist else ()
+    results = evaluate_localization(
+        net, regressor, data, blacklist, args.max_pixels, memory=args.memory << 20, **options
+    )
+    print(f"{results['images']} images of {args.data}")
+    print(error_table({"localization": results["errors"]}))
+    if args.out:
+        with replacing(args.out) as part:
+            part.write_text(json.dumps(results, indent=1))
+        print(f"written to {args.out}")
+    for message in results["unreadable"]:
+        print(f"not counted: {message}")
+    return 1 if results["unreadable"] else 0
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,12 +8,16 @@ import torch
 
 from overfeat import weights
 from overfeat.batches import mix
+from overfeat.boxes import FORMS
 from overfeat.classifier_training import ClassifierTask, fit_classes, read_data, relabel
-from overfeat.cli.common import positive
+from overfeat.cli.common import add_box_options, positive, read_boxes, scale_list
+from overfeat.data.annotations import align_boxes
 from overfeat.data.folder import ImageFolder
 from overfeat.data.images import MAX_PIXELS
 from overfeat.files import InputError
+from overfeat.heads import Regressor
 from overfeat.nets import ARCHITECTURES, OverFeat, build
+from overfeat.regressor_training import LOSSES, RegressorTask
 from overfeat.training import DTYPES, TrainConfig, train
 
 DEFAULTS = TrainConfig()
@@ -31,11 +35,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "train",
-        help="train a classifier",
+        help="train a classifier or a box regressor",
         description="Train a head. The defaults are the paper's (section 3.1).",
     )
     heads = parser.add_subparsers(required=True, metavar="HEAD", dest="head")
     _add_classifier(heads)
+    _add_regressor(heads)
 
 
 def _add_classifier(heads) -> None:
@@ -91,6 +96,77 @@ def _add_classifier(heads) -> None:
     net.add_argument("--dropout", type=float, default=0.5, metavar="P", help="on the hidden full layers")
     _add_loop(parser)
     parser.set_defaults(run=_run_classifier)
+
+
+def _add_regressor(heads) -> None:
+    parser = heads.add_parser(
+        "regressor",
+        help="boxes for a trained net, from images with boxes",
+        description="Train a box regressor on the last maps of a trained net (section 4.2), at all places of all "
+        "scales. The files written hold the net and the regressor.",
+        epilog="example: overfeat train regressor --data scenes --from net.safetensors --out run",
+        formatter_class=_Help,
+    )
+    data = parser.add_argument_group("data")
+    add_box_options(data, "train")
+    data.add_argument(
+        "--validation",
+        type=Path,
+        metavar="PATH",
+        help="annotations to judge every epoch by (default: those of validation or val beside the training data)",
+    )
+    data.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="leave larger images out")
+    head = parser.add_argument_group("net")
+    head.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="WEIGHTS", help="the trained net (safetensors)"
+    )
+    head.add_argument("--form", choices=tuple(FORMS), default="edges", help="how a box is written: its edges; or its "
+                      "centre and the logarithms of its sides")  # fmt: skip
+    head.add_argument("--per-class", action="store_true", help="a box for every class; otherwise one for all")
+    head.add_argument("--hidden", type=positive, nargs=2, metavar="N", help="channels of the two hidden layers "
+                      "(default: 4096 1024, less for smaller nets)")  # fmt: skip
+    head.add_argument("--dropout", type=float, default=0.0, metavar="P", help="on the hidden layers")
+    head.add_argument("--loss", choices=LOSSES, default="l2", help="squared difference, or 1 - IoU of the boxes")
+    head.add_argument("--scales", type=scale_list, metavar="LIST", help="as `overfeat classify` (default: all six)")
+    head.add_argument("--stride", choices=("fine", "coarse"), default="fine", help="of the places that train")
+    head.add_argument("--through-net", action="store_true", help="train the net's layers and classes as well")
+    _add_loop(parser)
+    parser.set_defaults(run=_run_regressor, batch=32, momentum=0.9)
+
+
+def _run_regressor(args: argparse.Namespace) -> int:
+    config = _config(args)
+    if not 0 <= args.dropout < 1:
+        raise InputError(f"--dropout is at least 0 and less than 1, not {args.dropout}")
+    net = weights.load(args.source)
+    data, validation = read_boxes(args, args.data, "train"), None
+    if args.validation:
+        validation = read_boxes(args, args.validation, "validation")
+    elif args.data.is_dir() and not args.devkit:
+        names = [name for name in ("validation", "val") if (args.data / f"{name}.json").is_file()]
+        names += [n for n in ("val", "test") if (args.data / "ImageSets" / "Main" / f"{n}.txt").is_file()]
+        validation = read_boxes(args, args.data, names[0]) if names else None
+    data, validation = (found and align_boxes(found, net.class_names) for found in (data, validation))
+    torch.manual_seed(mix(args.seed))
+    regressor = Regressor(net.architecture, net.classes if args.per_class else None, args.form, args.hidden)
+    regressor.dropout = args.dropout
+    task = RegressorTask(
+        net,
+        regressor,
+        data,
+        config,
+        validation,
+        loss=args.loss,
+        scales=args.scales,
+        stride=args.stride,
+        whole=args.through_net,
+        max_pixels=args.max_pixels,
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        boxes = sum(len(sample.labels) for sample in data.samples)
+        print(f"{net.architecture.name} net, {len(data)} images with {boxes} boxes, {len(task.data)} with all scales")
+    train(task, config, args.out, args.resume)
+    return 0
 
 
 def _add_loop(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,83 @@
+"""`overfeat localize`: a class and a box for what is in an image."""
+
+import argparse
+import json
+from pathlib import Path
+
+from overfeat.boxes import MATCHES
+from overfeat.cli import common
+from overfeat.draw import localization
+from overfeat.files import make_folder, replacing
+from overfeat.localize import THRESHOLD, TOP, candidates, first_of_each, merge
+from overfeat.ops import AVERAGES
+from overfeat.weights import load_regressor
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "localize",
+        help="what is in an image, and where",
+        description="Print up to five guesses for each image, a class and its box with the accumulated confidence: "
+        "the boxes predicted at every place of six scales, merged. The weights must hold a box regressor "
+        "(`overfeat train regressor`); those of the shipped net do, for the ten digits.",
+        epilog="example: overfeat localize photo.jpg -o results/",
+    )
+    common.add_image_options(parser)
+    parser.add_argument(
+        "-n", "--top", type=common.positive, default=TOP, metavar="N",
+        help="classes taken from every scale, and guesses (default: %(default)s)",
+    )  # fmt: skip
+    add_merge_options(parser)
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER",
+        help="write IMAGE.json, and IMAGE.png with the boxes of each scale and the merged ones; a second run continues",
+    )  # fmt: skip
+    common.add_net_options(parser)
+    common.add_dense_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_merge_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("merging")
+    group.add_argument(
+        "--threshold", type=float, default=THRESHOLD, metavar="T",
+        help="boxes merge while the best match scores this or less (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--match", choices=MATCHES, default=MATCHES[0], help="match score (default: %(default)s)")
+    group.add_argument("--average", choices=AVERAGES, default=AVERAGES[0], help="of two boxes (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    net = common.load_net(args)
+    regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.convs[0].weight.device)
+    images = common.find_images(args.images)
+    output = None
+    if args.out:
+        names = ("scales", "top", "stride", "flip", "threshold", "match", "average")
+        settings = {name: getattr(args, name) for name in names}
+        settings |= {"command": "localize", **common.weights_note(args, net)}
+        output = common.result_folder(args.out, images, settings, ".json")
+        make_folder(args.out)
+
+    def work(path: Path) -> None:
+        image = common.read_for(net, path, args.max_pixels)
+        raw = candidates(net, regressor, image, args.scales, args.flip, args.stride, args.top, memory=args.memory << 20)
+        found = merge(raw, tuple(image.shape[1:]), args.threshold, args.match, args.average)
+        found = found[first_of_each(found.labels)][: args.top]
+        guesses = [
+            {"class": net.class_names[label], "score": score, "count": count, "box": [round(x, 2) for x in box]}
+            for label, score, count, box in zip(
+                found.labels.tolist(), found.scores.tolist(), found.counts.tolist(), found.boxes.tolist(), strict=True
+            )
+        ]
+        if output:
+            localization(image, raw, found, net.class_names, path.name, args.out / f"{path.name}.png")
+            with replacing(output(path)) as part:
+                part.write_text(json.dumps({"image": str(path), "guesses": guesses}, indent=1))
+        if len(images) > 1:
+            print(path)
+        for guess in guesses:
+            x1, y1, x2, y2 = guess["box"]
+            print(f"{guess['class']} {guess['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
+
+    return common.over_images(images, work, output)

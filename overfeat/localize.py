@@ -1,0 +1,154 @@
+"""Localization: boxes predicted at every place of every scale, merged so that they add up (section 4)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from overfeat.dense import MEMORY, Scale, batch_of, box_parts, grids
+from overfeat.files import InputError
+from overfeat.heads import Regressor
+from overfeat.nets import OverFeat, Stride
+from overfeat.ops import merge_boxes
+
+TOP = 5  # classes taken from each scale; guesses for an image
+LEAST = 0.01  # a place's score for a class, at least, for its box to count
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The raw boxes of one image, before merging: what steps (a) to (c) of section 4.3 collect.
+
+    boxes float32 [T, 4] in pixels of the image; scores [T], the class's softmax at the place; labels
+    int64 [T]; scales int64 [T], which of the scales given, from 0. They come scale by scale, the image
+    before its mirror image, line by line.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found in one image, best first.
+
+    boxes float32 [n, 4] in pixels, within the image; labels int64 [n]; scores [n], the confidences
+    of the boxes merged into each, added up; counts int64 [n], how many those were; best [n], the
+    largest of them.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    counts: Tensor
+    best: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Detections":
+        return Detections(*(values[chosen] for values in vars(self).values()))
+
+
+def candidates(
+    net: OverFeat,
+    regressor: Regressor,
+    image: Tensor,
+    scales: Sequence[Scale] | None = None,
+    flip: bool | None = None,
+    stride: Stride = "fine",
+    top: int = TOP,
+    least: float = LEAST,
+    memory: int = MEMORY,
+) -> Candidates:
+    """The boxes predicted for the best `top` classes of each scale, at all its places (section 4.3, a-c).
+
+    The best classes of a scale are those with the largest scores anywhere on it. least: boxes whose
+    class scores less than that at their place are left out. Other arguments as in `localize`.
+    """
+    image = batch_of(image)
+    if len(image) != 1:
+        raise ValueError(f"one image at a time; these are {len(image)}")
+    if regressor.classes not in (None, net.classes):
+        raise InputError(f"the regressor is of {regressor.classes} classes, the net of {net.classes}")
+    if not (top >= 1 and 0 <= least <= 1):
+        raise InputError(f"top is 1 or more, and least between 0 and 1; not {top} and {least}")
+    found = grids(net, tuple(image.shape[2:]), scales, flip, stride)
+    mirrors = 2 if any(grid.flipped for grid in found) else 1
+    device = net.convs[0].weight.device
+    best = torch.zeros(len(found) // mirrors, net.classes, device=device)
+    parts, before = [], [sum(math.prod(grid.shape) for grid in found[:i]) for i in range(len(found))]
+    for part, scores, boxes in box_parts(net, regressor, image, found, stride, memory):
+        scale = part.grid // mirrors
+        scores, boxes = scores[0].flatten(1), boxes[0].flatten(0, 1)  # [classes, places], [places, classes or 1, 4]
+        best[scale] = torch.maximum(best[scale], scores.amax(dim=1))
+        label, place = (scores >= least).nonzero(as_tuple=True)
+        of_class = label if regressor.classes else torch.zeros_like(label)
+        width = part.columns.stop - part.columns.start
+        row, column = part.rows.start + place // width, part.columns.start + place % width
+        number = before[part.grid] + row * found[part.grid].shape[1] + column
+        of_scale = torch.full_like(label, scale)
+        parts.append((number * net.classes + label, boxes[place, of_class], scores[label, place], label, of_scale))
+    number, *values = (torch.cat(values) for values in zip(*parts, strict=True))
+    order = number.argsort()  # whatever the tiles were
+    every = Candidates(*(value[order] for value in values))
+    chosen = torch.zeros_like(best, dtype=torch.bool)
+    chosen.scatter_(1, best.topk(min(top, net.classes), dim=1).indices, True)
+    kept = chosen[every.scales, every.labels]
+    return Candidates(*(values[kept] for values in vars(every).values()))
+
+
+def merge(
+    raw: Candidates,
+    size: tuple[int, int],
+    threshold: float = THRESHOLD,
+    match: str = "normalised",
+    average: str = "pairwise",
+    overlap: float = 0.5,
+) -> Detections:
+    """Merge the boxes of each class (section 4.3, d-g), clip them to the image's (height, width), sort by score."""
+    if not raw.boxes.isfinite().all():
+        raise InputError("the net gives NaN or infinite boxes; its weights are broken")
+    merged = merge_boxes(raw.boxes, raw.scores, raw.labels, threshold, match, average, overlap)
+    order = merged.scores.argsort(descending=True, stable=True)
+    height, width = size
+    boxes = merged.boxes.clamp(min=0).minimum(merged.boxes.new_tensor([width, height, width, height]))
+    return Detections(boxes, merged.groups, merged.scores, merged.counts, merged.best)[order]
+
+
+def localize(
+    net: OverFeat,
+    regressor: Regressor,
+    image: Tensor,
+    scales: Sequence[Scale] | None = None,
+    flip: bool | None = None,
+    stride: Stride = "fine",
+    top: int = TOP,
+    threshold: float = THRESHOLD,
+    match: str = "normalised",
+    average: str = "pairwise",
+    memory: int = MEMORY,
+    least: float = LEAST,
+) -> Detections:
+    """Up to `top` guesses of a class and its box for an image, best first, as ILSVRC asks (section 4).
+
+    The boxes that the regressor predicts at all places of all scales are merged class by class, and
+    of each class the one with the largest accumulated score is its guess. net, regressor: of one
+    file, see `load` and `load_regressor`. image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in
+    0..255. scales, flip, stride, memory: as in `classify`. threshold, match, average: see
+    ops.merge_boxes. top, least: see `candidates`. Raises InputError as those do.
+    """
+    raw = candidates(net, regressor, image, scales, flip, stride, top, least, memory)
+    found = merge(raw, tuple(image.shape[-2:]), threshold, match, average)
+    return found[first_of_each(found.labels)][:top]
+
+
+def first_of_each(labels: Tensor) -> Tensor:
+    """Where each label stands for the first time, in order: int64."""
+    same = labels[:, None] == labels[None]
+    return (same.int().argmax(dim=1) == torch.arange(len(labels), device=labels.device)).nonzero()[:, 0]

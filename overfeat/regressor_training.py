@@ -1,0 +1,200 @@
+"""Training a box regressor on annotated images: the task that `training.train` needs (section 4.2)."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from overfeat import weights
+from overfeat.batches import Unreadable, mean_over, shard
+from overfeat.boxes import areas, decode, encode, intersections, paired_iou
+from overfeat.data.annotations import Annotated
+from overfeat.data.scaled import ScaledDataset, listed
+from overfeat.dense import Scale
+from overfeat.files import InputError
+from overfeat.geometry import Grid
+from overfeat.heads import Regressor
+from overfeat.nets import OverFeat, Stride
+from overfeat.training import TrainConfig
+
+LOSSES = ("l2", "iou", "giou")
+INSIDE = 0.5  # of an object must lie in a window for the window to train
+
+
+class Localizer(nn.Module):
+    """A net and its regressor in one pass: what one process trains.
+
+    whole: the net is trained as well; otherwise it stays as it is, and in evaluation mode.
+    """
+
+    def __init__(self, net: OverFeat, regressor: Regressor, whole: bool = False):
+        super().__init__()
+        self.net, self.regressor, self.whole = net, regressor, whole
+        net.requires_grad_(whole)
+
+    def train(self, mode: bool = True) -> "Localizer":
+        super().train(mode)
+        self.net.train(mode and self.whole)
+        return self
+
+    def forward(self, images: Sequence[Tensor], stride: Stride) -> tuple[Tensor, Tensor | None, list]:
+        """Boxes [places, classes or 1, 4], class scores [places, classes] if `whole`, and (1, h, w) of each image."""
+        with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
+            maps = [self.net.features(image[None]) for image in images]
+        values, shapes = self.regressor.rows(maps, stride)
+        return values, self.net.classifier_rows(maps, stride)[0] if self.whole else None, shapes
+
+
+class RegressorTask:
+    """Trains a box regressor at all places of all scales whose window holds half of an object or more.
+
+    data, validation: images with boxes labelled by net.class_names. loss: "l2", the paper's squared
+    difference in the window's frame; "iou" or "giou", 1 less the overlap of the boxes. scales: see
+    dense.scale_sizes. whole: train the net through, too (the paper's future work), with the cross
+    entropy of its classes at the same places, so that they stay what they are. Every image counts the
+    same at every scale, however many places it has. Raises InputError where classes or sizes do not fit.
+    """
+
+    judged_by = "validation_iou_error"
+
+    def __init__(
+        self,
+        net: OverFeat,
+        regressor: Regressor,
+        data: Annotated,
+        config: TrainConfig,
+        validation: Annotated | None = None,
+        loss: str = "l2",
+        scales: Sequence[Scale] | None = None,
+        stride: Stride = "fine",
+        whole: bool = False,
+        max_pixels: int | None = None,
+    ):
+        for annotated in (data, validation):
+            if annotated is not None and annotated.class_names != net.class_names:
+                raise InputError("the boxes' classes are not the net's class_names; see data.annotations.align_boxes")
+        if regressor.architecture != net.architecture or regressor.classes not in (None, net.classes):
+            raise InputError("the regressor was made for another net")
+        if loss not in LOSSES:
+            raise InputError(f"the loss is one of {', '.join(LOSSES)}, not {loss!r}")
+        self.module, self.config, self.loss_name, self.stride = Localizer(net, regressor, whole), config, loss, stride
+        self.data = ScaledDataset(data, net.architecture, scales, net.flip, max_pixels)
+        self.data.store.check()
+        self.validation = validation and ScaledDataset(validation, net.architecture, scales, False, max_pixels)
+        self.unreadable = Unreadable()
+        self.settings = {
+            "from": _fingerprint(net),
+            "data": data.describe(),
+            "validation": validation and validation.describe(),
+            "form": regressor.form,
+            "per_class": regressor.classes is not None,
+            "hidden": " ".join(map(str, regressor.hidden)),
+            "dropout": regressor.dropout,
+            "loss": loss,
+            "scales": str(self.data.scales),
+            "stride": stride,
+            "through_net": whole,
+            "max_pixels": max_pixels,
+        }
+
+    def dataset(self) -> ScaledDataset:
+        """Every image at every scale and, where the net was trained on them, its mirror image."""
+        return self.data
+
+    def collate(self, samples: list[dict]) -> dict:
+        """See data.scaled.listed."""
+        return listed(samples)
+
+    def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The mean over the images of the mean over their places, and sums over the images."""
+        values, scores, shapes = module(batch["image"], self.stride)
+        total, sums = values.sum() * 0, {"samples": 0, "loss": 0.0, "iou_error": 0.0}
+        for rows, of_scores, boxes, labels, windows in self._places(values, scores, shapes, batch):
+            loss, iou = self._losses(rows, windows, boxes)
+            if of_scores is not None:
+                loss = loss + F.cross_entropy(of_scores, labels, reduction="none")
+            total = total + loss.mean()
+            sums["samples"] += 1
+            sums["loss"] += loss.mean()
+            sums["iou_error"] += 1 - iou.mean()
+        return total / max(1, sums["samples"]), sums
+
+    def validate(self) -> dict[str, object]:
+        """validation_loss and validation_iou_error, which is 1 less the mean IoU, at the places that would train."""
+        if self.validation is None:
+            return {}
+        device = next(self.module.parameters()).device
+
+        def score(batch: dict) -> dict[str, Tensor | float]:
+            return self.loss(self.module, batch)[1]
+
+        means = mean_over(self._loader, score, device, self.unreadable)
+        figures = {f"validation_{key}": value for key, value in means.items()}
+        return {**figures, "unreadable": sorted(self.unreadable.files)}
+
+    def save(self, path: Path) -> None:
+        """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
+        weights.save(self.module.net, path, regressor=self.module.regressor)
+
+    @cached_property
+    def _loader(self) -> DataLoader:
+        workers = self.config.workers
+        return DataLoader(
+            self.validation,
+            batch_size=self.config.batch,
+            sampler=shard(len(self.validation)),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=listed,
+        )
+
+    def _places(self, values: Tensor, scores: Tensor | None, shapes: list, batch: dict):
+        """For each image with such places: values [k, 4], class scores, true boxes [k, 4], labels and windows there."""
+        start = 0
+        for (_, height, width), image, boxes, labels in zip(
+            shapes, batch["image"], batch["boxes"], batch["labels"], strict=True
+        ):
+            rows = slice(start, start := start + height * width)
+            if not len(boxes):
+                continue
+            size = tuple(image.shape[1:])
+            architecture = self.module.net.architecture
+            grid = Grid(architecture.window, architecture.stride(self.stride), size, size)
+            windows = torch.from_numpy(grid.boxes()).to(boxes).view(-1, 4)
+            inside = intersections(windows, boxes) / areas(boxes)
+            share, nearest = inside.max(dim=1)  # of several objects the one that lies in the window most
+            places = (share >= INSIDE).nonzero()[:, 0]
+            if not len(places):
+                continue
+            which = nearest[places]
+            of_class = labels[which] if self.module.regressor.classes else torch.zeros_like(which)
+            of_scores = None if scores is None else scores[rows][places]
+            yield values[rows][places, of_class], of_scores, boxes[which], labels[which], windows[places]
+
+    def _losses(self, values: Tensor, windows: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss [k] of each place, and the IoU [k] of its box."""
+        form, values = self.module.regressor.form, values.float()
+        # In the windows' own frame, where all sizes are alike.
+        target = encode(boxes, windows, form)
+        unit = torch.zeros_like(windows)
+        unit[:, 2:] = 1
+        found, true = decode(values, unit, form), decode(target, unit, form)
+        if self.loss_name == "l2":
+            with torch.no_grad():
+                iou = paired_iou(found, true)
+            return (values - target).square().sum(dim=1), iou
+        iou = paired_iou(found, true)
+        return 1 - (paired_iou(found, true, generalised=True) if self.loss_name == "giou" else iou), iou.detach()
+
+
+def _fingerprint(net: OverFeat) -> str:
+    """The same for the same weights."""
+    digest = hashlib.sha256()
+    for parameter in net.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
