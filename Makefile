@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint scenes committee bench gpu gpu-test accuracy report clean
+.PHONY: demo test lint scenes committee regressors bench gpu gpu-test accuracy report clean
 
 # What is run a second time, with Triton's interpreter in the place of a GPU.
 KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_merging.py tests/test_fast.py
@@ -51,7 +51,17 @@ runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
 	$(TRAIN) --from $< --seed $* --resize 54 140 --epochs 9 --halve-at 4,6,7,8 --out runs/small-$* \
 	  $$(test -e runs/small-$*/checkpoint.pt && echo --resume)
 
-.PRECIOUS: runs/start-%/net.safetensors runs/small-%/net.safetensors
+# Boxes for the first net, from the scenes that it was trained on: one for all classes or one a class, by two losses.
+REGRESSOR := OMP_NUM_THREADS=1 $(BIN)/overfeat train regressor --data $(SCENES) --from runs/small-0/net.safetensors \
+  --epochs 6 --halve-at 3,4,5 --stride coarse --workers 0 --precision bfloat16
+regressors: $(patsubst %,runs/regressor-%/net.safetensors,scr-l2 pcr-l2 scr-iou)
+runs/regressor-scr-l2/net.safetensors: FLAGS := --lr 0.01
+runs/regressor-pcr-l2/net.safetensors: FLAGS := --lr 0.05 --per-class
+runs/regressor-scr-iou/net.safetensors: FLAGS := --lr 0.03 --loss iou
+runs/regressor-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
+	$(REGRESSOR) $(FLAGS) --out runs/regressor-$* $$(test -e runs/regressor-$*/checkpoint.pt && echo --resume)
+
+.PRECIOUS: runs/start-%/net.safetensors runs/small-%/net.safetensors runs/regressor-%/net.safetensors
 
 bench: .venv/bench
 	$(BIN)/python -m bench.speed.dense

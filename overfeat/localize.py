@@ -150,5 +150,7 @@ def localize(
 
 def first_of_each(labels: Tensor) -> Tensor:
     """Where each label stands for the first time, in order: int64."""
-    same = labels[:, None] == labels[None]
-    return (same.int().argmax(dim=1) == torch.arange(len(labels), device=labels.device)).nonzero()[:, 0]
+    _, number = labels.unique(return_inverse=True)
+    places = torch.arange(len(labels), device=labels.device)
+    first = torch.full_like(places, len(labels)).scatter_reduce(0, number, places, "amin")
+    return first[first < len(labels)].sort().values

@@ -196,6 +196,7 @@ def test_the_kernels_run_by_default(monkeypatch):
     ops.offset_max_pool(maps, 2).sum().backward()
     ops.skip_classifier(maps, weight, None, 3).sum().backward()
     ops.best_scores(maps.detach().flatten(0, 2), [24])
+    ops.merge_boxes(torch.rand(3, 4, device=DEVICE).cumsum(1), torch.ones(3, device=DEVICE))
     assert set(ran) == set(fast.TRITON)
 
 
