@@ -227,7 +227,7 @@ def merging(results: dict) -> str:
     own = one["merge_boxes"]["median"]
     rows = [
         [name, spread(found, 1e3) if found["repeats"] > 1 else f"{1e3 * found['median']:.0f}",
-         f"{found['median'] / own:.3g}", found["results"]]
+         f"{found['median'] / own:.3g}", str(found["results"])]
         for name, found in one.items() if isinstance(found, dict)
     ]  # fmt: skip
     growth = [

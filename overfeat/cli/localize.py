@@ -19,8 +19,8 @@ def add_parser(commands) -> None:
         help="what is in an image, and where",
         description="Print up to five guesses for each image, a class and its box with the accumulated confidence: "
         "the boxes predicted at every place of six scales, merged. The weights must hold a box regressor "
-        "(`overfeat train regressor`); those of the shipped net do, for the ten digits.",
-        epilog="example: overfeat localize photo.jpg -o results/",
+        "(`overfeat train regressor`).",
+        epilog="example: overfeat localize photo.jpg --weights run/net.safetensors -o results/",
     )
     common.add_image_options(parser)
     parser.add_argument(
