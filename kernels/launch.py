@@ -142,7 +142,7 @@ MERGE_TILES = {
         MergeTile(ANY, 1024, warps=16, tiled=True),
     ),
 }
-ROWS_BLOCK, ROWS_COLUMNS, ROWS_WARPS = 16, 64, 4  # boxes whose partners a program finds, among how many at a time
+ROWS_BLOCK, ROWS_COLUMNS, ROWS_WARPS = 16, 32, 4  # boxes whose partners a program finds, among how many at a time
 
 _forced: dict[str, object] = {}
 
