@@ -14,7 +14,7 @@ BACKENDS = ["torch", *(["triton"] if KERNELS else [])]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 KINDS = ("anywhere", "clustered", "tied", "lattice", "all sizes", "equal")
 THRESHOLDS = {"normalised": (0.0, 0.3, 0.9, 1.4, float("inf")), "sum": (0.0, 5.0, 400.0), "centres": (0.1, 0.5, 3.0)}
-ROUNDS = 3 if INTERPRETED else 40
+ROUNDS = 2 if INTERPRETED else 20
 
 
 @pytest.fixture(params=BACKENDS)
@@ -77,7 +77,7 @@ def test_as_the_reference_does(any_backend, kind, match, average):
             assert torch.equal(getattr(got, name), value), (name, seed, threshold)
         check_sums(got, *given)
         merges += len(given[0]) - len(got.boxes)
-    assert INTERPRETED or merges > 10  # the interpreter's few and small problems may have nothing to merge
+    assert INTERPRETED or merges > 4  # the interpreter's few and small problems may have nothing to merge
 
 
 def test_a_larger_problem(any_backend):
