@@ -10,6 +10,8 @@ BIN := .venv/bin
 
 # What is run a second time, with Triton's interpreter in the place of a GPU.
 KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_merging.py tests/test_fast.py
+# A process a core (some tests take gigabytes, so four at most), each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 demo: .venv/demo
 	$(BIN)/overfeat demo
@@ -17,8 +19,8 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS)
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) $(KERNEL_TESTS)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || \

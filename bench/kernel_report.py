@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,9 +200,11 @@ def _amd(binary: bytes) -> tuple[int, int, str]:
     return note(b".vgpr_count"), 4 * note(b".vgpr_spill_count"), ""
 
 
-def compile_all(names: list[str], workers: int = 2) -> list[Compiled]:
-    """Every chip and kind of arithmetic, in `workers` processes."""
-    pairs = [(CHIPS[name], kind) for name in names for kind in KINDS]
+def compile_all(
+    names: Sequence[str] = tuple(CHIPS), kinds: Sequence[str] = tuple(KINDS), workers: int = 2
+) -> list[Compiled]:
+    """All kernels for these chips with these kinds of arithmetic, in `workers` processes."""
+    pairs = [(CHIPS[name], kind) for name in names for kind in kinds]
     # A process each: one that has compiled a kernel for one kind would not load it again for the next.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         return [row for rows in pool.map(compile_for, *zip(*pairs, strict=True)) for row in rows]
@@ -212,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chip", choices=CHIPS, action="append", help="only this one; may be given again")
     args = parser.parse_args()
-    rows = compile_all(args.chip or list(CHIPS))
+    rows = compile_all(args.chip or tuple(CHIPS))
     for row in rows:
         print(f"{row.chip:7} {row.kernel:24} {row.kind:9} {row.registers:3} registers, {row.spills:4} B spilled, "
               f"{row.shared:6} B shared, {row.matrix:10}  {row.options}")  # fmt: skip
