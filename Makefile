@@ -1,4 +1,4 @@
-# make demo: classify the shipped scenes and draw where.  make test: everything CI runs.
+# make demo: what is where in the shipped scenes, with pictures.  make test: everything CI runs.
 # Both set up .venv themselves; all they need is Python 3.11 or 3.12 and make.
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
   $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && \
@@ -54,12 +54,12 @@ runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
 	  $$(test -e runs/small-$*/checkpoint.pt && echo --resume)
 
 # Boxes for the first net, from the scenes that it was trained on: one for all classes or one a class, by two losses.
+# `overfeat convert --half` of the first is the file that ships.
 REGRESSOR := OMP_NUM_THREADS=1 $(BIN)/overfeat train regressor --data $(SCENES) --from runs/small-0/net.safetensors \
-  --epochs 6 --halve-at 3,4,5 --stride coarse --workers 0 --precision bfloat16
+  --epochs 6 --halve-at 3,4,5 --workers 0 --precision bfloat16
 regressors: $(patsubst %,runs/regressor-%/net.safetensors,scr-l2 pcr-l2 scr-iou)
-runs/regressor-scr-l2/net.safetensors: FLAGS := --lr 0.01
-runs/regressor-pcr-l2/net.safetensors: FLAGS := --lr 0.05 --per-class
-runs/regressor-scr-iou/net.safetensors: FLAGS := --lr 0.03 --loss iou
+runs/regressor-pcr-l2/net.safetensors: FLAGS := --per-class
+runs/regressor-scr-iou/net.safetensors: FLAGS := --loss iou
 runs/regressor-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
 	$(REGRESSOR) $(FLAGS) --out runs/regressor-$* $$(test -e runs/regressor-$*/checkpoint.pt && echo --resume)
 
@@ -82,6 +82,7 @@ gpu gpu-test:
 
 accuracy: .venv/bench
 	$(BIN)/python -m bench.accuracy.classification
+	$(BIN)/python -m bench.accuracy.localization
 
 report: .venv/bench
 	$(BIN)/python -m bench.report

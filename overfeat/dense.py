@@ -189,14 +189,18 @@ def _evaluated(
                 yield flush()
                 taken = 0
             part = Part(number, batch, rows, columns)
-            waiting.append((part, _features(net, scaled[batch], grid, rows, columns, stride)))
+            waiting.append((part, part_features(net, scaled[batch], grid, rows, columns, stride)))
             taken += cost
     if waiting:
         yield flush()
 
 
-def _features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: slice, stride: Stride) -> Tensor:
-    """The last maps behind outputs [rows, columns], from just the pixels that they need."""
+def part_features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: slice, stride: Stride) -> Tensor:
+    """The last maps behind outputs [rows, columns] of a grid, from just the pixels that they need.
+
+    scaled: [N, 3, *grid.scaled], the image at this scale, not mirrored. The maps are those of the whole
+    image, cut to what these outputs need.
+    """
     device = net.convs[0].weight.device
     if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == grid.shape:
         tile = scaled.to(device)

@@ -144,7 +144,11 @@ def localize(
     ops.merge_boxes. top, least: see `candidates`. Raises InputError as those do.
     """
     raw = candidates(net, regressor, image, scales, flip, stride, top, least, memory)
-    found = merge(raw, tuple(image.shape[-2:]), threshold, match, average)
+    return guesses(merge(raw, tuple(image.shape[-2:]), threshold, match, average), top)
+
+
+def guesses(found: Detections, top: int = TOP) -> Detections:
+    """The best of each class, and of those the `top` best: what ILSVRC asks for."""
     return found[first_of_each(found.labels)][:top]
 
 

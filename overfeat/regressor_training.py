@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from overfeat.batches import Unreadable, mean_over, shard
 from overfeat.boxes import areas, decode, encode, intersections, paired_iou
 from overfeat.data.annotations import Annotated
 from overfeat.data.scaled import ScaledDataset, listed
-from overfeat.dense import Scale
+from overfeat.dense import Scale, part_features
 from overfeat.files import InputError
 from overfeat.geometry import Grid
 from overfeat.heads import Regressor
@@ -42,12 +43,31 @@ class Localizer(nn.Module):
         self.net.train(mode and self.whole)
         return self
 
-    def forward(self, images: Sequence[Tensor], stride: Stride) -> tuple[Tensor, Tensor | None, list]:
-        """Boxes [places, classes or 1, 4], class scores [places, classes] if `whole`, and (1, h, w) of each image."""
+    def forward(self, images: Sequence[Tensor], places: Sequence["_Places"], stride: Stride):
+        """Boxes [all places, classes or 1, 4] and, if `whole`, class scores [all places, classes]."""
         with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
-            maps = [self.net.features(image[None]) for image in images]
-        values, shapes = self.regressor.rows(maps, stride)
-        return values, self.net.classifier_rows(maps, stride)[0] if self.whole else None, shapes
+            maps = [
+                part_features(self.net, image[None], p.grid, p.rows, p.columns, stride)
+                for image, p in zip(images, places, strict=True)
+            ]
+        values, _ = self.regressor.rows(maps, stride)
+        return values, self.net.classifier_rows(maps, stride)[0] if self.whole else None
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The places of one image that train: `chosen`, int64 [k], of its grid's outputs [rows, columns], line by line.
+
+    windows, boxes: [k, 4], of each place and of the object that it learns; labels: int64 [k].
+    """
+
+    grid: Grid
+    rows: slice
+    columns: slice
+    chosen: Tensor
+    windows: Tensor
+    boxes: Tensor
+    labels: Tensor
 
 
 class RegressorTask:
@@ -112,12 +132,20 @@ class RegressorTask:
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The mean over the images of the mean over their places, and sums over the images."""
-        values, scores, shapes = module(batch["image"], self.stride)
+        found = [self._places(*sample) for sample in zip(batch["image"], batch["boxes"], batch["labels"], strict=True)]
+        some = [number for number, places in enumerate(found) if len(places.chosen)]
+        used = some or [0]  # where nothing trains, one place goes through all the same: other processes wait for it
+        images, found = [batch["image"][number] for number in used], [found[number] for number in used]
+        values, scores = module(images, found, self.stride)
         total, sums = values.sum() * 0, {"samples": 0, "loss": 0.0, "iou_error": 0.0}
-        for rows, of_scores, boxes, labels, windows in self._places(values, scores, shapes, batch):
-            loss, iou = self._losses(rows, windows, boxes)
-            if of_scores is not None:
-                loss = loss + F.cross_entropy(of_scores, labels, reduction="none")
+        start = 0
+        for places in found if some else ():
+            rows = start + places.chosen
+            start += (places.rows.stop - places.rows.start) * (places.columns.stop - places.columns.start)
+            own = places.labels if self.module.regressor.classes else torch.zeros_like(places.labels)
+            loss, iou = self._losses(values[rows, own], places.windows, places.boxes)
+            if scores is not None:
+                loss = loss + F.cross_entropy(scores[rows], places.labels, reduction="none")
             total = total + loss.mean()
             sums["samples"] += 1
             sums["loss"] += loss.mean()
@@ -153,28 +181,21 @@ class RegressorTask:
             collate_fn=listed,
         )
 
-    def _places(self, values: Tensor, scores: Tensor | None, shapes: list, batch: dict):
-        """For each image with such places: values [k, 4], class scores, true boxes [k, 4], labels and windows there."""
-        start = 0
-        for (_, height, width), image, boxes, labels in zip(
-            shapes, batch["image"], batch["boxes"], batch["labels"], strict=True
-        ):
-            rows = slice(start, start := start + height * width)
-            if not len(boxes):
-                continue
-            size = tuple(image.shape[1:])
-            architecture = self.module.net.architecture
-            grid = Grid(architecture.window, architecture.stride(self.stride), size, size)
-            windows = torch.from_numpy(grid.boxes()).to(boxes).view(-1, 4)
-            inside = intersections(windows, boxes) / areas(boxes)
-            share, nearest = inside.max(dim=1)  # of several objects the one that lies in the window most
-            places = (share >= INSIDE).nonzero()[:, 0]
-            if not len(places):
-                continue
-            which = nearest[places]
-            of_class = labels[which] if self.module.regressor.classes else torch.zeros_like(which)
-            of_scores = None if scores is None else scores[rows][places]
-            yield values[rows][places, of_class], of_scores, boxes[which], labels[which], windows[places]
+    def _places(self, image: Tensor, boxes: Tensor, labels: Tensor) -> _Places:
+        """The places of an image whose window holds half of an object or more; [0, 0] stands in where there is none."""
+        architecture, size = self.module.net.architecture, tuple(image.shape[1:])
+        grid = Grid(architecture.window, architecture.stride(self.stride), size, size)
+        windows = torch.from_numpy(grid.boxes()).to(boxes)
+        inside = intersections(windows.view(-1, 4), boxes) / areas(boxes)
+        if not len(boxes):
+            inside = inside.new_zeros(len(inside), 1)
+        share, nearest = inside.max(dim=1)  # of several objects the one that lies in the window most
+        trains = share.view(grid.shape) >= INSIDE
+        rows, columns = (_span(trains.any(dim=axis)) for axis in (1, 0))
+        chosen = trains[rows, columns].flatten().nonzero()[:, 0]
+        which = nearest.view(grid.shape)[rows, columns].flatten()[chosen]
+        windows = windows[rows, columns].reshape(-1, 4)[chosen]
+        return _Places(grid, rows, columns, chosen, windows, boxes[which], labels[which])
 
     def _losses(self, values: Tensor, windows: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """The loss [k] of each place, and the IoU [k] of its box."""
@@ -190,6 +211,12 @@ class RegressorTask:
             return (values - target).square().sum(dim=1), iou
         iou = paired_iou(found, true)
         return 1 - (paired_iou(found, true, generalised=True) if self.loss_name == "giou" else iou), iou.detach()
+
+
+def _span(found: Tensor) -> slice:
+    """From the first to the last that is true; the first alone where none is."""
+    places = found.nonzero()[:, 0].tolist() or [0]
+    return slice(places[0], places[-1] + 1)
 
 
 def _fingerprint(net: OverFeat) -> str:

@@ -23,6 +23,10 @@ from overfeat.processes import add, first_only, joined, process, to_device, tota
 
 CHECK_EVERY = 10  # steps between looks at the loss; a look makes the host wait for a GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTIMIZERS = {
+    "sgd": lambda weights, c: torch.optim.SGD(weights, c.lr, c.momentum, weight_decay=c.weight_decay),
+    "adam": lambda weights, c: torch.optim.Adam(weights, c.lr, weight_decay=c.weight_decay),
+}
 FREE_TO_CHANGE = ("epochs", "workers", "device", "checkpoint_steps")  # when a run is resumed
 CHECKPOINT, LOG, LAST, BEST = "checkpoint.pt", "log.jsonl", "net.safetensors", "best.safetensors"
 
@@ -31,13 +35,15 @@ CHECKPOINT, LOG, LAST, BEST = "checkpoint.pt", "log.jsonl", "net.safetensors", "
 class TrainConfig:
     """How to train; the defaults are the paper's (section 3.1).
 
-    batch: samples a step, over all processes. halve_at: the rate is halved after these epochs.
+    batch: samples a step, over all processes. optimizer: "sgd" or "adam", which has no use for the
+    momentum. halve_at: the rate is halved after these epochs.
     precision: of the forward and backward pass; weights stay float32. checkpoint_steps: steps
     between checkpoints within an epoch. Raises InputError for values that make no sense.
     """
 
     epochs: int = 90
     batch: int = 128
+    optimizer: str = "sgd"
     lr: float = 0.05
     momentum: float = 0.6
     weight_decay: float = 1e-5
@@ -56,6 +62,8 @@ class TrainConfig:
         for name in ("lr", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} must be a number from 0 up, not {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"--optimizer is one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
         if self.precision not in DTYPES:
             raise InputError(f"--precision is one of {', '.join(DTYPES)}, not {self.precision!r}")
 
@@ -131,7 +139,7 @@ class _Run:
             raise InputError("--precision float16 needs a GPU; on a CPU use bfloat16 or float32")
         self.module = task.module.to(device)
         self.weights = [weight for weight in self.module.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.SGD(self.weights, config.lr, config.momentum, weight_decay=config.weight_decay)
+        self.optimizer = OPTIMIZERS[config.optimizer](self.weights, config)
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "float16")
         self.replica = self.module
         if self.world > 1:
@@ -331,7 +339,9 @@ class _Run:
             self.best, self.unreadable = state["best"], Unreadable(state["unreadable"])
         except InputError:
             raise
-        except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        except (
+            OSError, EOFError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, pickle.UnpicklingError
+        ) as error:  # fmt: skip
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{path}: not a checkpoint of this program, or damaged ({why}); train anew") from error
         if self.epoch > self.config.epochs or (self.epoch == self.config.epochs and self.step):

@@ -67,9 +67,17 @@ def load(path: str | os.PathLike) -> OverFeat:
 
 def load_regressor(path: str | os.PathLike) -> Regressor:
     """Read the box regressor that `save` wrote beside a net. Raises InputError as `load`, and where there is none."""
+    regressor = find_regressor(path)
+    if regressor is None:
+        raise InputError(f"{path}: holds a net without a box regressor; add one with `overfeat train regressor`")
+    return regressor
+
+
+def find_regressor(path: str | os.PathLike) -> Regressor | None:
+    """`load_regressor`, or None where the file holds a net alone."""
     metadata, tensors = _read(path, lambda name: name.startswith(REGRESSOR))
     if "regressor" not in metadata:
-        raise InputError(f"{path}: holds a net without a box regressor; add one with `overfeat train regressor`")
+        return None
     try:
         architecture = Architecture.from_json(metadata["architecture"])
         with torch.device("meta"):

@@ -10,6 +10,7 @@ import overfeat
 from bench.tolerance import assert_matches
 from overfeat import dense, weights
 from overfeat.boxes import decode
+from overfeat.cli.main import main
 from overfeat.evaluation import evaluate_localization, localization_errors
 from overfeat.files import InputError
 from overfeat.heads import Regressor
@@ -210,6 +211,24 @@ def test_net_and_regressor_in_one_file(pair, tmp_path, image):
     overfeat.save(net, path)
     with pytest.raises(InputError, match="without a box regressor"):
         overfeat.load_regressor(path)
+
+
+def test_convert_keeps_the_boxes(pair, tmp_path, capsys):
+    net, regressor = pair(5)
+    source, target = str(tmp_path / "both.safetensors"), str(tmp_path / "half.safetensors")
+    overfeat.save(net, source, regressor=regressor)
+    (tmp_path / "names.txt").write_text("\n".join("abcde"))
+    assert main(["convert", source, target, "--half", "--labels", str(tmp_path / "names.txt")]) == 0
+    assert "5 classes, with boxes" in capsys.readouterr().out
+    assert overfeat.load(target).class_names == list("abcde")
+    half = overfeat.load_regressor(target)
+    for before, after in zip(regressor.parameters(), half.parameters(), strict=True):
+        assert torch.equal(before.half().float(), after)
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.52 * (tmp_path / "both.safetensors").stat().st_size
+    assert main(["convert", source, str(tmp_path / "raw")]) == 0
+    assert "without its boxes" in capsys.readouterr().out
+    assert main(["convert", source, str(tmp_path / "raw2"), "--half"]) == 1
+    assert "which is float32" in capsys.readouterr().err
 
 
 def test_broken_regressors_in_files(pair, tmp_path):

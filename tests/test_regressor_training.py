@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from overfeat import load, load_regressor, weights
+from overfeat.boxes import areas, encode, intersections
 from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.annotations import align_boxes, read_coco
 from overfeat.data.scaled import ScaledDataset, listed
 from overfeat.data.scenes import write_scenes
+from overfeat.dense import grids
 from overfeat.files import InputError
 from overfeat.heads import Regressor
 from overfeat.regressor_training import LOSSES, RegressorTask
@@ -105,15 +107,44 @@ def test_windows_that_hold_half_of_an_object_train(data):
     net = load(SHIPPED_WEIGHTS)
     task = RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[(51, 63)], stride="fine")
     # Windows of 47 px start at 0 or 4 down, 0 to 16 across; an object of 8 px that a window has half of or more.
-    box = torch.tensor([[47.0, 10, 55, 18]])
-    batch = {"image": [torch.zeros(3, 51, 63)], "boxes": [box], "labels": [torch.tensor([7])]}
-    rows = torch.zeros(10, 1, 4)
-    ((_, _, boxes, labels, windows),) = task._places(rows, None, [(1, 2, 5)], batch)
-    assert windows[:, 0].tolist() == [4, 8, 12, 16] * 2 and windows[:, 1].tolist() == [0] * 4 + [4] * 4
-    assert torch.equal(boxes, box.expand(8, 4)) and labels.tolist() == [7] * 8
+    box, image = torch.tensor([[47.0, 10, 55, 18]]), torch.zeros(3, 51, 63)
+    places = task._places(image, box, torch.tensor([7]))
+    assert (places.rows, places.columns) == (slice(0, 2), slice(1, 5)) and places.chosen.tolist() == list(range(8))
+    assert places.windows[:, 0].tolist() == [4, 8, 12, 16] * 2 and places.windows[:, 1].tolist() == [0] * 4 + [4] * 4
+    assert torch.equal(places.boxes, box.expand(8, 4)) and places.labels.tolist() == [7] * 8
+    # Of two objects a window learns the one that it holds more of; between them some windows hold neither.
+    far = torch.tensor([[0.0, 0, 2, 2], [61, 49, 63, 51]])
+    places = task._places(image, far, torch.tensor([1, 2]))
+    assert (places.rows, places.columns) == (slice(0, 2), slice(0, 5))
+    assert places.chosen.tolist() == [0, 9] and places.labels.tolist() == [1, 2]
     # Nothing to learn from an image whose object no window holds.
-    away = batch | {"boxes": [torch.empty(0, 4)], "labels": [torch.empty(0, dtype=torch.int64)]}
-    assert list(task._places(rows, None, [(1, 2, 5)], away)) == []
+    image = torch.zeros(3, 99, 99)
+    for nothing in (torch.empty(0, 4), torch.tensor([[0.0, 0, 99, 99]])):
+        labels = torch.zeros(len(nothing), dtype=torch.int64)
+        assert not len(task._places(image, nothing, labels).chosen)
+        loss, sums = task.loss(task.module, {"image": [image], "boxes": [nothing], "labels": [labels]})
+        assert loss.item() == 0 and loss.requires_grad and sums["samples"] == 0
+
+
+@pytest.mark.parametrize("stride", ["coarse", "fine"])
+def test_only_the_places_that_train_are_computed(data, stride):
+    """The loss is that of all places of all images, those that do not train left out."""
+    net = load(SHIPPED_WEIGHTS)
+    torch.manual_seed(0)
+    regressor = Regressor(net.architecture)
+    task = RegressorTask(net, regressor, data, TrainConfig(), scales=[1, 3], stride=stride)
+    items = [task.dataset()[number] for number in range(8)]
+    loss, sums = task.loss(task.module, listed(items))
+    losses = []
+    for item in items:
+        size = tuple(item["image"].shape[1:])
+        rows, _ = regressor.rows([net.features(item["image"][None])], stride)
+        windows = torch.from_numpy(grids(net, size, ["native"], False, stride)[0].boxes()).float().view(-1, 4)
+        holds = intersections(windows, item["boxes"])[:, 0] >= areas(item["boxes"]) / 2
+        true = encode(item["boxes"].expand(len(windows), 4), windows, "edges")
+        losses += [(rows[holds, 0] - true[holds]).square().sum(dim=1).mean()] if holds.any() else []
+    assert sums["samples"] == len(losses) >= 6
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", LOSSES)

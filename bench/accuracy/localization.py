@@ -1,38 +1,48 @@
-"""Localization error of each variant on made-up test scenes: python -m bench.accuracy.localization
+"""Localization error of every variant on made-up test scenes: python -m bench.accuracy.localization
 
 What the paper's figure 9 compares, and what decides the merging: scales, strides, one box for all
 classes or one a class, the losses, the match scores; merging against suppression and the best single
-box. Thresholds are chosen on the validation scenes. Regressors come from `make regressors`.
+box. The threshold of each rule is the best of those tried on the validation scenes. The regressors
+come from `make regressors`.
 """
 
 import argparse
 import multiprocessing
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.common import ROOT, write_results
+from bench.common import RESULTS, ROOT, write_results
 from overfeat.boxes import nms
 from overfeat.data.annotations import Annotated, Sample, align_boxes, read_coco
 from overfeat.data.images import read_image
 from overfeat.evaluation import localization_errors
+from overfeat.files import replacing
 from overfeat.localize import Candidates, candidates, first_of_each, merge
 from overfeat.resize import resize
 from overfeat.weights import load, load_regressor
 
 COMMAND = "make scenes regressors && python -m bench.accuracy.localization"
 REGRESSORS = ("scr-l2", "pcr-l2", "scr-iou")
-SCALES = {"1 scale": [0], "2 scales": [0, 1], "3 scales": [0, 1, 3], "4 scales": [0, 1, 3, 5], "6 scales": range(6)}
-THRESHOLDS = {
-    "normalised": (0.2, 0.3, 0.5, 0.7, 0.9),
-    "centres": (0.05, 0.1, 0.2, 0.4),
-    "sum": (2.0, 10.0, 50.0, 500.0),
+BASE = REGRESSORS[0]
+SCALES = {"1 scale": (1,), "2 scales": (1, 2), "3 scales": (1, 2, 3), "4 scales": (1, 2, 3, 4),
+          "scales 1, 2, 4, 6": (1, 2, 4, 6), "6 scales": (1, 2, 3, 4, 5, 6)}  # fmt: skip
+CLOSE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+# Rule -> the thresholds that are tried on the validation scenes.
+RULES = {
+    **{f"{name}: normalised": CLOSE for name in REGRESSORS},
+    f"{BASE}: normalised, counts": CLOSE,
+    f"{BASE}: centres": (0.05, 0.1, 0.2, 0.3, 0.4),
+    f"{BASE}: sum": (2.0, 10.0, 50.0, 200.0, 1000.0),
+    f"{BASE}: NMS": (0.3, 0.4, 0.5, 0.6),
 }
-SUPPRESSED = (0.3, 0.5)
 GUESSES = 5
 Guess = tuple[Tensor, Tensor]  # labels, boxes
+Chosen = dict[str, float]  # rule -> threshold
 
 _loaded: dict[str, tuple] = {}  # of a worker process
 
@@ -42,44 +52,43 @@ def _start(weights: dict[str, Path]) -> None:
     _loaded.update({name: (load(path), load_regressor(path)) for name, path in weights.items()})
 
 
-def _guesses(sample: Sample) -> dict[str, Guess]:
-    """The guesses for one scene by every variant."""
+def tried(sample: Sample) -> dict[tuple[str, float], Guess]:
+    """The guesses for one scene by every rule with every threshold, at six scales."""
     image = read_image(sample.path)
-    size, found = tuple(image.shape[1:]), {}
+    raw = {name: candidates(*loaded, image) for name, loaded in _loaded.items()}
+    return {
+        (rule, threshold): guess(raw[rule.split(":")[0]], image, rule, threshold)
+        for rule, thresholds in RULES.items()
+        for threshold in thresholds
+    }
+
+
+def measured(sample: Sample, chosen: Chosen) -> dict[str, Guess]:
+    """The guesses for one scene by every variant."""
+    image, found = read_image(sample.path), {}
     for name, (net, regressor) in _loaded.items():
-        fine = candidates(net, regressor, image)
-        for scales, chosen in SCALES.items():
-            found[f"{name}, {scales}, fine"] = merged(_at(fine, chosen), size)
-        if name != REGRESSORS[0]:
-            continue
-        coarse = candidates(net, regressor, image, stride="coarse")
-        for scales, chosen in SCALES.items():
-            found[f"{name}, {scales}, coarse"] = merged(_at(coarse, chosen), size)
-        found[f"{name}, centre crop"] = centre_crop(net, regressor, image)
-        for match, thresholds in THRESHOLDS.items():
-            for threshold in thresholds:
-                found[f"match {match}, {threshold}"] = merged(fine, size, match=match, threshold=threshold)
-        found["match normalised, weighted by counts"] = merged(fine, size, average="counts")
-        for threshold in SUPPRESSED:
-            found[f"NMS, {threshold}"] = suppressed(fine, threshold)
-        best = fine.scores.argsort(descending=True, stable=True)
-        found["best single box"] = _first(fine.labels[best], fine.boxes[best])
+        rule = f"{name}: normalised"
+        for stride in ("coarse", "fine"):
+            raw = candidates(net, regressor, image, stride=stride)
+            for scales, numbers in SCALES.items():
+                found[f"{name}, {scales}, {stride}"] = guess(_at(raw, numbers), image, rule, chosen[rule])
+        if name == BASE:
+            for other in list(RULES)[len(REGRESSORS) :]:
+                found[other] = guess(raw, image, other, chosen[other])
+            best = raw.scores.argsort(descending=True, stable=True)
+            found["best single box"] = _first(raw.labels[best], raw.boxes[best])
+            found["centre crop"] = centre_crop(net, regressor, image)
     return found
 
 
-def _at(raw: Candidates, scales: object) -> Candidates:
-    kept = torch.isin(raw.scales, torch.tensor(list(scales)))
-    return Candidates(*(values[kept] for values in vars(raw).values()))
-
-
-def merged(raw: Candidates, size: tuple[int, int], **rule: object) -> Guess:
-    found = merge(raw, size, **rule)
+def guess(raw: Candidates, image: Tensor, rule: str, threshold: float) -> Guess:
+    kind = rule.split(": ")[1]
+    if kind == "NMS":
+        kept = nms(raw.boxes, raw.scores, raw.labels, threshold)
+        return _first(raw.labels[kept], raw.boxes[kept])
+    match, _, average = kind.partition(", ")
+    found = merge(raw, tuple(image.shape[1:]), threshold, match, average or "pairwise")
     return _first(found.labels, found.boxes)
-
-
-def suppressed(raw: Candidates, threshold: float) -> Guess:
-    kept = nms(raw.boxes, raw.scores, raw.labels, threshold)
-    return _first(raw.labels[kept], raw.boxes[kept])
 
 
 def centre_crop(net, regressor, image: Tensor) -> Guess:
@@ -94,34 +103,74 @@ def centre_crop(net, regressor, image: Tensor) -> Guess:
     return _first(raw.labels[best], boxes)
 
 
+def _at(raw: Candidates, scales: Iterable[int]) -> Candidates:
+    kept = torch.isin(raw.scales, torch.tensor([number - 1 for number in scales]))
+    return Candidates(*(values[kept] for values in vars(raw).values()))
+
+
 def _first(labels: Tensor, boxes: Tensor) -> Guess:
     kept = first_of_each(labels)[:GUESSES]
     return labels[kept], boxes[kept]
 
 
-def errors(data: Annotated, weights: dict[str, Path], workers: int) -> dict[str, dict[str, float]]:
-    with multiprocessing.get_context("spawn").Pool(workers, _start, [weights]) as pool:
-        found = list(tqdm(pool.imap(_guesses, data.samples, chunksize=4), total=len(data), unit="scene"))
+def errors(data: Annotated, pool, work) -> dict:
+    """Localization errors of every variant that `work` gives guesses of."""
+    found = list(tqdm(pool.imap(work, data.samples, chunksize=4), total=len(data), unit="scene"))
     truths = [(torch.from_numpy(s.labels), torch.from_numpy(s.boxes)) for s in data.samples]
     return {way: localization_errors([guesses[way] for guesses in found], truths) for way in found[0]}
+
+
+def plot(results: dict, path: Path) -> None:
+    """Error against the number of scales, as the paper's figure 9, a line a variant."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis, rates = figure.subplots(), results["test"]["errors"]
+    for name in REGRESSORS:
+        for stride, line in (("fine", "-"), ("coarse", ":")):
+            shown = [scales for scales in SCALES if f"{name}, {scales}, {stride}" in rates]
+            values = [rates[f"{name}, {scales}, {stride}"]["top5"] for scales in shown]
+            colour = f"C{REGRESSORS.index(name)}"
+            axis.plot(shown, values, line, marker="o", color=colour, label=f"{name}, {stride}")
+    axis.axhline(rates["centre crop"]["top5"], color="grey", linewidth=1, label="centre crop (scr-l2)")
+    axis.set_ylabel("localization error with five guesses, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=Path, default=ROOT / "runs/scenes")
-    parser.add_argument("--count", type=int, default=1000, help="test scenes")
+    parser.add_argument("--count", type=int, default=1200, help="test scenes")
+    parser.add_argument("--tried", type=int, default=300, help="validation scenes")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
     weights = {name: ROOT / f"runs/regressor-{name}/net.safetensors" for name in REGRESSORS}
-    names = load(weights[REGRESSORS[0]]).class_names
-    results = {}
-    for split, count in (("validation", 200), ("test", args.count)):
+    names = load(weights[BASE]).class_names
+
+    def scenes(split: str, count: int) -> Annotated:
         data = align_boxes(read_coco(args.scenes / f"{split}.json"), names)
-        data = Annotated(data.class_names, data.samples[:count])
-        results[split] = {"scenes": len(data), "errors": errors(data, weights, args.workers)}
-        for way, rates in results[split]["errors"].items():
-            print(f"{split:10} {way:40} {rates['top1']:6.2f} {rates['top5']:6.2f}")
+        return Annotated(data.class_names, data.samples[:count])
+
+    validation, test = scenes("validation", args.tried), scenes("test", args.count)
+    with multiprocessing.get_context("spawn").Pool(args.workers, _start, [weights]) as pool:
+        by_threshold = errors(validation, pool, tried)
+        rules = {rule: {t: by_threshold[rule, t] for t in thresholds} for rule, thresholds in RULES.items()}
+        chosen = {rule: min(rates, key=lambda t: (rates[t]["top5"], rates[t]["top1"])) for rule, rates in rules.items()}
+        found = errors(test, pool, partial(measured, chosen=chosen))
+    results = {
+        "validation": {"scenes": len(validation), "errors": rules},
+        "chosen": chosen,
+        "test": {"scenes": len(test), "errors": found},
+    }
+    for rule, threshold in chosen.items():
+        print(f"{rule:30} threshold {threshold:g}")
+    for way, rates in found.items():
+        print(f"{way:40} {rates['top1']:6.2f} {rates['top5']:6.2f}")
     write_results("accuracy-localization", COMMAND, results)
+    plot(results, RESULTS / "localization.png")
 
 
 if __name__ == "__main__":

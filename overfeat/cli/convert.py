@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from overfeat.files import InputError
-from overfeat.weights import RELEASED_FILES, load, load_released, read_labels, save, save_released
+from overfeat.weights import RELEASED_FILES, find_regressor, load, load_released, read_labels, save, save_released
 
 
 def add_parser(commands) -> None:
@@ -12,15 +14,15 @@ def add_parser(commands) -> None:
         "convert",
         help="released raw weights to safetensors and back",
         description="Convert net_weight_0 or net_weight_1 of the 2013 release to a safetensors file with "
-        "class "
-        "names, or (a FROM that ends in .safetensors) back to the raw layout. --labels alone "
-        "gives a safetensors file other class names.",
+        "class names, or (a FROM that ends in .safetensors) back to the raw layout, or to another safetensors file "
+        "with other class names or half the size.",
         epilog="example: overfeat convert net_weight_1 accurate.safetensors --labels imagenet.txt",
     )
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("target", type=Path, metavar="TO")
     parser.add_argument("--net", choices=tuple(RELEASED_FILES), help="which net a raw file is of, if not by its name")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    parser.add_argument("--half", action="store_true", help="store the weights as float16, which halves the file")
     parser.set_defaults(run=run)
 
 
@@ -31,8 +33,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.target.resolve() == args.source.resolve() and args.target.suffix != ".safetensors":
         raise InputError(f"{args.target}: is the file to convert; name another")
+    if args.half and args.target.suffix != ".safetensors":
+        raise InputError(f"--half: {args.target} would be of the released layout, which is float32")
+    regressor = None
     if args.source.suffix == ".safetensors":
-        net = load(args.source)
+        net, regressor = load(args.source), find_regressor(args.source)
     else:
         by_name = {file: name for name, file in RELEASED_FILES.items()}
         name = args.net or by_name.get(args.source.name)
@@ -42,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
     if args.labels:
         net.class_names = read_labels(args.labels, net.classes)
     if args.target.suffix == ".safetensors":
-        save(net, args.target)
+        save(net, args.target, torch.float16 if args.half else None, regressor)
     else:
         save_released(net, args.target)
-    print(f"{args.target}: {net.architecture.name} net, {net.classes} classes")
+    boxes = regressor and ("with boxes" if args.target.suffix == ".safetensors" else "without its boxes")
+    print(f"{args.target}: {net.architecture.name} net, {net.classes} classes{f', {boxes}' if boxes else ''}")
     return 0

@@ -8,7 +8,7 @@ from overfeat.boxes import MATCHES
 from overfeat.cli import common
 from overfeat.draw import localization
 from overfeat.files import make_folder, replacing
-from overfeat.localize import THRESHOLD, TOP, candidates, first_of_each, merge
+from overfeat.localize import THRESHOLD, TOP, candidates, guesses, merge
 from overfeat.ops import AVERAGES
 from overfeat.weights import load_regressor
 
@@ -62,9 +62,8 @@ def run(args: argparse.Namespace) -> int:
     def work(path: Path) -> None:
         image = common.read_for(net, path, args.max_pixels)
         raw = candidates(net, regressor, image, args.scales, args.flip, args.stride, args.top, memory=args.memory << 20)
-        found = merge(raw, tuple(image.shape[1:]), args.threshold, args.match, args.average)
-        found = found[first_of_each(found.labels)][: args.top]
-        guesses = [
+        found = guesses(merge(raw, tuple(image.shape[1:]), args.threshold, args.match, args.average), args.top)
+        entries = [
             {"class": net.class_names[label], "score": score, "count": count, "box": [round(x, 2) for x in box]}
             for label, score, count, box in zip(
                 found.labels.tolist(), found.scores.tolist(), found.counts.tolist(), found.boxes.tolist(), strict=True
@@ -73,10 +72,10 @@ def run(args: argparse.Namespace) -> int:
         if output:
             localization(image, raw, found, net.class_names, path.name, args.out / f"{path.name}.png")
             with replacing(output(path)) as part:
-                part.write_text(json.dumps({"image": str(path), "guesses": guesses}, indent=1))
+                part.write_text(json.dumps({"image": str(path), "guesses": entries}, indent=1))
         if len(images) > 1:
             print(path)
-        for guess in guesses:
+        for guess in entries:
             x1, y1, x2, y2 = guess["box"]
             print(f"{guess['class']} {guess['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
 

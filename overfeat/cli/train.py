@@ -18,7 +18,7 @@ from overfeat.files import InputError
 from overfeat.heads import Regressor
 from overfeat.nets import ARCHITECTURES, OverFeat, build
 from overfeat.regressor_training import LOSSES, RegressorTask
-from overfeat.training import DTYPES, TrainConfig, train
+from overfeat.training import DTYPES, OPTIMIZERS, TrainConfig, train
 
 DEFAULTS = TrainConfig()
 
@@ -131,7 +131,7 @@ def _add_regressor(heads) -> None:
     head.add_argument("--stride", choices=("fine", "coarse"), default="fine", help="of the places that train")
     head.add_argument("--through-net", action="store_true", help="train the net's layers and classes as well")
     _add_loop(parser)
-    parser.set_defaults(run=_run_regressor, batch=32, momentum=0.9)
+    parser.set_defaults(run=_run_regressor, batch=32, optimizer="adam", lr=0.001, epochs=12, halve_at="6,8,10,11")
 
 
 def _run_regressor(args: argparse.Namespace) -> int:
@@ -181,6 +181,7 @@ def _add_loop(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--epochs", type=int, default=DEFAULTS.epochs, metavar="N", help="passes over the samples")
     run.add_argument("--batch", type=int, default=DEFAULTS.batch, metavar="N", help="samples a step, on all GPUs")
+    run.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default=DEFAULTS.optimizer, help="what takes the steps")
     run.add_argument("--lr", type=float, default=DEFAULTS.lr, metavar="X", help="learning rate at the start")
     run.add_argument("--momentum", type=float, default=DEFAULTS.momentum, metavar="X", help="of SGD")
     run.add_argument(
