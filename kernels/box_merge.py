@@ -25,6 +25,14 @@ def _divide(a, b):
 
 
 @triton.jit
+def _average(first, second, a, b):
+    """The mean of two coordinates with weights a and b, never outside of them; the first where b is 0."""
+    mean = _divide(first * a + second * b, a + b)
+    mean = tl.minimum(tl.maximum(mean, tl.minimum(first, second)), tl.maximum(first, second))
+    return tl.where(b > 0, mean, first)
+
+
+@triton.jit
 def _root(a):
     if a.dtype == tl.float32:
         return tl.sqrt_rn(a)
@@ -181,7 +189,7 @@ def merge_kernel(
 def _mean(values, is_i, is_j, a, b):
     """The weighted mean of two of the values."""
     first, second = tl.sum(tl.where(is_i, values, 0.0), axis=0), tl.sum(tl.where(is_j, values, 0.0), axis=0)
-    return _divide(first * a + second * b, a + b)
+    return _average(first, second, a, b)
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -213,10 +221,10 @@ def merge_tiled_kernel(
         a, b = n_i.to(boxes.dtype.element_ty), n_j.to(boxes.dtype.element_ty)
         if not WEIGHTED:
             a, b = (n_i > 0).to(boxes.dtype.element_ty), (n_j > 0).to(boxes.dtype.element_ty)
-        new_x1 = _divide(tl.load(boxes + i) * a + tl.load(boxes + j) * b, a + b)
-        new_y1 = _divide(tl.load(boxes + total + i) * a + tl.load(boxes + total + j) * b, a + b)
-        new_x2 = _divide(tl.load(boxes + 2 * total + i) * a + tl.load(boxes + 2 * total + j) * b, a + b)
-        new_y2 = _divide(tl.load(boxes + 3 * total + i) * a + tl.load(boxes + 3 * total + j) * b, a + b)
+        new_x1 = _average(tl.load(boxes + i), tl.load(boxes + j), a, b)
+        new_y1 = _average(tl.load(boxes + total + i), tl.load(boxes + total + j), a, b)
+        new_x2 = _average(tl.load(boxes + 2 * total + i), tl.load(boxes + 2 * total + j), a, b)
+        new_y2 = _average(tl.load(boxes + 3 * total + i), tl.load(boxes + 3 * total + j), a, b)
         new_sum, new_most = tl.load(sums + i), tl.load(largest + i)
         if fresh:
             new_sum, new_most = new_sum + tl.load(sums + j), tl.maximum(new_most, tl.load(largest + j))

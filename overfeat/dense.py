@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from overfeat import ops
 from overfeat.boxes import decode, mirrored
@@ -170,7 +170,7 @@ def _evaluated(
     outputs = 3 * net.classes + sum(16 * head.fulls[-1].out_channels for head in heads)
 
     def flush():
-        with evaluating(net):
+        with evaluating(net, *heads):
             maps = [maps for _, maps in waiting]
             logits, shapes = net.classifier_rows(maps, stride)
             rows = [logits, *(head.rows(maps, stride)[0] for head in heads)]
@@ -301,14 +301,16 @@ def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, 
 
 
 @contextmanager
-def evaluating(net: OverFeat) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block: no dropout."""
-    training = net.training
-    net.eval()
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
-        net.train(training)
+        for module, mode in zip(modules, training, strict=True):
+            module.train(mode)
 
 
 def batch_of(images: Tensor) -> Tensor:

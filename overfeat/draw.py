@@ -14,12 +14,17 @@ from overfeat.localize import Candidates, Detections
 MOST = 150  # boxes that are drawn of a scale
 
 
-def _figure(width: float, height: float):
+def figure_class() -> type:
+    """matplotlib's Figure. Raises InputError where it is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError('pictures need matplotlib: pip install "overfeat[demo]"') from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure
+
+
+def _figure(width: float, height: float):
+    return figure_class()(figsize=(width, height), layout="constrained")
 
 
 def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path: str | Path) -> None:
@@ -33,7 +38,7 @@ def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path:
     columns = min(4, len(maps) + 1)
     rows = -(-(len(maps) + 1) // columns)
     figure = _figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -84,7 +89,7 @@ def localization(
     columns = min(4, len(scales) + 1)
     rows = -(-(len(scales) + 1) // columns)
     figure = _figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     picture = image.permute(1, 2, 0).cpu().numpy()
     for axis in axes:
@@ -104,7 +109,7 @@ def localization(
         _box(axis, found.boxes[i].tolist(), label, 0.8 + 1.6 * strength, 0.3 + 0.7 * strength)
         tag = {"facecolor": f"C{label % 10}", "alpha": 0.3 + 0.5 * strength, "pad": 1, "linewidth": 0}
         text = f"{names[label]} {found.scores[i]:.1f}"
-        axis.text(x1, y1, text, fontsize=7, color="white", verticalalignment="top", bbox=tag)
+        axis.text(x1, y1, text, fontsize=7, color="white", verticalalignment="top", bbox=tag, parse_math=False)
     axis.set_title("merged: summed confidence", fontsize=8)
     for axis in axes[: len(scales) + 1]:
         axis.set_xlim(0, width)

@@ -74,6 +74,8 @@ def candidates(
     image = batch_of(image)
     if len(image) != 1:
         raise ValueError(f"one image at a time; these are {len(image)}")
+    if regressor.architecture != net.architecture:
+        raise InputError("the regressor is of another net; load both from one file")
     if regressor.classes not in (None, net.classes):
         raise InputError(f"the regressor is of {regressor.classes} classes, the net of {net.classes}")
     if not (top >= 1 and 0 <= least <= 1):
@@ -86,6 +88,8 @@ def candidates(
     for part, scores, boxes in box_parts(net, regressor, image, found, stride, memory):
         scale = part.grid // mirrors
         scores, boxes = scores[0].flatten(1), boxes[0].flatten(0, 1)  # [classes, places], [places, classes or 1, 4]
+        if not scores.isfinite().all():
+            raise InputError("the net gives NaN scores; the image or the weights are broken")
         best[scale] = torch.maximum(best[scale], scores.amax(dim=1))
         label, place = (scores >= least).nonzero(as_tuple=True)
         of_class = label if regressor.classes else torch.zeros_like(label)

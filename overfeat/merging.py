@@ -19,7 +19,15 @@ LEVELS, LOWEST = 64, -24  # powers of two of the diagonals, from 2^-24
 SLACK = 1.001  # more than rounding can add to a distance
 NORMALISED, SUM, CENTRES = range(3)
 MATCHES = {"normalised": NORMALISED, "sum": SUM, "centres": CENTRES}
-compiled = njit(cache=True, nogil=True, error_model="numpy")
+
+
+def compiled(function):
+    """Compiled when first called, and kept for the next process where there is a place for it."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(function, cache=True, **options)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return njit(function, **options)
 
 
 def merge_boxes(
@@ -109,7 +117,9 @@ def _merge_group(corners, sums, largest, counts, into, rule):
             _remove(j, head, links, cell, inhabitants)
             whole = weights[i] + weights[j]
             for k in range(4):
-                geometry[k, i] = (geometry[k, i] * weights[i] + geometry[k, j] * weights[j]) / whole
+                one, other = geometry[k, i], geometry[k, j]
+                mean = (one * weights[i] + other * weights[j]) / whole
+                geometry[k, i] = min(max(mean, min(one, other)), max(one, other))  # rounding may leave the two
             _measure(geometry, i)
             if rule[1]:
                 weights[i] = whole

@@ -194,8 +194,9 @@ def merge_boxes(
     first box comes first, then whose second does; it stops when no pair scores `threshold` or less.
     A merged box takes the place of its first. average "pairwise": the mean of the two boxes, as in
     the paper; "counts": weighted by the boxes already in them. match, overlap: see
-    boxes.match_score. It has no gradient. Raises ValueError for shapes and types, InputError for
-    values that make no sense.
+    boxes.match_score. It has no gradient. Time grows nearly as the number of boxes where they are
+    spread out, as its square where thousands coincide (33,000 equal boxes: ten seconds on a CPU).
+    Raises ValueError for shapes and types, InputError for values that make no sense.
     """
     if groups is None:
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)

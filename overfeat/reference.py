@@ -72,7 +72,8 @@ def merge_boxes(
                 break
             i, j = left[at // len(left)], left[at % len(left)]
             first, second = (counts[i], counts[j]) if average == "counts" else (1, 1)
-            boxes[i] = (boxes[i] * first + boxes[j] * second) / (first + second)
+            mean = (boxes[i] * first + boxes[j] * second) / (first + second)
+            boxes[i] = mean.clamp(boxes[i].minimum(boxes[j]), boxes[i].maximum(boxes[j]))  # rounding may leave them
             sums[i] += sums[j]
             largest[i] = torch.maximum(largest[i], largest[j])
             counts[i] += counts[j]

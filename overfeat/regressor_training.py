@@ -76,8 +76,8 @@ class RegressorTask:
     data, validation: images with boxes labelled by net.class_names. loss: "l2", the paper's squared
     difference in the window's frame; "iou" or "giou", 1 less the overlap of the boxes. scales: see
     dense.scale_sizes. whole: train the net through, too (the paper's future work), with the cross
-    entropy of its classes at the same places, so that they stay what they are. Every image counts the
-    same at every scale, however many places it has. Raises InputError where classes or sizes do not fit.
+    entropy of its classes at the same places, so that they stay what they are. Within a batch every image
+    with such places counts the same, however many it has. Raises InputError where classes or sizes do not fit.
     """
 
     judged_by = "validation_iou_error"
@@ -137,7 +137,8 @@ class RegressorTask:
         used = some or [0]  # where nothing trains, one place goes through all the same: other processes wait for it
         images, found = [batch["image"][number] for number in used], [found[number] for number in used]
         values, scores = module(images, found, self.stride)
-        total, sums = values.sum() * 0, {"samples": 0, "loss": 0.0, "iou_error": 0.0}
+        total = values.sum() * 0 + (0 if scores is None else scores.sum() * 0)  # all weights take part
+        sums = {"samples": 0, "loss": 0.0, "iou_error": 0.0}
         start = 0
         for places in found if some else ():
             rows = start + places.chosen

@@ -236,6 +236,8 @@ class _Run:
         """Means over the epoch so far and over all processes."""
         sums = total(self.sums)
         samples = sums.pop("samples")
+        if self.step == self.sampler.steps and not samples:
+            raise InputError("no sample had anything to learn from; do the data, --scales and the net's window fit?")
         if not all(math.isfinite(value) for value in sums.values()):
             raise self._diverged(f"the loss became {sums['loss']}")
         return {key: value / max(1, samples) for key, value in sums.items()}

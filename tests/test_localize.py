@@ -1,6 +1,7 @@
 """Localization: boxes of every place against a window at a time, merging, the error, files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from overfeat.files import InputError
 from overfeat.heads import Regressor
 from overfeat.localize import Candidates, candidates, first_of_each, localize, merge
 from overfeat.nets import ARCHITECTURES
+from overfeat.resize import resize
 
 
 @pytest.fixture
@@ -74,14 +76,18 @@ def test_wrong_regressors(make_net, classes, form):
 
 @pytest.mark.parametrize("stride", ["fine", "coarse"])
 @pytest.mark.parametrize(("classes", "form"), [(None, "edges"), (5, "centre")])
-def test_boxes_are_those_of_each_window(pair, image, classes, form, stride):
+@pytest.mark.parametrize("scale", ["native", (91, 63)])
+def test_boxes_are_those_of_each_window(pair, image, classes, form, stride, scale):
     """The small net pads nothing: a window cropped out of the image sees the same."""
     net, regressor = pair(classes, form)
-    raw = candidates(net, regressor, image, scales=["native"], flip=True, stride=stride, top=5, least=0.0)
-    grids = dense.grids(net, (70, 90), ["native"], True, stride)
+    raw = candidates(net, regressor, image, scales=[scale], flip=True, stride=stride, top=5, least=0.0)
+    grids = dense.grids(net, (70, 90), [scale], True, stride)
+    height, width = grids[0].scaled
+    to_image = torch.tensor([90 / width, 70 / height] * 2)
     boxes, scores = [], []
     for grid in grids:
-        seen = image.flip(-1) if grid.flipped else image
+        seen = resize(image[None], grid.scaled)[0]
+        seen = seen.flip(-1) if grid.flipped else seen
         for i in range(grid.shape[0]):
             for j in range(grid.shape[1]):
                 y, x = i * grid.stride, j * grid.stride
@@ -90,8 +96,8 @@ def test_boxes_are_those_of_each_window(pair, image, classes, form, stride):
                 window = torch.tensor([x, y, x + 47, y + 47.0])
                 box = decode(values, window, form)
                 if grid.flipped:
-                    box = torch.stack([90 - box[:, 2], box[:, 1], 90 - box[:, 0], box[:, 3]], dim=1)
-                boxes.append(box.expand(5, 4))
+                    box = torch.stack([width - box[:, 2], box[:, 1], width - box[:, 0], box[:, 3]], dim=1)
+                boxes.append((box * to_image).expand(5, 4))
                 scores.append(net.classifier(maps)[0].flatten().softmax(0))
     places = sum(grid.shape[0] * grid.shape[1] for grid in grids)
     boxes, scores = torch.stack(boxes), torch.stack(scores)
@@ -109,6 +115,16 @@ def test_tiles_give_the_same(pair, image):
     assert len(parts) > 12, "some scales are cut"
     assert torch.equal(tiled.labels, whole.labels) and torch.equal(tiled.scales, whole.scales)
     assert_matches([tiled.boxes, tiled.scores], [whole.boxes, whole.scores], torch.float32)
+
+
+def test_dropout_is_for_training(pair, image):
+    net, regressor = pair()
+    want = candidates(net, regressor, image, scales=[1])
+    regressor.dropout = 0.5
+    regressor.train()
+    assert torch.equal(candidates(net, regressor, image, scales=[1]).boxes, want.boxes) and regressor.training
+    maps = [net.features(image[None])]
+    assert not torch.equal(regressor.rows(maps)[0], regressor.eval().rows(maps)[0])
 
 
 def test_the_best_classes_of_each_scale(pair, image):
@@ -149,6 +165,10 @@ def test_odd_calls(pair, image):
     net, regressor = pair(4)
     with pytest.raises(InputError, match="of 4 classes, the net of 5"):
         localize(net, regressor, image)
+    with pytest.raises(InputError, match="of another net"):
+        localize(net, Regressor(replace(net.architecture, short_side=60)), image)
+    with pytest.raises(InputError, match="NaN scores"):
+        localize(net, pair()[1], torch.full((3, 70, 90), torch.nan))
     net, regressor = pair()
     with pytest.raises(InputError, match="top is 1 or more"):
         localize(net, regressor, image, top=0)
@@ -193,6 +213,15 @@ def test_blacklisted_and_unreadable_images(pair, tmp_path):
     found = evaluate_localization(net, regressor, data, blacklist={1}, scales=[1])
     assert found["images"] == 2 and len(found["unreadable"]) == 1
     assert str(data.samples[2].path) in found["unreadable"][0]
+    # The numbers are of all images, whatever part of them is taken; ILSVRC's are in the files' names.
+    named = data.samples[3].path.rename(data.samples[3].path.with_name("ILSVRC2012_val_00000077.png"))
+    data.samples[3] = replace(data.samples[3], path=named)
+    found = evaluate_localization(net, regressor, data, blacklist={1, 3, 77}, scales=[1], limit=1)
+    assert found["images"] == 1 and not found["unreadable"]
+    # An image of another size than its annotation says.
+    data.samples[3] = replace(data.samples[3], size=(7, 9))
+    found = evaluate_localization(net, regressor, data, blacklist={3}, scales=[1])
+    assert found["images"] == 2 and "but its annotation is for 9x7" in found["unreadable"][0]
     with pytest.raises(InputError, match="none of the 4 images"):
         evaluate_localization(net, regressor, data, blacklist={1, 2, 3, 4}, scales=[1])
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from overfeat import InputError, backend, boxes, merge_boxes, ops
+from overfeat.ops import AVERAGES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -121,8 +122,8 @@ def test_none_one_and_equal_boxes(any_backend):
     one = merge_boxes(torch.tensor([[1.0, 2, 3, 4]], device=DEVICE), torch.ones(1, device=DEVICE))
     assert one.boxes.tolist() == [[1, 2, 3, 4]] and one.counts.tolist() == [1]
     same = torch.tensor([[0.1, 0.2, 77.7, 33.3]], device=DEVICE).repeat(30, 1)
-    for threshold in (0.0, 0.5):
-        merged = merge_boxes(same, torch.ones(30, device=DEVICE), threshold=threshold)
+    for threshold, average in itertools.product((0.0, 0.5), AVERAGES):
+        merged = merge_boxes(same, torch.ones(30, device=DEVICE), threshold=threshold, average=average)
         assert torch.equal(merged.boxes, same[:1])
         assert (merged.scores.tolist(), merged.counts.tolist()) == ([30], [30])
 

@@ -1,9 +1,14 @@
 """Training of box regressors: the commands, their results, and which places train."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from overfeat import load, load_regressor, weights
 from overfeat.boxes import areas, encode, intersections
@@ -73,6 +78,18 @@ def test_through_the_net(scenes, tmp_path):
     before, after = load(SHIPPED_WEIGHTS), load(tmp_path / "run/net.safetensors")
     for name in ("convs.0.weight", "fulls.2.weight"):
         assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
+
+
+def test_two_processes_with_images_that_teach_nothing(scenes, tmp_path):
+    """Half of the images have no box, so that a process' share of a batch may have nothing to learn from."""
+    coco = json.loads((scenes / "train.json").read_text())
+    coco["annotations"] = [note for note in coco["annotations"] if note["image_id"] % 2]
+    (scenes / "half.json").write_text(json.dumps(coco))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "overfeat.cli.main"]
+    arguments = flags(scenes / "half.json", tmp_path / "run", "--through-net", "--epochs", "1", "--batch", "2")
+    done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_regressor(tmp_path / "run/net.safetensors").classes is None
 
 
 def test_bad_annotations_start_nothing(scenes, tmp_path, capsys):
@@ -156,8 +173,103 @@ def test_losses_by_hand(data, name, form):
     guess = torch.tensor([[0.0, 0, 1, 1]]) if form == "edges" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
     loss, iou = task._losses(guess, window, box)
     assert iou.item() == pytest.approx(0.5)
+    apart = torch.tensor([[30.0, 10, 50, 50]])  # beside it, the hull twice as wide
+    far = task._losses(guess, window, apart)[0].item()
+    assert far == pytest.approx({"l2": 2.0 if form == "edges" else 1.0, "iou": 1.0, "giou": 1.0}[name])
+    farther = task._losses(guess, window, apart + torch.tensor([20.0, 0, 20, 0]))[0].item()  # an empty third between
+    assert farther == pytest.approx({"l2": 8.0 if form == "edges" else 4.0, "iou": 1.0, "giou": 4 / 3}[name])
     squared = 0.25 if form == "edges" else 0.25**2 + torch.tensor(0.5).log().item() ** 2
     assert loss.item() == pytest.approx(squared if name == "l2" else 0.5)
+
+
+def test_each_class_learns_its_own_box(data):
+    net = load(SHIPPED_WEIGHTS)
+    task = RegressorTask(net, Regressor(net.architecture, 10), data, TrainConfig(), scales=[1])
+    item = next(item for item in map(task.dataset().__getitem__, range(12)) if len(item["boxes"]))
+    loss, _ = task.loss(task.module, listed([item]))
+    loss.backward()
+    learnt = task.module.regressor.fulls[-1].bias.grad.view(10, 4).abs().sum(dim=1) > 0
+    assert learnt.nonzero().flatten().tolist() == item["labels"].tolist()
+
+
+def test_through_the_net_the_classes_are_learnt_too(data):
+    """The loss is that of the boxes and the cross entropy of the same places; all weights take part even without."""
+    net = load(SHIPPED_WEIGHTS)
+    tasks = [
+        RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[1], stride="coarse", whole=whole)
+        for whole in (False, True)
+    ]
+    tasks[1].module.regressor.load_state_dict(tasks[0].module.regressor.state_dict())
+    items = [tasks[0].dataset()[number] for number in range(12)]
+    (boxes, _), (both, _) = (task.loss(task.module.eval(), listed(items)) for task in tasks)
+    entropies = []
+    for item in items:
+        places = tasks[0]._places(item["image"], item["boxes"], item["labels"])
+        scores = net.features(item["image"][None])
+        rows = net.classifier_rows([scores], "coarse")[0].view(*places.grid.shape, -1)[places.rows, places.columns]
+        chosen = rows.flatten(0, 1)[places.chosen].log_softmax(dim=1)
+        entropies += [-chosen[:, item["labels"][0]].mean()] if len(chosen) else []
+    assert (both - boxes).item() == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-3)
+    nothing = {"image": [items[0]["image"]], "boxes": [torch.empty(0, 4)], "labels": [torch.empty(0).long()]}
+    loss, _ = tasks[1].loss(tasks[1].module, nothing)
+    net.zero_grad()
+    loss.backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in net.parameters())
+
+
+def test_nothing_to_train_on_is_said(scenes, tmp_path, capsys):
+    """At sixteen times the size no window holds half of a digit."""
+    arguments = flags(scenes / "train.json", tmp_path / "run", "--epochs", "1")
+    arguments[arguments.index("1,2")] = "900x1100"
+    assert main([*arguments, "--validation", str(scenes / "validation.json")]) == 1
+    assert "no sample had anything to learn from" in capsys.readouterr().err
+    assert not (tmp_path / "run/net.safetensors").exists()
+
+
+def test_images_that_are_not_as_annotated(scenes, tmp_path, capsys):
+    """One of another size, one too small for a scale: named and left out."""
+    coco = json.loads((scenes / "train.json").read_text())
+    coco["images"][2]["width"] += 30
+    (scenes / "odd.json").write_text(json.dumps(coco))
+    assert main(flags(scenes / "odd.json", tmp_path / "run", "--epochs", "1", "--scales", "1")) == 0
+    told = capsys.readouterr().err
+    assert f"{coco['images'][2]['file_name']}: " in told and "its annotation is for" in told
+    data = align_boxes(read_coco(scenes / "train.json"), load(SHIPPED_WEIGHTS).class_names)
+    Image.new("RGB", (40, 40)).save(tmp_path / "small.png")
+    small = replace(data.samples[0], path=tmp_path / "small.png", size=(40, 40), boxes=np.array([[1.0, 1, 20, 20]]))
+    dataset = ScaledDataset(
+        replace(data, samples=[small, data.samples[1]]), load(SHIPPED_WEIGHTS).architecture, ["native"]
+    )
+    assert [dataset[number]["unreadable"] for number in (0, 1)] == [0, -1]
+    assert "smaller than the small net's window" in dataset.complaint(0)[1]
+
+
+def test_splits_of_a_folder(scenes, tmp_path, capsys):
+    """The splits that are meant, under either name; others are not taken for them."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "validation"):
+        (folder / name).symlink_to(scenes / name)
+    (folder / "trainval.json").write_bytes((scenes / "train.json").read_bytes())
+    (folder / "test.json").write_bytes((scenes / "validation.json").read_bytes())
+    arguments = flags(folder, tmp_path / "run", "--epochs", "1", "--scales", "1")
+    assert main(arguments) == 0
+    assert "12 images" in capsys.readouterr().out
+    assert "validation" not in (tmp_path / "run/log.jsonl").read_text(), "the test scenes judge no epoch"
+    (folder / "val.json").write_bytes((scenes / "validation.json").read_bytes())
+    arguments[arguments.index(str(folder))] = str(folder / "trainval.json")
+    assert main([str(tmp_path / "two") if part == str(tmp_path / "run") else part for part in arguments]) == 0
+    assert "validation_iou_error" in (tmp_path / "two/log.jsonl").read_text()
+    (folder / "trainval.json").rename(folder / "mine.json")
+    (folder / "test.json").rename(folder / "other.json")
+    (folder / "val.json").unlink()
+    weights = str(tmp_path / "run/net.safetensors")
+    evaluate = ["evaluate", "localization", "--data", str(folder), "--weights", weights, "--scales", "1"]
+    capsys.readouterr()
+    assert main(evaluate) == 1
+    assert "has none of the splits test, validation, val, but mine, other" in capsys.readouterr().err
+    assert main([*evaluate, "--split", "other", "--limit", "2"]) == 0
+    assert "2 images of" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_together(data, make_net):

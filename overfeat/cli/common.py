@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.data.annotations import Annotated, read_annotations, read_ilsvrc_boxes
+from overfeat.data.folder import _some
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
 from overfeat.dense import MEMORY, Scale
 from overfeat.files import InputError, WriteError, make_folder, replacing
@@ -24,17 +25,21 @@ ASSETS = Path(str(resources.files("overfeat"))) / "assets"
 SHIPPED_WEIGHTS = ASSETS / "small.safetensors"
 
 
-def add_net_options(parser: argparse.ArgumentParser) -> None:
+def add_net_options(parser: argparse.ArgumentParser, released: bool = True) -> None:
+    """released: the raw weights of 2013 will do, too, which have no boxes."""
     group = parser.add_argument_group("net")
     group.add_argument("--weights", type=Path, metavar="FILE", help="weights written by overfeat (safetensors)")
-    group.add_argument(
-        "-d",
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder with the released net_weight_0 (fast) and net_weight_1 (accurate)",
-    )
-    group.add_argument("-l", "--large-net", action="store_true", help="the accurate net of --data-dir")
+    if released:
+        group.add_argument(
+            "-d",
+            "--data-dir",
+            type=Path,
+            metavar="DIR",
+            help="folder with the released net_weight_0 (fast) and net_weight_1 (accurate)",
+        )
+        group.add_argument("-l", "--large-net", action="store_true", help="the accurate net of --data-dir")
+    else:
+        parser.set_defaults(data_dir=None, large_net=False)
     group.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
 
@@ -75,36 +80,69 @@ def add_dense_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_box_options(group, split: str) -> None:
+# What a split may be called in a folder, the first that is there.
+TRAINING, VALIDATION, TESTING = ("train", "trainval"), ("validation", "val"), ("test", "validation", "val")
+
+
+def add_box_options(group, splits: Sequence[str]) -> None:
     """The flags that name annotated images; `read_boxes` reads them."""
     group.add_argument(
         "--data",
         type=Path,
         required=True,
         metavar="PATH",
-        help=f"a COCO .json file; a folder with {split}.json; a PASCAL VOC folder, or one of XML files beside their "
+        help="a COCO .json file; a folder with SPLIT.json; a PASCAL VOC folder, or one of XML files beside their "
         "images; with --devkit the ILSVRC images",
     )
+    group.add_argument("--split", metavar="NAME", help=f"of a folder (default: {' or '.join(splits)}, the first there)")
     group.add_argument("--images", type=Path, metavar="DIR", help="the images, where they do not lie beside --data")
     group.add_argument("--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit")
     group.add_argument("--boxes", type=Path, metavar="DIR", help="with --devkit: the folder of XML files")
     group.add_argument("--skip-bad", action="store_true", help="leave bad annotations out; otherwise nothing starts")
 
 
-def read_boxes(args: argparse.Namespace, path: Path, split: str) -> Annotated:
-    """The annotated images that `add_box_options` names; what is left out is told on stderr."""
+def read_boxes(
+    args: argparse.Namespace,
+    path: Path,
+    splits: Sequence[str],
+    split: str | None = None,
+    images: Path | None = None,
+    boxes: Path | None = None,
+) -> Annotated:
+    """The annotated images at a path; what is left out is told on stderr.
+
+    splits: the names to look for in a folder; a folder that has other splits alone is refused. split: the one
+    that was asked for. images, boxes: folders in the place of --images and --boxes.
+    """
     if args.devkit:
         if not args.boxes:
             raise InputError("--devkit needs --boxes, the folder of ILSVRC's XML files")
-        found = read_ilsvrc_boxes(args.devkit, path, args.boxes, split, skip_bad=args.skip_bad)
+        part = "train" if splits == TRAINING else "validation"
+        found = read_ilsvrc_boxes(args.devkit, path, boxes or args.boxes, part, skip_bad=args.skip_bad)
     else:
-        listed = path.is_dir() and not (path / f"{split}.json").is_file()
-        listed = listed and not (path / "ImageSets" / "Main" / f"{split}.txt").is_file()
-        one = path.suffix.lower() == ".json" or (listed and not any(path.glob("*.json")))
-        found = read_annotations(path, args.images, None if one else split, skip_bad=args.skip_bad)
+        there = splits_in(path)
+        split = split or next((name for name in splits if name in there), None)
+        if split is None and there:
+            raise InputError(f"{path}: has none of the splits {', '.join(splits)}, but {_some(there)}; name the file, "
+                             "or the split with --split")  # fmt: skip
+        found = read_annotations(path, images or args.images, split, skip_bad=args.skip_bad)
     if found.problems:
         print(f"left out: {len(found.problems)} bad annotations", *found.problems, sep="\n  ", file=sys.stderr)
     return found
+
+
+def splits_in(folder: Path) -> list[str]:
+    """The splits of a folder of annotations: its .json files and VOC's lists."""
+    lists = folder / "ImageSets" / "Main"
+    # VOC also has a list for every class there, "dog_train".
+    of_voc = [file.stem for file in sorted(lists.glob("*.txt")) if "_" not in file.stem]
+    return [*(file.stem for file in sorted(folder.glob("*.json"))), *of_voc]
+
+
+def adopt_names(net: OverFeat, names: Sequence[str]) -> None:
+    """Give a net without class names, as the released ones are, those of the data; they are in one order."""
+    if net.class_names == [f"class {i}" for i in range(net.classes)]:
+        net.class_names = list(names[: net.classes])
 
 
 def positive(text: str) -> int:
@@ -200,25 +238,31 @@ def over_images(
     return 1 if failed else 0
 
 
-def result_folder(folder: Path, images: Sequence[Path], settings: dict, suffix: str) -> Callable[[Path], Path]:
+def result_folder(
+    folder: Path, images: Sequence[Path], settings: dict, suffix: str, beside: Sequence[str] = ()
+) -> Callable[[Path], Path]:
     """Prepare a folder for one result an image; gives where each goes.
 
-    `settings.json` in it holds what the results depend on, so that a second run with other
-    settings is refused instead of mixed in.
+    suffix: of the result's name, after the image's. beside: of others that are written with it, such as
+    pictures, which must not lie among the images. `settings.json` in it holds what the results depend on,
+    so that a second run with other settings is refused instead of mixed in.
     """
     names: dict[str, Path] = {}
     for path in images:
         other = names.setdefault(path.name, path)
         if other != path:
             raise InputError(f"{other} and {path} would both write {path.name}{suffix}; run them into two folders")
+    if beside and folder.resolve() in {path.resolve().parent for path in images}:
+        raise InputError(f"{folder}: holds the images themselves; choose another folder for what comes out of them")
     make_folder(folder)
     settings = {**settings, "folders": sorted({str(path.resolve().parent) for path in images})}
     note = folder / "settings.json"
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not note.exists():
-        foreign = [path.name for path in images if (folder / f"{path.name}{suffix}").exists()]
+        results = [f"{path.name}{end}" for path in images for end in (suffix, *beside)]
+        foreign = [name for name in results if (folder / name).exists()]
         if foreign:
-            raise InputError(f"{folder}: holds {foreign[0]}{suffix} of something else; choose another folder")
+            raise InputError(f"{folder}: holds {foreign[0]} of something else; choose another folder")
         with replacing(note) as part:
             part.write_text(text)
     elif note.read_bytes() != text.encode():

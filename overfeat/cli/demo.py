@@ -1,16 +1,17 @@
-"""`overfeat demo`: the shipped scenes, classified over scales, with heat maps."""
+"""`overfeat demo`: the shipped scenes, classified and localized over scales, with pictures."""
 
 import argparse
 from pathlib import Path
 
+from overfeat import draw
 from overfeat.classify import classify
 from overfeat.cli import common
 from overfeat.cli.classify import top_classes
 from overfeat.data.images import list_images, read_image
 from overfeat.dense import score_maps
-from overfeat.draw import heat_maps
 from overfeat.files import make_folder
-from overfeat.weights import load
+from overfeat.localize import candidates, guesses, merge
+from overfeat.weights import load, load_regressor
 
 SCENES = common.ASSETS / "scenes"
 
@@ -18,9 +19,10 @@ SCENES = common.ASSETS / "scenes"
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "demo",
-        help="classify the shipped scenes and draw where",
-        description="Classify the shipped test scenes over six scales, print the best classes, and write one "
-        "picture a scene: the winning class's score at every place of every scale.",
+        help="classify and localize in the shipped scenes, and draw where",
+        description="Classify the shipped test scenes over six scales and print the best class and its box. Two "
+        "pictures a scene: the winning class's score at every place of every scale; the boxes predicted "
+        "there, and what they are merged into.",
     )
     parser.add_argument(
         "-o",
@@ -34,7 +36,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    net = load(common.SHIPPED_WEIGHTS)
+    net, regressor = load(common.SHIPPED_WEIGHTS), load_regressor(common.SHIPPED_WEIGHTS)
     make_folder(args.out)
     scenes = list_images(SCENES)
     print(f"{len(scenes)} scenes, six scales, fine stride, {net.architecture.name} net of {net.classes} classes")
@@ -44,9 +46,15 @@ def run(args: argparse.Namespace) -> int:
         best = top_classes(scores, net.class_names, 3)
         maps = score_maps(net, image)
         windows = sum(m.grid.shape[0] * m.grid.shape[1] for m in maps)
-        found = ", ".join(f"{entry['class']} ({entry['score']:.2f})" for entry in best)
-        picture = args.out / f"{path.stem}.png"
-        heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {found}", picture)
-        print(f"{path.name}: {found}; {windows} windows -> {picture}")
+        classes = ", ".join(f"{entry['class']} ({entry['score']:.2f})" for entry in best)
+        picture, boxes = (args.out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
+        draw.heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {classes}", picture)
+        raw = candidates(net, regressor, image)
+        found = guesses(merge(raw, tuple(image.shape[1:])))
+        draw.localization(image, raw, found, net.class_names, path.name, boxes)
+        x1, y1, x2, y2 = (round(edge) for edge in found.boxes[0].tolist())
+        name, count = net.class_names[found.labels[0]], int(found.counts[0])
+        print(f"{path.name}: {classes}; {windows} windows -> {picture}")
+        print(f"  {name} at {x1} {y1} {x2} {y2}: {count} boxes, confidence {found.scores[0]:.1f} -> {boxes}")
     print(f"pictures in {args.out.resolve()}")
     return 0

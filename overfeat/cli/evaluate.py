@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from overfeat.cli import common
@@ -87,13 +86,13 @@ def _add_localization(tasks) -> None:
         "names the class of an object and overlaps its box by half.",
         epilog="example: overfeat evaluate localization --data scenes/test.json --weights run/net.safetensors",
     )
-    common.add_box_options(parser.add_argument_group("data"), "validation")
+    common.add_box_options(parser.add_argument_group("data"), common.TESTING)
     parser.add_argument("--blacklist", type=Path, metavar="FILE", help="numbers of images not to count, one a line")
     parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
     parser.add_argument(
         "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="skip larger images"
     )
-    common.add_net_options(parser)
+    common.add_net_options(parser, released=False)
     common.add_dense_options(parser)
     add_merge_options(parser)
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the results as JSON")
@@ -103,13 +102,14 @@ def _add_localization(tasks) -> None:
 def _run_localization(args: argparse.Namespace) -> int:
     net = common.load_net(args)
     regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.convs[0].weight.device)
-    data = align_boxes(common.read_boxes(args, args.data, "validation"), net.class_names)
-    if args.limit and args.limit < len(data):
-        data = replace(data, samples=[data.samples[i * len(data) // args.limit] for i in range(args.limit)])
+    data = common.read_boxes(args, args.data, common.TESTING, args.split)
+    if args.devkit:
+        common.adopt_names(net, data.class_names)
+    data = align_boxes(data, net.class_names)
     options = {name: getattr(args, name) for name in ("scales", "flip", "stride", "threshold", "match", "average")}
     blacklist = read_blacklist(args.blacklist) if args.blacklist else ()
     results = evaluate_localization(
-        net, regressor, data, blacklist, args.max_pixels, memory=args.memory << 20, **options
+        net, regressor, data, blacklist, args.max_pixels, args.limit, memory=args.memory << 20, **options
     )
     print(f"{results['images']} images of {args.data}")
     print(error_table({"localization": results["errors"]}))
@@ -135,9 +135,9 @@ def run(args: argparse.Namespace) -> int:
         args.weights = args.weights[0] if args.weights else None
         nets = [common.load_net(args)]
     folder = read_ilsvrc(args.devkit, args.data, "validation") if args.devkit else read_image_folder(args.data)
-    if args.devkit and nets[0].class_names == [f"class {i}" for i in range(nets[0].classes)]:
-        for net in nets:  # released weights come without names, in the order of the development kit
-            net.class_names = folder.class_names[: net.classes]
+    if args.devkit:
+        for net in nets:
+            common.adopt_names(net, folder.class_names)
     samples = align(folder, nets[0].class_names).samples
     if args.limit and args.limit < len(samples):
         samples = [samples[i * len(samples) // args.limit] for i in range(args.limit)]

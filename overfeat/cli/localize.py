@@ -6,8 +6,9 @@ from pathlib import Path
 
 from overfeat.boxes import MATCHES
 from overfeat.cli import common
-from overfeat.draw import localization
-from overfeat.files import make_folder, replacing
+from overfeat.data.images import read_image
+from overfeat.draw import figure_class, localization
+from overfeat.files import replacing
 from overfeat.localize import THRESHOLD, TOP, candidates, guesses, merge
 from overfeat.ops import AVERAGES
 from overfeat.weights import load_regressor
@@ -30,9 +31,10 @@ def add_parser(commands) -> None:
     add_merge_options(parser)
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FOLDER",
-        help="write IMAGE.json, and IMAGE.png with the boxes of each scale and the merged ones; a second run continues",
+        help="write IMAGE.json, and IMAGE.png with the boxes of each scale and the merged ones (needs the extra "
+        "demo); a second run continues",
     )  # fmt: skip
-    common.add_net_options(parser)
+    common.add_net_options(parser, released=False)
     common.add_dense_options(parser)
     parser.set_defaults(run=run)
 
@@ -40,11 +42,24 @@ def add_parser(commands) -> None:
 def add_merge_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("merging")
     group.add_argument(
-        "--threshold", type=float, default=THRESHOLD, metavar="T",
-        help="boxes merge while the best match scores this or less (default: %(default)s)",
+        "--threshold", type=_threshold, default=THRESHOLD, metavar="T",
+        help="boxes merge while the best match scores this or less (default: %(default)s, for the default match)",
     )  # fmt: skip
-    group.add_argument("--match", choices=MATCHES, default=MATCHES[0], help="match score (default: %(default)s)")
+    group.add_argument(
+        "--match", choices=MATCHES, default=MATCHES[0],
+        help="score of two boxes: normalised, the distance of the centres over the mean diagonal, plus 1 - IoU; "
+        "centres, that distance alone, where the IoU is 0.5 or more; sum, the paper's words read literally, pixels "
+        "plus square pixels (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument("--average", choices=AVERAGES, default=AVERAGES[0], help="of two boxes (default: %(default)s)")
+
+
+def _threshold(text: str) -> float:
+    """An argparse type: a number from 0 up."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,14 +68,14 @@ def run(args: argparse.Namespace) -> int:
     images = common.find_images(args.images)
     output = None
     if args.out:
+        figure_class()
         names = ("scales", "top", "stride", "flip", "threshold", "match", "average")
         settings = {name: getattr(args, name) for name in names}
         settings |= {"command": "localize", **common.weights_note(args, net)}
-        output = common.result_folder(args.out, images, settings, ".json")
-        make_folder(args.out)
+        output = common.result_folder(args.out, images, settings, ".json", [".png"])
 
     def work(path: Path) -> None:
-        image = common.read_for(net, path, args.max_pixels)
+        image = read_image(path, args.max_pixels)
         raw = candidates(net, regressor, image, args.scales, args.flip, args.stride, args.top, memory=args.memory << 20)
         found = guesses(merge(raw, tuple(image.shape[1:]), args.threshold, args.match, args.average), args.top)
         entries = [

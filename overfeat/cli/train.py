@@ -10,7 +10,16 @@ from overfeat import weights
 from overfeat.batches import mix
 from overfeat.boxes import FORMS
 from overfeat.classifier_training import ClassifierTask, fit_classes, read_data, relabel
-from overfeat.cli.common import add_box_options, positive, read_boxes, scale_list
+from overfeat.cli.common import (
+    TRAINING,
+    VALIDATION,
+    add_box_options,
+    adopt_names,
+    positive,
+    read_boxes,
+    scale_list,
+    splits_in,
+)
 from overfeat.data.annotations import align_boxes
 from overfeat.data.folder import ImageFolder
 from overfeat.data.images import MAX_PIXELS
@@ -36,7 +45,7 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train a classifier or a box regressor",
-        description="Train a head. The defaults are the paper's (section 3.1).",
+        description="Train a head. A classifier's defaults are the paper's (section 3.1).",
     )
     heads = parser.add_subparsers(required=True, metavar="HEAD", dest="head")
     _add_classifier(heads)
@@ -108,13 +117,16 @@ def _add_regressor(heads) -> None:
         formatter_class=_Help,
     )
     data = parser.add_argument_group("data")
-    add_box_options(data, "train")
+    add_box_options(data, TRAINING)
     data.add_argument(
         "--validation",
         type=Path,
         metavar="PATH",
-        help="annotations to judge every epoch by (default: those of validation or val beside the training data)",
+        help="annotations to judge every epoch by (default: those of validation or val beside the training data, "
+        "without --images and --devkit)",
     )
+    data.add_argument("--validation-images", type=Path, metavar="DIR", help="for --validation what --images is")
+    data.add_argument("--validation-boxes", type=Path, metavar="DIR", help="for --validation what --boxes is")
     data.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="leave larger images out")
     head = parser.add_argument_group("net")
     head.add_argument(
@@ -139,13 +151,15 @@ def _run_regressor(args: argparse.Namespace) -> int:
     if not 0 <= args.dropout < 1:
         raise InputError(f"--dropout is at least 0 and less than 1, not {args.dropout}")
     net = weights.load(args.source)
-    data, validation = read_boxes(args, args.data, "train"), None
+    data, validation = read_boxes(args, args.data, TRAINING, args.split), None
+    beside = args.data if args.data.is_dir() else args.data.parent if args.data.stem in TRAINING else None
     if args.validation:
-        validation = read_boxes(args, args.validation, "validation")
-    elif args.data.is_dir() and not args.devkit:
-        names = [name for name in ("validation", "val") if (args.data / f"{name}.json").is_file()]
-        names += [n for n in ("val", "test") if (args.data / "ImageSets" / "Main" / f"{n}.txt").is_file()]
-        validation = read_boxes(args, args.data, names[0]) if names else None
+        more = args.validation_images, args.validation_boxes
+        validation = read_boxes(args, args.validation, VALIDATION, None, *more)
+    elif beside and not args.devkit and not args.images and set(VALIDATION) & set(splits_in(beside)):
+        validation = read_boxes(args, beside, VALIDATION)
+    if args.devkit:
+        adopt_names(net, data.class_names)
     data, validation = (found and align_boxes(found, net.class_names) for found in (data, validation))
     torch.manual_seed(mix(args.seed))
     regressor = Regressor(net.architecture, net.classes if args.per_class else None, args.form, args.hidden)

@@ -19,9 +19,10 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 import numpy as np
+from torch import Tensor
 
 from overfeat.data.folder import _folder, _some, read_ilsvrc
-from overfeat.data.images import MAX_PIXELS, _open
+from overfeat.data.images import MAX_PIXELS, _open, read_image
 from overfeat.files import InputError
 
 MAX_XML = 5_000_000  # bytes
@@ -45,8 +46,8 @@ _short.maxstring = 100
 class Sample:
     """An image file and its boxes float64 [n, 4], labels int64 [n] and VOC's flag difficult, bool [n].
 
-    size: (height, width) as the annotation states it, and as the boxes mean it; the image itself is not
-    compared with it. Where none is stated, that of the image as read_image gives it.
+    size: (height, width) as the annotation states it, and as the boxes mean it. Where none is stated, that
+    of the image as read_image gives it.
     """
 
     path: Path
@@ -54,6 +55,18 @@ class Sample:
     labels: np.ndarray
     difficult: np.ndarray
     size: tuple[int, int]
+
+    def read(self, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """The image: uint8 [3, H, W]. Raises InputError as read_image, and where it has another size than stated."""
+        image = read_image(self.path, max_pixels)
+        self.check(image)
+        return image
+
+    def check(self, image: Tensor) -> None:
+        """Raises InputError for an image of another size than stated: the boxes would lie elsewhere."""
+        if tuple(image.shape[1:]) != self.size:
+            raise InputError(f"{self.path}: {image.shape[2]}x{image.shape[1]} px, but its annotation is for "
+                             f"{self.size[1]}x{self.size[0]}; the boxes would lie elsewhere")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,13 +127,14 @@ def read_annotations(
 def align_boxes(annotated: Annotated, names: Sequence[str]) -> Annotated:
     """The same data, with labels that count in `names`, such as a net's class_names.
 
-    Raises InputError that lists the classes that `names` lacks; those without boxes do no harm.
+    Raises InputError that lists the classes of boxes that `names` lacks.
     """
     label_of = {name: label for label, name in enumerate(names)}
-    unknown = [name for name in annotated.class_names if name not in label_of]
+    used = set().union(*(sample.labels.tolist() for sample in annotated.samples))
+    unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
     if unknown:
         raise InputError(f"classes of the boxes that the net does not know: {_some(unknown)}; class names must agree")
-    new = np.array([label_of[name] for name in annotated.class_names], dtype=np.int64)
+    new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
     samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
     return replace(annotated, class_names=list(names), samples=samples)
 

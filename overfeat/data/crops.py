@@ -1,6 +1,7 @@
 """What the nets see of an image: random crops and their mirror images in training, the centre otherwise."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -40,11 +41,19 @@ class ImageStore:
     """The images of a folder, each decoded once as long as they fit into `cache_bytes`.
 
     resize: the smallest and largest shorter side that will be asked for; where they are the same,
-    images are kept resized. Workers share the budget, since each process holds its own part.
+    images are kept resized. Workers share the budget, since each process holds its own part. check: called
+    with an image's number and the image; InputError from it makes the image one that cannot be used.
     """
 
-    def __init__(self, folder: ImageFolder, resize: tuple[int, int], max_pixels: int | None, cache_bytes: int):
-        self.folder = folder
+    def __init__(
+        self,
+        folder: ImageFolder,
+        resize: tuple[int, int],
+        max_pixels: int | None,
+        cache_bytes: int,
+        check: Callable[[int, Tensor], None] | None = None,
+    ):
+        self.folder, self.check_image = folder, check
         self.resize = resize
         self.limits = {} if max_pixels is None else {"max_pixels": max_pixels}
         self.cache_bytes = cache_bytes
@@ -86,6 +95,8 @@ class ImageStore:
 
     def _read(self, index: int) -> Tensor:
         image = read_image(self.folder.samples[index][0], **self.limits)
+        if self.check_image:
+            self.check_image(index, image)
         low, high = self.resize
         # Judged at the largest size, so that it does not hang on chance which images are used.
         _check_elongation(image, high)

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from overfeat.data.annotations import Annotated
 from overfeat.data.crops import CACHE_BYTES, ImageStore
 from overfeat.data.folder import ImageFolder
 from overfeat.dense import Scale, scale_sizes
+from overfeat.files import InputError
 from overfeat.nets import Architecture
 from overfeat.resize import resize
 
@@ -36,8 +38,11 @@ class ScaledDataset(Dataset):
         self.scales = list(scales or range(1, 7))
         # Where the regressor's images lie, for the store, which has no use for labels.
         folder = ImageFolder(annotated.class_names, [(sample.path, 0) for sample in annotated.samples])
-        largest = max(min(size) for size in scale_sizes(architecture, 100, 100, self.scales))
-        self.store = ImageStore(folder, (architecture.window, largest + 1), max_pixels, cache_bytes)
+        fixed = [scale for scale in self.scales if scale != "native"]
+        largest = (
+            max(min(size) for size in scale_sizes(architecture, 100, 100, fixed)) if fixed else architecture.window
+        )
+        self.store = ImageStore(folder, (architecture.window, largest + 1), max_pixels, cache_bytes, self._check)
 
     def __len__(self) -> int:
         return len(self.annotated) * len(self.scales) * (2 if self.flip else 1)
@@ -59,6 +64,14 @@ class ScaledDataset(Dataset):
             image = image.flip(-1)
             boxes = torch.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], dim=1)
         return {"image": image, "boxes": boxes, "labels": torch.from_numpy(sample.labels), "unreadable": -1}
+
+    def _check(self, number: int, image: Tensor) -> None:
+        """Raises InputError for an image that is not as annotated, or too small for one of the scales."""
+        self.annotated.samples[number].check(image)
+        try:
+            scale_sizes(self.architecture, *image.shape[1:], self.scales)
+        except InputError as error:
+            raise InputError(f"{self.annotated.samples[number].path}: {error}") from error
 
     def complaint(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""

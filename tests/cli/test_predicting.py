@@ -17,6 +17,7 @@ import overfeat
 from overfeat.cli import common
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
+from overfeat.data.scenes import make_scene
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +57,18 @@ def run(*arguments, **options):
 
 def test_shipped_net_knows_the_shipped_scenes(capsys):
     coco = json.loads((common.ASSETS / "scenes" / "labels.json").read_text())
-    right = 0
+    right, found = 0, 0
     for path in list_images(common.ASSETS / "scenes"):
         assert main(["classify", "-n", "1", str(path)]) == 0
         name, score = capsys.readouterr().out.split()
         assert 0 < float(score) <= 1
         right += name == coco[path.name]
-    assert right >= len(coco) - 1 and len(coco) >= 4
+        assert main(["localize", str(path)]) == 0
+        guesses = [line.split() for line in capsys.readouterr().out.splitlines()]
+        true = torch.from_numpy(make_scene("test", 0, int(path.stem)).boxes)
+        boxes = torch.tensor([[float(edge) for edge in guess[2:]] for guess in guesses]).double()
+        found += bool((overfeat.iou(boxes, true)[[g[0] == coco[path.name] for g in guesses]] >= 0.5).any())
+    assert right >= len(coco) - 1 and found >= len(coco) - 2 and len(coco) >= 4
 
 
 def test_classify_prints_the_library_s_scores(weights, photos, capsys):
@@ -288,7 +294,7 @@ def test_demo_draws_every_scene(tmp_path):
     found = run("demo", "-o", tmp_path / "pictures")
     assert found.returncode == 0, found.stderr
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
-    assert len(pictures) == len(list_images(common.ASSETS / "scenes"))
+    assert len(pictures) == 2 * len(list_images(common.ASSETS / "scenes"))
     for picture in pictures:
         assert str(picture) in found.stdout
         with Image.open(picture) as image:

@@ -348,7 +348,8 @@ def test_align_and_fingerprint(tmp_path):
     aligned = align_boxes(found, ["cow", "bee", "ant", "bee2"])
     assert aligned.class_names == ["cow", "bee", "ant", "bee2"] and aligned.samples[0].labels.tolist() == [1]
     assert align_boxes(found, ["bee", "ant"]).samples[0].labels.tolist() == [0]
-    assert "does not know: ant;" in refusal(align_boxes, found, ["bee"])
+    assert align_boxes(found, ["bee"]).samples[0].labels.tolist() == [0], "no box is of an ant"
+    assert "does not know: bee;" in refusal(align_boxes, found, ["ant"])
 
 
 def test_places_without_annotations_are_explained(tmp_path):

@@ -27,6 +27,7 @@ def test_shipped_net():
     net = overfeat.load(SHIPPED_WEIGHTS)
     assert net.architecture.name == "small" and net.class_names == [str(digit) for digit in range(10)]
     assert not net.flip  # a mirrored digit is no digit
+    assert overfeat.load_regressor(SHIPPED_WEIGHTS).classes is None
 
 
 def test_every_asset_is_listed():

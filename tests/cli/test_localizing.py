@@ -1,0 +1,104 @@
+"""overfeat localize: real files in, boxes, JSON and pictures out."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import overfeat
+from overfeat.cli import common
+from overfeat.cli.main import main
+from overfeat.data.images import list_images, read_image
+from overfeat.heads import Regressor
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """The shipped net with a regressor that gives the middle of every window."""
+    net = overfeat.load(common.SHIPPED_WEIGHTS)
+    regressor = Regressor(net.architecture)
+    torch.nn.init.zeros_(regressor.fulls[-1].weight)
+    overfeat.save(net, tmp_path / "net.safetensors", regressor=regressor)
+    return str(tmp_path / "net.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three pictures, one smaller than the net's window, one whose name matplotlib could take for a formula."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scene = Image.open(list_images(common.ASSETS / "scenes")[0]).convert("RGB")
+    scene.save(folder / "cash_$5_to_$6_.png")
+    scene.resize((90, 130)).save(folder / "b.jpg")
+    scene.resize((30, 20)).save(folder / "small.png")
+    return folder
+
+
+def test_prints_what_the_library_finds(weights, photos, capsys):
+    """Boxes are in pixels of the file, also of one smaller than the window."""
+    for path in (photos / "b.jpg", photos / "small.png"):
+        assert main(["localize", str(path), "--weights", weights, "-n", "3"]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        net, regressor = overfeat.load(weights), overfeat.load_regressor(weights)
+        image = read_image(path)
+        found = overfeat.localize(net, regressor, image, top=3)
+        assert [line[0] for line in lines] == [net.class_names[label] for label in found.labels]
+        printed = torch.tensor([[float(number) for number in line[1:]] for line in lines])
+        torch.testing.assert_close(printed[:, 1:], found.boxes, rtol=0, atol=0.06)
+        torch.testing.assert_close(printed[:, 0], found.scores, rtol=1e-4, atol=0)
+        assert printed[:, 3].max() <= image.shape[2] and printed[:, 4].max() <= image.shape[1]
+
+
+def test_a_folder_with_pictures_continues(weights, photos, tmp_path, capsys):
+    (photos / "bad.png").write_bytes(b"no image")
+    out = tmp_path / "results"
+    command = ["localize", str(photos), "--weights", weights, "-o", str(out)]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "1 of 4 images failed" in told.err and "bad.png" in told.err
+    for name in ("cash_$5_to_$6_.png", "b.jpg", "small.png"):
+        guesses = json.loads((out / f"{name}.json").read_text())["guesses"]
+        assert guesses[0]["score"] >= guesses[-1]["score"] > 0 and guesses[0]["count"] >= 1
+        assert len({guess["class"] for guess in guesses}) == len(guesses) <= 5
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 500
+    (photos / "bad.png").unlink()
+    (out / "b.jpg.json").unlink()
+    assert main(command) == 0
+    assert "2 of 3 images are done already" in capsys.readouterr().err
+    assert main([*command, "--threshold", "0.3"]) == 1
+    assert "results of other settings" in capsys.readouterr().err
+
+
+def test_other_people_s_files_stay(weights, photos, tmp_path, capsys):
+    """Neither a picture of the same name nor the folder of the images is written to."""
+    assert main(["localize", str(photos), "--weights", weights, "-o", str(photos)]) == 1
+    assert "holds the images themselves" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/b.jpg.png").write_bytes(b"mine")
+    assert main(["localize", str(photos / "b.jpg"), "--weights", weights, "-o", str(tmp_path / "other")]) == 1
+    assert "b.jpg.png of something else" in capsys.readouterr().err
+    assert (tmp_path / "other/b.jpg.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--threshold", "-1"], "not a number from 0 up"),
+        (["--threshold", "nan"], "not a number from 0 up"),
+        (["--match", "iou"], "invalid choice"),
+        (["-d", "x"], "unrecognized arguments"),
+    ],
+)
+def test_bad_flags(weights, photos, tmp_path, capsys, options, words):
+    with pytest.raises(SystemExit):
+        main(["localize", str(photos / "b.jpg"), "--weights", weights, "-o", str(tmp_path / "out"), *options])
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_weights_without_boxes(photos, tmp_path, capsys):
+    net = overfeat.load(common.SHIPPED_WEIGHTS)
+    overfeat.save(net, tmp_path / "net.safetensors")
+    assert main(["localize", str(photos / "b.jpg"), "--weights", str(tmp_path / "net.safetensors")]) == 1
+    assert "without a box regressor" in capsys.readouterr().err
