@@ -14,8 +14,9 @@ from overfeat.nets import OverFeat, Stride
 from overfeat.ops import merge_boxes
 
 TOP = 5  # classes taken from each scale; guesses for an image
-LEAST = 0.01  # a place's score for a class, at least, for its box to count
-THRESHOLD = 0.5
+# Both are the best of those tried on validation scenes: bench/accuracy/localization.py.
+SHARE = 0.7  # of the class's best score in the image, at least, for a place's box to count
+THRESHOLD = 0.4
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ def candidates(
     flip: bool | None = None,
     stride: Stride = "fine",
     top: int = TOP,
-    least: float = LEAST,
+    share: float = SHARE,
     memory: int = MEMORY,
 ) -> Candidates:
     """The boxes predicted for the best `top` classes of each scale, at all its places (section 4.3, a-c).
 
-    The best classes of a scale are those with the largest scores anywhere on it. least: boxes whose
-    class scores less than that at their place are left out. Other arguments as in `localize`.
+    The best classes of a scale are those with the largest scores anywhere on it. share: boxes of places
+    that score less than this part of what the class scores at its best place in the image are left out;
+    with 0 none are, as in the paper's words. Other arguments as in `localize`.
     """
     image = batch_of(image)
     if len(image) != 1:
@@ -78,8 +80,8 @@ def candidates(
         raise InputError("the regressor is of another net; load both from one file")
     if regressor.classes not in (None, net.classes):
         raise InputError(f"the regressor is of {regressor.classes} classes, the net of {net.classes}")
-    if not (top >= 1 and 0 <= least <= 1):
-        raise InputError(f"top is 1 or more, and least between 0 and 1; not {top} and {least}")
+    if not (top >= 1 and 0 <= share <= 1):
+        raise InputError(f"top is 1 or more, and share between 0 and 1; not {top} and {share}")
     found = grids(net, tuple(image.shape[2:]), scales, flip, stride)
     mirrors = 2 if any(grid.flipped for grid in found) else 1
     device = net.convs[0].weight.device
@@ -91,7 +93,8 @@ def candidates(
         if not scores.isfinite().all():
             raise InputError("the net gives NaN scores; the image or the weights are broken")
         best[scale] = torch.maximum(best[scale], scores.amax(dim=1))
-        label, place = (scores >= least).nonzero(as_tuple=True)
+        # What is too little for the best so far is too little for the best of all.
+        label, place = (scores >= share * best.amax(dim=0)[:, None]).nonzero(as_tuple=True)
         of_class = label if regressor.classes else torch.zeros_like(label)
         width = part.columns.stop - part.columns.start
         row, column = part.rows.start + place // width, part.columns.start + place % width
@@ -103,7 +106,7 @@ def candidates(
     every = Candidates(*(value[order] for value in values))
     chosen = torch.zeros_like(best, dtype=torch.bool)
     chosen.scatter_(1, best.topk(min(top, net.classes), dim=1).indices, True)
-    kept = chosen[every.scales, every.labels]
+    kept = chosen[every.scales, every.labels] & (every.scores >= share * best.amax(dim=0)[every.labels])
     return Candidates(*(values[kept] for values in vars(every).values()))
 
 
@@ -137,7 +140,7 @@ def localize(
     match: str = "normalised",
     average: str = "pairwise",
     memory: int = MEMORY,
-    least: float = LEAST,
+    share: float = SHARE,
 ) -> Detections:
     """Up to `top` guesses of a class and its box for an image, best first, as ILSVRC asks (section 4).
 
@@ -145,9 +148,9 @@ def localize(
     of each class the one with the largest accumulated score is its guess. net, regressor: of one
     file, see `load` and `load_regressor`. image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in
     0..255. scales, flip, stride, memory: as in `classify`. threshold, match, average: see
-    ops.merge_boxes. top, least: see `candidates`. Raises InputError as those do.
+    ops.merge_boxes. top, share: see `candidates`. Raises InputError as those do.
     """
-    raw = candidates(net, regressor, image, scales, flip, stride, top, least, memory)
+    raw = candidates(net, regressor, image, scales, flip, stride, top, share, memory)
     return guesses(merge(raw, tuple(image.shape[-2:]), threshold, match, average), top)
 
 

@@ -59,7 +59,7 @@ def test_a_new_regressor_gives_the_middle_of_the_window(make_net, image):
     for form in ("edges", "centre"):
         regressor = Regressor(net.architecture, form=form)
         torch.nn.init.zeros_(regressor.fulls[-1].weight)
-        raw = candidates(net, regressor.eval(), image, ["native"], flip=False, top=5, least=0.0)
+        raw = candidates(net, regressor.eval(), image, ["native"], flip=False, top=5, share=0.0)
         windows = dense.grids(net, (70, 90), ["native"])[0].boxes().reshape(-1, 4)
         middle = torch.from_numpy(windows + 47 / 4 * torch.tensor([1, 1, -1, -1]).numpy()).float()
         assert_matches(raw.boxes[raw.labels == 0], middle, torch.float32)
@@ -80,7 +80,7 @@ def test_wrong_regressors(make_net, classes, form):
 def test_boxes_are_those_of_each_window(pair, image, classes, form, stride, scale):
     """The small net pads nothing: a window cropped out of the image sees the same."""
     net, regressor = pair(classes, form)
-    raw = candidates(net, regressor, image, scales=[scale], flip=True, stride=stride, top=5, least=0.0)
+    raw = candidates(net, regressor, image, scales=[scale], flip=True, stride=stride, top=5, share=0.0)
     grids = dense.grids(net, (70, 90), [scale], True, stride)
     height, width = grids[0].scaled
     to_image = torch.tensor([90 / width, 70 / height] * 2)
@@ -109,8 +109,8 @@ def test_boxes_are_those_of_each_window(pair, image, classes, form, stride, scal
 
 def test_tiles_give_the_same(pair, image):
     net, regressor = pair(5)
-    whole = candidates(net, regressor, image, least=0.0, top=5)
-    tiled = candidates(net, regressor, image, least=0.0, top=5, memory=3 << 20)
+    whole = candidates(net, regressor, image, share=0.0, top=5)
+    tiled = candidates(net, regressor, image, share=0.0, top=5, memory=3 << 20)
     parts = list(dense.score_parts(net, image[None], dense.grids(net, (70, 90)), "fine", 3 << 20))
     assert len(parts) > 12, "some scales are cut"
     assert torch.equal(tiled.labels, whole.labels) and torch.equal(tiled.scales, whole.scales)
@@ -129,14 +129,16 @@ def test_dropout_is_for_training(pair, image):
 
 def test_the_best_classes_of_each_scale(pair, image):
     net, regressor = pair()
-    every = candidates(net, regressor, image, scales=[1, 2, 3], top=5, least=0.0)
-    few = candidates(net, regressor, image, scales=[1, 2, 3], top=2, least=0.0)
+    every = candidates(net, regressor, image, scales=[1, 2, 3], top=5, share=0.0)
+    few = candidates(net, regressor, image, scales=[1, 2, 3], top=2, share=0.0)
     for scale in range(3):
         best = [every.scores[(every.scales == scale) & (every.labels == c)].max().item() for c in range(5)]
         expected = sorted(sorted(range(5), key=best.__getitem__)[-2:])
         assert few.labels[few.scales == scale].unique().tolist() == expected
-    strong = candidates(net, regressor, image, scales=[1, 2, 3], top=2, least=0.4)
-    assert len(strong.scores) == (few.scores >= 0.4).sum()
+    strong = candidates(net, regressor, image, scales=[1, 2, 3], top=2, share=0.8)
+    best = torch.stack([every.scores[every.labels == label].max() for label in range(5)])
+    enough = few.scores >= 0.8 * best[few.labels]
+    assert torch.equal(strong.boxes, few.boxes[enough]) and 0 < enough.sum() < len(enough)
 
 
 # Merged
@@ -145,7 +147,7 @@ def test_the_best_classes_of_each_scale(pair, image):
 def test_guesses_by_hand():
     boxes = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [0, 0, 10, 10], [50, 50, 70, 60], [-6, 80, 8, 120]])
     raw = Candidates(boxes, torch.tensor([0.5, 0.25, 0.9, 0.5, 0.1]), torch.tensor([1, 1, 0, 1, 2]), torch.zeros(5))
-    found = merge(raw, (100, 60))
+    found = merge(raw, (100, 60), 0.5)
     assert found.labels.tolist() == [0, 1, 1, 2]
     assert found.boxes.tolist() == [[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [0, 80, 8, 100]]
     assert found.scores.tolist() == pytest.approx([0.9, 0.75, 0.5, 0.1])

@@ -22,7 +22,7 @@ from overfeat.data.annotations import Annotated, Sample, align_boxes, read_coco
 from overfeat.data.images import read_image
 from overfeat.evaluation import localization_errors
 from overfeat.files import replacing
-from overfeat.localize import Candidates, candidates, first_of_each, merge
+from overfeat.localize import SHARE, Candidates, candidates, first_of_each, merge
 from overfeat.resize import resize
 from overfeat.weights import load, load_regressor
 
@@ -31,13 +31,15 @@ REGRESSORS = ("scr-l2", "pcr-l2", "scr-iou")
 BASE = REGRESSORS[0]
 SCALES = {"1 scale": (1,), "2 scales": (1, 2), "3 scales": (1, 2, 3), "4 scales": (1, 2, 3, 4),
           "scales 1, 2, 4, 6": (1, 2, 4, 6), "6 scales": (1, 2, 3, 4, 5, 6)}  # fmt: skip
-CLOSE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+CLOSE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 # Rule -> the thresholds that are tried on the validation scenes.
+SHARES = {0.0: (0.4,), 0.3: CLOSE, 0.5: CLOSE, 0.8: CLOSE, 0.9: CLOSE}  # beside the default, SHARE
 RULES = {
     **{f"{name}: normalised": CLOSE for name in REGRESSORS},
+    **{f"{BASE}: normalised, share {share:g}": thresholds for share, thresholds in SHARES.items()},
     f"{BASE}: normalised, counts": CLOSE,
     f"{BASE}: centres": (0.05, 0.1, 0.2, 0.3, 0.4),
-    f"{BASE}: sum": (2.0, 10.0, 50.0, 200.0, 1000.0),
+    f"{BASE}: sum": (2.0, 10.0, 50.0, 200.0),
     f"{BASE}: NMS": (0.3, 0.4, 0.5, 0.6),
 }
 GUESSES = 5
@@ -55,7 +57,7 @@ def _start(weights: dict[str, Path]) -> None:
 def tried(sample: Sample) -> dict[tuple[str, float], Guess]:
     """The guesses for one scene by every rule with every threshold, at six scales."""
     image = read_image(sample.path)
-    raw = {name: candidates(*loaded, image) for name, loaded in _loaded.items()}
+    raw = {name: candidates(*loaded, image, share=0.0) for name, loaded in _loaded.items()}
     return {
         (rule, threshold): guess(raw[rule.split(":")[0]], image, rule, threshold)
         for rule, thresholds in RULES.items()
@@ -69,11 +71,11 @@ def measured(sample: Sample, chosen: Chosen) -> dict[str, Guess]:
     for name, (net, regressor) in _loaded.items():
         rule = f"{name}: normalised"
         for stride in ("coarse", "fine"):
-            raw = candidates(net, regressor, image, stride=stride)
+            raw = candidates(net, regressor, image, stride=stride, share=0.0)
             for scales, numbers in SCALES.items():
                 found[f"{name}, {scales}, {stride}"] = guess(_at(raw, numbers), image, rule, chosen[rule])
         if name == BASE:
-            for other in list(RULES)[len(REGRESSORS) :]:
+            for other in [rule for rule in RULES if rule.startswith(BASE) and ", share 0" not in rule]:
                 found[other] = guess(raw, image, other, chosen[other])
             best = raw.scores.argsort(descending=True, stable=True)
             found["best single box"] = _first(raw.labels[best], raw.boxes[best])
@@ -82,13 +84,21 @@ def measured(sample: Sample, chosen: Chosen) -> dict[str, Guess]:
 
 
 def guess(raw: Candidates, image: Tensor, rule: str, threshold: float) -> Guess:
-    kind = rule.split(": ")[1]
-    if kind == "NMS":
+    """The guesses by one rule; raw: with no box left out yet."""
+    match, _, more = rule.split(": ")[1].partition(", ")
+    raw = _strong(raw, float(more.removeprefix("share ")) if more.startswith("share ") else SHARE)
+    if match == "NMS":
         kept = nms(raw.boxes, raw.scores, raw.labels, threshold)
         return _first(raw.labels[kept], raw.boxes[kept])
-    match, _, average = kind.partition(", ")
-    found = merge(raw, tuple(image.shape[1:]), threshold, match, average or "pairwise")
+    found = merge(raw, tuple(image.shape[1:]), threshold, match, "counts" if more == "counts" else "pairwise")
     return _first(found.labels, found.boxes)
+
+
+def _strong(raw: Candidates, share: float) -> Candidates:
+    """What `candidates` keeps with this share."""
+    best = torch.zeros(int(raw.labels.max()) + 1).scatter_reduce(0, raw.labels, raw.scores, "amax")
+    kept = raw.scores >= share * best[raw.labels]
+    return Candidates(*(values[kept] for values in vars(raw).values()))
 
 
 def centre_crop(net, regressor, image: Tensor) -> Guess:
@@ -97,7 +107,7 @@ def centre_crop(net, regressor, image: Tensor) -> Guess:
     side = round(min(image.shape[1:]) * window / short)
     y, x = ((length - side) // 2 for length in image.shape[1:])
     crop = resize(image[None, :, y : y + side, x : x + side], (window, window))
-    raw = candidates(net, regressor, crop[0], [(window, window)], flip=False, least=0.0)
+    raw = candidates(net, regressor, crop[0], [(window, window)], flip=False, share=0.0)
     best = raw.scores.argsort(descending=True, stable=True)
     boxes = raw.boxes[best] * (side / window) + torch.tensor([x, y, x, y])
     return _first(raw.labels[best], boxes)

@@ -106,7 +106,8 @@ def _run_localization(args: argparse.Namespace) -> int:
     if args.devkit:
         common.adopt_names(net, data.class_names)
     data = align_boxes(data, net.class_names)
-    options = {name: getattr(args, name) for name in ("scales", "flip", "stride", "threshold", "match", "average")}
+    names = ("scales", "flip", "stride", "threshold", "match", "average", "share")
+    options = {name: getattr(args, name) for name in names}
     blacklist = read_blacklist(args.blacklist) if args.blacklist else ()
     results = evaluate_localization(
         net, regressor, data, blacklist, args.max_pixels, args.limit, memory=args.memory << 20, **options

@@ -9,7 +9,7 @@ from overfeat.cli import common
 from overfeat.data.images import read_image
 from overfeat.draw import figure_class, localization
 from overfeat.files import replacing
-from overfeat.localize import THRESHOLD, TOP, candidates, guesses, merge
+from overfeat.localize import SHARE, THRESHOLD, TOP, candidates, guesses, merge
 from overfeat.ops import AVERAGES
 from overfeat.weights import load_regressor
 
@@ -51,6 +51,11 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
         "centres, that distance alone, where the IoU is 0.5 or more; sum, the paper's words read literally, pixels "
         "plus square pixels (default: %(default)s)",
     )  # fmt: skip
+    group.add_argument(
+        "--share", type=float, default=SHARE, metavar="S",
+        help="leave out the boxes of places that score less than this part of their class's best place in the "
+        "image (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument("--average", choices=AVERAGES, default=AVERAGES[0], help="of two boxes (default: %(default)s)")
 
 
@@ -69,14 +74,16 @@ def run(args: argparse.Namespace) -> int:
     output = None
     if args.out:
         figure_class()
-        names = ("scales", "top", "stride", "flip", "threshold", "match", "average")
+        names = ("scales", "top", "stride", "flip", "threshold", "match", "average", "share")
         settings = {name: getattr(args, name) for name in names}
         settings |= {"command": "localize", **common.weights_note(args, net)}
         output = common.result_folder(args.out, images, settings, ".json", [".png"])
 
     def work(path: Path) -> None:
         image = read_image(path, args.max_pixels)
-        raw = candidates(net, regressor, image, args.scales, args.flip, args.stride, args.top, memory=args.memory << 20)
+        raw = candidates(
+            net, regressor, image, args.scales, args.flip, args.stride, args.top, args.share, args.memory << 20
+        )
         found = guesses(merge(raw, tuple(image.shape[1:]), args.threshold, args.match, args.average), args.top)
         entries = [
             {"class": net.class_names[label], "score": score, "count": count, "box": [round(x, 2) for x in box]}
