@@ -31,7 +31,7 @@ test: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
-# The measurements behind BENCHMARKS.md, from nothing: two hours on two cores.
+# The measurements behind BENCHMARKS.md, from nothing: three hours on two cores.
 SCENES := runs/scenes
 SEEDS := 0 1 2 3 4
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/overfeat train classifier --data $(SCENES) --no-flip --workers 0 \

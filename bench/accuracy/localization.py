@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -43,7 +44,7 @@ RULES = {
     f"{BASE}: NMS": (0.3, 0.4, 0.5, 0.6),
 }
 GUESSES = 5
-Guess = tuple[Tensor, Tensor]  # labels, boxes
+Guess = tuple[np.ndarray, np.ndarray]  # labels, boxes; tensors would each take an open file between processes
 Chosen = dict[str, float]  # rule -> threshold
 
 _loaded: dict[str, tuple] = {}  # of a worker process
@@ -120,14 +121,17 @@ def _at(raw: Candidates, scales: Iterable[int]) -> Candidates:
 
 def _first(labels: Tensor, boxes: Tensor) -> Guess:
     kept = first_of_each(labels)[:GUESSES]
-    return labels[kept], boxes[kept]
+    return labels[kept].numpy(), boxes[kept].numpy()
 
 
 def errors(data: Annotated, pool, work) -> dict:
     """Localization errors of every variant that `work` gives guesses of."""
     found = list(tqdm(pool.imap(work, data.samples, chunksize=4), total=len(data), unit="scene"))
     truths = [(torch.from_numpy(s.labels), torch.from_numpy(s.boxes)) for s in data.samples]
-    return {way: localization_errors([guesses[way] for guesses in found], truths) for way in found[0]}
+    return {
+        way: localization_errors([tuple(map(torch.from_numpy, guesses[way])) for guesses in found], truths)
+        for way in found[0]
+    }
 
 
 def plot(results: dict, path: Path) -> None:
