@@ -5,14 +5,52 @@ import math
 import torch
 from torch import Tensor
 
+from overfeat.files import InputError
+
 MATCHES = ("normalised", "sum", "centres")
 LARGEST_LOG = 7.0  # of a side over its window's: more is not a box any more
 EPSILON = 1e-9
+FARTHEST = 1e9  # pixels; squares of more would come near the end of float32
 # How a box is written in its window's frame, and the box in the middle of the window.
 FORMS = {
     "edges": torch.tensor([0.25, 0.25, 0.75, 0.75]),
     "centre": torch.tensor([0.5, 0.5, 0.5, 0.5]).where(torch.tensor([True, True, False, False]), -math.log(2)),
 }
+
+
+def check_boxes(boxes: Tensor, scores: Tensor, groups: Tensor) -> None:
+    """Raises ValueError unless they are boxes [T, 4], scores [T] and groups [T] of fitting types on one device."""
+    for value in (boxes, scores, groups):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"boxes, scores and groups are tensors, not {type(value).__name__}")
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1] or groups.shape != scores.shape:
+        raise ValueError(
+            "boxes must be [T, 4], scores and groups [T]; these have shapes "
+            f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(groups.shape)}"
+        )
+    if boxes.dtype not in (torch.float32, torch.float64) or scores.dtype != boxes.dtype or groups.dtype != torch.int64:
+        raise ValueError(
+            "boxes and scores must be float32 or both float64, groups int64; "
+            f"they are {boxes.dtype}, {scores.dtype} and {groups.dtype}: use .float() and .long()"
+        )
+    if not boxes.device == scores.device == groups.device:
+        raise ValueError(f"boxes, scores, groups are on {boxes.device}, {scores.device}, {groups.device}; move them")
+
+
+def check_values(boxes: Tensor, scores: Tensor) -> None:
+    """Raises InputError for boxes and scores that are none, with the first of them."""
+    wrong = {
+        f"coordinates that are NaN, infinite or beyond {FARTHEST:.0e} px": ~(boxes.abs() <= FARTHEST).all(dim=1),
+        "x2 < x1 or y2 < y1": (boxes[:, 2:] < boxes[:, :2]).any(dim=1),
+        "a score that is NaN, infinite or negative": ~((scores >= 0) & (scores < torch.inf)),
+    }
+    for what, which in wrong.items():
+        if which.any():
+            first = int(which.nonzero()[0])
+            raise InputError(
+                f"{int(which.sum())} of {len(boxes)} boxes have {what}; the first is number {first}, "
+                f"{boxes[first].tolist()} with score {float(scores[first])}"
+            )
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -49,6 +87,11 @@ def match_score(a: Tensor, b: Tensor, match: str = "normalised", overlap: float 
     """
     if match not in MATCHES:
         raise ValueError(f"match is one of {', '.join(MATCHES)}, not {match!r}")
+    if not all(x.dim() == 2 and x.shape[1] == 4 and x.dtype in (torch.float32, torch.float64) for x in (a, b)):
+        raise ValueError(f"boxes must be [n, 4], float32 or float64, not {tuple(a.shape)} {a.dtype} and "
+                         f"{tuple(b.shape)} {b.dtype}")  # fmt: skip
+    if a.dtype != b.dtype:
+        raise ValueError(f"boxes must be of one type, not {a.dtype} and {b.dtype}")
     # Centres counted double, as the diagonals' mean is: every backend rounds in just these steps.
     apart = _centres(a)[:, None] - _centres(b)[None]
     apart = torch.sqrt(apart[..., 0] * apart[..., 0] + apart[..., 1] * apart[..., 1])
@@ -69,10 +112,16 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, threshold: 
 
     boxes [T, 4], scores [T], groups int64 [T] or None for one. A box goes when a better one of its
     group that stays overlaps it by an IoU above the threshold; of equal scores the first is better.
+    Raises ValueError for shapes and types, InputError for values that make no sense.
     """
+    if groups is None and isinstance(boxes, Tensor):
+        groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    check_boxes(boxes, scores, groups)
+    check_values(boxes, scores)
+    if not 0 <= threshold <= 1:
+        raise InputError(f"the threshold is an IoU, 0 to 1, not {threshold}")
     order = scores.argsort(descending=True, stable=True)
-    boxes = boxes[order]
-    groups = torch.zeros(len(boxes), device=boxes.device) if groups is None else groups[order]
+    boxes, groups = boxes[order], groups[order]
     stays = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for i in range(len(boxes)):
         if stays[i]:

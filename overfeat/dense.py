@@ -17,6 +17,7 @@ from overfeat.resize import resize
 
 # A scale: a number 1..6 of the net's six scales, a (height, width), or the image's own size.
 Scale = int | tuple[int, int] | str
+ELONGATED = 50  # sides of more than this ratio are not enlarged to the six scales
 MEMORY = 1 << 30  # bytes that the maps of one evaluation may take, by default
 
 
@@ -51,6 +52,12 @@ def scale_sizes(
     the image has); None: all six. A given size is turned so that its longer side lies along the
     image's. Raises InputError for a size below the net's window.
     """
+    numbered = scales is None or any(isinstance(scale, int) for scale in scales)
+    if numbered and min(height, width) * ELONGATED < max(height, width) and min(height, width) < architecture.window:
+        raise InputError(
+            f"{width}x{height} px is too narrow to be enlarged to the {architecture.name} net's scales; crop it, or "
+            "give scales as HEIGHTxWIDTH"
+        )
     six = architecture.six_scales(height, width)
     sizes = []
     for scale in scales if scales is not None else range(1, 7):

@@ -14,6 +14,11 @@ from overfeat.localize import Candidates, Detections
 MOST = 150  # boxes that are drawn of a scale
 
 
+def _shown(name: str) -> str:
+    """A file's name, which need not be text, as text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def figure_class() -> type:
     """matplotlib's Figure. Raises InputError where it is not installed."""
     try:
@@ -38,7 +43,7 @@ def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path:
     columns = min(4, len(maps) + 1)
     rows = -(-(len(maps) + 1) // columns)
     figure = _figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(_shown(title), parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -89,7 +94,7 @@ def localization(
     columns = min(4, len(scales) + 1)
     rows = -(-(len(scales) + 1) // columns)
     figure = _figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(_shown(title), parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     picture = image.permute(1, 2, 0).cpu().numpy()
     for axis in axes:

@@ -1,5 +1,6 @@
 """What every part of overfeat that touches files shares: the error for bad input, and safe writing."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,19 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
+
+
+def check_result(path: Path) -> None:
+    """Before the work for a file of results: raises WriteError unless it can be written and nothing else is there."""
+    if path.is_file():
+        try:
+            earlier = json.loads(path.read_bytes())
+        except ValueError:
+            earlier = None
+        if not (isinstance(earlier, dict) and {"errors", "unreadable"} <= set(earlier)):
+            raise WriteError(f"{path}: is there already, and holds no results; name another file")
+    elif path.exists() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise WriteError(f"{path}: cannot be written; name a file in a folder that is there and can be written to")
 
 
 def make_folder(path: str | os.PathLike) -> Path:

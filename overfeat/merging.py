@@ -43,7 +43,9 @@ def merge_boxes(
     ends = np.cumsum(lengths, dtype=np.int64)
     starts = ends - np.asarray(lengths, dtype=np.int64)
     number = corners.dtype.type
-    rule = (MATCHES[match], average == "counts", number(threshold), number(overlap), number(0.5), number(1.0))
+    with np.errstate(over="ignore"):  # beyond the largest number is as good as infinite
+        threshold = number(threshold)
+    rule = (MATCHES[match], average == "counts", threshold, number(overlap), number(0.5), number(1.0))
 
     def run(first: int, last: int) -> None:
         _merge_groups(corners, sums, largest, counts, into, starts[first:last], ends[first:last], rule)

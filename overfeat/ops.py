@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat import reference
-from overfeat.boxes import MATCHES
+from overfeat.boxes import MATCHES, check_boxes, check_values
 from overfeat.files import InputError
 
 # Below this many places, a product with weights that are not re-packed beats the CPU's convolution.
@@ -23,7 +23,6 @@ FEW_PLACES = 512
 AVERAGES = ("pairwise", "counts")
 # torch.compile's own CUDA graphs leave the ops out: their kept tables would lie in the graphs' memory.
 GRAPHED_APART = (torch.Tag.cudagraph_unsafe,)
-FARTHEST = 1e9  # pixels; squares of more would come near the end of float32
 
 _backends: dict[str, dict[str, Callable]] = {}
 _takes: dict[str, Callable[[str, Tensor, int], bool]] = {}
@@ -198,7 +197,7 @@ def merge_boxes(
     spread out, as its square where thousands coincide (33,000 equal boxes: ten seconds on a CPU).
     Raises ValueError for shapes and types, InputError for values that make no sense.
     """
-    if groups is None:
+    if groups is None and isinstance(boxes, Tensor):
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     _check_boxes(boxes, scores, groups, threshold, match, average, overlap)
     return Merged(*torch.ops.overfeat.merge_boxes(boxes, scores, groups, threshold, match, average, overlap))
@@ -278,22 +277,13 @@ def _check_classifier(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | Non
 def _check_boxes(
     boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, match: str, average: str, overlap: float
 ) -> None:
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1] or groups.shape != scores.shape:
-        raise ValueError(
-            "boxes must be [T, 4], scores and groups [T]; these have shapes "
-            f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(groups.shape)}"
-        )
-    if boxes.dtype not in (torch.float32, torch.float64) or scores.dtype != boxes.dtype or groups.dtype != torch.int64:
-        raise ValueError(
-            "boxes and scores must be float32 or both float64, groups int64; "
-            f"they are {boxes.dtype}, {scores.dtype} and {groups.dtype}"
-        )
-    if not boxes.device == scores.device == groups.device:
-        raise ValueError(f"boxes, scores, groups are on {boxes.device}, {scores.device}, {groups.device}; move them")
+    check_boxes(boxes, scores, groups)
     if match not in MATCHES or average not in AVERAGES:
         raise InputError(
             f"match is one of {', '.join(MATCHES)}, average one of {', '.join(AVERAGES)}; not {match!r}, {average!r}"
         )
+    if not all(isinstance(value, (int, float)) for value in (threshold, overlap)):
+        raise ValueError(f"the threshold and the overlap are numbers, not {threshold!r} and {overlap!r}")
     if not threshold >= 0 or not 0 <= overlap <= 1:
         raise InputError(f"the threshold must be 0 or more, the overlap 0 to 1; not {threshold} and {overlap}")
 
@@ -418,26 +408,11 @@ def _(scores, counts):
     return scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
 
 
-def _check_values(boxes: Tensor, scores: Tensor) -> None:
-    wrong = {
-        f"coordinates that are NaN, infinite or beyond {FARTHEST:.0e} px": ~(boxes.abs() <= FARTHEST).all(dim=1),
-        "x2 < x1 or y2 < y1": (boxes[:, 2:] < boxes[:, :2]).any(dim=1),
-        "a score that is NaN, infinite or negative": ~((scores >= 0) & (scores < torch.inf)),
-    }
-    for what, which in wrong.items():
-        if which.any():
-            first = int(which.nonzero()[0])
-            raise InputError(
-                f"{int(which.sum())} of {len(boxes)} boxes have {what}; the first is number {first}, "
-                f"{boxes[first].tolist()} with score {float(scores[first])}"
-            )
-
-
 @torch.library.custom_op("overfeat::merge_boxes", mutates_args=(), tags=GRAPHED_APART)
 def _merge_boxes(
     boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, match: str, average: str, overlap: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_values(boxes, scores)
+    check_values(boxes, scores)
     in_order, order = groups.sort(stable=True)
     _, lengths = in_order.unique_consecutive(return_counts=True)
     lengths = lengths.tolist()

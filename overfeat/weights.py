@@ -39,6 +39,9 @@ def save(
         name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         for name, tensor in _named(net, regressor).items()
     }
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if dtype is not None and broken:
+        raise InputError(f"{path}: not written; {broken[0]} is too large a number for {dtype}, or is none")
     if regressor is not None:
         metadata["regressor"] = regressor.to_json()
     with replacing(path) as part:
@@ -82,13 +85,20 @@ def find_regressor(path: str | os.PathLike) -> Regressor | None:
         architecture = Architecture.from_json(metadata["architecture"])
         with torch.device("meta"):
             regressor = Regressor.from_json(metadata["regressor"], architecture)
+        tensors = {name.removeprefix(REGRESSOR): tensor for name, tensor in tensors.items()}
+        for name, tensor in regressor.state_dict().items():
+            if name not in tensors or tensors[name].shape != tensor.shape or not tensors[name].is_floating_point():
+                raise ValueError(f"{name} is missing, or no {list(tensor.shape)} of floating point")
         regressor = regressor.to_empty(device="cpu").to(memory_format=torch.channels_last)
-        regressor.load_state_dict({name.removeprefix(REGRESSOR): tensor for name, tensor in tensors.items()})
+        regressor.load_state_dict(tensors)
         if regressor.classes not in (None, len(json.loads(metadata["class_names"]))):
             raise ValueError(f"boxes of {regressor.classes} classes")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: the regressor and its metadata do not fit together ({error})") from error
-    return _finite(regressor, path)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: the regressor and its metadata do not fit together ({why}); train it anew"
+        ) from error
+    return _finite(regressor, path, REGRESSOR)
 
 
 def _read(path: str | os.PathLike, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -114,11 +124,11 @@ def _named(net: OverFeat, regressor: Regressor | None) -> dict[str, torch.Tensor
     return net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
 
 
-def _finite(module: Module, path: str | os.PathLike) -> Module:
+def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module:
     """The module in evaluation mode; InputError where a weight is no number."""
     for name, tensor in module.state_dict().items():
         if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinite values; the file or its training is broken")
+            raise InputError(f"{path}: {prefix}{name} holds NaN or infinite values; the file or its training is broken")
     return module.eval()
 
 
@@ -192,5 +202,5 @@ def _meta(architecture: Architecture, classes: int) -> OverFeat:
 def _existing(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; --weights (or the function's path) names a weight file")
+        raise InputError(f"{path}: no such file")
     return path

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from overfeat import boxes as b
+from overfeat.files import InputError
 
 A = torch.tensor([[0.0, 0.0, 10.0, 10.0]], dtype=torch.float64)
 
@@ -110,3 +111,32 @@ def test_paired_overlaps():
     assert b.paired_iou(a, c, generalised=True).tolist() == pytest.approx([1, 1 / 3, -1 / 3])
     far = one(20, 0, 30, 10).requires_grad_()
     assert torch.autograd.grad(b.paired_iou(A, far, generalised=True).sum(), far)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"scores": torch.ones(2)}, ValueError),
+        ({"boxes": torch.zeros(3, 3)}, ValueError),
+        ({"boxes": torch.zeros(3, 4).numpy()}, ValueError),
+        ({"boxes": torch.zeros(3, 4).half()}, ValueError),
+        ({"groups": torch.zeros(2, dtype=torch.int64)}, ValueError),
+        ({"boxes": torch.full((3, 4), torch.nan)}, InputError),
+        ({"boxes": torch.tensor([[5.0, 0, 1, 1]]).expand(3, 4)}, InputError),
+        ({"scores": torch.tensor([1.0, torch.nan, 1])}, InputError),
+        ({"threshold": -1}, InputError),
+        ({"threshold": math.nan}, InputError),
+    ],
+)
+def test_nms_refuses_what_makes_no_sense(change, error):
+    good = {"boxes": torch.tensor([[0.0, 0, 10, 10]]).expand(3, 4), "scores": torch.ones(3)}
+    assert len(b.nms(**good)) == 1
+    with pytest.raises(error):
+        b.nms(**good | change)
+
+
+def test_match_scores_are_of_boxes_of_one_type():
+    some = torch.tensor([[0.0, 0, 10, 10]])
+    for wrong in (some.half(), some.double(), some[0], some[:, :3]):
+        with pytest.raises(ValueError):
+            b.match_score(some, wrong)

@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module imports from lower levels only; "data" and "cli" are packages, whose files
 # may import each other.
 LEVELS = [
-    {"files", "geometry", "boxes", "merging"},
-    {"resize", "reference", "kernels", "processes"},
+    {"files", "geometry", "merging"},
+    {"boxes", "resize"},
+    {"reference", "kernels", "processes"},
     {"ops", "batches"},
     {"nets", "packed"},
     {"heads"},

@@ -256,10 +256,18 @@ def test_convert_keeps_the_boxes(pair, tmp_path, capsys):
     for before, after in zip(regressor.parameters(), half.parameters(), strict=True):
         assert torch.equal(before.half().float(), after)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.52 * (tmp_path / "both.safetensors").stat().st_size
-    assert main(["convert", source, str(tmp_path / "raw")]) == 0
-    assert "without its boxes" in capsys.readouterr().out
-    assert main(["convert", source, str(tmp_path / "raw2"), "--half"]) == 1
+    assert main(["convert", source, str(tmp_path / "raw")]) == 1
+    assert "let the name end in .safetensors" in capsys.readouterr().err
+    assert main(["convert", source, str(tmp_path / "raw"), "--half"]) == 1
     assert "which is float32" in capsys.readouterr().err
+    assert main(["convert", source, source, "--half"]) == 1
+    assert "is the file to convert" in capsys.readouterr().err
+    torch.nn.init.constant_(regressor.fulls[2].bias, 1e6)
+    overfeat.save(net, source, regressor=regressor)
+    before = (tmp_path / "half.safetensors").read_bytes()
+    assert main(["convert", source, target, "--half"]) == 1
+    assert "regressor.fulls.2.bias is too large a number" in capsys.readouterr().err
+    assert (tmp_path / "half.safetensors").read_bytes() == before
 
 
 def test_broken_regressors_in_files(pair, tmp_path):
@@ -274,5 +282,5 @@ def test_broken_regressors_in_files(pair, tmp_path):
     regressor = pair()[1]
     torch.nn.init.constant_(regressor.fulls[0].bias, float("inf"))
     weights.save(net, path, regressor=regressor)
-    with pytest.raises(InputError, match=r"fulls\.0\.bias holds NaN or infinite"):
+    with pytest.raises(InputError, match=r"regressor\.fulls\.0\.bias holds NaN or infinite"):
         overfeat.load_regressor(path)

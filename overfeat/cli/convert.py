@@ -33,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.target.resolve() == args.source.resolve() and args.target.suffix != ".safetensors":
         raise InputError(f"{args.target}: is the file to convert; name another")
+    if not args.source.is_file():
+        raise InputError(f"{args.source}: no such file")
+    if args.half and args.target.resolve() == args.source.resolve():
+        raise InputError(f"{args.target}: is the file to convert, which --half would lose digits of; name another")
     if args.half and args.target.suffix != ".safetensors":
         raise InputError(f"--half: {args.target} would be of the released layout, which is float32")
     regressor = None
@@ -48,8 +52,13 @@ def run(args: argparse.Namespace) -> int:
         net.class_names = read_labels(args.labels, net.classes)
     if args.target.suffix == ".safetensors":
         save(net, args.target, torch.float16 if args.half else None, regressor)
-    else:
+    elif net.architecture.name in RELEASED_FILES:
         save_released(net, args.target)
+    else:
+        raise InputError(
+            f"{args.target}: would be of the released layout, which knows {' and '.join(RELEASED_FILES)} nets alone; "
+            "let the name end in .safetensors"
+        )
     boxes = regressor and ("with boxes" if args.target.suffix == ".safetensors" else "without its boxes")
     print(f"{args.target}: {net.architecture.name} net, {net.classes} classes{f', {boxes}' if boxes else ''}")
     return 0

