@@ -54,7 +54,7 @@ runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
 	  $$(test -e runs/small-$*/checkpoint.pt && echo --resume)
 
 # Boxes for the first net, from the scenes that it was trained on: one for all classes or one a class, by two losses.
-# `overfeat convert --half` of the first is the file that ships.
+# `overfeat convert --half` of the last is the file that ships.
 REGRESSOR := OMP_NUM_THREADS=1 $(BIN)/overfeat train regressor --data $(SCENES) --from runs/small-0/net.safetensors \
   --epochs 6 --halve-at 3,4,5 --workers 0 --precision bfloat16
 regressors: $(patsubst %,runs/regressor-%/net.safetensors,scr-l2 pcr-l2 scr-iou)
