@@ -341,11 +341,11 @@ def localization(results: dict) -> str:
 
 {where(results)}
 
-The small net that ships, with the regressors of `make regressors` (scr-iou ships): one box for all classes (SCR) or one a class
-(PCR), by the squared difference (L2) or 1 - IoU. {images} made-up test scenes with one digit each; a scene is
-right if one of five guesses names the digit and overlaps its box by half, as in ILSVRC; ± is the standard error
-from the number of scenes. The paper's column is its figure 9 and section 4.4, on ImageNet's validation images: for
-the order of the rows, not for the values.
+The small net that ships, with the regressors of `make regressors` (scr-iou ships): one box for all classes (SCR) or
+one a class (PCR), by the squared difference (L2) or 1 - IoU. {images} made-up test scenes with one digit each; a
+scene is right if one of five guesses names the digit and overlaps its box by half, as in ILSVRC; ± is the standard
+error from the number of scenes. The paper's column is its figure 9 and section 4.4, on ImageNet's validation images:
+for the order of the rows, not for the values.
 
 {table(head, rows)}
 
