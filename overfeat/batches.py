@@ -62,10 +62,17 @@ class Unreadable:
         return sorted(set().union(*gathered(sorted(self.files))))
 
 
-def shard(samples: int) -> range:
-    """This process' part of validation data: a sampler for its DataLoader."""
+def validation_loader(dataset: Dataset, batch: int, workers: int, collate: Callable | None = None) -> DataLoader:
+    """This process' part of validation data, in order."""
     rank, world = process()
-    return range(rank, samples, world)
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        sampler=range(rank, len(dataset), world),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate,
+    )
 
 
 def mean_over(

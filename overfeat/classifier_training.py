@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from overfeat import weights
-from overfeat.batches import Unreadable, mean_over, shard
+from overfeat.batches import Unreadable, mean_over, validation_loader
 from overfeat.data.crops import CentreDataset, CropDataset
 from overfeat.data.folder import ImageFolder, align, read_ilsvrc, read_image_folder
 from overfeat.files import InputError
@@ -92,14 +92,7 @@ class ClassifierTask:
 
     @cached_property
     def _loader(self) -> DataLoader:
-        workers = self.config.workers
-        return DataLoader(
-            self.centres,
-            batch_size=self.config.batch,
-            sampler=shard(len(self.centres)),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
+        return validation_loader(self.centres, self.config.batch, self.config.workers)
 
     def _score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         usable = batch["label"] >= 0

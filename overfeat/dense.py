@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from overfeat import ops
+from overfeat import ops, stock
 from overfeat.boxes import decode, mirrored
 from overfeat.files import InputError
 from overfeat.geometry import Grid, Step, input_size, output_size, slab
@@ -302,7 +302,7 @@ def _classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, 
     places = (rows.stop - rows.start) * (columns.stop - columns.start)
     channels = architecture.convs[-1].channels
     # What a place takes beside its outputs: its window's taps, or its share of a transformed tile (packed.py).
-    inner = channels * (architecture.kernel**2 if places < ops.FEW_PLACES else 4)
+    inner = channels * (architecture.kernel**2 if places < stock.FEW_PLACES else 4)
     each = inner + 4 * max((*architecture.hidden, net.classes)) + outputs
     return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)
 

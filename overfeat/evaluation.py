@@ -148,9 +148,7 @@ def evaluate_localization(
         number = re.fullmatch(r"ILSVRC2012_val_(\d{8})", sample.path.stem)
         if len(sample.labels) and (int(number[1]) if number else place) not in blacklist:
             samples.append(sample)
-    if limit and limit < len(samples):
-        samples = [samples[i * len(samples) // limit] for i in range(limit)]
-    for sample in tqdm(samples, unit="image", file=sys.stderr, disable=None):
+    for sample in tqdm(spaced(samples, limit), unit="image", file=sys.stderr, disable=None):
         try:
             found = localize(net, regressor, sample.read(max_pixels), **options)
         except InputError as error:
@@ -162,6 +160,13 @@ def evaluate_localization(
     if not truths:
         raise InputError(f"none of the {len(data)} images can be used; the first: {(unreadable or ['no boxes'])[0]}")
     return {"images": len(truths), "errors": localization_errors(guesses, truths), "unreadable": unreadable}
+
+
+def spaced(samples: Sequence, limit: int | None) -> Sequence:
+    """`limit` of the samples, evenly spaced; all where there are no more, or the limit is None."""
+    if not limit or limit >= len(samples):
+        return samples
+    return [samples[i * len(samples) // limit] for i in range(limit)]
 
 
 def error_table(errors: dict[str, dict[str, float]]) -> str:

@@ -14,7 +14,7 @@ from overfeat.nets import OverFeat, Stride
 from overfeat.ops import merge_boxes
 
 TOP = 5  # classes taken from each scale; guesses for an image
-# Both are the best of those tried on validation scenes: bench/accuracy/localization.py.
+# Both were chosen on validation scenes: bench/accuracy/localization.md.
 SHARE = 0.7  # of the class's best score in the image, at least, for a place's box to count
 THRESHOLD = 0.4
 
@@ -116,12 +116,11 @@ def merge(
     threshold: float = THRESHOLD,
     match: str = "normalised",
     average: str = "pairwise",
-    overlap: float = 0.5,
 ) -> Detections:
     """Merge the boxes of each class (section 4.3, d-g), clip them to the image's (height, width), sort by score."""
     if not raw.boxes.isfinite().all():
         raise InputError("the net gives NaN or infinite boxes; its weights are broken")
-    merged = merge_boxes(raw.boxes, raw.scores, raw.labels, threshold, match, average, overlap)
+    merged = merge_boxes(raw.boxes, raw.scores, raw.labels, threshold, match, average)
     order = merged.scores.argsort(descending=True, stable=True)
     height, width = size
     boxes = merged.boxes.clamp(min=0).minimum(merged.boxes.new_tensor([width, height, width, height]))

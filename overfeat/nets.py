@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overfeat import ops
+from overfeat import ops, stock
 from overfeat.files import InputError
 from overfeat.geometry import Fit, Step, input_size, output_size, total_stride
 
@@ -368,7 +368,7 @@ def full_rows(
         x = F.linear(x, layer.weight.flatten(1), layer.bias)
         if layer is not layers[-1]:
             x = x.relu_()
-    return x, ops.result_shapes(maps, first.kernel_size[0], size)
+    return x, stock.result_shapes(maps, first.kernel_size[0], size)
 
 
 def _check_classes(count: int) -> None:

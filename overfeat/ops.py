@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat import reference
+from overfeat import reference, stock
 from overfeat.boxes import MATCHES, check_boxes, check_values
 from overfeat.files import InputError
 
-# Below this many places, a product with weights that are not re-packed beats the CPU's convolution.
-FEW_PLACES = 512
 AVERAGES = ("pairwise", "counts")
 # torch.compile's own CUDA graphs leave the ops out: their kept tables would lie in the graphs' memory.
 GRAPHED_APART = (torch.Tag.cudagraph_unsafe,)
@@ -76,11 +74,6 @@ def chosen(op: str, maps: Tensor, size: int) -> str:
     return next(name for name in reversed(_backends) if op in _backends[name] and _takes[name](op, maps, size))
 
 
-def stock(op: str) -> Callable:
-    """What the stock-torch backend runs for an op."""
-    return _backends["torch"][op]
-
-
 def _function(op: str, maps: Tensor, size: int) -> Callable:
     return _backends[chosen(op, maps, size)][op]
 
@@ -114,7 +107,7 @@ def skip_classifier_scales(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool = True
 ) -> list[Tensor]:
     """`skip_classifier` on maps of different N, H, W (scales, flips, images): weights read once."""
-    return _split(skip_classifier_rows(maps, weight, bias, size, relu), maps, weight.shape[2], size)
+    return stock.as_maps(skip_classifier_rows(maps, weight, bias, size, relu), maps, weight.shape[2], size)
 
 
 def skip_classifier_rows(
@@ -135,10 +128,12 @@ def skip_classifier_rows(
     if not maps:
         return weight.new_empty(0, weight.shape[0])
     if _forced == "reference":
-        return torch.cat([_rows(reference.skip_classifier(m, weight, bias, size, relu)) for m in maps])
+        return torch.cat([stock.as_rows(reference.skip_classifier(m, weight, bias, size, relu)) for m in maps])
     if _forced is None and size == 1 and all(m.shape[2:] == weight.shape[2:] for m in maps):
         # One place a map, as on training crops: a linear layer like any other.
-        rows = F.linear(_joined([_rows(m, whole=True) for m in maps]), _rows(weight, whole=True), bias)
+        rows = F.linear(
+            stock.joined([stock.as_rows(m, whole=True) for m in maps]), stock.as_rows(weight, whole=True), bias
+        )
         return rows.relu_() if relu else rows
     return torch.ops.overfeat.skip_classifier_rows(list(maps), weight, bias, size, relu)
 
@@ -215,34 +210,7 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, 
         for name in reversed(_backends) if _forced is None else [_forced]:
             if "convolution" in _backends.get(name, {}) and _takes[name]("convolution", maps, 1):
                 return _backends[name]["convolution"](maps, weight, bias, stride, pad, relu)
-    return _torch_convolution(maps, weight, bias, stride, pad, relu)
-
-
-def result_shapes(maps: Sequence[Tensor], kernel: int, size: int) -> list[tuple[int, int, int]]:
-    """(N, rows, columns) of the result of each map."""
-    reach = kernel * size - 1
-    return [(m.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
-
-
-def _rows(maps: Tensor, whole: bool = False) -> Tensor:
-    """[N, C, H, W] as one row a place, [N*H*W, C]; or, `whole`, one a map, [N, H*W*C]."""
-    last = maps.permute(0, 2, 3, 1)
-    return last.reshape(maps.shape[0], -1) if whole else last.reshape(-1, maps.shape[1])
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _split(rows: Tensor, maps: Sequence[Tensor], kernel: int, size: int) -> list[Tensor]:
-    """The rows as a map for each of `maps`, in its memory format; channels-last ones share memory."""
-    results, start = [], 0
-    for m, (n, height, width) in zip(maps, result_shapes(maps, kernel, size), strict=True):
-        count = n * height * width
-        part = rows[start : start + count].view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
-        results.append(part.contiguous(memory_format=_format(m)))
-        start += count
-    return results
+    return stock.convolution(maps, weight, bias, stride, pad, relu)
 
 
 def _check_maps(maps: Tensor, size: int, need: int) -> None:
@@ -331,7 +299,7 @@ def _skip_classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor |
 
 @_skip_classifier_rows.register_fake
 def _(maps, weight, bias, size, relu):
-    places = sum(n * height * width for n, height, width in result_shapes(maps, weight.shape[2], size))
+    places = sum(n * height * width for n, height, width in stock.result_shapes(maps, weight.shape[2], size))
     return weight.new_empty(places, weight.shape[0])
 
 
@@ -395,7 +363,7 @@ def _skip_classifier(maps, weight, bias, size, relu):
 @torch.library.impl("overfeat::skip_classifier_scales", "CompositeImplicitAutograd")
 def _skip_classifier_scales(maps, weight, bias, size, relu):
     rows = torch.ops.overfeat.skip_classifier_rows(maps, weight, bias, size, relu)
-    return _split(rows, maps, weight.shape[2], size)
+    return stock.as_maps(rows, maps, weight.shape[2], size)
 
 
 @torch.library.custom_op("overfeat::best_scores", mutates_args=(), tags=GRAPHED_APART)
@@ -441,128 +409,7 @@ def _(boxes, scores, groups, threshold, match, average, overlap):
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_format(like))
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=stock.format_of(like))
 
 
-def _format(maps: Tensor) -> torch.memory_format:
-    """Channels-last maps give channels-last results; all else comes out contiguous."""
-    last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
-# The stock-torch backend
-
-
-def _torch_pool(maps: Tensor, size: int) -> Tensor:
-    pooled = _pooled(maps, size)
-    return pooled.clone(memory_format=_format(maps)) if pooled is maps else pooled  # an op may not return its input
-
-
-def _pooled(maps: Tensor, size: int) -> Tensor:
-    if size == 1:
-        return maps
-    # In two passes, along rows and then along columns: 2*size comparisons a place, not size*size.
-    pooled = F.max_pool2d(F.max_pool2d(maps, (1, size), 1), (size, 1), 1)
-    return pooled.contiguous(memory_format=_format(maps))
-
-
-def _torch_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
-    _, winners = torch.ops.aten.max_pool2d_with_indices(maps, [size, size], [1, 1])
-    found = torch.ops.aten.max_pool2d_with_indices_backward(
-        grad, maps, [size, size], [1, 1], [0, 0], [1, 1], False, winners
-    )
-    return found.contiguous(memory_format=_format(maps))
-
-
-def _torch_classifier(maps, weight, bias, size, relu):
-    results: list[Tensor | None] = []
-    few = []
-    for i, (m, (n, height, width)) in enumerate(zip(maps, result_shapes(maps, weight.shape[2], size), strict=True)):
-        pooled = _pooled(m, size)
-        if m.device.type == "cpu" and n * height * width < FEW_PLACES:
-            few.append((i, pooled))
-            results.append(None)
-        else:
-            results.append(_rows(F.conv2d(pooled, weight, bias, dilation=size)))
-    for i, result in _few_places(few, weight, bias, size):
-        results[i] = result
-    rows = _joined(results)
-    return rows.relu_() if relu else rows
-
-
-def _few_places(pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, size: int):
-    """The dilated convolution of several small maps as one matrix product over all their places.
-
-    The CPU's convolution re-packs its weights at every call, 420 MB in the accurate net; for few
-    places that costs more than the arithmetic. Yields (index, rows of the result) in the order given.
-    """
-    if not pooled:
-        return
-    k = weight.shape[2]
-    rows = []
-    for _, p in pooled:
-        last = p.permute(0, 2, 3, 1).contiguous()
-        n, h, w, c = last.shape
-        shape = (n, h - (k - 1) * size, w - (k - 1) * size)
-        s = last.stride()
-        taps = last.as_strided((*shape, k, k, c), (s[0], s[1], s[2], size * s[1], size * s[2], 1))
-        rows.append(taps.reshape(-1, k * k * c))
-    product = F.linear(torch.cat(rows), _rows(weight, whole=True), bias)
-    for (i, _), block in zip(pooled, product.split([len(r) for r in rows]), strict=True):
-        yield i, block
-
-
-def _torch_classifier_backward(grad, maps, weight, output, size, need_maps, need_weight):
-    if output is not None:
-        grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    of_maps, of_weight, of_bias = [], None, None
-    for m, part in zip(maps, _split(grad, maps, weight.shape[2], size), strict=True):
-        pooled = _pooled(m, size)
-        found = torch.ops.aten.convolution_backward(
-            part, pooled, weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
-            [need_maps, need_weight, need_weight],
-        )  # fmt: skip
-        if need_maps:
-            of_pooled = found[0].contiguous(memory_format=_format(m))
-            of_maps.append(of_pooled if size == 1 else _torch_pool_backward(of_pooled, m, size))
-        if need_weight:
-            of_weight = found[1] if of_weight is None else of_weight + found[1]
-            of_bias = found[2] if of_bias is None else of_bias + found[2]
-    if need_weight:
-        of_maps += [of_weight.contiguous(memory_format=_format(weight)), of_bias]
-    return of_maps
-
-
-def _torch_convolution(maps, weight, bias, stride, pad, relu):
-    result = F.conv2d(maps, weight, bias, stride, pad)
-    return result.relu_() if relu else result
-
-
-def _torch_best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
-    best = scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
-    for run, part in zip(best, scores.split(list(counts)), strict=True):
-        torch.amax(part.float().softmax(dim=1), dim=0, out=run)
-    return best
-
-
-def _compiled_merge(boxes: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    try:
-        from overfeat import merging  # numba takes a second to import
-    except ImportError as error:
-        raise InputError(f"merging boxes on a CPU needs numba (pip install numba): {error}") from error
-    return merging.merge_boxes(boxes, *rest)
-
-
-register_backend(
-    "torch",
-    {
-        "offset_max_pool": _torch_pool,
-        "offset_max_pool_backward": _torch_pool_backward,
-        "skip_classifier_rows": _torch_classifier,
-        "skip_classifier_rows_backward": _torch_classifier_backward,
-        "best_scores": _torch_best_scores,
-        "convolution": _torch_convolution,
-        "merge_boxes": _compiled_merge,
-    },
-    takes=lambda op, maps, size: True,
-)
+register_backend("torch", stock.FUNCTIONS, takes=lambda op, maps, size: True)

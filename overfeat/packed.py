@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat import ops
+from overfeat import stock
 
 LARGEST_TILE = 8  # cells along a side of a transformed tile: larger ones lose accuracy
 STEP = 4  # outputs along its side, where it is not the largest
@@ -66,8 +66,8 @@ def classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None,
     """See ops.skip_classifier_rows."""
     prepared = _prepared(weight)
     if prepared is None or not all(m.numel() for m in maps):
-        return ops.stock("skip_classifier_rows")(maps, weight, bias, size, relu)
-    pooled = [ops.stock("offset_max_pool")(m.contiguous(memory_format=torch.channels_last), size) for m in maps]
+        return stock.classifier_rows(maps, weight, bias, size, relu)
+    pooled = [stock.offset_max_pool(m.contiguous(memory_format=torch.channels_last), size) for m in maps]
     rows = _transformed_rows(pooled, prepared, weight, bias, size, relu)
     if rows is None:
         results = [_packed(p, prepared, weight, bias, 1, 0, size, relu) for p in pooled]
@@ -79,7 +79,7 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, 
     """See ops.convolution."""
     prepared = _prepared(weight)
     if prepared is None or not maps.numel():
-        return ops.stock("convolution")(maps, weight, bias, stride, pad, relu)
+        return stock.convolution(maps, weight, bias, stride, pad, relu)
     maps = maps.contiguous(memory_format=torch.channels_last)
     if stride == 1:
         padded = F.pad(maps, (pad,) * 4) if pad else maps

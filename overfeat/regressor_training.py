@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from overfeat import weights
-from overfeat.batches import Unreadable, mean_over, shard
+from overfeat.batches import Unreadable, mean_over, validation_loader
 from overfeat.boxes import areas, decode, encode, intersections, paired_iou
 from overfeat.data.annotations import Annotated
 from overfeat.data.scaled import ScaledDataset, listed
@@ -43,7 +43,9 @@ class Localizer(nn.Module):
         self.net.train(mode and self.whole)
         return self
 
-    def forward(self, images: Sequence[Tensor], places: Sequence["_Places"], stride: Stride):
+    def forward(
+        self, images: Sequence[Tensor], places: Sequence["_Places"], stride: Stride
+    ) -> tuple[Tensor, Tensor | None]:
         """Boxes [all places, classes or 1, 4] and, if `whole`, class scores [all places, classes]."""
         with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
             maps = [
@@ -172,15 +174,7 @@ class RegressorTask:
 
     @cached_property
     def _loader(self) -> DataLoader:
-        workers = self.config.workers
-        return DataLoader(
-            self.validation,
-            batch_size=self.config.batch,
-            sampler=shard(len(self.validation)),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=listed,
-        )
+        return validation_loader(self.validation, self.config.batch, self.config.workers, listed)
 
     def _places(self, image: Tensor, boxes: Tensor, labels: Tensor) -> _Places:
         """The places of an image whose window holds half of an object or more; [0, 0] stands in where there is none."""

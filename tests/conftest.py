@@ -11,7 +11,7 @@ import op_checks
 import pytest
 import torch
 
-from overfeat import ops
+from overfeat import ops, stock
 from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -83,7 +83,7 @@ def places(request, monkeypatch):
     """Both of the stock backend's ways through the classifier on a CPU, at any size of the maps."""
     if request.param == "few places" and INTERPRETED:
         pytest.skip("the kernels know no such difference")
-    monkeypatch.setattr(ops, "FEW_PLACES", 10**9 if request.param == "few places" else 0)
+    monkeypatch.setattr(stock, "FEW_PLACES", 10**9 if request.param == "few places" else 0)
 
 
 # Prepared weights do not have all ops; and where Triton is interpreted, another run has tested stock torch.

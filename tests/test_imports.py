@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # may import each other.
 LEVELS = [
     {"files", "geometry", "merging"},
-    {"boxes", "resize"},
+    {"boxes", "resize", "stock"},
     {"reference", "kernels", "processes"},
     {"ops", "batches"},
     {"nets", "packed"},

@@ -6,7 +6,7 @@ import torch
 from op_checks import CASE, LAYOUTS, check_classifier, check_pool, laid_out, numbers, parameters, scales
 
 from bench.tolerance import assert_matches
-from overfeat import ops, reference
+from overfeat import ops, reference, stock
 
 # Values and gradients
 
@@ -57,7 +57,7 @@ def test_the_reference_takes_whatever_has_an_output(shape, out, kernel, size):
 
 
 def test_small_and_large_maps_keep_their_order(device, monkeypatch):
-    monkeypatch.setattr(ops, "FEW_PLACES", 30)  # the list holds both kinds, in turns
+    monkeypatch.setattr(stock, "FEW_PLACES", 30)  # the list holds both kinds, in turns
     check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
 
 
@@ -79,7 +79,7 @@ def test_few_places_avoid_the_convolution(monkeypatch, few):
     def refuse(*args, **options):
         raise AssertionError("the convolution ran")
 
-    monkeypatch.setattr(ops, "FEW_PLACES", 25 if few else 24)
+    monkeypatch.setattr(stock, "FEW_PLACES", 25 if few else 24)
     monkeypatch.setattr(ops.F, "conv2d", refuse)
     if few:
         assert_matches(ops.skip_classifier(maps, weight, bias, 3), want, op_checks.DTYPE)

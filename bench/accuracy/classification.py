@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bench.common import ROOT, write_results
 from overfeat.data.folder import align, read_image_folder
 from overfeat.data.images import read_image
-from overfeat.evaluation import ALL_WAYS, error_rates, votes
+from overfeat.evaluation import ALL_WAYS, error_rates, spaced, votes
 from overfeat.nets import OverFeat
 from overfeat.weights import load
 
@@ -39,9 +39,7 @@ def _scores(path: Path) -> Tensor:
 
 def measure(data: Path, weights: list[Path], count: int | None, workers: int) -> dict:
     nets = [load(path) for path in weights]
-    samples = align(read_image_folder(data), nets[0].class_names).samples
-    if count:
-        samples = [samples[i * len(samples) // count] for i in range(min(count, len(samples)))]
+    samples = spaced(align(read_image_folder(data), nets[0].class_names).samples, count)
     with multiprocessing.get_context("spawn").Pool(workers, _start, [weights]) as pool:
         found = pool.imap(_scores, [path for path, _ in samples], chunksize=4)
         scores = torch.stack(list(tqdm(found, total=len(samples), unit="scene")), dim=2)

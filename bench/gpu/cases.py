@@ -16,6 +16,7 @@ from bench.speed.dense import offset_loop
 from bench.tolerance import assert_matches
 from overfeat import fast, ops, reference  # noqa: F401 (fast is imported for the backends that it adds)
 from overfeat.nets import ARCHITECTURES, Architecture, Conv, OverFeat
+from overfeat.stock import result_shapes
 
 GUARD = 256  # elements of NaN on both sides of an input: a read past its ends shows
 SAMPLES = 16  # outputs and channels whose gradients are compared; all places and taps enter into each
@@ -128,7 +129,7 @@ class Layer:
 
     @property
     def places(self) -> int:
-        return sum(n * h * w for n, h, w in ops.result_shapes(self.maps, self.kernel, self.pool))
+        return sum(n * h * w for n, h, w in result_shapes(self.maps, self.kernel, self.pool))
 
     @property
     def flop(self) -> int:

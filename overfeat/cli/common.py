@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.data.annotations import Annotated, read_annotations, read_ilsvrc_boxes
-from overfeat.data.folder import _some
+from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
 from overfeat.dense import MEMORY, Scale
 from overfeat.files import InputError, WriteError, make_folder, replacing
@@ -123,7 +123,7 @@ def read_boxes(
         there = splits_in(path)
         split = split or next((name for name in splits if name in there), None)
         if split is None and there:
-            raise InputError(f"{path}: has none of the splits {', '.join(splits)}, but {_some(there)}; name the file, "
+            raise InputError(f"{path}: has none of the splits {', '.join(splits)}, but {some(there)}; name the file, "
                              "or the split with --split")  # fmt: skip
         found = read_annotations(path, images or args.images, split, skip_bad=args.skip_bad)
     if found.problems:

@@ -9,7 +9,7 @@ from overfeat.cli.localize import add_merge_options
 from overfeat.data.annotations import align_boxes, read_blacklist
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.evaluation import ALL_WAYS, WAYS, error_table, evaluate_classifier, evaluate_localization
+from overfeat.evaluation import ALL_WAYS, WAYS, error_table, evaluate_classifier, evaluate_localization, spaced
 from overfeat.files import InputError, check_result, replacing
 from overfeat.processes import choose_device
 from overfeat.weights import load, load_regressor
@@ -116,13 +116,7 @@ def _run_localization(args: argparse.Namespace) -> int:
     )
     print(f"{results['images']} images of {args.data}")
     print(error_table({"localization": results["errors"]}))
-    if args.out:
-        with replacing(args.out) as part:
-            part.write_text(json.dumps(results, indent=1))
-        print(f"written to {args.out}")
-    for message in results["unreadable"]:
-        print(f"not counted: {message}")
-    return 1 if results["unreadable"] else 0
+    return _kept(results, args.out)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,18 +137,21 @@ def run(args: argparse.Namespace) -> int:
     if args.devkit:
         for net in nets:
             common.adopt_names(net, folder.class_names)
-    samples = align(folder, nets[0].class_names).samples
-    if args.limit and args.limit < len(samples):
-        samples = [samples[i * len(samples) // args.limit] for i in range(args.limit)]
+    samples = spaced(align(folder, nets[0].class_names).samples, args.limit)
     results = evaluate_classifier(nets, samples, args.voting, args.flip, args.memory << 20, args.max_pixels)
     print(f"{results['images']} images of {args.data}, {len(nets)} net{'s' if len(nets) > 1 else ''}")
     print(error_table(results["errors"]))
     if not (nets[0].flip if args.flip is None else args.flip):
         print("without mirror images: 5 of the 10 views, and each scale once")
-    if args.out:
-        with replacing(args.out) as part:
+    return _kept(results, args.out)
+
+
+def _kept(results: dict, out: Path | None) -> int:
+    """Write the results where they are wanted and name what is not in them; gives the exit status."""
+    if out:
+        with replacing(out) as part:
             part.write_text(json.dumps(results, indent=1))
-        print(f"written to {args.out}")
+        print(f"written to {out}")
     for message in results["unreadable"]:
         print(f"not counted: {message}")
     return 1 if results["unreadable"] else 0

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from overfeat.boxes import MATCHES
@@ -52,22 +53,31 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
         "plus square pixels (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--share", type=float, default=SHARE, metavar="S",
+        "--share", type=_share, default=SHARE, metavar="S",
         help="leave out the boxes of places that score less than this part of their class's best place in the "
         "image (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--average", choices=AVERAGES, default=AVERAGES[0], help="of two boxes (default: %(default)s)")
 
 
-def _threshold(text: str) -> float:
-    """An argparse type: a number from 0 up."""
+def _number(text: str, most: float, words: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not a number {words}")
     return value
+
+
+def _threshold(text: str) -> float:
+    """An argparse type: a number from 0 up."""
+    return _number(text, math.inf, "from 0 up")
+
+
+def _share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    return _number(text, 1.0, "from 0 to 1")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,8 +21,8 @@ from xml.parsers import expat
 import numpy as np
 from torch import Tensor
 
-from overfeat.data.folder import _folder, _some, read_ilsvrc
-from overfeat.data.images import MAX_PIXELS, _open, read_image
+from overfeat.data.folder import existing_folder, read_ilsvrc, some
+from overfeat.data.images import MAX_PIXELS, opened, read_image
 from overfeat.files import InputError
 
 MAX_XML = 5_000_000  # bytes
@@ -120,7 +120,7 @@ def read_annotations(
         return read_voc(path, split, images=images, **given)
     splits = sorted(file.stem for file in path.glob("*.json"))
     if splits:
-        raise InputError(f"{path}: no split {split!r} in it; give one of {_some(splits)}")
+        raise InputError(f"{path}: no split {split!r} in it; give one of {some(splits)}")
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")
 
 
@@ -134,7 +134,7 @@ def align_boxes(annotated: Annotated, names: Sequence[str]) -> Annotated:
     unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
     if unknown:
         raise InputError(
-            f"classes of the boxes that the net does not know: {_some(unknown)}; rename them in the annotations, or "
+            f"classes of the boxes that the net does not know: {some(unknown)}; rename them in the annotations, or "
             "the net's classes (--labels, `overfeat convert --labels`)"
         )
     new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
@@ -154,7 +154,7 @@ def read_coco(
     """
     path = Path(json_path)
     data = _load_coco(path)
-    root = path.parent if images is None else _folder(images)
+    root = path.parent if images is None else existing_folder(images)
     problems, taken, named = _Problems(path, skip_bad), set(), set()
     names: dict[int, str] = {}  # of the categories
     for where, entry in _entries(data, "categories", path, problems):
@@ -207,10 +207,10 @@ def read_voc(
     class_names. Coordinates are counted from 1 and inclusive. Boxes of <part> are ignored. Bad boxes and
     files, skip_bad and InputError as for read_coco.
     """
-    folder = _folder(folder)
+    folder = existing_folder(folder)
     whole = (folder / "Annotations").is_dir()
     xmls = folder / "Annotations" if whole else folder
-    root = _folder(images if images is not None else folder / "JPEGImages" if whole else folder)
+    root = existing_folder(images if images is not None else folder / "JPEGImages" if whole else folder)
     problems, taken, found = _Problems(folder, skip_bad), set(), []
     classes = None if class_names is None else {name: name for name in class_names}
     if split is None:
@@ -238,7 +238,7 @@ def read_ilsvrc_boxes(
     images there are; <name> is the WNID. Bad boxes and files, skip_bad and InputError as for read_coco.
     """
     folder = read_ilsvrc(devkit, images, split)
-    annotations = _folder(annotations)
+    annotations = existing_folder(annotations)
     classes = {name.split()[0]: name for name in folder.class_names}
     xmls = {(xml.parent.name, xml.stem): xml for xml in annotations.glob("*/*.xml")} if split == "train" else {}
     xmls |= {("", xml.stem): xml for xml in annotations.glob("*.xml")}
@@ -337,7 +337,7 @@ def _class_name(name: Any, classes: Mapping[str, str] | None) -> str:
     if not isinstance(name, str) or not name or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
         raise _Bad(f"the name of the class is {_short.repr(name)}; a line of text is needed")
     if classes is not None and name not in classes:
-        raise _Bad(f"unknown class {_short.repr(name)}; there are {len(classes)}: {_some(list(classes.values()))}")
+        raise _Bad(f"unknown class {_short.repr(name)}; there are {len(classes)}: {some(list(classes.values()))}")
     return name if classes is None else classes[name]
 
 
@@ -396,7 +396,7 @@ def _size(width: Any, height: Any, image: Path) -> tuple[int, int]:
     sides = [0.0 if side in (None, "") else _number(side, "the size") for side in (height, width)]
     if 0.0 in sides:
         try:
-            with open(image, "rb") as file, _open(file, image, MAX_PIXELS) as header:
+            with open(image, "rb") as file, opened(file, image, MAX_PIXELS) as header:
                 return header.size if header.getexif().get(ORIENTATION, 1) >= 5 else header.size[::-1]
         except Exception as error:  # Pillow's decoders raise many kinds for broken data
             raise _Bad(f"no size is stated, and the image does not tell it ({' '.join(str(error).split())})") from error

@@ -47,7 +47,7 @@ def read_image_folder(path: str | os.PathLike) -> ImageFolder:
     Raises InputError for a missing folder, one without class folders, and class folders without
     images, which are named.
     """
-    path = _folder(path)
+    path = existing_folder(path)
     names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
     if not names:
         raise InputError(f"{path}: no folders in it; there must be one for each class, with its images inside")
@@ -63,9 +63,9 @@ def align(folder: ImageFolder, names: Sequence[str]) -> ImageFolder:
     missing = [name for name in names if name not in set(folder.class_names)]
     problems = []
     if unknown:
-        problems.append(f"classes of the images that the net does not know: {_some(unknown)}")
+        problems.append(f"classes of the images that the net does not know: {some(unknown)}")
     if missing:
-        problems.append(f"classes of the net without images: {_some(missing)}")
+        problems.append(f"classes of the net without images: {some(missing)}")
     if problems:
         raise InputError(f"{'; '.join(problems)}; folder names and class names must be the same")
     label_of = {name: label for label, name in enumerate(names)}
@@ -83,14 +83,14 @@ def read_ilsvrc(devkit: str | os.PathLike, images: str | os.PathLike, split: str
     kit's ground truth file. Class names are "WNID names", since names alone repeat. Raises
     InputError where files are missing or do not fit together.
     """
-    devkit = _folder(devkit)
+    devkit = existing_folder(devkit)
     data = devkit / "data" if (devkit / "data").is_dir() else devkit
     synsets = _read_synsets(data)
     names = [f"{wnid} {words}".strip() for wnid, words in synsets]
     if split == "train":
-        return _gather(_folder(images), names, [wnid for wnid, _ in synsets])
+        return _gather(existing_folder(images), names, [wnid for wnid, _ in synsets])
     if split == "validation":
-        return ImageFolder(names, _validation_samples(_folder(images), data / GROUND_TRUTH, len(names)))
+        return ImageFolder(names, _validation_samples(existing_folder(images), data / GROUND_TRUTH, len(names)))
     raise InputError(f"the split is 'train' or 'validation', not {split!r}")
 
 
@@ -163,17 +163,19 @@ def _gather(root: Path, names: list[str], folders: list[str]) -> ImageFolder:
         except InputError:
             empty.append(folder)
     if empty:
-        raise InputError(f"{root}: no images in the class folders {_some(empty)}; add some, or remove the folders")
+        raise InputError(f"{root}: no images in the class folders {some(empty)}; add some, or remove the folders")
     return ImageFolder(list(names), samples)
 
 
-def _folder(path: str | os.PathLike) -> Path:
+def existing_folder(path: str | os.PathLike) -> Path:
+    """The path. Raises InputError where no folder is there."""
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'}")
     return path
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are, for a message."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more

@@ -30,7 +30,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
             if not file.read(1):
                 raise InputError(f"{path}: empty (0 bytes); copy or download the image again")
             file.seek(0)
-            with _open(file, path, max_pixels) as image:
+            with opened(file, path, max_pixels) as image:
                 return _to_tensor(image, path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
@@ -43,7 +43,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
         raise InputError(f"{path}: damaged or cut short ({reason}); copy or download the image again") from error
 
 
-def _open(file, path: Path, max_pixels: int) -> Image.Image:
+def opened(file, path: Path, max_pixels: int) -> Image.Image:
     """Read the header only. Pillow's own limit on pixels is lifted meanwhile: max_pixels holds."""
     with _header_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -116,6 +116,8 @@ def test_other_people_s_files_stay(weights, photos, tmp_path, capsys):
     [
         (["--threshold", "-1"], "not a number from 0 up"),
         (["--threshold", "nan"], "not a number from 0 up"),
+        (["--share", "1.5"], "not a number from 0 to 1"),
+        (["--share", "x"], "not a number from 0 to 1"),
         (["--match", "iou"], "invalid choice"),
         (["-d", "x"], "unrecognized arguments"),
     ],
