@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint scenes committee regressors bench gpu gpu-test accuracy report clean
+.PHONY: demo test lint scenes crowds committee regressors detectors bench gpu gpu-test accuracy report clean
 
 # What is run a second time, with Triton's interpreter in the place of a GPU.
 KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_merging.py tests/test_fast.py
@@ -63,12 +63,38 @@ runs/regressor-scr-iou/net.safetensors: FLAGS := --loss iou
 runs/regressor-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
 	$(REGRESSOR) $(FLAGS) --out runs/regressor-$* $$(test -e runs/regressor-$*/checkpoint.pt && echo --resume)
 
-.PRECIOUS: runs/start-%/net.safetensors runs/small-%/net.safetensors runs/regressor-%/net.safetensors
+# Detectors of scenes with 0 to 8 digits, from the first net: a long run in two steps (the boxes of the first
+# are too large to ship), and short ones to compare. `overfeat convert --half` of runs/detector is the file that ships.
+crowds: .venv/bench
+	for split in 'train 8000' 'validation 300' 'test 600'; do set -- $$split; \
+	  $(BIN)/overfeat scenes runs/crowds --split $$1 --count $$2 --objects 0 8 --workers 2 || exit; done
+	for split in 'train 2000' 'validation 200'; do set -- $$split; \
+	  $(BIN)/overfeat scenes runs/few --split $$1 --count $$2 --objects 0 8 --workers 2 || exit; done
+
+DETECTOR := OMP_NUM_THREADS=1 $(BIN)/overfeat train detector --no-flip --workers 0 --precision bfloat16
+detectors: runs/detector/net.safetensors \
+  $(patsubst %,runs/detector-%/net.safetensors,mixed random hard none no-context)
+runs/detector/net.safetensors: runs/detector-first/net.safetensors | .venv/bench
+	$(DETECTOR) --from $< --data runs/crowds --tiles 1 --epochs 3 --lr 0.0005 --halve-at 1,2 --out runs/detector \
+	  $$(test -e runs/detector/checkpoint.pt && echo --resume)
+runs/detector-first/net.safetensors: runs/small-0/net.safetensors | .venv/bench
+	$(DETECTOR) --from $< --data runs/crowds --tiles 1 --epochs 6 --halve-at 3,4,5 --hidden 256 64 --out runs/detector-first \
+	  $$(test -e runs/detector-first/checkpoint.pt && echo --resume)
+runs/detector-random/net.safetensors: FLAGS := --negatives random
+runs/detector-hard/net.safetensors: FLAGS := --negatives hard
+runs/detector-none/net.safetensors: FLAGS := --negatives none
+runs/detector-no-context/net.safetensors: FLAGS := --no-context
+runs/detector-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
+	$(DETECTOR) --from $< --data runs/few --tiles 2 --epochs 3 --halve-at 1,2 --hidden 256 64 $(FLAGS) --out runs/detector-$* \
+	  $$(test -e runs/detector-$*/checkpoint.pt && echo --resume)
+
+.PRECIOUS: runs/detector-%/net.safetensors runs/start-%/net.safetensors runs/small-%/net.safetensors runs/regressor-%/net.safetensors
 
 bench: .venv/bench
 	$(BIN)/python -m bench.speed.dense
 	$(BIN)/python -m bench.speed.fast
 	$(BIN)/python -m bench.speed.merge
+	$(BIN)/python -m bench.speed.detect
 	$(BIN)/python -m bench.kernel_report
 
 # On a machine with a GPU, with its own torch and without a network. build/gpu is the package as it is installed,
@@ -83,6 +109,7 @@ gpu gpu-test:
 accuracy: .venv/bench
 	$(BIN)/python -m bench.accuracy.classification
 	$(BIN)/python -m bench.accuracy.localization
+	$(BIN)/python -m bench.accuracy.detection
 
 report: .venv/bench
 	$(BIN)/python -m bench.report

@@ -78,6 +78,17 @@ def machine() -> dict[str, str | int | float]:
     return found
 
 
+def kilobytes(name: str) -> int:
+    """A line of Linux's account of this process: VmRSS, its memory now, or VmHWM, its peak since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def forget_peak() -> None:
+    """From now on VmHWM is the peak of what comes."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def write_results(name: str, command: str, results: dict) -> Path:
     """Write bench/results/NAME.json: the command, the machine, and the results."""
     path = RESULTS / f"{name}.json"

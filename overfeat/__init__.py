@@ -3,6 +3,7 @@
 from overfeat.boxes import iou, match_score, nms
 from overfeat.classify import centre_crop, classify, ten_views
 from overfeat.dense import ScoreMap, score_maps
+from overfeat.detect import comparable, detect
 from overfeat.files import InputError
 from overfeat.heads import Regressor
 from overfeat.localize import Candidates, Detections, candidates, localize
@@ -26,6 +27,8 @@ __all__ = [
     "candidates",
     "centre_crop",
     "classify",
+    "comparable",
+    "detect",
     "iou",
     "load",
     "load_regressor",

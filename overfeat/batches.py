@@ -23,11 +23,14 @@ class Batches(Sampler):
 
     Every process draws the same permutation of all samples from (seed, epoch) and takes every
     world-th sample of each batch. The last, incomplete batch is left out. `epoch` and `start`,
-    the batches to skip, are set before each pass.
+    the batches to skip, are set before each pass. order(samples, generator=...): the permutation.
     """
 
-    def __init__(self, samples: int, batch: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self, samples: int, batch: int, seed: int, rank: int = 0, world: int = 1, order: Callable = torch.randperm
+    ):
         self.samples, self.batch, self.seed, self.rank, self.world = samples, batch, seed, rank, world
+        self.order = order
         self.steps = samples // batch
         self.epoch = self.start = 0
 
@@ -36,7 +39,7 @@ class Batches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(self.samples, generator=generator)
+        order = self.order(self.samples, generator=generator)
         for step in range(self.start, self.steps):
             chosen = order[step * self.batch + self.rank : (step + 1) * self.batch : self.world]
             yield [(self.epoch, index) for index in chosen.tolist()]

@@ -120,15 +120,12 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, threshold: 
     check_values(boxes, scores)
     if not 0 <= threshold <= 1:
         raise InputError(f"the threshold is an IoU, 0 to 1, not {threshold}")
-    order = scores.argsort(descending=True, stable=True)
-    boxes, groups = boxes[order], groups[order]
-    stays = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    for i in range(len(boxes)):
-        if stays[i]:
-            later = slice(i + 1, None)
-            gone = (iou(boxes[i : i + 1], boxes[later])[0] > threshold) & (groups[later] == groups[i])
-            stays[later] &= ~gone
-    return order[stays]
+    left, kept = scores.argsort(descending=True, stable=True), []
+    while len(left):
+        best, left = left[:1], left[1:]
+        kept.append(best)
+        left = left[(iou(boxes[best], boxes[left])[0] <= threshold) | (groups[left] != groups[best])]
+    return torch.cat(kept) if kept else left
 
 
 def encode(boxes: Tensor, windows: Tensor, form: str = "edges") -> Tensor:

@@ -45,6 +45,8 @@ class ClassifierTask:
         short_side, window = net.architecture.short_side, net.architecture.window
         resize = resize or (short_side, short_side)
         net.flip = flip
+        if net.context is not None:
+            net.context.requires_grad_(False)  # classification does not use it
         self.module, self.config = net, config
         self.crops = CropDataset(data, window, resize, crops, flip, config.seed, max_pixels)
         self.crops.store.check()

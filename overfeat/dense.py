@@ -1,6 +1,7 @@
 """One net over every place of an image at several sizes: scales, flips, strides and tiles (section 3.3)."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,11 +13,12 @@ from overfeat.boxes import decode, mirrored
 from overfeat.files import InputError
 from overfeat.geometry import Grid, Step, input_size, output_size, slab
 from overfeat.heads import Regressor
-from overfeat.nets import Architecture, OverFeat, Stride
+from overfeat.nets import Architecture, Around, OverFeat, Stride
 from overfeat.resize import resize
 
-# A scale: a number 1..6 of the net's six scales, a (height, width), or the image's own size.
-Scale = int | tuple[int, int] | str
+# A scale: a number 1..6 of the net's six scales, a factor of the image's own size, a (height, width),
+# or "native", the image's own size.
+Scale = int | float | tuple[int, int] | str
 ELONGATED = 50  # sides of more than this ratio are not enlarged to the six scales
 MEMORY = 1 << 30  # bytes that the maps of one evaluation may take, by default
 
@@ -48,9 +50,10 @@ def scale_sizes(
 ) -> list[tuple[int, int]]:
     """The (height, width) of each scale for an image of height x width.
 
-    scales: numbers 1..6 of the architecture's six scales, (height, width), or "native" (the size
-    the image has); None: all six. A given size is turned so that its longer side lies along the
-    image's. Raises InputError for a size below the net's window.
+    scales: numbers 1..6 of the architecture's six scales (ints), factors of the image's own size
+    (floats; to the nearest size of which fine stride leaves nothing over), (height, width), or
+    "native" (the size the image has); None: all six. A given size is turned so that its longer side lies
+    along the image's. Raises InputError for a size below the net's window.
     """
     numbered = scales is None or any(isinstance(scale, int) for scale in scales)
     if numbered and min(height, width) * ELONGATED < max(height, width) and min(height, width) < architecture.window:
@@ -65,10 +68,12 @@ def scale_sizes(
             size = (height, width)
         elif isinstance(scale, int) and 1 <= scale <= 6:
             size = six[scale - 1]
+        elif isinstance(scale, float) and 0 < scale < math.inf:
+            size = tuple(whole_size(architecture, scale * side) for side in (height, width))
         elif isinstance(scale, (tuple, list)) and len(scale) == 2:
             size = tuple(sorted(scale, reverse=height > width))
         else:
-            raise InputError(f"scale {scale!r} is none of 1..6, (height, width) and 'native'")
+            raise InputError(f"scale {scale!r} is none of 1..6, a factor such as 0.5, (height, width) and 'native'")
         if min(size) < architecture.window:
             raise InputError(
                 f"at {size[0]}x{size[1]} the image is smaller than the {architecture.name} net's window of "
@@ -78,6 +83,13 @@ def scale_sizes(
     if not sizes:
         raise InputError("no scales given; choose from 1..6, (height, width) and 'native'")
     return sizes
+
+
+def whole_size(architecture: Architecture, side: float) -> int:
+    """The side nearest to the one given of which fine stride leaves no pixels over."""
+    return architecture.window + architecture.fine_stride * round(
+        (side - architecture.window) / architecture.fine_stride
+    )
 
 
 def grids(
@@ -127,32 +139,47 @@ def score_parts(
     net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY
 ) -> Iterator[tuple[Part, Tensor]]:
     """The same scores in parts, each of one map [n, classes, h, w], as they are computed; nothing is held."""
-    for parts, (logits,), shapes in _evaluated(net, images, found, stride, memory):
+    for parts, logits, shapes, _ in _evaluated(net, images, found, stride, memory):
         rows = logits.float().softmax(dim=1).split([n * height * width for n, height, width in shapes])
         for part, shape, scores in zip(parts, shapes, rows, strict=True):
             yield part, scores.view(*shape, net.classes).permute(0, 3, 1, 2)
 
 
+@torch.no_grad()
 def box_parts(
-    net: OverFeat, regressor: Regressor, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY
-) -> Iterator[tuple[Part, Tensor, Tensor]]:
-    """`score_parts` with the boxes of the same places, [n, h, w, classes or 1, 4] in pixels of the images as given."""
-    for parts, (logits, values), shapes in _evaluated(net, images, found, stride, memory, [regressor]):
-        counts = [n * height * width for n, height, width in shapes]
-        scores = logits.float().softmax(dim=1).split(counts)
-        for part, shape, s, v in zip(parts, shapes, scores, values.float().split(counts), strict=True):
+    net: OverFeat,
+    regressor: Regressor,
+    images: Tensor,
+    found: Sequence[Grid],
+    stride: Stride,
+    memory: int,
+    choose: Callable[[Part, Tensor], Tensor],
+) -> Iterator[tuple[Part, Tensor, Tensor, Tensor]]:
+    """The scores of each part [places, classes] with the boxes of some of its places.
+
+    choose(part, scores): which, bool [places], counted image by image, line by line. Gives the part, scores
+    and what was chosen, and the boxes [chosen, classes or 1, 4] in pixels of the images as given.
+    """
+    for parts, logits, shapes, maps in _evaluated(net, images, found, stride, memory, [regressor]):
+        scores = logits.float().softmax(dim=1).split([n * height * width for n, height, width in shapes])
+        chosen = [choose(part, s) for part, s in zip(parts, scores, strict=True)]
+        if not any(mask.any() for mask in chosen):
+            continue
+        places = [mask.nonzero()[:, 0] for mask in chosen]
+        with evaluating(regressor):
+            values = regressor.rows(maps, stride, places)[0].float().split([len(p) for p in places])
+        for part, shape, s, mask, p, v in zip(parts, shapes, scores, chosen, places, values, strict=True):
             grid = found[part.grid]
-            windows = torch.from_numpy(grid.boxes()[part.rows, part.columns]).to(v)
-            v = v.view(*shape, -1, 4)
+            windows = torch.from_numpy(grid.boxes(part.rows, part.columns)).to(v).view(-1, 1, 4)
             if grid.flipped:
                 v = mirrored(v, regressor.form)
-            yield part, s.view(*shape, -1).permute(0, 3, 1, 2), decode(v, windows[None, :, :, None], regressor.form)
+            yield part, s, mask, decode(v, windows[p % (shape[1] * shape[2])], regressor.form)
 
 
 def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY) -> Tensor:
     """The largest score of each class over the places of each grid: [grids, N, classes] (section 3.3, i)."""
     best = torch.zeros(len(found), len(images), net.classes, dtype=torch.float32, device=net.convs[0].weight.device)
-    for parts, (logits,), shapes in _evaluated(net, images, found, stride, memory):
+    for parts, logits, shapes, _ in _evaluated(net, images, found, stride, memory):
         counts = [height * width for n, height, width in shapes for _ in range(n)]
         scores = ops.best_scores(logits, counts).split([n for n, _, _ in shapes])
         for part, of_images in zip(parts, scores, strict=True):
@@ -164,39 +191,40 @@ def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: St
 @torch.no_grad()
 def _evaluated(
     net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int, heads: Sequence[Regressor] = ()
-) -> Iterator[tuple[list[Part], list[Tensor], list[tuple[int, int, int]]]]:
-    """Parts, rows of all their places, and (n, h, w) of each part.
+) -> Iterator[tuple[list[Part], Tensor, list[tuple[int, int, int]], list[Tensor]]]:
+    """Parts, the class scores of all their places before the softmax, (n, h, w) of each part, and its last maps.
 
-    The rows are the class scores before the softmax, then what each of the heads gives.
-
-    Maps of several scales and flips pass through the classifier together, as many as fit.
+    Maps of several scales and flips pass through the classifier together, as many as fit. heads: for whose
+    outputs, too, there must be memory.
     """
-    waiting: list[tuple[Part, Tensor]] = []
+    waiting: list[tuple[Part, Tensor, Around]] = []
     taken = 0
     # A place's box is written, decoded and scaled before the next part comes.
     outputs = 3 * net.classes + sum(16 * head.fulls[-1].out_channels for head in heads)
+    outputs += 3 * net.fulls[0].out_channels if net.context is not None else 0
 
     def flush():
-        with evaluating(net, *heads):
-            maps = [maps for _, maps in waiting]
-            logits, shapes = net.classifier_rows(maps, stride)
-            rows = [logits, *(head.rows(maps, stride)[0] for head in heads)]
-        parts = [part for part, _ in waiting]
+        with evaluating(net):
+            parts, maps, seen = (list(values) for values in zip(*waiting, strict=True))
+            logits, shapes = net.classifier_rows(maps, stride, seen if net.context is not None else ())
         waiting.clear()
-        return parts, rows, shapes
+        return parts, logits, shapes, maps
 
     scaled, size = images, None
     for number, grid in enumerate(found):
         if grid.scaled != size:
             size = grid.scaled
             scaled = resize(images, size)
+            half = half_resolution(net, images, size)
         for batch, rows, columns in _parts(net, len(images), grid, stride, memory, outputs):
             cost = _classifier_bytes(net, batch, rows, columns, stride, outputs)
             if waiting and taken + cost > memory // 2:
                 yield flush()
                 taken = 0
             part = Part(number, batch, rows, columns)
-            waiting.append((part, part_features(net, scaled[batch], grid, rows, columns, stride)))
+            tile = scaled[batch]
+            seen = around(net, None if half is None else half[batch], len(tile), grid, rows, columns, stride)
+            waiting.append((part, part_features(net, tile, grid, rows, columns, stride), seen))
             taken += cost
     if waiting:
         yield flush()
@@ -224,6 +252,39 @@ def part_features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, column
     else:
         tile = scaled[:, :, top:bottom, left:right].to(device)
     return net.features(tile, pads)
+
+
+def half_resolution(net: OverFeat, images: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """What a net with context sees around the places of images at this size: the images at half of it.
+
+    None for a net without context, and where that is less than a window.
+    """
+    sides = tuple(whole_size(net.architecture, side / 2) for side in size)
+    return None if net.context is None or min(sides) < net.architecture.window else resize(images, sides)
+
+
+def around(
+    net: OverFeat, half: Tensor | None, images: int, grid: Grid, rows: slice, columns: slice, stride: Stride
+) -> Around:
+    """What outputs [rows, columns] of a grid of so many images see of their surroundings.
+
+    half: see `half_resolution`, not mirrored.
+    """
+    device = net.convs[0].weight.device
+    if half is None:
+        places = images * (rows.stop - rows.start) * (columns.stop - columns.start)
+        return Around(None, torch.full((places,), -1, device=device))
+    there = Grid(grid.window, grid.stride, tuple(half.shape[2:]), grid.image, grid.flipped)
+    spans, places = [], []
+    for part, scaled, halved, last in zip((rows, columns), grid.scaled, there.scaled, there.shape, strict=True):
+        centres = (torch.arange(part.start, part.stop) * grid.stride + grid.window / 2) * (halved / scaled)
+        nearest = ((centres - grid.window / 2) / grid.stride).round().long().clamp(0, last - 1)
+        spans.append(slice(int(nearest[0]), int(nearest[-1]) + 1))
+        places.append(nearest - nearest[0])
+    height, width = (span.stop - span.start for span in spans)
+    places = (places[0][:, None] * width + places[1]).flatten()
+    places = (torch.arange(len(half))[:, None] * height * width + places).flatten()
+    return Around(part_features(net, half, there, *spans, stride), places.to(device))
 
 
 def _maps_span(architecture: Architecture, part: slice, stride: Stride) -> tuple[int, int]:

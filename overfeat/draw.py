@@ -123,6 +123,45 @@ def localization(
         figure.savefig(part, format="png", dpi=110)
 
 
+def detections(image: Tensor, found: Detections, names: Sequence[str], title: str, path: str | Path) -> None:
+    """Draw what was found, in the colours of the classes, stronger where it is surer. Writes a PNG, atomically."""
+    height, width = image.shape[1:]
+    long = max(height, width)
+    inches = min(max(12, long / 110), 30)  # as many pixels as the image has, where that is not too many
+    figure = _figure(inches * width / long, inches * height / long + 0.3)
+    figure.suptitle(_shown(title), parse_math=False)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.imshow(image.permute(1, 2, 0).cpu().numpy())
+    for i in reversed(range(len(found))):
+        label, (x1, y1, *_) = int(found.labels[i]), found.boxes[i].tolist()
+        strength = float(found.scores[i] / found.scores[0])
+        _box(axis, found.boxes[i].tolist(), label, 1 + strength, 0.4 + 0.6 * strength)
+        text = f"{names[label]} {found.scores[i]:.2f}"
+        axis.text(x1, y1, text, fontsize=6, color=f"C{label % 10}", verticalalignment="bottom", parse_math=False)
+    axis.set_xlim(0, width)
+    axis.set_ylim(height, 0)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def precision_recall(results: dict, path: str | Path) -> None:
+    """Draw the curves that evaluation.evaluate_detection gives. Writes a PNG, atomically."""
+    figure = _figure(6, 5)
+    axis = figure.subplots()
+    for name, curve in results["curves"].items():
+        axis.plot(
+            curve["recall"], curve["precision"], label=f"{name} {100 * results['ap'][name]['voc']:.1f} %", linewidth=1
+        )
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+    axis.set_title(f"mean average precision {100 * (results['map']['voc'] or 0):.1f} % at an IoU of 0.5 (VOC)")
+    for text in axis.legend(fontsize=7, loc="lower left").get_texts():
+        text.set_parse_math(False)
+    axis.grid(alpha=0.3)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
 def _box(axis, box: Sequence[float], label: int, line: float, alpha: float) -> None:
     x1, y1, x2, y2 = box
     axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=f"C{label % 10}", linewidth=line, alpha=alpha)

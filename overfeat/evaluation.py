@@ -1,5 +1,6 @@
 """How well a net does: error rates over a data set, by every way of voting."""
 
+import math
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from overfeat.average_precision import PROTOCOLS, Boxes, coco, curves, mean_average_precision
 from overfeat.boxes import iou
 from overfeat.classify import centre_crop, scale_scores, ten_views
 from overfeat.data.annotations import Annotated
 from overfeat.data.images import MAX_PIXELS, read_image
 from overfeat.dense import MEMORY
-from overfeat.files import InputError
+from overfeat.detect import detect
+from overfeat.files import InputError, Journal, named
 from overfeat.heads import Regressor
 from overfeat.localize import localize
 from overfeat.nets import OverFeat, Stride
@@ -93,8 +96,7 @@ def evaluate_classifier(
             image = read_image(path, max_pixels)
             members = [votes(net, image, ways, flip, memory) for net in nets]
         except InputError as error:
-            message = str(error)
-            unreadable.append(message if str(path) in message else f"{path}: {message}")
+            unreadable.append(named(path, error))
             continue
         for way in ways:
             scores[way].append(torch.stack([member[way] for member in members]).mean(dim=0))
@@ -152,8 +154,7 @@ def evaluate_localization(
         try:
             found = localize(net, regressor, sample.read(max_pixels), **options)
         except InputError as error:
-            message = str(error)
-            unreadable.append(message if str(sample.path) in message else f"{sample.path}: {message}")
+            unreadable.append(named(sample.path, error))
             continue
         guesses.append((found.labels.cpu(), found.boxes.cpu()))
         truths.append((torch.from_numpy(sample.labels), torch.from_numpy(sample.boxes)))
@@ -162,11 +163,118 @@ def evaluate_localization(
     return {"images": len(truths), "errors": localization_errors(guesses, truths), "unreadable": unreadable}
 
 
+def evaluate_detection(
+    net: OverFeat,
+    regressor: Regressor,
+    data: Annotated,
+    blacklist: Collection[tuple[int, str]] = (),
+    max_pixels: int = MAX_PIXELS,
+    limit: int | None = None,
+    journal: Journal | None = None,
+    **options: object,
+) -> dict:
+    """Average precision over annotated images by every protocol; options: those of `detect`.
+
+    blacklist: (number of an image from 1, class) pairs that ILSVRC's protocol alone does not count. limit: only so
+    many images, evenly spaced. journal: keeps what was found in each image, so that a killed run goes on. Gives
+    {"images", "objects": counts, "map": {protocol: in 0..1}, "ap": {class: {"objects": count, protocol: in 0..1}},
+    for those that have objects, "coco": figures by name or None, "curves": {class: {"scores", "recall", "precision",
+    "right"}}, VOC's, "unreadable": [messages]}. The protocols are average_precision.PROTOCOLS and "coco", the mean
+    over IoUs of 0.5 to 0.95. Raises InputError where no image can be used.
+    """
+    found, truths, unreadable, listed = [], [], [], set()
+    chosen = spaced(list(enumerate(data.samples)), limit)
+    if not any(len(sample.labels) for _, sample in chosen):
+        raise InputError(f"no objects in the {len(chosen)} images, so there is no average precision; give others")
+    done = {} if journal is None else journal.done
+    for place, sample in tqdm(chosen, unit="image", file=sys.stderr, disable=None):
+        key = f"{place} {sample.path.name}"
+        if key not in done:
+            try:
+                boxes = detect(net, regressor, sample.read(max_pixels), **options)
+            except InputError as error:
+                unreadable.append(named(sample.path, error))
+                continue
+            result = [values.tolist() for values in (boxes.boxes, boxes.labels, boxes.scores)]
+            if journal is not None:
+                journal.add(key, result)
+            done[key] = result
+        values, labels, scores = done[key]
+        listed |= {(len(found), name) for number, name in blacklist if number == place + 1}
+        found.append(Boxes(torch.tensor(values).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)))
+        true, labels, difficult = map(torch.from_numpy, (sample.boxes, sample.labels, sample.difficult))
+        truths.append(Boxes(true, labels, difficult=difficult))
+    if not found:
+        raise InputError(f"none of the {len(data)} images can be used; the first: {(unreadable or ['no images'])[0]}")
+    return {
+        "images": len(found),
+        **average_precisions(found, truths, data.class_names, listed),
+        "unreadable": unreadable,
+    }
+
+
+def average_precisions(
+    found: Sequence[Boxes], truths: Sequence[Boxes], names: list[str], blacklist: Collection[tuple[int, str]] = ()
+) -> dict:
+    """The figures of `evaluate_detection`, from what was found; blacklist: (place in found, class)."""
+    listed = {(image, names.index(name)) for image, name in blacklist if name in names}
+    of_classes = {
+        protocol: curves(found, truths, len(names), protocol, listed if protocol == "ilsvrc" else ())
+        for protocol in PROTOCOLS
+    }
+    figures, of_coco = coco(found, truths, len(names))
+    counts = torch.cat([truth.labels for truth in truths]).bincount(minlength=len(names)).tolist()
+    with_objects = [label for label, count in enumerate(counts) if count]
+    ap = {
+        names[label]: {
+            "objects": counts[label],
+            **{protocol: _known(of_classes[protocol][label].average) for protocol in PROTOCOLS},
+            "coco": _known(of_coco[label]),
+        }
+        for label in with_objects
+    }
+    return {
+        "objects": sum(counts),
+        "map": {
+            **{protocol: _known(mean_average_precision(found)) for protocol, found in of_classes.items()},
+            "coco": _known(figures["AP"]),
+        },
+        "ap": ap,
+        "coco": {name: _known(value) for name, value in figures.items()},
+        "curves": {
+            names[label]: {
+                key: getattr(of_classes["voc"][label], key).tolist()
+                for key in ("scores", "recall", "precision", "right")
+            }
+            for label in with_objects
+            if of_classes["voc"][label].objects
+        },
+    }
+
+
+def _known(value: float) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
 def spaced(samples: Sequence, limit: int | None) -> Sequence:
     """`limit` of the samples, evenly spaced; all where there are no more, or the limit is None."""
     if not limit or limit >= len(samples):
         return samples
     return [samples[i * len(samples) // limit] for i in range(limit)]
+
+
+def precision_table(results: dict) -> str:
+    """What `evaluate_detection` gives as aligned lines of text, in percent."""
+    rows = {**results["ap"], "mean": {"objects": results["objects"], **results["map"]}}
+    columns, width = (*PROTOCOLS, "coco"), max(map(len, rows))
+    lines = [f"{'':{width}}  objects" + "".join(f"{name:>9}" for name in columns)]
+    for name, row in rows.items():
+        lines.append(
+            f"{name:{width}}  {row['objects']:7}"
+            + "".join(" " * 9 if row[c] is None else f"{100 * row[c]:9.2f}" for c in columns)
+        )
+    return "\n".join(lines)
 
 
 def error_table(errors: dict[str, dict[str, float]]) -> str:

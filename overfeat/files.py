@@ -19,6 +19,11 @@ class InputError(ValueError):
     """
 
 
+def named(path: object, error: Exception) -> str:
+    """The error's message, with the path before it unless it says it."""
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
+
+
 class WriteError(InputError):
     """A file could not be written: no place, no permission. Trying the next one is of no use."""
 
@@ -52,17 +57,73 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def check_result(path: Path) -> None:
-    """Before the work for a file of results: raises WriteError unless it can be written and nothing else is there."""
+def check_result(path: Path, key: str = "errors") -> None:
+    """Before the work for a file of results with this key: raises WriteError unless it can be written and nothing
+    else is there."""
     if path.is_file():
         try:
             earlier = json.loads(path.read_bytes())
         except ValueError:
             earlier = None
-        if not (isinstance(earlier, dict) and {"errors", "unreadable"} <= set(earlier)):
+        if not (isinstance(earlier, dict) and {key, "unreadable"} <= set(earlier)):
             raise WriteError(f"{path}: is there already, and holds no results; name another file")
-    elif path.exists() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    else:
+        check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raises WriteError unless a file can be written there; one that is there may be written over."""
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.exists() and not path.is_file()):
         raise WriteError(f"{path}: cannot be written; name a file in a folder that is there and can be written to")
+
+
+class Journal:
+    """The results of single pieces of work, kept until the whole is done, so that a killed run goes on.
+
+    A file of JSON, a line each: first what the results depend on, then [name, result]. What another run
+    with the same settings left is taken over; after other settings it starts anew. A torn last line is lost.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: object):
+        self.path, self.done = Path(path), {}
+        head, whole = json.dumps(settings, sort_keys=True) + "\n", 0
+        try:
+            lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        except (OSError, UnicodeDecodeError):
+            lines = []
+        if lines[:1] == [head]:
+            whole = len(head)
+            for line in lines[1:]:
+                try:
+                    name, result = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith("\n"):
+                    break
+                self.done[name], whole = result, whole + len(line)
+        try:
+            self.file = open(self.path, "r+" if whole else "w")
+            self.file.truncate(self.file.seek(whole))
+            if not whole:
+                self.file.write(head)
+                self.file.flush()
+        except OSError as error:
+            raise WriteError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+    def add(self, name: str, result: object) -> None:
+        """Keep a result. Raises WriteError."""
+        try:
+            self.file.write(json.dumps([name, result]) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise WriteError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        self.done[name] = result
+
+    def finish(self) -> None:
+        """The whole is done: the file goes."""
+        self.file.close()
+        _remove(self.path)
 
 
 def make_folder(path: str | os.PathLike) -> Path:

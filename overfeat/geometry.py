@@ -116,16 +116,14 @@ class Grid:
         rows, columns = ((side - self.window) // self.stride + 1 for side in self.scaled)
         return rows, columns
 
-    def boxes(self) -> np.ndarray:
-        """float64 [rows, columns, 4]: the window of every place, in pixels of the image as given."""
-        rows, columns = self.shape
-        y = np.arange(rows) * self.stride
-        x = np.arange(columns) * self.stride
+    def boxes(self, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """float64 [rows, columns, 4]: the window of every place, or of these, in pixels of the image as given."""
+        y, x = (np.arange(count)[part] * self.stride for count, part in zip(self.shape, (rows, columns), strict=True))
         if self.flipped:
             x = self.scaled[1] - self.window - x
         up = self.image[0] / self.scaled[0]
         across = self.image[1] / self.scaled[1]
-        boxes = np.empty((rows, columns, 4))
+        boxes = np.empty((len(y), len(x), 4))
         boxes[..., 0] = (x * across)[None]
         boxes[..., 1] = (y * up)[:, None]
         boxes[..., 2] = ((x + self.window) * across)[None]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from overfeat.dense import MEMORY, Scale, batch_of, box_parts, grids
+from overfeat.dense import MEMORY, Part, Scale, batch_of, box_parts, grids
 from overfeat.files import InputError
 from overfeat.heads import Regressor
 from overfeat.nets import OverFeat, Stride
@@ -33,20 +33,24 @@ class Candidates:
     labels: Tensor
     scales: Tensor
 
+    def __getitem__(self, chosen: Tensor) -> "Candidates":
+        return Candidates(*(values[chosen] for values in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class Detections:
     """Objects found in one image, best first.
 
-    boxes float32 [n, 4] in pixels, within the image; labels int64 [n]; scores [n], the confidences
-    of the boxes merged into each, added up; counts int64 [n], how many those were; best [n], the
-    largest of them.
+    boxes float32 [n, 4] in pixels, within the image; labels int64 [n]; scores [n], what they are ranked by;
+    counts int64 [n], how many boxes were merged into each; sums [n], their confidences added up, which
+    localization ranks by; best [n], the largest of these.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
     counts: Tensor
+    sums: Tensor
     best: Tensor
 
     def __len__(self) -> int:
@@ -63,51 +67,62 @@ def candidates(
     scales: Sequence[Scale] | None = None,
     flip: bool | None = None,
     stride: Stride = "fine",
-    top: int = TOP,
+    top: int | None = TOP,
     share: float = SHARE,
     memory: int = MEMORY,
+    least: float = 0.0,
 ) -> Candidates:
     """The boxes predicted for the best `top` classes of each scale, at all its places (section 4.3, a-c).
 
-    The best classes of a scale are those with the largest scores anywhere on it. share: boxes of places
-    that score less than this part of what the class scores at its best place in the image are left out;
-    with 0 none are, as in the paper's words. Other arguments as in `localize`.
+    The best classes of a scale are those with the largest scores anywhere on it; None: all. The background
+    has no boxes. share: boxes of places that score less than this part of what the class scores at its
+    best place in the image are left out; with 0 none are, as in the paper's words. least: so are those of places
+    that score less than that. Other arguments as in `localize`.
     """
     image = batch_of(image)
     if len(image) != 1:
         raise ValueError(f"one image at a time; these are {len(image)}")
     if regressor.architecture != net.architecture:
         raise InputError("the regressor is of another net; load both from one file")
-    if regressor.classes not in (None, net.classes):
-        raise InputError(f"the regressor is of {regressor.classes} classes, the net of {net.classes}")
-    if not (top >= 1 and 0 <= share <= 1):
-        raise InputError(f"top is 1 or more, and share between 0 and 1; not {top} and {share}")
+    classes = net.object_classes
+    if regressor.classes not in (None, classes):
+        raise InputError(f"the regressor is of {regressor.classes} classes, the net of {classes}")
+    if not ((top is None or top >= 1) and 0 <= share <= 1 and 0 <= least <= 1):
+        raise InputError(f"top is 1 or more, share and least between 0 and 1; not {top}, {share} and {least}")
     found = grids(net, tuple(image.shape[2:]), scales, flip, stride)
     mirrors = 2 if any(grid.flipped for grid in found) else 1
     device = net.convs[0].weight.device
-    best = torch.zeros(len(found) // mirrors, net.classes, device=device)
-    parts, before = [], [sum(math.prod(grid.shape) for grid in found[:i]) for i in range(len(found))]
-    for part, scores, boxes in box_parts(net, regressor, image, found, stride, memory):
-        scale = part.grid // mirrors
-        scores, boxes = scores[0].flatten(1), boxes[0].flatten(0, 1)  # [classes, places], [places, classes or 1, 4]
+    best = torch.zeros(len(found) // mirrors, classes, device=device)
+    before = [sum(math.prod(grid.shape) for grid in found[:i]) for i in range(len(found))]
+    floor = torch.zeros(classes, device=device)
+
+    def choose(part: Part, scores: Tensor) -> Tensor:
         if not scores.isfinite().all():
             raise InputError("the net gives NaN scores; the image or the weights are broken")
-        best[scale] = torch.maximum(best[scale], scores.amax(dim=1))
+        of_scale = best[part.grid // mirrors]
+        torch.maximum(of_scale, scores[:, :classes].amax(dim=0), out=of_scale)
         # What is too little for the best so far is too little for the best of all.
-        label, place = (scores >= share * best.amax(dim=0)[:, None]).nonzero(as_tuple=True)
+        floor.copy_((share * best.amax(dim=0)).clamp(min=least))
+        return (scores[:, :classes] >= floor).any(dim=1)
+
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    parts = [(nothing, torch.empty(0, 4, device=device), torch.empty(0, device=device), nothing, nothing)]
+    for part, scores, chosen, boxes in box_parts(net, regressor, image, found, stride, memory, choose):
+        scores = scores[chosen, :classes]
+        place, label = (scores >= floor).nonzero(as_tuple=True)
         of_class = label if regressor.classes else torch.zeros_like(label)
-        width = part.columns.stop - part.columns.start
-        row, column = part.rows.start + place // width, part.columns.start + place % width
+        position, width = chosen.nonzero()[place, 0], part.columns.stop - part.columns.start
+        row, column = part.rows.start + position // width, part.columns.start + position % width
         number = before[part.grid] + row * found[part.grid].shape[1] + column
-        of_scale = torch.full_like(label, scale)
-        parts.append((number * net.classes + label, boxes[place, of_class], scores[label, place], label, of_scale))
+        of_scale = torch.full_like(label, part.grid // mirrors)
+        parts.append((number * net.classes + label, boxes[place, of_class], scores[place, label], label, of_scale))
     number, *values = (torch.cat(values) for values in zip(*parts, strict=True))
     order = number.argsort()  # whatever the tiles were
-    every = Candidates(*(value[order] for value in values))
+    every = Candidates(*values)[order]
     chosen = torch.zeros_like(best, dtype=torch.bool)
-    chosen.scatter_(1, best.topk(min(top, net.classes), dim=1).indices, True)
+    chosen.scatter_(1, best.topk(min(top or classes, classes), dim=1).indices, True)
     kept = chosen[every.scales, every.labels] & (every.scores >= share * best.amax(dim=0)[every.labels])
-    return Candidates(*(values[kept] for values in vars(every).values()))
+    return every[kept]
 
 
 def merge(
@@ -122,9 +137,14 @@ def merge(
         raise InputError("the net gives NaN or infinite boxes; its weights are broken")
     merged = merge_boxes(raw.boxes, raw.scores, raw.labels, threshold, match, average)
     order = merged.scores.argsort(descending=True, stable=True)
+    boxes = clipped(merged.boxes, size)
+    return Detections(boxes, merged.groups, merged.scores, merged.counts, merged.scores, merged.best)[order]
+
+
+def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes [n, 4] cut to an image of (height, width)."""
     height, width = size
-    boxes = merged.boxes.clamp(min=0).minimum(merged.boxes.new_tensor([width, height, width, height]))
-    return Detections(boxes, merged.groups, merged.scores, merged.counts, merged.best)[order]
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def localize(

@@ -201,19 +201,37 @@ def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
     return OverFeat(architecture, classes)
 
 
+@dataclass(frozen=True)
+class Around:
+    """What the places of one map see of their surroundings: twice as far, at half the resolution.
+
+    maps: the last maps there, [N, C, h, w], or None where the image is too small. places: int64, for
+    every place of the map, line by line, the place of `maps` whose window has nearly the same
+    centre; -1 for none.
+    """
+
+    maps: Tensor | None
+    places: Tensor
+
+
 class OverFeat(nn.Module):
     """A network that gives one output for every window of an image (sections 3.1, 3.3 and 3.5).
 
     Attributes: architecture; class_names, one per output; flip, whether mirror images were part
-    of training, so whether voting should use them; dropout, applied to the hidden full layers.
+    of training, so whether voting should use them; dropout, applied to the hidden full layers;
+    background, whether the last class is none of the others (section 5); zooms, the sizes that the
+    net was trained for, as factors of an image's own, or None for the six scales; context, None or
+    the part of the first full layer that sees each place at half the resolution (`Around`).
     """
 
-    def __init__(self, architecture: Architecture, classes: int = 1000):
+    def __init__(self, architecture: Architecture, classes: int = 1000, context: bool = False):
         super().__init__()
         _check_classes(classes)
         self.architecture = architecture
         self.class_names = [f"class {i}" for i in range(classes)]
         self.flip = True
+        self.background = False
+        self.zooms: tuple[float, ...] | None = None
         self.dropout = 0.5
         channels = 3
         self.convs = nn.ModuleList()
@@ -224,17 +242,32 @@ class OverFeat(nn.Module):
         for i, width in enumerate((*architecture.hidden, classes)):
             self.fulls.append(nn.Conv2d(channels, width, architecture.kernel if i == 0 else 1))
             channels = width
+        self.context = self._context_layer() if context else None
         self.to(memory_format=torch.channels_last)
         self.reset()
+
+    def add_context(self) -> None:
+        """Let every place see its surroundings too; what it sees counts nothing until it is trained."""
+        self.context = self._context_layer().to(self.fulls[0].weight, memory_format=torch.channels_last)
+        nn.init.zeros_(self.context.weight)
+
+    def _context_layer(self) -> nn.Conv2d:
+        first = self.fulls[0]
+        return nn.Conv2d(first.in_channels, first.out_channels, first.kernel_size, bias=False)
 
     @property
     def classes(self) -> int:
         """Number of classes."""
         return self.fulls[-1].out_channels
 
+    @property
+    def object_classes(self) -> int:
+        """Number of classes that have boxes: all but the background."""
+        return self.classes - 1 if self.background else self.classes
+
     def reset(self, std: float | None = 0.01) -> None:
         """New weights: N(0, std) as in section 3.1, or He's scaling where std is None; biases 0."""
-        for layer in (*self.convs, *self.fulls):
+        for layer in (*self.convs, *self.fulls, *([self.context] if self.context else [])):
             initialise(layer, std)
 
     def replace_classes(self, names: Sequence[str], std: float | None = 0.01) -> None:
@@ -251,7 +284,7 @@ class OverFeat(nn.Module):
 
         images: float or uint8 [N, 3, H, W], RGB in 0..255, at least the window. Gives
         [N, classes, h, w]; output (i, j) sees the window that starts at pixel s*(i, j), with
-        s = architecture.stride(stride). Raises ValueError for other shapes.
+        s = architecture.stride(stride). Without context, if the net has any. Raises ValueError for other shapes.
         """
         return self.classifier(self.features(images), stride)
 
@@ -296,10 +329,24 @@ class OverFeat(nn.Module):
         return [p.view(*shape, self.classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
 
     def classifier_rows(
-        self, maps: Sequence[Tensor], stride: Stride = "coarse"
+        self, maps: Sequence[Tensor], stride: Stride = "coarse", around: Sequence["Around"] = ()
     ) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        """The same scores as one matrix [places, classes], and (N, h', w') of each map."""
-        return full_rows(self.fulls, maps, self.architecture.pool, stride, self.dropout if self.training else 0.0)
+        """The same scores as one matrix [places, classes], and (N, h', w') of each map.
+
+        around: for a net with context what its places see of their surroundings, one for each map;
+        without it they see none.
+        """
+        dropout, pool = self.dropout if self.training else 0.0, self.architecture.pool
+        extra = None
+        if self.context is not None and any(a.maps is not None for a in around):
+            seen, shapes = first_rows(self.context, [a.maps for a in around if a.maps is not None], pool, stride)
+            counts = iter(n * height * width for n, height, width in shapes)
+            places, start = [], 0
+            for a in around:
+                places.append(torch.where(a.places < 0, len(seen), a.places + start))
+                start += next(counts) if a.maps is not None else 0
+            extra = F.pad(seen, (0, 0, 0, 1))[torch.cat(places)]
+        return full_rows(self.fulls, maps, pool, stride, dropout, extra)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.
@@ -345,15 +392,41 @@ class OverFeat(nn.Module):
 
 
 def full_rows(
-    layers: Sequence[nn.Conv2d], maps: Sequence[Tensor], size: int, stride: Stride, dropout: float
+    layers: Sequence[nn.Conv2d],
+    maps: Sequence[Tensor],
+    size: int,
+    stride: Stride,
+    dropout: float,
+    extra: Tensor | None = None,
 ) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """Full layers over unpooled maps: one matrix [places, outputs], and (N, h', w') of each map.
 
     size: of the pooling before them, at every offset or, at coarse stride, at the first. A ReLU and
-    dropout follow all layers but the last.
+    dropout follow all layers but the last. extra: [places, hidden], added before the first ReLU.
     """
-    first = layers[0]
-    need = size * first.kernel_size[0]
+    relu = len(layers) > 1
+    x, shapes = first_rows(layers[0], maps, size, stride, relu and extra is None)
+    if extra is not None:
+        x = x + extra
+        x = x.relu_() if relu else x
+    return following(layers, x, dropout), shapes
+
+
+def following(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float) -> Tensor:
+    """The full layers after the first, whose output is x [places, channels]."""
+    for layer in layers[1:]:
+        x = F.dropout(x, dropout, training=dropout > 0)
+        x = F.linear(x, layer.weight.flatten(1), layer.bias)
+        if layer is not layers[-1]:
+            x = x.relu_()
+    return x
+
+
+def first_rows(
+    layer: nn.Conv2d, maps: Sequence[Tensor], size: int, stride: Stride, relu: bool = False
+) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """`full_rows` of the first full layer. From here on every place is on its own, a row of one matrix."""
+    need = size * layer.kernel_size[0]
     for m in maps:
         if min(m.shape[2:]) < need:
             raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {need}x{need}")
@@ -361,14 +434,8 @@ def full_rows(
         maps, size = [F.max_pool2d(m, size) for m in maps], 1
     elif stride != "fine":
         raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
-    # From here on every place is on its own: all of them are the rows of one matrix.
-    x = ops.skip_classifier_rows(maps, first.weight, first.bias, size, relu=len(layers) > 1)
-    for layer in layers[1:]:
-        x = F.dropout(x, dropout, training=dropout > 0)
-        x = F.linear(x, layer.weight.flatten(1), layer.bias)
-        if layer is not layers[-1]:
-            x = x.relu_()
-    return x, stock.result_shapes(maps, first.kernel_size[0], size)
+    rows = ops.skip_classifier_rows(maps, layer.weight, layer.bias, size, relu=relu)
+    return rows, stock.result_shapes(maps, layer.kernel_size[0], size)
 
 
 def _check_classes(count: int) -> None:
@@ -382,4 +449,5 @@ def initialise(layer: nn.Conv2d, std: float | None) -> None:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:
         nn.init.normal_(layer.weight, 0.0, std)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

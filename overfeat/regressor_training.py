@@ -37,6 +37,8 @@ class Localizer(nn.Module):
         super().__init__()
         self.net, self.regressor, self.whole = net, regressor, whole
         net.requires_grad_(whole)
+        if net.context is not None:
+            net.context.requires_grad_(False)  # has no part in this
 
     def train(self, mode: bool = True) -> "Localizer":
         super().train(mode)
@@ -46,13 +48,13 @@ class Localizer(nn.Module):
     def forward(
         self, images: Sequence[Tensor], places: Sequence["_Places"], stride: Stride
     ) -> tuple[Tensor, Tensor | None]:
-        """Boxes [all places, classes or 1, 4] and, if `whole`, class scores [all places, classes]."""
+        """Boxes [chosen places, classes or 1, 4] and, if `whole`, class scores [all places, classes]."""
         with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
             maps = [
                 part_features(self.net, image[None], p.grid, p.rows, p.columns, stride)
                 for image, p in zip(images, places, strict=True)
             ]
-        values, _ = self.regressor.rows(maps, stride)
+        values, _ = self.regressor.rows(maps, stride, [p.chosen for p in places])
         return values, self.net.classifier_rows(maps, stride)[0] if self.whole else None
 
 
@@ -100,7 +102,7 @@ class RegressorTask:
         for annotated in (data, validation):
             if annotated is not None and annotated.class_names != net.class_names:
                 raise InputError("the boxes' classes are not the net's class_names; see data.annotations.align_boxes")
-        if regressor.architecture != net.architecture or regressor.classes not in (None, net.classes):
+        if regressor.architecture != net.architecture or regressor.classes not in (None, net.object_classes):
             raise InputError("the regressor was made for another net")
         if loss not in LOSSES:
             raise InputError(f"the loss is one of {', '.join(LOSSES)}, not {loss!r}")
@@ -116,6 +118,7 @@ class RegressorTask:
             "form": regressor.form,
             "per_class": regressor.classes is not None,
             "hidden": " ".join(map(str, regressor.hidden)),
+            "maps": "pooled" if regressor.pooled else "unpooled",
             "dropout": regressor.dropout,
             "loss": loss,
             "scales": str(self.data.scales),
@@ -142,11 +145,12 @@ class RegressorTask:
         total = values.sum() * 0 + (0 if scores is None else scores.sum() * 0)  # all weights take part
         sums = {"samples": 0, "loss": 0.0, "iou_error": 0.0}
         start = 0
-        for places in found if some else ():
+        of_boxes = values.split([len(places.chosen) for places in found])
+        for places, of_places in zip(found, of_boxes, strict=True) if some else ():
             rows = start + places.chosen
             start += (places.rows.stop - places.rows.start) * (places.columns.stop - places.columns.start)
             own = places.labels if self.module.regressor.classes else torch.zeros_like(places.labels)
-            loss, iou = self._losses(values[rows, own], places.windows, places.boxes)
+            loss, iou = self._losses(of_places[torch.arange(len(own)), own], places.windows, places.boxes)
             if scores is not None:
                 loss = loss + F.cross_entropy(scores[rows], places.labels, reduction="none")
             total = total + loss.mean()

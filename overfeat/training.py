@@ -85,7 +85,7 @@ class Task(Protocol):
     judged_by: str
 
     def dataset(self) -> Dataset:
-        """The training samples; keys are (epoch, index), index in 0..len-1.
+        """The training samples; keys are (epoch, index), index in 0..len-1, in the order that it gives if it has one.
 
         A batch that is a dict with "unreadable" (int64, -1 or the number of a sample that could
         not be used) makes the loop report `dataset.complaint(number) -> (file, what is wrong)`.
@@ -148,7 +148,8 @@ class _Run:
             indices = None if device.index is None else [device.index]
             self.replica = DistributedDataParallel(self.module, device_ids=indices)
         data = task.dataset()
-        self.sampler = Batches(len(data), self._batch(len(data)), config.seed, self.rank, self.world)
+        order = getattr(data, "order", torch.randperm)
+        self.sampler = Batches(len(data), self._batch(len(data)), config.seed, self.rank, self.world, order)
         self.loader = DataLoader(
             data,
             batch_sampler=self.sampler,

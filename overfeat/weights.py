@@ -1,6 +1,7 @@
 """Weights on disk: safetensors that hold all the net needs to know of itself, and the released raw files."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ RELEASED_FILES = {"fast": "net_weight_0", "accurate": "net_weight_1"}
 def save(
     net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None, regressor: Regressor | None = None
 ) -> None:
-    """Write a net with its architecture, class names and flip to a safetensors file, atomically.
+    """Write a net with all its attributes to a safetensors file, atomically.
 
     regressor: written beside it, for `load_regressor`. dtype: store the weights as this type (float16
     halves the file); by default as they are. Raises InputError where the file cannot be written.
@@ -34,6 +35,9 @@ def save(
         "architecture": net.architecture.to_json(),
         "class_names": json.dumps(net.class_names),
         "flip": json.dumps(net.flip),
+        "background": json.dumps(net.background),
+        "zooms": json.dumps(net.zooms),
+        "context": json.dumps(net.context is not None),
     }
     tensors = {
         name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
@@ -59,9 +63,12 @@ def load(path: str | os.PathLike) -> OverFeat:
         names = json.loads(metadata["class_names"])
         if not isinstance(names, list):
             raise TypeError("class_names is no list")
-        net = _empty(Architecture.from_json(metadata["architecture"]), len(names))
+        context = json.loads(metadata.get("context", "false"))
+        net = _empty(Architecture.from_json(metadata["architecture"]), len(names), context)
         net.class_names = [str(name) for name in names]
         net.flip = bool(json.loads(metadata["flip"]))
+        net.background = bool(json.loads(metadata.get("background", "false")))
+        net.zooms = _zooms(json.loads(metadata.get("zooms", "null")))
         net.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
@@ -91,7 +98,8 @@ def find_regressor(path: str | os.PathLike) -> Regressor | None:
                 raise ValueError(f"{name} is missing, or no {list(tensor.shape)} of floating point")
         regressor = regressor.to_empty(device="cpu").to(memory_format=torch.channels_last)
         regressor.load_state_dict(tensors)
-        if regressor.classes not in (None, len(json.loads(metadata["class_names"]))):
+        classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata.get("background", "false")))
+        if regressor.classes not in (None, classes):
             raise ValueError(f"boxes of {regressor.classes} classes")
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         why = str(error).splitlines()[0]
@@ -188,15 +196,24 @@ def _released_order(net: OverFeat):
         yield layer.bias
 
 
-def _empty(architecture: Architecture, classes: int) -> OverFeat:
+def _zooms(values: object) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    zooms = tuple(float(value) for value in values)
+    if not zooms or not all(0 < zoom < math.inf for zoom in zooms):
+        raise ValueError(f"zooms {values}")
+    return zooms
+
+
+def _empty(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
     """A net whose weights are allocated and not initialised: they are about to be overwritten."""
-    return _meta(architecture, classes).to_empty(device="cpu").to(memory_format=torch.channels_last)
+    return _meta(architecture, classes, context).to_empty(device="cpu").to(memory_format=torch.channels_last)
 
 
-def _meta(architecture: Architecture, classes: int) -> OverFeat:
+def _meta(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
     """A net without the memory for its weights."""
     with torch.device("meta"):
-        return OverFeat(architecture, classes)
+        return OverFeat(architecture, classes, context)
 
 
 def _existing(path: str | os.PathLike) -> Path:

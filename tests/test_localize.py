@@ -284,3 +284,37 @@ def test_broken_regressors_in_files(pair, tmp_path):
     weights.save(net, path, regressor=regressor)
     with pytest.raises(InputError, match=r"regressor\.fulls\.0\.bias holds NaN or infinite"):
         overfeat.load_regressor(path)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("stride", ["fine", "coarse"])
+def test_boxes_at_some_places(pooled, stride, monkeypatch):
+    """Those of all places, wherever they are asked for, with their gradients; a map may be asked for nothing."""
+    torch.manual_seed(0)
+    regressor = Regressor(ARCHITECTURES["small"], 3, pooled=pooled).double()
+    maps = [torch.randn(n, 128, *size, dtype=torch.float64) for n, size in ((2, (9, 12)), (1, (6, 6)), (1, (8, 7)))]
+    every, shapes = regressor.rows(maps, stride)
+    counts = [n * h * w for n, h, w in shapes]
+    assert len(every) == sum(counts) and every.shape[1:] == (3, 4)
+    places = [torch.tensor([counts[0] - 1, 3, 0]), torch.tensor([], dtype=torch.int64), torch.arange(counts[2])]
+    monkeypatch.setattr("overfeat.heads.GATHERED", 1)  # one window at a time
+    some, same = regressor.rows(maps, stride, places)
+    want = every[torch.cat([start + p for start, p in zip((0, counts[0], sum(counts[:2])), places, strict=True)])]
+    assert same == shapes
+    assert_matches(some, want, torch.float64)
+    weights = list(regressor.parameters())
+    for a, b in zip(torch.autograd.grad(some.sum(), weights), torch.autograd.grad(want.sum(), weights), strict=True):
+        assert_matches(a, b, torch.float64)
+
+
+def test_unpooled_boxes_are_a_convolution():
+    """What a k * p convolution over the maps before the pooling gives."""
+    torch.manual_seed(0)
+    regressor = Regressor(ARCHITECTURES["small"], pooled=False).double()
+    maps = torch.randn(2, 128, 9, 11, dtype=torch.float64)
+    x = maps
+    for layer in regressor.fulls:
+        x = layer(x) if layer is regressor.fulls[-1] else layer(x).relu()
+    assert_matches(regressor.rows([maps])[0], x.permute(0, 2, 3, 1).reshape(-1, 1, 4), torch.float64)
+    coarse = x[:, :, ::3, ::3].permute(0, 2, 3, 1).reshape(-1, 1, 4)
+    assert_matches(regressor.rows([maps], "coarse")[0], coarse, torch.float64)

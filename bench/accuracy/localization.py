@@ -99,7 +99,7 @@ def _strong(raw: Candidates, share: float) -> Candidates:
     """What `candidates` keeps with this share."""
     best = torch.zeros(int(raw.labels.max()) + 1).scatter_reduce(0, raw.labels, raw.scores, "amax")
     kept = raw.scores >= share * best[raw.labels]
-    return Candidates(*(values[kept] for values in vars(raw).values()))
+    return raw[kept]
 
 
 def centre_crop(net, regressor, image: Tensor) -> Guess:
@@ -116,7 +116,7 @@ def centre_crop(net, regressor, image: Tensor) -> Guess:
 
 def _at(raw: Candidates, scales: Iterable[int]) -> Candidates:
     kept = torch.isin(raw.scales, torch.tensor([number - 1 for number in scales]))
-    return Candidates(*(values[kept] for values in vars(raw).values()))
+    return raw[kept]
 
 
 def _first(labels: Tensor, boxes: Tensor) -> Guess:

@@ -9,12 +9,11 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.common import seconds, write_results
+from bench.common import forget_peak, kilobytes, seconds, write_results
 from overfeat.ops import backend, merge_boxes
 
 COMMAND = "python -m bench.speed.merge"
@@ -91,17 +90,11 @@ def in_a_crowd(count: int) -> dict:
 def _crowd(count: int) -> dict:
     merge_boxes(*crowd(100))
     boxes, scores = crowd(count)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _kilobytes("VmRSS")
+    forget_peak()
+    before = kilobytes("VmRSS")
     results = len(merge_boxes(boxes, scores).boxes)
-    megabytes = (_kilobytes("VmHWM") - before) / 1024
+    megabytes = (kilobytes("VmHWM") - before) / 1024
     return {**seconds(lambda: merge_boxes(boxes, scores), repeats=5), "results": results, "megabytes": megabytes}
-
-
-def _kilobytes(name: str) -> int:
-    """A line of Linux's account of this process: VmRSS, its memory now, or VmHWM, its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def exponent(times: dict[int, dict]) -> float:

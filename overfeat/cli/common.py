@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -15,14 +16,16 @@ from overfeat.data.annotations import Annotated, read_annotations, read_ilsvrc_b
 from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
 from overfeat.dense import MEMORY, Scale
-from overfeat.files import InputError, WriteError, make_folder, replacing
+from overfeat.files import InputError, WriteError, make_folder, named, replacing
+from overfeat.heads import Regressor
 from overfeat.nets import OverFeat
 from overfeat.processes import choose_device
 from overfeat.resize import resize_short_side
-from overfeat.weights import RELEASED_FILES, load, load_released, read_labels
+from overfeat.weights import RELEASED_FILES, find_regressor, load, load_released, read_labels
 
 ASSETS = Path(str(resources.files("overfeat"))) / "assets"
 SHIPPED_WEIGHTS = ASSETS / "small.safetensors"
+SHIPPED_DETECTOR = ASSETS / "detector.safetensors"
 
 
 def add_net_options(parser: argparse.ArgumentParser, released: bool = True) -> None:
@@ -61,8 +64,8 @@ def add_dense_options(parser: argparse.ArgumentParser) -> None:
         "--scales",
         type=scale_list,
         metavar="LIST",
-        help="numbers 1-6 of the net's six scales, sizes such as 245x317 (turned as the image is), 'native'; "
-        "separated by commas (default: all six)",
+        help="numbers 1-6 of the net's six scales, factors of the image's own size such as 0.5 or 1.0, sizes such as "
+        "245x317 (turned as the image is), 'native'; separated by commas (default: all six; a detector's own)",
     )
     group.add_argument("--stride", choices=("fine", "coarse"), default="fine", help="default: %(default)s")
     group.add_argument(
@@ -126,9 +129,14 @@ def read_boxes(
             raise InputError(f"{path}: has none of the splits {', '.join(splits)}, but {some(there)}; name the file, "
                              "or the split with --split")  # fmt: skip
         found = read_annotations(path, images or args.images, split, skip_bad=args.skip_bad)
-    if found.problems:
-        print(f"left out: {len(found.problems)} bad annotations", *found.problems, sep="\n  ", file=sys.stderr)
+    tell_problems(found, "bad annotations")
     return found
+
+
+def tell_problems(found: Annotated, what: str) -> None:
+    """On stderr, if there are any."""
+    if found.problems:
+        print(f"left out: {len(found.problems)} {what}", *found.problems, sep="\n  ", file=sys.stderr)
 
 
 def splits_in(folder: Path) -> list[str]:
@@ -154,7 +162,7 @@ def positive(text: str) -> int:
 
 
 def scale_list(text: str) -> list[Scale]:
-    """An argparse type: "1,2,245x317,native" as a list of scales."""
+    """An argparse type: "1,2,0.5,245x317,native" as a list of scales."""
     scales: list[Scale] = []
     for part in text.split(","):
         sides = part.strip().lower().split("x")
@@ -164,8 +172,10 @@ def scale_list(text: str) -> list[Scale]:
             scales.append(int(sides[0]))
         elif all(side.isdecimal() for side in sides) and len(sides) == 2:
             scales.append((int(sides[0]), int(sides[1])))
+        elif re.fullmatch(r"\d*\.\d*[1-9]\d*|[1-9]\d*\.0*", part.strip()):
+            scales.append(float(part))
         else:
-            raise argparse.ArgumentTypeError(f"{part!r} is no scale: 1-6, HEIGHTxWIDTH or native")
+            raise argparse.ArgumentTypeError(f"{part!r} is no scale: 1-6, a factor as 0.5, HEIGHTxWIDTH or native")
     return scales
 
 
@@ -186,6 +196,16 @@ def load_net(args: argparse.Namespace) -> OverFeat:
     if args.labels:
         net.class_names = read_labels(args.labels, net.classes)
     return net.to(choose_device(args.device))
+
+
+def load_detector(args: argparse.Namespace) -> tuple[OverFeat, Regressor]:
+    """The detector that the flags name, on the device that they name."""
+    args.weights = args.weights or SHIPPED_DETECTOR
+    net, regressor = load_net(args), find_regressor(args.weights)
+    if regressor is None or not net.background:
+        lacks = "no box regressor" if regressor is None else "no background class"
+        raise InputError(f"{args.weights}: no detector, since it has {lacks}; train one with `overfeat train detector`")
+    return net, regressor.to(net.convs[0].weight.device)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -230,7 +250,7 @@ def over_images(
         except InputError as error:
             if len(images) == 1:
                 raise
-            message = str(error) if str(path) in str(error) else f"{path}: {error}"
+            message = named(path, error)
             failed.append(message)
             tqdm.write(f"skipped: {message}", file=sys.stderr)
     if failed:
@@ -239,13 +259,18 @@ def over_images(
 
 
 def result_folder(
-    folder: Path, images: Sequence[Path], settings: dict, suffix: str, beside: Sequence[str] = ()
+    folder: Path,
+    images: Sequence[Path],
+    settings: dict,
+    suffix: str,
+    beside: Sequence[str] = (),
+    whole: Sequence[str] = (),
 ) -> Callable[[Path], Path]:
     """Prepare a folder for one result an image; gives where each goes.
 
     suffix: of the result's name, after the image's. beside: of others that are written with it, such as
-    pictures, which must not lie among the images. `settings.json` in it holds what the results depend on,
-    so that a second run with other settings is refused instead of mixed in.
+    pictures, which must not lie among the images. whole: names of files for all images. `settings.json` in it
+    holds what the results depend on, so that a second run with other settings is refused instead of mixed in.
     """
     names: dict[str, Path] = {}
     for path in images:
@@ -259,7 +284,7 @@ def result_folder(
     note = folder / "settings.json"
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not note.exists():
-        results = [f"{path.name}{end}" for path in images for end in (suffix, *beside)]
+        results = [*whole, *(f"{path.name}{end}" for path in images for end in (suffix, *beside))]
         foreign = [name for name in results if (folder / name).exists()]
         if foreign:
             raise InputError(f"{folder}: holds {foreign[0]} of something else; choose another folder")

@@ -1,4 +1,4 @@
-"""`overfeat demo`: the shipped scenes, classified and localized over scales, with pictures."""
+"""`overfeat demo`: the shipped scenes, classified, localized and searched for all their digits, with pictures."""
 
 import argparse
 from pathlib import Path
@@ -7,22 +7,27 @@ from overfeat import draw
 from overfeat.classify import classify
 from overfeat.cli import common
 from overfeat.cli.classify import top_classes
+from overfeat.cli.detect import SCORE
+from overfeat.data.annotations import read_coco
 from overfeat.data.images import list_images, read_image
 from overfeat.dense import score_maps
+from overfeat.detect import detect
 from overfeat.files import make_folder
 from overfeat.localize import candidates, guesses, merge
 from overfeat.weights import load, load_regressor
 
 SCENES = common.ASSETS / "scenes"
+CROWDS = common.ASSETS / "crowds" / "test.json"
 
 
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "demo",
-        help="classify and localize in the shipped scenes, and draw where",
+        help="classify, localize and detect in the shipped scenes, and draw where",
         description="Classify the shipped test scenes over six scales and print the best classes, and what "
-        "the merged boxes say, which may be another class. Two pictures a scene: the winning class's score at every "
-        "place of every scale; the boxes predicted there, and what they are merged into.",
+        "the merged boxes say, which may be another class; then find all digits of scenes with none to eight. Two "
+        "pictures a scene: the winning class's score at every place of every scale; the boxes predicted there, and "
+        "what they are merged into. One of each scene with several digits: what was found.",
     )
     parser.add_argument(
         "-o",
@@ -36,8 +41,15 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    net, regressor = load(common.SHIPPED_WEIGHTS), load_regressor(common.SHIPPED_WEIGHTS)
     make_folder(args.out)
+    _one_digit(args.out)
+    _many_digits(args.out)
+    print(f"pictures in {args.out.resolve()}")
+    return 0
+
+
+def _one_digit(out: Path) -> None:
+    net, regressor = load(common.SHIPPED_WEIGHTS), load_regressor(common.SHIPPED_WEIGHTS)
     scenes = list_images(SCENES)
     print(f"{len(scenes)} scenes, six scales, fine stride, {net.architecture.name} net of {net.classes} classes")
     for path in scenes:
@@ -47,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         maps = score_maps(net, image)
         windows = sum(m.grid.shape[0] * m.grid.shape[1] for m in maps)
         classes = ", ".join(f"{entry['class']} ({entry['score']:.2f})" for entry in best)
-        picture, boxes = (args.out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
+        picture, boxes = (out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
         draw.heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {classes}", picture)
         raw = candidates(net, regressor, image)
         found = guesses(merge(raw, tuple(image.shape[1:])))
@@ -56,5 +68,18 @@ def run(args: argparse.Namespace) -> int:
         name, count = net.class_names[found.labels[0]], int(found.counts[0])
         print(f"{path.name}: {classes}; {windows} windows -> {picture}")
         print(f"  {name} at {x1} {y1} {x2} {y2}: {count} boxes, confidence {found.scores[0]:.1f} -> {boxes}")
-    print(f"pictures in {args.out.resolve()}")
-    return 0
+
+
+def _many_digits(out: Path) -> None:
+    net, regressor = load(common.SHIPPED_DETECTOR), load_regressor(common.SHIPPED_DETECTOR)
+    crowds = read_coco(CROWDS)
+    zooms = ", ".join(f"{zoom:g}" for zoom in net.zooms)
+    print(f"{len(crowds)} scenes with none to eight digits, searched at {zooms} times their size, fine stride")
+    for sample in crowds.samples:
+        image, picture = sample.read(), out / f"{sample.path.stem}-objects.png"
+        found = detect(net, regressor, image)
+        found = found[found.scores >= SCORE]
+        draw.detections(image, found, net.class_names, sample.path.name, picture)
+        there = " ".join(sorted(crowds.class_names[label] for label in sample.labels)) or "none"
+        seen = " ".join(sorted(net.class_names[label] for label in found.labels)) or "none"
+        print(f"{sample.path.name}: found {seen}; there are {there} -> {picture}")

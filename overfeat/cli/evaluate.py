@@ -2,21 +2,35 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from overfeat.cli import common
+from overfeat.cli.detect import DETECTION_OPTIONS, add_detection_options
 from overfeat.cli.localize import add_merge_options
-from overfeat.data.annotations import align_boxes, read_blacklist
+from overfeat.data.annotations import align_boxes, read_blacklist, read_pairs
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.evaluation import ALL_WAYS, WAYS, error_table, evaluate_classifier, evaluate_localization, spaced
-from overfeat.files import InputError, check_result, replacing
+from overfeat.draw import figure_class, precision_recall
+from overfeat.evaluation import (
+    ALL_WAYS,
+    WAYS,
+    error_table,
+    evaluate_classifier,
+    evaluate_detection,
+    evaluate_localization,
+    precision_table,
+    spaced,
+)
+from overfeat.files import InputError, Journal, check_place, check_result, replacing
 from overfeat.processes import choose_device
 from overfeat.weights import load, load_regressor
 
 
 def add_parser(commands) -> None:
-    parser = commands.add_parser("evaluate", help="error rates on a data set", description="Measure a trained net.")
+    parser = commands.add_parser(
+        "evaluate", help="error rates or average precision on a data set", description="Measure a trained net."
+    )
     tasks = parser.add_subparsers(required=True, metavar="TASK")
     classifier = tasks.add_parser(
         "classifier",
@@ -76,6 +90,7 @@ def add_parser(commands) -> None:
     classifier.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the results as JSON")
     classifier.set_defaults(run=run)
     _add_localization(tasks)
+    _add_detector(tasks)
 
 
 def _add_localization(tasks) -> None:
@@ -117,6 +132,67 @@ def _run_localization(args: argparse.Namespace) -> int:
     print(f"{results['images']} images of {args.data}")
     print(error_table({"localization": results["errors"]}))
     return _kept(results, args.out)
+
+
+def _add_detector(tasks) -> None:
+    parser = tasks.add_parser(
+        "detector",
+        help="average precision of a detector",
+        description="Average precision of each class, and their mean, as ILSVRC, PASCAL VOC (all points), VOC 2007 (11 "
+        "points) and COCO (at an IoU of 0.5, and the mean over 0.5 to 0.95) count it.",
+        epilog="example: overfeat evaluate detector --data photos/test --weights run/net.safetensors",
+    )
+    common.add_box_options(parser.add_argument_group("data"), common.TESTING)
+    parser.add_argument(
+        "--blacklist", type=Path, metavar="FILE",
+        help="ILSVRC's: lines of an image's number from 1 and a class that is not to count there",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
+    parser.add_argument(
+        "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="skip larger images"
+    )
+    common.add_net_options(parser, released=False)
+    common.add_dense_options(parser)
+    add_detection_options(parser)
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE",
+        help="write the results, with VOC's curves, as JSON; a second run goes on where one was killed",
+    )  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw precision against recall as PNG")
+    parser.set_defaults(run=_run_detector)
+
+
+def _run_detector(args: argparse.Namespace) -> int:
+    if args.out:
+        check_result(args.out, "ap")
+    if args.plot:
+        figure_class()
+        check_place(args.plot)
+    net, regressor = common.load_detector(args)
+    data = common.read_boxes(args, args.data, common.TESTING, args.split)
+    if args.blacklist and data.problems:
+        raise InputError("--blacklist counts the images from 1, and some are left out; put them right instead")
+    data = align_boxes(data, net.class_names[:-1])
+    options = {name: getattr(args, name) for name in DETECTION_OPTIONS}
+    blacklist = read_pairs(args.blacklist) if args.blacklist else ()
+    folders = sorted({str(sample.path.resolve().parent) for sample in data.samples})
+    settings = {**options, **common.weights_note(args, net), "data": data.describe(), "folders": folders}
+    journal = Journal(args.out.with_name(f".images-{args.out.name}"), settings) if args.out else None
+    if journal and journal.done:
+        print(f"{len(journal.done)} images are done already", file=sys.stderr)
+    results = evaluate_detection(
+        net, regressor, data, blacklist, args.max_pixels, args.limit, journal, memory=args.memory << 20, **options
+    )
+    results["settings"] = settings
+    print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")
+    print(precision_table(results))
+    status = _kept(results, args.out)
+    if journal:
+        journal.finish()
+    if args.plot:
+        precision_recall(results, args.plot)
+        print(f"drawn to {args.plot}")
+    return status
 
 
 def run(args: argparse.Namespace) -> int:

@@ -43,7 +43,7 @@ def add_parser(commands) -> None:
 def add_merge_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("merging")
     group.add_argument(
-        "--threshold", type=_threshold, default=THRESHOLD, metavar="T",
+        "--threshold", type=number, default=THRESHOLD, metavar="T",
         help="boxes merge while the best match scores this or less (default: %(default)s, for the default match)",
     )  # fmt: skip
     group.add_argument(
@@ -53,14 +53,14 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
         "plus square pixels (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--share", type=_share, default=SHARE, metavar="S",
+        "--share", type=fraction, default=SHARE, metavar="S",
         help="leave out the boxes of places that score less than this part of their class's best place in the "
         "image (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--average", choices=AVERAGES, default=AVERAGES[0], help="of two boxes (default: %(default)s)")
 
 
-def _number(text: str, most: float, words: str) -> float:
+def _from_0(text: str, most: float, words: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -70,14 +70,14 @@ def _number(text: str, most: float, words: str) -> float:
     return value
 
 
-def _threshold(text: str) -> float:
+def number(text: str) -> float:
     """An argparse type: a number from 0 up."""
-    return _number(text, math.inf, "from 0 up")
+    return _from_0(text, math.inf, "from 0 up")
 
 
-def _share(text: str) -> float:
+def fraction(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
-    return _number(text, 1.0, "from 0 to 1")
+    return _from_0(text, 1.0, "from 0 to 1")
 
 
 def run(args: argparse.Namespace) -> int:

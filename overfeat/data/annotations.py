@@ -9,8 +9,10 @@ import math
 import os
 import re
 import reprlib
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
@@ -20,10 +22,11 @@ from xml.parsers import expat
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from overfeat.data.folder import existing_folder, read_ilsvrc, some
 from overfeat.data.images import MAX_PIXELS, opened, read_image
-from overfeat.files import InputError
+from overfeat.files import InputError, named
 
 MAX_XML = 5_000_000  # bytes
 MAX_LIST = 100_000_000  # bytes
@@ -87,6 +90,8 @@ class Annotated:
         for sample in self.samples:
             digest.update(f"\n{len(sample.labels)}/{sample.path.name}\n".encode(errors="surrogatepass"))
             digest.update(sample.labels.astype("<i8").tobytes() + sample.boxes.astype("<f8").tobytes())
+            if sample.difficult.any():
+                digest.update(sample.difficult.tobytes())
         return digest.hexdigest()[:12]
 
     def describe(self) -> str:
@@ -124,22 +129,48 @@ def read_annotations(
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")
 
 
-def align_boxes(annotated: Annotated, names: Sequence[str]) -> Annotated:
+def align_boxes(annotated: Annotated, names: Sequence[str], whose: str = "the net") -> Annotated:
     """The same data, with labels that count in `names`, such as a net's class_names.
 
-    Raises InputError that lists the classes of boxes that `names` lacks.
+    Raises InputError that lists the classes of boxes that `names` lacks; whose: where the names are from.
     """
     label_of = {name: label for label, name in enumerate(names)}
     used = set().union(*(sample.labels.tolist() for sample in annotated.samples))
     unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
     if unknown:
         raise InputError(
-            f"classes of the boxes that the net does not know: {some(unknown)}; rename them in the annotations, or "
-            "the net's classes (--labels, `overfeat convert --labels`)"
+            f"classes of the boxes that {whose} does not know: {some(unknown)}; rename them in the annotations"
+            + (", or the net's classes (--labels, `overfeat convert --labels`)" if whose == "the net" else "")
         )
     new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
     samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
     return replace(annotated, class_names=list(names), samples=samples)
+
+
+def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_bad: bool = False) -> Annotated:
+    """The same data, once every image has been read, as training will; with progress.
+
+    Images that cannot be read or have another size than stated raise InputError that names the first 20 of
+    them; with skip_bad they are left out, and `problems` holds them alone.
+    """
+
+    def problem(sample: Sample) -> str | None:
+        try:
+            sample.read(max_pixels)
+        except InputError as error:
+            return named(sample.path, error)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each holds an image
+        found = pool.map(problem, annotated.samples)
+        bar = tqdm(found, "reading", len(annotated), unit="image", leave=False, disable=None, file=sys.stderr)
+        lines = list(bar)
+    samples = [sample for sample, line in zip(annotated.samples, lines, strict=True) if line is None]
+    lines = [line for line in lines if line is not None]
+    if lines and not (skip_bad and any(len(sample.labels) for sample in samples)):
+        left = any(len(sample.labels) for sample in samples)
+        remedy = "leave them out: --skip-bad, or skip_bad=True" if left else "without them there is no box left"
+        raise InputError(f"{len(lines)} of {len(annotated)} images cannot be used:{_first(lines)}\n{remedy}")
+    return replace(annotated, samples=samples, problems=lines)
 
 
 def read_coco(
@@ -190,6 +221,32 @@ def read_coco(
                 image.add(f"bbox {_short.repr(box)}", (x, y, x + wide, y + tall), name, COCO_OVERHANG)
     order = [names[i] for i in sorted(names)] if class_names is None else class_names
     return problems.finish([image for image in found.values() if image], order)
+
+
+def coco_ids(
+    path: FilePath | None, names: Sequence[str], class_names: Sequence[str]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The ids that a COCO file gives images, by file name, and categories, by name; without one, numbers from 1.
+
+    Raises InputError for those that it lacks.
+    """
+    if path is None:
+        return tuple({name: i for i, name in enumerate(given, 1)} for given in (names, class_names))
+    path, found = Path(path), []
+    data = _load_coco(path)
+    for kind, key, wanted in (("images", "file_name", names), ("categories", "name", class_names)):
+        entries = [entry for entry in data[kind] if isinstance(entry, dict) and type(entry.get("id")) is int]
+        ids: dict[str, set[int]] = {}
+        for entry in entries:
+            name = Path(str(entry.get(key))).name if kind == "images" else str(entry.get(key))
+            ids.setdefault(name, set()).add(entry["id"])
+        lacking = [name for name in wanted if len(ids.get(name, ())) != 1]
+        if lacking:
+            raise InputError(
+                f"{path}: has none, or several, of these {kind}: {some(lacking)}; give the annotations they are of"
+            )
+        found.append({name: min(ids[name]) for name in wanted})
+    return found[0], found[1]
 
 
 def read_voc(
@@ -261,6 +318,21 @@ def read_blacklist(path: FilePath) -> set[int]:
     return {int(line) for line in lines if line}
 
 
+def read_pairs(path: FilePath) -> set[tuple[int, str]]:
+    """ILSVRC detection's blacklist: (number of an image from 1, class), one a line. InputError names a bad line."""
+    pairs = set()
+    for number, line in enumerate(_lines(Path(path), "give the development kit's list"), 1):
+        image, _, name = line.partition(" ")
+        if not line:
+            continue
+        if not re.fullmatch("[0-9]{1,9}", image) or not name.strip():
+            raise InputError(
+                f"{path}, line {number}: the number of an image and a class are needed, not {_short.repr(line)}"
+            )
+        pairs.add((int(image), name.strip()))
+    return pairs
+
+
 class _Bad(Exception):
     """What is wrong, and the line where the place does not tell it."""
 
@@ -312,8 +384,7 @@ class _Problems:
         """class_names None: the names of the boxes, sorted."""
         found = {name for image in images for _, name in image.objects}
         count = f"{len(self.lines)} problem{'s' if len(self.lines) != 1 else ''} in the annotations"
-        shown = "".join(f"\n  {line}" for line in self.lines[:20])
-        shown += f"\n  and {len(self.lines) - 20} more" if len(self.lines) > 20 else ""
+        shown = _first(self.lines)
         if self.lines and not self.skip:
             remedy = "put these right, or leave the bad boxes and images out: --skip-bad, or skip_bad=True"
             raise InputError(f"{self.source}: {count}:{shown}\n{remedy}")
@@ -330,6 +401,11 @@ class _Problems:
             difficult = np.array(list(image.objects.values()), dtype=bool)
             samples.append(Sample(image.path, boxes, labels, difficult, image.size))
         return Annotated(names, samples, self.lines)
+
+
+def _first(lines: list[str]) -> str:
+    """The first 20, each on a line of its own."""
+    return "".join(f"\n  {line}" for line in lines[:20]) + (f"\n  and {len(lines) - 20} more" if lines[20:] else "")
 
 
 def _class_name(name: Any, classes: Mapping[str, str] | None) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from overfeat.data.folder import ImageFolder
 from overfeat.data.images import read_image
-from overfeat.files import InputError
+from overfeat.files import InputError, named
 from overfeat.resize import resize_short_side
 
 CACHE_BYTES = 10**9
@@ -42,7 +42,8 @@ class ImageStore:
 
     resize: the smallest and largest shorter side that will be asked for; where they are the same,
     images are kept resized. Workers share the budget, since each process holds its own part. check: called
-    with an image's number and the image; InputError from it makes the image one that cannot be used.
+    with an image's number and the image; InputError from it makes the image one that cannot be used. latest: when
+    the budget is spent the images read first make room.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class ImageStore:
         max_pixels: int | None,
         cache_bytes: int,
         check: Callable[[int, Tensor], None] | None = None,
+        latest: bool = False,
     ):
-        self.folder, self.check_image = folder, check
+        self.folder, self.check_image, self.latest = folder, check, latest
         self.resize = resize
         self.limits = {} if max_pixels is None else {"max_pixels": max_pixels}
         self.cache_bytes = cache_bytes
@@ -73,7 +75,10 @@ class ImageStore:
             self.bad.add(index)
             return None
         worker = get_worker_info()
-        if self.used + image.nbytes <= self.cache_bytes // (worker.num_workers if worker else 1):
+        budget = self.cache_bytes // (worker.num_workers if worker else 1)
+        while self.latest and self.cached and self.used + image.nbytes > budget:
+            self.used -= self.cached.pop(next(iter(self.cached))).nbytes
+        if self.used + image.nbytes <= budget:
             self.cached[index] = image
             self.used += image.nbytes
         return image
@@ -84,8 +89,7 @@ class ImageStore:
         try:
             self._read(index)
         except InputError as error:
-            message = str(error)
-            return str(path), message if str(path) in message else f"{path}: {message}"
+            return str(path), named(path, error)
         return str(path), f"{path}: could not be read a moment ago, and can be now"
 
     def check(self) -> None:

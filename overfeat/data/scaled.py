@@ -61,8 +61,7 @@ class ScaledDataset(Dataset):
         boxes = torch.from_numpy(sample.boxes * grow).float()
         image = resize(image[None], size)[0]
         if mirror:
-            image = image.flip(-1)
-            boxes = torch.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], dim=1)
+            image, boxes = mirror_image(image, boxes)
         return {"image": image, "boxes": boxes, "labels": torch.from_numpy(sample.labels), "unreadable": -1}
 
     def _check(self, number: int, image: Tensor) -> None:
@@ -78,7 +77,14 @@ class ScaledDataset(Dataset):
         return self.store.complaint(number)
 
 
+def mirror_image(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The image [3, H, W] and its boxes [n, 4], left for right."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    width = image.shape[2]
+    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
 def listed(samples: list[dict]) -> dict:
-    """A batch of images of any sizes: lists of "image", "boxes" and "labels", and the tensor "unreadable"."""
-    batch = {name: [sample[name] for sample in samples] for name in ("image", "boxes", "labels")}
+    """A batch of images of any sizes: a list of each of the items' values, and the tensor "unreadable"."""
+    batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "unreadable"}
     return {**batch, "unreadable": torch.tensor([sample["unreadable"] for sample in samples])}

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import overfeat
-from overfeat.cli.common import ASSETS, SHIPPED_WEIGHTS
+from overfeat.cli.common import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.data.annotations import read_coco
 from overfeat.data.images import list_images
 from overfeat.data.scenes import make_scene
 
@@ -30,8 +31,29 @@ def test_shipped_net():
     assert overfeat.load_regressor(SHIPPED_WEIGHTS).classes is None
 
 
+def test_shipped_detector():
+    assert SHIPPED_DETECTOR.stat().st_size <= 2_000_000
+    net, regressor = overfeat.load(SHIPPED_DETECTOR), overfeat.load_regressor(SHIPPED_DETECTOR)
+    assert net.background and net.class_names == [*map(str, range(10)), "background"] and net.context is not None
+    assert not net.flip and not regressor.pooled and len(net.zooms) == 5
+
+
+def test_crowds_are_what_the_generator_makes():
+    """Annotations and, where the packages are installed, pixels."""
+    crowds = read_coco(ASSETS / "crowds" / "test.json")
+    assert {len(sample.labels) for sample in crowds.samples} >= {0, 8}
+    for sample in crowds.samples:
+        scene = make_scene("test", 0, int(sample.path.stem), (0, 8))
+        np.testing.assert_array_equal(sample.read().permute(1, 2, 0).numpy(), scene.image)
+        np.testing.assert_allclose(sample.boxes, scene.boxes, atol=0.011)
+        assert sample.labels.tolist() == scene.labels.tolist()
+
+
 def test_every_asset_is_listed():
     listed = (ASSETS / "SOURCES.md").read_text()
     for path in ASSETS.rglob("*"):
         if path.is_file() and path.name not in ("SOURCES.md", "labels.json"):
-            assert path.name in listed or f"`scenes/*{path.suffix}`" in listed, path
+            folder = path.relative_to(ASSETS).parts[0]
+            assert f"`{path.name}`" in listed or f"`{folder}/*{path.suffix}`" in listed or f"`{folder}/`" in listed, (
+                path
+            )

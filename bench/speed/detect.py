@@ -1,0 +1,169 @@
+"""Detection on a CPU, from the file to the boxes: rates, shares of the time, peak memory: python -m bench.speed.detect
+
+Scenes, and large images that are many test scenes side by side, hundreds of digits of 24 to 100 px each.
+Stock torch and overfeat.fast take turns on the same images; the ceiling is measured before and after.
+"""
+
+import argparse
+import importlib
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench.common import ROOT, forget_peak, kilobytes, seconds, work, write_results
+from bench.speed.fast import ceiling
+from overfeat import backend
+from overfeat.cli.common import SHIPPED_DETECTOR
+from overfeat.data.annotations import Annotated, read_coco
+from overfeat.data.images import read_image
+from overfeat.dense import grids
+from overfeat.detect import detect, sizes_for
+from overfeat.weights import load, load_regressor
+
+COMMAND = "make crowds && python -m bench.speed.detect"
+SCENES = 64
+LARGE = 2500  # pixels along a side
+SIDES = (1000, 2500, 5000)
+LIMIT = 256 << 20  # bytes, in the runs that show the memory
+# Where time goes: name -> (module, attribute); what is left is decoding boxes, choosing places, Python.
+PARTS = {
+    "loading": (__name__, "read_image"),
+    "resizing": ("overfeat.dense", "resize"),
+    "features": ("overfeat.nets", "OverFeat.features"),
+    "classes": ("overfeat.nets", "OverFeat.classifier_rows"),
+    "boxes": ("overfeat.heads", "Regressor.rows"),
+    "merging": ("overfeat.detect", "combine"),
+}
+
+
+def mosaic(scenes: Annotated, side: int, path: Path) -> int:
+    """Scenes in rows on a square image; gives the number of digits that lie wholly in it."""
+    canvas, digits, number = np.full((side, side, 3), 118, np.uint8), 0, 0
+    for top in range(0, side, 240):
+        left = 0
+        while left < side:
+            sample = scenes.samples[number % len(scenes)]
+            scene = sample.read().permute(1, 2, 0).numpy()[: side - top, : side - left]
+            canvas[top : top + scene.shape[0], left : left + scene.shape[1]] = scene
+            inside = (sample.boxes[:, 2] <= scene.shape[1]) & (sample.boxes[:, 3] <= scene.shape[0])
+            digits, number, left = digits + int(inside.sum()), number + 1, left + sample.size[1]
+    Image.fromarray(canvas).save(path)
+    return digits
+
+
+@contextmanager
+def timed(parts: dict[str, float]) -> Iterator[None]:
+    """Adds up the seconds that each of PARTS takes inside the block."""
+
+    def watched(name: str, run: Callable) -> Callable:
+        def call(*args, **options):
+            start = time.perf_counter()
+            try:
+                return run(*args, **options)
+            finally:
+                parts[name] = parts.get(name, 0.0) + time.perf_counter() - start
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (module, attribute) in PARTS.items():
+            owner = sys.modules[module]
+            *classes, last = attribute.split(".")
+            for part in classes:
+                owner = getattr(owner, part)
+            stack.enter_context(mock.patch.object(owner, last, watched(name, getattr(owner, last))))
+        yield
+
+
+def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
+    """Seconds an image by each backend, in turns; the shares of overfeat.fast; the places that were looked at."""
+
+    def run() -> list:
+        return [detect(net, regressor, read_image(path)) for path in paths]
+
+    found, objects = {}, {}
+    for name in ("torch", "fast"):
+        with backend("torch") if name == "torch" else nullcontext():
+            objects[name] = [len(of_image) for of_image in run()]
+            found[name] = {k: v / len(paths) if k != "repeats" else v for k, v in seconds(run, repeats, 0).items()}
+    parts: dict[str, float] = {}
+    with timed(parts):
+        start = time.perf_counter()
+        run()
+        whole = time.perf_counter() - start
+    sizes = [tuple(read_image(path).shape[1:]) for path in paths]
+    of_images = [grids(net, size, sizes_for(net.architecture, *size, net.zooms)) for size in sizes]
+    macs = [
+        sum(work(net.architecture, *grid.scaled, net.classes, "fine")[part] for part in ("features", "first", "rest"))
+        for found in of_images
+        for grid in found
+    ]
+    places = sum(grid.shape[0] * grid.shape[1] for found in of_images for grid in found) / len(paths)
+    return {
+        "images": len(paths),
+        "seconds": found,
+        "shares": {**{name: parts.get(name, 0.0) / whole for name in PARTS}, "other": 1 - sum(parts.values()) / whole},
+        "places": places,
+        "objects": sum(objects["fast"]) / len(paths),
+        "gflops": 2 * sum(macs) / len(paths) / found["fast"]["median"] / 1e9,
+    }
+
+
+def memory(path: Path) -> dict[str, float]:
+    """MiB that detection takes in a process of its own, beyond the net and the image as it was read."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_memory, (path,))
+
+
+def _memory(path: Path) -> dict[str, float]:
+    importlib.import_module("overfeat.fast")
+    net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
+    detect(net, regressor, torch.zeros(3, 200, 200, dtype=torch.uint8), memory=LIMIT)
+    image = read_image(path)
+    forget_peak()
+    before = kilobytes("VmRSS")
+    start = time.perf_counter()
+    found = detect(net, regressor, image, memory=LIMIT)
+    return {
+        "megabytes": (kilobytes("VmHWM") - before) / 1024,
+        "image": image.nbytes / 2**20,
+        "seconds": time.perf_counter() - start,
+        "objects": len(found),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=Path, default=ROOT / "runs/crowds")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    importlib.import_module("overfeat.fast")
+    net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
+    scenes = read_coco(args.scenes / "test.json")
+    before = ceiling(torch.float32, args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {side: Path(folder) / f"{side}.png" for side in SIDES}
+        digits = {side: mosaic(scenes, side, path) for side, path in paths.items()}
+        results = {
+            "zooms": list(net.zooms),
+            "scenes": measure(net, regressor, [sample.path for sample in scenes.samples[:SCENES]], args.repeats),
+            "large": {"side": LARGE, "digits": digits[LARGE], **measure(net, regressor, [paths[LARGE]], args.repeats)},
+            "memory": {"limit": LIMIT >> 20, **{str(side): memory(path) for side, path in paths.items()}},
+        }
+    results["ceiling_gflops"] = [before, ceiling(torch.float32, args.repeats)]
+    for name in ("scenes", "large", "memory"):
+        print(name, results[name])
+    write_results("speed-detect", COMMAND, results)
+
+
+if __name__ == "__main__":
+    main()

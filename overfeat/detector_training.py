@@ -1,0 +1,296 @@
+"""Training a detector: windows with objects, background chosen on the fly, boxes beside (section 5)."""
+
+import math
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from overfeat import weights
+from overfeat.batches import Unreadable, mean_over, validation_loader
+from overfeat.boxes import decode, encode, paired_iou
+from overfeat.data.annotations import Annotated
+from overfeat.data.folder import some
+from overfeat.data.scaled import listed
+from overfeat.data.tiles import TileDataset
+from overfeat.dense import around, half_resolution
+from overfeat.files import InputError
+from overfeat.geometry import Grid
+from overfeat.heads import Regressor
+from overfeat.nets import ARCHITECTURES, OverFeat, Stride
+from overfeat.resize import MAX_PIXELS
+from overfeat.training import TrainConfig
+from overfeat.windows import FIT, HIGH, LOW, assign
+
+NEGATIVES = ("mixed", "hard", "random", "none")
+OF_IMAGE = ("image", "boxes", "labels", "difficult")
+FIGURES = ("loss", "missed_error", "false_error", "iou_error")
+TILE = 4  # windows along a tile's side
+TILES = 1000  # in an epoch, at least
+VALIDATED = 200  # tiles of validation images, at least
+
+
+class Detector(nn.Module):
+    """A net with a background class and its regressor in one pass: what one process trains.
+
+    fixed: the feature layers stay as they are.
+    """
+
+    def __init__(self, net: OverFeat, regressor: Regressor, fixed: bool = False):
+        super().__init__()
+        self.net, self.regressor, self.fixed = net, regressor, fixed
+        net.convs.requires_grad_(not fixed)
+
+    def forward(self, images: Sequence[Tensor], stride: Stride, places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class scores [all places, classes], and boxes [places, classes or 1, 4] at these places of each image."""
+        net, maps, seen = self.net, [], []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed):
+            for image in images:
+                size = tuple(image.shape[1:])
+                grid = Grid(net.architecture.window, net.architecture.stride(stride), size, size)
+                maps.append(net.features(image[None]))
+                if net.context is not None:
+                    half = half_resolution(net, image[None], size)
+                    seen.append(around(net, half, 1, grid, *(slice(0, length) for length in grid.shape), stride))
+        logits = net.classifier_rows(maps, stride, seen)[0]
+        if net.context is not None:  # takes part even where no image is large enough for it
+            logits = logits + 0 * net.context.weight.sum()
+        return logits, self.regressor.rows(maps, stride, places)[0]
+
+
+class DetectorTask:
+    """Trains a net with a background class on tiles of images, and the boxes of the windows with objects.
+
+    Which window is to find which object: windows.assign. negatives: which `count` windows of background an
+    image teaches at each step: "random" ones, "hard" ones, those taken for objects most, half of each
+    ("mixed"; a random one may be among the hard), or "none". The objects' windows and those of background
+    count the same, whatever their numbers. data, validation: labelled by net.class_names without the last,
+    the background. tiles: of each image and epoch. The figures in the log are means over the tiles that
+    have an object. Raises InputError where classes or sizes do not fit.
+    """
+
+    judged_by = "validation_loss"
+
+    def __init__(
+        self,
+        net: OverFeat,
+        regressor: Regressor,
+        data: Annotated,
+        config: TrainConfig,
+        validation: Annotated | None = None,
+        negatives: str = "mixed",
+        count: int = 16,
+        tiles: int = 4,
+        stride: Stride = "fine",
+        fixed: bool = False,
+        max_pixels: int | None = None,
+    ):
+        if not net.background or net.zooms is None:
+            raise InputError("a detector's last class is the background, and it has the sizes of images it looks at")
+        if regressor.architecture != net.architecture or regressor.classes not in (None, net.object_classes):
+            raise InputError("the regressor was made for another net")
+        for annotated, what in ((data, "training"), (validation, "validation")):
+            if annotated is None:
+                continue
+            if annotated.class_names != net.class_names[:-1]:
+                raise InputError("the boxes' classes are not the net's class_names; see data.annotations.align_boxes")
+            if not fitting(annotated, net).any():
+                raise InputError(
+                    f"no object of the {what} data fits the window of {net.architecture.window} px when images are "
+                    f"searched at {', '.join(f'{zoom:g}' for zoom in net.zooms)} times their size; give other --scales"
+                )
+        if negatives not in NEGATIVES or count < 1:
+            raise InputError(f"--negatives is one of {', '.join(NEGATIVES)}, and 1 or more; not {negatives}, {count}")
+        self.module, self.config, self.stride = Detector(net, regressor, fixed), config, stride
+        self.negatives, self.count = negatives, count
+        tile, seed = TILE * net.architecture.window, config.seed
+        self.data = TileDataset(data, net.architecture, net.zooms, tile, tiles, net.flip, seed, max_pixels)
+        self.data.store.check()
+        judged = validation and -(-VALIDATED // len(validation))
+        self.validation = validation and TileDataset(
+            validation, net.architecture, net.zooms, tile, judged, False, seed, max_pixels
+        )
+        self.unreadable = Unreadable()
+        self.settings = {
+            "data": data.describe(),
+            "validation": validation and validation.describe(),
+            "net": net.architecture.name,
+            "scales": ",".join(f"{zoom:g}" for zoom in net.zooms),
+            "context": net.context is not None,
+            "form": regressor.form,
+            "per_class": regressor.classes is not None,
+            "hidden": " ".join(map(str, regressor.hidden)),
+            "maps": "pooled" if regressor.pooled else "unpooled",
+            "dropout": net.dropout,
+            "flip": net.flip,
+            "negatives": f"{negatives} {count}",
+            "tiles": tiles,
+            "stride": stride,
+            "fixed": fixed,
+            "max_pixels": max_pixels,
+        }
+
+    def dataset(self) -> TileDataset:
+        """Tiles of all images."""
+        return self.data
+
+    def collate(self, samples: list[dict]) -> dict:
+        """See data.scaled.listed."""
+        return listed(samples)
+
+    def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Cross entropy of objects' windows and of background, and the boxes' 1 - IoU; sums over tiles with objects."""
+        net, form = self.module.net, self.module.regressor.form
+        found, asked = [], []
+        for image, boxes, labels, difficult in zip(*(batch[key] for key in OF_IMAGE), strict=True):
+            size = tuple(image.shape[1:])
+            grid = Grid(net.architecture.window, net.architecture.stride(self.stride), size, size)
+            windows = torch.from_numpy(grid.boxes()).to(boxes)
+            targets, objects = assign(windows, boxes, labels, net.classes - 1, difficult)
+            found.append((windows.view(-1, 4), targets.flatten(), objects.flatten()))
+            asked.append((objects.flatten() >= 0).nonzero()[:, 0])
+        logits, values = module(batch["image"], self.stride, asked)
+        logits, values = logits.float(), values.float()
+        total = (logits.sum() + values.sum()) * 0  # all weights take part, whatever there is to learn
+        sums: dict[str, Tensor | float] = {"samples": 0, **dict.fromkeys(FIGURES, 0.0)}
+        readable = max(1, int((batch["unreadable"] < 0).sum()))
+        of_classes = logits.split([len(targets) for _, targets, _ in found])
+        of_boxes = values.split([len(places) for places in asked])
+        for i, (windows, targets, objects) in enumerate(found):
+            if batch["unreadable"][i] >= 0:
+                continue
+            entropy = F.cross_entropy(of_classes[i], targets.clamp(min=0), reduction="none")
+            positive, loss = asked[i], logits.new_zeros(())
+            chosen = self._background(entropy.detach(), targets == net.classes - 1)
+            if len(chosen):
+                loss = loss + entropy[chosen].mean()
+            if len(positive):
+                loss = loss + entropy[positive].mean()
+                own = objects[positive]
+                column = batch["labels"][i][own] if self.module.regressor.classes else torch.zeros_like(own)
+                unit = values.new_tensor([0.0, 0, 1, 1]).expand(len(own), 4)
+                true = decode(encode(batch["boxes"][i][own], windows[positive], form), unit, form)
+                predicted = of_boxes[i][torch.arange(len(own), device=own.device), column]
+                iou = paired_iou(decode(predicted, unit, form), true)
+                loss = loss + (1 - iou).mean()
+                sums["missed_error"] += (of_classes[i][positive].argmax(dim=1) != targets[positive]).float().mean()
+                sums["iou_error"] += (1 - iou.detach()).mean()
+                if len(chosen):
+                    sums["false_error"] += (of_classes[i][chosen].argmax(dim=1) != targets[chosen]).float().mean()
+                sums["samples"] += 1
+                sums["loss"] += loss.detach()
+            total = total + loss / readable
+        return total, sums
+
+    def _background(self, entropy: Tensor, background: Tensor) -> Tensor:
+        """Which windows of background teach."""
+        places = background.nonzero()[:, 0]
+        hard = {"hard": self.count, "mixed": (self.count + 1) // 2}.get(self.negatives, 0)
+        hardest = places[entropy[places].topk(min(hard, len(places))).indices]
+        rest = 0 if self.negatives == "none" else self.count - hard
+        chosen = torch.randperm(len(places))[:rest].to(places.device)
+        return torch.cat([hardest, places[chosen]])
+
+    def validate(self) -> dict[str, object]:
+        """The figures of training on tiles of the validation images, the same in every epoch."""
+        if self.validation is None:
+            return {}
+        device = next(self.module.parameters()).device
+        torch.manual_seed(self.config.seed)
+
+        def score(batch: dict) -> dict[str, Tensor | float]:
+            return self.loss(self.module, batch)[1]
+
+        means = mean_over(self._loader, score, device, self.unreadable)
+        figures = {f"validation_{key}": value for key, value in means.items()}
+        return {**figures, "unreadable": sorted(self.unreadable.files)}
+
+    def save(self, path: Path) -> None:
+        """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
+        weights.save(self.module.net, path, regressor=self.module.regressor)
+
+    @cached_property
+    def _loader(self) -> DataLoader:
+        return validation_loader(self.validation, self.config.batch, self.config.workers, listed)
+
+
+def detector_from(net: OverFeat, names: Sequence[str]) -> OverFeat:
+    """The net with these classes and the background as its last layer; what it knows of them it keeps."""
+    if "background" in names:
+        raise InputError('a class of the data is called "background"; that is what a detector calls everything else')
+    old, known = net.fulls[-1], {name: label for label, name in enumerate(net.class_names)}
+    net.replace_classes([*names, "background"])
+    with torch.no_grad():
+        for label, name in enumerate(net.class_names):
+            if name in known:
+                net.fulls[-1].weight[label] = old.weight[known[name]]
+                net.fulls[-1].bias[label] = old.bias[known[name]]
+    net.background = True
+    return net
+
+
+def longer_sides(data: Annotated) -> np.ndarray:
+    """Of every box, in pixels of its image."""
+    boxes = np.concatenate([sample.boxes for sample in data.samples])
+    return (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+
+
+def fitting(data: Annotated, net: OverFeat) -> np.ndarray:
+    """Which boxes a window is to find at one of the net's sizes, bool, without those that teach nothing."""
+    relative = longer_sides(data)[:, None] * np.array(net.zooms) / net.architecture.window
+    difficult = np.concatenate([sample.difficult for sample in data.samples])
+    return ((relative >= LOW) & (relative <= HIGH)).any(axis=1) & ~difficult
+
+
+def net_for(sides: np.ndarray, gpu: bool) -> str:
+    """The net whose window suits objects with these longer sides, of those that can be trained there.
+
+    On a CPU that is the small one, whatever the objects: images are resized until they fit its window.
+    """
+    small, fast = (FIT * ARCHITECTURES[name].window for name in ("small", "fast"))
+    return "fast" if gpu and np.median(sides) > math.sqrt(small * fast) else "small"
+
+
+def tiles_for(images: int) -> int:
+    """Parts of each of so many images for an epoch of TILES."""
+    return -(-TILES // images)
+
+
+def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, told: Collection[str]) -> list[str]:
+    """In words: what there is to learn, how, why, and what cannot be learnt. told: names of what was asked for."""
+    sides, window, stride = longer_sides(data), net.architecture.window, net.architecture.fine_stride
+    counts = np.bincount(np.concatenate([sample.labels for sample in data.samples]), minlength=len(data.class_names))
+    empty = sum(not len(sample.labels) for sample in data.samples)
+    zooms = ", ".join(f"{zoom:g}" for zoom in net.zooms)
+    if "net" in told or ("source" in told and source):
+        why_net = "as told"
+    else:
+        why_net = "for any boxes" if net.architecture.name == "small" else "for boxes as large as these, on a GPU"
+    why_zooms = "as told" if "scales" in told else f"so that nearly every object is about {FIT:g} of the window at one"
+    lines = [
+        f"data: {data.describe()}, {empty} images without a box",
+        f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g}",
+        f"net: {net.architecture.name}, window {window} px, {why_net} (--net), "
+        + (f"starting from {source} (--from)" if source else "with new weights (--from)"),
+        f"sizes: images are searched at {zooms} times their size, {why_zooms} (--scales)",
+        f"parts: {tiles} of each image and epoch, {'as told' if 'tiles' in told else f'for {TILES} or more'} (--tiles)",
+    ]
+    lost = int((~fitting(data, net)).sum())
+    if lost:
+        lines.append(f"warning: {lost} boxes are too small or too large for these sizes and teach little")
+    tiny = int((sides * max(net.zooms) < stride).sum())
+    if tiny:
+        lines.append(f"warning: {tiny} boxes are smaller than the {stride} px between places, even at the largest size")
+    height, width = max((sample.size for sample in data.samples), key=math.prod)
+    if height * width * max(net.zooms) ** 2 > MAX_PIXELS:
+        largest = f"{width}x{height} px is too large to be searched at {max(net.zooms):g} times its size"
+        lines.append(f"warning: an image of {largest}; cut it up, or give --scales")
+    absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+    if absent:
+        lines.append(f"warning: classes without a box, which will never be found: {some(absent)}")
+    return lines

@@ -1,0 +1,343 @@
+"""`overfeat train detector`, `evaluate detector` and `detect`: from annotated images to boxes."""
+
+import contextlib
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from overfeat import load, load_regressor, save
+from overfeat.average_precision import PROTOCOLS
+from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.main import main
+from overfeat.data.images import read_image
+from overfeat.data.scenes import write_scenes
+from overfeat.detect import detect
+from overfeat.detector_training import detector_from
+from overfeat.files import InputError, Journal
+from overfeat.heads import Regressor
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Eight training scenes and four for testing, with none to eight digits each."""
+    root = tmp_path_factory.mktemp("scenes")
+    for split, count in (("train", 8), ("validation", 2), ("test", 4)):
+        write_scenes(root, split, count, objects=(0, 8), progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The shipped classifier as a detector that calls a few places objects."""
+    torch.manual_seed(0)
+    net = detector_from(load(SHIPPED_WEIGHTS), DIGITS)
+    net.zooms, net.flip = (0.6, 1.0), False
+    path = tmp_path_factory.mktemp("weights") / "detector.safetensors"
+    save(net, path, regressor=Regressor(net.architecture, pooled=False))
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def flags(scenes, out, *more):
+    common = "--batch 4 --workers 0 --device cpu --tiles 1 --epochs 1 --no-flip --scales 0.5,0.8"
+    given = ["train", "detector", "--data", scenes, "--from", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
+    return [str(part) for part in given]
+
+
+def test_from_annotated_images_to_boxes(scenes, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(flags(scenes, folder, "--context", "--epochs", "2")) == 0
+    told = capsys.readouterr().out
+    assert "small, window 47 px, as told" in told and "images are searched at 0.5, 0.8" in told
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 2 and {"validation_loss", "train_missed_error", "train_iou_error"} <= set(log[0])
+    weights = folder / "net.safetensors"
+    net = load(weights)
+    assert net.background and net.zooms == (0.5, 0.8) and net.context is not None and not net.flip
+    assert load_regressor(weights).classes is None
+
+    results, plot = tmp_path / "results.json", tmp_path / "curves.png"
+    command = ["evaluate", "detector", "--data", scenes, "--weights", weights, "-o", results, "--plot", plot]
+    assert main([*map(str, command)]) == 0
+    found = json.loads(results.read_text())
+    assert found["images"] == 4 and set(found["map"]) == {*PROTOCOLS, "coco"}
+    for protocol, mean in found["map"].items():
+        averages = [figures[protocol] for figures in found["ap"].values()]
+        assert mean == pytest.approx(sum(averages) / len(averages)) and 0 <= mean <= 1
+    assert "mean" in capsys.readouterr().out
+    with Image.open(plot) as picture:
+        assert picture.width > 400
+
+    out = tmp_path / "found"
+    command = ["detect", scenes / "test", "--weights", weights, "-o", out, "--score", "0"]
+    assert main([str(part) for part in command]) == 0
+    printed = capsys.readouterr().out
+    for file in sorted(out.glob("*.png.json")):
+        path = scenes / "test" / file.name.removesuffix(".json")
+        want = detect(net, load_regressor(weights), read_image(path))
+        objects = json.loads(file.read_text())["objects"]
+        assert len(objects) == len(want) and str(path) in printed
+        for one, box, label, count in zip(objects, want.boxes.tolist(), want.labels, want.counts, strict=True):
+            assert one["box"] == pytest.approx(box, abs=0.01) and one["class"] == net.class_names[label]
+            assert one["count"] == count and 0 <= one["score"] < 1
+        assert (out / f"{path.name}.png").exists()
+    assert main([str(part) for part in command]) == 0
+    assert "4 of 4 images are done already" in capsys.readouterr().err
+
+
+def test_the_shipped_detector_and_coco_s_own_tool(scenes, tmp_path):
+    """That tool reads what `detect` writes and gives what `evaluate` gives; most digits are found."""
+    results, ids = tmp_path / "results.json", scenes / "test.json"
+    assert run("evaluate", "detector", "--data", scenes, "-o", results) == 0
+    found = json.loads(results.read_text())
+    assert run("detect", scenes / "test", "-o", tmp_path / "coco", "--score", 0, "--coco-ids", ids) == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(scenes / "test.json")
+        judge = COCOeval(truth, truth.loadRes(str(tmp_path / "coco/coco.json")), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    assert found["coco"]["AP50"] == pytest.approx(judge.stats[1], abs=0.01) and found["coco"]["AP50"] > 0.5
+
+
+def test_from_nothing_and_resumed(scenes, tmp_path, capsys):
+    """New weights, sizes chosen from the boxes; a resumed run ends with the same weights."""
+    given = flags(scenes, "OUT", "--no-context", "--per-class", "--maps", "pooled", "--from", "none")
+    more = [part for part in given if part not in ("--scales", "0.5,0.8")]
+    for out, steps in (("whole", [["--epochs", "2"]]), ("parts", [[], ["--epochs", "2", "--resume"]])):
+        for step in steps:
+            assert main([part if part != "OUT" else str(tmp_path / out) for part in [*more, *step]]) == 0
+    assert "so that nearly every object" in capsys.readouterr().out
+    whole, parts = (load(tmp_path / out / "net.safetensors") for out in ("whole", "parts"))
+    assert len(whole.zooms) >= 4 and load_regressor(tmp_path / "whole/net.safetensors").classes == whole.classes - 1
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (["--net", "small"], "leave --net small out"),
+        (["--dropout", "1"], "--dropout is at least 0"),
+        (["--from", "none", "--fixed"], "must come from a trained net"),
+        (["--from", "nothing.safetensors"], "no such file"),
+        (["--scales", "0.01"], "no object of the training data fits the window"),
+    ],
+)
+def test_bad_settings(scenes, tmp_path, capsys, setting, words):
+    assert main(flags(scenes, tmp_path / "run", *setting)) == 1
+    assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+# Other people's images
+
+
+def voc(folder, count, size=(150, 200), objects=3, seed=0):
+    """VOC XML and PNGs of discs and squares on noise; one image without an object."""
+    draw = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture, things = draw.integers(60, 120, (*size, 3), dtype=np.uint8), []
+        y, x = np.mgrid[: size[0], : size[1]]
+        for _ in range(0 if number == 1 else objects):
+            name, r = str(draw.choice(["disc", "square"])), int(draw.integers(8, 24))
+            cx, cy = (int(draw.integers(r + 1, side - r - 1)) for side in size[::-1])
+            inside = (
+                (x - cx) ** 2 + (y - cy) ** 2 <= r * r if name == "disc" else (abs(x - cx) <= r) & (abs(y - cy) <= r)
+            )
+            picture[inside] = draw.integers(150, 256, 3)
+            edges = zip(("xmin", "ymin", "xmax", "ymax"), (cx - r + 1, cy - r + 1, cx + r + 1, cy + r + 1), strict=True)
+            box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
+            things.append(f"<object><name>{name}</name><bndbox>{box}</bndbox></object>")
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        text = f"<annotation><filename>{number}.png</filename>{''.join(things)}</annotation>"
+        (folder / f"{number}.xml").write_text(text)
+    return folder
+
+
+def test_bad_images_are_listed_before_training(tmp_path, capsys):
+    folder = voc(tmp_path / "photos", 6)
+    for xml in folder.glob("*.xml"):  # with a size stated, nothing needs the image itself yet
+        size = "</filename><size><width>200</width><height>150</height></size>"
+        xml.write_text(xml.read_text().replace("</filename>", size))
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:300])
+    (folder / "3.png").write_bytes(b"no picture")
+    options = "--epochs 1 --tiles 4 --batch 4 --device cpu --scales 1.0 --no-context --workers 0"
+    command = ["train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
+    assert run(*command) == 1
+    told = capsys.readouterr().err
+    assert "2 of 6 images cannot be used" in told and "2.png" in told and "3.png" in told and "--skip-bad" in told
+    assert not (tmp_path / "run").exists()
+    assert run(*command, "--skip-bad") == 0
+    out, told = capsys.readouterr()
+    assert "left out: 2 images" in told and "4 images with" in out and "1 images without a box" in out
+
+
+def test_every_choice_is_told(tmp_path):
+    """The sizes are those that bring the boxes to the window; the number of parts follows that of the images."""
+    folder = voc(tmp_path / "photos", 3, size=(400, 500), objects=6)
+    edges = (("xmin", 5), ("ymin", 5), ("xmax", 5), ("ymax", 6))
+    box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
+    dot = f"<object><name>dot</name><bndbox>{box}</bndbox></object></annotation>"
+    (folder / "0.xml").write_text((folder / "0.xml").read_text().replace("</annotation>", dot))
+    code = "import sys\nfrom overfeat.cli import main, train\ntrain.train = lambda *_: []\nmain.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "train", "detector", "--data", folder, "--out", tmp_path / "run"]
+    told = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    lines = dict(line.split(": ", 1) for line in told.stdout.splitlines())
+    assert "3 images with 13 boxes of 3 classes" in lines["data"] and "1 images without" in lines["data"]
+    assert lines["boxes"].startswith("longer sides of 2 to ") and "small, window 47 px" in lines["net"]
+    assert "small.safetensors" in lines["net"] and "334 of each image" in lines["parts"]
+    zooms = [float(zoom) for zoom in lines["sizes"].split(" searched at ")[1].split(" times")[0].split(", ")]
+    assert zooms[0] < 1 < zooms[-1] and all(1 < b / a < 1.41 for a, b in pairwise(zooms))
+
+
+def test_a_killed_evaluation_goes_on(weights, tmp_path):
+    """At most the image that was being looked at is lost, and the results are those of an unbroken run."""
+    folder, results, whole = voc(tmp_path / "photos", 24, objects=2), tmp_path / "r.json", tmp_path / "whole.json"
+    data = tmp_path / "labelled"
+    shutil.copytree(folder, data)
+    for path in data.glob("*.xml"):
+        path.write_text(path.read_text().replace("disc", "0").replace("square", "1"))
+    command = [sys.executable, "-m", "overfeat.cli.main", "evaluate", "detector", "--data", data, "--weights", weights]
+    command = [str(part) for part in [*command, "--device", "cpu", "-o"]]
+    assert subprocess.run([*command, whole], capture_output=True).returncode == 0
+    process = subprocess.Popen([*command, results], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal, deadline = tmp_path / ".images-r.json", time.monotonic() + 60
+    while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 4):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not results.exists() and journal.exists()
+    again = subprocess.run([*command, results], capture_output=True, text=True)
+    assert again.returncode == 0 and "images are done already" in again.stderr
+    assert not journal.exists() and json.loads(results.read_text()) == json.loads(whole.read_text())
+
+
+def test_a_journal(tmp_path):
+    """Torn lines and other settings are not taken over."""
+    path = tmp_path / "j"
+    first = Journal(path, {"a": 1})
+    first.add("x", [1, 2.5])
+    first.add("y", [])
+    with open(path, "a") as file:
+        file.write('["z", [3')
+    again = Journal(path, {"a": 1})
+    assert again.done == {"x": [1, 2.5], "y": []}
+    again.add("z", [4])
+    assert Journal(path, {"a": 1}).done["z"] == [4]
+    other = Journal(path, {"a": 2})
+    assert other.done == {} and Journal(path, {"a": 1}).done == {}
+    other.finish()
+    assert not path.exists()
+    with pytest.raises(InputError, match="cannot be written"):
+        Journal(tmp_path / "no" / "j", {})
+
+
+def test_blacklisted_pairs(scenes, tmp_path, capsys):
+    """Lines of an image's number and a class take that class's objects there out of ILSVRC's figure alone."""
+    truth = json.loads((scenes / "test.json").read_text())
+    name = {category["id"]: category["name"] for category in truth["categories"]}
+    label = name[truth["annotations"][0]["category_id"]]
+    listed, plain = tmp_path / "blacklist.txt", ["evaluate", "detector", "--data", scenes, "-o"]
+    listed.write_text("".join(f"{number} {label}\n" for number in range(1, len(truth["images"]) + 1)) + "\n1 zebra\n")
+    command = [*plain, tmp_path / "r.json", "--blacklist", listed]
+    assert run(*command) == run(*plain, tmp_path / "all.json") == 0
+    found, every = (json.loads((tmp_path / file).read_text()) for file in ("r.json", "all.json"))
+    assert found["objects"] == every["objects"] == len(truth["annotations"])
+    assert found["ap"][label].pop("ilsvrc") is None and every["ap"][label].pop("ilsvrc") is not None
+    assert found["ap"] == every["ap"]
+    listed.write_text(f"1 {label}\nseven 7\n")
+    assert run(*command) == 1
+    assert "line 2: the number of an image and a class are needed, not 'seven 7'" in capsys.readouterr().err
+
+
+def test_ids_of_coco(weights, scenes, tmp_path, capsys):
+    """Without annotations images and classes are numbered from 1; annotations of other images are refused."""
+    out = tmp_path / "found"
+    assert run("detect", scenes / "test", "--weights", weights, "--score", 0, "-o", out) == 0
+    results = json.loads((out / "coco.json").read_text())
+    objects = [json.loads(path.read_text())["objects"] for path in sorted(out.glob("*.png.json"))]
+    assert [entry["image_id"] for entry in results] == [i for i, things in enumerate(objects, 1) for _ in things]
+    assert [entry["category_id"] for entry in results] == [1 + int(t["class"]) for things in objects for t in things]
+    capsys.readouterr()
+    (tmp_path / "two").mkdir()
+    shutil.copy(next((scenes / "test").glob("*.png")), tmp_path / "two" / "other.png")
+    assert (
+        run("detect", tmp_path / "two", "--weights", weights, "-o", tmp_path / "o2", "--coco-ids", scenes / "test.json")
+        == 1
+    )
+    assert "other.png" in capsys.readouterr().err and not (tmp_path / "o2").exists()
+
+
+def test_a_folder_goes_on_past_bad_images(weights, tmp_path, capsys):
+    folder = voc(tmp_path / "photos", 3)
+    (folder / "1.png").write_bytes(b"broken")
+    assert run("detect", folder, "--weights", weights, "-o", tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "1 of 3 images failed" in told and "1.png" in told
+    assert sorted(path.name for path in (tmp_path / "out").glob("?.png.json")) == ["0.png.json", "2.png.json"]
+    assert (tmp_path / "out/coco.json").exists()
+
+
+def test_a_classifier_is_no_detector(tmp_path, capsys):
+    command = ["detect", voc(tmp_path / "photos", 1), "--weights", SHIPPED_WEIGHTS, "-o", tmp_path / "out"]
+    assert run(*command) == 1
+    assert "no background class; train one with `overfeat train detector`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_someone_else_s_results_stay(weights, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/coco.json").write_text("mine")
+    assert run("detect", voc(tmp_path / "photos", 1), "--weights", weights, "-o", tmp_path / "out") == 1
+    assert "holds coco.json of something else" in capsys.readouterr().err
+    assert (tmp_path / "out/coco.json").read_text() == "mine"
+
+
+def test_difficult_objects_alone(weights, tmp_path, capsys):
+    """ILSVRC has none, so its figure is there; the others are missing, in valid JSON and a picture without curves."""
+    folder, out = voc(tmp_path / "photos", 2), tmp_path / "r.json"
+    for xml in folder.glob("*.xml"):
+        text = xml.read_text().replace("disc", "0").replace("square", "1")
+        xml.write_text(text.replace("<bndbox>", "<difficult>1</difficult><bndbox>"))
+    command = ["evaluate", "detector", "--data", folder, "--weights", weights, "-o", out, "--plot", tmp_path / "p.png"]
+    assert run(*command) == 0
+    found = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["map"]["voc"] is None and found["map"]["coco"] is None and found["map"]["ilsvrc"] is not None
+    assert found["objects"] == 3 and (tmp_path / "p.png").exists()
+    for xml in folder.glob("*.xml"):
+        xml.write_text(f"<annotation><filename>{xml.stem}.png</filename></annotation>")
+    assert run(*command) == 1
+    assert "no usable box" in capsys.readouterr().err
+
+
+def test_two_processes_with_images_too_small_for_context(tmp_path):
+    """All weights take part in every process, whatever its images are; and both end with the same weights."""
+    folder = voc(tmp_path / "photos", 8, size=(60, 64), objects=1)
+    options = "--epochs 2 --tiles 2 --batch 4 --device cpu --workers 0 --scales 1.0 --context --form centre --per-class"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641", "-m"]
+    command += ["overfeat.cli.main", "train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
+    assert net.context is not None and regressor.classes == 2 and regressor.form == "centre"
+    image = read_image(folder / "0.png")
+    found = detect(net, regressor, image, least=0.01)
+    assert len(found) and found.boxes.isfinite().all()
