@@ -383,6 +383,9 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 def batch_of(images: Tensor) -> Tensor:
     """[3, H, W] as a batch of one; checks the shape of either."""
+    if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
+        what = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a tensor of uint8 or floating point in 0..255, not {what}")
     if images.dim() == 3:
         images = images[None]
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:

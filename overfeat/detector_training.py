@@ -99,7 +99,10 @@ class DetectorTask:
                 continue
             if annotated.class_names != net.class_names[:-1]:
                 raise InputError("the boxes' classes are not the net's class_names; see data.annotations.align_boxes")
-            if not fitting(annotated, net).any():
+            easy = ~np.concatenate([sample.difficult for sample in annotated.samples])
+            if not easy.any():
+                raise InputError(f"every object of the {what} data is marked difficult, and such teach nothing")
+            if not (fitting(annotated, net) & easy).any():
                 raise InputError(
                     f"no object of the {what} data fits the window of {net.architecture.window} px when images are "
                     f"searched at {', '.join(f'{zoom:g}' for zoom in net.zooms)} times their size; give other --scales"
@@ -222,7 +225,9 @@ class DetectorTask:
 def detector_from(net: OverFeat, names: Sequence[str]) -> OverFeat:
     """The net with these classes and the background as its last layer; what it knows of them it keeps."""
     if "background" in names:
-        raise InputError('a class of the data is called "background"; that is what a detector calls everything else')
+        raise InputError(
+            'a class is called "background", as a detector calls everything else; rename it in the annotations'
+        )
     old, known = net.fulls[-1], {name: label for label, name in enumerate(net.class_names)}
     net.replace_classes([*names, "background"])
     with torch.no_grad():
@@ -241,10 +246,17 @@ def longer_sides(data: Annotated) -> np.ndarray:
 
 
 def fitting(data: Annotated, net: OverFeat) -> np.ndarray:
-    """Which boxes a window is to find at one of the net's sizes, bool, without those that teach nothing."""
-    relative = longer_sides(data)[:, None] * np.array(net.zooms) / net.architecture.window
-    difficult = np.concatenate([sample.difficult for sample in data.samples])
-    return ((relative >= LOW) & (relative <= HIGH)).any(axis=1) & ~difficult
+    """Which boxes a window is to find at one of the net's sizes, bool.
+
+    An image is searched at the size that makes it a window where the net's sizes would make it smaller.
+    """
+    window, fits = net.architecture.window, []
+    for sample in data.samples:
+        zooms = np.maximum(net.zooms, window / min(sample.size))
+        sides = (sample.boxes[:, 2:] - sample.boxes[:, :2]).max(axis=1, initial=0)
+        relative = sides[:, None] * zooms / window
+        fits.append(((relative >= LOW) & (relative <= HIGH)).any(axis=1))
+    return np.concatenate(fits)
 
 
 def net_for(sides: np.ndarray, gpu: bool) -> str:
@@ -264,7 +276,8 @@ def tiles_for(images: int) -> int:
 def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, told: Collection[str]) -> list[str]:
     """In words: what there is to learn, how, why, and what cannot be learnt. told: names of what was asked for."""
     sides, window, stride = longer_sides(data), net.architecture.window, net.architecture.fine_stride
-    counts = np.bincount(np.concatenate([sample.labels for sample in data.samples]), minlength=len(data.class_names))
+    easy = np.concatenate([sample.labels[~sample.difficult] for sample in data.samples])
+    counts = np.bincount(easy, minlength=len(data.class_names))
     empty = sum(not len(sample.labels) for sample in data.samples)
     zooms = ", ".join(f"{zoom:g}" for zoom in net.zooms)
     if "net" in told or ("source" in told and source):
@@ -292,5 +305,5 @@ def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, tol
         lines.append(f"warning: an image of {largest}; cut it up, or give --scales")
     absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
     if absent:
-        lines.append(f"warning: classes without a box, which will never be found: {some(absent)}")
+        lines.append(f"warning: classes without a box that is not difficult, which will never be found: {some(absent)}")
     return lines

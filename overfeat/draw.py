@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from overfeat.dense import ScoreMap
-from overfeat.files import InputError, replacing
+from overfeat.files import InputError, WriteError, check_place, replacing
 from overfeat.localize import Candidates, Detections
 
+SOFTWARE = "overfeat"  # that made a picture, as it says itself
 MOST = 150  # boxes that are drawn of a scale
 
 
@@ -78,7 +80,7 @@ def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path:
     if shade is not None:
         figure.colorbar(shade, ax=list(axes), shrink=0.6, label="score")
     with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
 def localization(
@@ -120,7 +122,7 @@ def localization(
         axis.set_xlim(0, width)
         axis.set_ylim(height, 0)
     with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
 def detections(image: Tensor, found: Detections, names: Sequence[str], title: str, path: str | Path) -> None:
@@ -137,12 +139,29 @@ def detections(image: Tensor, found: Detections, names: Sequence[str], title: st
         label, (x1, y1, *_) = int(found.labels[i]), found.boxes[i].tolist()
         strength = float(found.scores[i] / found.scores[0])
         _box(axis, found.boxes[i].tolist(), label, 1 + strength, 0.4 + 0.6 * strength)
-        text = f"{names[label]} {found.scores[i]:.2f}"
-        axis.text(x1, y1, text, fontsize=6, color=f"C{label % 10}", verticalalignment="bottom", parse_math=False)
+        text, colour = f"{names[label]} {found.scores[i]:.2f}", f"C{label % 10}"
+        size = 9 if len(found) <= 30 else 5
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 1}
+        axis.text(x1, y1, text, fontsize=size, color="white", bbox=box, verticalalignment="bottom", parse_math=False)
     axis.set_xlim(0, width)
     axis.set_ylim(height, 0)
     with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
+
+
+def check_picture(path: Path) -> None:
+    """Before the work for a picture: raises WriteError where it cannot be written, or anything but one of ours is."""
+    check_place(path)
+    if path.suffix.lower() != ".png":
+        raise WriteError(f"{path}: pictures are PNG files; name one that ends in .png")
+    if path.exists():
+        try:
+            with Image.open(path) as earlier:
+                ours = earlier.info.get("Software") == SOFTWARE
+        except Exception:  # Pillow's decoders raise many kinds for what is no picture
+            ours = False
+        if not ours:
+            raise WriteError(f"{path}: is there already, and is no picture of overfeat's; name another file")
 
 
 def precision_recall(results: dict, path: str | Path) -> None:
@@ -155,11 +174,11 @@ def precision_recall(results: dict, path: str | Path) -> None:
         )
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     axis.set_title(f"mean average precision {100 * (results['map']['voc'] or 0):.1f} % at an IoU of 0.5 (VOC)")
-    for text in axis.legend(fontsize=7, loc="lower left").get_texts():
+    for text in axis.legend(fontsize=7, loc="lower left").get_texts() if results["curves"] else ():
         text.set_parse_math(False)
     axis.grid(alpha=0.3)
     with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
 def _box(axis, box: Sequence[float], label: int, line: float, alpha: float) -> None:

@@ -266,14 +266,12 @@ def spaced(samples: Sequence, limit: int | None) -> Sequence:
 
 def precision_table(results: dict) -> str:
     """What `evaluate_detection` gives as aligned lines of text, in percent."""
-    rows = {**results["ap"], "mean": {"objects": results["objects"], **results["map"]}}
-    columns, width = (*PROTOCOLS, "coco"), max(map(len, rows))
+    rows = [*results["ap"].items(), ("mean of all", {"objects": results["objects"], **results["map"]})]
+    columns, width = (*PROTOCOLS, "coco"), max(len(name) for name, _ in rows)
     lines = [f"{'':{width}}  objects" + "".join(f"{name:>9}" for name in columns)]
-    for name, row in rows.items():
-        lines.append(
-            f"{name:{width}}  {row['objects']:7}"
-            + "".join(" " * 9 if row[c] is None else f"{100 * row[c]:9.2f}" for c in columns)
-        )
+    for name, row in rows:
+        figures = ("" if row[c] is None else f"{100 * row[c]:.2f}" for c in columns)
+        lines.append(f"{name:{width}}  {row['objects']:7}" + "".join(f"{figure:>9}" for figure in figures))
     return "\n".join(lines)
 
 

@@ -82,7 +82,8 @@ class Journal:
     """The results of single pieces of work, kept until the whole is done, so that a killed run goes on.
 
     A file of JSON, a line each: first what the results depend on, then [name, result]. What another run
-    with the same settings left is taken over; after other settings it starts anew. A torn last line is lost.
+    with the same settings left is taken over; after other settings it starts anew (`dropped`). A torn last
+    line is lost.
     """
 
     def __init__(self, path: str | os.PathLike, settings: object):
@@ -103,6 +104,7 @@ class Journal:
                     break
                 self.done[name], whole = result, whole + len(line)
         try:
+            self.dropped = bool(lines) and not whole
             self.file = open(self.path, "r+" if whole else "w")
             self.file.truncate(self.file.seek(whole))
             if not whole:

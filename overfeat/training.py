@@ -374,7 +374,7 @@ class _Run:
                 record = json.loads(line)
             except ValueError:
                 break  # the end of a line that a killed run was writing
-            if record["epoch"] > self.epoch:
+            if not isinstance(record, dict) or record.get("epoch", math.inf) > self.epoch:
                 break
             log.append(record)
         return log

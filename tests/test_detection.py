@@ -121,8 +121,8 @@ def test_what_cannot_be_learnt_is_said(pair, data):
         DetectorTask(net, Regressor(net.architecture), named, TrainConfig())
     with pytest.raises(InputError, match="another net"):
         DetectorTask(net, Regressor(net.architecture, 11), data, TrainConfig())
-    net.zooms = (0.02,)
-    with pytest.raises(InputError, match=r"no object of the training data fits the window .* at 0.02 times"):
+    net.zooms = (60.0,)
+    with pytest.raises(InputError, match=r"no object of the training data fits the window .* at 60 times"):
         DetectorTask(net, Regressor(net.architecture), data, TrainConfig())
 
 

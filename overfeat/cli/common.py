@@ -24,6 +24,7 @@ from overfeat.resize import resize_short_side
 from overfeat.weights import RELEASED_FILES, find_regressor, load, load_released, read_labels
 
 ASSETS = Path(str(resources.files("overfeat"))) / "assets"
+NOTE = "settings.json"
 SHIPPED_WEIGHTS = ASSETS / "small.safetensors"
 SHIPPED_DETECTOR = ASSETS / "detector.safetensors"
 
@@ -274,6 +275,8 @@ def result_folder(
     """
     names: dict[str, Path] = {}
     for path in images:
+        if f"{path.name}{suffix}" in (NOTE, *whole):
+            raise InputError(f"{path}: its result would be called {path.name}{suffix}, as another file is; rename it")
         other = names.setdefault(path.name, path)
         if other != path:
             raise InputError(f"{other} and {path} would both write {path.name}{suffix}; run them into two folders")
@@ -281,7 +284,7 @@ def result_folder(
         raise InputError(f"{folder}: holds the images themselves; choose another folder for what comes out of them")
     make_folder(folder)
     settings = {**settings, "folders": sorted({str(path.resolve().parent) for path in images})}
-    note = folder / "settings.json"
+    note = folder / NOTE
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not note.exists():
         results = [*whole, *(f"{path.name}{end}" for path in images for end in (suffix, *beside))]

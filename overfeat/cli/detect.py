@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from overfeat.boxes import MATCHES
 from overfeat.cli import common
@@ -12,7 +15,7 @@ from overfeat.data.annotations import coco_ids
 from overfeat.data.images import read_image
 from overfeat.detect import AVERAGE, LEAST, OVERLAP, THRESHOLDS, detect
 from overfeat.draw import detections, figure_class
-from overfeat.files import replacing
+from overfeat.files import InputError, replacing
 from overfeat.ops import AVERAGES
 
 DETECTION_OPTIONS = ("scales", "flip", "stride", "merging", "threshold", "match", "average", "overlap", "least")
@@ -43,7 +46,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--coco-ids", type=Path, metavar="FILE",
         help=f"the COCO annotations whose ids of images, found by file name, and of categories {COCO} is to have "
-        "(default: both are numbered from 1)",
+        "(default: both are numbered from 1, images by name)",
     )  # fmt: skip
     common.add_net_options(parser, released=False)
     common.add_dense_options(parser)
@@ -78,9 +81,11 @@ def run(args: argparse.Namespace) -> int:
     images = common.find_images(args.images)
     options = {name: getattr(args, name) for name in DETECTION_OPTIONS}
     output = None
+    if args.coco_ids and not args.out:
+        raise InputError(f"--coco-ids {args.coco_ids} is for the {COCO} that -o FOLDER writes; give that, too")
     if args.out:
         figure_class()
-        ids = coco_ids(args.coco_ids, [path.name for path in images], net.class_names[:-1])
+        coco_ids(args.coco_ids, [path.name for path in images], net.class_names[:-1])  # before the work
         settings = {"command": "detect", "score": args.score, **options, **common.weights_note(args, net)}
         output = common.result_folder(args.out, images, settings, ".json", [".png"], [COCO])
 
@@ -104,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
                 part.write_text(json.dumps({"image": str(path), "objects": objects}, indent=1))
         if len(images) > 1:
             print(path)
+        if not objects:
+            tqdm.write(f"{path}: nothing with a score of {args.score:g} or more", file=sys.stderr)
         for thing in objects:
             x1, y1, x2, y2 = thing["box"]
             print(f"{thing['class']} {thing['score']:.3f} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f} "
@@ -111,20 +118,20 @@ def run(args: argparse.Namespace) -> int:
 
     status = common.over_images(images, work, output)
     if output:
-        _write_coco(args.out / COCO, [(path.name, output(path)) for path in images], *ids)
+        _write_coco(args.out, args.coco_ids, net.class_names[:-1])
     return status
 
 
-def _write_coco(
-    target: Path, files: Sequence[tuple[str, Path]], images: dict[str, int], classes: dict[str, int]
-) -> None:
-    """The results of all images as one list, as COCO's tools read it."""
+def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[str]) -> None:
+    """The results of all images in a folder as one list, as COCO's tools read it, with the names beside the ids."""
+    files = {path.stem: path for path in folder.glob("*.json") if path.name not in (common.NOTE, COCO)}
+    images, classes = coco_ids(annotations, sorted(files), class_names)
     results = []
-    for name, path in files:
-        for thing in json.loads(path.read_text())["objects"] if path.exists() else ():
+    for name, path in sorted(files.items()):
+        for thing in json.loads(path.read_text())["objects"]:
             x1, y1, x2, y2 = thing["box"]
+            ids = {"image_id": images[name], "category_id": classes[thing["class"]]}
             box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
-            place = {"image_id": images[name], "category_id": classes[thing["class"]]}
-            results.append({**place, "bbox": box, "score": thing["score"]})
-    with replacing(target) as part:
+            results.append({**ids, "bbox": box, "score": thing["score"], "file_name": name, "category": thing["class"]})
+    with replacing(folder / COCO) as part:
         part.write_text(json.dumps(results))

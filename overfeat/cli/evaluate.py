@@ -11,7 +11,7 @@ from overfeat.cli.localize import add_merge_options
 from overfeat.data.annotations import align_boxes, read_blacklist, read_pairs
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.draw import figure_class, precision_recall
+from overfeat.draw import check_picture, figure_class, precision_recall
 from overfeat.evaluation import (
     ALL_WAYS,
     WAYS,
@@ -22,7 +22,7 @@ from overfeat.evaluation import (
     precision_table,
     spaced,
 )
-from overfeat.files import InputError, Journal, check_place, check_result, replacing
+from overfeat.files import InputError, Journal, check_result, replacing
 from overfeat.processes import choose_device
 from overfeat.weights import load, load_regressor
 
@@ -167,7 +167,7 @@ def _run_detector(args: argparse.Namespace) -> int:
         check_result(args.out, "ap")
     if args.plot:
         figure_class()
-        check_place(args.plot)
+        check_picture(args.plot)
     net, regressor = common.load_detector(args)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
     if args.blacklist and data.problems:
@@ -180,6 +180,8 @@ def _run_detector(args: argparse.Namespace) -> int:
     journal = Journal(args.out.with_name(f".images-{args.out.name}"), settings) if args.out else None
     if journal and journal.done:
         print(f"{len(journal.done)} images are done already", file=sys.stderr)
+    elif journal and journal.dropped:
+        print("what an earlier, unfinished run with other settings found is not used", file=sys.stderr)
     results = evaluate_detection(
         net, regressor, data, blacklist, args.max_pixels, args.limit, journal, memory=args.memory << 20, **options
     )

@@ -47,10 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"overfeat {args.command}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        what = str(error).splitlines()[0] if str(error) else ""
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "tried to allocate" not in what:
+            raise
         print(
-            f"overfeat {args.command}: out of GPU memory ({str(error).splitlines()[0]}); lower --memory or --batch, "
-            "or use --device cpu",
+            f"overfeat {args.command}: out of memory ({what}); lower --memory, --batch or what else was asked to be "
+            "large; a GPU's may do with --device cpu",
             file=sys.stderr,
         )
         return 1

@@ -243,6 +243,8 @@ def _run_detector(args: argparse.Namespace) -> int:
     data, validation = _read_annotated(args)
     if validation:
         validation = align_boxes(validation, data.class_names, "the training data")
+    if "background" in data.class_names:  # said before all images are read
+        detector_from(build("small", 1), data.class_names)
     data, validation = (found and readable(found, args.max_pixels, args.skip_bad) for found in (data, validation))
     for found in filter(None, (data, validation)):
         tell_problems(found, "images that cannot be read")

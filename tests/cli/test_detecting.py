@@ -137,7 +137,7 @@ def test_from_nothing_and_resumed(scenes, tmp_path, capsys):
         (["--dropout", "1"], "--dropout is at least 0"),
         (["--from", "none", "--fixed"], "must come from a trained net"),
         (["--from", "nothing.safetensors"], "no such file"),
-        (["--scales", "0.01"], "no object of the training data fits the window"),
+        (["--scales", "60.0"], "no object of the training data fits the window"),
     ],
 )
 def test_bad_settings(scenes, tmp_path, capsys, setting, words):
@@ -271,7 +271,7 @@ def test_blacklisted_pairs(scenes, tmp_path, capsys):
 def test_ids_of_coco(weights, scenes, tmp_path, capsys):
     """Without annotations images and classes are numbered from 1; annotations of other images are refused."""
     out = tmp_path / "found"
-    assert run("detect", scenes / "test", "--weights", weights, "--score", 0, "-o", out) == 0
+    assert run("detect", scenes / "test", "--weights", weights, "--score", 0, "--least", 0.01, "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())
     objects = [json.loads(path.read_text())["objects"] for path in sorted(out.glob("*.png.json"))]
     assert [entry["image_id"] for entry in results] == [i for i, things in enumerate(objects, 1) for _ in things]
@@ -328,6 +328,27 @@ def test_difficult_objects_alone(weights, tmp_path, capsys):
     assert "no usable box" in capsys.readouterr().err
 
 
+def test_what_training_cannot_use(tmp_path, capsys):
+    """Difficult objects and those larger than the smallest searched image are told apart."""
+    folder, out = voc(tmp_path / "photos", 3), tmp_path / "run"
+    texts = {xml: xml.read_text() for xml in folder.glob("*.xml")}
+    for xml, text in texts.items():
+        xml.write_text(text.replace("<bndbox>", "<difficult>1</difficult><bndbox>"))
+    assert run("train", "detector", "--data", folder, "--out", out, "--device", "cpu") == 1
+    assert "every object of the training data is marked difficult" in capsys.readouterr().err
+    edges = (("xmin", 1), ("ymin", 1), ("xmax", 200), ("ymax", 150))
+    box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
+    for xml in texts:
+        whole = f"<object><name>all</name><bndbox>{box}</bndbox></object>"
+        xml.write_text(f"<annotation><filename>{xml.stem}.png</filename>{whole}</annotation>")
+    assert run("train", "detector", "--data", folder, "--out", out, "--device", "cpu") == 1
+    assert "no object of the training data fits" in capsys.readouterr().err
+    for xml, text in texts.items():
+        xml.write_text(text.replace("disc", "background"))
+    assert run("train", "detector", "--data", folder, "--out", out, "--device", "cpu") == 1
+    assert 'called "background"' in capsys.readouterr().err and not out.exists()
+
+
 def test_two_processes_with_images_too_small_for_context(tmp_path):
     """All weights take part in every process, whatever its images are; and both end with the same weights."""
     folder = voc(tmp_path / "photos", 8, size=(60, 64), objects=1)
@@ -341,3 +362,41 @@ def test_two_processes_with_images_too_small_for_context(tmp_path):
     image = read_image(folder / "0.png")
     found = detect(net, regressor, image, least=0.01)
     assert len(found) and found.boxes.isfinite().all()
+
+
+def test_a_plot_writes_over_nothing_of_others(weights, scenes, tmp_path, capsys):
+    """Its own it replaces; annotations, images and results stay, and that is said before the work."""
+    folder = tmp_path / "scenes"
+    shutil.copytree(scenes, folder)
+    image = next((folder / "test").glob("*.png"))
+    command = ["evaluate", "detector", "--data", folder, "--weights", weights, "--limit", 2, "--plot"]
+    for target, words in ((image, "no picture of overfeat's"), (folder / "test.json", "end"), (tmp_path / "p", "end")):
+        before = target.read_bytes() if target.exists() else None
+        assert run(*command, target) == 1
+        assert words in capsys.readouterr().err and (target.read_bytes() if target.exists() else None) == before
+    for _ in range(2):
+        assert run(*command, tmp_path / "p.png") == 0
+
+
+@pytest.mark.parametrize("name", ["settings", "coco"])
+def test_names_that_are_taken(weights, tmp_path, capsys, name):
+    shutil.copy(voc(tmp_path / "photos", 1) / "0.png", tmp_path / name)
+    assert run("detect", tmp_path / name, "--weights", weights, "-o", tmp_path / "out") == 1
+    assert f"its result would be called {name}.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_second_run_adds_to_the_first(weights, tmp_path):
+    folder, out = voc(tmp_path / "photos", 2), tmp_path / "out"
+    for number in (1, 0):
+        assert (
+            run("detect", folder / f"{number}.png", "--weights", weights, "--score", 0, "--least", 0.01, "-o", out) == 0
+        )
+    results = json.loads((out / "coco.json").read_text())
+    assert {(entry["image_id"], entry["file_name"]) for entry in results} == {(1, "0.png"), (2, "1.png")}
+    assert run("detect", folder / "0.png", "--coco-ids", "nothing.json") == 1
+
+
+def test_memory_that_is_not_there_is_said(tmp_path, capsys):
+    command = ["train", "detector", "--data", voc(tmp_path / "photos", 4), "--out", tmp_path / "run", "--device", "cpu"]
+    assert run(*command, "--hidden", 99_999_999, 99_999_999) == 1
+    assert "out of memory" in capsys.readouterr().err
