@@ -14,7 +14,8 @@ if packed.why_not(torch.float32):
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh(monkeypatch):
+    monkeypatch.setattr(packed, "FEW_WEIGHTS", 0)  # the tests' are small
     packed.forget()
     yield
     packed.forget()
@@ -199,3 +200,13 @@ def test_layout_of_the_bias(form, arrange):
     got = twice(packed.convolution, maps, weight, bias, 1, 1, True)
     want = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), 1, 1).relu()
     assert_matches(got, want, torch.float32)
+
+
+def test_few_weights_are_not_prepared(monkeypatch):
+    """A convolution that stock torch packs in no time is left to it."""
+    maps, weight = single((1, 4, 9, 9)), single((8, 4, 3, 3), seed=1)
+    for few, known in ((8 * 4 * 9, 1), (8 * 4 * 9 + 1, 0)):
+        packed.forget()
+        monkeypatch.setattr(packed, "FEW_WEIGHTS", few)
+        twice(packed.convolution, maps, weight, None, 1, 0, True)
+        assert len(packed._seen) == known
