@@ -213,7 +213,7 @@ def _evaluated(
     scaled, size = images, None
     for number, grid in enumerate(found):
         if grid.scaled != size:
-            size = grid.scaled
+            size, scaled, half = grid.scaled, None, None  # the last size makes room first
             scaled = resize(images, size)
             half = half_resolution(net, images, size)
         for batch, rows, columns in _parts(net, len(images), grid, stride, memory, outputs):
