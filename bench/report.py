@@ -455,8 +455,8 @@ def detection(results: dict) -> str:
 {where(results)}
 
 {test["scenes"]} made-up test scenes with none to eight digits, {test["objects"]} in all, of 24 to 100 px. Mean average
-precision in percent at an IoU of 0.5 (VOC, all points; "COCO" is the mean over IoUs of 0.5 to 0.95). Its standard
-error is {100 * test["error"]:.1f} points; that of the difference between greedy merging and NMS, on the same scenes,
+precision in percent at an IoU of 0.5 (VOC, all points; "COCO" is the mean over IoUs of 0.5 to 0.95). Its standard error
+is {100 * test["error"]:.1f} points; that of the difference between greedy merging and NMS, on the same scenes, is
 {100 * test["error of the difference to NMS"]:.1f}. Target: 85, and greedy no worse than NMS. The paper's figure 11, on
 ImageNet: {PAPER_DETECTION}.
 
