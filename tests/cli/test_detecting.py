@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from overfeat import load, load_regressor, save
 from overfeat.average_precision import PROTOCOLS
-from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.common import ASSETS, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.data.scenes import write_scenes
@@ -38,6 +38,11 @@ def scenes(tmp_path_factory):
     for split, count in (("train", 8), ("validation", 2), ("test", 4)):
         write_scenes(root, split, count, objects=(0, 8), progress=False)
     return root
+
+
+@pytest.fixture(autouse=True)
+def few_validated(monkeypatch):
+    monkeypatch.setattr("overfeat.detector_training.VALIDATED", 40)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +215,11 @@ def test_every_choice_is_told(tmp_path):
 
 def test_a_killed_evaluation_goes_on(weights, tmp_path):
     """At most the image that was being looked at is lost, and the results are those of an unbroken run."""
-    folder, results, whole = voc(tmp_path / "photos", 24, objects=2), tmp_path / "r.json", tmp_path / "whole.json"
+    folder, results, whole = (
+        voc(tmp_path / "photos", 12, size=(90, 110), objects=2),
+        tmp_path / "r.json",
+        tmp_path / "whole.json",
+    )
     data = tmp_path / "labelled"
     shutil.copytree(folder, data)
     for path in data.glob("*.xml"):
@@ -220,7 +229,7 @@ def test_a_killed_evaluation_goes_on(weights, tmp_path):
     assert subprocess.run([*command, whole], capture_output=True).returncode == 0
     process = subprocess.Popen([*command, results], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal, deadline = tmp_path / ".images-r.json", time.monotonic() + 60
-    while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 4):
+    while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 2):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -271,7 +280,7 @@ def test_blacklisted_pairs(scenes, tmp_path, capsys):
 def test_ids_of_coco(weights, scenes, tmp_path, capsys):
     """Without annotations images and classes are numbered from 1; annotations of other images are refused."""
     out = tmp_path / "found"
-    assert run("detect", scenes / "test", "--weights", weights, "--score", 0, "--least", 0.01, "-o", out) == 0
+    assert run("detect", scenes / "test", "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())
     objects = [json.loads(path.read_text())["objects"] for path in sorted(out.glob("*.png.json"))]
     assert [entry["image_id"] for entry in results] == [i for i, things in enumerate(objects, 1) for _ in things]
@@ -385,15 +394,13 @@ def test_names_that_are_taken(weights, tmp_path, capsys, name):
     assert f"its result would be called {name}.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_second_run_adds_to_the_first(weights, tmp_path):
-    folder, out = voc(tmp_path / "photos", 2), tmp_path / "out"
-    for number in (1, 0):
-        assert (
-            run("detect", folder / f"{number}.png", "--weights", weights, "--score", 0, "--least", 0.01, "-o", out) == 0
-        )
+def test_a_second_run_adds_to_the_first(scenes, tmp_path):
+    crowds, out = ASSETS / "crowds" / "test", tmp_path / "out"
+    for number in (12, 4):
+        assert run("detect", crowds / f"{number:05}.png", "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())
-    assert {(entry["image_id"], entry["file_name"]) for entry in results} == {(1, "0.png"), (2, "1.png")}
-    assert run("detect", folder / "0.png", "--coco-ids", "nothing.json") == 1
+    assert {(entry["image_id"], entry["file_name"]) for entry in results} == {(1, "00004.png"), (2, "00012.png")}
+    assert run("detect", crowds / "00004.png", "--coco-ids", scenes / "test.json") == 1
 
 
 def test_memory_that_is_not_there_is_said(tmp_path, capsys):
