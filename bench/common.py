@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from overfeat.architectures import Architecture, Stride
 from overfeat.files import replacing
 from overfeat.geometry import output_size
-from overfeat.nets import Architecture, Stride
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and what they were measured on."""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -8,3 +8,12 @@ def table(head: list[str], rows: list[list[str]]) -> str:
         *(" | ".join(row) for row in rows),
     ]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def where(results: dict) -> str:
+    """The line that says on what a table was measured."""
+    m = results["machine"]
+    return (
+        f"Measured with `{results['command']}` on {m['date']}: {m['cpu']}, {m['threads']} threads "
+        f"({m['cpu capability']}), GPU {m['gpu']}, Python {m['python']}, torch {m['torch']}, commit {m['commit']}."
+    )

@@ -1,5 +1,6 @@
 """Run a ConvNet over every place and every size of an image at once (OverFeat, Sermanet et al. 2013)."""
 
+from overfeat.architectures import Architecture
 from overfeat.boxes import iou, match_score, nms
 from overfeat.classify import centre_crop, classify, ten_views
 from overfeat.dense import ScoreMap, score_maps
@@ -7,7 +8,7 @@ from overfeat.detect import comparable, detect
 from overfeat.files import InputError
 from overfeat.heads import Regressor
 from overfeat.localize import Candidates, Detections, candidates, localize
-from overfeat.nets import Architecture, OverFeat, build
+from overfeat.nets import OverFeat, build
 from overfeat.ops import Merged, backend, merge_boxes, offset_max_pool, skip_classifier, skip_classifier_scales
 from overfeat.weights import load, load_regressor, load_released, save
 

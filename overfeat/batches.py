@@ -98,3 +98,11 @@ def mean_over(
     if not samples:
         raise InputError("not one validation sample could be used")
     return {key: value / samples for key, value in sums.items()}
+
+
+def validation_figures(
+    loader: DataLoader, loss: Callable[[object], tuple], device: torch.device, unreadable: Unreadable
+) -> dict[str, object]:
+    """What Task.validate gives of a loss(batch) -> (loss, sums): the means of the sums, and the files left out."""
+    means = mean_over(loader, lambda batch: loss(batch)[1], device, unreadable)
+    return {**{f"validation_{key}": value for key, value in means.items()}, "unreadable": sorted(unreadable.files)}

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from overfeat import weights
+from overfeat.architectures import ARCHITECTURES
 from overfeat.batches import Unreadable, mean_over, validation_loader
 from overfeat.data.crops import CentreDataset, CropDataset
 from overfeat.data.folder import ImageFolder, align, read_ilsvrc, read_image_folder
 from overfeat.files import InputError
-from overfeat.nets import ARCHITECTURES, OverFeat
+from overfeat.nets import OverFeat
 from overfeat.training import TrainConfig
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from overfeat.architectures import Stride
 from overfeat.dense import MEMORY, Scale, batch_of, best_scores, evaluating, grids
 from overfeat.files import InputError
-from overfeat.nets import OverFeat, Stride
+from overfeat.nets import OverFeat
 from overfeat.resize import resize_short_side
 
 VIEWS_AT_ONCE = 32  # images whose crops are held together

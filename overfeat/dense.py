@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from overfeat import ops, stock
+from overfeat.architectures import Architecture, Stride
 from overfeat.boxes import decode, mirrored
 from overfeat.files import InputError
 from overfeat.geometry import Grid, Step, input_size, output_size, slab
 from overfeat.heads import Regressor
-from overfeat.nets import Architecture, Around, OverFeat, Stride
+from overfeat.nets import Around, OverFeat
 from overfeat.resize import resize
 
 # A scale: a number 1..6 of the net's six scales, a factor of the image's own size, a (height, width),

@@ -6,13 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from overfeat.architectures import Architecture, Stride
 from overfeat.boxes import nms
 from overfeat.dense import MEMORY, Scale, batch_of, grids
 from overfeat.files import InputError
 from overfeat.geometry import Grid
 from overfeat.heads import Regressor
 from overfeat.localize import Candidates, Detections, candidates, clipped, merge
-from overfeat.nets import Architecture, OverFeat, Stride
+from overfeat.nets import OverFeat
 from overfeat.windows import expected
 
 # Chosen on validation scenes: bench/accuracy/detection.md.

@@ -1,8 +1,8 @@
 """Training a detector: windows with objects, background chosen on the fly, boxes beside (section 5)."""
 
 import math
-from collections.abc import Collection, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from overfeat import weights
-from overfeat.batches import Unreadable, mean_over, validation_loader
+from overfeat.architectures import ARCHITECTURES, Stride
+from overfeat.batches import Unreadable, validation_figures, validation_loader
 from overfeat.boxes import decode, encode, paired_iou
-from overfeat.data.annotations import Annotated
-from overfeat.data.folder import some
+from overfeat.data.annotated import Annotated
 from overfeat.data.scaled import listed
 from overfeat.data.tiles import TileDataset
 from overfeat.dense import around, half_resolution
 from overfeat.files import InputError
 from overfeat.geometry import Grid
 from overfeat.heads import Regressor
-from overfeat.nets import ARCHITECTURES, OverFeat, Stride
-from overfeat.resize import MAX_PIXELS
+from overfeat.nets import OverFeat
 from overfeat.training import TrainConfig
 from overfeat.windows import FIT, HIGH, LOW, assign
 
@@ -98,7 +97,7 @@ class DetectorTask:
             if annotated is None:
                 continue
             if annotated.class_names != net.class_names[:-1]:
-                raise InputError("the boxes' classes are not the net's class_names; see data.annotations.align_boxes")
+                raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
             easy = ~np.concatenate([sample.difficult for sample in annotated.samples])
             if not easy.any():
                 raise InputError(f"every object of the {what} data is marked difficult, and such teach nothing")
@@ -125,10 +124,7 @@ class DetectorTask:
             "net": net.architecture.name,
             "scales": ",".join(f"{zoom:g}" for zoom in net.zooms),
             "context": net.context is not None,
-            "form": regressor.form,
-            "per_class": regressor.classes is not None,
-            "hidden": " ".join(map(str, regressor.hidden)),
-            "maps": "pooled" if regressor.pooled else "unpooled",
+            **regressor.settings(),
             "dropout": net.dropout,
             "flip": net.flip,
             "negatives": f"{negatives} {count}",
@@ -205,13 +201,7 @@ class DetectorTask:
             return {}
         device = next(self.module.parameters()).device
         torch.manual_seed(self.config.seed)
-
-        def score(batch: dict) -> dict[str, Tensor | float]:
-            return self.loss(self.module, batch)[1]
-
-        means = mean_over(self._loader, score, device, self.unreadable)
-        figures = {f"validation_{key}": value for key, value in means.items()}
-        return {**figures, "unreadable": sorted(self.unreadable.files)}
+        return validation_figures(self._loader, partial(self.loss, self.module), device, self.unreadable)
 
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
@@ -222,12 +212,20 @@ class DetectorTask:
         return validation_loader(self.validation, self.config.batch, self.config.workers, listed)
 
 
-def detector_from(net: OverFeat, names: Sequence[str]) -> OverFeat:
-    """The net with these classes and the background as its last layer; what it knows of them it keeps."""
+def check_names(names: Sequence[str]) -> None:
+    """Raises InputError where a class has the background's name."""
     if "background" in names:
         raise InputError(
             'a class is called "background", as a detector calls everything else; rename it in the annotations'
         )
+
+
+def detector_from(net: OverFeat, names: Sequence[str]) -> OverFeat:
+    """The net with these classes and the background as its last layer; what it knows of them it keeps.
+
+    Raises InputError as check_names.
+    """
+    check_names(names)
     old, known = net.fulls[-1], {name: label for label, name in enumerate(net.class_names)}
     net.replace_classes([*names, "background"])
     with torch.no_grad():
@@ -271,39 +269,3 @@ def net_for(sides: np.ndarray, gpu: bool) -> str:
 def tiles_for(images: int) -> int:
     """Parts of each of so many images for an epoch of TILES."""
     return -(-TILES // images)
-
-
-def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, told: Collection[str]) -> list[str]:
-    """In words: what there is to learn, how, why, and what cannot be learnt. told: names of what was asked for."""
-    sides, window, stride = longer_sides(data), net.architecture.window, net.architecture.fine_stride
-    easy = np.concatenate([sample.labels[~sample.difficult] for sample in data.samples])
-    counts = np.bincount(easy, minlength=len(data.class_names))
-    empty = sum(not len(sample.labels) for sample in data.samples)
-    zooms = ", ".join(f"{zoom:g}" for zoom in net.zooms)
-    if "net" in told or ("source" in told and source):
-        why_net = "as told"
-    else:
-        why_net = "for any boxes" if net.architecture.name == "small" else "for boxes as large as these, on a GPU"
-    why_zooms = "as told" if "scales" in told else f"so that nearly every object is about {FIT:g} of the window at one"
-    lines = [
-        f"data: {data.describe()}, {empty} images without a box",
-        f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g}",
-        f"net: {net.architecture.name}, window {window} px, {why_net} (--net), "
-        + (f"starting from {source} (--from)" if source else "with new weights (--from)"),
-        f"sizes: images are searched at {zooms} times their size, {why_zooms} (--scales)",
-        f"parts: {tiles} of each image and epoch, {'as told' if 'tiles' in told else f'for {TILES} or more'} (--tiles)",
-    ]
-    lost = int((~fitting(data, net)).sum())
-    if lost:
-        lines.append(f"warning: {lost} boxes are too small or too large for these sizes and teach little")
-    tiny = int((sides * max(net.zooms) < stride).sum())
-    if tiny:
-        lines.append(f"warning: {tiny} boxes are smaller than the {stride} px between places, even at the largest size")
-    height, width = max((sample.size for sample in data.samples), key=math.prod)
-    if height * width * max(net.zooms) ** 2 > MAX_PIXELS:
-        largest = f"{width}x{height} px is too large to be searched at {max(net.zooms):g} times its size"
-        lines.append(f"warning: an image of {largest}; cut it up, or give --scales")
-    absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
-    if absent:
-        lines.append(f"warning: classes without a box that is not difficult, which will never be found: {some(absent)}")
-    return lines

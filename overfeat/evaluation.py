@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from overfeat.architectures import Stride
 from overfeat.average_precision import PROTOCOLS, Boxes, coco, curves, mean_average_precision
 from overfeat.boxes import iou
 from overfeat.classify import centre_crop, scale_scores, ten_views
-from overfeat.data.annotations import Annotated
+from overfeat.data.annotated import Annotated
 from overfeat.data.images import MAX_PIXELS, read_image
 from overfeat.dense import MEMORY
 from overfeat.detect import detect
 from overfeat.files import InputError, Journal, named
 from overfeat.heads import Regressor
 from overfeat.localize import localize
-from overfeat.nets import OverFeat, Stride
+from overfeat.nets import OverFeat
 
 # Name -> (numbers of the scales, stride): the rows of the paper's table 2, then what explains them.
 DENSE_WAYS: dict[str, tuple[tuple[int, ...], Stride]] = {

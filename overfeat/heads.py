@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overfeat.architectures import Architecture, Stride
 from overfeat.boxes import FORMS
 from overfeat.files import InputError
-from overfeat.nets import Architecture, Stride, following, full_rows, initialise
+from overfeat.nets import following, full_rows, initialise
 
 GATHERED = 1 << 24  # bytes of windows that are gathered at a time
 HIDDEN = (4096, 1024)  # the paper's, beside a classifier whose widest layer has 4096
@@ -95,6 +96,15 @@ class Regressor(nn.Module):
             for some in of_map.split(count):
                 parts.append(F.linear(_windows(m, kernel, step, shape, some), weight, layer.bias).relu_())
         return torch.cat(parts), shapes
+
+    def settings(self) -> dict[str, str | bool]:
+        """What a resumed training must find unchanged, by the name of its flag."""
+        return {
+            "form": self.form,
+            "per_class": self.classes is not None,
+            "hidden": " ".join(map(str, self.hidden)),
+            "maps": "pooled" if self.pooled else "unpooled",
+        }
 
     def to_json(self) -> str:
         """All but the weights, as text for files; `from_json` gives it back."""

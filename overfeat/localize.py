@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from overfeat.architectures import Stride
 from overfeat.dense import MEMORY, Part, Scale, batch_of, box_parts, grids
 from overfeat.files import InputError
 from overfeat.heads import Regressor
-from overfeat.nets import OverFeat, Stride
+from overfeat.nets import OverFeat
 from overfeat.ops import merge_boxes
 
 TOP = 5  # classes taken from each scale; guesses for an image

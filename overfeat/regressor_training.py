@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from overfeat import weights
-from overfeat.batches import Unreadable, mean_over, validation_loader
+from overfeat.architectures import Stride
+from overfeat.batches import Unreadable, validation_figures, validation_loader
 from overfeat.boxes import areas, decode, encode, intersections, paired_iou
-from overfeat.data.annotations import Annotated
+from overfeat.data.annotated import Annotated
 from overfeat.data.scaled import ScaledDataset, listed
 from overfeat.dense import Scale, part_features
 from overfeat.files import InputError
 from overfeat.geometry import Grid
 from overfeat.heads import Regressor
-from overfeat.nets import OverFeat, Stride
+from overfeat.nets import OverFeat
 from overfeat.training import TrainConfig
 
 LOSSES = ("l2", "iou", "giou")
@@ -101,7 +102,7 @@ class RegressorTask:
     ):
         for annotated in (data, validation):
             if annotated is not None and annotated.class_names != net.class_names:
-                raise InputError("the boxes' classes are not the net's class_names; see data.annotations.align_boxes")
+                raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
         if regressor.architecture != net.architecture or regressor.classes not in (None, net.object_classes):
             raise InputError("the regressor was made for another net")
         if loss not in LOSSES:
@@ -115,10 +116,7 @@ class RegressorTask:
             "from": _fingerprint(net),
             "data": data.describe(),
             "validation": validation and validation.describe(),
-            "form": regressor.form,
-            "per_class": regressor.classes is not None,
-            "hidden": " ".join(map(str, regressor.hidden)),
-            "maps": "pooled" if regressor.pooled else "unpooled",
+            **regressor.settings(),
             "dropout": regressor.dropout,
             "loss": loss,
             "scales": str(self.data.scales),
@@ -164,13 +162,7 @@ class RegressorTask:
         if self.validation is None:
             return {}
         device = next(self.module.parameters()).device
-
-        def score(batch: dict) -> dict[str, Tensor | float]:
-            return self.loss(self.module, batch)[1]
-
-        means = mean_over(self._loader, score, device, self.unreadable)
-        figures = {f"validation_{key}": value for key, value in means.items()}
-        return {**figures, "unreadable": sorted(self.unreadable.files)}
+        return validation_figures(self._loader, partial(self.loss, self.module), device, self.unreadable)
 
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""

@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from overfeat.architectures import ARCHITECTURES, Architecture
 from overfeat.files import InputError, replacing
 from overfeat.heads import Regressor
-from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
+from overfeat.nets import OverFeat
 
 FORMAT = "1"
 REGRESSOR = "regressor."  # the prefix of its tensors' names

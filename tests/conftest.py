@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from overfeat import ops, stock
-from overfeat.nets import ARCHITECTURES, Architecture, OverFeat
+from overfeat.architectures import ARCHITECTURES, Architecture
+from overfeat.data.scenes import write_scenes
+from overfeat.nets import OverFeat
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -101,3 +103,12 @@ def implementation(request, device, monkeypatch):
         pytest.skip(f"backend {request.param} does not run on {device}")
     with ops.backend(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def crowds(tmp_path_factory):
+    """Eight training scenes and four for testing, with none to eight digits each."""
+    root = tmp_path_factory.mktemp("scenes")
+    for split, count in (("train", 8), ("validation", 2), ("test", 4)):
+        write_scenes(root, split, count, objects=(0, 8), progress=False)
+    return root

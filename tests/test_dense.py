@@ -10,8 +10,8 @@ import torch
 
 from bench.tolerance import assert_matches
 from overfeat import dense
+from overfeat.architectures import ARCHITECTURES, Architecture, Conv
 from overfeat.files import InputError
-from overfeat.nets import ARCHITECTURES, Architecture, Conv
 from overfeat.resize import resize
 
 # Paddings of every kind: wider than one, with stride, before and after poolings.

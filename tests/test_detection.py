@@ -9,11 +9,11 @@ from bench.tolerance import assert_matches
 from overfeat import load
 from overfeat.boxes import iou
 from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.train_boxes import choices
 from overfeat.data.annotations import read_coco
 from overfeat.data.scaled import listed
-from overfeat.data.scenes import write_scenes
 from overfeat.detect import combine, comparable, detect, sizes_for
-from overfeat.detector_training import NEGATIVES, DetectorTask, choices, detector_from
+from overfeat.detector_training import NEGATIVES, DetectorTask, detector_from
 from overfeat.files import InputError
 from overfeat.geometry import Grid
 from overfeat.heads import Regressor
@@ -24,18 +24,9 @@ from overfeat.windows import expected
 DIGITS = [str(digit) for digit in range(10)]
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    """Eight training scenes and four for testing, with none to eight digits each."""
-    root = tmp_path_factory.mktemp("scenes")
-    for split, count in (("train", 8), ("validation", 2), ("test", 4)):
-        write_scenes(root, split, count, objects=(0, 8), progress=False)
-    return root
-
-
 @pytest.fixture
-def data(scenes):
-    return read_coco(scenes / "train.json", class_names=DIGITS)
+def data(crowds):
+    return read_coco(crowds / "train.json", class_names=DIGITS)
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from overfeat.architectures import ARCHITECTURES
 from overfeat.geometry import Fit, Grid, Step, input_size, output_size, slab, total_stride
-from overfeat.nets import ARCHITECTURES, OverFeat
+from overfeat.nets import OverFeat
 
 # The accurate net's six scales: input, last maps, pooled at each offset, outputs at fine stride.
 SIX_SCALES = [

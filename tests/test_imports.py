@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # may import each other.
 LEVELS = [
     {"files", "geometry", "merging"},
-    {"boxes", "resize", "stock"},
+    {"boxes", "resize", "stock", "architectures"},
     {"reference", "kernels", "processes", "average_precision"},
     {"ops", "batches"},
     {"nets", "packed"},
@@ -34,6 +34,7 @@ PLAIN = {
     "geometry",
     "reference",
     "resize",
+    "architectures",
     "nets",
     "heads",
     "boxes",

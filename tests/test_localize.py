@@ -10,13 +10,13 @@ from op_checks import numbers
 import overfeat
 from bench.tolerance import assert_matches
 from overfeat import dense, weights
+from overfeat.architectures import ARCHITECTURES
 from overfeat.boxes import decode
 from overfeat.cli.main import main
 from overfeat.evaluation import evaluate_localization, localization_errors
 from overfeat.files import InputError
 from overfeat.heads import Regressor
 from overfeat.localize import Candidates, candidates, first_of_each, localize, merge
-from overfeat.nets import ARCHITECTURES
 from overfeat.resize import resize
 
 

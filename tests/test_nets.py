@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 import overfeat
 from bench.tolerance import assert_matches
+from overfeat.architectures import ARCHITECTURES, Architecture, Conv
 from overfeat.files import InputError
 from overfeat.geometry import output_size
-from overfeat.nets import ARCHITECTURES, Architecture, Conv, OverFeat, build
+from overfeat.nets import OverFeat, build
 
 NETS = ["small", "thin fast", "thin accurate"]
 STRIDES = ["coarse", "fine"]

@@ -2,7 +2,7 @@
 
 from bench.common import work
 from bench.report import PAGE, page
-from overfeat.nets import ARCHITECTURES
+from overfeat.architectures import ARCHITECTURES
 
 
 def test_the_page_is_what_the_results_give():

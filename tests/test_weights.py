@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import overfeat
 from overfeat import weights
+from overfeat.architectures import ARCHITECTURES, Architecture, Conv
 from overfeat.files import InputError
-from overfeat.nets import ARCHITECTURES, Architecture, Conv
 
 CONVS = (Conv(4, 3, stride=2, pad=1, pool=2), Conv(6, 3, pool=2))
 CUSTOM = Architecture("mine", CONVS, 2, (7, 5), 40, mean=100.0, std=50.0, scales=((48, 64),) * 6)

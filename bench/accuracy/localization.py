@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from bench.common import RESULTS, ROOT, write_results
 from overfeat.boxes import nms
-from overfeat.data.annotations import Annotated, Sample, align_boxes, read_coco
+from overfeat.data.annotated import Annotated, Sample, align_boxes
+from overfeat.data.annotations import read_coco
 from overfeat.data.images import read_image
 from overfeat.evaluation import localization_errors
 from overfeat.files import replacing

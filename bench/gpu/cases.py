@@ -15,7 +15,8 @@ from bench.gpu.run import FAST, STOCK
 from bench.speed.dense import offset_loop
 from bench.tolerance import assert_matches
 from overfeat import fast, ops, reference  # noqa: F401 (fast is imported for the backends that it adds)
-from overfeat.nets import ARCHITECTURES, Architecture, Conv, OverFeat
+from overfeat.architectures import ARCHITECTURES, Architecture, Conv
+from overfeat.nets import OverFeat
 from overfeat.stock import result_shapes
 
 GUARD = 256  # elements of NaN on both sides of an input: a read past its ends shows

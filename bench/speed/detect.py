@@ -23,7 +23,8 @@ from bench.common import ROOT, forget_peak, kilobytes, seconds, work, write_resu
 from bench.speed.fast import ceiling
 from overfeat import backend
 from overfeat.cli.common import SHIPPED_DETECTOR
-from overfeat.data.annotations import Annotated, read_coco
+from overfeat.data.annotated import Annotated
+from overfeat.data.annotations import read_coco
 from overfeat.data.images import read_image
 from overfeat.dense import grids
 from overfeat.detect import detect, sizes_for

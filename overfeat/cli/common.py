@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from overfeat.data.annotations import Annotated, read_annotations, read_ilsvrc_boxes
+from overfeat.data.annotated import Annotated
+from overfeat.data.annotations import read_annotations, read_ilsvrc_boxes
 from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
 from overfeat.dense import MEMORY, Scale

@@ -1,4 +1,4 @@
-"""`overfeat evaluate`: error rates of a net on a data set."""
+"""`overfeat evaluate`: error rates or average precision of a net on a data set."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ from pathlib import Path
 from overfeat.cli import common
 from overfeat.cli.detect import DETECTION_OPTIONS, add_detection_options
 from overfeat.cli.localize import add_merge_options
-from overfeat.data.annotations import align_boxes, read_blacklist, read_pairs
+from overfeat.data.annotated import align_boxes
+from overfeat.data.annotations import read_blacklist, read_pairs
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
 from overfeat.draw import check_picture, figure_class, precision_recall
@@ -93,6 +94,17 @@ def add_parser(commands) -> None:
     _add_detector(tasks)
 
 
+def _add_annotated(parser: argparse.ArgumentParser) -> None:
+    """The flags of what is evaluated on images with boxes."""
+    common.add_box_options(parser.add_argument_group("data"), common.TESTING)
+    parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
+    parser.add_argument(
+        "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="skip larger images"
+    )
+    common.add_net_options(parser, released=False)
+    common.add_dense_options(parser)
+
+
 def _add_localization(tasks) -> None:
     parser = tasks.add_parser(
         "localization",
@@ -101,14 +113,8 @@ def _add_localization(tasks) -> None:
         "names the class of an object and overlaps its box by half.",
         epilog="example: overfeat evaluate localization --data scenes/test.json --weights run/net.safetensors",
     )
-    common.add_box_options(parser.add_argument_group("data"), common.TESTING)
+    _add_annotated(parser)
     parser.add_argument("--blacklist", type=Path, metavar="FILE", help="numbers of images not to count, one a line")
-    parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
-    parser.add_argument(
-        "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="skip larger images"
-    )
-    common.add_net_options(parser, released=False)
-    common.add_dense_options(parser)
     add_merge_options(parser)
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the results as JSON")
     parser.set_defaults(run=_run_localization)
@@ -142,17 +148,11 @@ def _add_detector(tasks) -> None:
         "points) and COCO (at an IoU of 0.5, and the mean over 0.5 to 0.95) count it.",
         epilog="example: overfeat evaluate detector --data photos/test --weights run/net.safetensors",
     )
-    common.add_box_options(parser.add_argument_group("data"), common.TESTING)
+    _add_annotated(parser)
     parser.add_argument(
         "--blacklist", type=Path, metavar="FILE",
         help="ILSVRC's: lines of an image's number from 1 and a class that is not to count there",
     )  # fmt: skip
-    parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
-    parser.add_argument(
-        "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="skip larger images"
-    )
-    common.add_net_options(parser, released=False)
-    common.add_dense_options(parser)
     add_detection_options(parser)
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE",

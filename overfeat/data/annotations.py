@@ -3,30 +3,26 @@
 Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is (0, 0, width, height).
 """
 
-import hashlib
 import json
 import math
 import os
 import re
 import reprlib
-import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 import numpy as np
-from torch import Tensor
-from tqdm import tqdm
 
+from overfeat.data.annotated import Annotated, Sample, first_lines
 from overfeat.data.folder import existing_folder, read_ilsvrc, some
-from overfeat.data.images import MAX_PIXELS, opened, read_image
-from overfeat.files import InputError, named
+from overfeat.data.images import MAX_PIXELS, opened
+from overfeat.files import InputError
 
 MAX_XML = 5_000_000  # bytes
 MAX_LIST = 100_000_000  # bytes
@@ -43,61 +39,6 @@ FilePath = str | os.PathLike
 Names = Sequence[str] | None
 _short = reprlib.Repr()
 _short.maxstring = 100
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image file and its boxes float64 [n, 4], labels int64 [n] and VOC's flag difficult, bool [n].
-
-    size: (height, width) as the annotation states it, and as the boxes mean it. Where none is stated, that
-    of the image as read_image gives it.
-    """
-
-    path: Path
-    boxes: np.ndarray
-    labels: np.ndarray
-    difficult: np.ndarray
-    size: tuple[int, int]
-
-    def read(self, max_pixels: int = MAX_PIXELS) -> Tensor:
-        """The image: uint8 [3, H, W]. Raises InputError as read_image, and where it has another size than stated."""
-        image = read_image(self.path, max_pixels)
-        self.check(image)
-        return image
-
-    def check(self, image: Tensor) -> None:
-        """Raises InputError for an image of another size than stated: the boxes would lie elsewhere."""
-        if tuple(image.shape[1:]) != self.size:
-            raise InputError(f"{self.path}: {image.shape[2]}x{image.shape[1]} px, but its annotation is for "
-                             f"{self.size[1]}x{self.size[0]}; the boxes would lie elsewhere")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """Images with boxes, labels counting in class_names; problems: what skip_bad left out, a line each."""
-
-    class_names: list[str]
-    samples: list[Sample]
-    problems: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same classes, file names, boxes and labels in the same order, wherever they lie."""
-        digest = hashlib.sha256("\n".join(self.class_names).encode(errors="surrogatepass"))
-        for sample in self.samples:
-            digest.update(f"\n{len(sample.labels)}/{sample.path.name}\n".encode(errors="surrogatepass"))
-            digest.update(sample.labels.astype("<i8").tobytes() + sample.boxes.astype("<f8").tobytes())
-            if sample.difficult.any():
-                digest.update(sample.difficult.tobytes())
-        return digest.hexdigest()[:12]
-
-    def describe(self) -> str:
-        """In words: how many images, boxes and classes, and the fingerprint."""
-        boxes = sum(len(sample.labels) for sample in self.samples)
-        return f"{len(self)} images with {boxes} boxes of {len(self.class_names)} classes ({self.fingerprint})"
 
 
 def read_annotations(
@@ -127,50 +68,6 @@ def read_annotations(
     if splits:
         raise InputError(f"{path}: no split {split!r} in it; give one of {some(splits)}")
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")
-
-
-def align_boxes(annotated: Annotated, names: Sequence[str], whose: str = "the net") -> Annotated:
-    """The same data, with labels that count in `names`, such as a net's class_names.
-
-    Raises InputError that lists the classes of boxes that `names` lacks; whose: where the names are from.
-    """
-    label_of = {name: label for label, name in enumerate(names)}
-    used = set().union(*(sample.labels.tolist() for sample in annotated.samples))
-    unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
-    if unknown:
-        raise InputError(
-            f"classes of the boxes that {whose} does not know: {some(unknown)}; rename them in the annotations"
-            + (", or the net's classes (--labels, `overfeat convert --labels`)" if whose == "the net" else "")
-        )
-    new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
-    samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
-    return replace(annotated, class_names=list(names), samples=samples)
-
-
-def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_bad: bool = False) -> Annotated:
-    """The same data, once every image has been read, as training will; with progress.
-
-    Images that cannot be read or have another size than stated raise InputError that names the first 20 of
-    them; with skip_bad they are left out, and `problems` holds them alone.
-    """
-
-    def problem(sample: Sample) -> str | None:
-        try:
-            sample.read(max_pixels)
-        except InputError as error:
-            return named(sample.path, error)
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each holds an image
-        found = pool.map(problem, annotated.samples)
-        bar = tqdm(found, "reading", len(annotated), unit="image", leave=False, disable=None, file=sys.stderr)
-        lines = list(bar)
-    samples = [sample for sample, line in zip(annotated.samples, lines, strict=True) if line is None]
-    lines = [line for line in lines if line is not None]
-    if lines and not (skip_bad and any(len(sample.labels) for sample in samples)):
-        left = any(len(sample.labels) for sample in samples)
-        remedy = "leave them out: --skip-bad, or skip_bad=True" if left else "without them there is no box left"
-        raise InputError(f"{len(lines)} of {len(annotated)} images cannot be used:{_first(lines)}\n{remedy}")
-    return replace(annotated, samples=samples, problems=lines)
 
 
 def read_coco(
@@ -384,7 +281,7 @@ class _Problems:
         """class_names None: the names of the boxes, sorted."""
         found = {name for image in images for _, name in image.objects}
         count = f"{len(self.lines)} problem{'s' if len(self.lines) != 1 else ''} in the annotations"
-        shown = _first(self.lines)
+        shown = first_lines(self.lines)
         if self.lines and not self.skip:
             remedy = "put these right, or leave the bad boxes and images out: --skip-bad, or skip_bad=True"
             raise InputError(f"{self.source}: {count}:{shown}\n{remedy}")
@@ -401,11 +298,6 @@ class _Problems:
             difficult = np.array(list(image.objects.values()), dtype=bool)
             samples.append(Sample(image.path, boxes, labels, difficult, image.size))
         return Annotated(names, samples, self.lines)
-
-
-def _first(lines: list[str]) -> str:
-    """The first 20, each on a line of its own."""
-    return "".join(f"\n  {line}" for line in lines[:20]) + (f"\n  and {len(lines) - 20} more" if lines[20:] else "")
 
 
 def _class_name(name: Any, classes: Mapping[str, str] | None) -> str:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from overfeat.data.annotations import Annotated
+from overfeat.architectures import Architecture
+from overfeat.data.annotated import Annotated
 from overfeat.data.crops import CACHE_BYTES, ImageStore
 from overfeat.data.folder import ImageFolder
 from overfeat.dense import Scale, scale_sizes
 from overfeat.files import InputError
-from overfeat.nets import Architecture
 from overfeat.resize import resize
 
 

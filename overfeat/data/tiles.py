@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from overfeat.data.annotations import Annotated
+from overfeat.architectures import Architecture
+from overfeat.data.annotated import Annotated
 from overfeat.data.crops import CACHE_BYTES, ImageStore
 from overfeat.data.folder import ImageFolder
 from overfeat.data.scaled import mirror_image
 from overfeat.dense import whole_size
-from overfeat.nets import Architecture
 from overfeat.resize import resize
 from overfeat.windows import HIGH, LOW, STEP
 

@@ -22,22 +22,12 @@ from overfeat.average_precision import PROTOCOLS
 from overfeat.cli.common import ASSETS, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
-from overfeat.data.scenes import write_scenes
 from overfeat.detect import detect
 from overfeat.detector_training import detector_from
 from overfeat.files import InputError, Journal
 from overfeat.heads import Regressor
 
 DIGITS = [str(digit) for digit in range(10)]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    """Eight training scenes and four for testing, with none to eight digits each."""
-    root = tmp_path_factory.mktemp("scenes")
-    for split, count in (("train", 8), ("validation", 2), ("test", 4)):
-        write_scenes(root, split, count, objects=(0, 8), progress=False)
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +50,15 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def flags(scenes, out, *more):
+def flags(crowds, out, *more):
     common = "--batch 4 --workers 0 --device cpu --tiles 1 --epochs 1 --no-flip --scales 0.5,0.8"
-    given = ["train", "detector", "--data", scenes, "--from", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
+    given = ["train", "detector", "--data", crowds, "--from", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
     return [str(part) for part in given]
 
 
-def test_from_annotated_images_to_boxes(scenes, tmp_path, capsys):
+def test_from_annotated_images_to_boxes(crowds, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert main(flags(scenes, folder, "--context", "--epochs", "2")) == 0
+    assert main(flags(crowds, folder, "--context", "--epochs", "2")) == 0
     told = capsys.readouterr().out
     assert "small, window 47 px, as told" in told and "images are searched at 0.5, 0.8" in told
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -79,7 +69,7 @@ def test_from_annotated_images_to_boxes(scenes, tmp_path, capsys):
     assert load_regressor(weights).classes is None
 
     results, plot = tmp_path / "results.json", tmp_path / "curves.png"
-    command = ["evaluate", "detector", "--data", scenes, "--weights", weights, "-o", results, "--plot", plot]
+    command = ["evaluate", "detector", "--data", crowds, "--weights", weights, "-o", results, "--plot", plot]
     assert main([*map(str, command)]) == 0
     found = json.loads(results.read_text())
     assert found["images"] == 4 and set(found["map"]) == {*PROTOCOLS, "coco"}
@@ -91,11 +81,11 @@ def test_from_annotated_images_to_boxes(scenes, tmp_path, capsys):
         assert picture.width > 400
 
     out = tmp_path / "found"
-    command = ["detect", scenes / "test", "--weights", weights, "-o", out, "--score", "0"]
+    command = ["detect", crowds / "test", "--weights", weights, "-o", out, "--score", "0"]
     assert main([str(part) for part in command]) == 0
     printed = capsys.readouterr().out
     for file in sorted(out.glob("*.png.json")):
-        path = scenes / "test" / file.name.removesuffix(".json")
+        path = crowds / "test" / file.name.removesuffix(".json")
         want = detect(net, load_regressor(weights), read_image(path))
         objects = json.loads(file.read_text())["objects"]
         assert len(objects) == len(want) and str(path) in printed
@@ -107,14 +97,14 @@ def test_from_annotated_images_to_boxes(scenes, tmp_path, capsys):
     assert "4 of 4 images are done already" in capsys.readouterr().err
 
 
-def test_the_shipped_detector_and_coco_s_own_tool(scenes, tmp_path):
+def test_the_shipped_detector_and_coco_s_own_tool(crowds, tmp_path):
     """That tool reads what `detect` writes and gives what `evaluate` gives; most digits are found."""
-    results, ids = tmp_path / "results.json", scenes / "test.json"
-    assert run("evaluate", "detector", "--data", scenes, "-o", results) == 0
+    results, ids = tmp_path / "results.json", crowds / "test.json"
+    assert run("evaluate", "detector", "--data", crowds, "-o", results) == 0
     found = json.loads(results.read_text())
-    assert run("detect", scenes / "test", "-o", tmp_path / "coco", "--score", 0, "--coco-ids", ids) == 0
+    assert run("detect", crowds / "test", "-o", tmp_path / "coco", "--score", 0, "--coco-ids", ids) == 0
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(scenes / "test.json")
+        truth = COCO(crowds / "test.json")
         judge = COCOeval(truth, truth.loadRes(str(tmp_path / "coco/coco.json")), "bbox")
         judge.evaluate()
         judge.accumulate()
@@ -122,9 +112,9 @@ def test_the_shipped_detector_and_coco_s_own_tool(scenes, tmp_path):
     assert found["coco"]["AP50"] == pytest.approx(judge.stats[1], abs=0.01) and found["coco"]["AP50"] > 0.5
 
 
-def test_from_nothing_and_resumed(scenes, tmp_path, capsys):
+def test_from_nothing_and_resumed(crowds, tmp_path, capsys):
     """New weights, sizes chosen from the boxes; a resumed run ends with the same weights."""
-    given = flags(scenes, "OUT", "--no-context", "--per-class", "--maps", "pooled", "--from", "none")
+    given = flags(crowds, "OUT", "--no-context", "--per-class", "--maps", "pooled", "--from", "none")
     more = [part for part in given if part not in ("--scales", "0.5,0.8")]
     for out, steps in (("whole", [["--epochs", "2"]]), ("parts", [[], ["--epochs", "2", "--resume"]])):
         for step in steps:
@@ -145,8 +135,8 @@ def test_from_nothing_and_resumed(scenes, tmp_path, capsys):
         (["--scales", "60.0"], "no object of the training data fits the window"),
     ],
 )
-def test_bad_settings(scenes, tmp_path, capsys, setting, words):
-    assert main(flags(scenes, tmp_path / "run", *setting)) == 1
+def test_bad_settings(crowds, tmp_path, capsys, setting, words):
+    assert main(flags(crowds, tmp_path / "run", *setting)) == 1
     assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
@@ -201,7 +191,8 @@ def test_every_choice_is_told(tmp_path):
     box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
     dot = f"<object><name>dot</name><bndbox>{box}</bndbox></object></annotation>"
     (folder / "0.xml").write_text((folder / "0.xml").read_text().replace("</annotation>", dot))
-    code = "import sys\nfrom overfeat.cli import main, train\ntrain.train = lambda *_: []\nmain.main(sys.argv[1:])"
+    code = "import sys\nfrom overfeat.cli import main, train_boxes as heads\n"
+    code += "heads.train = lambda *_: []\nmain.main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "train", "detector", "--data", folder, "--out", tmp_path / "run"]
     told = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
@@ -259,12 +250,12 @@ def test_a_journal(tmp_path):
         Journal(tmp_path / "no" / "j", {})
 
 
-def test_blacklisted_pairs(scenes, tmp_path, capsys):
+def test_blacklisted_pairs(crowds, tmp_path, capsys):
     """Lines of an image's number and a class take that class's objects there out of ILSVRC's figure alone."""
-    truth = json.loads((scenes / "test.json").read_text())
+    truth = json.loads((crowds / "test.json").read_text())
     name = {category["id"]: category["name"] for category in truth["categories"]}
     label = name[truth["annotations"][0]["category_id"]]
-    listed, plain = tmp_path / "blacklist.txt", ["evaluate", "detector", "--data", scenes, "-o"]
+    listed, plain = tmp_path / "blacklist.txt", ["evaluate", "detector", "--data", crowds, "-o"]
     listed.write_text("".join(f"{number} {label}\n" for number in range(1, len(truth["images"]) + 1)) + "\n1 zebra\n")
     command = [*plain, tmp_path / "r.json", "--blacklist", listed]
     assert run(*command) == run(*plain, tmp_path / "all.json") == 0
@@ -277,19 +268,19 @@ def test_blacklisted_pairs(scenes, tmp_path, capsys):
     assert "line 2: the number of an image and a class are needed, not 'seven 7'" in capsys.readouterr().err
 
 
-def test_ids_of_coco(weights, scenes, tmp_path, capsys):
+def test_ids_of_coco(weights, crowds, tmp_path, capsys):
     """Without annotations images and classes are numbered from 1; annotations of other images are refused."""
     out = tmp_path / "found"
-    assert run("detect", scenes / "test", "-o", out) == 0
+    assert run("detect", crowds / "test", "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())
     objects = [json.loads(path.read_text())["objects"] for path in sorted(out.glob("*.png.json"))]
     assert [entry["image_id"] for entry in results] == [i for i, things in enumerate(objects, 1) for _ in things]
     assert [entry["category_id"] for entry in results] == [1 + int(t["class"]) for things in objects for t in things]
     capsys.readouterr()
     (tmp_path / "two").mkdir()
-    shutil.copy(next((scenes / "test").glob("*.png")), tmp_path / "two" / "other.png")
+    shutil.copy(next((crowds / "test").glob("*.png")), tmp_path / "two" / "other.png")
     assert (
-        run("detect", tmp_path / "two", "--weights", weights, "-o", tmp_path / "o2", "--coco-ids", scenes / "test.json")
+        run("detect", tmp_path / "two", "--weights", weights, "-o", tmp_path / "o2", "--coco-ids", crowds / "test.json")
         == 1
     )
     assert "other.png" in capsys.readouterr().err and not (tmp_path / "o2").exists()
@@ -373,10 +364,10 @@ def test_two_processes_with_images_too_small_for_context(tmp_path):
     assert len(found) and found.boxes.isfinite().all()
 
 
-def test_a_plot_writes_over_nothing_of_others(weights, scenes, tmp_path, capsys):
+def test_a_plot_writes_over_nothing_of_others(weights, crowds, tmp_path, capsys):
     """Its own it replaces; annotations, images and results stay, and that is said before the work."""
     folder = tmp_path / "scenes"
-    shutil.copytree(scenes, folder)
+    shutil.copytree(crowds, folder)
     image = next((folder / "test").glob("*.png"))
     command = ["evaluate", "detector", "--data", folder, "--weights", weights, "--limit", 2, "--plot"]
     for target, words in ((image, "no picture of overfeat's"), (folder / "test.json", "end"), (tmp_path / "p", "end")):
@@ -394,13 +385,13 @@ def test_names_that_are_taken(weights, tmp_path, capsys, name):
     assert f"its result would be called {name}.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_second_run_adds_to_the_first(scenes, tmp_path):
-    crowds, out = ASSETS / "crowds" / "test", tmp_path / "out"
+def test_a_second_run_adds_to_the_first(tmp_path):
+    shipped, out = ASSETS / "crowds" / "test", tmp_path / "out"
     for number in (12, 4):
-        assert run("detect", crowds / f"{number:05}.png", "-o", out) == 0
+        assert run("detect", shipped / f"{number:05}.png", "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())
     assert {(entry["image_id"], entry["file_name"]) for entry in results} == {(1, "00004.png"), (2, "00012.png")}
-    assert run("detect", crowds / "00004.png", "--coco-ids", scenes / "test.json") == 1
+    assert run("detect", shipped / "00004.png", "--coco-ids", shipped.parent / "test.json") == 1
 
 
 def test_memory_that_is_not_there_is_said(tmp_path, capsys):

@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfeat.data.annotations import (
-    Annotated,
-    align_boxes,
-    read_annotations,
-    read_blacklist,
-    read_coco,
-    read_ilsvrc_boxes,
-    read_voc,
-)
+from overfeat.data.annotated import Annotated, align_boxes
+from overfeat.data.annotations import read_annotations, read_blacklist, read_coco, read_ilsvrc_boxes, read_voc
 from overfeat.data.scenes import make_scene, write_scenes
 from overfeat.files import InputError
 

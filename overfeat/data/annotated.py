@@ -1,0 +1,124 @@
+"""Images with boxes: what the readers of annotations give, and what is done with it before use.
+
+Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is (0, 0, width, height).
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from overfeat.data.folder import some
+from overfeat.data.images import MAX_PIXELS, read_image
+from overfeat.files import InputError, named
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image file and its boxes float64 [n, 4], labels int64 [n] and VOC's flag difficult, bool [n].
+
+    size: (height, width) as the annotation states it, and as the boxes mean it. Where none is stated, that
+    of the image as read_image gives it.
+    """
+
+    path: Path
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    size: tuple[int, int]
+
+    def read(self, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """The image: uint8 [3, H, W]. Raises InputError as read_image, and where it has another size than stated."""
+        image = read_image(self.path, max_pixels)
+        self.check(image)
+        return image
+
+    def check(self, image: Tensor) -> None:
+        """Raises InputError for an image of another size than stated: the boxes would lie elsewhere."""
+        if tuple(image.shape[1:]) != self.size:
+            raise InputError(f"{self.path}: {image.shape[2]}x{image.shape[1]} px, but its annotation is for "
+                             f"{self.size[1]}x{self.size[0]}; the boxes would lie elsewhere")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Images with boxes, labels counting in class_names; problems: what skip_bad left out, a line each."""
+
+    class_names: list[str]
+    samples: list[Sample]
+    problems: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same classes, file names, boxes and labels in the same order, wherever they lie."""
+        digest = hashlib.sha256("\n".join(self.class_names).encode(errors="surrogatepass"))
+        for sample in self.samples:
+            digest.update(f"\n{len(sample.labels)}/{sample.path.name}\n".encode(errors="surrogatepass"))
+            digest.update(sample.labels.astype("<i8").tobytes() + sample.boxes.astype("<f8").tobytes())
+            if sample.difficult.any():
+                digest.update(sample.difficult.tobytes())
+        return digest.hexdigest()[:12]
+
+    def describe(self) -> str:
+        """In words: how many images, boxes and classes, and the fingerprint."""
+        boxes = sum(len(sample.labels) for sample in self.samples)
+        return f"{len(self)} images with {boxes} boxes of {len(self.class_names)} classes ({self.fingerprint})"
+
+
+def align_boxes(annotated: Annotated, names: Sequence[str], whose: str = "the net") -> Annotated:
+    """The same data, with labels that count in `names`, such as a net's class_names.
+
+    Raises InputError that lists the classes of boxes that `names` lacks; whose: where the names are from.
+    """
+    label_of = {name: label for label, name in enumerate(names)}
+    used = set().union(*(sample.labels.tolist() for sample in annotated.samples))
+    unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
+    if unknown:
+        raise InputError(
+            f"classes of the boxes that {whose} does not know: {some(unknown)}; rename them in the annotations"
+            + (", or the net's classes (--labels, `overfeat convert --labels`)" if whose == "the net" else "")
+        )
+    new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
+    samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
+    return replace(annotated, class_names=list(names), samples=samples)
+
+
+def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_bad: bool = False) -> Annotated:
+    """The same data, once every image has been read, as training will; with progress.
+
+    Images that cannot be read or have another size than stated raise InputError that names the first 20 of
+    them; with skip_bad they are left out, and `problems` holds them alone.
+    """
+
+    def problem(sample: Sample) -> str | None:
+        try:
+            sample.read(max_pixels)
+        except InputError as error:
+            return named(sample.path, error)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each holds an image
+        found = pool.map(problem, annotated.samples)
+        bar = tqdm(found, "reading", len(annotated), unit="image", leave=False, disable=None, file=sys.stderr)
+        lines = list(bar)
+    samples = [sample for sample, line in zip(annotated.samples, lines, strict=True) if line is None]
+    lines = [line for line in lines if line is not None]
+    if lines and not (skip_bad and any(len(sample.labels) for sample in samples)):
+        left = any(len(sample.labels) for sample in samples)
+        remedy = "leave them out: --skip-bad, or skip_bad=True" if left else "without them there is no box left"
+        raise InputError(f"{len(lines)} of {len(annotated)} images cannot be used:{first_lines(lines)}\n{remedy}")
+    return replace(annotated, samples=samples, problems=lines)
+
+
+def first_lines(lines: list[str]) -> str:
+    """The first 20, each on a line of its own."""
+    return "".join(f"\n  {line}" for line in lines[:20]) + (f"\n  and {len(lines) - 20} more" if lines[20:] else "")
