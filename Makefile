@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint scenes crowds committee regressors detectors bench gpu gpu-test accuracy report clean
+.PHONY: demo test lint scenes crowds committee regressors detectors multiboxes bench gpu gpu-test accuracy report clean
 
 # What is run a second time, with Triton's interpreter in the place of a GPU.
 KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_merging.py tests/test_fast.py
@@ -88,7 +88,36 @@ runs/detector-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
 	$(DETECTOR) --from $< --data runs/few --tiles 2 --epochs 3 --halve-at 1,2 --hidden 256 64 $(FLAGS) --out runs/detector-$* \
 	  $$(test -e runs/detector-$*/checkpoint.pt && echo --resume)
 
-.PRECIOUS: runs/detector-%/net.safetensors runs/start-%/net.safetensors runs/small-%/net.safetensors runs/regressor-%/net.safetensors
+# DeepMultiBox on the first layers of the detector, from the same scenes: a long run in two steps, short ones to compare,
+# on scenes of one digit and of digits 0 to 4 too; and the net that tells what is in a box.
+MULTIBOX := OMP_NUM_THREADS=1 $(BIN)/overfeat train multibox --no-flip --workers 0 --precision bfloat16 --batch 32
+SHORT := --squares 4 --epochs 6 --halve-at 3,4,5 --fixed
+multiboxes: runs/multibox/net.safetensors $(patsubst %,runs/multibox-%/net.safetensors,prior prediction no-priors low scenes) \
+  runs/box-classifier/net.safetensors runs/high/test.json
+runs/multibox-first/net.safetensors: runs/detector/net.safetensors | .venv/bench
+	$(MULTIBOX) --from $< --data runs/crowds --fixed --squares 4 --epochs 7 --halve-at 4,5,6 --out runs/multibox-first \
+	  $$(test -e runs/multibox-first/checkpoint.pt && echo --resume)
+runs/multibox-prediction/net.safetensors: FLAGS := --matching prediction
+runs/multibox-no-priors/net.safetensors: FLAGS := --matching prediction --no-priors
+runs/multibox-prior/net.safetensors runs/multibox-prediction/net.safetensors runs/multibox-no-priors/net.safetensors: \
+    FROM := runs/few
+runs/multibox-low/net.safetensors: FROM := runs/low
+runs/multibox-scenes/net.safetensors: FROM := runs/scenes
+runs/multibox-scenes/net.safetensors: FLAGS := --squares 1
+runs/multibox-%/net.safetensors: runs/detector/net.safetensors runs/low/train.json | .venv/bench
+	$(MULTIBOX) --from $< --data $(FROM) $(SHORT) $(FLAGS) --out runs/multibox-$* \
+	  $$(test -e runs/multibox-$*/checkpoint.pt && echo --resume)
+runs/box-classifier/net.safetensors: runs/detector/net.safetensors | .venv/bench
+	OMP_NUM_THREADS=1 $(BIN)/overfeat train box-classifier --no-flip --workers 0 --precision bfloat16 --from $< \
+	  --data runs/crowds --parts 3 --epochs 8 --halve-at 4,6,7 --out runs/box-classifier \
+	  $$(test -e runs/box-classifier/checkpoint.pt && echo --resume)
+runs/low/train.json: | .venv/bench
+	$(BIN)/overfeat scenes runs/low --split train --count 2000 --objects 0 8 --digits 0 1 2 3 4 --workers 2
+	$(BIN)/overfeat scenes runs/low --split test --count 300 --objects 0 8 --digits 0 1 2 3 4 --workers 2
+runs/high/test.json: | .venv/bench
+	$(BIN)/overfeat scenes runs/high --split test --count 300 --objects 0 8 --digits 5 6 7 8 9 --workers 2
+
+.PRECIOUS: runs/multibox-%/net.safetensors runs/detector-%/net.safetensors runs/start-%/net.safetensors runs/small-%/net.safetensors runs/regressor-%/net.safetensors
 
 bench: .venv/bench
 	$(BIN)/python -m bench.speed.dense
@@ -110,6 +139,7 @@ accuracy: .venv/bench
 	$(BIN)/python -m bench.accuracy.classification
 	$(BIN)/python -m bench.accuracy.localization
 	$(BIN)/python -m bench.accuracy.detection
+	$(BIN)/python -m bench.accuracy.multibox
 
 report: .venv/bench
 	$(BIN)/python -m bench.report

@@ -1,7 +1,8 @@
 """The networks as data: an `Architecture` says what the layers are; window, strides and sizes follow from it."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -82,6 +83,17 @@ class Architecture:
     def stride(self, stride: Stride = "coarse") -> int:
         """Pixels between outputs."""
         return self.fine_stride * (1 if stride == "fine" else self.pool)
+
+    def whole(self, size: int, hidden: Sequence[int] | None = None) -> "Architecture":
+        """The same feature layers, with a first full layer over all of an image of `size` px or a little less.
+
+        hidden: channels of the hidden full layers, by default the same. Raises ValueError where size is less than
+        one output of the first full layer needs.
+        """
+        kernel = output_size([*self.feature_steps, Step(self.pool, self.pool)], size)
+        if kernel < 1:
+            raise ValueError(f"an image of {size} px is too small for the {self.name} net")
+        return replace(self, kernel=kernel, hidden=tuple(self.hidden if hidden is None else hidden), scales=None)
 
     def six_scales(self, height: int, width: int) -> list[tuple[int, int]]:
         """The six (height, width) at which an image of this size is evaluated (sections 3.3, 4.2)."""

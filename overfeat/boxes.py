@@ -10,6 +10,7 @@ from overfeat.files import InputError
 MATCHES = ("normalised", "sum", "centres")
 LARGEST_LOG = 7.0  # of a side over its window's: more is not a box any more
 EPSILON = 1e-9
+SQUARES = ("maximum", "minimum")
 FARTHEST = 1e9  # pixels; squares of more would come near the end of float32
 # How a box is written in its window's frame, and the box in the middle of the window.
 FORMS = {
@@ -144,11 +145,17 @@ def decode(values: Tensor, windows: Tensor, form: str = "edges") -> Tensor:
     """The boxes that `encode` wrote; edges in the wrong order are exchanged."""
     corner, size = windows[..., :2], windows[..., 2:] - windows[..., :2]
     if form == "edges":
-        low, high = torch.minimum(values[..., :2], values[..., 2:]), torch.maximum(values[..., :2], values[..., 2:])
+        low, high = sorted_edges(values).chunk(2, dim=-1)
     else:
         half = values[..., 2:].clamp(max=LARGEST_LOG).exp() / 2
         low, high = values[..., :2] - half, values[..., :2] + half
     return torch.cat([corner + low * size, corner + high * size], dim=-1)
+
+
+def sorted_edges(boxes: Tensor) -> Tensor:
+    """Boxes [..., 4] with edges in the wrong order exchanged."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([torch.minimum(low, high), torch.maximum(low, high)], dim=-1)
 
 
 def mirrored(values: Tensor, form: str = "edges") -> Tensor:
@@ -173,6 +180,21 @@ def paired_iou(a: Tensor, b: Tensor, generalised: bool = False) -> Tensor:
         around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(dim=-1)
         found = found - (around - union) / around.clamp(min=EPSILON)
     return found
+
+
+def squares_around(boxes: Tensor, size: tuple[int, int], square: str = "maximum") -> Tensor:
+    """The square with the centre of each box [n, 4], as near as it lies within an image of (height, width): [n, 4].
+
+    square "maximum": its side is the box's longer one, so that it holds the box; "minimum": the shorter one. No side is
+    longer than the image's shorter one, or less than a pixel.
+    """
+    if square not in SQUARES:
+        raise InputError(f"the square is one of {', '.join(SQUARES)}, not {square!r}")
+    sides = (boxes[:, 2:] - boxes[:, :2]).aminmax(dim=1)
+    side = (sides.max if square == "maximum" else sides.min).clamp(1, min(size))[:, None]
+    room = boxes.new_tensor([size[1], size[0]]) - side
+    corner = torch.minimum((_centres(boxes) - side) / 2, room).clamp(min=0)
+    return torch.cat([corner, corner + side], dim=1)
 
 
 def _centres(boxes: Tensor) -> Tensor:

@@ -49,9 +49,9 @@ class ClassifierTask:
         if net.context is not None:
             net.context.requires_grad_(False)  # classification does not use it
         self.module, self.config = net, config
-        self.crops = CropDataset(data, window, resize, crops, flip, config.seed, max_pixels)
-        self.crops.store.check()
-        self.centres = validation and CentreDataset(validation, window, short_side, max_pixels)
+        self.data = CropDataset(data, window, resize, crops, flip, config.seed, max_pixels)
+        self.data.store.check()
+        self.validation = validation and CentreDataset(validation, window, short_side, max_pixels)
         self.unreadable = Unreadable()
         known = ARCHITECTURES.get(net.architecture.name)
         self.settings = {
@@ -67,7 +67,7 @@ class ClassifierTask:
 
     def dataset(self) -> CropDataset:
         """Five crops of every image and their mirror images."""
-        return self.crops
+        return self.data
 
     def collate(self, samples: list[dict]) -> dict[str, Tensor]:
         """image uint8 [N, 3, H, W], label [N], unreadable [N]."""
@@ -82,7 +82,7 @@ class ClassifierTask:
 
     def validate(self) -> dict[str, object]:
         """validation_loss, validation_top1_error and validation_top5_error on centre crops."""
-        if self.centres is None:
+        if self.validation is None:
             return {}
         device = next(self.module.parameters()).device
         means = mean_over(self._loader, self._score, device, self.unreadable)
@@ -95,7 +95,7 @@ class ClassifierTask:
 
     @cached_property
     def _loader(self) -> DataLoader:
-        return validation_loader(self.centres, self.config.batch, self.config.workers)
+        return validation_loader(self.validation, self.config.batch, self.config.workers)
 
     def _score(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
         usable = batch["label"] >= 0

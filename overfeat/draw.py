@@ -181,6 +181,23 @@ def precision_recall(results: dict, path: str | Path) -> None:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
+def multibox(results: dict, path: str | Path) -> None:
+    """Draw what multibox_evaluation.evaluate_multibox gives: objects found against the number of boxes, and precision
+    against recall of boxes of anything (DeepMultiBox's figures 1 and 5). Writes a PNG, atomically."""
+    figure = _figure(11, 4.5)
+    left, right = figure.subplots(1, 2)
+    left.plot(range(1, len(results["rate"]) + 1), results["rate"], linewidth=1.2)
+    left.set(xlabel="boxes of an image", ylabel="objects found", xscale="log", xlim=(1, None), ylim=(0, 1.01))
+    curve = results["agnostic"]
+    right.plot(curve["recall"], curve["precision"], linewidth=1.2)
+    right.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+    right.set_title(f"boxes of anything: average precision {100 * curve['ap']:.1f} %")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
+
+
 def _box(axis, box: Sequence[float], label: int, line: float, alpha: float) -> None:
     x1, y1, x2, y2 = box
     axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=f"C{label % 10}", linewidth=line, alpha=alpha)

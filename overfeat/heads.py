@@ -1,4 +1,4 @@
-"""What stands beside the classifier on the same last maps: the box regressor (section 4.2)."""
+"""What a net ends in to give boxes: the regressor at every place (section 4.2), and DeepMultiBox."""
 
 import json
 import math
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from overfeat.architectures import Architecture, Stride
 from overfeat.boxes import FORMS
 from overfeat.files import InputError
-from overfeat.nets import following, full_rows, initialise
+from overfeat.nets import OverFeat, following, full_rows, initialise
 
 GATHERED = 1 << 24  # bytes of windows that are gathered at a time
+# The unit of DeepMultiBox's linear outputs, as a part of the square; in whole squares each step would move boxes far.
+UNIT = 0.02
+UNSURE = -3.0  # the logit of every confidence before training
 HIDDEN = (4096, 1024)  # the paper's, beside a classifier whose widest layer has 4096
 
 
@@ -126,3 +129,81 @@ def _windows(maps: Tensor, kernel: int, step: int, shape: tuple[int, int, int], 
     inside = torch.arange(kernel, device=maps.device)
     inside = (inside[:, None] * width + inside).flatten()
     return maps.permute(0, 2, 3, 1).flatten(0, 2)[start[:, None] + inside].flatten(1)
+
+
+class MultiBox(nn.Module):
+    """K boxes and how sure it is of each, from one look at a square image (DeepMultiBox, section 3).
+
+    architecture: one that sees the whole image at once, see Architecture.whole. boxes: K. class_names: K boxes
+    for each of these classes; None: K in all, of anything ("class-agnostic"). priors: [K, 4], boxes in the unit
+    square that the outputs are added to; None: the outputs are the boxes. flip: whether mirror images were
+    part of training. net: the feature layers, the hidden layers, and one linear layer of boxes and confidences.
+    """
+
+    priors: Tensor | None
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        boxes: int = 100,
+        class_names: Sequence[str] | None = None,
+        priors: Tensor | None = None,
+    ):
+        super().__init__()
+        if boxes < 1 or (class_names is not None and not class_names):
+            raise InputError(f"{boxes} boxes for the classes {class_names}: give one or more of each")
+        if priors is not None and tuple(priors.shape) != (boxes, 4):
+            raise ValueError(f"priors must be [{boxes}, 4], not {tuple(priors.shape)}")
+        self.boxes, self.class_names = boxes, None if class_names is None else list(class_names)
+        self.flip = True
+        self.net = OverFeat(architecture, 5 * boxes * self.groups)
+        self.register_buffer("priors", priors)
+        self.reset()
+
+    @property
+    def groups(self) -> int:
+        """How many times K boxes there are: the classes, or 1."""
+        return 1 if self.class_names is None else len(self.class_names)
+
+    @property
+    def side(self) -> int:
+        """Of the square images, in pixels."""
+        return self.net.architecture.window
+
+    def reset(self, std: float | None = None) -> None:
+        """New weights: He's scaling, or N(0, std); at first every box is its prior, or near the middle, and unsure."""
+        self.net.reset(std)
+        last = self.net.fulls[-1]
+        initialise(last, 0.01)
+        box = 0 * FORMS["edges"] if self.priors is not None else FORMS["edges"] / UNIT
+        with torch.no_grad():
+            last.bias.view(-1, 5)[:, :4] = box.to(last.bias)
+            last.bias.view(-1, 5)[:, 4] = UNSURE
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [N, groups, K, 4] in the images' unit squares, and the logits of their confidences [N, groups, K].
+
+        images: float or uint8 [N, 3, side, side], RGB in 0..255. A box's edges may be in the wrong order, and
+        reach out of the square.
+        """
+        if tuple(images.shape[2:]) != (self.side, self.side):
+            raise ValueError(f"images must be {self.side} px squares, not {tuple(images.shape)}")
+        values = self.net(images).float().view(len(images), self.groups, self.boxes, 5)
+        boxes = UNIT * values[..., :4]
+        if self.priors is not None:
+            boxes = boxes + self.priors
+        return boxes, values[..., 4]
+
+    def to_json(self) -> str:
+        """All but the weights, as text for files; `from_json` gives it back."""
+        settings = {"boxes": self.boxes, "class_names": self.class_names, "priors": self.priors is not None}
+        return json.dumps({**settings, "flip": self.flip})
+
+    @staticmethod
+    def from_json(text: str, architecture: Architecture) -> "MultiBox":
+        """Raises ValueError, KeyError or TypeError where the text is no such net."""
+        data = json.loads(text)
+        priors = torch.zeros(data["boxes"], 4) if data["priors"] else None
+        found = MultiBox(architecture, data["boxes"], data["class_names"], priors)
+        found.flip = bool(data["flip"])
+        return found

@@ -1,5 +1,7 @@
 """Resizing image tensors: one rule (bilinear, antialiased) for training, voting and dense evaluation."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,3 +30,11 @@ def resize_short_side(images: Tensor, short_side: int) -> Tensor:
     height, width = images.shape[2:]
     scale = short_side / min(height, width)
     return resize(images, (max(short_side, round(height * scale)), max(short_side, round(width * scale))))
+
+
+def resize_part(image: Tensor, box: Sequence[float], size: int) -> Tensor:
+    """What a box (x1, y1, x2, y2) in an image [3, H, W] holds, to whole pixels and at least one, as [3, size, size]."""
+    height, width = image.shape[1:]
+    x, y = (min(max(0, round(low)), length - 1) for low, length in zip(box, (width, height), strict=False))
+    right, bottom = max(x + 1, round(box[2])), max(y + 1, round(box[3]))
+    return resize(image[None, :, y:bottom, x:right], (size, size))[0]

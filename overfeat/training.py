@@ -25,6 +25,7 @@ CHECK_EVERY = 10  # steps between looks at the loss; a look makes the host wait 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIMIZERS = {
     "sgd": lambda weights, c: torch.optim.SGD(weights, c.lr, c.momentum, weight_decay=c.weight_decay),
+    "adagrad": lambda weights, c: torch.optim.Adagrad(weights, c.lr, weight_decay=c.weight_decay),
     "adam": lambda weights, c: torch.optim.Adam(weights, c.lr, weight_decay=c.weight_decay),
 }
 FREE_TO_CHANGE = ("epochs", "workers", "device", "checkpoint_steps")  # when a run is resumed
@@ -35,8 +36,8 @@ CHECKPOINT, LOG, LAST, BEST = "checkpoint.pt", "log.jsonl", "net.safetensors", "
 class TrainConfig:
     """How to train; the defaults are the paper's (section 3.1).
 
-    batch: samples a step, over all processes. optimizer: "sgd" or "adam", which has no use for the
-    momentum. halve_at: the rate is halved after these epochs.
+    batch: samples a step, over all processes. optimizer: "sgd", or "adagrad" or "adam", which
+    have no use for the momentum. halve_at: the rate is halved after these epochs.
     precision: of the forward and backward pass; weights stay float32. checkpoint_steps: steps
     between checkpoints within an epoch. Raises InputError for values that make no sense.
     """

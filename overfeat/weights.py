@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from overfeat.architectures import ARCHITECTURES, Architecture
 from overfeat.files import InputError, replacing
-from overfeat.heads import Regressor
+from overfeat.heads import MultiBox, Regressor
 from overfeat.nets import OverFeat
 
 FORMAT = "1"
@@ -40,17 +40,9 @@ def save(
         "zooms": json.dumps(net.zooms),
         "context": json.dumps(net.context is not None),
     }
-    tensors = {
-        name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
-        for name, tensor in _named(net, regressor).items()
-    }
-    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if dtype is not None and broken:
-        raise InputError(f"{path}: not written; {broken[0]} is too large a number for {dtype}, or is none")
     if regressor is not None:
         metadata["regressor"] = regressor.to_json()
-    with replacing(path) as part:
-        save_file(tensors, part, metadata)
+    _write(path, _named(net, regressor), metadata, dtype)
 
 
 def load(path: str | os.PathLike) -> OverFeat:
@@ -60,6 +52,8 @@ def load(path: str | os.PathLike) -> OverFeat:
     at odds with its own architecture, or holds NaN or infinite weights.
     """
     metadata, tensors = _read(path, lambda name: not name.startswith(REGRESSOR))
+    if "multibox" in metadata:
+        raise InputError(f"{path}: holds a DeepMultiBox, which gives boxes, and no net of classes; see load_multibox")
     try:
         names = json.loads(metadata["class_names"])
         if not isinstance(names, list):
@@ -110,6 +104,32 @@ def find_regressor(path: str | os.PathLike) -> Regressor | None:
     return _finite(regressor, path, REGRESSOR)
 
 
+def save_multibox(model: MultiBox, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+    """Write DeepMultiBox's net to a safetensors file, atomically. dtype and InputError as in `save`."""
+    metadata = {"overfeat": FORMAT, "architecture": model.net.architecture.to_json(), "multibox": model.to_json()}
+    _write(path, model.state_dict(), metadata, dtype)
+
+
+def load_multibox(path: str | os.PathLike) -> MultiBox:
+    """Read what `save_multibox` wrote, as float32, in evaluation mode. Raises InputError as `load`."""
+    metadata, tensors = _read(path, lambda name: True)
+    if "multibox" not in metadata:
+        raise InputError(f"{path}: holds no DeepMultiBox; train one with `overfeat train multibox`")
+    try:
+        with torch.device("meta"):
+            model = MultiBox.from_json(metadata["multibox"], Architecture.from_json(metadata["architecture"]))
+        model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
+    return _finite(model, path)
+
+
+def load_any(path: str | os.PathLike) -> OverFeat | MultiBox:
+    """`load` or `load_multibox`, as the file is."""
+    return load_multibox(path) if "multibox" in _read(path, lambda name: False)[0] else load(path)
+
+
 def _read(path: str | os.PathLike, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Metadata of a file of ours, and the tensors whose names are wanted."""
     path = _existing(path)
@@ -125,6 +145,20 @@ def _read(path: str | os.PathLike, wanted: Callable[[str], bool]) -> tuple[dict[
             "make one with `overfeat train` or `overfeat convert`"
         )
     return metadata, tensors
+
+
+def _write(
+    path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str], dtype: torch.dtype | None
+) -> None:
+    tensors = {
+        name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+        for name, tensor in tensors.items()
+    }
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if dtype is not None and broken:
+        raise InputError(f"{path}: not written; {broken[0]} is too large a number for {dtype}, or is none")
+    with replacing(path) as part:
+        save_file(tensors, part, metadata)
 
 
 def _named(net: OverFeat, regressor: Regressor | None) -> dict[str, torch.Tensor]:

@@ -18,11 +18,12 @@ from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
 from overfeat.dense import MEMORY, Scale
 from overfeat.files import InputError, WriteError, make_folder, named, replacing
-from overfeat.heads import Regressor
+from overfeat.heads import MultiBox, Regressor
+from overfeat.multibox import names_of
 from overfeat.nets import OverFeat
 from overfeat.processes import choose_device
 from overfeat.resize import resize_short_side
-from overfeat.weights import RELEASED_FILES, find_regressor, load, load_released, read_labels
+from overfeat.weights import RELEASED_FILES, find_regressor, load, load_multibox, load_released, read_labels
 
 ASSETS = Path(str(resources.files("overfeat"))) / "assets"
 NOTE = "settings.json"
@@ -210,6 +211,29 @@ def load_detector(args: argparse.Namespace) -> tuple[OverFeat, Regressor]:
     return net, regressor.to(net.convs[0].weight.device)
 
 
+def load_boxes(args: argparse.Namespace) -> tuple[MultiBox, OverFeat | None]:
+    """DeepMultiBox's two nets, those of --weights and --classifier, on the device that is named."""
+    if not args.weights:
+        raise InputError("DeepMultiBox needs --weights: none ship; train some with `overfeat train multibox`")
+    model, net = load_multibox(args.weights), load(args.classifier) if args.classifier else None
+    if model.class_names is not None and net is not None:
+        raise InputError(f"{args.weights}: gives boxes of classes already; leave --classifier out")
+    names = net or model
+    if args.labels:
+        if names.class_names is None:
+            raise InputError(f"--labels {args.labels}: boxes of anything have no names; give --classifier")
+        own = read_labels(args.labels, len(names_of(model, net)))
+        names.class_names = [*own, *names.class_names[len(own) :]]
+    device = choose_device(args.device)
+    return model.to(device), net and net.to(device)
+
+
+def multibox_note(args: argparse.Namespace) -> dict:
+    """What identifies the two nets in a folder's settings."""
+    files = {"weights": args.weights, "classifier": args.classifier}
+    return {name: path and digest(path) for name, path in files.items()}
+
+
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files that paths name, folders replaced by the images in them."""
     found = []
@@ -304,5 +328,10 @@ def weights_note(args: argparse.Namespace, net: OverFeat) -> dict:
     path = args.weights or SHIPPED_WEIGHTS
     if args.data_dir:
         path = args.data_dir / RELEASED_FILES[net.architecture.name]
+    return {"weights": digest(path), "classes": net.class_names}
+
+
+def digest(path: Path) -> str:
+    """A file's SHA-256."""
     with open(path, "rb") as file:
-        return {"weights": hashlib.file_digest(file, "sha256").hexdigest(), "classes": net.class_names}
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,18 @@ from pathlib import Path
 import torch
 
 from overfeat.files import InputError
-from overfeat.weights import RELEASED_FILES, find_regressor, load, load_released, read_labels, save, save_released
+from overfeat.heads import MultiBox
+from overfeat.weights import (
+    RELEASED_FILES,
+    find_regressor,
+    load,
+    load_any,
+    load_released,
+    read_labels,
+    save,
+    save_multibox,
+    save_released,
+)
 
 
 def add_parser(commands) -> None:
@@ -40,6 +51,12 @@ def run(args: argparse.Namespace) -> int:
     if args.half and args.target.suffix != ".safetensors":
         raise InputError(f"--half: {args.target} would be of the released layout, which is float32")
     regressor = None
+    if args.source.suffix == ".safetensors" and isinstance(model := load_any(args.source), MultiBox):
+        if args.labels or args.target.suffix != ".safetensors":
+            raise InputError(f"{args.source}: boxes of DeepMultiBox go to .safetensors alone, and take no --labels")
+        save_multibox(model, args.target, torch.float16 if args.half else None)
+        print(f"{args.target}: DeepMultiBox, {model.boxes} boxes")
+        return 0
     if args.source.suffix == ".safetensors":
         net, regressor = load(args.source), find_regressor(args.source)
     else:

@@ -3,12 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
-from overfeat.boxes import MATCHES
+from overfeat.boxes import MATCHES, SQUARES
 from overfeat.cli import common
 from overfeat.cli.localize import fraction, number
 from overfeat.data.annotations import coco_ids
@@ -16,9 +18,14 @@ from overfeat.data.images import read_image
 from overfeat.detect import AVERAGE, LEAST, OVERLAP, THRESHOLDS, detect
 from overfeat.draw import detections, figure_class
 from overfeat.files import InputError, replacing
+from overfeat.localize import Detections
+from overfeat.multibox import OVERLAP as OVERLAP_OF_BOXES
+from overfeat.multibox import TOP, WINDOWS, detect_multibox, names_of
 from overfeat.ops import AVERAGES
 
+METHODS = ("overfeat", "multibox")
 DETECTION_OPTIONS = ("scales", "flip", "stride", "merging", "threshold", "match", "average", "overlap", "least")
+MULTIBOX_OPTIONS = ("windows", "top", "threshold", "square")
 COCO = "coco.json"
 SCORE = 0.3
 
@@ -29,7 +36,8 @@ def add_parser(commands) -> None:
         help="all objects in images, and where",
         description="Print every object found: its class, its score, its box, its accumulated confidence and how many "
         "boxes were merged into it. The weights must be a detector's (`overfeat train detector`); those that ship find "
-        "handwritten digits.",
+        "handwritten digits. With --method multibox a net gives a few boxes of anything (`overfeat train multibox`), "
+        "and another one tells what is in them (`overfeat train box-classifier`).",
         epilog="example: overfeat detect photos/ --weights run/net.safetensors -o results/",
     )
     common.add_image_options(parser)
@@ -37,7 +45,12 @@ def add_parser(commands) -> None:
         "--score", type=fraction, default=SCORE, metavar="S",
         help="leave out objects that score less, everywhere (default: %(default)s; 0 for average precisions)",
     )  # fmt: skip
+    parser.add_argument(
+        "--method", choices=METHODS, default=METHODS[0],
+        help="windows everywhere, merged; or DeepMultiBox (default: %(default)s)",
+    )  # fmt: skip
     add_detection_options(parser)
+    add_multibox_options(parser)
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FOLDER",
         help=f"write IMAGE.json and IMAGE.png (needs the extra demo), and {COCO}, the results as COCO has them; a "
@@ -50,7 +63,27 @@ def add_parser(commands) -> None:
     )  # fmt: skip
     common.add_net_options(parser, released=False)
     common.add_dense_options(parser)
-    parser.set_defaults(run=run)
+    names = (*DETECTION_OPTIONS, *MULTIBOX_OPTIONS, "memory", "classifier")
+    parser.set_defaults(run=run, defaults={name: parser.get_default(name) for name in names})
+
+
+def add_multibox_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("DeepMultiBox")
+    group.add_argument(
+        "--classifier", type=Path, metavar="FILE",
+        help="the net that tells what is in a box (safetensors); without it boxes of anything are given",
+    )  # fmt: skip
+    group.add_argument(
+        "--windows", choices=WINDOWS, default=WINDOWS[0],
+        help="look at the square in the middle of the image, or there and at 3 x 3 smaller ones (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--top", type=common.positive, default=TOP, metavar="N", help="boxes that are classified (default: %(default)s)"
+    )
+    group.add_argument(
+        "--square", choices=SQUARES, default=SQUARES[0],
+        help="around a box, for the classifier: with its longer side (maximum) or its shorter (default: %(default)s)",
+    )  # fmt: skip
 
 
 def add_detection_options(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +95,7 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threshold", type=number, metavar="T",
         help=f"greedy: boxes merge while the best match scores this or less (default: {THRESHOLDS['greedy']}); nms: "
-        f"boxes with a larger IoU go (default: {THRESHOLDS['nms']})",
+        f"boxes with a larger IoU go (default: {THRESHOLDS['nms']}; DeepMultiBox: {OVERLAP_OF_BOXES})",
     )  # fmt: skip
     group.add_argument(
         "--overlap", type=fraction, default=OVERLAP, metavar="T",
@@ -77,25 +110,31 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    net, regressor = common.load_detector(args)
     images = common.find_images(args.images)
-    options = {name: getattr(args, name) for name in DETECTION_OPTIONS}
+    of_others = set(MULTIBOX_OPTIONS) - {"threshold"} | {"classifier"}
+    if args.method == "multibox":
+        of_others = set(DETECTION_OPTIONS) - {"threshold"} | {"memory"}
+    wrong = [name for name in sorted(of_others) if getattr(args, name) != args.defaults[name]]
+    if wrong:
+        flag = {"merging": "merge"}.get(wrong[0], wrong[0])
+        raise InputError(f"--{flag} has no part in --method {args.method}; leave it out")
+    find, names, settings = (_multibox if args.method == "multibox" else _overfeat)(args)
     output = None
     if args.coco_ids and not args.out:
         raise InputError(f"--coco-ids {args.coco_ids} is for the {COCO} that -o FOLDER writes; give that, too")
     if args.out:
         figure_class()
-        coco_ids(args.coco_ids, [path.name for path in images], net.class_names[:-1])  # before the work
-        settings = {"command": "detect", "score": args.score, **options, **common.weights_note(args, net)}
+        coco_ids(args.coco_ids, [path.name for path in images], names)  # before the work
+        settings = {"command": "detect", "score": args.score, **settings}
         output = common.result_folder(args.out, images, settings, ".json", [".png"], [COCO])
 
     def work(path: Path) -> None:
         image = read_image(path, args.max_pixels)
-        found = detect(net, regressor, image, memory=args.memory << 20, **options)
+        found = find(image)
         found = found[found.scores >= args.score]
         objects = [
             {
-                "class": net.class_names[found.labels[i]],
+                "class": names[found.labels[i]],
                 "score": round(float(found.scores[i]), 4),
                 "box": [round(edge, 2) for edge in found.boxes[i].tolist()],
                 "confidence": round(float(found.sums[i]), 3),
@@ -104,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
             for i in range(len(found))
         ]
         if output:
-            detections(image, found, net.class_names, path.name, args.out / f"{path.name}.png")
+            detections(image, found, names, path.name, args.out / f"{path.name}.png")
             with replacing(output(path)) as part:
                 part.write_text(json.dumps({"image": str(path), "objects": objects}, indent=1))
         if len(images) > 1:
@@ -118,8 +157,31 @@ def run(args: argparse.Namespace) -> int:
 
     status = common.over_images(images, work, output)
     if output:
-        _write_coco(args.out, args.coco_ids, net.class_names[:-1])
+        _write_coco(args.out, args.coco_ids, names)
     return status
+
+
+def _overfeat(args: argparse.Namespace) -> tuple[Callable[[Tensor], Detections], Sequence[str], dict]:
+    """What finds the objects of an image, the names of its labels, and what the results depend on."""
+    net, regressor = common.load_detector(args)
+    options = {name: getattr(args, name) for name in DETECTION_OPTIONS}
+    find = partial(detect, net, regressor, memory=args.memory << 20, **options)
+    return find, net.class_names[:-1], {**options, **common.weights_note(args, net)}
+
+
+def _multibox(args: argparse.Namespace) -> tuple[Callable[[Tensor], Detections], Sequence[str], dict]:
+    """The same of DeepMultiBox."""
+    model, net = common.load_boxes(args)
+    options = multibox_options(args)
+    names = names_of(model, net)
+    settings = {"method": args.method, **options, **common.multibox_note(args), "classes": names}
+    return partial(detect_multibox, model, net, **options), names, settings
+
+
+def multibox_options(args: argparse.Namespace) -> dict:
+    """The arguments of `detect_multibox`."""
+    options = {name: getattr(args, name) for name in MULTIBOX_OPTIONS}
+    return options | {"threshold": OVERLAP_OF_BOXES if args.threshold is None else args.threshold}
 
 
 def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[str]) -> None:

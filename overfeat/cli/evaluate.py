@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from overfeat.cli import common
-from overfeat.cli.detect import DETECTION_OPTIONS, add_detection_options
-from overfeat.cli.localize import add_merge_options
-from overfeat.data.annotated import align_boxes
+from overfeat.cli.detect import DETECTION_OPTIONS, add_detection_options, add_multibox_options, multibox_options
+from overfeat.cli.localize import add_merge_options, fraction
+from overfeat.data.annotated import Annotated, align_boxes
 from overfeat.data.annotations import read_blacklist, read_pairs
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.draw import check_picture, figure_class, precision_recall
+from overfeat.draw import check_picture, figure_class, multibox, precision_recall
 from overfeat.evaluation import (
     ALL_WAYS,
     WAYS,
@@ -24,6 +24,8 @@ from overfeat.evaluation import (
     spaced,
 )
 from overfeat.files import InputError, Journal, check_result, replacing
+from overfeat.multibox import OVERLAP, names_of
+from overfeat.multibox_evaluation import evaluate_multibox, rate_table
 from overfeat.processes import choose_device
 from overfeat.weights import load, load_regressor
 
@@ -92,17 +94,19 @@ def add_parser(commands) -> None:
     classifier.set_defaults(run=run)
     _add_localization(tasks)
     _add_detector(tasks)
+    _add_multibox(tasks)
 
 
-def _add_annotated(parser: argparse.ArgumentParser) -> None:
-    """The flags of what is evaluated on images with boxes."""
+def _add_annotated(parser: argparse.ArgumentParser, dense: bool = True) -> None:
+    """The flags of what is evaluated on images with boxes; dense: at all their places."""
     common.add_box_options(parser.add_argument_group("data"), common.TESTING)
     parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, evenly spaced")
     parser.add_argument(
         "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="skip larger images"
     )
     common.add_net_options(parser, released=False)
-    common.add_dense_options(parser)
+    if dense:
+        common.add_dense_options(parser)
 
 
 def _add_localization(tasks) -> None:
@@ -175,13 +179,8 @@ def _run_detector(args: argparse.Namespace) -> int:
     data = align_boxes(data, net.class_names[:-1])
     options = {name: getattr(args, name) for name in DETECTION_OPTIONS}
     blacklist = read_pairs(args.blacklist) if args.blacklist else ()
-    folders = sorted({str(sample.path.resolve().parent) for sample in data.samples})
-    settings = {**options, **common.weights_note(args, net), "data": data.describe(), "folders": folders}
-    journal = Journal(args.out.with_name(f".images-{args.out.name}"), settings) if args.out else None
-    if journal and journal.done:
-        print(f"{len(journal.done)} images are done already", file=sys.stderr)
-    elif journal and journal.dropped:
-        print("what an earlier, unfinished run with other settings found is not used", file=sys.stderr)
+    settings = {**options, **common.weights_note(args, net), **_of_data(data)}
+    journal = _journal(args.out, settings)
     results = evaluate_detection(
         net, regressor, data, blacklist, args.max_pixels, args.limit, journal, memory=args.memory << 20, **options
     )
@@ -193,6 +192,77 @@ def _run_detector(args: argparse.Namespace) -> int:
         journal.finish()
     if args.plot:
         precision_recall(results, args.plot)
+        print(f"drawn to {args.plot}")
+    return status
+
+
+def _of_data(data: Annotated) -> dict:
+    """What results say of the data that they are of."""
+    folders = sorted({str(sample.path.resolve().parent) for sample in data.samples})
+    return {"data": data.describe(), "folders": folders}
+
+
+def _journal(out: Path | None, settings: dict) -> Journal | None:
+    """What keeps the results of single images, where there is a file for all."""
+    if out is None:
+        return None
+    journal = Journal(out.with_name(f".images-{out.name}"), settings)
+    if journal.done:
+        print(f"{len(journal.done)} images are done already", file=sys.stderr)
+    elif journal.dropped:
+        print("what an earlier, unfinished run with other settings found is not used", file=sys.stderr)
+    return journal
+
+
+def _add_multibox(tasks) -> None:
+    parser = tasks.add_parser(
+        "multibox",
+        help="DeepMultiBox: objects found by so many boxes, average precision",
+        description="The share of the objects that the best 1, 2, ... boxes of an image find, and the average "
+        "precision of boxes of anything; with --classifier that of each class, and detection@5 and classification@5 "
+        "with 1 to 25 boxes classified.",
+        epilog="example: overfeat evaluate multibox --data photos/test --weights run/net.safetensors --classifier "
+        "what/net.safetensors",
+    )
+    _add_annotated(parser, dense=False)
+    add_multibox_options(parser)
+    parser.add_argument(
+        "--threshold", type=fraction, default=OVERLAP, metavar="T",
+        help="boxes that overlap a surer one by a larger IoU go (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE",
+        help="write the results as JSON; a second run goes on where one was killed",
+    )  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the two curves as PNG")
+    parser.set_defaults(run=_run_multibox)
+
+
+def _run_multibox(args: argparse.Namespace) -> int:
+    if args.out:
+        check_result(args.out, "rate")
+    if args.plot:
+        figure_class()
+        check_picture(args.plot)
+    model, net = common.load_boxes(args)
+    data = common.read_boxes(args, args.data, common.TESTING, args.split)
+    if net is not None or model.class_names is not None:
+        data = align_boxes(data, names_of(model, net))
+    options = multibox_options(args)
+    settings = {**options, **common.multibox_note(args), **_of_data(data)}
+    journal = _journal(args.out, settings)
+    results = evaluate_multibox(model, net, data, args.max_pixels, args.limit, journal, **options)
+    results["settings"] = settings
+    print(f"{results['images']} images of {args.data} with {results['objects']} objects")
+    print(rate_table(results))
+    if "ap" in results:
+        print(f"average precision in % of the {args.top} surest boxes, classified")
+        print(precision_table(results))
+    status = _kept(results, args.out)
+    if journal:
+        journal.finish()
+    if args.plot:
+        multibox(results, args.plot)
         print(f"drawn to {args.plot}")
     return status
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from overfeat.data.scenes import MAX_OBJECTS, SPLITS, write_scenes
+from overfeat.data.scenes import DIGITS, MAX_OBJECTS, SPLITS, write_scenes
 
 
 def add_parser(commands) -> None:
@@ -35,6 +35,9 @@ def add_parser(commands) -> None:
         help=f"least and most digits in a scene, at most {MAX_OBJECTS} (default: 1 1)",
     )
     parser.add_argument(
+        "--digits", type=int, nargs="+", default=DIGITS, metavar="D", help="those that occur (default: all ten)"
+    )
+    parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that draw (default: %(default)s)"
     )
     parser.set_defaults(run=run)
@@ -42,6 +45,8 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     for split in SPLITS if args.split == "all" else (args.split,):
-        coco = write_scenes(args.folder, split, args.count, args.seed, tuple(args.objects), workers=args.workers)
+        coco = write_scenes(
+            args.folder, split, args.count, args.seed, tuple(args.objects), True, args.workers, args.digits
+        )
         print(f"{coco}: {args.count} scenes")
     return 0

@@ -11,6 +11,7 @@ from overfeat.batches import mix
 from overfeat.classifier_training import ClassifierTask, fit_classes, read_data, relabel
 from overfeat.cli.common import positive
 from overfeat.cli.train_boxes import add_detector, add_regressor
+from overfeat.cli.train_multibox import add_box_classifier, add_multibox
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.folder import ImageFolder
 from overfeat.data.images import MAX_PIXELS
@@ -22,13 +23,15 @@ from overfeat.training import train
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "train",
-        help="train a classifier, a box regressor or a detector",
+        help="train a classifier, a box regressor, a detector, DeepMultiBox",
         description="Train a head. A classifier's defaults are the paper's (section 3.1).",
     )
     heads = parser.add_subparsers(required=True, metavar="HEAD", dest="head")
     _add_classifier(heads)
     add_regressor(heads)
     add_detector(heads)
+    add_multibox(heads)
+    add_box_classifier(heads)
 
 
 def _add_classifier(heads) -> None:

@@ -60,7 +60,7 @@ def add_regressor(heads) -> None:
         epilog="example: overfeat train regressor --data scenes --from net.safetensors --out run",
         formatter_class=Help,
     )
-    _add_annotated(parser)
+    add_annotated(parser)
     head = parser.add_argument_group("net")
     head.add_argument(
         "--from", dest="source", type=Path, required=True, metavar="WEIGHTS", help="the trained net (safetensors)"
@@ -84,7 +84,7 @@ def add_detector(heads) -> None:
         epilog="example: overfeat train detector --data annotated-photos --out run",
         formatter_class=Help,
     )
-    data = _add_annotated(parser)
+    data = add_annotated(parser)
     data.add_argument(
         "--tiles", type=positive, metavar="N",
         help=f"parts of each image and epoch (default: as many as make {TILES} an epoch)",
@@ -122,7 +122,7 @@ def add_detector(heads) -> None:
     parser.set_defaults(run=_run_detector, batch=16, maps=None, **BOX_TRAINING)
 
 
-def _add_annotated(parser: argparse.ArgumentParser):
+def add_annotated(parser: argparse.ArgumentParser):
     """The flags of what is trained on boxes, as a group."""
     data = parser.add_argument_group("data")
     add_box_options(data, TRAINING)
@@ -153,7 +153,7 @@ def _add_boxes(head) -> None:
                       "(default: 4096 1024, less for smaller nets)")  # fmt: skip
 
 
-def _read_annotated(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]:
+def read_annotated(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]:
     """What to train on, and what to judge every epoch by."""
     data, validation = read_boxes(args, args.data, TRAINING, args.split), None
     beside = args.data if args.data.is_dir() else args.data.parent if args.data.stem in TRAINING else None
@@ -165,11 +165,23 @@ def _read_annotated(args: argparse.Namespace) -> tuple[Annotated, Annotated | No
     return data, validation
 
 
+def read_checked(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]:
+    """The same, with labels that count alike and without a class called background, once every image has been read."""
+    data, validation = read_annotated(args)
+    if validation:
+        validation = align_boxes(validation, data.class_names, "the training data")
+    check_names(data.class_names)  # before all images are read
+    data, validation = (found and readable(found, args.max_pixels, args.skip_bad) for found in (data, validation))
+    for found in filter(None, (data, validation)):
+        tell_problems(found, "images that cannot be read")
+    return data, validation
+
+
 def _run_regressor(args: argparse.Namespace) -> int:
     config = config_of(args)
     check_dropout(args.dropout)
     net = weights.load(args.source)
-    data, validation = _read_annotated(args)
+    data, validation = read_annotated(args)
     if args.devkit:
         adopt_names(net, data.class_names)
     data, validation = (found and align_boxes(found, net.class_names) for found in (data, validation))
@@ -199,13 +211,7 @@ def _run_regressor(args: argparse.Namespace) -> int:
 def _run_detector(args: argparse.Namespace) -> int:
     config = config_of(args)
     check_dropout(args.dropout)
-    data, validation = _read_annotated(args)
-    if validation:
-        validation = align_boxes(validation, data.class_names, "the training data")
-    check_names(data.class_names)  # before all images are read
-    data, validation = (found and readable(found, args.max_pixels, args.skip_bad) for found in (data, validation))
-    for found in filter(None, (data, validation)):
-        tell_problems(found, "images that cannot be read")
+    data, validation = read_checked(args)
     torch.manual_seed(mix(args.seed))
     net, regressor, source = _detector_start(args, data)
     tiles = args.tiles or tiles_for(len(data))

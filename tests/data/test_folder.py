@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from overfeat.data.folder import ImageFolder, align, read_ilsvrc, read_image_folder
 from overfeat.files import InputError
@@ -108,13 +109,12 @@ def test_ilsvrc_kits_that_do_not_fit_are_explained(tmp_path):
         read_ilsvrc(kit, tmp_path / "val", "validation")
 
 
-def test_ilsvrc_meta_mat_is_read_where_scipy_is(tmp_path):
-    scipy_io = pytest.importorskip("scipy.io", reason="scipy is not installed")
+def test_ilsvrc_meta_mat_is_read(tmp_path):
     kit = devkit(tmp_path)
     (kit / "data" / "synsets.txt").unlink()
     dtype = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
     rows = [(i, *synset) for i, synset in enumerate([*SYNSETS], 1)]
-    scipy_io.savemat(kit / "data" / "meta.mat", {"synsets": np.array(rows, dtype=dtype)[:, None]})
+    savemat(kit / "data" / "meta.mat", {"synsets": np.array(rows, dtype=dtype)[:, None]})
     for wnid, _ in SYNSETS:
         picture(tmp_path / "train" / wnid / "1.JPEG")
     folder = read_ilsvrc(kit, tmp_path / "train", "train")

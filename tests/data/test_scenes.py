@@ -35,6 +35,12 @@ def test_a_scene_depends_on_its_arguments_alone(objects):
         assert not np.array_equal(make_scene(split, seed, 0, objects).image, forward[0].image)
 
 
+def test_some_digits_alone():
+    found = [make_scene("train", 3, i, (0, 8), (5, 7)).labels for i in range(6)]
+    assert set(np.concatenate(found).tolist()) == {5, 7}
+    assert same(make_scene("train", 3, 1, (0, 8)), make_scene("train", 3, 1, (0, 8), range(10)))
+
+
 def digest(scene: Scene) -> str:
     return hashlib.sha256(scene.image.tobytes() + scene.boxes.tobytes() + scene.labels.tobytes()).hexdigest()
 
@@ -238,10 +244,10 @@ def contents(folder):
 def test_a_killed_run_continues(tmp_path, monkeypatch):
     write_scenes(tmp_path / "whole", "train", 8, progress=False)
 
-    def killed(split, seed, index, objects):
+    def killed(split, seed, index, objects, digits):
         if index == 5:
             raise KeyboardInterrupt
-        return make_scene(split, seed, index, objects)
+        return make_scene(split, seed, index, objects, digits)
 
     with monkeypatch.context() as patch:
         patch.setattr(scenes, "make_scene", killed)
@@ -306,6 +312,8 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch, package):
         ({"seed": -1}, "seed -1"),
         ({"objects": (3, 2)}, "objects 3 2"),
         ({"objects": (0, 11)}, "objects 0 11"),
+        ({"digits": (3, 10)}, "digits 3 10"),
+        ({"digits": ()}, "give one or more of 0 to 9"),
     ],
 )
 def test_bad_values_are_refused(tmp_path, change, words):

@@ -1,0 +1,320 @@
+"""DeepMultiBox on made-up test scenes, beside OverFeat's detection and localization: python -m bench.accuracy.multibox
+
+Its paper's figure 1 (objects found by so many boxes), table 1 (average precision), table 2 (detection@5 and
+classification@5) and figure 5 (across data sets); what matching and priors are worth; digits never seen; time.
+Suppression and square are the best of those tried on validation scenes. The nets come from `make multiboxes`.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bench.common import RESULTS, ROOT, work, write_results
+from overfeat.average_precision import Boxes
+from overfeat.boxes import SQUARES
+from overfeat.data.annotated import Annotated, Sample, align_boxes
+from overfeat.data.annotations import read_coco
+from overfeat.dense import grids
+from overfeat.detect import detect, sizes_for
+from overfeat.evaluation import average_precisions, localization_errors
+from overfeat.files import replacing
+from overfeat.localize import Detections, localize
+from overfeat.multibox import LEAST, OVERLAP, TOP, classify_boxes, combine, looks, propose
+from overfeat.multibox_evaluation import BUDGETS, KEPT, budget, class_agnostic, detection_rate
+from overfeat.weights import load, load_multibox, load_regressor
+
+COMMAND = "make scenes crowds regressors detectors multiboxes && python -m bench.accuracy.multibox"
+LONG = "long"
+SHORT = {"prior": "prior matching", "prediction": "prediction matching", "no-priors": "no priors"}
+MODELS = (LONG, *SHORT, "scenes", "low")  # the short ones had equal training
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+SETS = {"crowds": 600, "scenes": 600, "low": 300, "high": 300}  # test scenes of each
+GROUPS = 10  # of scenes that are left out in turn, for the errors
+TIMED = 24  # scenes, each in turn by every method
+
+
+@dataclass(frozen=True)
+class Found:
+    """Boxes of one image, best first; arrays, since tensors would each take an open file between processes.
+
+    shares: [n, classes], what is in the first of them.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    shares: np.ndarray = field(default_factory=lambda: np.empty((0, 10), dtype=np.float32))
+
+    @staticmethod
+    def of(found: Detections, shares: Tensor | None = None) -> "Found":
+        found = found[:KEPT]
+        arrays = [values.numpy() for values in (found.boxes, found.labels, found.scores)]
+        return Found(*arrays) if shares is None else Found(*arrays, shares.numpy())
+
+    def detections(self) -> Detections:
+        boxes, labels, scores = map(torch.from_numpy, (self.boxes, self.labels, self.scores))
+        return Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores)
+
+    def classified(self, top: int, least: float = LEAST) -> Detections:
+        return combine(self.detections()[:top], torch.from_numpy(self.shares[:top]), least)
+
+
+_loaded: dict = {}  # of a worker process
+
+
+def file_of(name: str) -> Path:
+    return ROOT / f"runs/multibox{'' if name == LONG else f'-{name}'}/net.safetensors"
+
+
+def _start(threads: int = 1) -> None:
+    torch.set_num_threads(threads)
+    _loaded.update({name: load_multibox(file_of(name)) for name in MODELS})
+    _loaded["classifier"] = load(ROOT / "runs/box-classifier/net.safetensors")
+    for name, run in (("detector", "detector"), ("localizer", "regressor-scr-iou")):
+        path = ROOT / f"runs/{run}/net.safetensors"
+        _loaded[name] = load(path), load_regressor(path)
+
+
+def boxes_of(name: str, image: Tensor, windows: str, threshold: float, square: str | None = None) -> Found:
+    """What a model proposes; square: and what is in the best of it."""
+    found = propose(_loaded[name], image, windows, threshold)
+    best = found.boxes[: max(BUDGETS)]
+    return Found.of(found, classify_boxes(_loaded["classifier"], image, best, square) if square else None)
+
+
+def tried(sample: Sample) -> dict[tuple, Found]:
+    """What a validation scene gives with every threshold and square."""
+    image = sample.read()
+    return {(t, s): boxes_of(LONG, image, "both", t, s) for t in THRESHOLDS for s in SQUARES}
+
+
+def measured(sample: Sample, of: str, threshold: float, square: str) -> dict[str, Found]:
+    """What a test scene of a set gives by every way that is compared there."""
+    image, found = sample.read(), {}
+    names = {"crowds": MODELS, "scenes": (LONG, "prior", "scenes")}.get(of, ("prior", "low"))
+    for name in names:
+        for windows in ("centre", "both"):
+            found[f"{name}, {windows}"] = boxes_of(name, image, windows, OVERLAP)
+    if of in ("crowds", "scenes"):
+        for name in (LONG, "scenes") if of == "scenes" else (LONG,):
+            for windows in ("centre", "both"):
+                found[f"{name}, {windows}, classified"] = boxes_of(name, image, windows, threshold, square)
+        found[f"{LONG}, both, classified as in the paper"] = boxes_of(LONG, image, "both", OVERLAP, SQUARES[0])
+        way, pair = (detect, "detector") if of == "crowds" else (localize, "localizer")
+        found["OverFeat"] = Found.of(way(*_loaded[pair], image))
+        true = torch.from_numpy(sample.boxes).float()
+        shares, sure = classify_boxes(_loaded["classifier"], image, true, square), torch.ones(len(true))
+        found["true boxes"] = Found(true.numpy(), sample.labels, sure.numpy(), shares.numpy())
+    return found
+
+
+def everywhere(data: Annotated, pool, each: Callable) -> tuple[dict[str, list[Found]], list[Boxes]]:
+    """What `each` finds in all scenes by every way, and what is there."""
+    of_scenes = list(tqdm(pool.imap(each, data.samples, chunksize=4), total=len(data), unit="scene"))
+    truths = [Boxes(torch.from_numpy(s.boxes), torch.from_numpy(s.labels)) for s in data.samples]
+    return {way: [found[way] for found in of_scenes] for way in of_scenes[0]}, truths
+
+
+def rate_error(one: Sequence[Found], other: Sequence[Found] | None, truths: Sequence[Boxes]) -> float:
+    """The standard error of the objects found by ten boxes, or of the difference of two ways, from groups left out."""
+    values = []
+    for group in range(GROUPS):
+        kept = [i for i in range(len(truths)) if i % GROUPS != group]
+        rates = [
+            detection_rate([found[i].detections() for i in kept], [truths[i] for i in kept])[TOP - 1]
+            for found in (one, other)
+            if found
+        ]
+        values.append(rates[0] - sum(rates[1:]))
+    return float(np.sqrt((GROUPS - 1) * np.var(values)))
+
+
+def mean_precisions(found: Sequence[Detections], truths: Sequence[Boxes], names: list[str]) -> dict:
+    whole = average_precisions([Boxes(f.boxes, f.labels, f.scores) for f in found], truths, names)
+    return {"map": whole["map"], "classes": {name: figures["voc"] for name, figures in whole["ap"].items()}}
+
+
+def five_guesses(found: Sequence[Found], truths: Sequence[Boxes]) -> dict[str, dict[str, float]]:
+    """Table 2: by how many boxes were classified."""
+    given, shares = [f.detections() for f in found], [torch.from_numpy(f.shares) for f in found]
+    return {str(count): budget(given, shares, truths, count) for count in BUDGETS}
+
+
+def times(data: Annotated, threshold: float, square: str) -> dict:
+    """Seconds an image of each method, in turn on the same scenes, and its work."""
+    _start(torch.get_num_threads())
+    detector, regressor = _loaded["detector"]
+    boxes, classifier = _loaded[LONG], _loaded["classifier"]
+
+    def multibox(image: Tensor, windows: str) -> None:
+        found = propose(boxes, image, windows, threshold)[:TOP]
+        combine(found, classify_boxes(classifier, image, found.boxes, square))
+
+    ways = {
+        "OverFeat": lambda image: detect(detector, regressor, image),
+        "DeepMultiBox, both": partial(multibox, windows="both"),
+        "DeepMultiBox, centre": partial(multibox, windows="centre"),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    images = [sample.read() for sample in data.samples[:TIMED]]
+    for image in (images[0], *images):  # the first time warms up
+        for way, run in ways.items():
+            start = time.perf_counter()
+            run(image)
+            seconds[way].append(time.perf_counter() - start)
+    evaluations: dict[str, list[int]] = {way: [] for way in ways}
+    multiplied: dict[str, list[float]] = {way: [] for way in ways}
+    one_look = work(boxes.net.architecture, boxes.side, boxes.side, 5 * boxes.boxes, "coarse")
+    window = classifier.architecture.window
+    one_box = work(classifier.architecture, window, window, classifier.classes, "coarse")
+    for image in images:
+        size = tuple(image.shape[1:])
+        of_scales = grids(detector, size, sizes_for(detector.architecture, *size, detector.zooms), None, "fine")
+        each = [work(detector.architecture, *grid.scaled, detector.classes, "fine") for grid in of_scales]
+        evaluations["OverFeat"].append(sum(w["places"] for w in each))
+        multiplied["OverFeat"].append(sum(w["features"] + w["first"] + w["rest"] for w in each))
+        for windows in ("both", "centre"):
+            way, count = f"DeepMultiBox, {windows}", len(looks(*size, windows))
+            evaluations[way].append(count + TOP)
+            of_looks = count * (one_look["features"] + one_look["first"] + one_look["rest"])
+            multiplied[way].append(of_looks + TOP * (one_box["features"] + one_box["first"] + one_box["rest"]))
+    return {
+        way: {
+            "seconds": statistics.median(taken[1:]),
+            "p20": float(np.quantile(taken[1:], 0.2)),
+            "p80": float(np.quantile(taken[1:], 0.8)),
+            "ratio": statistics.median(a / b for a, b in zip(seconds["OverFeat"][1:], taken[1:], strict=True)),
+            "evaluations": statistics.mean(evaluations[way]),
+            "gmac": statistics.mean(multiplied[way]) / 1e9,
+        }
+        for way, taken in seconds.items()
+    }
+
+
+def plot(results: dict, path: Path) -> None:
+    """Objects found by so many boxes (figure 1); precision across data sets and for digits never seen (figure 5)."""
+    from matplotlib.figure import Figure
+
+    shown = {
+        "crowds": (("prior, both", "trained there"), ("scenes, both", "trained on one digit")),
+        "scenes": (("scenes, both", "trained there"), ("prior, both", "trained on crowds")),
+        "high": (("prior, both", "trained on all digits"), ("low, both", "trained on 0 to 4")),
+    }
+    titles = {"crowds": "crowds", "scenes": "scenes of one digit", "high": "crowds of digits 5 to 9"}
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    first, *others = figure.subplots(2, 2).ravel()
+    lines = [(f"{LONG}, both", "long training, 10 looks"), (f"{LONG}, centre", "long training, 1 look")]
+    lines += [(f"{name}, both", f"{text}, 10 looks") for name, text in SHORT.items()] + [("OverFeat", "OverFeat")]
+    for way, text in lines:
+        values = results["rate"]["crowds"][way]
+        first.plot(range(1, len(values) + 1), values, label=text, linewidth=1.2)
+    first.set(title="crowds", xlabel="boxes of a scene", ylabel="objects found", xscale="log", xlim=(1, 100))
+    for axis, (of, ways) in zip(others, shown.items(), strict=True):
+        more = (("OverFeat", "OverFeat"),) if of != "high" else ()
+        for way, label in (*ways, *more):
+            curve = results["agnostic"][of][way]
+            axis.plot(curve["recall"], curve["precision"], label=f"{label}: {100 * curve['ap']:.1f} %", linewidth=1.2)
+        axis.set(title=titles[of], xlabel="recall", xlim=(0, 1), ylabel="precision, whatever the digit")
+    for axis in (first, *others):
+        axis.set_ylim(0, 1.01)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right" if axis is first else "lower left")
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the scenes are")
+    parser.add_argument("--tried", type=int, default=300, help="validation scenes")
+    parser.add_argument("--share", type=float, default=1.0, help="of the test scenes, for a quick look")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    args = parser.parse_args()
+    names = load(ROOT / "runs/box-classifier/net.safetensors").class_names[:-1]
+
+    def scenes(of: str, split: str, count: int) -> Annotated:
+        data = align_boxes(read_coco(args.runs / of / f"{split}.json"), names)
+        return Annotated(data.class_names, data.samples[:count])
+
+    test = {of: scenes(of, "test", max(GROUPS, round(args.share * count))) for of, count in SETS.items()}
+    validation = scenes("crowds", "validation", args.tried)
+    with multiprocessing.get_context("spawn").Pool(args.workers, _start) as pool:
+        found, truths = everywhere(validation, pool, tried)
+        maps = {}
+        for way, of_way in found.items():
+            maps[way] = mean_precisions([f.classified(TOP) for f in of_way], truths, names)["map"]["voc"]
+            print(f"threshold {way[0]}, {way[1]} square: {100 * maps[way]:.2f}", flush=True)
+        threshold, square = max(maps, key=maps.get)
+        of_sets = {
+            of: everywhere(data, pool, partial(measured, of=of, threshold=threshold, square=square))
+            for of, data in test.items()
+        }
+    plain = {
+        of: {way: values for way, values in found.items() if "classified" not in way and way != "true boxes"}
+        for of, (found, _) in of_sets.items()
+    }
+    rates = {
+        of: {way: detection_rate([f.detections() for f in values], of_sets[of][1]) for way, values in ways.items()}
+        for of, ways in plain.items()
+    }
+    (crowds, truths), high = of_sets["crowds"], of_sets["high"][0]
+    precisions = {
+        f"{way}, {top}": mean_precisions([f.classified(top) for f in values], truths, names)
+        for way, values in crowds.items()
+        if "classified" in way
+        for top in BUDGETS
+    }
+    precisions["OverFeat"] = mean_precisions([f.detections() for f in crowds["OverFeat"]], truths, names)
+    of_truth = [f.classified(len(f.boxes)) for f in crowds["true boxes"]]
+    precisions["true boxes"] = mean_precisions(of_truth, truths, names)
+    alone, there = of_sets["scenes"]
+    windows = {way: five_guesses(v, there) for way, v in alone.items() if "classified" in way or way == "true boxes"}
+    given = [(torch.from_numpy(f.labels), torch.from_numpy(f.boxes)) for f in alone["OverFeat"]]
+    whole = [(labels, torch.tensor([0.0, 0, 1, 1]).expand(len(labels), 4)) for labels, _ in given]
+    objects = [(truth.labels, truth.boxes) for truth in there]
+    anywhere = [(labels, torch.tensor([0.0, 0, 1, 1]).expand(len(labels), 4)) for labels, _ in objects]
+    of_overfeat = {
+        "detection5": 1 - localization_errors(given, objects)["top5"] / 100,
+        "classification5": 1 - localization_errors(whole, anywhere)["top5"] / 100,
+    }
+    results = {
+        "scenes": {of: len(data) for of, data in test.items()},
+        "objects": {of: sum(len(sample.labels) for sample in data.samples) for of, data in test.items()},
+        "validation": {"scenes": len(validation), "map": [[*way, value] for way, value in maps.items()]},
+        "chosen": {"threshold": threshold, "square": square},
+        "rate": rates,
+        "errors": {
+            "long, both": rate_error(crowds[f"{LONG}, both"], None, truths),
+            **{
+                f"prior - {name}, {w}": rate_error(crowds[f"prior, {w}"], crowds[f"{name}, {w}"], truths)
+                for name in ("prediction", "no-priors")
+                for w in ("centre", "both")
+            },
+            "high: prior - low": rate_error(high["prior, both"], high["low, both"], of_sets["high"][1]),
+        },
+        "agnostic": {
+            of: {way: class_agnostic([f.detections() for f in v], of_sets[of][1]) for way, v in ways.items()}
+            for of, ways in plain.items()
+        },
+        "precision": precisions,
+        "windows": {**windows, "OverFeat": of_overfeat},
+        "time": times(test["crowds"], threshold, square),
+    }
+    for way, values in rates["crowds"].items():
+        print(f"{way:30} {100 * values[TOP - 1]:6.2f} % of the objects by {TOP} boxes", flush=True)
+    write_results("accuracy-multibox", COMMAND, results)
+    plot(results, RESULTS / "multibox.png")
+
+
+if __name__ == "__main__":
+    main()

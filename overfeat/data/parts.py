@@ -1,0 +1,85 @@
+"""Random parts of annotated images: what those who train on them have in common."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from overfeat.data.annotated import Annotated, Sample
+from overfeat.data.crops import ImageStore
+from overfeat.data.folder import ImageFolder
+
+MAX_WORKERS = 8  # that share the memory for images without reading any twice
+
+
+class PartDataset(Dataset):
+    """`parts` random parts of every image; what a part is, `part` says.
+
+    An item's key is (epoch, index); index counts images, then the image's parts. All chance is seeded by
+    (seed, epoch, image, part). side: of the smallest part that training asks for. An item is what `part` gives,
+    with "unreadable": -1, or the number of the image that cannot be used, in whose place comes `nothing`.
+    """
+
+    def __init__(
+        self, annotated: Annotated, side: int, parts: int, seed: int, max_pixels: int | None, cache_bytes: int
+    ):
+        self.annotated, self.parts, self.seed = annotated, parts, seed
+        folder = ImageFolder(annotated.class_names, [(sample.path, 0) for sample in annotated.samples])
+        self.store = ImageStore(folder, (side, side + 1), max_pixels, cache_bytes, self._check, latest=True)
+        self.together = cache_bytes // MAX_WORKERS  # bytes of images whose parts come mixed
+
+    def __len__(self) -> int:
+        return len(self.annotated) * self.parts
+
+    def order(self, samples: int, generator: torch.Generator) -> Tensor:
+        """All indices in random order: group after group of images that fit into the memory of any worker.
+
+        So each process reads an image once an epoch. It does not depend on the number of workers.
+        """
+        groups, used = [[]], 0
+        for number in torch.randperm(samples // self.parts, generator=generator).tolist():
+            height, width = self.annotated.samples[number].size
+            used += 3 * height * width
+            if groups[-1] and used > self.together:
+                groups.append([])
+                used = 3 * height * width
+            groups[-1].append(number)
+        found = []
+        for group in groups:
+            parts = (torch.tensor(group)[:, None] * self.parts + torch.arange(self.parts)).flatten()
+            found.append(parts[torch.randperm(len(parts), generator=generator)])
+        return torch.cat(found)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> dict:
+        epoch, index = (0, key) if isinstance(key, int) else key
+        number, part = divmod(index, self.parts)
+        image = self.store.get(number)
+        if image is None:
+            return {**self.nothing(), "unreadable": number}
+        draw = np.random.default_rng([self.seed, epoch, number, part])
+        return {**self.part(draw, part, image, self.annotated.samples[number]), "unreadable": -1}
+
+    def part(self, draw: np.random.Generator, number: int, image: Tensor, sample: Sample) -> dict:
+        """Part `number` of an image uint8 [3, H, W]."""
+        raise NotImplementedError
+
+    def nothing(self) -> dict:
+        """What stands in for an image that cannot be used."""
+        raise NotImplementedError
+
+    def complaint(self, number: int) -> tuple[str, str]:
+        """(file, what is wrong with it) of an image named in "unreadable"."""
+        return self.store.complaint(number)
+
+    def _check(self, number: int, image: Tensor) -> None:
+        self.annotated.samples[number].check(image)
+
+
+def without_boxes(side: int) -> dict:
+    """A black square image and no boxes."""
+    return {
+        "image": torch.zeros(3, side, side, dtype=torch.uint8),
+        "boxes": torch.empty(0, 4),
+        "labels": torch.empty(0, dtype=torch.int64),
+        "difficult": torch.empty(0, dtype=torch.bool),
+    }

@@ -1,0 +1,266 @@
+"""`overfeat train multibox`, `train box-classifier`, `evaluate multibox` and `detect --method multibox`."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from voc_files import voc
+
+from overfeat import load, load_multibox, save_multibox
+from overfeat.architectures import ARCHITECTURES
+from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.main import main
+from overfeat.data.images import read_image
+from overfeat.heads import MultiBox
+from overfeat.multibox import detect_multibox
+from overfeat.training import LAST
+
+QUICK = "--batch 8 --workers 0 --device cpu --epochs 1 --no-flip"
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """Both nets trained for a moment on VOC's layout: (photos, boxes, classifier)."""
+    root = tmp_path_factory.mktemp("multibox")
+    photos = voc(root / "photos", 6)
+    head = "--predictions 8 --squares 4 --size 59"
+    assert run("train", "multibox", "--data", photos, "--out", root / "boxes", *QUICK.split(), *head.split()) == 0
+    assert run("train", "box-classifier", "--data", photos, "--out", root / "what", *QUICK.split(), "--parts", 6) == 0
+    return photos, root / "boxes" / LAST, root / "what" / LAST
+
+
+def test_training_says_what_it_does(nets, tmp_path, capsys):
+    photos, boxes, _ = nets
+    command = ["train", "multibox", "--data", photos, "--out", tmp_path / "run", *QUICK.split()]
+    assert run(*command, "--from", boxes, "--predictions", 8, "--squares", 4, "--fixed") == 0
+    told = capsys.readouterr().out
+    assert "6 images with 15 boxes of 2 classes" in told and "squares of 59 px" in told
+    assert f"9 of 9 feature layers of {boxes}" in told and "4 of each image" in told
+    before, after = load_multibox(boxes), load_multibox(tmp_path / "run" / LAST)
+    assert torch.equal(before.priors, after.priors) and before.net.architecture == after.net.architecture
+    pairs = list(zip(before.net.convs.parameters(), after.net.convs.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)  # --fixed
+    assert not torch.equal(before.net.fulls[-1].weight, after.net.fulls[-1].weight)
+    net = load(nets[2])
+    assert net.background and net.class_names == ["disc", "square", "background"]
+
+
+def test_a_resumed_run_ends_with_the_same_weights(crowds, tmp_path):
+    command = ["train", "multibox", "--data", crowds, "--squares", 1, "--predictions", 5, "--size", 47, *QUICK.split()]
+    command += ["--matching", "prediction", "--no-priors", "--per-class"]
+    assert run(*command, "--out", tmp_path / "whole", "--epochs", 2) == 0
+    assert run(*command, "--out", tmp_path / "parts") == 0
+    assert run(*command, "--out", tmp_path / "parts", "--epochs", 2, "--resume") == 0
+    whole, parts = (load_multibox(tmp_path / out / LAST) for out in ("whole", "parts"))
+    assert whole.priors is None and len(whole.class_names) == 10
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_a_resumed_run_with_other_settings_is_refused(crowds, tmp_path, capsys):
+    command = ["train", "multibox", "--data", crowds, "--squares", 1, "--predictions", 5, "--size", 47, *QUICK.split()]
+    command += ["--out", tmp_path / "run"]
+    assert run(*command) == 0
+    assert run(*command, "--epochs", 2, "--resume", "--alpha", 2, "--matching", "prediction") == 1
+    told = capsys.readouterr().err
+    assert "--alpha was" in told and "--matching was prior and is now prediction" in told
+
+
+@pytest.mark.parametrize(
+    ("head", "setting", "words"),
+    [
+        ("multibox", ["--no-priors"], "add --matching prediction"),
+        ("multibox", ["--size", "20"], "--size 20: an image of 20 px is too small"),
+        ("multibox", ["--from", "none", "--fixed"], "must come from a trained net"),
+        ("multibox", ["--predictions", "99"], "are too few for 99 priors"),
+        ("multibox", ["--alpha", "-1", "--predictions", "2"], "--alpha is a number above 0"),
+        ("multibox", ["--from", "nothing.safetensors"], "no such file"),
+        ("multibox", ["--net", "small", "--from", str(SHIPPED_WEIGHTS)], "leave --net small out"),
+        ("multibox", ["--dropout", "1"], "--dropout is at least 0"),
+        ("box-classifier", ["--from", "BOXES"], "knows no classes"),
+        ("box-classifier", ["--lr", "nan"], "--lr must be a number"),
+    ],
+)
+def test_bad_settings(nets, tmp_path, capsys, head, setting, words):
+    given = [str(nets[1]) if part == "BOXES" else part for part in setting]
+    command = ["train", head, "--data", nets[0], "--out", tmp_path / "run", *QUICK.split()]
+    command += ["--squares", 1] if head == "multibox" else []
+    assert run(*command, *given) == 1
+    assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_bad_images_are_listed_before_training(tmp_path, capsys):
+    folder = voc(tmp_path / "photos", 4)
+    for xml in folder.glob("*.xml"):
+        size = "</filename><size><width>200</width><height>150</height></size>"
+        xml.write_text(xml.read_text().replace("</filename>", size))
+    (folder / "2.png").write_bytes(b"no picture")
+    for head in ("multibox", "box-classifier"):
+        command = ["train", head, "--data", folder, "--out", tmp_path / head, *QUICK.split()]
+        assert run(*command) == 1
+        told = capsys.readouterr().err
+        assert "1 of 4 images cannot be used" in told and "2.png" in told and not (tmp_path / head).exists()
+    assert run(*command, "--skip-bad", "--parts", 3) == 0
+
+
+def test_results_and_pictures(nets, tmp_path, capsys):
+    photos, boxes, classifier = nets
+    out = tmp_path / "found"
+    command = ["detect", photos, "--method", "multibox", "--weights", boxes, "-o", out, "--score", 0]
+    command += [
+        "--classifier",
+        classifier,
+        "--top",
+        3,
+        "--windows",
+        "centre",
+        "--threshold",
+        0.4,
+        "--square",
+        "minimum",
+    ]
+    assert run(*command) == 0
+    options = {"windows": "centre", "top": 3, "threshold": 0.4, "square": "minimum"}
+    for file in sorted(out.glob("*.png.json")):
+        image = read_image(photos / file.name.removesuffix(".json"))
+        want = detect_multibox(load_multibox(boxes), load(classifier), image, **options)
+        objects = json.loads(file.read_text())["objects"]
+        assert len(objects) == len(want)
+        for one, box, label, score in zip(objects, want.boxes.tolist(), want.labels, want.scores, strict=True):
+            assert one["box"] == pytest.approx(box, abs=0.01) and one["class"] == ["disc", "square"][label]
+            assert one["score"] == pytest.approx(float(score), abs=1e-4)
+        with Image.open(out / file.name.replace(".json", ".png")) as picture:
+            assert picture.width > 400
+    assert len(list(out.glob("*.png.json"))) == 6
+    assert all(entry["category"] in ("disc", "square") for entry in json.loads((out / "coco.json").read_text()))
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert "6 of 6 images are done already" in capsys.readouterr().err
+    assert run(*command, "--top", 4) == 1
+    assert "results of other settings" in capsys.readouterr().err
+
+
+def test_boxes_of_anything(nets, capsys):
+    """Without a classifier a box is an object."""
+    assert run("detect", nets[0] / "0.png", "--method", "multibox", "--weights", nets[1], "--score", 0.001) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 1 <= len(lines) <= 10 and all(line.startswith("object ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (["--method", "multibox"], "needs --weights"),
+        (["--method", "multibox", "--weights", "BOXES", "--merge", "nms"], "--merge has no part in --method multibox"),
+        (["--method", "multibox", "--weights", "BOXES", "--scales", "1"], "--scales has no part in --method multibox"),
+        (["--method", "multibox", "--weights", "BOXES", "--memory", "9"], "--memory has no part in --method multibox"),
+        (["--windows", "centre"], "--windows has no part in --method overfeat"),
+        (["--classifier", "WHAT"], "--classifier has no part in --method overfeat"),
+        (["--method", "multibox", "--weights", "WHAT"], "holds no DeepMultiBox; train one"),
+        (["--method", "multibox", "--weights", "BOXES", "--classifier", "BOXES"], "holds a DeepMultiBox"),
+        (["--weights", "BOXES"], "holds a DeepMultiBox, which gives boxes"),
+        (["--method", "multibox", "--weights", "BOXES", "--threshold", "2"], "the threshold is an IoU"),
+        (["--method", "multibox", "--weights", "BOXES", "--labels", "x"], "have no names; give --classifier"),
+    ],
+)
+def test_flags_that_do_not_go_together(nets, capsys, setting, words):
+    files = {"BOXES": str(nets[1]), "WHAT": str(nets[2])}
+    assert run("detect", nets[0] / "0.png", *(files.get(part, part) for part in setting)) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_goes_on_past_bad_images(nets, tmp_path, capsys):
+    folder = shutil.copytree(nets[0], tmp_path / "photos")
+    (folder / "1.png").write_bytes(b"broken")
+    assert run("detect", folder, "--method", "multibox", "--weights", nets[1], "-o", tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "1 of 6 images failed" in told and "1.png" in told
+    assert len(list((tmp_path / "out").glob("*.png.json"))) == 5
+
+
+def test_figures_of_a_data_set(nets, tmp_path, capsys):
+    photos, boxes, classifier = nets
+    results, plot = tmp_path / "r.json", tmp_path / "p.png"
+    command = ["evaluate", "multibox", "--data", photos, "--weights", boxes, "-o", results]
+    assert run(*command, "--classifier", classifier, "--plot", plot) == 0
+    told, found = capsys.readouterr().out, json.loads(results.read_text())
+    assert found["images"] == 6 and found["objects"] == 15 and found["looks"] == 10
+    assert len(found["rate"]) == 100 and found["rate"] == sorted(found["rate"])
+    assert set(found["windows"]) == {"1", "3", "5", "10", "25"} and set(found["ap"]) == {"disc", "square"}
+    assert f"{100 * found['rate'][9]:6.2f} %" in told and "detection@5" in told and "mean of all" in told
+    with Image.open(plot) as picture:
+        assert picture.width > 400
+    assert run(*command, "--windows", "centre") == 0
+    alone = json.loads(results.read_text())
+    assert alone["looks"] == 1 and "map" not in alone and "windows" not in alone
+
+
+def test_classes_that_the_classifier_does_not_know(nets, crowds, capsys):
+    command = ["evaluate", "multibox", "--data", crowds, "--weights", nets[1], "--classifier", nets[2]]
+    assert run(*command) == 1
+    assert "classes of the boxes that the net does not know" in capsys.readouterr().err
+
+
+def test_a_net_with_boxes_of_classes(crowds, tmp_path, capsys):
+    names = [str(digit) for digit in range(10)]
+    model = MultiBox(ARCHITECTURES["small"].whole(47, (8,)), 3, names, torch.rand(3, 4).sort().values)
+    save_multibox(model, tmp_path / "m.safetensors")
+    command = ["evaluate", "multibox", "--data", crowds, "--weights", tmp_path / "m.safetensors"]
+    assert run(*command, "-o", tmp_path / "r.json", "--limit", 3) == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert "map" in found and "windows" not in found
+    assert run(*command, "--classifier", SHIPPED_WEIGHTS) == 1
+    assert "leave --classifier out" in capsys.readouterr().err
+
+
+def test_a_killed_evaluation_goes_on(nets, tmp_path):
+    """The results are those of an unbroken run."""
+    folder = voc(tmp_path / "photos", 40, size=(90, 110), objects=2)
+    command = [
+        sys.executable,
+        "-m",
+        "overfeat.cli.main",
+        "evaluate",
+        "multibox",
+        "--data",
+        folder,
+        "--weights",
+        nets[1],
+    ]
+    command = [str(part) for part in [*command, "--classifier", nets[2], "--device", "cpu", "-o"]]
+    whole, results = tmp_path / "whole.json", tmp_path / "r.json"
+    assert subprocess.run([*command, whole], capture_output=True).returncode == 0
+    process = subprocess.Popen([*command, results], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal, deadline = tmp_path / ".images-r.json", time.monotonic() + 60
+    while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not results.exists() and journal.exists()
+    again = subprocess.run([*command, results], capture_output=True, text=True)
+    assert again.returncode == 0 and "images are done already" in again.stderr
+    assert not journal.exists() and json.loads(results.read_text()) == json.loads(whole.read_text())
+
+
+def test_two_processes_end_with_one_net(tmp_path):
+    folder = voc(tmp_path / "photos", 6, size=(60, 64), objects=1)
+    options = "--epochs 2 --squares 4 --batch 4 --predictions 4 --size 47 --device cpu --workers 0 --dropout 0"
+    options += " --optimizer sgd --lr 0.001"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29643", "-m"]
+    command += ["overfeat.cli.main", "train", "multibox", "--data", folder, "--out", tmp_path / "run", *options.split()]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert run("train", "multibox", "--data", folder, "--out", tmp_path / "one", *options.split()) == 0
+    two, one = (load_multibox(tmp_path / out / LAST) for out in ("run", "one"))
+    assert torch.equal(two.priors, one.priors)
+    for ours, theirs in zip(two.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-2)
