@@ -7,12 +7,13 @@ Every number in BENCHMARKS.md comes from those files, or from the paper and says
 import json
 
 from bench.accuracy.page import classification, detection, localization
-from bench.common import RESULTS, ROOT, work
+from bench.common import RESULTS, ROOT
 from bench.gpu.page import page as gpu_page
 from bench.tables import table, where
 from overfeat.architectures import ARCHITECTURES
 from overfeat.files import replacing
 from overfeat.geometry import output_size
+from overfeat.measuring import work
 
 PAGE = ROOT / "BENCHMARKS.md"
 

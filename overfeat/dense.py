@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from overfeat import ops, stock
+from overfeat import ops, stages, stock
 from overfeat.architectures import Architecture, Stride
 from overfeat.boxes import decode, mirrored
 from overfeat.files import InputError
@@ -182,7 +182,7 @@ def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: St
     best = torch.zeros(len(found), len(images), net.classes, dtype=torch.float32, device=net.convs[0].weight.device)
     for parts, logits, shapes, _ in _evaluated(net, images, found, stride, memory):
         counts = [height * width for n, height, width in shapes for _ in range(n)]
-        scores = ops.best_scores(logits, counts).split([n for n, _, _ in shapes])
+        scores = stages.run("scores", ops.best_scores, logits, counts).split([n for n, _, _ in shapes])
         for part, of_images in zip(parts, scores, strict=True):
             so_far = best[part.grid, part.batch]
             torch.maximum(so_far, of_images, out=so_far)
@@ -215,8 +215,8 @@ def _evaluated(
     for number, grid in enumerate(found):
         if grid.scaled != size:
             size, scaled, half = grid.scaled, None, None  # the last size makes room first
-            scaled = resize(images, size)
-            half = half_resolution(net, images, size)
+            scaled = stages.run("resize", resize, images, size)
+            half = stages.run("resize", half_resolution, net, images, size)
         for batch, rows, columns in _parts(net, len(images), grid, stride, memory, outputs):
             cost = _classifier_bytes(net, batch, rows, columns, stride, outputs)
             if waiting and taken + cost > memory // 2:

@@ -198,6 +198,28 @@ def multibox(results: dict, path: str | Path) -> None:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
+def stage_times(results: dict, path: str | Path) -> None:
+    """Draw what profiling.profile gives: a bar of stages for each scale, and its rate. Writes a PNG, atomically."""
+    entries = [*results["grids"], results["whole"]]
+    titles = [f"{e['scaled'][0]}x{e['scaled'][1]}{' mirrored' if e['flipped'] else ''}" for e in results["grids"]]
+    figure = _figure(10, 1.6 + 0.4 * len(entries))
+    axis = figure.subplots()
+    left = np.zeros(len(entries))
+    for name in dict.fromkeys(name for entry in entries for name in entry["stages"]):
+        spent = np.array([1000 * e["stages"].get(name, {"seconds": 0})["seconds"] for e in entries])
+        axis.barh([*titles, "all of it"], spent, left=left, label=name)
+        left += spent
+    for place, entry in enumerate(entries):
+        axis.text(left[place], place, f" {entry['gflops']:.0f} GFLOP/s, {100 * entry['fraction']:.0f} %", va="center")
+    axis.invert_yaxis()
+    axis.set(xlabel="ms", xlim=(0, 1.3 * left.max()))
+    rate = max(results["ceilings"]["gflops"].values())
+    axis.set_title(f"{results['net']} net, {results['dtype']}; in percent of {rate:.0f} GFLOP/s, measured here")
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
+
+
 def _box(axis, box: Sequence[float], label: int, line: float, alpha: float) -> None:
     x1, y1, x2, y2 = box
     axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=f"C{label % 10}", linewidth=line, alpha=alpha)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,15 +57,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def check_result(path: Path, key: str = "errors") -> None:
-    """Before the work for a file of results with this key: raises WriteError unless it can be written and nothing
+def check_result(path: Path, keys: Collection[str] = ("errors", "unreadable")) -> None:
+    """Before the work for a file of results with these keys: raises WriteError unless it can be written and nothing
     else is there."""
     if path.is_file():
         try:
             earlier = json.loads(path.read_bytes())
         except ValueError:
             earlier = None
-        if not (isinstance(earlier, dict) and {key, "unreadable"} <= set(earlier)):
+        if not (isinstance(earlier, dict) and set(keys) <= set(earlier)):
             raise WriteError(f"{path}: is there already, and holds no results; name another file")
     else:
         check_place(path)

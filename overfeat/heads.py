@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overfeat import stages
 from overfeat.architectures import Architecture, Stride
 from overfeat.boxes import FORMS
 from overfeat.files import InputError
@@ -81,8 +82,9 @@ class Regressor(nn.Module):
                 starts = torch.tensor([0, *(n * h * w for n, h, w in shapes)]).cumsum(0).tolist()
                 rows = rows[torch.cat([start + p for start, p in zip(starts, places, strict=False)])]
         else:
-            first, shapes = self._first_rows(maps, 1 if stride == "fine" else self.architecture.pool, places)
-            rows = following(self.fulls, first, dropout)
+            step = 1 if stride == "fine" else self.architecture.pool
+            first, shapes = stages.run("boxes", self._first_rows, maps, step, places)
+            rows = stages.run("boxes", following, self.fulls, first, dropout)
         return rows.view(len(rows), self.classes or 1, 4), shapes
 
     def _first_rows(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from overfeat import stages
 from overfeat.architectures import Stride
 from overfeat.dense import MEMORY, Part, Scale, batch_of, box_parts, grids
 from overfeat.files import InputError
@@ -136,7 +137,7 @@ def merge(
     """Merge the boxes of each class (section 4.3, d-g), clip them to the image's (height, width), sort by score."""
     if not raw.boxes.isfinite().all():
         raise InputError("the net gives NaN or infinite boxes; its weights are broken")
-    merged = merge_boxes(raw.boxes, raw.scores, raw.labels, threshold, match, average)
+    merged = stages.run("merge", merge_boxes, raw.boxes, raw.scores, raw.labels, threshold, match, average)
     order = merged.scores.argsort(descending=True, stable=True)
     boxes = clipped(merged.boxes, size)
     return Detections(boxes, merged.groups, merged.scores, merged.counts, merged.scores, merged.best)[order]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overfeat import ops, stock
+from overfeat import ops, stages, stock
 from overfeat.architectures import ARCHITECTURES, Architecture, Layer, Stride
 from overfeat.files import InputError
 
@@ -23,6 +23,9 @@ def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
             raise InputError(f"no net is called {architecture!r}; there are {', '.join(ARCHITECTURES)}")
         architecture = ARCHITECTURES[architecture]
     return OverFeat(architecture, classes)
+
+
+FULL, BOXES = ("first full layer", "other full layers"), ("boxes", "boxes")  # stages
 
 
 @dataclass(frozen=True)
@@ -126,17 +129,17 @@ class OverFeat(nn.Module):
         geometry.slab, where `images` is a part of a larger image; by default the net's own.
         """
         self._check(images, whole=pads is None)
-        maps = self.normalise(images)
+        maps = stages.run("normalise", self.normalise, images)
         step = 0
-        for conv, spec in zip(self.convs, self.architecture.convs, strict=True):
+        for number, (conv, spec) in enumerate(zip(self.convs, self.architecture.convs, strict=True), 1):
             pad = spec.pad
             if pads is not None:
                 (top, bottom), (left, right) = pads[0][step], pads[1][step]
-                maps, pad = F.pad(maps, (left, right, top, bottom)), 0
-            maps = ops.convolution(maps, conv.weight, conv.bias, spec.stride, pad)
+                maps, pad = stages.run(f"pad {number}", F.pad, maps, (left, right, top, bottom)), 0
+            maps = stages.run(f"conv {number}", ops.convolution, maps, conv.weight, conv.bias, spec.stride, pad)
             step += 1
             if spec.pool > 1 and conv is not self.convs[-1]:
-                maps = F.max_pool2d(maps, spec.pool)
+                maps = stages.run(f"pool {number}", F.max_pool2d, maps, spec.pool)
                 step += 1
         return maps
 
@@ -163,14 +166,15 @@ class OverFeat(nn.Module):
         dropout, pool = self.dropout if self.training else 0.0, self.architecture.pool
         extra = None
         if self.context is not None and any(a.maps is not None for a in around):
-            seen, shapes = first_rows(self.context, [a.maps for a in around if a.maps is not None], pool, stride)
+            maps_around = [a.maps for a in around if a.maps is not None]
+            seen, shapes = stages.run("first full layer", first_rows, self.context, maps_around, pool, stride)
             counts = iter(n * height * width for n, height, width in shapes)
             places, start = [], 0
             for a in around:
                 places.append(torch.where(a.places < 0, len(seen), a.places + start))
                 start += next(counts) if a.maps is not None else 0
             extra = F.pad(seen, (0, 0, 0, 1))[torch.cat(places)]
-        return full_rows(self.fulls, maps, pool, stride, dropout, extra)
+        return full_rows(self.fulls, maps, pool, stride, dropout, extra, FULL)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.
@@ -222,18 +226,20 @@ def full_rows(
     stride: Stride,
     dropout: float,
     extra: Tensor | None = None,
+    names: tuple[str, str] = BOXES,
 ) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """Full layers over unpooled maps: one matrix [places, outputs], and (N, h', w') of each map.
 
     size: of the pooling before them, at every offset or, at coarse stride, at the first. A ReLU and
-    dropout follow all layers but the last. extra: [places, hidden], added before the first ReLU.
+    dropout follow all layers but the last. extra: [places, hidden], added before the first ReLU. names: of
+    the first layer and of the others, as stages.
     """
     relu = len(layers) > 1
-    x, shapes = first_rows(layers[0], maps, size, stride, relu and extra is None)
+    x, shapes = stages.run(names[0], first_rows, layers[0], maps, size, stride, relu and extra is None)
     if extra is not None:
         x = x + extra
         x = x.relu_() if relu else x
-    return following(layers, x, dropout), shapes
+    return stages.run(names[1], following, layers, x, dropout), shapes
 
 
 def following(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float) -> Tensor:

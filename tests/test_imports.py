@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up. A module imports from lower levels only; "data" and "cli" are packages, whose files
 # may import each other.
 LEVELS = [
-    {"files", "geometry", "merging"},
+    {"files", "geometry", "merging", "stages"},
     {"boxes", "resize", "stock", "architectures"},
+    {"measuring"},
     {"reference", "kernels", "processes", "average_precision"},
     {"ops", "batches"},
     {"nets", "packed"},
@@ -21,6 +22,7 @@ LEVELS = [
     {"weights", "dense", "windows"},
     {"data", "classify", "localize"},
     {"detect", "multibox"},
+    {"profiling"},
     {"training", "evaluation", "draw"},
     {"multibox_evaluation", "classifier_training", "regressor_training", "detector_training"},
     {"multibox_training"},

@@ -1,8 +1,8 @@
 """BENCHMARKS.md says what bench/results say."""
 
-from bench.common import work
 from bench.report import PAGE, page
 from overfeat.architectures import ARCHITECTURES
+from overfeat.measuring import work
 
 
 def test_the_page_is_what_the_results_give():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.common import RESULTS, ROOT, work, write_results
+from bench.common import RESULTS, ROOT, write_results
 from overfeat.average_precision import Boxes
 from overfeat.boxes import SQUARES
 from overfeat.data.annotated import Annotated, Sample, align_boxes
@@ -29,6 +29,7 @@ from overfeat.detect import detect, sizes_for
 from overfeat.evaluation import average_precisions, localization_errors
 from overfeat.files import replacing
 from overfeat.localize import Detections, localize
+from overfeat.measuring import work
 from overfeat.multibox import LEAST, OVERLAP, TOP, classify_boxes, combine, looks, propose
 from overfeat.multibox_evaluation import BUDGETS, KEPT, budget, class_agnostic, detection_rate
 from overfeat.weights import load, load_multibox, load_regressor

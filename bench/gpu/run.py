@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from bench.common import machine, seconds
 from overfeat.files import make_folder, replacing
+from overfeat.measuring import machine, seconds
 
 COMMAND = "make gpu"
 FAST = "overfeat.fast"  # what rows and checks of the library's own choice are called; variants add ", ..."

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import overfeat
-from bench.common import work
 from bench.gpu.cases import FLOAT16, FLOAT32, TF32, Kind, Layer, forced, has_kernels, untrained, ways
 from bench.gpu.checks import LAYER, MERGING, SCORES, sizes
 from bench.gpu.run import FAST, STOCK, Run
@@ -16,6 +15,7 @@ from bench.speed.dense import naive_windows
 from bench.speed.merge import crowd, one_image
 from overfeat import ops
 from overfeat.dense import MEMORY, grids
+from overfeat.measuring import work
 from overfeat.resize import resize
 
 SIX = "six scales"

@@ -14,8 +14,9 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from bench.common import matrix_product_rate, seconds, work, write_results
+from bench.common import matrix_product_rate, write_results
 from overfeat.classify import classify
+from overfeat.measuring import seconds, work
 from overfeat.nets import OverFeat, build
 from overfeat.resize import resize
 

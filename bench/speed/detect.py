@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.common import ROOT, forget_peak, kilobytes, seconds, work, write_results
+from bench.common import ROOT, forget_peak, kilobytes, write_results
 from bench.speed.fast import ceiling
 from overfeat import backend
 from overfeat.cli.common import SHIPPED_DETECTOR
@@ -28,6 +28,7 @@ from overfeat.data.annotations import read_coco
 from overfeat.data.images import read_image
 from overfeat.dense import grids
 from overfeat.detect import detect, sizes_for
+from overfeat.measuring import seconds, work
 from overfeat.weights import load, load_regressor
 
 COMMAND = "make crowds && python -m bench.speed.detect"

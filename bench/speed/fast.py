@@ -16,10 +16,11 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from bench.common import seconds, work, write_results
+from bench.common import write_results
 from bench.speed.dense import IMAGE
 from overfeat import ops, packed
 from overfeat.classify import classify
+from overfeat.measuring import seconds, work
 from overfeat.nets import OverFeat, build
 from overfeat.resize import resize
 

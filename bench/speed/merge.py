@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.common import forget_peak, kilobytes, seconds, write_results
+from bench.common import forget_peak, kilobytes, write_results
+from overfeat.measuring import seconds
 from overfeat.ops import backend, merge_boxes
 
 COMMAND = "python -m bench.speed.merge"

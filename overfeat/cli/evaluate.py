@@ -168,7 +168,7 @@ def _add_detector(tasks) -> None:
 
 def _run_detector(args: argparse.Namespace) -> int:
     if args.out:
-        check_result(args.out, "ap")
+        check_result(args.out, ("ap", "unreadable"))
     if args.plot:
         figure_class()
         check_picture(args.plot)
@@ -240,7 +240,7 @@ def _add_multibox(tasks) -> None:
 
 def _run_multibox(args: argparse.Namespace) -> int:
     if args.out:
-        check_result(args.out, "rate")
+        check_result(args.out, ("rate", "unreadable"))
     if args.plot:
         figure_class()
         check_picture(args.plot)

@@ -7,10 +7,10 @@ import sys
 import torch
 
 import overfeat
-from overfeat.cli import classify, convert, demo, detect, evaluate, features, localize, scenes, train
+from overfeat.cli import classify, convert, demo, detect, evaluate, features, localize, profile, scenes, train
 from overfeat.files import InputError
 
-COMMANDS = (classify, localize, detect, features, train, evaluate, convert, scenes, demo)
+COMMANDS = (classify, localize, detect, features, train, evaluate, profile, convert, scenes, demo)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,185 @@
+"""Where the time of a dense evaluation goes: scale by scale and layer by layer, beside what the machine can do."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from overfeat import stages
+from overfeat.architectures import Stride
+from overfeat.classify import classify
+from overfeat.dense import MEMORY, Scale, batch_of, best_scores, grids
+from overfeat.detect import detect, sizes_for
+from overfeat.files import replacing
+from overfeat.geometry import Grid
+from overfeat.heads import Regressor
+from overfeat.localize import localize
+from overfeat.measuring import ceilings, machine, multiplications, seconds, synchronize
+from overfeat.nets import OverFeat
+
+REPEATS = 5
+OTHER = "other"  # what no stage is named for
+
+
+def profile(
+    net: OverFeat,
+    image: Tensor,
+    scales: Sequence[Scale] | None = None,
+    flip: bool | None = None,
+    stride: Stride = "fine",
+    memory: int = MEMORY,
+    regressor: Regressor | None = None,
+    repeats: int = REPEATS,
+    trace: Path | None = None,
+) -> dict:
+    """Times of an image's evaluation: each scale and flip on its own, then all of it as it is done.
+
+    image, scales, flip, stride, memory: as in `classify`; scales None is net.zooms for a detector. regressor: all
+    of it is then `localize`, or `detect` for a net with a background class, with boxes and merging. trace: where a
+    Chrome trace of one whole evaluation goes. Gives {"machine", "ceilings", "image", "net", "dtype", "stride",
+    "grids": [{"scaled", "flipped", ...}], "whole": {...}}; the last two have "windows", "gflop" (computed),
+    "seconds" (median; "p20", "p80"), "gflops", "fraction" of the better ceiling of product and convolution, and
+    "stages": {name: {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Ceilings are
+    measured before and after, the better counts.
+    """
+    image = batch_of(image)
+    weight = net.convs[0].weight
+    device, size = weight.device, tuple(image.shape[2:])
+    if scales is None and net.zooms is not None:
+        scales = sizes_for(net.architecture, *size, net.zooms)
+    found = grids(net, size, scales, flip, stride)
+    before = ceilings(device, weight.dtype)
+    timed = [
+        _timed(lambda grid=grid: best_scores(net, image, [grid], stride, memory), net, [grid], stride, repeats)
+        for grid in found
+    ]
+
+    def whole() -> None:
+        if regressor is None:
+            classify(net, image, scales, flip, stride, memory)
+        elif net.background:
+            detect(net, regressor, image, scales, flip, stride, memory=memory)
+        else:
+            localize(net, regressor, image, scales, flip, stride, memory=memory)
+
+    total = _timed(whole, net, found, stride, repeats)
+    if trace is not None:
+        _trace(whole, device, trace)
+    after = ceilings(device, weight.dtype)
+    best = {name: max(rate, after[name]) for name, rate in before.items()}
+    for entry in (*timed, total):
+        _against(entry, max(best["product"], best["convolution"]))
+    for entry, grid in zip(timed, found, strict=True):
+        entry |= {"scaled": list(grid.scaled), "flipped": grid.flipped}
+    return {
+        "machine": machine(),
+        "ceilings": {"gflops": {k: best[k] / 1e9 for k in ("product", "convolution")}, "copy_gbs": best["copy"] / 1e9},
+        "image": list(size),
+        "net": net.architecture.name,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "stride": stride,
+        "grids": timed,
+        "whole": total,
+    }
+
+
+def _timed(run: Callable[[], object], net: OverFeat, found: Sequence[Grid], stride: Stride, repeats: int) -> dict:
+    """Median times of the run and its stages, and its work."""
+    device, taken = net.convs[0].weight.device, []
+
+    def watched() -> None:
+        with stages.watched(device) as watch:
+            run()
+            synchronize(device)
+        taken.append(watch.seconds())
+
+    times = seconds(watched, repeats)
+    taken = taken[-repeats:]
+    of_stages = {name: statistics.median(t.get(name, 0.0) for t in taken) for name in taken[-1]}
+    of_stages[OTHER] = max(0.0, times["median"] - sum(of_stages.values()))
+    work, windows = {}, 0
+    for grid in found:
+        of_grid, places = multiplications(net.architecture, *grid.scaled, net.classes, stride)
+        windows += places
+        for name, count in of_grid.items():
+            work[name] = work.get(name, 0) + count
+    return {
+        "windows": windows,
+        "gflop": 2 * sum(work.values()) / 1e9,
+        "seconds": times["median"],
+        "p20": times["p20"],
+        "p80": times["p80"],
+        "stages": {
+            name: {"seconds": spent} | ({"gflop": 2 * work[name] / 1e9} if name in work else {})
+            for name, spent in of_stages.items()
+        },
+    }
+
+
+def _against(entry: dict, ceiling: float) -> None:
+    """Rates, and their fractions of the ceiling, for an entry and its stages."""
+    for part in (entry, *entry["stages"].values()):
+        if "gflop" in part and part["seconds"]:
+            part["gflops"] = part["gflop"] / part["seconds"]
+            part["fraction"] = 1e9 * part["gflops"] / ceiling
+
+
+def _trace(run: Callable[[], object], device: torch.device, path: Path) -> None:
+    """Write a Chrome trace of one run, in which stages have their names."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profiler, stages.watched(device):
+        run()
+        synchronize(device)
+    with replacing(path) as part:
+        profiler.export_chrome_trace(str(part))
+
+
+def groups(entry: dict) -> dict[str, float]:
+    """Seconds of an entry by what a reader compares: resizing, features, first full layer, rest, merging, other."""
+    kinds = {"resize": "resize", "first full layer": "first full layer", "other full layers": "other full layers"}
+    kinds |= {"scores": "scores", "boxes": "boxes", "merge": "merge", OTHER: OTHER}
+    found = dict.fromkeys(("resize", "features", *list(kinds)[1:]), 0.0)
+    for name, stage in entry["stages"].items():
+        found[kinds.get(name, "features")] += stage["seconds"]
+    return {name: spent for name, spent in found.items() if spent or name == OTHER}
+
+
+def table(results: dict) -> str:
+    """The times as aligned lines of text, in milliseconds."""
+    names = list(dict.fromkeys(name for entry in (*results["grids"], results["whole"]) for name in groups(entry)))
+    head = ["", "windows", *names, "ms", "windows/s", "GFLOP/s", "fraction"]
+    rows = []
+    for entry in (*results["grids"], results["whole"]):
+        title = "all of it"
+        if "scaled" in entry:
+            title = f"{entry['scaled'][0]}x{entry['scaled'][1]}{' mirrored' if entry['flipped'] else ''}"
+        spent = groups(entry)
+        rows.append([
+            title, f"{entry['windows']:,}", *(f"{1000 * spent[n]:.2f}" if n in spent else "" for n in names),
+            f"{1000 * entry['seconds']:.1f}", f"{entry['windows'] / entry['seconds']:,.0f}",
+            f"{entry['gflops']:.1f}", f"{entry['fraction']:.2f}",
+        ])  # fmt: skip
+    layers = [["all of it, by stage", "ms", "GFLOP", "GFLOP/s", "fraction"]]
+    for name, stage in results["whole"]["stages"].items():
+        rates = [f"{stage[key]:.2f}" for key in ("gflop", "gflops", "fraction") if key in stage]
+        layers.append([name, f"{1000 * stage['seconds']:.2f}", *rates, *[""] * (3 - len(rates))])
+    ceiling, copy = results["ceilings"]["gflops"], results["ceilings"]["copy_gbs"]
+    told = (
+        f"{results['net']} net, {results['dtype']}, {results['stride']} stride, {1 / results['whole']['seconds']:.2f} "
+        f"images/s; ceilings measured here: matrix product {ceiling['product']:.0f} GFLOP/s, convolution "
+        f"{ceiling['convolution']:.0f} GFLOP/s, copy {copy:.1f} GB/s"
+    )
+    return "\n".join([*_aligned([head, *rows]), "", *_aligned(layers), "", told])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return lines
