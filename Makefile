@@ -88,19 +88,19 @@ runs/detector-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
 	$(DETECTOR) --from $< --data runs/few --tiles 2 --epochs 3 --halve-at 1,2 --hidden 256 64 $(FLAGS) --out runs/detector-$* \
 	  $$(test -e runs/detector-$*/checkpoint.pt && echo --resume)
 
-# DeepMultiBox on the first layers of the detector, from the same scenes: a long run in two steps, short ones to compare,
-# on scenes of one digit and of digits 0 to 4 too; and the net that tells what is in a box.
+# DeepMultiBox on the layers of the detector, from the same scenes: a long run, and short ones to compare, on scenes of one
+# digit and of digits 0 to 4 too; and the net that tells what is in a box.
 MULTIBOX := OMP_NUM_THREADS=1 $(BIN)/overfeat train multibox --no-flip --workers 0 --precision bfloat16 --batch 32
 SHORT := --squares 4 --epochs 6 --halve-at 3,4,5 --fixed
-multiboxes: runs/multibox/net.safetensors $(patsubst %,runs/multibox-%/net.safetensors,prior prediction no-priors low scenes) \
-  runs/box-classifier/net.safetensors runs/high/test.json
-runs/multibox-first/net.safetensors: runs/detector/net.safetensors | .venv/bench
-	$(MULTIBOX) --from $< --data runs/crowds --fixed --squares 4 --epochs 7 --halve-at 4,5,6 --out runs/multibox-first \
-	  $$(test -e runs/multibox-first/checkpoint.pt && echo --resume)
+multiboxes: runs/multibox/net.safetensors runs/box-classifier/net.safetensors runs/high/test.json \
+  $(patsubst %,runs/multibox-%/net.safetensors,prior prediction prediction-30 no-priors low scenes)
+runs/multibox/net.safetensors: runs/detector/net.safetensors | .venv/bench
+	$(MULTIBOX) --from $< --data runs/crowds --fixed --squares 4 --epochs 7 --halve-at 4,5,6 --out runs/multibox \
+	  $$(test -e runs/multibox/checkpoint.pt && echo --resume)
 runs/multibox-prediction/net.safetensors: FLAGS := --matching prediction
+runs/multibox-prediction-30/net.safetensors: FLAGS := --matching prediction --alpha 30
 runs/multibox-no-priors/net.safetensors: FLAGS := --matching prediction --no-priors
-runs/multibox-prior/net.safetensors runs/multibox-prediction/net.safetensors runs/multibox-no-priors/net.safetensors: \
-    FROM := runs/few
+$(patsubst %,runs/multibox-%/net.safetensors,prior prediction prediction-30 no-priors): FROM := runs/few
 runs/multibox-low/net.safetensors: FROM := runs/low
 runs/multibox-scenes/net.safetensors: FROM := runs/scenes
 runs/multibox-scenes/net.safetensors: FLAGS := --squares 1

@@ -36,7 +36,12 @@ from overfeat.weights import load, load_multibox, load_regressor
 
 COMMAND = "make scenes crowds regressors detectors multiboxes && python -m bench.accuracy.multibox"
 LONG = "long"
-SHORT = {"prior": "prior matching", "prediction": "prediction matching", "no-priors": "no priors"}
+SHORT = {
+    "prior": "prior matching",
+    "prediction": "prediction matching",
+    "prediction-30": "prediction matching, alpha 30",
+    "no-priors": "no priors",
+}
 MODELS = (LONG, *SHORT, "scenes", "low")  # the short ones had equal training
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 SETS = {"crowds": 600, "scenes": 600, "low": 300, "high": 300}  # test scenes of each
