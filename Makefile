@@ -91,20 +91,19 @@ runs/detector-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
 # DeepMultiBox on the layers of the detector, from the same scenes: a long run, and short ones to compare, on scenes of one
 # digit and of digits 0 to 4 too; and the net that tells what is in a box.
 MULTIBOX := OMP_NUM_THREADS=1 $(BIN)/overfeat train multibox --no-flip --workers 0 --precision bfloat16 --batch 32
-SHORT := --squares 4 --epochs 6 --halve-at 3,4,5 --fixed
+SHORT := --squares 4 --epochs 5 --halve-at 2,3,4 --fixed
 multiboxes: runs/multibox/net.safetensors runs/box-classifier/net.safetensors runs/high/test.json \
   $(patsubst %,runs/multibox-%/net.safetensors,prior prediction prediction-30 no-priors low scenes)
 runs/multibox/net.safetensors: runs/detector/net.safetensors | .venv/bench
-	$(MULTIBOX) --from $< --data runs/crowds --fixed --squares 4 --epochs 7 --halve-at 4,5,6 --out runs/multibox \
+	$(MULTIBOX) --from $< --data runs/crowds --fixed --squares 4 --epochs 6 --halve-at 3,4,5 --out runs/multibox \
 	  $$(test -e runs/multibox/checkpoint.pt && echo --resume)
 runs/multibox-prediction/net.safetensors: FLAGS := --matching prediction
 runs/multibox-prediction-30/net.safetensors: FLAGS := --matching prediction --alpha 30
 runs/multibox-no-priors/net.safetensors: FLAGS := --matching prediction --no-priors
 $(patsubst %,runs/multibox-%/net.safetensors,prior prediction prediction-30 no-priors): FROM := runs/few
 runs/multibox-low/net.safetensors: FROM := runs/low
-runs/multibox-scenes/net.safetensors: FROM := runs/scenes
-runs/multibox-scenes/net.safetensors: FLAGS := --squares 1
-runs/multibox-%/net.safetensors: runs/detector/net.safetensors runs/low/train.json | .venv/bench
+runs/multibox-scenes/net.safetensors: FROM := runs/single
+runs/multibox-%/net.safetensors: runs/detector/net.safetensors runs/low/train.json runs/single/train.json | .venv/bench
 	$(MULTIBOX) --from $< --data $(FROM) $(SHORT) $(FLAGS) --out runs/multibox-$* \
 	  $$(test -e runs/multibox-$*/checkpoint.pt && echo --resume)
 runs/box-classifier/net.safetensors: runs/detector/net.safetensors | .venv/bench
@@ -114,6 +113,8 @@ runs/box-classifier/net.safetensors: runs/detector/net.safetensors | .venv/bench
 runs/low/train.json: | .venv/bench
 	$(BIN)/overfeat scenes runs/low --split train --count 2000 --objects 0 8 --digits 0 1 2 3 4 --workers 2
 	$(BIN)/overfeat scenes runs/low --split test --count 300 --objects 0 8 --digits 0 1 2 3 4 --workers 2
+runs/single/train.json: | .venv/bench
+	$(BIN)/overfeat scenes runs/single --split train --count 2000 --workers 2
 runs/high/test.json: | .venv/bench
 	$(BIN)/overfeat scenes runs/high --split test --count 300 --objects 0 8 --digits 5 6 7 8 9 --workers 2
 

@@ -112,13 +112,13 @@ def find_priors(boxes: np.ndarray, count: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(means).float()
 
 
-def adopt_features(net: OverFeat, source: OverFeat) -> int:
-    """Give a net the feature layers of another one, from the first to the last of the same form; their number."""
+def adopt(layers: Sequence[nn.Conv2d], known: Sequence[nn.Conv2d]) -> int:
+    """Give layers the weights of others, from the first to the last of the same form; their number."""
     count = 0
-    for layer, known in zip(net.convs, source.convs, strict=False):
-        if layer.weight.shape != known.weight.shape:
+    for layer, other in zip(layers, known, strict=False):
+        if layer.weight.shape != other.weight.shape:
             break
-        layer.load_state_dict(known.state_dict())
+        layer.load_state_dict(other.state_dict())
         count += 1
     return count
 
@@ -127,9 +127,10 @@ class MultiBoxTask:
     """Trains DeepMultiBox on squares of images.
 
     model: with the classes of data as its class_names, if it has any. matching: of objects with the "prior" boxes, or
-    with each "prediction". squares: of each image and epoch. The figures of the log are means over objects:
-    missed_error is the share that none of the FOUND boxes of most confidence overlaps by half; for the validation
-    data, in the middle square of each image, it decides which epoch is best. Raises InputError where things do not fit.
+    with each "prediction". squares: of each image and epoch. The figures of the log are means over objects that are
+    not marked difficult: missed_error is the share that none of the FOUND boxes of most confidence (of its class, if
+    there are classes) overlaps by half; for the validation data, in the middle square of each image, it decides
+    which epoch is best. Raises InputError where things do not fit.
     """
 
     judged_by = "validation_missed_error"
@@ -151,17 +152,19 @@ class MultiBoxTask:
             raise InputError("--matching prior needs priors; give --matching prediction with --no-priors")
         if not 0 < alpha < float("inf"):
             raise InputError(f"--alpha is a number above 0, not {alpha}")
-        for annotated in (data, validation):
+        for annotated, what in ((data, "training"), (validation, "validation")):
             if annotated is None:
                 continue
             if model.class_names not in (None, annotated.class_names):
                 raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
             if all(sample.difficult.all() for sample in annotated.samples):
-                raise InputError("every object is marked difficult, and such teach nothing")
+                raise InputError(f"the {what} data has no object that is not marked difficult, and such teach nothing")
         self.module, self.config, self.matching, self.alpha = model, config, matching, alpha
         self.data = SquareDataset(data, model.side, squares, model.flip, config.seed, max_pixels)
         self.data.store.check()
         self.validation = validation and SquareDataset(validation, model.side, max_pixels=max_pixels, centred=True)
+        if self.validation and not len(self.validation.truths(1)):
+            raise InputError("no object lies in the middle square of a validation image; give others")
         self.unreadable = Unreadable()
         self.settings = {
             "data": data.describe(),
@@ -204,15 +207,16 @@ class MultiBoxTask:
         losses = losses * readable.to(losses).repeat_interleave(groups)
         total = losses.sum() / max(1, int(readable.sum()))
         with torch.no_grad():
-            objects = sum(len(t) for t in truths)
-            image, box, object_ = assigned.unbind(dim=1)
-            overlaps = paired_iou(sorted_edges(boxes[image, box]), torch.cat([boxes[:0, 0], *truths])[object_])
+            hard, true = (torch.cat(of_all) for of_all in (difficult, truths))
+            image, box, object_ = assigned[~hard[assigned[:, 2]]].unbind(dim=1)
+            overlaps = paired_iou(sorted_edges(boxes[image, box]), true[object_])
+            every = zip(boxes, logits, truths, difficult, strict=True)
             sums = {
-                "samples": objects,
+                "samples": int((~hard).sum()),
                 "loss": losses.sum(),
                 "match_loss": match.sum(),
                 "iou_error": (1 - overlaps).sum(),
-                "missed_error": sum(_missed(*found) for found in zip(boxes, logits, truths, strict=True)),
+                "missed_error": sum(_missed(found, sure, t[~d]) for found, sure, t, d in every),
             }
         return total, sums
 
@@ -273,6 +277,14 @@ class BoxClassifierTask(ClassifierTask):
             "dropout": net.dropout,
             "max_pixels": max_pixels,
         }
+
+    def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """That of a classifier, over the squares of images that can be used."""
+        scores, usable = module(batch["image"]).flatten(1), batch["label"] >= 0
+        labels = batch["label"][usable]
+        total = F.cross_entropy(scores[usable], labels, reduction="sum") + 0 * scores.sum()  # all weights take part
+        wrong = (scores.detach()[usable].argmax(1) != labels).sum()
+        return total / max(1, len(labels)), {"samples": len(labels), "loss": total.detach(), "top1_error": wrong}
 
 
 def _missed(boxes: Tensor, logits: Tensor, true: Tensor) -> float:

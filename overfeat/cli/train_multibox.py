@@ -12,7 +12,7 @@ from overfeat.cli.common import SHIPPED_WEIGHTS, positive
 from overfeat.cli.train_boxes import add_annotated, read_checked
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated
-from overfeat.data.squares import SquareDataset
+from overfeat.data.squares import BUCKETS, KINDS, SquareDataset
 from overfeat.detector_training import detector_from
 from overfeat.files import InputError
 from overfeat.heads import MultiBox
@@ -23,7 +23,7 @@ from overfeat.multibox_training import (
     PRIOR_BOXES,
     BoxClassifierTask,
     MultiBoxTask,
-    adopt_features,
+    adopt,
     find_priors,
 )
 from overfeat.nets import OverFeat, build
@@ -45,8 +45,8 @@ def add_multibox(heads) -> None:
     data = add_annotated(parser)
     data.add_argument(
         "--squares", type=positive, metavar="N",
-        help="of each image and epoch, as many of each share that boxes cover (default: a multiple of 4, for "
-        f"{SAMPLES} an epoch or more)",
+        help="of each image and epoch, as many of each share that boxes cover: a multiple of 4 (default: so many that "
+        f"an epoch has {SAMPLES} or more)",
     )  # fmt: skip
     data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="train on mirror images too")
     head = parser.add_argument_group("net")
@@ -90,8 +90,8 @@ def add_box_classifier(heads) -> None:
     data = add_annotated(parser)
     data.add_argument(
         "--parts", type=positive, metavar="N",
-        help="squares of each image and epoch, a third of them with an object (default: a multiple of 3, for "
-        f"{SAMPLES} an epoch or more)",
+        help="squares of each image and epoch, a third of them with an object: a multiple of 3 (default: so many that "
+        f"an epoch has {SAMPLES} or more)",
     )  # fmt: skip
     data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="train on mirror images too")
     data.add_argument(
@@ -133,16 +133,16 @@ def _run_multibox(args: argparse.Namespace) -> int:
     if args.fixed and source is None:
         raise InputError("--fixed leaves the feature layers as they are, so they must come from a trained net")
     data, validation = read_checked(args)
-    squares = args.squares or _multiple(4, len(data))
+    squares = args.squares or _multiple(len(BUCKETS), len(data))
     torch.manual_seed(mix(args.seed))
     model, known = _model(args, data, source, squares)
     task = MultiBoxTask(model, data, config, validation, args.matching, args.alpha, squares, args.max_pixels)
-    architecture = model.net.architecture
+    architecture, layers = model.net.architecture, len(model.net.convs) + len(model.net.fulls)
     tell(
         f"data: {data.describe()}",
         f"net: {architecture.name}, squares of {model.side} px (--size), hidden layers of {list(architecture.hidden)} "
         f"(--hidden), {model.boxes} boxes" + (f" for each of {model.groups} classes" if args.per_class else ""),
-        f"start: {known} of {len(model.net.convs)} feature layers of {path} (--from)" if path else "start: new weights",
+        f"start: {known} of {layers} layers are those of {path} (--from)" if path else "start: new weights",
         f"squares: {squares} of each image and epoch (--squares)",
     )
     train(task, config, args.out, args.resume)
@@ -150,7 +150,7 @@ def _run_multibox(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace, data: Annotated, source: OverFeat | MultiBox | None, squares: int):
-    """The net as training starts, and how many of its feature layers are the source's."""
+    """The net as training starts, and how many of its layers are the source's."""
     earlier = source if isinstance(source, MultiBox) else None
     of_source = earlier.net if earlier else source
     architecture = of_source.architecture if of_source else NETS[args.net or "small"]
@@ -173,9 +173,9 @@ def _model(args: argparse.Namespace, data: Annotated, source: OverFeat | MultiBo
     model.net.dropout = args.dropout
     if of_source is None:
         return model, 0
-    known = adopt_features(model.net, of_source)
-    if earlier and architecture == of_source.architecture and earlier.to_json() == model.to_json():
-        model.load_state_dict(earlier.state_dict())
+    known = adopt(model.net.convs, of_source.convs)
+    if earlier and (earlier.boxes, earlier.class_names) == (model.boxes, model.class_names):
+        known += adopt(model.net.fulls, of_source.fulls)
     model.net.convs[: known if args.fixed else 0].requires_grad_(False)
     return model, known
 
@@ -187,7 +187,7 @@ def _run_box_classifier(args: argparse.Namespace) -> int:
     if isinstance(source, MultiBox):
         raise InputError(f"{path}: gives boxes and knows no classes; start from a classifier or a detector")
     data, validation = read_checked(args)
-    parts = args.parts or _multiple(3, len(data))
+    parts = args.parts or _multiple(KINDS, len(data))
     torch.manual_seed(mix(args.seed))
     net = source
     if net is None:

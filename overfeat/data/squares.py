@@ -10,24 +10,26 @@ from overfeat.boxes import areas, intersections, iou, mirrored, squares_around
 from overfeat.data.annotated import Annotated, Sample
 from overfeat.data.crops import CACHE_BYTES
 from overfeat.data.parts import PartDataset, without_boxes
+from overfeat.files import InputError
 from overfeat.resize import resize_part
 
 BUCKETS = ((0.0, 0.05), (0.05, 0.15), (0.15, 0.5), (0.5, 1.0))  # of a square that boxes cover (section 4.1)
-TRIES = 64  # squares that are drawn to find one
-SMALLEST = 0.4  # of the image's shorter side
+TRIES = 64  # squares that are drawn at a time to find one
+SIDES = ((0.4, 1.0), (0.1, 0.4))  # of the image's shorter side; the smaller ones where no larger one will do
 VISIBLE = 0.5  # of an object's box that a square must hold for it to be looked for there
 CELLS = 256  # along an image's longer side, for what boxes cover
+KINDS = 3  # one square around an object, two around nothing
 POSITIVE, NEGATIVE = 0.5, 0.2  # IoU with an object, at least and at most (section 4.2.1)
 
 
 class SquareDataset(PartDataset):
     """Random squares of images, as many from each, with the objects that lie in them by half or more (section 4.1).
 
-    Square number k of an image is covered by boxes to a share in BUCKETS[k % 4], or as nearly so as the image
-    allows. centred: the largest square in the middle of each image instead, as in prediction. side: what squares
-    are resized to. flip: half of them are mirrored. Items: "image" uint8 [3, side, side]; "boxes" float32 [n, 4], in
-    the unit square, which they may reach out of; "labels" int64 [n]; "difficult" bool [n]; "unreadable" as in
-    `PartDataset`.
+    Square number k of an image is covered by boxes to a share in BUCKETS[k % 4], or as nearly so as 128 draws find.
+    squares: a multiple of 4. centred: the largest square in the middle of each image instead, as in prediction. side:
+    what squares are resized to. flip: half of them are mirrored. Items: "image" uint8 [3, side, side]; "boxes" float32
+    [n, 4], in the unit square, which they may reach out of; "labels" int64 [n]; "difficult" bool [n]; "unreadable" as
+    in `PartDataset`. Raises InputError for another number of squares.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class SquareDataset(PartDataset):
         centred: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ):
+        if squares < 1 or squares % len(BUCKETS):
+            raise InputError(f"--squares {squares}: give a multiple of {len(BUCKETS)}, one for each covered share")
         super().__init__(annotated, side, 1 if centred else squares, seed, max_pixels, cache_bytes)
         self.side, self.flip, self.centred = side, flip and not centred, centred
 
@@ -80,10 +84,16 @@ class SquareDataset(PartDataset):
         if self.centred:
             square = centre_square(*sample.size)
         else:
-            squares = _candidates(draw, sample)
-            share, (low, high) = _covered(squares, sample), BUCKETS[number % len(BUCKETS)]
-            away = np.maximum(low - share, share - high)
-            square = squares[(away <= 0).argmax() if (away <= 0).any() else away.argmin()]
+            low, high = BUCKETS[number % len(BUCKETS)]
+            best = np.inf
+            for sides in SIDES:
+                squares = _candidates(draw, sample, sides)
+                share = _covered(squares, sample)
+                away = np.maximum(0, np.maximum(low - share, share - high))
+                if away.min() < best:  # the first of those that are nearest
+                    best, square = away.min(), squares[away.argmin()]
+                if best == 0:
+                    break
         square = np.asarray(square, dtype=np.float64)
         inside = torch.from_numpy(sample.boxes), torch.from_numpy(square)[None]
         held = (intersections(*inside)[:, 0] >= VISIBLE * areas(inside[0])).numpy()
@@ -97,10 +107,10 @@ def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
     return x, y, x + side, y + side
 
 
-def _candidates(draw: np.random.Generator, sample: Sample) -> np.ndarray:
-    """Squares of whole pixels [TRIES, 4] of all sizes, every second one with an object in it, if there is one."""
+def _candidates(draw: np.random.Generator, sample: Sample, sides: tuple[float, float]) -> np.ndarray:
+    """Squares of whole pixels [TRIES, 4], every second one with an object in it, if there is one."""
     height, width = sample.size
-    sides = np.maximum(1, np.floor(min(height, width) * draw.uniform(SMALLEST, 1, TRIES)))
+    sides = np.maximum(1, np.floor(min(height, width) * draw.uniform(*sides, TRIES)))
     room = np.stack([width - sides, height - sides], axis=1)
     corners = draw.random((TRIES, 2)) * room
     if len(sample.boxes):
@@ -145,6 +155,8 @@ class BoxDataset(PartDataset):
         max_pixels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
+        if parts < 1 or parts % KINDS:
+            raise InputError(f"--parts {parts}: give a multiple of {KINDS}; of each {KINDS} one is around an object")
         super().__init__(annotated, side, parts, seed, max_pixels, cache_bytes)
         self.side, self.square, self.flip, self.background = side, square, flip, len(annotated.class_names)
 
@@ -155,7 +167,7 @@ class BoxDataset(PartDataset):
     def part(self, draw: np.random.Generator, number: int, image: Tensor, sample: Sample) -> dict:
         """A square around a box."""
         easy = np.flatnonzero(~sample.difficult)
-        positive = number % 3 == 0 and len(easy) > 0
+        positive = number % KINDS == 0 and len(easy) > 0
         chosen = int(easy[int(draw.random() * len(easy))]) if positive else None
         boxes = _boxes_near(draw, sample, chosen)
         overlaps = iou(torch.from_numpy(boxes), torch.from_numpy(sample.boxes)).numpy()
