@@ -31,7 +31,7 @@ test: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
-# The measurements behind BENCHMARKS.md, from nothing: three hours on two cores.
+# The measurements behind BENCHMARKS.md, from nothing: five hours on two cores.
 SCENES := runs/scenes
 SEEDS := 0 1 2 3 4
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/overfeat train classifier --data $(SCENES) --no-flip --workers 0 \
@@ -100,11 +100,13 @@ runs/multibox/net.safetensors: runs/detector/net.safetensors | .venv/bench
 runs/multibox-prediction/net.safetensors: FLAGS := --matching prediction
 runs/multibox-prediction-30/net.safetensors: FLAGS := --matching prediction --alpha 30
 runs/multibox-no-priors/net.safetensors: FLAGS := --matching prediction --no-priors
-$(patsubst %,runs/multibox-%/net.safetensors,prior prediction prediction-30 no-priors): FROM := runs/few
-runs/multibox-low/net.safetensors: FROM := runs/low
-runs/multibox-scenes/net.safetensors: FROM := runs/single
-runs/multibox-%/net.safetensors: runs/detector/net.safetensors runs/low/train.json runs/single/train.json | .venv/bench
-	$(MULTIBOX) --from $< --data $(FROM) $(SHORT) $(FLAGS) --out runs/multibox-$* \
+$(patsubst %,runs/multibox-%/net.safetensors,prior prediction prediction-30 no-priors): DATA := runs/few
+runs/multibox-low/net.safetensors: DATA := runs/low
+runs/multibox-scenes/net.safetensors: DATA := runs/single
+runs/multibox-low/net.safetensors: runs/low/train.json runs/low/test.json
+runs/multibox-scenes/net.safetensors: runs/single/train.json
+runs/multibox-%/net.safetensors: runs/detector/net.safetensors | .venv/bench
+	$(MULTIBOX) --from $< --data $(DATA) $(SHORT) $(FLAGS) --out runs/multibox-$* \
 	  $$(test -e runs/multibox-$*/checkpoint.pt && echo --resume)
 runs/box-classifier/net.safetensors: runs/detector/net.safetensors | .venv/bench
 	OMP_NUM_THREADS=1 $(BIN)/overfeat train box-classifier --no-flip --workers 0 --precision bfloat16 --from $< \
@@ -112,6 +114,7 @@ runs/box-classifier/net.safetensors: runs/detector/net.safetensors | .venv/bench
 	  $$(test -e runs/box-classifier/checkpoint.pt && echo --resume)
 runs/low/train.json: | .venv/bench
 	$(BIN)/overfeat scenes runs/low --split train --count 2000 --objects 0 8 --digits 0 1 2 3 4 --workers 2
+runs/low/test.json: | .venv/bench
 	$(BIN)/overfeat scenes runs/low --split test --count 300 --objects 0 8 --digits 0 1 2 3 4 --workers 2
 runs/single/train.json: | .venv/bench
 	$(BIN)/overfeat scenes runs/single --split train --count 2000 --workers 2

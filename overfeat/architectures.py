@@ -9,6 +9,7 @@ from typing import Literal
 from overfeat.geometry import Fit, Step, input_size, output_size, total_stride
 
 Stride = Literal["coarse", "fine"]
+POSITIVE = ("channels", "kernel", "stride", "pool")  # of a convolution
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,11 @@ class Architecture:
         data = json.loads(text)
         data["convs"] = tuple(Conv(**conv) for conv in data["convs"])
         data["hidden"] = tuple(data["hidden"])
+        numbers = [data["kernel"], *data["hidden"], *(getattr(c, k) for c in data["convs"] for k in POSITIVE)]
+        if not all(type(n) is int and n > 0 for n in numbers) or not all(c.pad >= 0 for c in data["convs"]):
+            raise ValueError("a layer with sizes that are no whole numbers above 0")
+        if not data["convs"] or not data["std"] > 0:
+            raise ValueError("no layers, or pixels that are divided by 0")
         if data["scales"] is not None:
             data["scales"] = tuple((height, width) for height, width in data["scales"])
         return Architecture(**data)

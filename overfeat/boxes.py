@@ -183,10 +183,12 @@ def paired_iou(a: Tensor, b: Tensor, generalised: bool = False) -> Tensor:
 
 
 def squares_around(boxes: Tensor, size: tuple[int, int], square: str = "maximum") -> Tensor:
-    """The square with the centre of each box [n, 4], as near as it lies within an image of (height, width): [n, 4].
+    """The square around each box [n, 4], in pixels of an image of (height, width): [n, 4].
 
-    square "maximum": its side is the box's longer one, so that it holds the box; "minimum": the shorter one. No side is
-    longer than the image's shorter one, or less than a pixel.
+    square "maximum": its side is the box's longer one, so that it holds the box; "minimum": the shorter one, one way
+    to read the DeepMultiBox paper's "minimum square region around the crop". Its centre is the box's, unless it would
+    reach out of the image. No side is longer than the image's shorter one, or less than a pixel. Raises InputError for
+    another square.
     """
     if square not in SQUARES:
         raise InputError(f"the square is one of {', '.join(SQUARES)}, not {square!r}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from overfeat.dense import ScoreMap
 from overfeat.files import InputError, WriteError, check_place, replacing
 from overfeat.localize import Candidates, Detections
+from overfeat.profiling import title_of
 
 SOFTWARE = "overfeat"  # that made a picture, as it says itself
 MOST = 150  # boxes that are drawn of a scale
@@ -201,13 +202,12 @@ def multibox(results: dict, path: str | Path) -> None:
 def stage_times(results: dict, path: str | Path) -> None:
     """Draw what profiling.profile gives: a bar of stages for each scale, and its rate. Writes a PNG, atomically."""
     entries = [*results["grids"], results["whole"]]
-    titles = [f"{e['scaled'][0]}x{e['scaled'][1]}{' mirrored' if e['flipped'] else ''}" for e in results["grids"]]
     figure = _figure(10, 1.6 + 0.4 * len(entries))
     axis = figure.subplots()
     left = np.zeros(len(entries))
     for name in dict.fromkeys(name for entry in entries for name in entry["stages"]):
         spent = np.array([1000 * e["stages"].get(name, {"seconds": 0})["seconds"] for e in entries])
-        axis.barh([*titles, "all of it"], spent, left=left, label=name)
+        axis.barh([title_of(entry) for entry in entries], spent, left=left, label=name)
         left += spent
     for place, entry in enumerate(entries):
         axis.text(left[place], place, f" {entry['gflops']:.0f} GFLOP/s, {100 * entry['fraction']:.0f} %", va="center")

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -14,13 +14,13 @@ from overfeat.architectures import Stride
 from overfeat.average_precision import PROTOCOLS, Boxes, coco, curves, mean_average_precision
 from overfeat.boxes import iou
 from overfeat.classify import centre_crop, scale_scores, ten_views
-from overfeat.data.annotated import Annotated
+from overfeat.data.annotated import Annotated, Sample
 from overfeat.data.images import MAX_PIXELS, read_image
 from overfeat.dense import MEMORY
 from overfeat.detect import detect
 from overfeat.files import InputError, Journal, named
 from overfeat.heads import Regressor
-from overfeat.localize import localize
+from overfeat.localize import Detections, localize
 from overfeat.nets import OverFeat
 
 # Name -> (numbers of the scales, stride): the rows of the paper's table 2, then what explains them.
@@ -183,35 +183,63 @@ def evaluate_detection(
     "right"}}, VOC's, "unreadable": [messages]}. The protocols are average_precision.PROTOCOLS and "coco", the mean
     over IoUs of 0.5 to 0.95. Raises InputError where no image can be used.
     """
-    found, truths, unreadable, listed = [], [], [], set()
-    chosen = spaced(list(enumerate(data.samples)), limit)
-    if not any(len(sample.labels) for _, sample in chosen):
-        raise InputError(f"no objects in the {len(chosen)} images, so there is no average precision; give others")
-    done = {} if journal is None else journal.done
-    for place, sample in tqdm(chosen, unit="image", file=sys.stderr, disable=None):
-        key = f"{place} {sample.path.name}"
-        if key not in done:
-            try:
-                boxes = detect(net, regressor, sample.read(max_pixels), **options)
-            except InputError as error:
-                unreadable.append(named(sample.path, error))
-                continue
-            result = [values.tolist() for values in (boxes.boxes, boxes.labels, boxes.scores)]
-            if journal is not None:
-                journal.add(key, result)
-            done[key] = result
-        values, labels, scores = done[key]
+    results, unreadable = each_image(
+        data, lambda image: _listed(detect(net, regressor, image, **options)), max_pixels, limit, journal
+    )
+    found, truths, listed = [], [], set()
+    for place, sample, (boxes, labels, scores) in results:
         listed |= {(len(found), name) for number, name in blacklist if number == place + 1}
-        found.append(Boxes(torch.tensor(values).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)))
-        true, labels, difficult = map(torch.from_numpy, (sample.boxes, sample.labels, sample.difficult))
-        truths.append(Boxes(true, labels, difficult=difficult))
-    if not found:
-        raise InputError(f"none of the {len(data)} images can be used; the first: {(unreadable or ['no images'])[0]}")
+        found.append(Boxes(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)))
+        truths.append(truth_of(sample))
     return {
         "images": len(found),
         **average_precisions(found, truths, data.class_names, listed),
         "unreadable": unreadable,
     }
+
+
+def each_image(
+    data: Annotated,
+    work: Callable[[Tensor], list],
+    max_pixels: int = MAX_PIXELS,
+    limit: int | None = None,
+    journal: Journal | None = None,
+) -> tuple[list[tuple[int, Sample, list]], list[str]]:
+    """(place in data, sample, what `work` gives of the image as JSON knows it) of the images that can be used, and what
+    is wrong with the others.
+
+    limit, journal: see `evaluate_detection`. Raises InputError where no image can be used, or none with an object.
+    """
+    results, unreadable, done = [], [], {} if journal is None else journal.done
+    chosen = spaced(list(enumerate(data.samples)), limit)
+    if not any(len(sample.labels) for _, sample in chosen):
+        raise InputError(f"no objects in the {len(chosen)} images, so there is nothing to find; give others")
+    for place, sample in tqdm(chosen, unit="image", file=sys.stderr, disable=None):
+        key = f"{place} {sample.path.name}"
+        if key not in done:
+            try:
+                result = work(sample.read(max_pixels))
+            except InputError as error:
+                unreadable.append(named(sample.path, error))
+                continue
+            if journal is not None:
+                journal.add(key, result)
+            done[key] = result
+        results.append((place, sample, done[key]))
+    if not any(len(sample.labels) for _, sample, _ in results):
+        first = (unreadable or ["no images"])[0]
+        raise InputError(f"none of the {len(data)} images with objects can be used; the first: {first}")
+    return results, unreadable
+
+
+def truth_of(sample: Sample) -> Boxes:
+    """What is in an annotated image."""
+    boxes, labels, difficult = map(torch.from_numpy, (sample.boxes, sample.labels, sample.difficult))
+    return Boxes(boxes, labels, difficult=difficult)
+
+
+def _listed(found: Detections) -> list:
+    return [values.tolist() for values in (found.boxes, found.labels, found.scores)]
 
 
 def average_precisions(

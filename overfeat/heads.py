@@ -17,6 +17,7 @@ from overfeat.nets import OverFeat, following, full_rows, initialise
 GATHERED = 1 << 24  # bytes of windows that are gathered at a time
 # The unit of DeepMultiBox's linear outputs, as a part of the square; in whole squares each step would move boxes far.
 UNIT = 0.02
+MOST_BOXES = 100_000  # of a file
 UNSURE = -3.0  # the logit of every confidence before training
 HIDDEN = (4096, 1024)  # the paper's, beside a classifier whose widest layer has 4096
 
@@ -77,7 +78,7 @@ class Regressor(nn.Module):
         """
         dropout = self.dropout if self.training else 0.0
         if self.pooled:
-            rows, shapes = full_rows(self.fulls, maps, self.architecture.pool, stride, dropout)
+            rows, shapes = full_rows(self.fulls, maps, self.architecture.pool, stride, dropout, stages.BOXES)
             if places is not None:
                 starts = torch.tensor([0, *(n * h * w for n, h, w in shapes)]).cumsum(0).tolist()
                 rows = rows[torch.cat([start + p for start, p in zip(starts, places, strict=False)])]
@@ -140,6 +141,7 @@ class MultiBox(nn.Module):
     for each of these classes; None: K in all, of anything ("class-agnostic"). priors: [K, 4], boxes in the unit
     square that the outputs are added to; None: the outputs are the boxes. flip: whether mirror images were
     part of training. net: the feature layers, the hidden layers, and one linear layer of boxes and confidences.
+    Raises InputError for no boxes or classes, ValueError for priors of another shape.
     """
 
     priors: Tensor | None
@@ -186,7 +188,7 @@ class MultiBox(nn.Module):
         """Boxes [N, groups, K, 4] in the images' unit squares, and the logits of their confidences [N, groups, K].
 
         images: float or uint8 [N, 3, side, side], RGB in 0..255. A box's edges may be in the wrong order, and
-        reach out of the square.
+        reach out of the square. Raises ValueError for other shapes.
         """
         if tuple(images.shape[2:]) != (self.side, self.side):
             raise ValueError(f"images must be {self.side} px squares, not {tuple(images.shape)}")
@@ -205,7 +207,11 @@ class MultiBox(nn.Module):
     def from_json(text: str, architecture: Architecture) -> "MultiBox":
         """Raises ValueError, KeyError or TypeError where the text is no such net."""
         data = json.loads(text)
-        priors = torch.zeros(data["boxes"], 4) if data["priors"] else None
-        found = MultiBox(architecture, data["boxes"], data["class_names"], priors)
+        names, boxes = data["class_names"], data["boxes"]
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError(f"class_names {names!r}")
+        if type(boxes) is not int or not 0 < boxes * len(names or "1") <= MOST_BOXES:
+            raise ValueError(f"{boxes!r} boxes, for each of {len(names or '1')} classes")
+        found = MultiBox(architecture, boxes, names, torch.zeros(boxes, 4) if data["priors"] else None)
         found.flip = bool(data["flip"])
         return found

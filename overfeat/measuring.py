@@ -45,10 +45,12 @@ def machine() -> dict[str, str | int | float]:
     if cpuinfo.exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    commit = ""
+    commit, clone = "", Path(__file__).parent.parent
     with suppress(FileNotFoundError):  # a machine without git
+        if not (clone / ".git").exists():
+            raise FileNotFoundError("installed, not a clone")
         commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+            ["git", "describe", "--always", "--dirty"], cwd=clone, capture_output=True, text=True
         ).stdout.strip()
     found = {
         "cpu": model,

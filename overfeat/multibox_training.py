@@ -31,6 +31,7 @@ NETS = {
     **ARCHITECTURES,
     "small": replace(
         ARCHITECTURES["small"],
+        name="small multibox",
         convs=(*ARCHITECTURES["small"].convs, Conv(192, 3, pad=1), Conv(128, 3, pad=1), Conv(64, 1)),
         kernel=10,
         hidden=(),
@@ -52,16 +53,21 @@ def multibox_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """F of every image (equations 1 to 5): alpha * F_match + F_conf, at the best assignment of boxes to objects.
 
-    boxes [P, K, 4] and logits [P, K] of their confidences, for P images (or classes of them); truths: [M, 4] of each,
-    in the same frame. priors [K, 4]: objects are assigned to the priors nearest to them, all distances together as
-    small as can be ("prior matching"); None: to the boxes for which F is least. Where there are more objects than
-    boxes, those that fit least are left over. difficult: bool [M] of each: an assigned box learns nothing from such an
-    object. Gives F [P], F_match [P], and the assignment as int64 [n, 3]: the image, the box, and the object, counted
-    over all images.
+    boxes float [P, K, 4] and logits [P, K] of their confidences, for P images (or classes of them); truths: [M, 4] of
+    each, in the same frame, in which the image is the unit square. priors [K, 4]: objects are assigned to the priors
+    nearest to them, all distances together as small as can be ("prior matching"); None: to the boxes for which F is
+    least. Where there are more objects than boxes, those that fit least are left over. difficult: bool [M] of each: an
+    assigned box learns nothing from such an object. NaN gives NaN. Gives F [P], F_match [P], and the assignment as
+    int64 [n, 3]: the image, the box, and the object, counted over all images. Raises ValueError for other shapes.
 
     The derivatives are sum_j alpha x_ij (l_i - g_j) by l_i, where equation 6 leaves alpha out, and
     (c_i - sum_j x_ij) / (c_i (1 - c_i)) by c_i, where equation 7 lacks a term.
     """
+    if len(truths) != len(boxes) or boxes.shape[:2] != logits.shape or boxes.shape[2:] != (4,):
+        raise ValueError(
+            f"boxes [P, K, 4], logits [P, K] and P truths are needed, not {tuple(boxes.shape)}, {tuple(logits.shape)} "
+            f"and {len(truths)}"
+        )
     counts = [len(t) for t in truths]
     owner = torch.repeat_interleave(torch.tensor(counts, device=boxes.device))
     true = torch.cat([boxes.new_empty(0, 4), *truths])
@@ -101,11 +107,13 @@ def assign(costs: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def find_priors(boxes: np.ndarray, count: int, seed: int = 0) -> Tensor:
-    """The means of `count` clusters of boxes [n, 4] (k-means), float32 [count, 4].
+    """The means of `count` clusters of boxes [n, 4] (k-means, one k-means++ start), float32 [count, 4].
 
     Raises InputError where there are fewer different boxes.
     """
     different = len(np.unique(boxes, axis=0))
+    if not different:
+        raise InputError("no object lies by half in any square that training looks at; are the boxes right?")
     if different < count:
         raise InputError(f"{different} different boxes are too few for {count} priors; give fewer --predictions")
     means, _ = kmeans2(boxes, count, iter=20, minit="++", missing="warn", rng=seed)
@@ -169,6 +177,8 @@ class MultiBoxTask:
         self.settings = {
             "data": data.describe(),
             "validation": validation and validation.describe(),
+            "size": model.side,
+            "hidden": " ".join(map(str, model.net.architecture.hidden)),
             "net": model.net.architecture.to_json(),
             "predictions": model.boxes,
             "per_class": model.class_names is not None,
@@ -215,7 +225,7 @@ class MultiBoxTask:
                 "samples": int((~hard).sum()),
                 "loss": losses.sum(),
                 "match_loss": match.sum(),
-                "iou_error": (1 - overlaps).sum(),
+                "iou_error": int((~hard).sum()) - overlaps.sum(),  # objects that were left over have no overlap
                 "missed_error": sum(_missed(found, sure, t[~d]) for found, sure, t, d in every),
             }
         return total, sums
@@ -240,7 +250,7 @@ class BoxClassifierTask(ClassifierTask):
     """Trains the net that tells what is in a box, on squares around boxes of images (section 4.2.1).
 
     net: with the classes of data, and after them the background. Objects marked difficult are no positives. parts: of
-    each image and epoch, a third of them with an object; square: see boxes.squares_around. Validation is on such
+    each image and epoch, see BoxDataset; square: see boxes.squares_around. Validation is on such
     squares of the validation images, the same in every epoch. Raises InputError where classes or files do not fit.
     """
 
@@ -257,6 +267,8 @@ class BoxClassifierTask(ClassifierTask):
         for annotated in (data, validation):
             if annotated is not None and annotated.class_names != net.class_names[: net.object_classes]:
                 raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
+            if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
+                raise InputError("every object is marked difficult, and such are not taken for objects")
         if not net.background:
             raise InputError("the net has no background class; see detector_training.detector_from")
         if net.context is not None:

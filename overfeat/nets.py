@@ -25,9 +25,6 @@ def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
     return OverFeat(architecture, classes)
 
 
-FULL, BOXES = ("first full layer", "other full layers"), ("boxes", "boxes")  # stages
-
-
 @dataclass(frozen=True)
 class Around:
     """What the places of one map see of their surroundings: twice as far, at half the resolution.
@@ -167,14 +164,14 @@ class OverFeat(nn.Module):
         extra = None
         if self.context is not None and any(a.maps is not None for a in around):
             maps_around = [a.maps for a in around if a.maps is not None]
-            seen, shapes = stages.run("first full layer", first_rows, self.context, maps_around, pool, stride)
+            seen, shapes = stages.run(stages.FULL[0], first_rows, self.context, maps_around, pool, stride)
             counts = iter(n * height * width for n, height, width in shapes)
             places, start = [], 0
             for a in around:
                 places.append(torch.where(a.places < 0, len(seen), a.places + start))
                 start += next(counts) if a.maps is not None else 0
             extra = F.pad(seen, (0, 0, 0, 1))[torch.cat(places)]
-        return full_rows(self.fulls, maps, pool, stride, dropout, extra, FULL)
+        return full_rows(self.fulls, maps, pool, stride, dropout, stages.FULL, extra)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.
@@ -225,14 +222,14 @@ def full_rows(
     size: int,
     stride: Stride,
     dropout: float,
+    names: tuple[str, str],
     extra: Tensor | None = None,
-    names: tuple[str, str] = BOXES,
 ) -> tuple[Tensor, list[tuple[int, int, int]]]:
     """Full layers over unpooled maps: one matrix [places, outputs], and (N, h', w') of each map.
 
     size: of the pooling before them, at every offset or, at coarse stride, at the first. A ReLU and
-    dropout follow all layers but the last. extra: [places, hidden], added before the first ReLU. names: of
-    the first layer and of the others, as stages.
+    dropout follow all layers but the last. names: of the first layer and of the others, as stages. extra:
+    [places, hidden], added before the first ReLU.
     """
     relu = len(layers) > 1
     x, shapes = stages.run(names[0], first_rows, layers[0], maps, size, stride, relu and extra is None)

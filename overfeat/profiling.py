@@ -1,16 +1,18 @@
 """Where the time of a dense evaluation goes: scale by scale and layer by layer, beside what the machine can do."""
 
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from overfeat import stages
 from overfeat.architectures import Stride
 from overfeat.classify import classify
-from overfeat.dense import MEMORY, Scale, batch_of, best_scores, grids
+from overfeat.dense import MEMORY, Scale, batch_of, best_scores, grids, whole_size
 from overfeat.detect import detect, sizes_for
 from overfeat.files import replacing
 from overfeat.geometry import Grid
@@ -21,6 +23,7 @@ from overfeat.nets import OverFeat
 
 REPEATS = 5
 OTHER = "other"  # what no stage is named for
+KINDS = ("resize", "features", "first full layer", "other full layers", "scores", "boxes", "merge", OTHER)
 
 
 def profile(
@@ -39,10 +42,10 @@ def profile(
     image, scales, flip, stride, memory: as in `classify`; scales None is net.zooms for a detector. regressor: all
     of it is then `localize`, or `detect` for a net with a background class, with boxes and merging. trace: where a
     Chrome trace of one whole evaluation goes. Gives {"machine", "ceilings", "image", "net", "dtype", "stride",
-    "grids": [{"scaled", "flipped", ...}], "whole": {...}}; the last two have "windows", "gflop" (computed),
-    "seconds" (median; "p20", "p80"), "gflops", "fraction" of the better ceiling of product and convolution, and
-    "stages": {name: {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Ceilings are
-    measured before and after, the better counts.
+    "grids": [{"scaled", "flipped", ...}], "whole": {...}}; the last two have "windows", "gflop" (computed, boxes not
+    counted), "seconds" (median; "p20", "p80"), "gflops", "fraction" of the better ceiling of product and convolution,
+    and "stages": {name: {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Ceilings are
+    measured before and after, the better counts. Raises InputError for scales and memory as `classify` does.
     """
     image = batch_of(image)
     weight = net.convs[0].weight
@@ -53,7 +56,7 @@ def profile(
     before = ceilings(device, weight.dtype)
     timed = [
         _timed(lambda grid=grid: best_scores(net, image, [grid], stride, memory), net, [grid], stride, repeats)
-        for grid in found
+        for grid in tqdm(found, "timing", unit="scale", disable=None, leave=False, file=sys.stderr)
     ]
 
     def whole() -> None:
@@ -85,6 +88,26 @@ def profile(
     }
 
 
+def evaluation_work(net: OverFeat, found: Sequence[Grid], stride: Stride) -> tuple[dict[str, int], int]:
+    """Multiply-accumulates of the classes at all places of these grids, by stage, and the number of places.
+
+    What a net with context sees at half the resolution is counted. Boxes are not.
+    """
+    work: dict[str, int] = {}
+    windows = 0
+    for grid in found:
+        of_grid, places = multiplications(net.architecture, *grid.scaled, net.classes, stride)
+        parts, half = [of_grid], [whole_size(net.architecture, side / 2) for side in grid.scaled]
+        if net.context is not None and min(half) >= net.architecture.window:
+            of_half, _ = multiplications(net.architecture, *half, net.classes, stride)
+            parts.append({name: count for name, count in of_half.items() if name != "other full layers"})
+        for part in parts:
+            for name, count in part.items():
+                work[name] = work.get(name, 0) + count
+        windows += places
+    return work, windows
+
+
 def _timed(run: Callable[[], object], net: OverFeat, found: Sequence[Grid], stride: Stride, repeats: int) -> dict:
     """Median times of the run and its stages, and its work."""
     device, taken = net.convs[0].weight.device, []
@@ -99,12 +122,7 @@ def _timed(run: Callable[[], object], net: OverFeat, found: Sequence[Grid], stri
     taken = taken[-repeats:]
     of_stages = {name: statistics.median(t.get(name, 0.0) for t in taken) for name in taken[-1]}
     of_stages[OTHER] = max(0.0, times["median"] - sum(of_stages.values()))
-    work, windows = {}, 0
-    for grid in found:
-        of_grid, places = multiplications(net.architecture, *grid.scaled, net.classes, stride)
-        windows += places
-        for name, count in of_grid.items():
-            work[name] = work.get(name, 0) + count
+    work, windows = evaluation_work(net, found, stride)
     return {
         "windows": windows,
         "gflop": 2 * sum(work.values()) / 1e9,
@@ -140,12 +158,17 @@ def _trace(run: Callable[[], object], device: torch.device, path: Path) -> None:
 
 def groups(entry: dict) -> dict[str, float]:
     """Seconds of an entry by what a reader compares: resizing, features, first full layer, rest, merging, other."""
-    kinds = {"resize": "resize", "first full layer": "first full layer", "other full layers": "other full layers"}
-    kinds |= {"scores": "scores", "boxes": "boxes", "merge": "merge", OTHER: OTHER}
-    found = dict.fromkeys(("resize", "features", *list(kinds)[1:]), 0.0)
+    found = dict.fromkeys(KINDS, 0.0)
     for name, stage in entry["stages"].items():
-        found[kinds.get(name, "features")] += stage["seconds"]
+        found[name if name in KINDS else "features"] += stage["seconds"]
     return {name: spent for name, spent in found.items() if spent or name == OTHER}
+
+
+def title_of(entry: dict) -> str:
+    """What an entry of `profile` is of."""
+    if "scaled" not in entry:
+        return "all of it"
+    return f"{entry['scaled'][0]}x{entry['scaled'][1]}{' mirrored' if entry['flipped'] else ''}"
 
 
 def table(results: dict) -> str:
@@ -154,12 +177,9 @@ def table(results: dict) -> str:
     head = ["", "windows", *names, "ms", "windows/s", "GFLOP/s", "fraction"]
     rows = []
     for entry in (*results["grids"], results["whole"]):
-        title = "all of it"
-        if "scaled" in entry:
-            title = f"{entry['scaled'][0]}x{entry['scaled'][1]}{' mirrored' if entry['flipped'] else ''}"
         spent = groups(entry)
         rows.append([
-            title, f"{entry['windows']:,}", *(f"{1000 * spent[n]:.2f}" if n in spent else "" for n in names),
+            title_of(entry), f"{entry['windows']:,}", *(f"{1000 * spent[n]:.2f}" if n in spent else "" for n in names),
             f"{1000 * entry['seconds']:.1f}", f"{entry['windows'] / entry['seconds']:,.0f}",
             f"{entry['gflops']:.1f}", f"{entry['fraction']:.2f}",
         ])  # fmt: skip

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+# Of the full layers that classify, and of a box regressor: the first and the others.
+FULL, BOXES = ("first full layer", "other full layers"), ("boxes", "boxes")
 _watch: "Watch | None" = None  # the one that takes times now
 
 
@@ -20,7 +22,7 @@ class Watch:
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def run(self, name: str, function: Callable, *arguments: object) -> object:

@@ -239,7 +239,9 @@ class _Run:
         sums = total(self.sums)
         samples = sums.pop("samples")
         if self.step == self.sampler.steps and not samples:
-            raise InputError("no sample had anything to learn from; do the data, --scales and the net's window fit?")
+            raise InputError(
+                "no sample had anything to learn from; do the boxes, the sizes of the images and the net's fit?"
+            )
         if not all(math.isfinite(value) for value in sums.values()):
             raise self._diverged(f"the loss became {sums['loss']}")
         return {key: value / max(1, samples) for key, value in sums.items()}

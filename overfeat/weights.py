@@ -53,7 +53,7 @@ def load(path: str | os.PathLike) -> OverFeat:
     """
     metadata, tensors = _read(path, lambda name: not name.startswith(REGRESSOR))
     if "multibox" in metadata:
-        raise InputError(f"{path}: holds a DeepMultiBox, which gives boxes, and no net of classes; see load_multibox")
+        raise InputError(f"{path}: holds a DeepMultiBox, which gives boxes of anything, and no net of classes")
     try:
         names = json.loads(metadata["class_names"])
         if not isinstance(names, list):
@@ -121,12 +121,13 @@ def load_multibox(path: str | os.PathLike) -> MultiBox:
         model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
+        why = str(error).splitlines()[0]
+        raise InputError(f"{path}: its weights and its metadata do not fit together ({why})") from error
     return _finite(model, path)
 
 
 def load_any(path: str | os.PathLike) -> OverFeat | MultiBox:
-    """`load` or `load_multibox`, as the file is."""
+    """`load` or `load_multibox`, as the file is. Raises InputError as they do."""
     return load_multibox(path) if "multibox" in _read(path, lambda name: False)[0] else load(path)
 
 

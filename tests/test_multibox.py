@@ -1,6 +1,7 @@
 """Boxes of DeepMultiBox in images: mapped, cut, suppressed, classified; its files and its figures."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from overfeat.boxes import iou
 from overfeat.cli.main import main
 from overfeat.heads import UNIT, MultiBox
 from overfeat.localize import Detections, guesses
-from overfeat.multibox import classify_boxes, combine, detect_multibox, looks, names_of, propose
-from overfeat.multibox_evaluation import budget, class_agnostic, detection_rate, rate_table
+from overfeat.multibox import classify_boxes, crops_of, detect_multibox, names_of, propose, with_classes
+from overfeat.multibox_evaluation import at_5, class_agnostic, detection_rate, rate_table
 from overfeat.resize import resize_part
 
 IMAGE = torch.randint(0, 256, (3, 120, 200), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -32,19 +33,19 @@ def fixed(boxes, logits, names=None):
     return model.eval()
 
 
-def test_looks_are_the_middle_and_nine_windows_that_cover_the_image():
-    assert looks(120, 200, "centre") == [(40, 0, 160, 120)]
-    found = looks(120, 200, "both")
-    assert found[0] == (40, 0, 160, 120) and len(found) == 10
-    assert {x2 - x1 for x1, _, x2, _ in found[1:]} == {120}  # 60 % of 200, which is the shorter side
-    found = looks(100, 100, "both")
+def test_crops_are_the_middle_and_nine_windows_that_cover_the_image():
+    assert crops_of(120, 200, "centre") == [(40, 0, 160, 120)]
+    # 60 % of 200 is the shorter side: three places are left, one of them the middle.
+    assert crops_of(120, 200, "both") == [(40, 0, 160, 120), (0, 0, 120, 120), (80, 0, 200, 120)]
+    found = crops_of(100, 100, "both")
+    assert found[0] == (0, 0, 100, 100) and len(found) == 10
     assert {(x2 - x1, y2 - y1) for x1, y1, x2, y2 in found[1:]} == {(60, 60)}
     assert {(x1, y1) for x1, y1, _, _ in found[1:]} == {(x, y) for x in (0, 20, 40) for y in (0, 20, 40)}
     for height, width in ((1, 1), (1, 50), (37, 20), (500, 3)):
-        for x1, y1, x2, y2 in looks(height, width, "both"):
+        for x1, y1, x2, y2 in crops_of(height, width, "both"):
             assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and x2 - x1 == y2 - y1
     with pytest.raises(InputError, match="one of both, centre, not 'all'"):
-        looks(10, 10, "all")
+        crops_of(10, 10, "all")
 
 
 def test_boxes_are_mapped_back_and_cut():
@@ -55,6 +56,11 @@ def test_boxes_are_mapped_back_and_cut():
     torch.testing.assert_close(found.boxes, torch.tensor(expected, dtype=torch.float32))
     torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid())
     assert found.labels.tolist() == [0, 0, 0]
+
+
+def test_boxes_are_mapped_back_in_a_tall_image():
+    found = propose(fixed([[0.25, 0.25, 0.5, 0.75]], [0.0]), IMAGE.transpose(1, 2), "centre")
+    torch.testing.assert_close(found.boxes, torch.tensor([[30.0, 70, 60, 130]]))
 
 
 def test_of_overlapping_boxes_the_surest_stays():
@@ -70,7 +76,7 @@ def test_boxes_out_of_the_image_are_none():
     assert len(propose(model, IMAGE[:, :, :120], "centre")) == 1
 
 
-def test_both_looks_give_their_boxes():
+def test_all_crops_give_their_boxes():
     model = fixed([[0.4, 0.4, 0.6, 0.6]], [0.0])
     found = propose(model, IMAGE[:, :100, :100], "both")
     middles = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
@@ -137,10 +143,19 @@ def test_what_does_not_fit_is_refused(classifier):
         propose(model, IMAGE[None].repeat(2, 1, 1, 1))
     with pytest.raises(InputError, match="square is one of"):
         detect_multibox(model, classifier, IMAGE, square="round")
+    with pytest.raises(ValueError, match="one image at a time"):
+        classify_boxes(classifier, IMAGE[None].repeat(2, 1, 1, 1), torch.rand(1, 4))
+    with pytest.raises(ValueError, match=r"boxes must be \[n, 4\]"):
+        classify_boxes(classifier, IMAGE, torch.rand(4))
+    with pytest.raises(InputError, match="boxes hold NaN"):
+        classify_boxes(classifier, IMAGE, torch.full((1, 4), torch.nan))
     with torch.no_grad():
         model.net.fulls[-1].bias[0] = torch.nan
+        classifier.fulls[-1].bias[0] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite boxes"):
         propose(model, IMAGE)
+    with pytest.raises(InputError, match="NaN scores"):
+        classify_boxes(classifier, IMAGE, torch.tensor([[0.0, 0, 9, 9]]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (40, 7), (900, 1200)])
@@ -184,7 +199,9 @@ def test_files_of_another_kind_are_refused(tmp_path, make_net):
 
     with safe_open(boxes, framework="pt") as file:
         metadata = file.metadata()
-    for change in ({"boxes": 2}, {"boxes": "many"}, {"boxes": 0}, {"class_names": []}, {"priors": False}):
+    changes = ({"boxes": 2}, {"boxes": "many"}, {"boxes": 0}, {"boxes": 10**9}, {"boxes": True}, {"priors": False})
+    names = ({"class_names": value} for value in ([], "x", {"x": 1}, [None], [["x"]]))
+    for change in (*changes, *names):
         broken = {**metadata, "multibox": json.dumps({**json.loads(metadata["multibox"]), **change})}
         save_file(load_file(boxes), tmp_path / "broken.safetensors", broken)
         with pytest.raises(InputError, match=r"broken\.safetensors"):
@@ -204,6 +221,10 @@ def found_in(boxes, scores):
     boxes, scores = torch.tensor(boxes).view(-1, 4).float(), torch.tensor(scores)
     labels = torch.zeros(len(boxes), dtype=torch.int64)
     return Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores)
+
+
+def labelled(found, labels):
+    return replace(found, labels=torch.tensor(labels))
 
 
 TRUTHS = [
@@ -235,14 +256,23 @@ def test_class_agnostic_precision():
     assert found["ap"] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
 
 
-def test_five_guesses_with_so_many_boxes():
-    shares = [torch.zeros(5, 7), torch.zeros(1, 7), torch.zeros(1, 7)]
-    shares[0][0, 1], shares[0][1, 0] = 0.9, 0.5  # a wrong place for class 1; the right one for class 0
-    shares[1][0, 2:] = 0.9  # five other classes
-    assert budget(FOUND, shares, TRUTHS, 1) == {"detection5": 0.0, "classification5": 0.5}
-    assert budget(FOUND, shares, TRUTHS, 2) == {"detection5": 0.5, "classification5": 0.5}
-    shares[1][0, 1] = 0.95
-    assert budget(FOUND, shares, TRUTHS, 5) == {"detection5": 1.0, "classification5": 1.0}
+def test_five_guesses():
+    """One of them names an object, and overlaps it by half; an image without objects does not count."""
+    # A wrong place for class 1, the right one for class 0; class 1 as the sixth guess.
+    first = labelled(found_in([[40, 0, 50, 10], [0, 0, 10, 9]], [0.9, 0.5]), [1, 0])
+    others = labelled(found_in([[5, 5, 15, 13]] * 6, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), [2, 3, 4, 5, 6, 1])
+    assert at_5([first[:1], others, FOUND[2]], TRUTHS) == {"detection5": 0.0, "classification5": 0.5}
+    assert at_5([first, others, FOUND[2]], TRUTHS) == {"detection5": 0.5, "classification5": 0.5}
+    assert at_5([first, others[1:], FOUND[2]], TRUTHS) == {"detection5": 1.0, "classification5": 1.0}
+
+
+def test_boxes_of_several_classes_around_one_object_are_one_of_anything():
+    several = labelled(found_in([[0, 0, 10, 10]] * 3, [0.9, 0.8, 0.7]), [0, 1, 2])
+    truth = [Boxes(torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), torch.tensor([0, 0]))]
+    assert class_agnostic([several], truth)["precision"] == [1.0]
+    other = found_in([[50, 50, 60, 60]], [0.1])
+    both = Detections(*(torch.cat(pair) for pair in zip(vars(several).values(), vars(other).values(), strict=True)))
+    assert detection_rate([both], truth)[:2] == [0.5, 1.0]
 
 
 def test_figures_as_text():
@@ -257,7 +287,7 @@ def test_figures_as_text():
 
 
 def test_combining_keeps_the_order_of_scores():
-    found = combine(FOUND[0], torch.rand(5, 3), 0.0)
+    found = with_classes(FOUND[0], torch.rand(5, 3), 0.0)
     assert len(found) == 15 and (found.scores.diff() <= 0).all()
 
 

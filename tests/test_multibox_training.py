@@ -1,6 +1,7 @@
 """DeepMultiBox's loss and matching against the paper's equations taken literally, and its two training tasks."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from overfeat.multibox_training import (
     NETS,
     BoxClassifierTask,
     MultiBoxTask,
+    _missed,
+    adopt,
     assign,
     find_priors,
     multibox_loss,
@@ -88,12 +91,12 @@ def test_gradients_agree_with_differences(matching):
     assert torch.autograd.gradcheck(lambda b, c: multibox_loss(b, c, truths, priors)[0], (boxes, logits))
 
 
-def test_equal_costs_give_one_assignment_every_time():
+def test_equal_costs_give_every_object_a_box_of_its_own():
     boxes, logits = torch.zeros(1, 4, 4), torch.zeros(1, 4)
     true = torch.full((3, 4), 0.5)
-    found = [multibox_loss(boxes, logits, [true], priors)[2].tolist() for priors in (None, None, boxes[0], boxes[0])]
-    assert found[0] == found[1] and found[2] == found[3]
-    assert len({box for _, box, _ in found[0]}) == 3
+    for priors in (None, boxes[0]):
+        found = multibox_loss(boxes, logits, [true], priors)[2]
+        assert sorted(found[:, 2].tolist()) == [0, 1, 2] and len(set(found[:, 1].tolist())) == 3
 
 
 def test_costs_that_are_no_numbers_do_not_stop_the_solver():
@@ -218,3 +221,66 @@ def test_box_classifier_takes_no_other_classes(crowds, make_net):
     net.class_names = data.class_names
     with pytest.raises(InputError, match="no background class"):
         BoxClassifierTask(net, data, config())
+
+
+def test_a_broken_image_teaches_a_box_classifier_nothing(crowds, make_net):
+    """It went after the check: a batch with it, and one of such alone, still train."""
+    data = read_coco(crowds / "train.json")
+    task = BoxClassifierTask(detector_from(make_net("small", 10), data.class_names), data, config())
+    items = [task.data[i] for i in range(3)]
+    whole, _ = task.loss(task.module, task.collate(items))
+    broken = {**task.data.nothing(), "unreadable": 0}
+    loss, sums = task.loss(task.module, task.collate([*items, broken]))
+    assert sums["samples"] == 3 and float(loss) == pytest.approx(float(whole), rel=1e-5)
+    loss, sums = task.loss(task.module, task.collate([broken, broken]))
+    loss.backward()
+    assert sums["samples"] == 0 and loss == 0 and not task.module.fulls[-1].weight.grad.any()
+
+
+def test_each_class_has_boxes_of_its_own(crowds):
+    """An object of class k is matched with the boxes of class k alone."""
+    data = read_coco(crowds / "train.json")
+    task = MultiBoxTask(tiny(data.class_names), data, config())
+    item = next(item for item in map(task.data.__getitem__, range(len(task.data))) if len(item["labels"]) == 1)
+    task.loss(task.module, task.collate([item]))[0].backward()
+    grad = task.module.net.fulls[-1].bias.grad.view(10, 6, 5)[..., :4].abs().sum(dim=(1, 2))
+    assert grad.nonzero()[:, 0].tolist() == item["labels"].tolist()
+
+
+def test_objects_that_the_surest_boxes_miss(monkeypatch):
+    monkeypatch.setattr("overfeat.multibox_training.FOUND", 2)
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0.5, 0.5, 0.6, 0.6], [2, 2, 3, 3]])
+    true = torch.tensor([[0.0, 0, 1, 0.9], [2, 2, 3, 3.1], [5, 5, 6, 6]])
+    assert _missed(boxes, torch.tensor([3.0, 2.0, 1.0]), true) == 2
+    assert _missed(boxes, torch.tensor([3.0, 1.0, 2.0]), true) == 1
+    assert _missed(boxes, torch.tensor([3.0, 1.0, 2.0]), true[:0]) == 0
+
+
+def test_layers_are_adopted_up_to_the_first_of_another_form():
+    model, source = MultiBox(NETS["small"], 3), OverFeat(ARCHITECTURES["small"], 2)
+    assert adopt(model.net.convs, source.convs) == 6 and len(model.net.convs) == 9
+    for layer, known in zip(model.net.convs, source.convs, strict=False):
+        assert torch.equal(layer.weight, known.weight)
+    assert adopt(model.net.fulls, source.fulls) == 0
+
+
+def test_validation_images_need_an_object_in_the_middle(crowds):
+    data = read_coco(crowds / "train.json")
+    sample = replace(data.samples[0], size=(100, 400), boxes=np.array([[0.0, 0, 20, 20]]), labels=np.array([1]))
+    sample = replace(sample, difficult=np.array([False]))
+    with pytest.raises(InputError, match="no object lies in the middle square of a validation image"):
+        MultiBoxTask(tiny(), data, config(), replace(data, samples=[sample]))
+
+
+def test_objects_left_over_count_as_errors(crowds):
+    """With one box for several objects the others have no overlap at all."""
+    task = MultiBoxTask(tiny(boxes=1), read_coco(crowds / "train.json"), config())
+    items = [item for item in map(task.data.__getitem__, range(len(task.data))) if len(item["labels"]) >= 3]
+    assert items
+    _, sums = task.loss(task.module, task.collate(items))
+    assert sums["iou_error"] >= sums["samples"] - len(items)
+
+
+def test_truths_that_do_not_belong_to_the_boxes():
+    with pytest.raises(ValueError, match=r"P truths are needed, not \(2, 3, 4\), \(2, 3\) and 1"):
+        multibox_loss(torch.rand(2, 3, 4), torch.rand(2, 3), [torch.rand(1, 4)])

@@ -26,12 +26,13 @@ from overfeat.data.annotated import Annotated, Sample, align_boxes
 from overfeat.data.annotations import read_coco
 from overfeat.dense import grids
 from overfeat.detect import detect, sizes_for
-from overfeat.evaluation import average_precisions, localization_errors
+from overfeat.evaluation import average_precisions
 from overfeat.files import replacing
 from overfeat.localize import Detections, localize
 from overfeat.measuring import work
-from overfeat.multibox import LEAST, OVERLAP, TOP, classify_boxes, combine, looks, propose
-from overfeat.multibox_evaluation import BUDGETS, KEPT, budget, class_agnostic, detection_rate
+from overfeat.multibox import LEAST, OVERLAP, TOP, classify_boxes, crops_of, propose, with_classes
+from overfeat.multibox_evaluation import KEPT, WINDOWS, at_5, class_agnostic, detection_rate
+from overfeat.profiling import evaluation_work
 from overfeat.weights import load, load_multibox, load_regressor
 
 COMMAND = "make scenes crowds regressors detectors multiboxes && python -m bench.accuracy.multibox"
@@ -72,7 +73,7 @@ class Found:
         return Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores)
 
     def classified(self, top: int, least: float = LEAST) -> Detections:
-        return combine(self.detections()[:top], torch.from_numpy(self.shares[:top]), least)
+        return with_classes(self.detections()[:top], torch.from_numpy(self.shares[:top]), least)
 
 
 _loaded: dict = {}  # of a worker process
@@ -91,9 +92,9 @@ def _start(threads: int = 1) -> None:
         _loaded[name] = load(path), load_regressor(path)
 
 
-def proposed(name: str, image: Tensor, windows: str) -> Detections:
+def proposed(name: str, image: Tensor, crops: str) -> Detections:
     """All boxes of a model, before suppression."""
-    return propose(_loaded[name], image, windows, 1.0)
+    return propose(_loaded[name], image, crops, 1.0)
 
 
 def suppressed(every: Detections, threshold: float) -> Detections:
@@ -119,14 +120,14 @@ def measured(sample: Sample, of: str, threshold: float, square: str) -> dict[str
     names = {"crowds": MODELS, "scenes": (LONG, "prior", "scenes")}.get(of, ("prior", "low"))
     second = {"crowds": (LONG,), "scenes": (LONG, "scenes")}.get(of, ())
     for name in names:
-        for windows in ("centre", "both"):
-            every = proposed(name, image, windows)
-            found[f"{name}, {windows}"] = Found.of(suppressed(every, OVERLAP))
+        for crops in ("centre", "both"):
+            every = proposed(name, image, crops)
+            found[f"{name}, {crops}"] = Found.of(suppressed(every, OVERLAP))
             if name in second:
                 best = suppressed(every, threshold)
-                found[f"{name}, {windows}, classified"] = classified(best, image, square, max(BUDGETS))
-                way = f"{name}, {windows}, classified as in the paper"
-                found[way] = classified(suppressed(every, OVERLAP), image, SQUARES[0], max(BUDGETS))
+                found[f"{name}, {crops}, classified"] = classified(best, image, square, max(WINDOWS))
+                way = f"{name}, {crops}, classified as in the paper"
+                found[way] = classified(suppressed(every, OVERLAP), image, SQUARES[0], max(WINDOWS))
     if second:
         way, pair = (detect, "detector") if of == "crowds" else (localize, "localizer")
         found["OverFeat"] = Found.of(way(*_loaded[pair], image))
@@ -164,8 +165,7 @@ def mean_precisions(found: Sequence[Detections], truths: Sequence[Boxes], names:
 
 def five_guesses(found: Sequence[Found], truths: Sequence[Boxes]) -> dict[str, dict[str, float]]:
     """Table 2: by how many boxes were classified."""
-    given, shares = [f.detections() for f in found], [torch.from_numpy(f.shares) for f in found]
-    return {str(count): budget(given, shares, truths, count) for count in BUDGETS}
+    return {str(count): at_5([f.classified(count, 0.0) for f in found], truths) for count in WINDOWS}
 
 
 def times(data: Annotated, threshold: float, square: str) -> dict:
@@ -174,14 +174,14 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
     detector, regressor = _loaded["detector"]
     boxes, classifier = _loaded[LONG], _loaded["classifier"]
 
-    def multibox(image: Tensor, windows: str) -> None:
-        found = propose(boxes, image, windows, threshold)[:TOP]
-        combine(found, classify_boxes(classifier, image, found.boxes, square))
+    def multibox(image: Tensor, crops: str) -> None:
+        found = propose(boxes, image, crops, threshold)[:TOP]
+        with_classes(found, classify_boxes(classifier, image, found.boxes, square))
 
     ways = {
         "OverFeat": lambda image: detect(detector, regressor, image),
-        "DeepMultiBox, both": partial(multibox, windows="both"),
-        "DeepMultiBox, centre": partial(multibox, windows="centre"),
+        "DeepMultiBox, both": partial(multibox, crops="both"),
+        "DeepMultiBox, centre": partial(multibox, crops="centre"),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     images = [sample.read() for sample in data.samples[:TIMED]]
@@ -192,20 +192,20 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
             seconds[way].append(time.perf_counter() - start)
     evaluations: dict[str, list[int]] = {way: [] for way in ways}
     multiplied: dict[str, list[float]] = {way: [] for way in ways}
-    one_look = work(boxes.net.architecture, boxes.side, boxes.side, 5 * boxes.boxes, "coarse")
+    one_crop = work(boxes.net.architecture, boxes.side, boxes.side, 5 * boxes.boxes, "coarse")
     window = classifier.architecture.window
     one_box = work(classifier.architecture, window, window, classifier.classes, "coarse")
     for image in images:
         size = tuple(image.shape[1:])
         of_scales = grids(detector, size, sizes_for(detector.architecture, *size, detector.zooms), None, "fine")
-        each = [work(detector.architecture, *grid.scaled, detector.classes, "fine") for grid in of_scales]
-        evaluations["OverFeat"].append(sum(w["places"] for w in each))
-        multiplied["OverFeat"].append(sum(w["features"] + w["first"] + w["rest"] for w in each))
-        for windows in ("both", "centre"):
-            way, count = f"DeepMultiBox, {windows}", len(looks(*size, windows))
+        by_stage, places = evaluation_work(detector, of_scales, "fine")
+        evaluations["OverFeat"].append(places)
+        multiplied["OverFeat"].append(sum(by_stage.values()))
+        for crops in ("both", "centre"):
+            way, count = f"DeepMultiBox, {crops}", len(crops_of(*size, crops))
             evaluations[way].append(count + TOP)
-            of_looks = count * (one_look["features"] + one_look["first"] + one_look["rest"])
-            multiplied[way].append(of_looks + TOP * (one_box["features"] + one_box["first"] + one_box["rest"]))
+            of_crops = count * (one_crop["features"] + one_crop["first"] + one_crop["rest"])
+            multiplied[way].append(of_crops + TOP * (one_box["features"] + one_box["first"] + one_box["rest"]))
     return {
         way: {
             "seconds": statistics.median(taken[1:]),
@@ -231,8 +231,8 @@ def plot(results: dict, path: Path) -> None:
     titles = {"crowds": "crowds", "scenes": "scenes of one digit", "high": "crowds of digits 5 to 9"}
     figure = Figure(figsize=(11, 8), layout="constrained")
     first, *others = figure.subplots(2, 2).ravel()
-    lines = [(f"{LONG}, both", "long training, 10 looks"), (f"{LONG}, centre", "long training, 1 look")]
-    lines += [(f"{name}, both", f"{text}, 10 looks") for name, text in SHORT.items()] + [("OverFeat", "OverFeat")]
+    lines = [(f"{LONG}, both", "long training, 10 crops"), (f"{LONG}, centre", "long training, 1 crop")]
+    lines += [(f"{name}, both", f"{text}, 10 crops") for name, text in SHORT.items()] + [("OverFeat", "OverFeat")]
     for way, text in lines:
         values = results["rate"]["crowds"][way]
         first.plot(range(1, len(values) + 1), values, label=text, linewidth=1.2)
@@ -290,21 +290,14 @@ def main() -> None:
         f"{way}, {top}": mean_precisions([f.classified(top) for f in values], truths, names)
         for way, values in crowds.items()
         if "classified" in way
-        for top in BUDGETS
+        for top in WINDOWS
     }
     precisions["OverFeat"] = mean_precisions([f.detections() for f in crowds["OverFeat"]], truths, names)
     of_truth = [f.classified(len(f.boxes)) for f in crowds["true boxes"]]
     precisions["true boxes"] = mean_precisions(of_truth, truths, names)
     alone, there = of_sets["scenes"]
     windows = {way: five_guesses(v, there) for way, v in alone.items() if "classified" in way or way == "true boxes"}
-    given = [(torch.from_numpy(f.labels), torch.from_numpy(f.boxes)) for f in alone["OverFeat"]]
-    whole = [(labels, torch.tensor([0.0, 0, 1, 1]).expand(len(labels), 4)) for labels, _ in given]
-    objects = [(truth.labels, truth.boxes) for truth in there]
-    anywhere = [(labels, torch.tensor([0.0, 0, 1, 1]).expand(len(labels), 4)) for labels, _ in objects]
-    of_overfeat = {
-        "detection5": 1 - localization_errors(given, objects)["top5"] / 100,
-        "classification5": 1 - localization_errors(whole, anywhere)["top5"] / 100,
-    }
+    of_overfeat = at_5([f.detections() for f in alone["OverFeat"]], there)
     results = {
         "scenes": {of: len(data) for of, data in test.items()},
         "objects": {of: sum(len(sample.labels) for sample in data.samples) for of, data in test.items()},

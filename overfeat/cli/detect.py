@@ -19,13 +19,13 @@ from overfeat.detect import AVERAGE, LEAST, OVERLAP, THRESHOLDS, detect
 from overfeat.draw import detections, figure_class
 from overfeat.files import InputError, replacing
 from overfeat.localize import Detections
+from overfeat.multibox import CROPS, TOP, detect_multibox, names_of
 from overfeat.multibox import OVERLAP as OVERLAP_OF_BOXES
-from overfeat.multibox import TOP, WINDOWS, detect_multibox, names_of
 from overfeat.ops import AVERAGES
 
 METHODS = ("overfeat", "multibox")
 DETECTION_OPTIONS = ("scales", "flip", "stride", "merging", "threshold", "match", "average", "overlap", "least")
-MULTIBOX_OPTIONS = ("windows", "top", "threshold", "square")
+MULTIBOX_OPTIONS = ("crops", "top", "threshold", "square")
 COCO = "coco.json"
 SCORE = 0.3
 
@@ -43,7 +43,8 @@ def add_parser(commands) -> None:
     common.add_image_options(parser)
     parser.add_argument(
         "--score", type=fraction, default=SCORE, metavar="S",
-        help="leave out objects that score less, everywhere (default: %(default)s; 0 for average precisions)",
+        help="leave out objects that score less, everywhere (default: %(default)s; 0 for average precisions, where "
+        "DeepMultiBox gives every class of its --top boxes)",
     )  # fmt: skip
     parser.add_argument(
         "--method", choices=METHODS, default=METHODS[0],
@@ -74,11 +75,15 @@ def add_multibox_options(parser: argparse.ArgumentParser) -> None:
         help="the net that tells what is in a box (safetensors); without it boxes of anything are given",
     )  # fmt: skip
     group.add_argument(
-        "--windows", choices=WINDOWS, default=WINDOWS[0],
+        "--crops", choices=CROPS, default=CROPS[0],
         help="look at the square in the middle of the image, or there and at 3 x 3 smaller ones (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--top", type=common.positive, default=TOP, metavar="N", help="boxes that are classified (default: %(default)s)"
+        "--top",
+        type=common.positive,
+        default=TOP,
+        metavar="N",
+        help="the surest boxes alone (default: %(default)s)",
     )
     group.add_argument(
         "--square", choices=SQUARES, default=SQUARES[0],
@@ -175,12 +180,14 @@ def _multibox(args: argparse.Namespace) -> tuple[Callable[[Tensor], Detections],
     options = multibox_options(args)
     names = names_of(model, net)
     settings = {"method": args.method, **options, **common.multibox_note(args), "classes": names}
-    return partial(detect_multibox, model, net, **options), names, settings
+    return partial(detect_multibox, model, net, least=args.score, **options), names, settings
 
 
 def multibox_options(args: argparse.Namespace) -> dict:
     """The arguments of `detect_multibox`."""
     options = {name: getattr(args, name) for name in MULTIBOX_OPTIONS}
+    if args.threshold is not None and args.threshold > 1:
+        raise InputError(f"--threshold {args.threshold:g}: for DeepMultiBox it is an IoU, 0 to 1")
     return options | {"threshold": OVERLAP_OF_BOXES if args.threshold is None else args.threshold}
 
 

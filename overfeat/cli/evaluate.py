@@ -172,6 +172,8 @@ def _run_detector(args: argparse.Namespace) -> int:
     if args.plot:
         figure_class()
         check_picture(args.plot)
+        if args.out and args.out.resolve() == args.plot.resolve():
+            raise InputError(f"{args.plot}: named by -o and by --plot; name two files")
     net, regressor = common.load_detector(args)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
     if args.blacklist and data.problems:
@@ -244,6 +246,8 @@ def _run_multibox(args: argparse.Namespace) -> int:
     if args.plot:
         figure_class()
         check_picture(args.plot)
+        if args.out and args.out.resolve() == args.plot.resolve():
+            raise InputError(f"{args.plot}: named by -o and by --plot; name two files")
     model, net = common.load_boxes(args)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
     if net is not None or model.class_names is not None:
@@ -256,7 +260,7 @@ def _run_multibox(args: argparse.Namespace) -> int:
     print(f"{results['images']} images of {args.data} with {results['objects']} objects")
     print(rate_table(results))
     if "ap" in results:
-        print(f"average precision in % of the {args.top} surest boxes, classified")
+        print(f"average precision in % of the {args.top} surest boxes")
         print(precision_table(results))
     status = _kept(results, args.out)
     if journal:

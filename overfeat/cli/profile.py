@@ -7,7 +7,7 @@ from pathlib import Path
 from overfeat.cli import common
 from overfeat.data.images import MAX_PIXELS
 from overfeat.draw import check_picture, figure_class, stage_times
-from overfeat.files import InputError, check_place, check_result, make_folder, replacing
+from overfeat.files import InputError, check_result, make_folder, replacing
 from overfeat.nets import build
 from overfeat.processes import choose_device
 from overfeat.profiling import REPEATS, profile, table
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         make_folder(args.out)
         check_result(args.out / "profile.json", ("grids", "whole"))
         check_picture(args.out / "profile.png")
-        check_place(args.out / "trace.json")
+        check_result(args.out / "trace.json", ("traceEvents",))
     if args.net and (args.weights or args.data_dir):
         raise InputError(f"--net {args.net} is for a net with random weights; leave --net out, or the weights")
     regressor = None

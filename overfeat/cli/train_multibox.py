@@ -169,7 +169,7 @@ def _model(args: argparse.Namespace, data: Annotated, source: OverFeat | MultiBo
         priors = find_priors(every, args.predictions, args.seed)
     model = MultiBox(architecture, args.predictions, data.class_names if args.per_class else None, priors)
     model.flip = args.flip
-    model.reset(None if architecture.name == "small" else 0.01)
+    model.reset(None if architecture.name.startswith("small") else 0.01)
     model.net.dropout = args.dropout
     if of_source is None:
         return model, 0

@@ -419,7 +419,8 @@ def _write_scene(
             Image.fromarray(scene.image).save(part, format="PNG", compress_level=3)
     elif present != path or not _same_pixels(path, scene.image):
         raise InputError(
-            f"{present}: not scene {index} of split {split}, seed {seed}, objects {objects[0]} {objects[1]}; "
+            f"{present}: not scene {index} of split {split}, seed {seed}, objects {objects[0]} {objects[1]}, "
+            f"digits {' '.join(map(str, digits))}; "
             "remove it, or give the flags it was made with, or an empty folder"
         )
     image = {"id": index, "file_name": name.as_posix(), "width": width, "height": height}
