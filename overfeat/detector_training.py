@@ -2,21 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from overfeat import weights
 from overfeat.architectures import ARCHITECTURES, Stride
-from overfeat.batches import Unreadable, validation_figures, validation_loader
+from overfeat.box_task import BoxTask, check_classes
 from overfeat.boxes import decode, encode, paired_iou
 from overfeat.data.annotated import Annotated
-from overfeat.data.scaled import listed
 from overfeat.data.tiles import TileDataset
 from overfeat.dense import around, half_resolution
 from overfeat.files import InputError
@@ -62,7 +59,7 @@ class Detector(nn.Module):
         return logits, self.regressor.rows(maps, stride, places)[0]
 
 
-class DetectorTask:
+class DetectorTask(BoxTask):
     """Trains a net with a background class on tiles of images, and the boxes of the windows with objects.
 
     Which window is to find which object: windows.assign. negatives: which `count` windows of background an
@@ -93,11 +90,10 @@ class DetectorTask:
             raise InputError("a detector's last class is the background, and it has the sizes of images it looks at")
         if regressor.architecture != net.architecture or regressor.classes not in (None, net.object_classes):
             raise InputError("the regressor was made for another net")
+        check_classes(net.class_names[:-1], data, validation)
         for annotated, what in ((data, "training"), (validation, "validation")):
             if annotated is None:
                 continue
-            if annotated.class_names != net.class_names[:-1]:
-                raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
             easy = ~np.concatenate([sample.difficult for sample in annotated.samples])
             if not easy.any():
                 raise InputError(f"every object of the {what} data is marked difficult, and such teach nothing")
@@ -108,16 +104,13 @@ class DetectorTask:
                 )
         if negatives not in NEGATIVES or count < 1:
             raise InputError(f"--negatives is one of {', '.join(NEGATIVES)}, and 1 or more; not {negatives}, {count}")
-        self.module, self.config, self.stride = Detector(net, regressor, fixed), config, stride
-        self.negatives, self.count = negatives, count
+        self.stride, self.negatives, self.count = stride, negatives, count
         tile, seed = TILE * net.architecture.window, config.seed
-        self.data = TileDataset(data, net.architecture, net.zooms, tile, tiles, net.flip, seed, max_pixels)
-        self.data.store.check()
-        judged = validation and -(-VALIDATED // len(validation))
-        self.validation = validation and TileDataset(
-            validation, net.architecture, net.zooms, tile, judged, False, seed, max_pixels
+        trained = TileDataset(data, net.architecture, net.zooms, tile, tiles, net.flip, seed, max_pixels)
+        judged = validation and TileDataset(
+            validation, net.architecture, net.zooms, tile, -(-VALIDATED // len(validation)), False, seed, max_pixels
         )
-        self.unreadable = Unreadable()
+        super().__init__(Detector(net, regressor, fixed), config, trained, judged)
         self.settings = {
             "data": data.describe(),
             "validation": validation and validation.describe(),
@@ -133,14 +126,6 @@ class DetectorTask:
             "fixed": fixed,
             "max_pixels": max_pixels,
         }
-
-    def dataset(self) -> TileDataset:
-        """Tiles of all images."""
-        return self.data
-
-    def collate(self, samples: list[dict]) -> dict:
-        """See data.scaled.listed."""
-        return listed(samples)
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Cross entropy of objects' windows and of background, and the boxes' 1 - IoU; sums over tiles with objects."""
@@ -197,19 +182,12 @@ class DetectorTask:
 
     def validate(self) -> dict[str, object]:
         """The figures of training on tiles of the validation images, the same in every epoch."""
-        if self.validation is None:
-            return {}
-        device = next(self.module.parameters()).device
         torch.manual_seed(self.config.seed)
-        return validation_figures(self._loader, partial(self.loss, self.module), device, self.unreadable)
+        return super().validate()
 
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
         weights.save(self.module.net, path, regressor=self.module.regressor)
-
-    @cached_property
-    def _loader(self) -> DataLoader:
-        return validation_loader(self.validation, self.config.batch, self.config.workers, listed)
 
 
 def check_names(names: Sequence[str]) -> None:

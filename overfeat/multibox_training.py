@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,14 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from overfeat import weights
 from overfeat.architectures import ARCHITECTURES, Conv
-from overfeat.batches import Unreadable, validation_figures, validation_loader
+from overfeat.batches import Unreadable
+from overfeat.box_task import BoxTask, check_classes
 from overfeat.boxes import SQUARES, iou, paired_iou, sorted_edges
 from overfeat.classifier_training import ClassifierTask
 from overfeat.data.annotated import Annotated
-from overfeat.data.scaled import listed
 from overfeat.data.squares import BoxDataset, SquareDataset
 from overfeat.files import InputError
 from overfeat.heads import MultiBox
@@ -131,7 +129,7 @@ def adopt(layers: Sequence[nn.Conv2d], known: Sequence[nn.Conv2d]) -> int:
     return count
 
 
-class MultiBoxTask:
+class MultiBoxTask(BoxTask):
     """Trains DeepMultiBox on squares of images.
 
     model: with the classes of data as its class_names, if it has any. matching: of objects with the "prior" boxes, or
@@ -160,20 +158,16 @@ class MultiBoxTask:
             raise InputError("--matching prior needs priors; give --matching prediction with --no-priors")
         if not 0 < alpha < float("inf"):
             raise InputError(f"--alpha is a number above 0, not {alpha}")
+        check_classes(model.class_names, data, validation)
         for annotated, what in ((data, "training"), (validation, "validation")):
-            if annotated is None:
-                continue
-            if model.class_names not in (None, annotated.class_names):
-                raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
-            if all(sample.difficult.all() for sample in annotated.samples):
+            if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
                 raise InputError(f"the {what} data has no object that is not marked difficult, and such teach nothing")
-        self.module, self.config, self.matching, self.alpha = model, config, matching, alpha
-        self.data = SquareDataset(data, model.side, squares, model.flip, config.seed, max_pixels)
-        self.data.store.check()
-        self.validation = validation and SquareDataset(validation, model.side, max_pixels=max_pixels, centred=True)
-        if self.validation and not len(self.validation.truths(1)):
+        self.matching, self.alpha = matching, alpha
+        judged = validation and SquareDataset(validation, model.side, max_pixels=max_pixels, centred=True)
+        if judged and not len(judged.truths(1)):
             raise InputError("no object lies in the middle square of a validation image; give others")
-        self.unreadable = Unreadable()
+        trained = SquareDataset(data, model.side, squares, model.flip, config.seed, max_pixels)
+        super().__init__(model, config, trained, judged)
         self.settings = {
             "data": data.describe(),
             "validation": validation and validation.describe(),
@@ -191,14 +185,6 @@ class MultiBoxTask:
             "fixed": sum(not layer.weight.requires_grad for layer in model.net.convs),
             "max_pixels": max_pixels,
         }
-
-    def dataset(self) -> SquareDataset:
-        """Squares of all images."""
-        return self.data
-
-    def collate(self, samples: list[dict]) -> dict:
-        """See data.scaled.listed."""
-        return listed(samples)
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The mean of F over the squares, and sums over the objects."""
@@ -230,20 +216,9 @@ class MultiBoxTask:
             }
         return total, sums
 
-    def validate(self) -> dict[str, object]:
-        """The figures of training in the middle squares of the validation images."""
-        if self.validation is None:
-            return {}
-        device = next(self.module.parameters()).device
-        return validation_figures(self._loader, partial(self.loss, self.module), device, self.unreadable)
-
     def save(self, path: Path) -> None:
         """Write the net as `overfeat.load_multibox` reads it."""
         weights.save_multibox(self.module, path)
-
-    @cached_property
-    def _loader(self) -> DataLoader:
-        return validation_loader(self.validation, self.config.batch, self.config.workers, listed)
 
 
 class BoxClassifierTask(ClassifierTask):
@@ -264,9 +239,8 @@ class BoxClassifierTask(ClassifierTask):
         square: str = SQUARES[0],
         max_pixels: int | None = None,
     ):
+        check_classes(net.class_names[: net.object_classes], data, validation)
         for annotated in (data, validation):
-            if annotated is not None and annotated.class_names != net.class_names[: net.object_classes]:
-                raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
             if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
                 raise InputError("every object is marked difficult, and such are not taken for objects")
         if not net.background:

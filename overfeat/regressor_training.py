@@ -3,20 +3,18 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from overfeat import weights
 from overfeat.architectures import Stride
-from overfeat.batches import Unreadable, validation_figures, validation_loader
+from overfeat.box_task import BoxTask, check_classes
 from overfeat.boxes import areas, decode, encode, intersections, paired_iou
 from overfeat.data.annotated import Annotated
-from overfeat.data.scaled import ScaledDataset, listed
+from overfeat.data.scaled import ScaledDataset
 from overfeat.dense import Scale, part_features
 from overfeat.files import InputError
 from overfeat.geometry import Grid
@@ -75,7 +73,7 @@ class _Places:
     labels: Tensor
 
 
-class RegressorTask:
+class RegressorTask(BoxTask):
     """Trains a box regressor at all places of all scales whose window holds half of an object or more.
 
     data, validation: images with boxes labelled by net.class_names. loss: "l2", the paper's squared
@@ -100,18 +98,15 @@ class RegressorTask:
         whole: bool = False,
         max_pixels: int | None = None,
     ):
-        for annotated in (data, validation):
-            if annotated is not None and annotated.class_names != net.class_names:
-                raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
+        check_classes(net.class_names, data, validation)
         if regressor.architecture != net.architecture or regressor.classes not in (None, net.object_classes):
             raise InputError("the regressor was made for another net")
         if loss not in LOSSES:
             raise InputError(f"the loss is one of {', '.join(LOSSES)}, not {loss!r}")
-        self.module, self.config, self.loss_name, self.stride = Localizer(net, regressor, whole), config, loss, stride
-        self.data = ScaledDataset(data, net.architecture, scales, net.flip, max_pixels)
-        self.data.store.check()
-        self.validation = validation and ScaledDataset(validation, net.architecture, scales, False, max_pixels)
-        self.unreadable = Unreadable()
+        self.loss_name, self.stride = loss, stride
+        trained = ScaledDataset(data, net.architecture, scales, net.flip, max_pixels)
+        judged = validation and ScaledDataset(validation, net.architecture, scales, False, max_pixels)
+        super().__init__(Localizer(net, regressor, whole), config, trained, judged)
         self.settings = {
             "from": _fingerprint(net),
             "data": data.describe(),
@@ -124,14 +119,6 @@ class RegressorTask:
             "through_net": whole,
             "max_pixels": max_pixels,
         }
-
-    def dataset(self) -> ScaledDataset:
-        """Every image at every scale and, where the net was trained on them, its mirror image."""
-        return self.data
-
-    def collate(self, samples: list[dict]) -> dict:
-        """See data.scaled.listed."""
-        return listed(samples)
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The mean over the images of the mean over their places, and sums over the images."""
@@ -157,20 +144,9 @@ class RegressorTask:
             sums["iou_error"] += 1 - iou.mean()
         return total / max(1, sums["samples"]), sums
 
-    def validate(self) -> dict[str, object]:
-        """validation_loss and validation_iou_error, which is 1 less the mean IoU, at the places that would train."""
-        if self.validation is None:
-            return {}
-        device = next(self.module.parameters()).device
-        return validation_figures(self._loader, partial(self.loss, self.module), device, self.unreadable)
-
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
         weights.save(self.module.net, path, regressor=self.module.regressor)
-
-    @cached_property
-    def _loader(self) -> DataLoader:
-        return validation_loader(self.validation, self.config.batch, self.config.workers, listed)
 
     def _places(self, image: Tensor, boxes: Tensor, labels: Tensor) -> _Places:
         """The places of an image whose window holds half of an object or more; [0, 0] stands in where there is none."""

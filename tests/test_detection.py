@@ -10,7 +10,7 @@ from overfeat import load
 from overfeat.boxes import iou
 from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.cli.train_boxes import choices
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.scaled import listed
 from overfeat.detect import combine, comparable, detect, sizes_for
 from overfeat.detector_training import NEGATIVES, DetectorTask, detector_from

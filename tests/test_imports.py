@@ -24,6 +24,7 @@ LEVELS = [
     {"detect", "multibox"},
     {"profiling"},
     {"training", "evaluation", "draw"},
+    {"box_task"},
     {"multibox_evaluation", "classifier_training", "regressor_training", "detector_training"},
     {"multibox_training"},
     {"overfeat"},

@@ -206,7 +206,7 @@ def test_the_error_by_hand():
 
 
 def test_blacklisted_and_unreadable_images(pair, tmp_path):
-    from overfeat.data.annotations import read_coco
+    from overfeat.data.coco import read_coco
     from overfeat.data.scenes import write_scenes
 
     net, regressor = pair()

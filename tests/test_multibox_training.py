@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from overfeat.architectures import ARCHITECTURES
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.detector_training import detector_from
 from overfeat.files import InputError
 from overfeat.heads import MultiBox

@@ -15,7 +15,7 @@ from overfeat.boxes import areas, encode, intersections
 from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.annotated import align_boxes
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.scaled import ScaledDataset, listed
 from overfeat.data.scenes import write_scenes
 from overfeat.dense import grids

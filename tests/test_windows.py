@@ -10,7 +10,7 @@ import torch
 
 from overfeat import load
 from overfeat.cli.common import SHIPPED_WEIGHTS
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
 from overfeat.data.scenes import write_scenes
 from overfeat.data.tiles import TileDataset

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bench.common import RESULTS, ROOT, write_results
 from overfeat.average_precision import Boxes, curves, mean_average_precision
 from overfeat.data.annotated import Annotated, Sample, align_boxes
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
 from overfeat.dense import grids
 from overfeat.detect import LEAST, combine, sizes_for

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bench.common import RESULTS, ROOT, write_results
 from overfeat.boxes import nms
 from overfeat.data.annotated import Annotated, Sample, align_boxes
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
 from overfeat.evaluation import localization_errors
 from overfeat.files import replacing

@@ -23,7 +23,7 @@ from bench.common import RESULTS, ROOT, write_results
 from overfeat.average_precision import Boxes
 from overfeat.boxes import SQUARES, nms
 from overfeat.data.annotated import Annotated, Sample, align_boxes
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.dense import grids
 from overfeat.detect import detect, sizes_for
 from overfeat.evaluation import average_precisions

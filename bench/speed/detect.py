@@ -24,7 +24,7 @@ from bench.speed.fast import ceiling
 from overfeat import backend
 from overfeat.cli.common import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
 from overfeat.dense import grids
 from overfeat.detect import detect, sizes_for

@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.annotations import read_annotations, read_ilsvrc_boxes
+from overfeat.data.annotations import read_annotations
 from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
+from overfeat.data.voc import read_ilsvrc_boxes
 from overfeat.dense import MEMORY, Scale
 from overfeat.files import InputError, WriteError, make_folder, named, replacing
 from overfeat.heads import MultiBox, Regressor

@@ -8,7 +8,7 @@ from overfeat.classify import classify
 from overfeat.cli import common
 from overfeat.cli.classify import top_classes
 from overfeat.cli.detect import SCORE
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.images import list_images, read_image
 from overfeat.dense import score_maps
 from overfeat.detect import detect

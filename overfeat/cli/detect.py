@@ -13,7 +13,7 @@ from tqdm import tqdm
 from overfeat.boxes import MATCHES, SQUARES
 from overfeat.cli import common
 from overfeat.cli.localize import fraction, number
-from overfeat.data.annotations import coco_ids
+from overfeat.data.coco import coco_ids
 from overfeat.data.images import read_image
 from overfeat.detect import AVERAGE, LEAST, OVERLAP, THRESHOLDS, detect
 from overfeat.draw import detections, figure_class

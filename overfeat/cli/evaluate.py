@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from overfeat.cli import common
 from overfeat.cli.detect import DETECTION_OPTIONS, add_detection_options, add_multibox_options, multibox_options
 from overfeat.cli.localize import add_merge_options, fraction
 from overfeat.data.annotated import Annotated, align_boxes
-from overfeat.data.annotations import read_blacklist, read_pairs
+from overfeat.data.blacklists import read_blacklist, read_pairs
 from overfeat.data.folder import align, read_ilsvrc, read_image_folder
 from overfeat.data.images import MAX_PIXELS
 from overfeat.draw import check_picture, figure_class, multibox, precision_recall
@@ -167,13 +168,7 @@ def _add_detector(tasks) -> None:
 
 
 def _run_detector(args: argparse.Namespace) -> int:
-    if args.out:
-        check_result(args.out, ("ap", "unreadable"))
-    if args.plot:
-        figure_class()
-        check_picture(args.plot)
-        if args.out and args.out.resolve() == args.plot.resolve():
-            raise InputError(f"{args.plot}: named by -o and by --plot; name two files")
+    _check_places(args, ("ap", "unreadable"))
     net, regressor = common.load_detector(args)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
     if args.blacklist and data.problems:
@@ -189,11 +184,29 @@ def _run_detector(args: argparse.Namespace) -> int:
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")
     print(precision_table(results))
+    return _finish(args, results, journal, precision_recall)
+
+
+def _check_places(args: argparse.Namespace, keys: Collection[str]) -> None:
+    """Before the work: that -o, for results with these keys, and --plot can be written."""
+    if args.out:
+        check_result(args.out, keys)
+    if args.plot:
+        figure_class()
+        check_picture(args.plot)
+        if args.out and args.out.resolve() == args.plot.resolve():
+            raise InputError(f"{args.plot}: named by -o and by --plot; name two files")
+
+
+def _finish(
+    args: argparse.Namespace, results: dict, journal: Journal | None, draw: Callable[[dict, Path], None]
+) -> int:
+    """Write what is to be kept, and draw it where a picture is wanted; gives the exit status."""
     status = _kept(results, args.out)
     if journal:
         journal.finish()
     if args.plot:
-        precision_recall(results, args.plot)
+        draw(results, args.plot)
         print(f"drawn to {args.plot}")
     return status
 
@@ -241,13 +254,7 @@ def _add_multibox(tasks) -> None:
 
 
 def _run_multibox(args: argparse.Namespace) -> int:
-    if args.out:
-        check_result(args.out, ("rate", "unreadable"))
-    if args.plot:
-        figure_class()
-        check_picture(args.plot)
-        if args.out and args.out.resolve() == args.plot.resolve():
-            raise InputError(f"{args.plot}: named by -o and by --plot; name two files")
+    _check_places(args, ("rate", "unreadable"))
     model, net = common.load_boxes(args)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
     if net is not None or model.class_names is not None:
@@ -262,13 +269,7 @@ def _run_multibox(args: argparse.Namespace) -> int:
     if "ap" in results:
         print(f"average precision in % of the {args.top} surest boxes")
         print(precision_table(results))
-    status = _kept(results, args.out)
-    if journal:
-        journal.finish()
-    if args.plot:
-        multibox(results, args.plot)
-        print(f"drawn to {args.plot}")
-    return status
+    return _finish(args, results, journal, multibox)
 
 
 def run(args: argparse.Namespace) -> int:

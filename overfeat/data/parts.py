@@ -1,5 +1,7 @@
 """Random parts of annotated images: what those who train on them have in common."""
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from overfeat.data.folder import ImageFolder
 MAX_WORKERS = 8  # that share the memory for images without reading any twice
 
 
-class PartDataset(Dataset):
+class PartDataset(Dataset, ABC):
     """`parts` random parts of every image; what a part is, `part` says.
 
     An item's key is (epoch, index); index counts images, then the image's parts. All chance is seeded by
@@ -59,13 +61,13 @@ class PartDataset(Dataset):
         draw = np.random.default_rng([self.seed, epoch, number, part])
         return {**self.part(draw, part, image, self.annotated.samples[number]), "unreadable": -1}
 
+    @abstractmethod
     def part(self, draw: np.random.Generator, number: int, image: Tensor, sample: Sample) -> dict:
         """Part `number` of an image uint8 [3, H, W]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nothing(self) -> dict:
         """What stands in for an image that cannot be used."""
-        raise NotImplementedError
 
     def complaint(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""

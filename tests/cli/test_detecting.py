@@ -4,14 +4,13 @@ import contextlib
 import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 
 import pytest
 import torch
+from killed_evaluation import check_a_killed_evaluation_goes_on
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -182,29 +181,12 @@ def test_every_choice_is_told(tmp_path):
 
 
 def test_a_killed_evaluation_goes_on(weights, tmp_path):
-    """At most the image that was being looked at is lost, and the results are those of an unbroken run."""
-    folder, results, whole = (
-        voc(tmp_path / "photos", 12, size=(90, 110), objects=2),
-        tmp_path / "r.json",
-        tmp_path / "whole.json",
-    )
+    folder = voc(tmp_path / "photos", 12, size=(90, 110), objects=2)
     data = tmp_path / "labelled"
     shutil.copytree(folder, data)
     for path in data.glob("*.xml"):
         path.write_text(path.read_text().replace("disc", "0").replace("square", "1"))
-    command = [sys.executable, "-m", "overfeat.cli.main", "evaluate", "detector", "--data", data, "--weights", weights]
-    command = [str(part) for part in [*command, "--device", "cpu", "-o"]]
-    assert subprocess.run([*command, whole], capture_output=True).returncode == 0
-    process = subprocess.Popen([*command, results], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = tmp_path / ".images-r.json", time.monotonic() + 60
-    while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 2):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not results.exists() and journal.exists()
-    again = subprocess.run([*command, results], capture_output=True, text=True)
-    assert again.returncode == 0 and "images are done already" in again.stderr
-    assert not journal.exists() and json.loads(results.read_text()) == json.loads(whole.read_text())
+    check_a_killed_evaluation_goes_on(["detector", "--data", data, "--weights", weights], tmp_path)
 
 
 def test_a_journal(tmp_path):

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
+from killed_evaluation import check_a_killed_evaluation_goes_on
 from PIL import Image
 from voc_files import voc
 
@@ -226,32 +225,9 @@ def test_a_net_with_boxes_of_classes(crowds, tmp_path, capsys):
 
 
 def test_a_killed_evaluation_goes_on(nets, tmp_path):
-    """The results are those of an unbroken run."""
     folder = voc(tmp_path / "photos", 40, size=(90, 110), objects=2)
-    command = [
-        sys.executable,
-        "-m",
-        "overfeat.cli.main",
-        "evaluate",
-        "multibox",
-        "--data",
-        folder,
-        "--weights",
-        nets[1],
-    ]
-    command = [str(part) for part in [*command, "--classifier", nets[2], "--device", "cpu", "-o"]]
-    whole, results = tmp_path / "whole.json", tmp_path / "r.json"
-    assert subprocess.run([*command, whole], capture_output=True).returncode == 0
-    process = subprocess.Popen([*command, results], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal, deadline = tmp_path / ".images-r.json", time.monotonic() + 60
-    while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 2):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not results.exists() and journal.exists()
-    again = subprocess.run([*command, results], capture_output=True, text=True)
-    assert again.returncode == 0 and "images are done already" in again.stderr
-    assert not journal.exists() and json.loads(results.read_text()) == json.loads(whole.read_text())
+    given = ["multibox", "--data", folder, "--weights", nets[1], "--classifier", nets[2]]
+    check_a_killed_evaluation_goes_on(given, tmp_path)
 
 
 def test_two_processes_end_with_one_net(tmp_path):

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from overfeat.data.annotated import Annotated, align_boxes
-from overfeat.data.annotations import read_annotations, read_blacklist, read_coco, read_ilsvrc_boxes, read_voc
+from overfeat.data.annotations import read_annotations
+from overfeat.data.blacklists import read_blacklist
+from overfeat.data.coco import read_coco
 from overfeat.data.scenes import make_scene, write_scenes
+from overfeat.data.voc import read_ilsvrc_boxes, read_voc
 from overfeat.files import InputError
 
 WIDTH, HEIGHT = 20, 10

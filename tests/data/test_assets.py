@@ -8,7 +8,7 @@ from PIL import Image
 
 import overfeat
 from overfeat.cli.common import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.images import list_images
 from overfeat.data.scenes import make_scene
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from overfeat.boxes import iou, squares_around
-from overfeat.data.annotations import read_coco
+from overfeat.data.coco import read_coco
 from overfeat.data.scenes import write_scenes
 from overfeat.data.squares import BUCKETS, NEGATIVE, POSITIVE, BoxDataset, SquareDataset, centre_square
 from overfeat.files import InputError
