@@ -139,7 +139,11 @@ TRITON = {
 
 # Prepared weights on the CPU
 
-PACKED = {"skip_classifier_rows": packed.classifier_rows, "convolution": packed.convolution}
+PACKED = {
+    "skip_classifier_rows": packed.classifier_rows,
+    "convolution": packed.convolution,
+    "linear": packed.linear,
+}
 
 
 def _packed_takes(op: str, maps: Tensor, size: int) -> bool:

@@ -243,9 +243,7 @@ def following(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float) -> Tensor:
     """The full layers after the first, whose output is x [places, channels]."""
     for layer in layers[1:]:
         x = F.dropout(x, dropout, training=dropout > 0)
-        x = F.linear(x, layer.weight.flatten(1), layer.bias)
-        if layer is not layers[-1]:
-            x = x.relu_()
+        x = ops.linear(x, layer.weight, layer.bias, relu=layer is not layers[-1])
     return x
 
 

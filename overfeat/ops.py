@@ -129,7 +129,7 @@ def skip_classifier_rows(
         return weight.new_empty(0, weight.shape[0])
     if _forced == "reference":
         return torch.cat([stock.as_rows(reference.skip_classifier(m, weight, bias, size, relu)) for m in maps])
-    if _forced is None and size == 1 and all(m.shape[2:] == weight.shape[2:] for m in maps):
+    if _forced in (None, "torch") and size == 1 and all(m.shape[2:] == weight.shape[2:] for m in maps):
         # One place a map, as on training crops: a linear layer like any other.
         rows = F.linear(
             stock.joined([stock.as_rows(m, whole=True) for m in maps]), stock.as_rows(weight, whole=True), bias
@@ -204,13 +204,26 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, 
     Stock torch wherever a gradient may be wanted, under autocast and in compiled code; elsewhere a
     backend that has it.
     """
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or maps.device.type == "meta"
-    plain = plain or torch.is_autocast_enabled(maps.device.type)
-    if not plain and maps.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
+    return _evaluation("convolution", maps, weight, bias)(maps, weight, bias, stride, pad, relu)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True) -> Tensor:
+    """A full layer after the first, and its ReLU: [places, C], weight [O, C, 1, 1] -> [places, O].
+
+    By stock torch or a backend, as `convolution`.
+    """
+    return _evaluation("linear", rows, weight, bias)(rows, weight, bias, relu)
+
+
+def _evaluation(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable:
+    """The function of an op that only evaluation leaves to a backend."""
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type == "meta"
+    plain = plain or torch.is_autocast_enabled(x.device.type)
+    if not plain and x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
         for name in reversed(_backends) if _forced is None else [_forced]:
-            if "convolution" in _backends.get(name, {}) and _takes[name]("convolution", maps, 1):
-                return _backends[name]["convolution"](maps, weight, bias, stride, pad, relu)
-    return stock.convolution(maps, weight, bias, stride, pad, relu)
+            if op in _backends.get(name, {}) and _takes[name](op, x, 1):
+                return _backends[name][op]
+    return stock.FUNCTIONS[op]
 
 
 def _check_maps(maps: Tensor, size: int, need: int) -> None:

@@ -35,6 +35,8 @@ TILES_AT_ONCE = 256  # bounds the memory: a matrix for each cell of a tile, of s
 OUTPUTS_AT_ONCE = 1024  # ... in, and for so many channels out
 READING = 20  # multiplications in the time that it takes to read one weight from memory, about
 FEW_WEIGHTS = 1 << 18  # of a convolution; with fewer stock torch, which packs them in no time, is as fast or faster
+USUAL_ROWS = 128  # that weights of linear layers are packed for; they serve any number
+TRANSFORMING = 13  # multiplications of the products in the time of one of the transforms, which wait for memory, about
 GAIN = 0.8  # transformed only where it takes less than this share of the time
 
 
@@ -46,6 +48,7 @@ class Prepared:
     version: int
     sample: Tensor
     packed: Tensor | None = None
+    linear: Tensor | None = None
     transformed: Tensor | None = field(default=None, repr=False)
 
 
@@ -89,6 +92,18 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, 
             n, height, width, _, _ = _tiling(padded, weight.shape[2], 1)
             return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
     return _packed(maps, prepared, weight, bias, stride, pad, 1, relu)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """See ops.linear."""
+    prepared = None if weight.numel() < FEW_WEIGHTS else _prepared(weight)
+    if prepared is None or not rows.numel():
+        return stock.linear(rows, weight, bias, relu)
+    if prepared.linear is None:
+        prepared.linear = torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1).contiguous(), USUAL_ROWS)
+    bias = None if bias is None else bias.contiguous()
+    result = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), prepared.linear, bias, "none", [], "")
+    return result.relu_() if relu else result
 
 
 def forget() -> None:
@@ -163,7 +178,7 @@ def _transforming_pays(cells: list[Tensor], weight: Tensor, size: int) -> bool:
         n, height, width, down, across = _tiling(c, k, size)
         places += n * height * width
         tiles += n * size * size * down * across
-    transforms = tile**2 / outputs + (tile - k + 1) ** 2 / channels
+    transforms = TRANSFORMING * (tile**2 / outputs + (tile - k + 1) ** 2 / channels)
     return tile**2 * (tiles * (1 + transforms) + READING) < GAIN * k**2 * (places + READING)
 
 

@@ -133,6 +133,11 @@ def convolution(maps, weight, bias, stride, pad, relu):
     return result.relu_() if relu else result
 
 
+def linear(rows, weight, bias, relu):
+    result = F.linear(rows, weight.flatten(1), bias)
+    return result.relu_() if relu else result
+
+
 def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     best = scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
     for run, part in zip(best, scores.split(list(counts)), strict=True):
@@ -155,5 +160,6 @@ FUNCTIONS = {
     "skip_classifier_rows_backward": classifier_rows_backward,
     "best_scores": best_scores,
     "convolution": convolution,
+    "linear": linear,
     "merge_boxes": merge_boxes,
 }

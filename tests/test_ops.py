@@ -259,6 +259,20 @@ def test_best_scores_refuses(scores, counts, words):
 
 
 @pytest.mark.parametrize("relu", [True, False])
+def test_linear(device, relu):
+    rows, weight, bias = numbers((5, 3), device), numbers((4, 3, 1, 1), device, 1), numbers((4,), device, 2)
+    want = torch.nn.functional.linear(rows, weight.flatten(1), bias)
+    leaf = rows.clone().requires_grad_()
+    got = ops.linear(leaf, weight, bias, relu)
+    assert_matches(got, want.relu() if relu else want, torch.float64)
+    with torch.no_grad():
+        assert torch.equal(ops.linear(rows, weight, bias, relu), got)
+    got.sum().backward()
+    slopes = (want > 0).to(want) if relu else torch.ones_like(want)
+    assert_matches(leaf.grad, slopes @ weight.flatten(1), torch.float64)
+
+
+@pytest.mark.parametrize("relu", [True, False])
 def test_convolution(device, relu):
     maps, weight, bias = numbers((2, 3, 9, 8), device), numbers((4, 3, 3, 3), device, 1), numbers((4,), device, 2)
     want = torch.nn.functional.conv2d(maps, weight, bias, stride=2, padding=1)

@@ -101,6 +101,32 @@ def test_convolution(form, kernel, stride, pad, relu, layout):
     assert_matches(got, want.relu() if relu else want, torch.float32)
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("count", [1, 9, 300])
+@pytest.mark.parametrize(
+    "arrange", [lambda r: r, lambda r: r.T.contiguous().T, lambda r: r.repeat(1, 2)[:, : r.shape[1]]]
+)
+def test_linear(relu, count, arrange):
+    rows, weight, bias = single((count, 40)), single((24, 40, 1, 1), 1), single((24,), 2)
+    rows[0, 3] = float("nan")
+    for some, scattered in ((bias, bias.repeat_interleave(2)[::2]), (None, None)):
+        want = torch.nn.functional.linear(
+            rows.double(), weight.double().flatten(1), None if some is None else some.double()
+        )
+        got = twice(packed.linear, arrange(rows), weight, scattered, relu)
+        assert_matches(got, want.relu() if relu else want, torch.float32)
+    assert packed._seen[id(weight)].linear is not None
+    assert packed.linear(rows[:0], weight, bias, relu).shape == (0, 24)
+
+
+def test_a_linear_layer_in_bfloat16():
+    if packed.why_not(torch.bfloat16):
+        pytest.skip(packed.why_not(torch.bfloat16))
+    rows, weight, bias = (t.bfloat16() for t in (single((30, 64)), single((24, 64, 1, 1), 1), single((24,), 2)))
+    want = torch.nn.functional.linear(rows.double(), weight.double().flatten(1), bias.double())
+    assert_matches(twice(packed.linear, rows, weight, bias, False), want, torch.bfloat16)
+
+
 def test_bfloat16(form):
     if packed.why_not(torch.bfloat16):
         pytest.skip(packed.why_not(torch.bfloat16))
@@ -176,12 +202,15 @@ def test_training_uses_stock_torch(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("prepared weights in training")
 
-    monkeypatch.setitem(ops._backends["packed"], "convolution", refuse)
     maps, weight = single((1, 3, 8, 8)), single((4, 3, 3, 3), 1).requires_grad_()
-    ops.convolution(maps, weight, None, 1, 1).sum().backward()
-    assert weight.grad is not None
-    with torch.no_grad(), pytest.raises(AssertionError, match="in training"):
-        ops.convolution(maps, weight, None, 1, 1)
+    rows, matrix = single((5, 3)), single((4, 3, 1, 1), 1).requires_grad_()
+    for op, parameter, arguments in (("convolution", weight, (maps, weight, None, 1, 1)),
+                                     ("linear", matrix, (rows, matrix, None))):  # fmt: skip
+        monkeypatch.setitem(ops._backends["packed"], op, refuse)
+        getattr(ops, op)(*arguments).sum().backward()
+        assert parameter.grad is not None
+        with torch.no_grad(), pytest.raises(AssertionError, match="in training"):
+            getattr(ops, op)(*arguments)
 
 
 @pytest.mark.parametrize("part", [(slice(5, 6),), (slice(None), slice(7, 8))], ids=["one output", "one channel"])
@@ -210,3 +239,6 @@ def test_few_weights_are_not_prepared(monkeypatch):
         monkeypatch.setattr(packed, "FEW_WEIGHTS", few)
         twice(packed.convolution, maps, weight, None, 1, 0, True)
         assert len(packed._seen) == known
+        matrix = single((8, 36, 1, 1), seed=1)
+        twice(packed.linear, single((3, 36)), matrix, None, True)
+        assert len(packed._seen) == 2 * known
