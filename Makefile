@@ -124,20 +124,33 @@ runs/high/test.json: | .venv/bench
 .PRECIOUS: runs/multibox-%/net.safetensors runs/detector-%/net.safetensors runs/start-%/net.safetensors runs/small-%/net.safetensors runs/regressor-%/net.safetensors
 
 bench: .venv/bench
-	$(BIN)/python -m bench.speed.dense
-	$(BIN)/python -m bench.speed.fast
-	$(BIN)/python -m bench.speed.merge
-	$(BIN)/python -m bench.speed.detect
+	$(BIN)/overfeat bench -o bench/results/suite/cpu.json
+	$(BIN)/python -m bench.detect
+	$(BIN)/overfeat --fast profile $(PROFILED) -o build/profile
+	mkdir -p bench/results/profile && cp build/profile/profile.json bench/results/profile/cpu.json
 	$(BIN)/python -m bench.kernel_report
+PROFILED := overfeat/assets/scenes/00012.png --net accurate
 
-# On a machine with a GPU, with its own torch and without a network. build/gpu is the package as it is installed,
-# with the kernels in it; -P keeps Python from taking the one in this folder.
+# On a machine with a GPU, with its own torch and without a network, in ten minutes: the checks and timings of the
+# kernels, the quick suite, a profile. Each goes on where one before it failed. build/gpu is the package as it is
+# installed, with the kernels in it; -P keeps Python from taking the one in this folder. Where the tree has no git,
+# COMMIT says what it is.
 GPU_PYTHON ?= python3
-GPU_OPTIONS ?=
+GPU_NAME ?= gpu
+GPU_OUT ?= bench/results
+COMMIT ?= $(shell git describe --always --dirty 2>/dev/null)
+ON_GPU = OVERFEAT_COMMIT="$(COMMIT)" PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) $(GPU_PYTHON) -P -m
 gpu gpu-test:
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -r overfeat build/gpu/overfeat && cp -r kernels build/gpu/overfeat/kernels
-	PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) $(GPU_PYTHON) -P -m $(if $(filter gpu,$@),bench.gpu,pytest $(KERNEL_TESTS)) $(GPU_OPTIONS)
+	$(RUN_$@)
+RUN_gpu-test = $(ON_GPU) pytest $(KERNEL_TESTS)
+RUN_gpu = mkdir -p $(GPU_OUT)/suite $(GPU_OUT)/profile; \
+	$(ON_GPU) bench.gpu --budget 360 --out $(GPU_OUT)/gpu; status=$$?; [ $$status != 2 ] || exit 2; \
+	$(ON_GPU) overfeat.cli.main bench --quick --device cuda -o $(GPU_OUT)/suite/$(GPU_NAME).json || status=1; \
+	$(ON_GPU) overfeat.cli.main --fast profile $(PROFILED) --device cuda -o build/profile && \
+	  cp build/profile/profile.json $(GPU_OUT)/profile/$(GPU_NAME).json || status=1; \
+	exit $$status
 
 accuracy: .venv/bench
 	$(BIN)/python -m bench.accuracy.classification

@@ -1,21 +1,18 @@
 """What every run shares: where results go, memory, and writing them."""
 
+import ctypes
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from overfeat.files import replacing
-from overfeat.measuring import machine, seconds
+from overfeat.measuring import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-
-
-def matrix_product_rate(size: int = 4096, repeats: int = 5) -> float:
-    """FLOP/s of a large float32 matrix product on the CPU, median."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / seconds(lambda: a @ b, repeats)["median"]
 
 
 def kilobytes(name: str) -> int:
@@ -27,6 +24,24 @@ def kilobytes(name: str) -> int:
 def forget_peak() -> None:
     """From now on VmHWM is the peak of what comes."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_beyond(run: Callable[[], object], device: torch.device) -> tuple[object, int | None]:
+    """What `run` gives, and how many bytes it takes at its peak beyond what was held before; None: nobody tells."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = run()
+        torch.cuda.synchronize(device)
+        return result, torch.cuda.max_memory_allocated(device) - before
+    before = None
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, or it would hide what is taken
+        forget_peak()
+        before = kilobytes("VmRSS")
+    result = run()
+    return result, None if before is None else max(0, 1024 * (kilobytes("VmHWM") - before))
 
 
 def write_results(name: str, command: str, results: dict) -> Path:

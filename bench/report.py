@@ -1,36 +1,48 @@
-"""Write BENCHMARKS.md from bench/results/*.json: python -m bench.report
+"""Write BENCHMARKS.md, its pictures and README's table from bench/results: python -m bench.report
 
-Every number in BENCHMARKS.md comes from those files, or from the paper and says so.
-`tests/test_report.py` fails when the page and the files differ.
+Every number there comes from those files, or is computed, or is from the paper, and the last two say so.
+`tests/test_report.py` fails when the files and what is written differ.
 """
 
 import json
+from pathlib import Path
 
 from bench.accuracy.multibox_page import multibox
 from bench.accuracy.page import classification, detection, localization
 from bench.common import RESULTS, ROOT
 from bench.gpu.page import page as gpu_page
+from bench.suite import page as suite_page
+from bench.suite import pictures
+from bench.suite.cases import FAST, STOCK
 from bench.tables import table, where
+from overfeat import profiling
 from overfeat.architectures import ARCHITECTURES
 from overfeat.files import replacing
 from overfeat.geometry import output_size
 from overfeat.measuring import work
 
-PAGE = ROOT / "BENCHMARKS.md"
+PAGE, README = ROOT / "BENCHMARKS.md", ROOT / "README.md"
+MARKS = "<!-- headline: written by python -m bench.report -->\n", "<!-- end of headline -->\n"
 
 HOW = """## How to run it
 
-`make bench` measures speed and compiles the kernels (about ten minutes on two cores), `make gpu` checks and
-measures the kernels on a GPU (eight minutes; it needs that machine's own torch and no network), `make scenes crowds
-committee regressors detectors multiboxes` makes the scenes and trains the nets and the boxes (five hours), `make
-accuracy` evaluates them (an hour and a half), and `make report` writes this page. Every result file in `bench/results`
-holds the command, the device, the versions, the date and the commit. Ratios are of times from one run on one machine;
-times from different machines are not compared.
+In a clone with the extra `bench` (`make .venv/bench`), `overfeat bench` runs the suite on the machine it finds, and
+`overfeat bench --quick` a part of it in two minutes; `-o FILE` keeps the rows, also of a run that is interrupted.
+`overfeat bench --against REF` compares this checkout with another commit, in turns on one machine. `pytest bench/
+--benchmark-autosave` runs the quick cases in pytest-benchmark, with its storage and comparison. `overfeat profile
+IMAGE` tells where the time of one image goes.
 
-## Not measured
+`make bench` repeats what stands here of speed (half an hour on two cores), `make gpu` checks and measures on a GPU
+(ten minutes; it needs that machine's own torch and no network), `make scenes crowds committee regressors detectors
+multiboxes` makes the scenes and trains the nets and the boxes (five hours), `make accuracy` evaluates them (an hour and
+a half), and `make report` writes this page. Ratios are of times from one run on one machine; times from different
+machines are never divided by each other.
+"""
 
-ImageNet was not at hand, so the paper's own error rates are not
-repeated; they stand beside ours to compare the order of the rows.
+NOT = """## Not measured
+
+ImageNet was not at hand, so the paper's own error rates are not repeated; they stand beside ours to compare the order
+of the rows. Where a run left something out, its section says so.
 """
 
 
@@ -43,99 +55,6 @@ def spread(times: dict, unit: float = 1.0, digits: int = 2) -> str:
     if times["repeats"] == 1:
         return f"{times['median'] * unit:.{digits}f} (one run)"
     return f"{times['median'] * unit:.{digits}f} ({times['p20'] * unit:.{digits}f} to {times['p80'] * unit:.{digits}f})"
-
-
-def speed(results: dict) -> str:
-    scale, stage, six = results["scale_6"], results["classifier"], results["six_scales"]
-    memory, product = results["memory"], results["matrix_product_gflops"]
-    extra = memory["peak"] - memory["weights"]
-    goals = table(
-        ["accurate net, float32, batch 1, stock torch", "measured", "target"],
-        [
-            [f"scale 6 ({scale['places']} windows), fine stride: whole image against every window cropped, "
-             "times faster", f"{scale['ratio']:.1f}", "20"],
-            ["classifier stage, six scales: one pass against the loop over 9 offsets, times faster",
-             f"{stage['ratio']:.1f}", "3"],
-            ["six scales, image to scores: fraction of a large matrix product's rate", f"{six['fraction']:.2f}", "0.6"],
-            ["peak memory of the process beyond the weights, six scales (GB)", f"{extra * 2**20 / 1e9:.2f}", "1.5"],
-        ],
-    )  # fmt: skip
-    stages = table(
-        ["scale", "places", "one pass, ms", "loop over offsets, ms", "times faster", "largest difference"],
-        [
-            [str(s["scale"]), str(s["places"]), spread(s["ours"], 1e3, 0), spread(s["loop"], 1e3, 0),
-             f"{s['loop']['median'] / s['ours']['median']:.1f}", f"{s['difference']:.1e}"]
-            for s in stage["scales"]
-        ],
-    )  # fmt: skip
-    return f"""## Dense evaluation on a CPU
-
-{where(results)}
-
-{goals}
-
-Scale 6 takes {spread(scale["whole"])} s over the whole image and {spread(scale["naive"])} s window by
-window, in batches of 16. The padded convolutions make these two not quite the same function: inside the
-image a window's border sees its real neighbours where a crop sees zeros. The classifier stage, from the
-last maps on, is exactly the same function; the difference below is relative to the largest output.
-
-All six scales, {six["places"]} places, without the mirror image, take {spread(six["seconds"])} s:
-{six["gflop"]:.0f} GFLOP (computed from the net) at {six["gflops"]:.0f} GFLOP/s, where a 4096 x 4096 matrix
-product reached {product[0]:.0f} GFLOP/s before and {product[1]:.0f} after in the same run. The matrix product is
-not the machine's limit (a 3 x 3 convolution can pass it), so the fraction can exceed 1.
-
-The classifier stage scale by scale, and all six in one pass over the weights: {spread(stage["packed"], 1e3, 0)} ms.
-
-{stages}
-"""
-
-
-def prepared(results: dict) -> str:
-    """`overfeat.fast` on a CPU."""
-    parts, rows = [], []
-    for dtype, found in results["dtypes"].items():
-        times = found["six_scales"]
-        stock, fast = times["stock"]["median"], times["fast"]["median"]
-        ceilings = [max(c.values()) for c in found["ceiling_gflops"]]
-        rate = found["gflop"] / fast
-        rows.append([
-            dtype, spread(times["stock"]), spread(times["backend_torch"]), spread(times["fast"]), f"{stock / fast:.2f}",
-            f"{rate:.0f}", " and ".join(f"{c:.0f}" for c in ceilings), f"{found['largest_difference']:.0e}",
-        ])  # fmt: skip
-        layers = [
-            [str(x["scale"]), str(x["places"]), f"{x['gflop'] / x['stock']['median']:.0f}",
-             f"{x['gflop'] / x['fast']['median']:.0f}", str(BY_HAND[i]) if dtype == "float32" else "",
-             f"{x['rms_difference']:.1e}"]
-            for i, x in enumerate(found["layers"])
-        ]  # fmt: skip
-        together = sum(x["gflop"] for x in found["layers"]) / found["together"]["median"]
-        head = [f"{dtype}: scale", "places", "stock, GFLOP/s", "fast, GFLOP/s", "target", "RMS difference"]
-        parts.append(f"{table(head, layers)}\n\nAll six in one call: {together:.0f} GFLOP/s.\n")
-    head = ["six scales", "stock eager, s", "backend torch, s", "fast, s", "times faster than eager (target 2)",
-            "GFLOP/s", "ceiling before and after", "largest difference of a score"]  # fmt: skip
-    weights, peak = (results["memory"][key] * 2**20 / 1e9 for key in ("weights", "peak"))
-    return f"""## `overfeat.fast` on a CPU
-
-{where(results)}
-
-The accurate net, batch 1, image to scores without the mirror image. Stock eager is plain torch: scale by scale, max
-pooling at stride 1, dilated convolution, ReLU, channels-last, nothing of this library. The ceiling is the better of a
-4096 x 4096 matrix product and a 3 x 3 convolution with packed weights, in GFLOP/s. In float32 `fast` does fewer
-multiplications than a plain sum (Winograd's minimal filtering, for the first full layer and the 3 x 3 and 7 x 7
-convolutions); its GFLOP/s count those of the plain sum and so pass the ceiling.
-
-{table(head, rows)}
-
-A process that classifies one image three times at six scales with its mirror images, float32, peaks at
-{peak - weights:.2f} GB beyond the weights' {weights:.2f} GB; prepared forms included.
-
-The first full layer alone, scale by scale; targets are what was once measured by hand with packed weights on two cores:
-
-{chr(10).join(parts)}"""
-
-
-# GFLOP/s of the first full layer at scales 1 to 6; none was named for 2, 3 and 5.
-BY_HAND = (87, "", "", 214, "", 217)
 
 
 def kernels(results: dict) -> str:
@@ -203,51 +122,18 @@ vendor's figures (989 TFLOP/s dense, 4.8 TB/s), each input read and each output 
 """
 
 
-def merging(results: dict) -> str:
-    """Merging of boxes: beside others on one image, in bulk, in crowds, and its growth."""
-    one, groups, crowd = results["one image"], results["groups"], results["crowd"]
-    own = one["merge_boxes"]["median"]
-    rows = [
-        [name, spread(found, 1e3) if found["repeats"] > 1 else f"{1e3 * found['median']:.0f}",
-         f"{found['median'] / own:.3g}", str(found["results"])]
-        for name, found in one.items() if isinstance(found, dict)
-    ]  # fmt: skip
-    growth = [
-        [f"{int(count):,}", spread(found, 1e3, 1), f"{found['megabytes']:.1f}", f"{found['results']:,}"]
-        for count, found in results["growth"]["times"].items()
-    ]
-    equal = "equal to" if one["equal to the loop"] else "NOT EQUAL to"
-    return f"""## Merging boxes
-
-{where(results)}
-
-The boxes of one image and class at six scales, 1,575 of them; two thirds lie around one object. The result is
-{equal} that of the paper's loop, bit for bit. Target: 100 times as fast as the loop, no slower than weighted box
-fusion. Weighted box fusion and NMS are those of ensemble-boxes.
-
-{table(["one image, one class", "ms", "times merge_boxes", "boxes left"], rows)}
-
-{groups["groups"]} such groups in one call: {spread(groups)} s. A crowd of {crowd["boxes"]:,} boxes, six to an object:
-{spread(crowd, 1e3, 1)} ms and {crowd["megabytes"]:.1f} MB (target: under 1 s; a public tree-based merger reports
-0.118 s on another machine). Time grows as the number of boxes to the power of
-{results["growth"]["exponent"]:.2f} (target: below 1.5):
-
-{table(["boxes in a crowd", "ms", "memory, MB", "boxes left"], growth)}
-"""
-
-
 def on_gpus() -> list[str]:
     """A section for every GPU that was measured."""
     runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("gpu/*.json"))]
     runs = [run for run in runs if not run["dry run"]]
     if not runs:
-        return ["## On a GPU: not yet measured\n\nNo GPU was at hand; `make gpu` measures one in eight minutes.\n"]
+        return ["## On a GPU: not yet measured\n\nNo GPU was at hand; `make gpu` measures one in ten minutes.\n"]
     return [gpu_page(run) for run in runs]
 
 
 def detecting(results: dict) -> str:
     """Time from the file to the boxes, where it goes, and the memory."""
-    rate = max(rates["convolution"] for rates in results["ceiling_gflops"])
+    rate = max(results["ceilings"]["product"], results["ceilings"]["convolution"]) / 1e9
     rows, shares = [], []
     for name, found in (
         ("a scene", results["scenes"]),
@@ -272,9 +158,8 @@ def detecting(results: dict) -> str:
 
 From the file to the merged boxes, with the shipped detector (small net with context, {len(results["zooms"])} sizes,
 fine stride): {results["scenes"]["images"]} test scenes, one by one, and one large image of test scenes side by side
-with {results["large"]["digits"]} digits. GFLOP/s count the net without its context and the boxes; the ceiling is the
-faster of the 3 x 3 convolutions timed before and after, {rate:.0f} GFLOP/s. A net this small has too few weights for
-`overfeat.fast` to prepare much.
+with {results["large"]["digits"]} digits. GFLOP/s count the net without its context and the boxes (computed); the
+ceiling is {rate:.0f} GFLOP/s. A net this small has too few weights for `overfeat.fast` to prepare much.
 
 {table(head, rows)}
 
@@ -290,13 +175,70 @@ and what resizing takes:
 """
 
 
+def suites() -> dict[str, dict]:
+    """Runs of the suite by the name of their file, that of a CPU first."""
+    files = sorted(RESULTS.glob("suite/*.json"), key=lambda file: (file.stem != "cpu", file.stem))
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def drawings() -> dict[Path, tuple]:
+    """Every picture that is drawn here: where it lies, the function that draws it, and of what."""
+    found = {}
+    for name, results in suites().items():
+        found[RESULTS / "suite" / f"{name}-headline.svg"] = pictures.headline, results
+        if results["growth"]:
+            found[RESULTS / "suite" / f"{name}-growth.svg"] = pictures.growth, results
+    return found
+
+
+def first() -> str:
+    """The headline: one picture and one table a machine, and what was promised."""
+    parts = []
+    for name, results in suites().items():
+        parts.append(f"""{where(results)}
+
+![Seconds an image by every way, and the first full layer's rate](bench/results/suite/{name}-headline.svg)
+
+{suite_page.headline(results)}
+""")
+        if name == "cpu":
+            parts.append(f"{suite_page.targets(results)}\n")
+    return "\n".join(parts)
+
+
+def profiles() -> str:
+    """Where the time of one evaluation goes."""
+    parts = ["## Where the time goes\n"]
+    for file in sorted(RESULTS.glob("profile/*.json")):
+        results = json.loads(file.read_text())
+        parts.append(f"{where(results)}\n\n```\n{profiling.table(results)}\n```\n")
+    return "\n".join(parts)
+
+
+def sources() -> str:
+    """Every file of results, the command that made it, where and when."""
+    rows = []
+    for file in sorted(RESULTS.rglob("*.json")):
+        results = json.loads(file.read_text())
+        m = results["machine"]
+        device = m["gpu"] if m["gpu"] != "none" else f"{m['cpu']}, {m['threads']} threads"
+        rows.append(
+            [str(file.relative_to(ROOT)), f"`{results['command']}`", m["date"], device, m["torch"], m["commit"]]
+        )
+    head = ["file", "command", "date", "device", "torch", "commit"]
+    return f"## What was measured where and when\n\n{table(head, rows)}\n"
+
+
 def page() -> str:
     return "\n".join(
         [
             "# Benchmarks\n\n<!-- Written by python -m bench.report from bench/results; do not edit. -->\n",
-            speed(read("speed-dense")),
-            prepared(read("speed-fast")),
-            merging(read("speed-merge")),
+            first(),
+            *(
+                suite_page.section(results, f"bench/results/suite/{name}-growth.svg")
+                for name, results in suites().items()
+            ),
+            profiles(),
             detecting(read("speed-detect")),
             *on_gpus(),
             roofline(),
@@ -306,14 +248,47 @@ def page() -> str:
             detection(read("accuracy-detection")),
             multibox(read("accuracy-multibox")),
             HOW,
+            sources(),
+            NOT,
         ]
     )
 
 
+def readme() -> str:
+    """README with its table as the results give it."""
+    before, rest = README.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    return f"{before}{MARKS[0]}\n{suite_page.headline(suites()['cpu'])}\n\n{MARKS[1]}{after}"
+
+
+def claims() -> list[str]:
+    """What README says in numbers, besides its table."""
+    suite = suites()["cpu"]
+    six = {
+        row["dtype"]: row["times"][STOCK]
+        for row in suite["rows"] if row["suite"] == "end-to-end" and row["backend"] == FAST
+    }  # fmt: skip
+    boxes = read("accuracy-multibox")
+    found = [100 * boxes["rate"]["crowds"][way][9] for way in ("long, both", "long, centre")]
+    precision = [100 * boxes["precision"][way]["map"]["voc"] for way in ("long, both, classified, 10", "OverFeat")]
+    faster, slower = (boxes["time"][f"DeepMultiBox, {crops}"]["ratio"] for crops in ("centre", "both"))
+    return [
+        f"Six scales of the accurate net run {six['float32']:.1f} times as fast as in stock torch in float32, "
+        f"{six['bfloat16']:.1f} times in bfloat16",
+        f"the ten surest boxes find {found[0]:.0f} % of the objects ({found[1]:.0f} % with one crop)",
+        f"less accurate ({precision[0]:.0f} against {precision[1]:.0f} % average precision), {faster:.1f} times as "
+        f"fast with one crop and {slower:.2f} times with ten",
+    ]
+
+
 def main() -> None:
-    with replacing(PAGE) as part:
-        part.write_text(page())
-    print(f"written to {PAGE.name}")
+    for path, (draw, results) in drawings().items():
+        if not path.exists() or pictures.drawn_from(path) != pictures.digest(results):
+            draw(results, path)
+    for path, text in ((PAGE, page()), (README, readme())):
+        with replacing(path) as part:
+            part.write_text(text)
+        print(f"written to {path.name}")
 
 
 if __name__ == "__main__":

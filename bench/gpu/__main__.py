@@ -1,4 +1,4 @@
-"""Check and time every op on this machine's GPU: make gpu, or python -m bench.gpu
+"""Check and time every op on this machine's GPU: python -m bench.gpu, which make gpu runs first
 
 The most important comes first: short checks, ceilings, six scales in one call, whole classifications, the
 choice of tiles. What does not fit into the budget is left out, and that is said. Results are written after

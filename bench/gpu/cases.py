@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.run import FAST, STOCK
-from bench.speed.dense import offset_loop
+from bench.suite.baselines import offset_loop
 from bench.tolerance import assert_matches
 from overfeat import fast, ops, reference  # noqa: F401 (fast is imported for the backends that it adds)
 from overfeat.architectures import ARCHITECTURES, Architecture, Conv

@@ -11,8 +11,8 @@ import overfeat
 from bench.gpu.cases import FLOAT16, FLOAT32, TF32, Kind, Layer, forced, has_kernels, untrained, ways
 from bench.gpu.checks import LAYER, MERGING, SCORES, sizes
 from bench.gpu.run import FAST, STOCK, Run
-from bench.speed.dense import naive_windows
-from bench.speed.merge import crowd, one_image
+from bench.suite.baselines import naive_windows
+from bench.suite.made_up import crowd, one_image
 from overfeat import ops
 from overfeat.dense import MEMORY, grids
 from overfeat.measuring import work

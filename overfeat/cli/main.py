@@ -2,15 +2,16 @@
 
 import argparse
 import importlib
+import shlex
 import sys
 
 import torch
 
 import overfeat
-from overfeat.cli import classify, convert, demo, detect, evaluate, features, localize, profile, scenes, train
+from overfeat.cli import bench, classify, convert, demo, detect, evaluate, features, localize, profile, scenes, train
 from overfeat.files import InputError
 
-COMMANDS = (classify, localize, detect, features, train, evaluate, profile, convert, scenes, demo)
+COMMANDS = (classify, localize, detect, features, train, evaluate, profile, bench, convert, scenes, demo)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     args = parser.parse_args(arguments)
+    args.line = shlex.join(["overfeat", *(sys.argv[1:] if arguments is None else arguments)])  # for results to tell
     if args.fast:
         importlib.import_module("overfeat.fast")
     try:

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             regressor = regressor and regressor.to(net.convs[0].weight.device)
     image = common.read_for(net, args.image, args.max_pixels)
     trace = args.out and args.out / "trace.json"
-    results = profile(
+    results = {"command": args.line} | profile(
         net, image, args.scales, args.flip, args.stride, args.memory << 20, regressor, args.repeats, trace
     )
     print(table(results))

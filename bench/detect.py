@@ -1,4 +1,4 @@
-"""Detection on a CPU, from the file to the boxes: rates, shares of the time, peak memory: python -m bench.speed.detect
+"""Detection on a CPU, from the file to the boxes: rates, shares of the time, peak memory: python -m bench.detect
 
 Scenes, and large images that are many test scenes side by side, hundreds of digits of 24 to 100 px each.
 Stock torch and overfeat.fast take turns on the same images; the ceiling is measured before and after.
@@ -7,44 +7,32 @@ Stock torch and overfeat.fast take turns on the same images; the ceiling is meas
 import argparse
 import importlib
 import multiprocessing
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
-from bench.common import ROOT, forget_peak, kilobytes, write_results
-from bench.speed.fast import ceiling
-from overfeat import backend
+from bench.common import ROOT, peak_beyond, write_results
+from overfeat import backend, stages
 from overfeat.cli.common import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
 from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
 from overfeat.dense import grids
 from overfeat.detect import detect, sizes_for
-from overfeat.measuring import seconds, work
+from overfeat.measuring import ceilings, seconds, work
+from overfeat.profiling import groups
 from overfeat.weights import load, load_regressor
 
-COMMAND = "make crowds && python -m bench.speed.detect"
+COMMAND = "make crowds && python -m bench.detect"
 SCENES = 64
 LARGE = 2500  # pixels along a side
 SIDES = (1000, 2500, 5000)
 LIMIT = 256 << 20  # bytes, in the runs that show the memory
-# Where time goes: name -> (module, attribute); what is left is decoding boxes, choosing places, Python.
-PARTS = {
-    "loading": (__name__, "read_image"),
-    "resizing": ("overfeat.dense", "resize"),
-    "features": ("overfeat.nets", "OverFeat.features"),
-    "classes": ("overfeat.nets", "OverFeat.classifier_rows"),
-    "boxes": ("overfeat.heads", "Regressor.rows"),
-    "merging": ("overfeat.detect", "combine"),
-}
 
 
 def mosaic(scenes: Annotated, side: int, path: Path) -> int:
@@ -62,30 +50,6 @@ def mosaic(scenes: Annotated, side: int, path: Path) -> int:
     return digits
 
 
-@contextmanager
-def timed(parts: dict[str, float]) -> Iterator[None]:
-    """Adds up the seconds that each of PARTS takes inside the block."""
-
-    def watched(name: str, run: Callable) -> Callable:
-        def call(*args, **options):
-            start = time.perf_counter()
-            try:
-                return run(*args, **options)
-            finally:
-                parts[name] = parts.get(name, 0.0) + time.perf_counter() - start
-
-        return call
-
-    with ExitStack() as stack:
-        for name, (module, attribute) in PARTS.items():
-            owner = sys.modules[module]
-            *classes, last = attribute.split(".")
-            for part in classes:
-                owner = getattr(owner, part)
-            stack.enter_context(mock.patch.object(owner, last, watched(name, getattr(owner, last))))
-        yield
-
-
 def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     """Seconds an image by each backend, in turns; the shares of overfeat.fast; the places that were looked at."""
 
@@ -97,12 +61,16 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
         with backend("torch") if name == "torch" else nullcontext():
             objects[name] = [len(of_image) for of_image in run()]
             found[name] = {k: v / len(paths) if k != "repeats" else v for k, v in seconds(run, repeats, 0).items()}
-    parts: dict[str, float] = {}
-    with timed(parts):
-        start = time.perf_counter()
-        run()
-        whole = time.perf_counter() - start
-    sizes = [tuple(read_image(path).shape[1:]) for path in paths]
+    start = time.perf_counter()
+    images = [read_image(path) for path in paths]
+    loading = time.perf_counter() - start
+    with stages.watched(torch.device("cpu")) as watch:
+        for image in images:
+            detect(net, regressor, image)
+    whole = time.perf_counter() - start
+    parts = {"loading": loading} | groups({"stages": {n: {"seconds": s} for n, s in watch.seconds().items()}})
+    parts["other"] = whole - sum(parts.values())
+    sizes = [tuple(image.shape[1:]) for image in images]
     of_images = [grids(net, size, sizes_for(net.architecture, *size, net.zooms)) for size in sizes]
     macs = [
         sum(work(net.architecture, *grid.scaled, net.classes, "fine")[part] for part in ("features", "first", "rest"))
@@ -113,7 +81,7 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     return {
         "images": len(paths),
         "seconds": found,
-        "shares": {**{name: parts.get(name, 0.0) / whole for name in PARTS}, "other": 1 - sum(parts.values()) / whole},
+        "shares": {name: spent / whole for name, spent in parts.items()},
         "places": places,
         "objects": sum(objects["fast"]) / len(paths),
         "gflops": 2 * sum(macs) / len(paths) / found["fast"]["median"] / 1e9,
@@ -131,12 +99,10 @@ def _memory(path: Path) -> dict[str, float]:
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
     detect(net, regressor, torch.zeros(3, 200, 200, dtype=torch.uint8), memory=LIMIT)
     image = read_image(path)
-    forget_peak()
-    before = kilobytes("VmRSS")
     start = time.perf_counter()
-    found = detect(net, regressor, image, memory=LIMIT)
+    found, peak = peak_beyond(lambda: detect(net, regressor, image, memory=LIMIT), torch.device("cpu"))
     return {
-        "megabytes": (kilobytes("VmHWM") - before) / 1024,
+        "megabytes": peak / 2**20,
         "image": image.nbytes / 2**20,
         "seconds": time.perf_counter() - start,
         "objects": len(found),
@@ -151,7 +117,7 @@ def main() -> None:
     importlib.import_module("overfeat.fast")
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
     scenes = read_coco(args.scenes / "test.json")
-    before = ceiling(torch.float32, args.repeats)
+    before = ceilings(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         paths = {side: Path(folder) / f"{side}.png" for side in SIDES}
         digits = {side: mosaic(scenes, side, path) for side, path in paths.items()}
@@ -161,7 +127,8 @@ def main() -> None:
             "large": {"side": LARGE, "digits": digits[LARGE], **measure(net, regressor, [paths[LARGE]], args.repeats)},
             "memory": {"limit": LIMIT >> 20, **{str(side): memory(path) for side, path in paths.items()}},
         }
-    results["ceiling_gflops"] = [before, ceiling(torch.float32, args.repeats)]
+    after = ceilings(torch.device("cpu"))
+    results["ceilings"] = {name: max(rate, after[name]) for name, rate in before.items()}
     for name in ("scenes", "large", "memory"):
         print(name, results[name])
     write_results("speed-detect", COMMAND, results)

@@ -1,0 +1,1 @@
+"""The bench suite: `overfeat bench`."""

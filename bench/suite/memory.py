@@ -1,0 +1,30 @@
+"""Peak memory of a process that classifies one image at six scales three times: python -m bench.suite.memory [fast]"""
+
+import json
+import resource
+import subprocess
+import sys
+
+import torch
+
+from bench.common import ROOT
+from overfeat.classify import classify
+from overfeat.nets import build
+
+
+def process_memory(fast: bool) -> dict[str, int]:
+    """Bytes, of a process of its own: at its peak, and of the weights. The accurate net with its mirror images."""
+    command = [sys.executable, "-m", "bench.suite.memory", *(["fast"] if fast else [])]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        import overfeat.fast  # noqa: F401
+    net = build("accurate").eval()
+    image = torch.randint(0, 256, (3, 375, 500), dtype=torch.uint8)
+    for _ in range(3):
+        classify(net, image)
+    weights = sum(p.numel() * p.element_size() for p in net.parameters())
+    print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "weights": weights}))

@@ -1,0 +1,106 @@
+"""What the suite measured, as pictures: SVG, with the digest of the results that each was drawn from."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from overfeat.files import replacing
+
+HUES = {
+    "overfeat.fast": "#d1495b",
+    "overfeat.fast, plain sums": "#e88b97",
+    "overfeat": "#edae49",
+    "stock torch": "#30638e",
+    "torch.compile": "#00798c",
+    "loop over offsets": "#8d96a3",
+    "naive windows": "#5c5c5c",
+    "MONAI": "#a9a9a9",
+}
+
+
+def digest(results: dict) -> str:
+    """What a picture says of the results it was drawn from: their command, date and commit, and a hash of the rows."""
+    machine, rows = results["machine"], repr((results["rows"], results["growth"]))
+    return f"{results['command']}, {machine['date']}, {machine['commit']}, {hashlib.sha256(rows.encode()).hexdigest()}"
+
+
+def drawn_from(path: Path) -> str:
+    """The digest in a picture."""
+    found = re.search(r"<dc:description>\s*(.*?)\s*</dc:description>", path.read_text())
+    return found[1] if found else ""
+
+
+def headline(results: dict, path: Path) -> None:
+    """The evaluation at six scales by every way, and the first full layer scale by scale, beside the ceiling."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    six = [r for r in results["rows"] if r["suite"] == "end-to-end" and r["dtype"] == "float32"]
+    six.sort(key=lambda row: row["median"])
+    left.barh([row["backend"] for row in six], [row["median"] for row in six],
+              color=[HUES[row["backend"]] for row in six])  # fmt: skip
+    for place, row in enumerate(six):
+        left.text(
+            row["median"],
+            place,
+            f" {row['median']:.3g} s",
+            va="center",
+            fontsize=8,
+            zorder=3,
+            bbox={"color": "white", "pad": 0.5},
+        )
+    least = six[0]["flop"] / six[0]["ceiling_gflops"] / 1e9
+    left.axvline(least, color="black", linestyle="--", linewidth=1)
+    left.text(least, -0.55, " at the ceiling's rate", fontsize=7, va="top")
+    left.set(
+        xscale="log", xlim=(min(least, six[0]["median"]) / 3, 2.5 * six[-1]["median"]), ylim=(len(six) - 0.5, -0.9)
+    )
+    left.set_title(f"seconds an image: {six[0]['op']}, float32", fontsize=9)
+    layer = [
+        r for r in results["rows"] if r["suite"] == "classifier" and r["dtype"] == "float32" and "scale" in r["shape"]
+    ]
+    layer = [row for row in layer if row["op"] == "first full layer"]
+    for name in dict.fromkeys(row["backend"] for row in layer):
+        mine = [row for row in layer if row["backend"] == name]
+        right.plot([_number(row) for row in mine], [row["gflops"] for row in mine], "o-", label=name, color=HUES[name])
+    right.axhline(layer[0]["ceiling_gflops"], color="black", linestyle="--", linewidth=1)
+    right.text(1, layer[0]["ceiling_gflops"], "ceiling", fontsize=7, va="bottom")
+    right.set(xlabel="scale", ylabel="GFLOP/s, of plain sums", ylim=0)
+    right.set_title("first full layer, float32", fontsize=9)
+    right.legend(fontsize=7)
+    _write(figure, results, path)
+
+
+def growth(results: dict, path: Path) -> None:
+    """Time and memory against size, with the fitted exponents."""
+    found = results["growth"]
+    figure = Figure(figsize=(1.7 * len(found), 6.5), layout="constrained")
+    for axis, entry in zip(figure.subplots(2, -(-len(found) // 2)).ravel(), found, strict=True):
+        sizes = [point["size"] for point in entry["points"]]
+        axis.loglog(sizes, [1e3 * point["median"] for point in entry["points"]], "o-", color=HUES["overfeat.fast"],
+                    label=f"ms, exponent {entry['time exponent']:.2f}")  # fmt: skip
+        if "memory exponent" in entry:
+            axis.loglog(sizes, [point["peak_bytes"] / 1e6 for point in entry["points"]], "s--",
+                        color=HUES["stock torch"], label=f"MB, exponent {entry['memory exponent']:.2f}")  # fmt: skip
+        axis.set_xticks(sizes, [f"{size:,.0f}" if size > 100 else f"{size:.3g}" for size in sizes])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_title(entry["what"], fontsize=8)
+        axis.set_xlabel(entry["unit"], fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=7)
+    _write(figure, results, path)
+
+
+def _number(row: dict) -> int:
+    """The scale of a row of one scale."""
+    return int(re.search(r"scale (\d)", row["shape"])[1])
+
+
+def _write(figure: Figure, results: dict, path: Path) -> None:
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overfeat"}), replacing(path) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None, "Description": digest(results)})
