@@ -125,6 +125,8 @@ runs/high/test.json: | .venv/bench
 
 bench: .venv/bench
 	$(BIN)/overfeat bench -o bench/results/suite/cpu.json
+	test -e runs/crowds/test.json || \
+	  $(BIN)/overfeat scenes runs/crowds --split test --count 600 --objects 0 8 --workers 2
 	$(BIN)/python -m bench.detect
 	$(BIN)/overfeat --fast profile $(PROFILED) -o build/profile
 	mkdir -p bench/results/profile && cp build/profile/profile.json bench/results/profile/cpu.json

@@ -24,7 +24,7 @@ from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
 from overfeat.dense import grids
 from overfeat.detect import detect, sizes_for
-from overfeat.measuring import ceilings, seconds, work
+from overfeat.measuring import ceilings, summary, work
 from overfeat.profiling import groups
 from overfeat.weights import load, load_regressor
 
@@ -56,11 +56,14 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     def run() -> list:
         return [detect(net, regressor, read_image(path)) for path in paths]
 
-    found, objects = {}, {}
-    for name in ("torch", "fast"):
-        with backend("torch") if name == "torch" else nullcontext():
-            objects[name] = [len(of_image) for of_image in run()]
-            found[name] = {k: v / len(paths) if k != "repeats" else v for k, v in seconds(run, repeats, 0).items()}
+    times, objects = {"torch": [], "fast": []}, {}
+    for turn in range(repeats + 1):
+        for name, taken in times.items():
+            with backend("torch") if name == "torch" else nullcontext():
+                start = time.perf_counter()
+                objects[name] = [len(of_image) for of_image in run()]
+                if turn:  # the first does not count
+                    taken.append((time.perf_counter() - start) / len(paths))
     start = time.perf_counter()
     images = [read_image(path) for path in paths]
     loading = time.perf_counter() - start
@@ -80,11 +83,11 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     places = sum(grid.shape[0] * grid.shape[1] for found in of_images for grid in found) / len(paths)
     return {
         "images": len(paths),
-        "seconds": found,
+        "seconds": {name: summary(taken) for name, taken in times.items()},
         "shares": {name: spent / whole for name, spent in parts.items()},
         "places": places,
         "objects": sum(objects["fast"]) / len(paths),
-        "gflops": 2 * sum(macs) / len(paths) / found["fast"]["median"] / 1e9,
+        "gflops": 2 * sum(macs) / len(paths) / summary(times["fast"])["median"] / 1e9,
     }
 
 

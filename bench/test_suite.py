@@ -7,18 +7,22 @@ import pytest
 
 import overfeat.fast  # noqa: F401
 from bench.suite.cases import SUITES, Machine
+from bench.suite.command import set_up
 from bench.suite.run import Run
 from bench.tolerance import assert_matches
-from overfeat.processes import choose_device
+from overfeat.measuring import synchronize
+
+DEVICE = set_up("auto")
 
 
 def cases():
-    """Every way of every case; what is left out is told on stderr."""
-    machine = Machine(Run(None, choose_device("auto"), None, "pytest bench/", quick=True), quick=True)
+    """Every way of every case."""
+    machine = Machine(Run(None, DEVICE, None, "pytest bench/", quick=True), quick=True)
     for name, suite in SUITES.items():
         for case in suite(machine):
             for way in case.ways:
-                yield pytest.param(case, way, id=f"{name}, {case.op}, {case.shape}, {way}")
+                dtype = str(case.dtype).removeprefix("torch.")
+                yield pytest.param(case, way, id=f"{name}, {case.op}, {case.shape}, {dtype}, {way}")
 
 
 def pytest_generate_tests(metafunc):
@@ -31,5 +35,5 @@ def test_speed(benchmark, case, way):
     got = [how.run() for _ in range(how.warm)][-1]
     if like != way:
         assert_matches(got, case.ways[like].run(), case.dtype)
-    benchmark.group = f"{case.suite}, {case.op}, {case.shape}"
-    benchmark(how.run)
+    benchmark.group = f"{case.suite}, {case.op}, {case.shape}, {case.dtype}"
+    benchmark(lambda: (how.run(), synchronize(DEVICE)))

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from overfeat.boxes import areas, iou
@@ -105,6 +103,19 @@ def coco(found: Sequence[Boxes], truths: Sequence[Boxes], classes: int) -> tuple
     Difficult objects are ignored as COCO's crowds are; an object's area is that of its box, and the 100 best boxes
     of a class and image count. NaN where there are no objects, of a size or class.
     """
+    from pycocotools.coco import (
+        COCO,
+    )  # not everybody who imports overfeat has it, as on a GPU machine without a network
+    from pycocotools.cocoeval import COCOeval
+
+    def loaded(results: list[dict]) -> COCO:
+        if results:
+            return objects.loadRes(results)
+        nothing = COCO()  # loadRes cannot read an empty list
+        nothing.dataset = {**objects.dataset, "annotations": []}
+        nothing.createIndex()
+        return nothing
+
     images = [{"id": number} for number in range(len(truths))]
     categories = [{"id": label} for label in range(classes)]
     annotations = [
@@ -114,7 +125,7 @@ def coco(found: Sequence[Boxes], truths: Sequence[Boxes], classes: int) -> tuple
         objects = COCO()
         objects.dataset = {"images": images, "annotations": annotations, "categories": categories}
         objects.createIndex()
-        judge = COCOeval(objects, _loaded(objects, list(_entries(found))), "bbox")
+        judge = COCOeval(objects, loaded(list(_entries(found))), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -136,15 +147,6 @@ def _entries(images: Sequence[Boxes]) -> Iterator[dict]:
             else:
                 entry["iscrowd"] = int(image.difficult is not None and image.difficult[i])
             yield entry
-
-
-def _loaded(objects: COCO, results: list[dict]) -> COCO:
-    if results:
-        return objects.loadRes(results)
-    nothing = COCO()  # loadRes cannot read an empty list
-    nothing.dataset = {**objects.dataset, "annotations": []}
-    nothing.createIndex()
-    return nothing
 
 
 def _of_class(found: Boxes, truth: Boxes, k: int, protocol: str) -> tuple[Tensor, Tensor, int]:

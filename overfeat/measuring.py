@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,10 +24,19 @@ PRODUCTS = (1024, 2048, 4096)  # sides of the square matrices that are multiplie
 # Channels, side of the maps and kernel of the convolutions: those of the nets at large scales.
 CONVOLUTIONS = ((512, 64, 3), (1024, 32, 3), (256, 96, 5))
 COPIED = 1 << 28  # bytes
+LARGER = 4  # times, on a GPU: the sides of the products, and the bytes
+BATCH = 32  # images in a convolution there
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile of times, and their number."""
+    times = sorted(times)
+    cut = int(0.2 * (len(times) - 1))
+    return {"median": statistics.median(times), "p20": times[cut], "p80": times[-1 - cut], "repeats": len(times)}
 
 
 def seconds(run: Callable[[], object], repeats: int = 5, warm: int = 1) -> dict[str, float]:
-    """Median, 20th and 80th percentile of the run's wall time, after `warm` runs that do not count."""
+    """`summary` of the run's wall times, after `warm` runs that do not count."""
     for _ in range(warm):
         run()
     times = []
@@ -35,9 +44,7 @@ def seconds(run: Callable[[], object], repeats: int = 5, warm: int = 1) -> dict[
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    times.sort()
-    low, high = times[int(0.2 * (repeats - 1))], times[-1 - int(0.2 * (repeats - 1))]
-    return {"median": statistics.median(times), "p20": low, "p80": high, "repeats": repeats}
+    return summary(times)
 
 
 def machine() -> dict[str, str | int | float]:
@@ -50,7 +57,7 @@ def machine() -> dict[str, str | int | float]:
     if cpuinfo.exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    commit, clone = os.environ.get("OVERFEAT_COMMIT", ""), Path(__file__).parent.parent
+    commit, clone = os.environ.get("OVERFEAT_COMMIT", ""), Path(__file__).resolve().parent.parent
     if not commit and (clone / ".git").exists():
         with suppress(FileNotFoundError):  # a machine without git
             describe = ["git", "describe", "--always", "--dirty"]
@@ -81,27 +88,29 @@ def machine() -> dict[str, str | int | float]:
 def ceilings(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 3) -> dict[str, float]:
     """The best rates that this device reaches: {"product", "convolution": FLOP/s, "copy": bytes/s, read and written}.
 
-    Of large square matrix products and plain convolutions, each the best of a few sizes, by stock torch.
+    Of large square matrix products and plain convolutions, each the best of a few sizes, by stock torch; larger ones
+    on a GPU, where the time to start them would count.
     """
+    larger, images = (LARGER, BATCH) if device.type == "cuda" else (1, 1)
 
     def timed(run: Callable[[], object]) -> float:
         return seconds(lambda: (run(), synchronize(device)), repeats)["median"]
 
     best = {"product": 0.0, "convolution": 0.0}
     with torch.no_grad():
-        for side in PRODUCTS:
+        for side in (larger * side for side in PRODUCTS):
             a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
             best["product"] = max(best["product"], 2 * side**3 / timed(lambda a=a, b=b: a @ b))
         for channels, side, kernel in CONVOLUTIONS:
-            maps = torch.randn(1, channels, side, side, device=device, dtype=dtype)
+            maps = torch.randn(images, channels, side, side, device=device, dtype=dtype)
             weight = torch.randn(channels, channels, kernel, kernel, device=device, dtype=dtype)
             maps, weight = (t.to(memory_format=torch.channels_last) for t in (maps, weight))
-            work = 2 * channels**2 * kernel**2 * (side - kernel + 1) ** 2
+            work = 2 * images * channels**2 * kernel**2 * (side - kernel + 1) ** 2
             rate = work / min(timed(run) for run in _convolutions(maps, weight))
             best["convolution"] = max(best["convolution"], rate)
-    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
+    source = torch.ones(larger * COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return {**best, "copy": 2 * COPIED / timed(lambda: target.copy_(source))}
+    return {**best, "copy": 2 * source.nbytes / timed(lambda: target.copy_(source))}
 
 
 def _convolutions(maps: Tensor, weight: Tensor) -> list[Callable[[], object]]:

@@ -1,22 +1,24 @@
-"""Convolutions and the classifier's first layer on a CPU, with weights prepared once and not on every call.
+"""Convolutions and full layers on a CPU, with weights prepared once and not on every call.
 
 The first call with a weight runs the stock implementation; from the second on, for as long as the
 weight stays as it is, a prepared form of it is used. There are two, each made when it is first wanted:
 
-- packed, as the machine's convolution library (oneDNN) wants it: stock torch packs at every call;
+- packed, as the machine's library (oneDNN) wants it for a convolution or a linear layer: stock torch packs at
+  every call, or multiplies without;
 - transformed, float32 alone, for Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308): a
   tile of 4 x 4 outputs takes (k+3)^2 multiplications a channel in place of 16 k^2: 4 times fewer
   for k = 3, 6 times for k = 5, less what the tiles overhang. In the classifier the p*p phases of the
   pooled map share one dense k x k kernel, so that it applies there too. Rounding errors are a few
   times those of a plain sum: 1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
 
-The prepared forms take up to 3 times the memory of the weights; `forget` frees them. A weight that is
+The prepared forms take up to 3.5 times the memory of the weights; `forget` frees them. A weight that is
 changed as usual, in place or by an optimiser, is prepared anew. Changes behind torch's back, through `.data`
 or numpy, are seen where they touch a whole output or input channel; after one of single numbers call `forget`.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -34,7 +36,7 @@ POINTS = [Fraction(p) for p in ("0", "1", "-1", "2", "-1/2", "-2", "1/2")]
 TILES_AT_ONCE = 256  # bounds the memory: a matrix for each cell of a tile, of so many rows, for the channels ...
 OUTPUTS_AT_ONCE = 1024  # ... in, and for so many channels out
 READING = 20  # multiplications in the time that it takes to read one weight from memory, about
-FEW_WEIGHTS = 1 << 18  # of a convolution; with fewer stock torch, which packs them in no time, is as fast or faster
+FEW_WEIGHTS = 1 << 18  # of a layer; with fewer stock torch, which packs them in no time, is as fast or faster
 USUAL_ROWS = 128  # that weights of linear layers are packed for; they serve any number
 TRANSFORMING = 13  # multiplications of the products in the time of one of the transforms, which wait for memory, about
 GAIN = 0.8  # transformed only where it takes less than this share of the time
@@ -104,6 +106,17 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     bias = None if bias is None else bias.contiguous()
     result = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), prepared.linear, bias, "none", [], "")
     return result.relu_() if relu else result
+
+
+@contextmanager
+def direct() -> Iterator[None]:
+    """Inside the block every product is a plain sum: no minimal filtering."""
+    global GAIN
+    gain, GAIN = GAIN, 0.0
+    try:
+        yield
+    finally:
+        GAIN = gain
 
 
 def forget() -> None:

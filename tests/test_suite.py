@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 
-from bench.suite import command, made_up
+from bench.suite import against, command, made_up
 from bench.suite.against import pairwise
 from bench.suite.baselines import eager, monai_windows, naive_windows, offset_loop, stage, windows_alone
 from bench.suite.cases import SUITES, WAYS
-from bench.suite.run import Case, Run, Way, exponent
+from bench.suite.run import MOST, Case, Run, Way, exponent
 from bench.tolerance import assert_matches
+from overfeat.cli import bench as cli
 from overfeat.cli.main import main
 from overfeat.files import InputError
 from overfeat.nets import build
@@ -38,6 +39,8 @@ class Clock:
     def perf_counter(self):
         return self.now
 
+    monotonic = perf_counter
+
 
 @pytest.fixture
 def slow(monkeypatch):
@@ -59,8 +62,8 @@ def case(**ways):
     return Case("dense", "op", "4", "right", ways, list, flop=1e6, moved=1e5)
 
 
-def a_run(out=None, wanted=None):
-    return Run(out, CPU, wanted, "test", quick=True)
+def a_run(out=None, wanted=None, quick=True):
+    return Run(out, CPU, wanted, "test", quick)
 
 
 def test_rows_have_rates_ceilings_and_ratios(tmp_path, slow):
@@ -80,9 +83,9 @@ def test_rows_have_rates_ceilings_and_ratios(tmp_path, slow):
 def test_the_best_ceiling_of_a_run_counts(slow, monkeypatch):
     found = iter([{"product": 1e9, "convolution": 2e9, "copy": 4e9}, {"product": 4e9, "convolution": 1e9, "copy": 3e9}])
     monkeypatch.setattr("bench.suite.run.ceilings", lambda *_: next(found))
-    run = a_run()
+    run = a_run(quick=False)
     run.measure(case(right=Way(slow(0.01))))
-    assert run.rows[0]["ceiling_gflops"] == 2
+    assert run.rows[0]["repeats"] == MOST and run.rows[0]["ceiling_gflops"] == 2
     run.finish()
     assert run.rows[0]["ceiling_gflops"] == 4 and run.rows[0]["fraction"] == pytest.approx(0.1 / 4)
     assert run.rows[0]["ceiling_gbs"] == 4
@@ -121,18 +124,40 @@ def test_what_is_wanted_is_compared_with_what_is_not(slow):
     assert len(run.results["left out"]) == 1
 
 
+def test_what_fails_later_is_left_out(slow):
+    calls = []
+
+    def failing():
+        calls.append(1)
+        if len(calls) > 2:
+            raise MemoryError("no room")
+        return torch.ones(4)
+
+    run = a_run()
+    run.measure(case(right=Way(slow(0.1)), failing=Way(failing)))
+    assert [row["backend"] for row in run.rows] == ["right"]
+    assert run.results["left out"][0]["why"] == "no room"
+    run.grow("what", "size", [(1, slow(0.1)), (2, failing), (3, slow(0.3))])
+    assert [point["size"] for point in run.results["growth"][0]["points"]] == [1, 3]
+    run.grow("what", "size", [(1, slow(0.1)), (2, failing)])
+    assert len(run.results["growth"]) == 1, "no line through one point"
+
+
 def test_what_takes_long_runs_once(slow):
     counted = []
 
     def count(run):
         return lambda: (counted.append(1), run())[1]
 
-    run = a_run()
-    run.measure(case(right=Way(count(slow(11.0)), baseline=True)))
-    assert len(counted) == 1 and run.rows[0]["median"] == 11 and run.rows[0]["repeats"] == 1
-    counted.clear()
-    run.measure(case(right=Way(count(slow(9.0)), warm=2)))
-    assert len(counted) == 3 and run.rows[1]["repeats"] == 1
+    for way, runs in (
+        (Way(count(slow(11.0)), cold=True), 1),
+        (Way(count(slow(11.0))), 3),
+        (Way(count(slow(9.0)), warm=3), 4),
+    ):
+        counted.clear()
+        run = a_run()
+        run.measure(case(right=way))
+        assert len(counted) == runs and run.rows[0]["repeats"] == 1
 
 
 def test_an_interrupted_run_keeps_its_rows(tmp_path, slow):
@@ -168,6 +193,13 @@ def test_names_that_are_not_known(capsys):
     assert main(["bench", "--backends", "abacus"]) == 1
     told = capsys.readouterr().err
     assert "no backend is called 'abacus'" in told and ", ".join(WAYS) in told
+    assert cli.SUITES == (*SUITES, command.GROWTH) and cli.BACKENDS == WAYS, "the help names others"
+
+
+def test_nothing_to_measure(tmp_path, capsys):
+    arguments = ["--quick", "--suites", "merge", "--backends", "torch.eager", "-o", str(tmp_path / "r.json")]
+    assert main(["bench", *arguments]) == 1
+    assert "nothing is measured by torch.eager in merge here" in capsys.readouterr().err
 
 
 def test_one_suite_from_the_command_line(tmp_path, capsys, monkeypatch):
@@ -175,13 +207,28 @@ def test_one_suite_from_the_command_line(tmp_path, capsys, monkeypatch):
     out = tmp_path / "b.json"
     assert main(["bench", "--quick", "--suites", "merge", "--device", "cpu", "-o", str(out)]) == 0
     found = json.loads(out.read_text())
-    assert found["complete"] and found["machine"]["torch"] == torch.__version__ and "--suites merge" in found["command"]
-    assert {"overfeat", "the paper's loop", "NMS"} <= {row["backend"] for row in found["rows"]}
-    assert main(["bench", "--quick", "--suites", "merge", "--backends", "NMS", "-o", str(out)]) == 0
-    assert {row["backend"] for row in json.loads(out.read_text())["rows"]} == {"NMS"}
+    assert found["complete"] and found["machine"]["torch"] == torch.__version__
+    assert found["command"] == f"overfeat bench --quick --suites merge --device cpu -o {out}"
+    assert {"overfeat", "paper-loop"} <= {row["backend"] for row in found["rows"]}
+    assert main(["bench", "--quick", "--suites", "merge", "--backends", "overfeat", "-o", str(out)]) == 0
+    assert {row["backend"] for row in json.loads(out.read_text())["rows"]} == {"overfeat"}
     out.write_text("mine")
     assert main(["bench", "--quick", "-o", str(out)]) == 1
     assert "holds no results" in capsys.readouterr().err and out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("package", ["pycocotools", "monai", "ensemble_boxes", "matplotlib"])
+def test_without_a_package(tmp_path, package):
+    """As on a GPU machine without a network: what is not there is left out, and the rest runs."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "import overfeat.measuring as m; m.PRODUCTS, m.CONVOLUTIONS, m.COPIED = (64,), ((8, 16, 3),), 1 << 16\n"
+        "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["bench", "--quick", "--suites", "merge", "--backends", "overfeat", "-o", "rows.json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"]
 
 
 def results(times, **machine):
@@ -200,8 +247,22 @@ def test_two_commits_are_compared_pair_by_pair():
         pairwise([(first[0], results({"e": 1.0}, cpu="y"))])
 
 
-def test_a_commit_that_is_not_there(capsys):
-    assert main(["bench", "--quick", "--against", "no-such-commit"]) == 1
+def test_a_commit_against_itself(tmp_path, capfd):
+    if not (against.ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    options = {"suites": ["merge"], "backends": ["overfeat"], "quick": True, "device": "cpu"}
+    against.compare("HEAD", options, "overfeat bench ...", tmp_path / "r.json", pairs=1)
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["machine"]["commit"].removesuffix("-dirty") == found["against"]
+    (row,) = found["rows"]
+    assert row["backend"] == "overfeat" and row["ratios"][0] > 0
+    assert "times as fast as HEAD" in capfd.readouterr().out
+    worktrees = subprocess.run(["git", "worktree", "list"], cwd=against.ROOT, capture_output=True, text=True).stdout
+    assert "overfeat-against-" not in worktrees
+
+
+def test_a_commit_that_is_not_there(tmp_path, capsys):
+    assert main(["bench", "--quick", "--against", "no-such-commit", "-o", str(tmp_path / "r.json")]) == 1
     assert "--against no-such-commit: " in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from overfeat.files import make_folder, replacing
-from overfeat.measuring import machine, seconds
+from overfeat.measuring import machine, seconds, summary
 
 COMMAND = "make gpu"
 FAST = "overfeat.fast"  # what rows and checks of the library's own choice are called; variants add ", ..."
@@ -172,12 +172,7 @@ class Run:
             pair[1].record()
             events.append(pair)
         self.synchronize()
-        times = sorted(first.elapsed_time(last) for first, last in events)
-        cut = int(0.2 * (repeats - 1))
-        return {
-            "median": times[repeats // 2], "p20": times[cut], "p80": times[-1 - cut], "repeats": repeats,
-            "wall": 1e3 * once["median"],
-        }  # fmt: skip
+        return summary([first.elapsed_time(last) for first, last in events]) | {"wall": 1e3 * once["median"]}
 
     def synchronize(self) -> None:
         if not self.dry:

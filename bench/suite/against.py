@@ -17,12 +17,12 @@ NAMES = ("suite", "op", "shape", "dtype", "backend")  # of a row: what it is of
 ALIKE = ("cpu", "gpu", "threads", "torch")  # of a machine
 
 
-def compare(ref: str, arguments: list[str], line: str, out: Path | None, pairs: int = PAIRS) -> None:
-    """Run the suite of REF and of this checkout alternately, and tell the ratios of REF's times to this one's.
+def compare(ref: str, options: dict[str, object], line: str, out: Path, pairs: int = PAIRS) -> None:
+    """Measure REF and this checkout alternately, and tell the ratios of REF's times to this one's.
 
-    arguments: those of `overfeat bench`, without --against and -o; line: the whole command; out: where results go,
-    after every pair, or None. The suite is each commit's own. Raises InputError where git knows no such commit,
-    or a run fails.
+    The suite and overfeat.measuring are this checkout's, run on the library of either. options: of command.measure;
+    line: the whole command; out: where results go, after every pair. Raises InputError where git knows no such
+    commit, or a run fails, as on a library that is too old for this suite.
     """
     with tempfile.TemporaryDirectory(prefix="overfeat-against-") as temporary:
         folder = Path(temporary)
@@ -38,21 +38,22 @@ def compare(ref: str, arguments: list[str], line: str, out: Path | None, pairs: 
                 # Which is first changes, so that a machine that slows down does not favour either.
                 for i in (0, 1) if pair % 2 == 0 else (1, 0):
                     print(f"pair {pair + 1} of {pairs}: {list(checkouts)[i]}", flush=True)
-                    both[i] = _one(packages[i], arguments, folder / f"{pair} {i}.json")
+                    root = list(checkouts.values())[i]
+                    both[i] = _one(root, packages[i], options | {"line": line, "out": str(folder / f"{pair} {i}.json")})
                 found.append(both)
                 ratios = pairwise(found)
-                if out:
-                    rows = [dict(zip(NAMES, key, strict=True)) | {"ratios": values} for key, values in ratios.items()]
-                    results = {"command": line, "machine": both[1]["machine"], "rows": rows, "pairs": pair + 1}
-                    with replacing(out) as part:
-                        part.write_text(json.dumps(results, indent=1) + "\n")
+                rows = [dict(zip(NAMES, key, strict=True)) | {"ratios": values} for key, values in ratios.items()]
+                results = {
+                    "command": line, "machine": both[1]["machine"], "against": both[0]["machine"]["commit"],
+                    "pairs": pair + 1, "rows": rows,
+                }  # fmt: skip
+                with replacing(out) as part:
+                    part.write_text(json.dumps(results, indent=1) + "\n")
         finally:
             _git("worktree", "remove", "--force", str(checkouts[ref]))
     print(f"\ntimes as fast as {ref}: median of {pairs} pairs (least to most)")
     for key, values in ratios.items():
         print(f"{', '.join(key):100} {statistics.median(values):7.3f} ({min(values):.3f} to {max(values):.3f})")
-    if out:
-        print(f"written to {out}")
 
 
 def pairwise(pairs: Sequence[Sequence[dict]]) -> dict[tuple[str, ...], list[float]]:
@@ -75,20 +76,22 @@ def pairwise(pairs: Sequence[Sequence[dict]]) -> dict[tuple[str, ...], list[floa
 
 
 def _package(root: Path, folder: Path) -> str:
-    """The search path of a checkout's code, as if it were installed: the kernels lie in the package."""
+    """The search path of a checkout's library, as if it were installed, and of what measures it here."""
     (folder / "overfeat").mkdir(parents=True)
     for path in [*(root / "overfeat").iterdir(), root / "kernels"]:
-        (folder / "overfeat" / path.name).symlink_to(path)
-    return os.pathsep.join([str(folder), str(root)])
+        own = ROOT / "overfeat" / path.name
+        (folder / "overfeat" / path.name).symlink_to(own if path.name == "measuring.py" else path)
+    return os.pathsep.join([str(folder), str(ROOT)])
 
 
-def _one(packages: str, arguments: list[str], out: Path) -> dict:
+def _one(root: Path, packages: str, options: dict[str, object]) -> dict:
     """The results of one checkout, in a process of its own."""
-    command = [sys.executable, "-P", "-m", "overfeat.cli.main", "bench", *arguments, "-o", str(out)]
-    done = subprocess.run(command, cwd=out.parent, env=os.environ | {"PYTHONPATH": packages})
+    command = [sys.executable, "-P", "-m", "bench.suite.command", json.dumps(options)]
+    commit = _git("-C", str(root), "describe", "--always", "--dirty").stdout.strip()
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": packages, "OVERFEAT_COMMIT": commit})
     if done.returncode:
-        raise InputError("a run of the two did not come to its end; what it said stands above")
-    return json.loads(out.read_text())
+        raise InputError("one of the two runs did not come to its end; what it said stands above")
+    return json.loads(Path(str(options["out"])).read_text())
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess:

@@ -6,20 +6,18 @@ from torch import Tensor
 
 from overfeat.nets import OverFeat
 
-CROPS = 16  # windows in a batch of the naive way
 
-
-def naive_windows(net: OverFeat, image: Tensor, batch: int = CROPS) -> Tensor:
+def naive_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:
     """Every window of the fine grid cropped and run on its own, in batches: [1, classes, rows, columns]."""
     window, stride = net.architecture.window, net.architecture.fine_stride
     crops = image.unfold(2, window, stride).unfold(3, window, stride)[0]
     rows, columns = crops.shape[1:3]
     crops = crops.permute(1, 2, 0, 3, 4).flatten(0, 1)
-    scores = torch.cat([net(part).flatten(1) for part in crops.split(batch)])
+    scores = torch.cat([windows_alone(net, part) for part in crops.split(batch)])
     return scores.T.view(1, -1, rows, columns)
 
 
-def monai_windows(net: OverFeat, image: Tensor, batch: int = CROPS) -> Tensor:
+def monai_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:
     """The same by MONAI's patch inferer, which splits, runs and puts together: [1, classes, rows, columns]."""
     from monai.inferers import PatchInferer, SlidingWindowSplitter
     from monai.inferers.merger import Merger
@@ -41,7 +39,8 @@ def monai_windows(net: OverFeat, image: Tensor, batch: int = CROPS) -> Tensor:
             return torch.cat(self.scores).T.view(1, -1, *shape)
 
     splitter = SlidingWindowSplitter((window, window), window - stride, pad_mode=None)
-    return PatchInferer(splitter, merger_cls=InOrder, batch_size=batch, match_spatial_shape=False)(image.float(), net)
+    inferer = PatchInferer(splitter, merger_cls=InOrder, batch_size=batch, match_spatial_shape=False)
+    return inferer(image, lambda windows: windows_alone(net, windows)[:, :, None, None])
 
 
 def eager(net: OverFeat, image: Tensor) -> Tensor:

@@ -1,17 +1,15 @@
 """What the suites measure: the cases of each, on the device and with the backends that there are.
 
-Listing cases costs nothing: nets, images and maps are made when a way first runs.
+Nets, images and maps are made when a case's `inputs` first run, so that cases can be listed at no cost.
 """
 
 import functools
+import importlib
 import importlib.util
-import itertools
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ from torch import Tensor
 from bench.suite.baselines import (
     eager,
     first_layer,
+    maps_of,
     monai_windows,
     naive_windows,
     offset_loop,
@@ -36,24 +35,22 @@ from overfeat.nets import OverFeat, build
 from overfeat.ops import backend, merge_boxes
 from overfeat.resize import resize
 
-OURS, FAST, PLAIN = "overfeat", "overfeat.fast", "overfeat.fast, plain sums"
-STOCK, COMPILED = "stock torch", "torch.compile"
-NAIVE, LOOP, MONAI = "naive windows", "loop over offsets", "MONAI"
-PAPER_LOOP, NMS, WBF = "the paper's loop", "NMS", "WBF"
-WAYS = (OURS, FAST, PLAIN, STOCK, COMPILED, LOOP, NAIVE, MONAI, PAPER_LOOP, NMS, WBF)
+OURS, FAST, DIRECT = "overfeat", "overfeat.fast", "overfeat.fast-direct"  # the last without Winograd's convolutions
+EAGER, COMPILED = "torch.eager", "torch.compile"
+LOOP, NAIVE, MONAI = "offset-loop", "naive-windows", "monai"
+PAPER_LOOP, NMS, WBF = "paper-loop", "nms", "wbf"
+WAYS = (OURS, FAST, DIRECT, EAGER, COMPILED, LOOP, NAIVE, MONAI, PAPER_LOOP, NMS, WBF)
 CLASSES = 1000
 IMAGE = (375, 500)  # height, width: the usual size of an ImageNet picture
 ACCURATE = ARCHITECTURES["accurate"]
 SIZES = ACCURATE.six_scales(*IMAGE)
 COMPARED = 64  # outputs of each layer whose gradients are: comparing all takes longer than the step
 PERIOD = 1_000_003  # of the noise in weights: a prime, so that no two rows are alike
-WIDTHS = (ACCURATE.convs[-1].channels * ACCURATE.kernel**2, *ACCURATE.hidden, CLASSES)  # of the full layers
-EXTRA = "it is in the extra bench"
 
 
 @dataclass(eq=False)
 class Machine:
-    """What the suites are run on, and how thoroughly."""
+    """What the suites are run on, and how thoroughly; what they share."""
 
     run: Run
     quick: bool
@@ -71,11 +68,15 @@ class Machine:
             self.run.leave_out(FAST, "it has no backend for this device; `overfeat.fast.status()` says why")
         return there
 
-    def has(self, module: str, way: str) -> bool:
-        """Whether a package is there; a word about it where it is not."""
+    def has(self, module: str, ways: str) -> bool:
+        """Whether a package is there, imported; a word about it where it is not."""
         there = importlib.util.find_spec(module) is not None
-        if not there:
-            self.run.leave_out(way, f"{module} is not installed; {EXTRA}")
+        if there:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(module)
+        else:
+            self.run.leave_out(ways, f"{module} is not installed; it is in the extra bench")
         return there
 
     @cached_property
@@ -83,17 +84,18 @@ class Machine:
         """float32, and bfloat16 where the device has its arithmetic; on a CPU only if not all is to be quick."""
         if self.quick and self.device.type == "cpu":
             return [torch.float32]
-        there = torch.cuda.is_bf16_supported(False) if self.device.type == "cuda" else _bfloat16_on_cpu()
+        if self.device.type == "cuda":
+            there = torch.cuda.is_bf16_supported(False)
+        else:
+            there = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if not there:
             self.run.leave_out("bfloat16", "this device has no arithmetic for it")
         return [torch.float32, *([torch.bfloat16] if there else [])]
 
     @functools.cache  # noqa: B019  it lives as long as the run
-    def net(self, name: str, dtype: torch.dtype = torch.float32) -> OverFeat:
+    def net(self, name: str, dtype: torch.dtype) -> OverFeat:
         """A net with random weights that let its values through, of 1,000 classes."""
-        with torch.device("meta"):
-            net = build(name, CLASSES)
-        net.to_empty(device=self.device)
+        net = _without_weights(name).to_empty(device=self.device)
         noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.no_grad():
             for layer in (*net.convs, *net.fulls):
@@ -104,65 +106,63 @@ class Machine:
         return net.eval().to(dtype)
 
     @functools.cache  # noqa: B019
-    def image(self) -> Tensor:
-        """[1, 3, *IMAGE], uint8."""
+    def pixels(self, count: int, height: int, width: int) -> Tensor:
+        """Random images, uint8."""
         g = torch.Generator().manual_seed(0)
-        return torch.randint(0, 256, (1, 3, *IMAGE), dtype=torch.uint8, generator=g).to(self.device)
+        return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=g).to(self.device)
 
     @functools.cache  # noqa: B019
     def scaled(self, number: int) -> Tensor:
-        """The image at one of the accurate net's six scales, from 1."""
-        return resize(self.image(), SIZES[number - 1])
+        """An image at one of the accurate net's six scales, from 1."""
+        return resize(self.pixels(1, *IMAGE), SIZES[number - 1])
 
     @functools.cache  # noqa: B019
     def maps(self, number: int, dtype: torch.dtype) -> Tensor:
-        """Its last maps there."""
+        """The accurate net's last maps there."""
         with torch.no_grad():
-            return self.net("accurate", dtype).features(self.scaled(number))
+            return maps_of(self.net("accurate", dtype), self.scaled(number))
 
     def ours(self, function: Callable[[], object]) -> dict[str, Way]:
         """A function of the library on stock torch, and on what overfeat.fast chooses."""
-        ways = {OURS: Way(torch.no_grad()(_within("torch", function)))}
+        ways = {OURS: Way(torch.no_grad()(_within(partial(backend, "torch"), function)))}
         if self.fast:  # on a CPU weights are prepared at the second call
             ways[FAST] = Way(torch.no_grad()(function), warm=3)
         return ways
 
-    def baselines(self, stock: Callable[[], object], compiled: Callable[[], object] | None) -> dict[str, Way]:
-        """Stock torch, and torch.compile unless all is to be quick."""
-        ways = {STOCK: baseline(stock)}
-        if compiled is not None and not self.quick:
-            ways[COMPILED] = baseline(compiled, warm=2)
+    def torch(self, function: Callable[..., object], call: Callable[[Callable], object]) -> dict[str, Way]:
+        """call(function) in stock torch and, unless all is to be quick, call(function by torch.compile)."""
+        ways = {EAGER: baseline(partial(call, function))}
+        if not self.quick:
+            ways[COMPILED] = baseline(partial(call, compiled(function)))
         return ways
 
-    def windows(self, run: Callable[[Callable[[OverFeat, Tensor], Tensor]], Tensor]) -> dict[str, Way]:
+    def windows(self, call: Callable[[Callable[[OverFeat, Tensor], Tensor]], Tensor]) -> dict[str, Way]:
         """Every window on its own, by a loop and by MONAI."""
-        padded = "each window padded at its own border, so other scores by design"
-        ways = {NAIVE: baseline(partial(run, naive_windows), like="", remark=padded)}
-        if self.has("monai", MONAI):
-            ways[MONAI] = baseline(partial(run, monai_windows), like=NAIVE, remark=f"equal to {NAIVE}")
+        batch = 64 if self.device.type == "cuda" else 16
+        padded = f"windows in batches of {batch}, each padded at its own border, so other scores by design"
+        ways = {NAIVE: baseline(partial(call, partial(naive_windows, batch=batch)), like="", cold=True, remark=padded)}
+        if self.has("monai.inferers", MONAI):
+            run = partial(call, partial(monai_windows, batch=batch))
+            ways[MONAI] = baseline(run, like=NAIVE, cold=True, remark=f"equal to {NAIVE}")
         return ways
 
 
-def _bfloat16_on_cpu() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def _without_weights(name: str) -> OverFeat:
+    with torch.device("meta"):
+        return build(name, CLASSES)
 
 
-def _within(name: str, function: Callable[[], object]) -> Callable[[], object]:
-    """The function, on a backend of ours where that has its ops."""
-
-    @functools.wraps(function)
-    def run() -> object:
-        with backend(name):
-            return function()
-
-    return run
+@functools.cache
+def weight_bytes(name: str, layers: str = "") -> int:
+    """Bytes of a net's float32 weights; layers: "fulls" or "fulls.0", for those alone."""
+    return sum(4 * p.numel() for n, p in _without_weights(name).named_parameters() if n.startswith(layers))
 
 
-def _plain_sums(function: Callable[[], object]) -> Callable[[], object]:
-    """The function, without Winograd's convolutions."""
+def _within(context: Callable, function: Callable[[], object]) -> Callable[[], object]:
+    """The function, run within the context."""
 
     def run() -> object:
-        with mock.patch.object(packed, "GAIN", 0):
+        with context():
             return function()
 
     return run
@@ -174,20 +174,8 @@ def baseline(function: Callable[[], object], **more: object) -> Way:
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:
-    """The function by torch.compile, compiled when it first runs, for that one shape; an error where it cannot."""
-    cached: list[Callable] = []
-
-    def run(*arguments: object) -> object:
-        if not cached:
-            torch._dynamo.reset()
-            cached.append(torch.compile(function, fullgraph=True, dynamic=False))
-        return cached[0](*arguments)
-
-    return run
-
-
-def made(*_: object) -> None:
-    """For inputs that are made when they are first asked for."""
+    """The function by torch.compile: for each shape on its own, and an error where it cannot."""
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def dense(machine: Machine) -> Iterator[Case]:
@@ -195,60 +183,54 @@ def dense(machine: Machine) -> Iterator[Case]:
     for number in (1, 3) if machine.quick else range(1, 7):
         counts = work(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
 
-        def run(function: Callable[[OverFeat, Tensor], Tensor], number: int = number) -> Tensor:
-            return function(machine.net("accurate"), machine.scaled(number))
+        def call(function: Callable[[OverFeat, Tensor], object], number: int = number) -> object:
+            return function(machine.net("accurate", torch.float32), machine.scaled(number))
 
-        ways = machine.ours(partial(run, lambda net, scaled: net(scaled, "fine")))
-        ways |= machine.baselines(partial(run, eager), partial(run, compiled(eager)))
-        ways[LOOP] = baseline(partial(run, lambda net, scaled: offset_loop(net, net.features(scaled))))
+        ways = machine.ours(partial(call, lambda net, image: net(image, "fine")))
+        ways |= machine.torch(eager, call)
+        ways[LOOP] = baseline(partial(call, lambda net, image: offset_loop(net, maps_of(net, image))), cold=True)
         if number == (1 if machine.quick else 6):
-            ways |= machine.windows(run)
-        shape = f"scale {number}: {SIZES[number - 1][0]}x{SIZES[number - 1][1]}, {counts['places']} windows"
-        flop = 2 * (counts["features"] + counts["first"] + counts["rest"])
-        yield Case("dense", "accurate net", shape, LOOP, ways, partial(run, made), flop=flop)
+            ways |= machine.windows(call)
+        yield Case(
+            "dense", "accurate net", f"scale {number}: {_size(SIZES[number - 1])}, {counts['places']} windows", LOOP,
+            ways, partial(call, _only_made), flop=2 * (counts["features"] + counts["first"] + counts["rest"]),
+            moved=weight_bytes("accurate") + 4 * CLASSES * counts["places"],
+        )  # fmt: skip
 
 
 def classifier(machine: Machine) -> Iterator[Case]:
     """The accurate net's classifier: its first layer at each scale, and all of it for six scales in one call."""
-    numbers = (1, 4) if machine.quick else range(1, 7)
     for dtype in machine.dtypes:
-        for number in numbers:
+        for number in (1, 4) if machine.quick else range(1, 7):
             counts = work(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
 
-            def run(function: Callable, number: int = number, dtype: torch.dtype = dtype) -> Tensor:
+            def call(function: Callable[[OverFeat, Tensor], object], number: int = number, dtype=dtype) -> object:
                 return function(machine.net("accurate", dtype), machine.maps(number, dtype))
 
-            def first(net: OverFeat, maps: Tensor) -> Tensor:
-                layer = net.fulls[0]
-                return ops.skip_classifier(maps, layer.weight, layer.bias, net.architecture.pool)
-
-            ways = machine.ours(partial(run, first))
-            ways |= machine.baselines(partial(run, first_layer), partial(run, compiled(first_layer)))
-            ways[LOOP] = baseline(partial(run, partial(offset_loop, layers=1)))
-            moved = (WIDTHS[0] + counts["places"]) * WIDTHS[1] * dtype.itemsize  # the maps are little beside these
-            shape = f"scale {number}: {counts['places']} windows"
-            flop = 2 * counts["first"]
-            yield Case("classifier", "first full layer", shape, LOOP, ways, partial(run, made), dtype, flop, moved)
+            ways = machine.ours(partial(call, _our_first_layer)) | machine.torch(first_layer, call)
+            ways[LOOP] = baseline(partial(call, partial(offset_loop, layers=1)))
+            outputs = 4 * ACCURATE.hidden[0] * counts["places"]  # the maps are little beside these and the weights
+            yield Case(
+                "classifier", "first full layer", f"scale {number}: {counts['places']} windows", LOOP, ways,
+                partial(call, _only_made), dtype, 2 * counts["first"],
+                (weight_bytes("accurate", "fulls.0") + outputs) * dtype.itemsize / 4,
+            )  # fmt: skip
         if machine.quick:
             continue
         counts = [work(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
-
-        def each(function: Callable, dtype: torch.dtype = dtype) -> list[Tensor]:
-            return [function(machine.net("accurate", dtype), machine.maps(number, dtype)) for number in range(1, 7)]
-
-        def at_once(dtype: torch.dtype = dtype) -> list[Tensor]:
-            return machine.net("accurate", dtype).classifier(
-                [machine.maps(number, dtype) for number in range(1, 7)], "fine"
-            )
-
-        ways = machine.ours(at_once) | machine.baselines(partial(each, stage), None)
-        ways[LOOP] = baseline(partial(each, offset_loop))
-        weights = sum(math.prod(shape) for shape in itertools.pairwise(WIDTHS))
         places = sum(count["places"] for count in counts)
-        flop = 2 * sum(count["first"] + count["rest"] for count in counts)
-        moved = (weights + places * CLASSES) * dtype.itemsize
-        shape = f"six scales: {places} windows"
-        yield Case("classifier", "all full layers", shape, LOOP, ways, partial(each, made), dtype, flop, moved)
+
+        def on_all(function: Callable[[OverFeat, list[Tensor]], object], dtype: torch.dtype = dtype) -> object:
+            return function(machine.net("accurate", dtype), [machine.maps(n, dtype) for n in range(1, 7)])
+
+        ways = machine.ours(partial(on_all, lambda net, maps: net.classifier(maps, "fine")))
+        ways |= machine.torch(_each(stage), on_all)
+        ways[LOOP] = baseline(partial(on_all, _each(offset_loop)))
+        yield Case(
+            "classifier", "all full layers", f"six scales: {places} windows", LOOP, ways, partial(on_all, _only_made),
+            dtype, 2 * sum(count["first"] + count["rest"] for count in counts),
+            (weight_bytes("accurate", "fulls") + 4 * CLASSES * places) * dtype.itemsize / 4,
+        )  # fmt: skip
 
 
 def merge(machine: Machine) -> Iterator[Case]:
@@ -260,23 +242,23 @@ def merge(machine: Machine) -> Iterator[Case]:
             found = merge_boxes(boxes, scores)
             return [found.boxes, found.scores]
 
-        def told(got: list[Tensor]) -> str:
-            return f"{len(got[0])} boxes left"
-
-        ways = {OURS: Way(merged, remark=told), PAPER_LOOP: baseline(_within("reference", merged), remark=told)}
+        ways = machine.ours(merged) if machine.device.type == "cuda" else {OURS: Way(merged)}
+        ways[PAPER_LOOP] = baseline(_within(partial(backend, "reference"), merged), cold=True)
         if machine.has("ensemble_boxes", f"{NMS}, {WBF}"):
-            ways |= _ensemble_boxes(boxes, scores, told)
-        yield Case("merge", "merge_boxes", f"{count} boxes, one class", PAPER_LOOP, ways, made)
+            ways |= _ensemble_boxes(boxes, scores)
+        yield Case(
+            "merge", "merge_boxes", f"{count} boxes, one class", PAPER_LOOP, ways, _only_made, moved=boxes.nbytes * 1.25
+        )
 
 
-def _ensemble_boxes(boxes: Tensor, scores: Tensor, told: Callable) -> dict[str, Way]:
-    """NMS and weighted box fusion of ensemble-boxes, on a CPU, with boxes as it wants them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from ensemble_boxes import nms, weighted_boxes_fusion
-    lists = [(boxes / CANVAS).tolist()], [scores.tolist()], [[0] * len(boxes)]
+def _ensemble_boxes(boxes: Tensor, scores: Tensor) -> dict[str, Way]:
+    """NMS and weighted box fusion of ensemble-boxes, which run on the CPU, with boxes as they want them."""
+    from ensemble_boxes import nms, weighted_boxes_fusion
+
+    lists = [(boxes.cpu() / CANVAS).numpy()], [scores.cpu().numpy()], [torch.zeros(len(boxes)).numpy()]
     ways = {NMS: partial(nms, *lists, iou_thr=0.5), WBF: partial(weighted_boxes_fusion, *lists, iou_thr=0.55)}
-    return {name: baseline(way, like="", remark=told) for name, way in ways.items()}
+    told = "of ensemble-boxes, on the CPU; another result: {} boxes left"
+    return {name: baseline(way, like="", remark=lambda got: told.format(len(got[0]))) for name, way in ways.items()}
 
 
 def train(machine: Machine) -> Iterator[Case]:
@@ -289,68 +271,89 @@ def train(machine: Machine) -> Iterator[Case]:
         counts = work(ARCHITECTURES[name], side, side, CLASSES, "coarse")
         flop = 2 * batch * (counts["features"] + counts["first"] + counts["rest"])
 
-        @functools.cache
-        def windows(side: int = side, batch: int = batch) -> Tensor:
-            return torch.randn(batch, 3, side, side, device=machine.device)
-
-        def inputs(name: str = name, windows: Callable = windows) -> None:
-            made(machine.net(name), windows())
-
-        def plain(name: str = name, windows: Callable = windows) -> Tensor:
-            return windows_alone(machine.net(name), windows())
-
-        def ours(name: str = name, windows: Callable = windows) -> Tensor:
-            return machine.net(name)(windows()).flatten(1)
-
-        def step(forward: Callable[[], Tensor], name: str = name) -> list[Tensor]:
-            net = machine.net(name)
-            net.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                scores = forward()
-                F.cross_entropy(scores, torch.arange(len(scores), device=scores.device) % CLASSES).backward()
-            return [layer.weight.grad[:COMPARED] for layer in (*net.convs, *net.fulls)]
+        def call(function: Callable[[OverFeat, Tensor], object], name=name, batch=batch, side=side) -> object:
+            return function(machine.net(name, torch.float32), machine.pixels(batch, side, side))
 
         shape = f"{batch} x 3 x {side} x {side}"
-        ways = machine.ours(ours) | machine.baselines(plain, None)
-        yield Case("train", f"{name} net, forward", shape, STOCK, ways, inputs, flop=flop)
-        ways = {FAST if machine.fast else OURS: Way(partial(step, ours), warm=2)}  # on a CPU it changes nothing here
-        ways[STOCK] = Way(partial(step, plain), baseline=True)
+        inputs = partial(call, _only_made)
+        ways = machine.ours(partial(call, _our_scores)) | machine.torch(windows_alone, call)
+        moved = weight_bytes(name)
+        yield Case("train", f"{name} net, forward", shape, EAGER, ways, inputs, torch.float32, flop, moved, batch)
+
+        def stepped(function: Callable[[OverFeat, Tensor], Tensor], call: Callable = call) -> object:
+            return call(partial(_step, function))
+
+        # With gradients overfeat.fast is as without it on a CPU; prepared weights are for evaluation.
+        ways = {FAST if machine.fast else OURS: Way(partial(stepped, _our_scores))}
+        ways |= machine.torch(windows_alone, stepped)
         # The first convolution has no gradient of its input; the count says three times the forward all the same.
-        yield Case("train", f"{name} net, forward and backward", shape, STOCK, ways, inputs, flop=3 * flop)
+        yield Case(
+            "train", f"{name} net, forward and backward", shape, EAGER, ways, inputs, torch.float32, 3 * flop,
+            3 * moved, batch,
+        )  # fmt: skip
+
+
+def _step(function: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, windows: Tensor) -> list[Tensor]:
+    """Forward and backward; gives some of the gradients, and leaves none behind."""
+    with torch.enable_grad():
+        scores = function(net, windows)
+        F.cross_entropy(scores, torch.arange(len(scores), device=scores.device) % CLASSES).backward()
+    gradients = [layer.weight.grad[:COMPARED].clone() for layer in (*net.convs, *net.fulls)]
+    net.zero_grad(set_to_none=True)
+    return gradients
 
 
 def end_to_end(machine: Machine) -> Iterator[Case]:
     """An image to the scores of its classes: six scales of the accurate net, fine stride, no mirror images."""
     counts = [work(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
-    flop = 2 * sum(count[part] for count in counts for part in ("features", "first", "rest"))
-    shape = f"{IMAGE[0]}x{IMAGE[1]}, {sum(count['places'] for count in counts)} windows"
+    places = sum(count["places"] for count in counts)
     for dtype in machine.dtypes:
 
-        def inputs(dtype: torch.dtype = dtype) -> None:
-            made(machine.net("accurate", dtype), machine.image())
+        def call(function: Callable[[OverFeat, Tensor], object], dtype: torch.dtype = dtype) -> object:
+            return function(machine.net("accurate", dtype), machine.pixels(1, *IMAGE))
 
-        def by(windows: Callable[[OverFeat, Tensor], Tensor], dtype: torch.dtype = dtype) -> Tensor:
-            net = machine.net("accurate", dtype)
-            scaled = (resize(machine.image(), size) for size in SIZES)
-            best = [windows(net, image).float().softmax(dim=1).amax(dim=(2, 3)) for image in scaled]
-            return torch.stack(best).mean(dim=0)
+        def by(windows: Callable[[OverFeat, Tensor], Tensor], call: Callable = call) -> object:
+            return call(partial(_vote, windows))
 
-        def ours(dtype: torch.dtype = dtype) -> Tensor:
-            return classify(machine.net("accurate", dtype), machine.image(), flip=False)
-
-        six = None if machine.quick else [compiled(eager) for _ in SIZES]
-
-        def by_compiled(by: Callable = by, six: list[Callable] | None = six) -> Tensor:
-            each = iter(six)
-            return by(lambda net, image: next(each)(net, image))
-
-        ways = machine.ours(ours) | machine.baselines(partial(by, eager), by_compiled)
+        ours = partial(call, lambda net, image: classify(net, image, flip=False))
+        ways = machine.ours(ours) | machine.torch(eager, by)
         if dtype == torch.float32 and not machine.quick:
-            ways[LOOP] = baseline(partial(by, lambda net, image: offset_loop(net, net.features(image))))
+            ways[LOOP] = baseline(partial(by, lambda net, image: offset_loop(net, maps_of(net, image))), cold=True)
             ways |= machine.windows(by)
             if machine.fast and machine.device.type == "cpu":
-                ways[PLAIN] = Way(torch.no_grad()(_plain_sums(ours)), warm=2)
-        yield Case("end-to-end", "accurate net, six scales", shape, STOCK, ways, inputs, dtype, flop)
+                ways[DIRECT] = Way(torch.no_grad()(_within(packed.direct, ours)))
+        yield Case(
+            "end-to-end", "accurate net, six scales", f"{_size(IMAGE)}, {places} windows", EAGER, ways,
+            partial(call, _only_made), dtype,
+            2 * sum(count[part] for count in counts for part in ("features", "first", "rest")),
+            weight_bytes("accurate") * dtype.itemsize / 4, 1,
+        )  # fmt: skip
+
+
+def _vote(windows: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, image: Tensor) -> Tensor:
+    """The mean over six scales of each class's best softmax, from the scores of all windows of a scale."""
+    best = [windows(net, resize(image, size)).float().softmax(dim=1).amax(dim=(2, 3)) for size in SIZES]
+    return torch.stack(best).mean(dim=0)
+
+
+def _our_first_layer(net: OverFeat, maps: Tensor) -> Tensor:
+    return ops.skip_classifier(maps, net.fulls[0].weight, net.fulls[0].bias, net.architecture.pool)
+
+
+def _our_scores(net: OverFeat, windows: Tensor) -> Tensor:
+    return net(windows).flatten(1)
+
+
+def _each(function: Callable[[OverFeat, Tensor], Tensor]) -> Callable[[OverFeat, list[Tensor]], list[Tensor]]:
+    return lambda net, maps: [function(net, m) for m in maps]
+
+
+def _only_made(*_: object) -> None:
+    """For a case's `inputs`: what it takes is made by asking for it."""
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 SUITES: dict[str, Callable[[Machine], Iterator[Case]]] = {

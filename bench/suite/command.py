@@ -1,8 +1,11 @@
 """What `overfeat bench` does: the suites that are asked for, on the device that is asked for."""
 
 import argparse
-import time
-from collections.abc import Collection
+import json
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import torch
 
@@ -16,49 +19,61 @@ from overfeat.files import InputError, check_result
 from overfeat.processes import choose_device
 
 KEYS = ("command", "machine", "rows")
+GROWTH = "growth"
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the suites; see overfeat/cli/bench.py for the arguments."""
-    suites = _chosen(args.suites, SUITES, "suite")
-    wanted = _chosen(args.backends, WAYS, "backend") if args.backends else None
-    if args.out:
-        check_result(args.out, KEYS)
+    suites = _chosen(args.suites, [*SUITES, GROWTH], "suite")
+    backends = _chosen(args.backends, WAYS, "backend") if args.backends else None
+    check_result(args.out, KEYS)
     if args.against:
-        compare(args.against, _arguments(args), args.line, args.out)
-        return 0
-    device = choose_device(args.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in every way, or they could not be compared
-    run = Run(args.out, device, wanted, args.line, args.quick)
-    machine = Machine(run, args.quick)
-    if device.type == "cpu":
-        run.leave_out("GPU", "none that torch can use" if not torch.cuda.is_available() else "--device cpu")
-    start = time.monotonic()
-    for name in suites:
-        for case in SUITES[name](machine):
-            run.measure(case)
-    if args.quick:
-        run.leave_out("growth, torch.compile and most shapes", "--quick")
-    elif not args.suites and not args.backends:
-        for sweep in sweeps(machine):
-            run.grow(*sweep)
-        if device.type == "cpu":
-            run.results["process memory"] = {OURS: process_memory(False), FAST: process_memory(True)}
-    run.finish()
-    print(
-        f"{len(run.rows)} rows in {time.monotonic() - start:.0f} s" + (f", written to {args.out}" if args.out else "")
-    )
+        compare(args.against, {"suites": suites, "backends": backends, "quick": args.quick, "device": args.device},
+                args.line, args.out)  # fmt: skip
+    else:
+        measure(suites, backends, args.quick, args.device, args.line, args.out)
+    print(f"written to {args.out}")
     return 0
 
 
-def _arguments(args: argparse.Namespace) -> list[str]:
-    """The command line, but for where results go and with what they are compared."""
-    parts = [*(["--quick"] if args.quick else []), *(["--device", args.device] if args.device != "auto" else [])]
-    for flag, values in (("--suites", args.suites), ("--backends", args.backends)):
-        parts += [flag, *values] if values else []
-    return parts
+def set_up(device: str) -> torch.device:
+    """The device, told to compute float32 in float32, so that all ways can be compared, and to try what is fastest."""
+    found = choose_device(device)
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    return found
+
+
+def measure(
+    suites: Sequence[str], backends: Sequence[str] | None, quick: bool, device: str, line: str, out: str | Path
+) -> None:
+    """Run suites by all ways, or those of `backends`. line: the command; out: where results go, after every case."""
+    run = Run(Path(out), set_up(device), backends, line, quick)
+    machine = Machine(run, quick)
+    if run.device.type == "cpu":
+        run.leave_out("GPU", "none that torch can use" if not torch.cuda.is_available() else f"--device {device}")
+    for name in suites:
+        if name in SUITES:
+            for case in SUITES[name](machine):
+                run.measure(case)
+    if quick:
+        run.leave_out(f"{GROWTH}, torch.compile, most shapes, the accurate net's training", "--quick")
+    elif GROWTH in suites and backends and FAST not in backends:
+        run.leave_out(GROWTH, f"it is measured with {FAST} alone")
+    elif GROWTH in suites:
+        for sweep in sweeps(machine):
+            run.grow(*sweep)
+        if run.device.type == "cpu":
+            try:
+                run.results["process memory"] = {OURS: process_memory(False), FAST: process_memory(True)}
+            except subprocess.CalledProcessError as error:
+                run.leave_out("memory of a process", (error.stderr.strip().splitlines() or ["it was killed"])[-1])
+    if not run.rows and not run.results["growth"]:
+        raise InputError(f"nothing is measured by {', '.join(backends or ())} in {', '.join(suites)} here")
+    run.finish()
+    print(f"{len(run.rows)} rows in {run.results['seconds']:.0f} s")
 
 
 def _chosen(names: list[str] | None, known: Collection[str], what: str) -> list[str]:
@@ -66,3 +81,10 @@ def _chosen(names: list[str] | None, known: Collection[str], what: str) -> list[
     if wrong:
         raise InputError(f"no {what} is called {wrong[0]!r}; there are: {', '.join(known)}")
     return list(dict.fromkeys(names)) if names else list(known)
+
+
+if __name__ == "__main__":  # as `compare` starts it, with the library of some commit
+    try:
+        measure(**json.loads(sys.argv[1]))
+    except InputError as error:
+        sys.exit(f"overfeat bench: {error}")

@@ -1,4 +1,4 @@
-"""How time and memory grow: with the image's area, scales, batch, classes, boxes and groups of them."""
+"""How overfeat.fast's time and memory grow: with the image's area, scales, batch, classes, boxes, groups of them."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -29,7 +29,7 @@ def sweeps(machine: Machine) -> Iterator[tuple[str, str, Points]]:
         return build("small", classes).eval().to(machine.device)
 
     def image(side: int, count: int = 1) -> Tensor:
-        return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+        return machine.pixels(count, side, side)
 
     def boxes(make: Callable[[int], tuple[Tensor, ...]], count: int) -> Callable[[], object]:
         return partial(merge_boxes, *(t.to(machine.device) for t in make(count)))

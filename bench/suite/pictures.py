@@ -8,18 +8,13 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from bench.suite.cases import COMPILED, DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS
 from overfeat.files import replacing
 
 HUES = {
-    "overfeat.fast": "#d1495b",
-    "overfeat.fast, plain sums": "#e88b97",
-    "overfeat": "#edae49",
-    "stock torch": "#30638e",
-    "torch.compile": "#00798c",
-    "loop over offsets": "#8d96a3",
-    "naive windows": "#5c5c5c",
-    "MONAI": "#a9a9a9",
-}
+    FAST: "#d1495b", DIRECT: "#e88b97", OURS: "#edae49", EAGER: "#30638e", COMPILED: "#00798c", LOOP: "#8d96a3",
+    NAIVE: "#5c5c5c", MONAI: "#a9a9a9",
+}  # fmt: skip
 
 
 def digest(results: dict) -> str:
@@ -42,16 +37,9 @@ def headline(results: dict, path: Path) -> None:
     six.sort(key=lambda row: row["median"])
     left.barh([row["backend"] for row in six], [row["median"] for row in six],
               color=[HUES[row["backend"]] for row in six])  # fmt: skip
+    white = {"color": "white", "pad": 0.5}
     for place, row in enumerate(six):
-        left.text(
-            row["median"],
-            place,
-            f" {row['median']:.3g} s",
-            va="center",
-            fontsize=8,
-            zorder=3,
-            bbox={"color": "white", "pad": 0.5},
-        )
+        left.text(row["median"], place, f" {row['median']:.3g} s", va="center", fontsize=8, zorder=3, bbox=white)
     least = six[0]["flop"] / six[0]["ceiling_gflops"] / 1e9
     left.axvline(least, color="black", linestyle="--", linewidth=1)
     left.text(least, -0.55, " at the ceiling's rate", fontsize=7, va="top")
@@ -59,16 +47,13 @@ def headline(results: dict, path: Path) -> None:
         xscale="log", xlim=(min(least, six[0]["median"]) / 3, 2.5 * six[-1]["median"]), ylim=(len(six) - 0.5, -0.9)
     )
     left.set_title(f"seconds an image: {six[0]['op']}, float32", fontsize=9)
-    layer = [
-        r for r in results["rows"] if r["suite"] == "classifier" and r["dtype"] == "float32" and "scale" in r["shape"]
-    ]
-    layer = [row for row in layer if row["op"] == "first full layer"]
+    layer = [row for row in results["rows"] if row["op"] == "first full layer" and row["dtype"] == "float32"]
     for name in dict.fromkeys(row["backend"] for row in layer):
         mine = [row for row in layer if row["backend"] == name]
         right.plot([_number(row) for row in mine], [row["gflops"] for row in mine], "o-", label=name, color=HUES[name])
     right.axhline(layer[0]["ceiling_gflops"], color="black", linestyle="--", linewidth=1)
     right.text(1, layer[0]["ceiling_gflops"], "ceiling", fontsize=7, va="bottom")
-    right.set(xlabel="scale", ylabel="GFLOP/s, of plain sums", ylim=0)
+    right.set(xlabel="scale", ylabel="GFLOP/s, of a direct convolution", ylim=0)
     right.set_title("first full layer, float32", fontsize=9)
     right.legend(fontsize=7)
     _write(figure, results, path)
@@ -80,11 +65,11 @@ def growth(results: dict, path: Path) -> None:
     figure = Figure(figsize=(1.7 * len(found), 6.5), layout="constrained")
     for axis, entry in zip(figure.subplots(2, -(-len(found) // 2)).ravel(), found, strict=True):
         sizes = [point["size"] for point in entry["points"]]
-        axis.loglog(sizes, [1e3 * point["median"] for point in entry["points"]], "o-", color=HUES["overfeat.fast"],
+        axis.loglog(sizes, [1e3 * point["median"] for point in entry["points"]], "o-", color=HUES[FAST],
                     label=f"ms, exponent {entry['time exponent']:.2f}")  # fmt: skip
         if "memory exponent" in entry:
             axis.loglog(sizes, [point["peak_bytes"] / 1e6 for point in entry["points"]], "s--",
-                        color=HUES["stock torch"], label=f"MB, exponent {entry['memory exponent']:.2f}")  # fmt: skip
+                        color=HUES[EAGER], label=f"MB, exponent {entry['memory exponent']:.2f}")  # fmt: skip
         axis.set_xticks(sizes, [f"{size:,.0f}" if size > 100 else f"{size:.3g}" for size in sizes])
         axis.minorticks_off()
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,11 +1,13 @@
 """One run of the suite: every case by every way that the machine has, in turns, each checked before it is timed."""
 
+import importlib.metadata
 import json
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import torch
 
 from bench.common import peak_beyond
 from bench.tolerance import Tensors, assert_matches
-from overfeat.files import replacing
-from overfeat.measuring import ceilings, machine, synchronize
+from overfeat.fast import status
+from overfeat.files import InputError, replacing
+from overfeat.measuring import ceilings, machine, summary, synchronize
 
 MOST = 15  # repeats
-LONG = 10.0  # seconds: what takes longer runs once, checked and timed together
+LONG = 10.0  # seconds: what takes longer is timed once
+PACKAGES = ("numpy", "numba", "monai", "ensemble-boxes")
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,16 @@ class Way:
     """One way to do what a case asks.
 
     baseline: not ours, so that ratios are told to it. like: the way whose result its own is to equal; None: the
-    case's reference; "": no other's, by design, as `remark` says; which may be made of the result. warm: runs until
-    all is prepared.
+    case's reference; "": no other's, by design. warm: runs before it is timed, until all is prepared; the last of
+    them tells its memory. cold: nothing is prepared, so that a first run that takes long counts. remark: a word
+    about it, which may be made of the result.
     """
 
     run: Callable[[], Tensors]
     baseline: bool = False
     like: str | None = None
-    warm: int = 1
+    warm: int = 2
+    cold: bool = False
     remark: str | Callable[[Tensors], str] = ""
 
 
@@ -41,7 +47,7 @@ class Case:
     """One op at one shape.
 
     reference: the way whose result is right; inputs: makes what all ways take, so that it is not timed; flop: of
-    plain sums; moved: bytes, at least.
+    plain sums; moved: bytes, at least: weights, and what goes in and out; images: a second are told.
     """
 
     suite: str
@@ -53,6 +59,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     flop: float = 0.0
     moved: float = 0.0
+    images: int = 0
 
     def like(self, name: str) -> str:
         """The way whose result that of this one is to equal; its own name for none."""
@@ -70,16 +77,18 @@ class Run:
     """Rows of a run, written after every case, so that an interrupted one keeps what it has.
 
     out: the file of results, or None. wanted: names of ways; None: all. quick: each way is timed for a quarter of a
-    second in place of five seconds, about, and once at least in place of three times.
+    second in place of three, about, and once at least in place of three times.
     """
 
     def __init__(
         self, out: Path | None, device: torch.device, wanted: Collection[str] | None, command: str, quick: bool = False
     ):
-        self.out, self.device, self.wanted = out, device, wanted
-        self.spent, self.least = (0.25, 1) if quick else (5.0, 3)
+        self.out, self.device, self.wanted, self.quick = out, device, wanted, quick
+        self.spent, self.least = (0.25, 1) if quick else (3.0, 3)
+        self.start = time.monotonic()
         self.results: dict = {
-            "command": command, "machine": machine(), "device": str(device), "ceilings": {}, "rows": [], "growth": [],
+            "command": command, "machine": machine(), "packages": _versions(), "device": str(device),
+            "overfeat.fast": [str(row) for row in status()], "ceilings": {}, "rows": [], "growth": [],
             "left out": [], "complete": False,
         }  # fmt: skip
 
@@ -87,8 +96,11 @@ class Run:
     def rows(self) -> list[dict]:
         return self.results["rows"]
 
-    def leave_out(self, what: str, why: str) -> None:
+    def leave_out(self, what: str, why: str | Exception) -> None:
         """Note what is not measured."""
+        if isinstance(why, Exception):
+            first = (str(why).strip().splitlines() or [type(why).__name__])[0]
+            why = f"its result differs: {first}" if isinstance(why, AssertionError) else first
         entry = {"what": what, "why": why}
         if entry not in self.results["left out"]:
             self.results["left out"].append(entry)
@@ -99,34 +111,34 @@ class Run:
         ways = {name: way for name, way in case.ways.items() if self.wanted is None or name in self.wanted}
         if not ways:
             return
+        torch.compiler.reset()  # it compiles a function for so many shapes only
         dtype = str(case.dtype).removeprefix("torch.")
         if dtype not in self.results["ceilings"]:
             self._ceiling(dtype)
         case.inputs()
+        titles = {name: f"{case.suite}, {case.op}, {case.shape}, {dtype}, {name}" for name in case.ways}
         results: dict[str, Tensors] = {}
         rows: dict[str, dict] = {}
         compared = [name for name in case.ways if name in {case.like(name) for name in ways}]
         for name in dict.fromkeys([*compared, *ways]):
-            title = f"{case.suite}, {case.op}, {case.shape}, {dtype}, {name}"
             try:
-                row, results[name] = self._first(case.ways[name])
+                found, results[name] = self._first(case.ways[name])
                 like = case.like(name)
                 if like not in results:
-                    self.leave_out(title, f"{like}, which it is compared with, has no result")
-                    continue
+                    raise InputError(f"{like}, which it is compared with, has no result")
                 if like != name:
                     assert_matches(results[name], results[like], case.dtype)
             except Exception as error:
-                why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self.leave_out(title, f"its result differs: {why}" if isinstance(error, AssertionError) else why)
+                self._survive(titles[name], error)
             else:
                 if name in ways:
                     rows[name] = {
                         "suite": case.suite, "op": case.op, "shape": case.shape, "dtype": dtype, "backend": name,
-                        "baseline": ways[name].baseline, "remark": row["remark"], "peak_bytes": row["peak_bytes"],
-                        "flop": case.flop, "moved": case.moved, "seconds": row["seconds"],
+                        "baseline": ways[name].baseline, "flop": case.flop, "moved": case.moved,
+                        "images": case.images, **found,
                     }  # fmt: skip
-        self._in_turns({name: ways[name].run for name in rows}, rows)
+        del results
+        self._in_turns({name: ways[name] for name in rows}, rows, titles)
         baselines = {name: row["median"] for name, row in rows.items() if row["baseline"]}
         for name, row in rows.items():
             row["times"] = {other: median / row["median"] for other, median in baselines.items() if other != name}
@@ -140,9 +152,17 @@ class Run:
         """Time and peak memory at each size, and the exponents of lines through their logarithms."""
         rows = []
         for size, run in points:
-            row = {"size": size, **self._first(Way(run))[0]}
-            self._in_turns({"": run}, {"": row})
-            rows.append({key: row[key] for key in ("size", "median", "p20", "p80", "repeats", "peak_bytes")})
+            way = Way(run, warm=3)
+            try:
+                row = {"size": size, **self._first(way)[0]}
+            except Exception as error:
+                self._survive(f"{what}, {unit} {size:g}", error)
+                continue
+            found = {"": row}
+            self._in_turns({"": way}, found, {"": f"{what}, {unit} {size:g}"})
+            rows += [{key: row[key] for key in row if key != "remark"} for row in found.values()]
+        if len(rows) < 2:
+            return
         sizes = [row["size"] for row in rows]
         entry = {"what": what, "unit": unit, "points": rows}
         entry["time exponent"] = exponent(sizes, [row["median"] for row in rows])
@@ -155,50 +175,59 @@ class Run:
 
     def _first(self, way: Way) -> tuple[dict, Tensors]:
         """Run a way until it is warm: {"seconds", "peak_bytes", "remark"} of the last time, and what it gives."""
-        for count in range(way.warm):
-            start = time.perf_counter()
-            if count < way.warm - 1:
-                way.run()
-            else:
-                got, peak = peak_beyond(way.run, self.device)
-            synchronize(self.device)
-            spent = time.perf_counter() - start
+        for _ in range(0 if way.cold else way.warm - 1):
+            way.run()
+        synchronize(self.device)
+        start = time.perf_counter()
+        got, peak = peak_beyond(way.run, self.device)
+        spent = time.perf_counter() - start
         remark = way.remark(got) if callable(way.remark) else way.remark
         return {"seconds": spent, "peak_bytes": peak, "remark": remark}, got
 
-    def _in_turns(self, runs: dict[str, Callable], rows: dict[str, dict]) -> None:
+    def _in_turns(self, ways: dict[str, Way], rows: dict[str, dict], titles: dict[str, str]) -> None:
         """Time all, one after the other and again, as often as each is worth; put what comes of it into its row."""
-        taken: dict[str, list[float]] = {name: [] for name in runs}
+        taken: dict[str, list[float]] = {name: [] for name in ways}
         left = {}
-        for name, row in rows.items():
-            once = row.pop("seconds")
-            left[name] = max(self.least, min(MOST, math.ceil(self.spent / once))) if once else MOST
-            if once > LONG:
-                taken[name], left[name] = [once], 1
-        while any(len(taken[name]) < count for name, count in left.items()):
-            for name, run in runs.items():
-                if len(taken[name]) < left[name]:
-                    start = time.perf_counter()
-                    run()
+        for name, way in ways.items():
+            once = rows[name].pop("seconds")
+            left[name] = 1 if once > LONG else max(self.least, min(MOST, math.ceil(self.spent / max(once, 1e-9))))
+            if once > LONG and way.cold:
+                taken[name].append(once)
+        while waiting := [name for name in rows if len(taken[name]) < left[name]]:
+            for name in waiting:
+                start = time.perf_counter()
+                try:
+                    ways[name].run()
                     synchronize(self.device)
+                except Exception as error:
+                    self._survive(titles[name], error)
+                    del rows[name]
+                else:
                     taken[name].append(time.perf_counter() - start)
-        for name, times in taken.items():
-            times.sort()
-            cut = int(0.2 * (len(times) - 1))
-            rows[name] |= {
-                "median": statistics.median(times), "p20": times[cut], "p80": times[-1 - cut], "repeats": len(times)
-            }  # fmt: skip
+        for name, row in rows.items():
+            row |= summary(taken[name])
+
+    def _survive(self, what: str, error: Exception) -> None:
+        """Leave out what failed, and stop where it has taken the device with it."""
+        self.leave_out(what, error)
+        try:
+            synchronize(self.device)
+        except RuntimeError as lost:
+            self.save()
+            raise InputError(f"the device answers no more after {what}; what was measured before is kept") from lost
 
     def _rates(self) -> None:
         """Rates of all rows, and their share of the best that was found up to now."""
         for row in self.rows:
-            ceiling = self.results["ceilings"][row["dtype"]]
+            ceiling, median = self.results["ceilings"][row["dtype"]], row["median"]
+            if row["images"]:
+                row["images_per_s"] = row["images"] / median
             if row["flop"]:
-                row["gflops"] = row["flop"] / row["median"] / 1e9
+                row["gflops"] = row["flop"] / median / 1e9
                 row["ceiling_gflops"] = max(ceiling["product"], ceiling["convolution"]) / 1e9
                 row["fraction"] = row["gflops"] / row["ceiling_gflops"]
             if row["moved"]:
-                row["gbs"], row["ceiling_gbs"] = row["moved"] / row["median"] / 1e9, ceiling["copy"] / 1e9
+                row["gbs"], row["ceiling_gbs"] = row["moved"] / median / 1e9, ceiling["copy"] / 1e9
 
     def _ceiling(self, dtype: str) -> None:
         """Measure the ceilings; the best of the run counts."""
@@ -211,17 +240,25 @@ class Run:
         )  # fmt: skip
 
     def finish(self) -> None:
-        """All cases are done: the ceilings once more."""
-        for dtype in list(self.results["ceilings"]):
+        """All cases are done: unless all is to be quick, the ceilings once more."""
+        for dtype in list(self.results["ceilings"]) if not self.quick else ():
             self._ceiling(dtype)
         self._rates()
-        self.results["complete"] = True
+        self.results |= {"complete": True, "seconds": time.monotonic() - self.start}
         self.save()
 
     def save(self) -> None:
         if self.out:
             with replacing(self.out) as part:
                 part.write_text(json.dumps(self.results, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _tell(row: dict) -> None:

@@ -8,6 +8,12 @@ from pathlib import Path
 from overfeat.files import InputError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# Known before anything of the suite is imported; tests/test_suite.py holds them to what is there.
+SUITES = ("dense", "classifier", "merge", "train", "end-to-end", "growth")
+BACKENDS = (
+    "overfeat", "overfeat.fast", "overfeat.fast-direct", "torch.eager", "torch.compile", "offset-loop",
+    "naive-windows", "monai", "paper-loop", "nms", "wbf",
+)  # fmt: skip
 
 
 def add_parser(commands) -> None:
@@ -20,16 +26,20 @@ def add_parser(commands) -> None:
         epilog="example: overfeat bench --quick -o bench.json",
     )
     parser.add_argument("--quick", action="store_true", help="fewer shapes and baselines; two minutes on two cores")
+    parser.add_argument("--suites", nargs="+", metavar="NAME", help=f"some of {', '.join(SUITES)} (default: all)")
     parser.add_argument(
-        "--suites", nargs="+", metavar="NAME", help="some of dense, classifier, merge, train, end-to-end (default: all)"
-    )
-    parser.add_argument("--backends", nargs="+", metavar="NAME", help="only these ways (default: all that are here)")
+        "--backends", nargs="+", metavar="NAME",
+        help=f"only some of {', '.join(BACKENDS)} (default: all that are here)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one")
     parser.add_argument(
         "--against", metavar="REF",
-        help="run this checkout and another commit of it in turn, three times, and tell the ratios of their times",
+        help="measure the library of another commit and of this checkout in turn, three times, and tell the ratios",
     )  # fmt: skip
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the rows as JSON, after every case")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", default=Path("overfeat-bench.json"),
+        help="where the rows go, after every case (default: %(default)s)",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
