@@ -17,7 +17,8 @@ from overfeat.training import TrainConfig
 class BoxTask(ABC):
     """A task whose items are lists, with boxes, and whose validation figures are sums of its loss.
 
-    module, config: as in training.Task; data, validation: what `dataset` and `validate` use.
+    module, config: as in training.Task; data: what trains, with the `store` of its images;
+    validation: or None.
     """
 
     module: nn.Module

@@ -50,7 +50,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name!r}: no such device; there are auto, cpu, cuda, cuda:1") from error
+        raise InputError(f"--device {name!r}: no such device; names are auto, cpu, cuda, cuda:1, ...") from error
     if device.type == "cpu":
         return device
     if device.type != "cuda":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,8 @@ def compare(ref: str, options: dict[str, object], line: str, out: Path, pairs: i
     line: the whole command; out: where results go, after every pair. Raises InputError where git knows no such
     commit, or a run fails, as on a library that is too old for this suite.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the worktree goes
+    _git("worktree", "prune")
     with tempfile.TemporaryDirectory(prefix="overfeat-against-") as temporary:
         folder = Path(temporary)
         checkouts = {ref: folder / "checkout", "this checkout": ROOT}
@@ -88,7 +91,8 @@ def _one(root: Path, packages: str, options: dict[str, object]) -> dict:
     """The results of one checkout, in a process of its own."""
     command = [sys.executable, "-P", "-m", "bench.suite.command", json.dumps(options)]
     commit = _git("-C", str(root), "describe", "--always", "--dirty").stdout.strip()
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": packages, "OVERFEAT_COMMIT": commit})
+    environment = os.environ | {"PYTHONPATH": packages, "OVERFEAT_COMMIT": commit}
+    done = subprocess.run(command, env=environment, start_new_session=True)  # Ctrl-C is for us, who then stop it
     if done.returncode:
         raise InputError("one of the two runs did not come to its end; what it said stands above")
     return json.loads(Path(str(options["out"])).read_text())

@@ -283,8 +283,9 @@ def train(machine: Machine) -> Iterator[Case]:
         def stepped(function: Callable[[OverFeat, Tensor], Tensor], call: Callable = call) -> object:
             return call(partial(_step, function))
 
-        # With gradients overfeat.fast is as without it on a CPU; prepared weights are for evaluation.
-        ways = {FAST if machine.fast else OURS: Way(partial(stepped, _our_scores))}
+        ways = machine.ours(partial(stepped, _our_scores))
+        if machine.device.type == "cpu" and ways.pop(FAST, None):
+            machine.run.leave_out(f"train, backward, {FAST}", f"with gradients it is {OURS} on a CPU")
         ways |= machine.torch(windows_alone, stepped)
         # The first convolution has no gradient of its input; the count says three times the forward all the same.
         yield Case(

@@ -59,7 +59,7 @@ def measure(
             for case in SUITES[name](machine):
                 run.measure(case)
     if quick:
-        run.leave_out(f"{GROWTH}, torch.compile, most shapes, the accurate net's training", "--quick")
+        run.leave_out(f"{GROWTH}, torch.compile, most shapes and nets", "--quick")
     elif GROWTH in suites and backends and FAST not in backends:
         run.leave_out(GROWTH, f"it is measured with {FAST} alone")
     elif GROWTH in suites:
@@ -73,7 +73,7 @@ def measure(
     if not run.rows and not run.results["growth"]:
         raise InputError(f"nothing is measured by {', '.join(backends or ())} in {', '.join(suites)} here")
     run.finish()
-    print(f"{len(run.rows)} rows in {run.results['seconds']:.0f} s")
+    print(f"rows: {len(run.rows)}, in {run.results['seconds']:.0f} s")
 
 
 def _chosen(names: list[str] | None, known: Collection[str], what: str) -> list[str]:

@@ -265,4 +265,5 @@ def _tell(row: dict) -> None:
     rate = f"{row['gflops']:8.1f} GFLOP/s {100 * row['fraction']:4.0f} %" if "gflops" in row else ""
     ratios = ", ".join(f"{ratio:.3g}x {name}" for name, ratio in row["times"].items())
     place = f"{row['suite']}: {row['op']}, {row['shape']}, {row['dtype']}"
-    print(f"{place:64} {row['backend']:20} {1000 * row['median']:10.2f} ms {rate:24} {ratios}", flush=True)
+    once = "(one run)" if row["repeats"] == 1 else ""
+    print(f"{place:64} {row['backend']:20} {1000 * row['median']:10.2f} ms {once:9} {rate:24} {ratios}", flush=True)
