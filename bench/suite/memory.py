@@ -1,13 +1,12 @@
 """Peak memory of a process that classifies one image at six scales three times: python -m bench.suite.memory [fast]"""
 
 import json
-import resource
 import subprocess
 import sys
 
 import torch
 
-from bench.common import ROOT
+from bench.common import ROOT, kilobytes
 from overfeat.classify import classify
 from overfeat.nets import build
 
@@ -27,4 +26,4 @@ if __name__ == "__main__":
     for _ in range(3):
         classify(net, image)
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
-    print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "weights": weights}))
+    print(json.dumps({"peak": 1024 * kilobytes("VmHWM"), "weights": weights}))

@@ -127,7 +127,8 @@ def section(results: dict, picture: str | None) -> str:
         )
         weights = next(iter(results["process memory"].values()))["weights"] / 1e9
         parts.append(
-            "A process that classifies one image three times at six scales with their mirror images, float32, peaks "
+            "A process that classifies one image three times at six scales with their mirror images, float32 "
+            "(`python -m bench.suite.memory`, `python -m bench.suite.memory fast`), peaks "
             f"beyond the weights' {weights:.2f} GB at {told}; what is prepared of them included.\n"
         )
     if results["growth"]:
