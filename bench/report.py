@@ -27,12 +27,12 @@ MARKS = "<!-- headline: written by python -m bench.report -->\n", "<!-- end of h
 HOW = """## How to run it
 
 In a clone with the extra `bench` (`make .venv/bench`), `overfeat bench` runs the suite on the machine it finds, and
-`overfeat bench --quick` a part of it in two minutes; `-o FILE` keeps the rows, also of a run that is interrupted.
+`overfeat bench --quick` a part of it in two minutes; `-o FILE` has the rows, also of a run that was interrupted.
 `overfeat bench --against REF` compares this checkout with another commit, in turns on one machine. `pytest bench/
 --benchmark-autosave` runs the quick cases in pytest-benchmark, with its storage and comparison. `overfeat profile
 IMAGE` tells where the time of one image goes.
 
-`make bench` repeats what stands here of speed (half an hour on two cores), `make gpu` checks and measures on a GPU
+`make bench` repeats what stands here of speed (forty minutes on two cores), `make gpu` checks and measures on a GPU
 (ten minutes; it needs that machine's own torch and no network), `make scenes crowds committee regressors detectors
 multiboxes` makes the scenes and trains the nets and the boxes (five hours), `make accuracy` evaluates them (an hour and
 a half), and `make report` writes this page. Ratios are of times from one run on one machine; times from different

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -223,10 +224,16 @@ def test_without_a_package(tmp_path, package):
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "import overfeat.measuring as m; m.PRODUCTS, m.CONVOLUTIONS, m.COPIED = (64,), ((8, 16, 3),), 1 << 16\n"
+        "import torch; from bench.suite import cases, run\n"
+        "machine = cases.Machine(run.Run(None, torch.device('cpu'), None, ''), quick=False)\n"
+        "assert len([case for suite in cases.SUITES.values() for case in suite(machine)]) > 20\n"
         "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["bench", "--quick", "--suites", "merge", "--backends", "overfeat", "-o", "rows.json"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(against.ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "rows.json").read_text())["rows"]
 

@@ -5,7 +5,6 @@ Nets, images and maps are made when a case's `inputs` first run, so that cases c
 
 import functools
 import importlib
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,14 +69,14 @@ class Machine:
 
     def has(self, module: str, ways: str) -> bool:
         """Whether a package is there, imported; a word about it where it is not."""
-        there = importlib.util.find_spec(module) is not None
-        if there:
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 importlib.import_module(module)
-        else:
-            self.run.leave_out(ways, f"{module} is not installed; it is in the extra bench")
-        return there
+        except ImportError as error:
+            self.run.leave_out(ways, f"{error}; it is in the extra bench")
+            return False
+        return True
 
     @cached_property
     def dtypes(self) -> list[torch.dtype]:
