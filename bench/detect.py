@@ -115,7 +115,7 @@ def _memory(path: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=Path, default=ROOT / "runs/crowds")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     importlib.import_module("overfeat.fast")
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)

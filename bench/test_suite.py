@@ -17,7 +17,7 @@ DEVICE = set_up("auto")
 
 def cases():
     """Every way of every case."""
-    machine = Machine(Run(None, DEVICE, None, "pytest bench/", quick=True), quick=True)
+    machine = Machine(Run(None, DEVICE, None, "pytest bench/", quick=True))
     for name, suite in SUITES.items():
         for case in suite(machine):
             for way in case.ways:

@@ -225,7 +225,7 @@ def test_without_a_package(tmp_path, package):
         f"import sys; sys.modules[{package!r}] = None\n"
         "import overfeat.measuring as m; m.PRODUCTS, m.CONVOLUTIONS, m.COPIED = (64,), ((8, 16, 3),), 1 << 16\n"
         "import torch; from bench.suite import cases, run\n"
-        "machine = cases.Machine(run.Run(None, torch.device('cpu'), None, ''), quick=False)\n"
+        "machine = cases.Machine(run.Run(None, torch.device('cpu'), None, ''))\n"
         "assert len([case for suite in cases.SUITES.values() for case in suite(machine)]) > 20\n"
         "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,6 @@ def compare(ref: str, options: dict[str, object], line: str, out: Path, pairs: i
     line: the whole command; out: where results go, after every pair. Raises InputError where git knows no such
     commit, or a run fails, as on a library that is too old for this suite.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the worktree goes
     _git("worktree", "prune")
     with tempfile.TemporaryDirectory(prefix="overfeat-against-") as temporary:
         folder = Path(temporary)

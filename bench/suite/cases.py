@@ -52,7 +52,10 @@ class Machine:
     """What the suites are run on, and how thoroughly; what they share."""
 
     run: Run
-    quick: bool
+
+    @property
+    def quick(self) -> bool:
+        return self.run.quick
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -28,6 +29,7 @@ def main(args: argparse.Namespace) -> int:
     backends = _chosen(args.backends, WAYS, "backend") if args.backends else None
     check_result(args.out, KEYS)
     if args.against:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the worktree goes
         compare(args.against, {"suites": suites, "backends": backends, "quick": args.quick, "device": args.device},
                 args.line, args.out)  # fmt: skip
     else:
@@ -51,7 +53,7 @@ def measure(
 ) -> None:
     """Run suites by all ways, or those of `backends`. line: the command; out: where results go, after every case."""
     run = Run(Path(out), set_up(device), backends, line, quick)
-    machine = Machine(run, quick)
+    machine = Machine(run)
     if run.device.type == "cpu":
         run.leave_out("GPU", "none that torch can use" if not torch.cuda.is_available() else f"--device {device}")
     for name in suites:
