@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: demo test lint scenes crowds committee regressors detectors multiboxes bench gpu gpu-test accuracy report clean
 
 # What is run a second time, with Triton's interpreter in the place of a GPU.
-KERNEL_TESTS := tests/test_kernels.py tests/test_ops.py tests/test_ops_in_torch.py tests/test_merging.py tests/test_fast.py
+KERNEL_TESTS := tests/kernels/test_kernels.py tests/ops/test_ops.py tests/ops/test_ops_in_torch.py tests/ops/test_merge_boxes.py tests/test_fast.py
 # A process a core (some tests take gigabytes, so four at most), each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from overfeat.files import replacing
-from overfeat.measuring import machine
+from overfeat.profiling.measure import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

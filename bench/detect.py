@@ -17,16 +17,18 @@ import torch
 from PIL import Image
 
 from bench.common import ROOT, peak_beyond, write_results
-from overfeat import backend, stages
+from overfeat import backend, regions
 from overfeat.cli.common import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
-from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
-from overfeat.dense import grids
-from overfeat.detect import detect, sizes_for
-from overfeat.measuring import ceilings, summary, work
-from overfeat.profiling import groups
-from overfeat.weights import load, load_regressor
+from overfeat.data.readers.coco import read_coco
+from overfeat.dense.grid import grids
+from overfeat.detection.predict import detect, sizes_for
+from overfeat.models.checkpoint import load, load_regressor
+from overfeat.models.flops import work
+from overfeat.profiling.measure import summary
+from overfeat.profiling.peaks import ceilings
+from overfeat.profiling.table import groups
 
 COMMAND = "make crowds && python -m bench.detect"
 SCENES = 64
@@ -67,7 +69,7 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     start = time.perf_counter()
     images = [read_image(path) for path in paths]
     loading = time.perf_counter() - start
-    with stages.watched(torch.device("cpu")) as watch:
+    with regions.watched(torch.device("cpu")) as watch:
         for image in images:
             detect(net, regressor, image)
     whole = time.perf_counter() - start

@@ -15,11 +15,11 @@ from bench.suite import page as suite_page
 from bench.suite import pictures
 from bench.suite.cases import EAGER, FAST
 from bench.tables import table, where
-from overfeat import profiling
-from overfeat.architectures import ARCHITECTURES
 from overfeat.files import replacing
-from overfeat.geometry import output_size
-from overfeat.measuring import work
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.flops import work
+from overfeat.models.receptive_field import output_size
+from overfeat.profiling.table import table as profile_table
 
 PAGE, README = ROOT / "BENCHMARKS.md", ROOT / "README.md"
 MARKS = "<!-- headline: written by python -m bench.report -->\n", "<!-- end of headline -->\n"
@@ -202,7 +202,7 @@ def profiles() -> str:
     parts = ["## Where the time goes\n"]
     for file in sorted(RESULTS.glob("profile/*.json")):
         results = json.loads(file.read_text())
-        parts.append(f"{where(results)}\n\n```\n{profiling.table(results)}\n```\n")
+        parts.append(f"{where(results)}\n\n```\n{profile_table(results)}\n```\n")
     return "\n".join(parts)
 
 

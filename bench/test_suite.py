@@ -10,7 +10,7 @@ from bench.suite.cases import SUITES, Machine
 from bench.suite.command import set_up
 from bench.suite.run import Run
 from bench.tolerance import assert_matches
-from overfeat.measuring import synchronize
+from overfeat.profiling.measure import synchronize
 
 DEVICE = set_up("auto")
 

@@ -1,17 +1,21 @@
 """Run a ConvNet over every place and every size of an image at once (OverFeat, Sermanet et al. 2013)."""
 
-from overfeat.architectures import Architecture
-from overfeat.boxes import iou, match_score, nms
-from overfeat.classify import centre_crop, classify, ten_views
-from overfeat.dense import ScoreMap, score_maps
-from overfeat.detect import comparable, detect
-from overfeat.files import InputError
-from overfeat.heads import MultiBox, Regressor
-from overfeat.localize import Candidates, Detections, candidates, localize
-from overfeat.multibox import classify_boxes, detect_multibox, propose
-from overfeat.nets import OverFeat, build
+from overfeat.classification.predict import centre_crop, classify, ten_views
+from overfeat.dense.candidates import Candidates, candidates
+from overfeat.dense.detections import Detections
+from overfeat.dense.evaluate import ScoreMap, score_maps
+from overfeat.detection.predict import comparable, detect
+from overfeat.errors import InputError
+from overfeat.localization.predict import localize
+from overfeat.models.architecture import Architecture
+from overfeat.models.box_regressor import Regressor
+from overfeat.models.checkpoint import load, load_multibox, load_regressor, save, save_multibox
+from overfeat.models.multibox import MultiBox
+from overfeat.models.overfeat import OverFeat, build
+from overfeat.models.released import load_released
+from overfeat.multibox.predict import classify_boxes, detect_multibox, propose
 from overfeat.ops import Merged, backend, merge_boxes, offset_max_pool, skip_classifier, skip_classifier_scales
-from overfeat.weights import load, load_multibox, load_regressor, load_released, save, save_multibox
+from overfeat.ops.boxes import iou, match_score, nms
 
 __version__ = "0.1.0"
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import overfeat
 from overfeat import *  # noqa: F403
-from overfeat import ops, packed
+from overfeat import ops
+from overfeat.ops.backends import prepacked
 
 __all__ = [*overfeat.__all__, "Status", "status"]
 
@@ -82,7 +83,7 @@ def _runs(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
         return chosen, "weights prepared at their second call"
     reasons = [_why_not_triton(op, device, dtype)]
     if device.type == "cpu" and op in PACKED:
-        reasons.append(packed.why_not(dtype))
+        reasons.append(prepacked.why_not(dtype))
     return chosen, "; ".join(reason for reason in reasons if reason)
 
 
@@ -140,14 +141,14 @@ TRITON = {
 # Prepared weights on the CPU
 
 PACKED = {
-    "skip_classifier_rows": packed.classifier_rows,
-    "convolution": packed.convolution,
-    "linear": packed.linear,
+    "skip_classifier_rows": prepacked.classifier_rows,
+    "convolution": prepacked.convolution,
+    "linear": prepacked.linear,
 }
 
 
 def _packed_takes(op: str, maps: Tensor, size: int) -> bool:
-    return maps.device.type == "cpu" and packed.why_not(maps.dtype) is None
+    return maps.device.type == "cpu" and prepacked.why_not(maps.dtype) is None
 
 
 ops.register_backend("packed", PACKED, _packed_takes)

@@ -8,24 +8,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from overfeat.errors import WriteError
+
 os.umask(_UMASK := os.umask(0o22))  # the only way to read it is to set it
-
-
-class InputError(ValueError):
-    """Something the caller can put right: a bad file, value or flag.
-
-    The message names the file or value and says what to do. The command line prints it and
-    exits with a non-zero status; anything else that is raised is a bug and keeps its traceback.
-    """
-
-
-def named(path: object, error: Exception) -> str:
-    """The error's message, with the path before it unless it says it."""
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
-
-
-class WriteError(InputError):
-    """A file could not be written: no place, no permission. Trying the next one is of no use."""
 
 
 @contextmanager

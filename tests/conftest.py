@@ -11,10 +11,11 @@ import op_checks
 import pytest
 import torch
 
-from overfeat import ops, stock
-from overfeat.architectures import ARCHITECTURES, Architecture
-from overfeat.data.scenes import write_scenes
-from overfeat.nets import OverFeat
+from overfeat import ops
+from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.models.architecture import ARCHITECTURES, Architecture
+from overfeat.models.overfeat import OverFeat
+from overfeat.ops.backends import eager
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -22,8 +23,8 @@ if KERNELS:
     import overfeat.fast  # noqa: F401
 
 # Files that see the backends of overfeat.fast, whoever imported it; the others test stock torch, bit for bit.
-FAST = {"test_fast", "test_packed", "test_kernels"}
-FAST |= {"test_ops", "test_ops_in_torch", "test_merging"} if KERNELS else set()
+FAST = {"test_fast", "test_prepacked", "test_kernels"}
+FAST |= {"test_ops", "test_ops_in_torch", "test_merge_boxes"} if KERNELS else set()
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,7 @@ def places(request, monkeypatch):
     """Both of the stock backend's ways through the classifier on a CPU, at any size of the maps."""
     if request.param == "few places" and INTERPRETED:
         pytest.skip("the kernels know no such difference")
-    monkeypatch.setattr(stock, "FEW_PLACES", 10**9 if request.param == "few places" else 0)
+    monkeypatch.setattr(eager, "FEW_PLACES", 10**9 if request.param == "few places" else 0)
 
 
 # Prepared weights do not have all ops; and where Triton is interpreted, another run has tested stock torch.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bench.tolerance import assert_matches
-from overfeat import ops, reference
+from overfeat import ops
+from overfeat.ops import reference
 
 # (maps, channels out, kernel, pooling): every pooling, with remainders that differ by axis
 CASES = [

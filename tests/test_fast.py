@@ -13,8 +13,10 @@ from PIL import Image
 import overfeat
 import overfeat.fast as fast
 from bench.tolerance import assert_matches
-from overfeat import ops, packed, weights
+from overfeat import ops
 from overfeat.cli.main import main
+from overfeat.models import checkpoint
+from overfeat.ops.backends import prepacked
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -56,7 +58,7 @@ def test_the_backends_are_there():
 
 @pytest.mark.parametrize("name", ["small", "thin accurate", "thin fast"])
 def test_classification(switched, make_net, image, name, monkeypatch):
-    monkeypatch.setattr(packed, "GAIN", float("inf"))  # the transformed form even for maps as small as these
+    monkeypatch.setattr(prepacked, "GAIN", float("inf"))  # the transformed form even for maps as small as these
     net = make_net(name).to(DEVICE)
     side = net.architecture.window
     scales = [(side, side + 13), (side + 20, side + 30)]
@@ -112,7 +114,7 @@ def test_training_from_the_command_line(tmp_path):
         flags = f"train classifier --net small --data {tmp_path / 'data'} --out {folder} --device {DEVICE.type}"
         more = "--epochs 2 --batch 12 --crops 1 --lr 0.002 --workers 0"
         assert main([*flags.split(), *more.split()]) == 0
-        return list(weights.load(folder / "net.safetensors").state_dict().values())
+        return list(checkpoint.load(folder / "net.safetensors").state_dict().values())
 
     got, want = both(train)
     assert_matches(got, want, torch.float32)

@@ -13,11 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import ROOT, write_results
-from overfeat.data.folder import align, read_image_folder
+from overfeat.classification.evaluate import ALL_WAYS, votes
+from overfeat.data.image_folder import align, read_image_folder
 from overfeat.data.images import read_image
-from overfeat.evaluation import ALL_WAYS, error_rates, spaced, votes
-from overfeat.nets import OverFeat
-from overfeat.weights import load
+from overfeat.data.walk import spaced
+from overfeat.metrics.classification import error_rates
+from overfeat.models.checkpoint import load
+from overfeat.models.overfeat import OverFeat
 
 COMMAND = "make scenes committee accuracy"
 COMMITTEE_WAYS = ("4 scales, fine", "6 scales, fine")

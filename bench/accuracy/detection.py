@@ -18,17 +18,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import RESULTS, ROOT, write_results
-from overfeat.average_precision import Boxes, curves, mean_average_precision
 from overfeat.data.annotated import Annotated, Sample, align_boxes
-from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
-from overfeat.dense import grids
-from overfeat.detect import LEAST, combine, sizes_for
-from overfeat.evaluation import average_precisions
+from overfeat.data.readers.coco import read_coco
+from overfeat.dense.candidates import Candidates, candidates
+from overfeat.dense.detections import Detections
+from overfeat.dense.grid import grids
+from overfeat.dense.scales import STEP
+from overfeat.detection.predict import LEAST, combine, sizes_for
 from overfeat.files import replacing
-from overfeat.localize import Candidates, Detections, candidates
-from overfeat.weights import load, load_regressor
-from overfeat.windows import STEP
+from overfeat.metrics.average_precision import Boxes, curves, mean_average_precision
+from overfeat.metrics.report import average_precisions
+from overfeat.models.checkpoint import load, load_regressor
 
 COMMAND = "make crowds detectors && python -m bench.accuracy.detection"
 LONG = "detector"  # trained longest; the one that ships

@@ -18,15 +18,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import RESULTS, ROOT, write_results
-from overfeat.boxes import nms
 from overfeat.data.annotated import Annotated, Sample, align_boxes
-from overfeat.data.coco import read_coco
 from overfeat.data.images import read_image
-from overfeat.evaluation import localization_errors
+from overfeat.data.readers.coco import read_coco
+from overfeat.data.resize import resize
+from overfeat.dense.candidates import SHARE, Candidates, candidates
+from overfeat.dense.detections import first_of_each, merge
 from overfeat.files import replacing
-from overfeat.localize import SHARE, Candidates, candidates, first_of_each, merge
-from overfeat.resize import resize
-from overfeat.weights import load, load_regressor
+from overfeat.metrics.localization import localization_errors
+from overfeat.models.checkpoint import load, load_regressor
+from overfeat.ops.boxes import nms
 
 COMMAND = "make scenes regressors && python -m bench.accuracy.localization"
 REGRESSORS = ("scr-l2", "pcr-l2", "scr-iou")

@@ -20,20 +20,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import RESULTS, ROOT, write_results
-from overfeat.average_precision import Boxes
-from overfeat.boxes import SQUARES, nms
 from overfeat.data.annotated import Annotated, Sample, align_boxes
-from overfeat.data.coco import read_coco
-from overfeat.dense import grids
-from overfeat.detect import detect, sizes_for
-from overfeat.evaluation import average_precisions
+from overfeat.data.readers.coco import read_coco
+from overfeat.dense.detections import Detections
+from overfeat.dense.grid import grids
+from overfeat.detection.predict import detect, sizes_for
 from overfeat.files import replacing
-from overfeat.localize import Detections, localize
-from overfeat.measuring import work
-from overfeat.multibox import LEAST, OVERLAP, TOP, classify_boxes, crops_of, propose, with_classes
-from overfeat.multibox_evaluation import KEPT, WINDOWS, at_5, class_agnostic, detection_rate
-from overfeat.profiling import evaluation_work
-from overfeat.weights import load, load_multibox, load_regressor
+from overfeat.localization.predict import localize
+from overfeat.metrics.average_precision import Boxes
+from overfeat.metrics.report import average_precisions
+from overfeat.models.checkpoint import load, load_multibox, load_regressor
+from overfeat.models.flops import work
+from overfeat.multibox.evaluate import KEPT, WINDOWS, at_5, class_agnostic, detection_rate
+from overfeat.multibox.predict import LEAST, OVERLAP, TOP, classify_boxes, crops_of, propose, with_classes
+from overfeat.ops.boxes import SQUARES, nms
+from overfeat.profiling.profile import evaluation_work
 
 COMMAND = "make scenes crowds regressors detectors multiboxes && python -m bench.accuracy.multibox"
 LONG = "long"

@@ -18,7 +18,7 @@ except ModuleNotFoundError:
     print(f"{sys.executable} has no torch; name a Python that has: make gpu GPU_PYTHON=/path/to/python3")
     sys.exit(2)
 
-from overfeat.files import InputError
+from overfeat.errors import InputError
 
 DRY = Path(__file__).resolve().parents[2] / "build" / "dry-run"
 OUT = Path(__file__).resolve().parents[1] / "results" / "gpu"

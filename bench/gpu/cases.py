@@ -14,10 +14,14 @@ from torch import Tensor
 from bench.gpu.run import FAST, STOCK
 from bench.suite.baselines import offset_loop
 from bench.tolerance import assert_matches
-from overfeat import fast, ops, reference  # noqa: F401 (fast is imported for the backends that it adds)
-from overfeat.architectures import ARCHITECTURES, Architecture, Conv
-from overfeat.nets import OverFeat
-from overfeat.stock import result_shapes
+from overfeat import (
+    fast,  # noqa: F401 (fast is imported for the backends that it adds)
+    ops,
+)
+from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
+from overfeat.models.overfeat import OverFeat
+from overfeat.ops import reference
+from overfeat.ops.layout import result_shapes
 
 GUARD = 256  # elements of NaN on both sides of an input: a read past its ends shows
 SAMPLES = 16  # outputs and channels whose gradients are compared; all places and taps enter into each

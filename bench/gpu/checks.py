@@ -26,8 +26,9 @@ from bench.gpu.cases import (
 )  # fmt: skip
 from bench.gpu.run import FAST, Run
 from bench.tolerance import assert_matches
-from overfeat import ops, reference
-from overfeat.boxes import MATCHES
+from overfeat import ops
+from overfeat.ops import reference
+from overfeat.ops.boxes import MATCHES
 
 POOL, LAYER, SCORES, MERGING = "offset pooling", "first full layer", "best scores", "merging"
 WIDE = 24 << 30  # bytes that must be free for the map that spans 2^31 elements

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from overfeat.files import make_folder, replacing
-from overfeat.measuring import machine, seconds, summary
+from overfeat.profiling.measure import machine, seconds, summary
 
 COMMAND = "make gpu"
 FAST = "overfeat.fast"  # what rows and checks of the library's own choice are called; variants add ", ..."

@@ -14,9 +14,11 @@ from bench.gpu.run import FAST, STOCK, Run
 from bench.suite.baselines import naive_windows
 from bench.suite.made_up import crowd, one_image
 from overfeat import ops
-from overfeat.dense import MEMORY, grids
-from overfeat.measuring import work
-from overfeat.resize import resize
+from overfeat.data.resize import resize
+from overfeat.dense.grid import grids
+from overfeat.dense.scales import six_scales
+from overfeat.dense.tiling import MEMORY
+from overfeat.models.flops import work
 
 SIX = "six scales"
 COMMON = (STOCK, "torch.compile", FAST)  # the ways that the first look compares, and the rest later
@@ -155,7 +157,7 @@ def classification(run: Run) -> None:
     """Six scales with the mirror images, from pixels on the device to votes; its parts; the vote alone."""
     net = untrained(sizes(run), main(run).dtype, run.device)
     a, image = net.architecture, sizes(run).image
-    counts = [work(a, *size, net.classes, "fine") for size in a.six_scales(*image)]
+    counts = [work(a, *size, net.classes, "fine") for size in six_scales(a, *image)]
     flop = 2 * 2 * sum(count[part] for count in counts for part in ("features", "first", "rest"))
     for images in sizes(run).batches:
         pixels = torch.randint(0, 256, (images, 3, *image), dtype=torch.uint8, device=run.device)
@@ -200,7 +202,7 @@ def classification(run: Run) -> None:
 def naive(run: Run) -> None:
     """The largest scale through the whole net, against every window of it on its own."""
     net = untrained(sizes(run), main(run).dtype, run.device)
-    size = net.architecture.six_scales(*sizes(run).image)[-1]
+    size = six_scales(net.architecture, *sizes(run).image)[-1]
     pixels = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, device=run.device)
 
     def windows() -> Tensor:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.common import ROOT
-from overfeat.files import InputError, replacing
+from overfeat.errors import InputError
+from overfeat.files import replacing
 
 PAIRS = 3
 NAMES = ("suite", "op", "shape", "dtype", "backend")  # of a row: what it is of
@@ -20,7 +21,7 @@ ALIKE = ("cpu", "gpu", "threads", "torch")  # of a machine
 def compare(ref: str, options: dict[str, object], line: str, out: Path, pairs: int = PAIRS) -> None:
     """Measure REF and this checkout alternately, and tell the ratios of REF's times to this one's.
 
-    The suite and overfeat.measuring are this checkout's, run on the library of either. options: of command.measure;
+    The suite and overfeat.profiling are this checkout's, run on the library of either. options: of command.measure;
     line: the whole command; out: where results go, after every pair. Raises InputError where git knows no such
     commit, or a run fails, as on a library that is too old for this suite.
     """

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat.nets import OverFeat
+from overfeat.models.overfeat import OverFeat
 
 
 def naive_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:

@@ -26,13 +26,15 @@ from bench.suite.baselines import (
 )
 from bench.suite.made_up import CANVAS, PLACES, one_image
 from bench.suite.run import Case, Run, Way
-from overfeat import ops, packed
-from overfeat.architectures import ARCHITECTURES
-from overfeat.classify import classify
-from overfeat.measuring import work
-from overfeat.nets import OverFeat, build
+from overfeat import ops
+from overfeat.classification.predict import classify
+from overfeat.data.resize import resize
+from overfeat.dense.scales import six_scales
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.flops import work
+from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import backend, merge_boxes
-from overfeat.resize import resize
+from overfeat.ops.backends import prepacked
 
 OURS, FAST, DIRECT = "overfeat", "overfeat.fast", "overfeat.fast-direct"  # the last without Winograd's convolutions
 EAGER, COMPILED = "torch.eager", "torch.compile"
@@ -42,7 +44,7 @@ WAYS = (OURS, FAST, DIRECT, EAGER, COMPILED, LOOP, NAIVE, MONAI, PAPER_LOOP, NMS
 CLASSES = 1000
 IMAGE = (375, 500)  # height, width: the usual size of an ImageNet picture
 ACCURATE = ARCHITECTURES["accurate"]
-SIZES = ACCURATE.six_scales(*IMAGE)
+SIZES = six_scales(ACCURATE, *IMAGE)
 COMPARED = 64  # outputs of each layer whose gradients are: comparing all takes longer than the step
 PERIOD = 1_000_003  # of the noise in weights: a prime, so that no two rows are alike
 
@@ -324,7 +326,7 @@ def end_to_end(machine: Machine) -> Iterator[Case]:
             ways[LOOP] = baseline(partial(by, lambda net, image: offset_loop(net, maps_of(net, image))), cold=True)
             ways |= machine.windows(by)
             if machine.fast and machine.device.type == "cpu":
-                ways[DIRECT] = Way(torch.no_grad()(_within(packed.direct, ours)))
+                ways[DIRECT] = Way(torch.no_grad()(_within(prepacked.direct, ours)))
         yield Case(
             "end-to-end", "accurate net, six scales", f"{_size(IMAGE)}, {places} windows", EAGER, ways,
             partial(call, _only_made), dtype,

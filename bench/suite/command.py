@@ -16,8 +16,9 @@ from bench.suite.cases import FAST, OURS, SUITES, WAYS, Machine
 from bench.suite.growth import sweeps
 from bench.suite.memory import process_memory
 from bench.suite.run import Run
-from overfeat.files import InputError, check_result
-from overfeat.processes import choose_device
+from overfeat.errors import InputError
+from overfeat.files import check_result
+from overfeat.training.distributed import choose_device
 
 KEYS = ("command", "machine", "rows")
 GROWTH = "growth"

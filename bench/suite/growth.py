@@ -8,8 +8,8 @@ from torch import Tensor
 
 from bench.suite.cases import Machine
 from bench.suite.made_up import PLACES, crowd, images
-from overfeat.classify import classify
-from overfeat.nets import OverFeat, build
+from overfeat.classification.predict import classify
+from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import merge_boxes
 
 SIDES = (320, 640, 1280, 2560)  # of square images

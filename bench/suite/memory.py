@@ -7,8 +7,8 @@ import sys
 import torch
 
 from bench.common import ROOT, kilobytes
-from overfeat.classify import classify
-from overfeat.nets import build
+from overfeat.classification.predict import classify
+from overfeat.models.overfeat import build
 
 
 def process_memory(fast: bool) -> dict[str, int]:

@@ -15,9 +15,11 @@ import torch
 
 from bench.common import peak_beyond
 from bench.tolerance import Tensors, assert_matches
+from overfeat.errors import InputError
 from overfeat.fast import status
-from overfeat.files import InputError, replacing
-from overfeat.measuring import ceilings, machine, summary, synchronize
+from overfeat.files import replacing
+from overfeat.profiling.measure import machine, summary, synchronize
+from overfeat.profiling.peaks import ceilings
 
 MOST = 15  # repeats
 LONG = 10.0  # seconds: what takes longer is timed once

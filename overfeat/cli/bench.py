@@ -5,7 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from overfeat.files import InputError
+from overfeat.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Known before anything of the suite is imported; tests/test_suite.py holds them to what is there.

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from overfeat.classify import centre_crop, classify, ten_views
+from overfeat.classification.predict import centre_crop, classify, ten_views
 from overfeat.cli import common, features
 from overfeat.data.images import read_image
-from overfeat.files import InputError, replacing
+from overfeat.errors import InputError
+from overfeat.files import replacing
 
 
 def add_parser(commands) -> None:

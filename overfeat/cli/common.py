@@ -13,18 +13,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.annotations import read_annotations
-from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS, list_images, read_image
-from overfeat.data.voc import read_ilsvrc_boxes
-from overfeat.dense import MEMORY, Scale
-from overfeat.files import InputError, WriteError, make_folder, named, replacing
-from overfeat.heads import MultiBox, Regressor
-from overfeat.multibox import names_of
-from overfeat.nets import OverFeat
-from overfeat.processes import choose_device
-from overfeat.resize import resize_short_side
-from overfeat.weights import RELEASED_FILES, find_regressor, load, load_multibox, load_released, read_labels
+from overfeat.data.readers.annotations import read_annotations
+from overfeat.data.readers.ilsvrc import read_ilsvrc_boxes
+from overfeat.data.resize import resize_short_side
+from overfeat.dense.scales import Scale
+from overfeat.dense.tiling import MEMORY
+from overfeat.errors import InputError, WriteError, named, some
+from overfeat.files import make_folder, replacing
+from overfeat.models.box_regressor import Regressor
+from overfeat.models.checkpoint import find_regressor, load, load_multibox
+from overfeat.models.multibox import MultiBox
+from overfeat.models.overfeat import OverFeat
+from overfeat.models.released import RELEASED_FILES, load_released, read_labels
+from overfeat.multibox.predict import names_of
+from overfeat.training.distributed import choose_device
 
 ASSETS = Path(str(resources.files("overfeat"))) / "assets"
 NOTE = "settings.json"

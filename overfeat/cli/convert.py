@@ -5,19 +5,10 @@ from pathlib import Path
 
 import torch
 
-from overfeat.files import InputError
-from overfeat.heads import MultiBox
-from overfeat.weights import (
-    RELEASED_FILES,
-    find_regressor,
-    load,
-    load_any,
-    load_released,
-    read_labels,
-    save,
-    save_multibox,
-    save_released,
-)
+from overfeat.errors import InputError
+from overfeat.models.checkpoint import find_regressor, load, load_any, save, save_multibox
+from overfeat.models.multibox import MultiBox
+from overfeat.models.released import RELEASED_FILES, load_released, read_labels, save_released
 
 
 def add_parser(commands) -> None:

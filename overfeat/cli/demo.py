@@ -3,18 +3,19 @@
 import argparse
 from pathlib import Path
 
-from overfeat import draw
-from overfeat.classify import classify
+from overfeat import visualize
+from overfeat.classification.predict import classify
 from overfeat.cli import common
 from overfeat.cli.classify import top_classes
 from overfeat.cli.detect import SCORE
-from overfeat.data.coco import read_coco
 from overfeat.data.images import list_images, read_image
-from overfeat.dense import score_maps
-from overfeat.detect import detect
+from overfeat.data.readers.coco import read_coco
+from overfeat.dense.candidates import candidates
+from overfeat.dense.detections import guesses, merge
+from overfeat.dense.evaluate import score_maps
+from overfeat.detection.predict import detect
 from overfeat.files import make_folder
-from overfeat.localize import candidates, guesses, merge
-from overfeat.weights import load, load_regressor
+from overfeat.models.checkpoint import load, load_regressor
 
 SCENES = common.ASSETS / "scenes"
 CROWDS = common.ASSETS / "crowds" / "test.json"
@@ -60,10 +61,10 @@ def _one_digit(out: Path) -> None:
         windows = sum(m.grid.shape[0] * m.grid.shape[1] for m in maps)
         classes = ", ".join(f"{entry['class']} ({entry['score']:.2f})" for entry in best)
         picture, boxes = (out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
-        draw.heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {classes}", picture)
+        visualize.heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {classes}", picture)
         raw = candidates(net, regressor, image)
         found = guesses(merge(raw, tuple(image.shape[1:])))
-        draw.localization(image, raw, found, net.class_names, path.name, boxes)
+        visualize.localization(image, raw, found, net.class_names, path.name, boxes)
         x1, y1, x2, y2 = (round(edge) for edge in found.boxes[0].tolist())
         name, count = net.class_names[found.labels[0]], int(found.counts[0])
         print(f"{path.name}: {classes}; {windows} windows -> {picture}")
@@ -79,7 +80,7 @@ def _many_digits(out: Path) -> None:
         image, picture = sample.read(), out / f"{sample.path.stem}-objects.png"
         found = detect(net, regressor, image)
         found = found[found.scores >= SCORE]
-        draw.detections(image, found, net.class_names, sample.path.name, picture)
+        visualize.detections(image, found, net.class_names, sample.path.name, picture)
         there = " ".join(sorted(crowds.class_names[label] for label in sample.labels)) or "none"
         seen = " ".join(sorted(net.class_names[label] for label in found.labels)) or "none"
         print(f"{sample.path.name}: found {seen}; there are {there} -> {picture}")

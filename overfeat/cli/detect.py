@@ -10,18 +10,19 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from overfeat.boxes import MATCHES, SQUARES
 from overfeat.cli import common
 from overfeat.cli.localize import fraction, number
-from overfeat.data.coco import coco_ids
 from overfeat.data.images import read_image
-from overfeat.detect import AVERAGE, LEAST, OVERLAP, THRESHOLDS, detect
-from overfeat.draw import detections, figure_class
-from overfeat.files import InputError, replacing
-from overfeat.localize import Detections
-from overfeat.multibox import CROPS, TOP, detect_multibox, names_of
-from overfeat.multibox import OVERLAP as OVERLAP_OF_BOXES
+from overfeat.data.readers.coco import coco_ids
+from overfeat.dense.detections import Detections
+from overfeat.detection.predict import AVERAGE, LEAST, OVERLAP, THRESHOLDS, detect
+from overfeat.errors import InputError
+from overfeat.files import replacing
+from overfeat.multibox.predict import CROPS, TOP, detect_multibox, names_of
+from overfeat.multibox.predict import OVERLAP as OVERLAP_OF_BOXES
 from overfeat.ops import AVERAGES
+from overfeat.ops.boxes import MATCHES, SQUARES
+from overfeat.visualize import detections, figure_class
 
 METHODS = ("overfeat", "multibox")
 DETECTION_OPTIONS = ("scales", "flip", "stride", "merging", "threshold", "match", "average", "overlap", "least")

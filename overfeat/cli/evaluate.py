@@ -6,29 +6,26 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from overfeat.classification.evaluate import ALL_WAYS, WAYS, evaluate_classifier
 from overfeat.cli import common
 from overfeat.cli.detect import DETECTION_OPTIONS, add_detection_options, add_multibox_options, multibox_options
 from overfeat.cli.localize import add_merge_options, fraction
 from overfeat.data.annotated import Annotated, align_boxes
-from overfeat.data.blacklists import read_blacklist, read_pairs
-from overfeat.data.folder import align, read_ilsvrc, read_image_folder
+from overfeat.data.image_folder import align, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.draw import check_picture, figure_class, multibox, precision_recall
-from overfeat.evaluation import (
-    ALL_WAYS,
-    WAYS,
-    error_table,
-    evaluate_classifier,
-    evaluate_detection,
-    evaluate_localization,
-    precision_table,
-    spaced,
-)
-from overfeat.files import InputError, Journal, check_result, replacing
-from overfeat.multibox import OVERLAP, names_of
-from overfeat.multibox_evaluation import evaluate_multibox, rate_table
-from overfeat.processes import choose_device
-from overfeat.weights import load, load_regressor
+from overfeat.data.readers.ilsvrc import read_blacklist, read_ilsvrc, read_pairs
+from overfeat.data.walk import spaced
+from overfeat.detection.evaluate import evaluate_detection
+from overfeat.errors import InputError
+from overfeat.files import Journal, check_result, replacing
+from overfeat.localization.evaluate import evaluate_localization
+from overfeat.metrics.classification import error_table
+from overfeat.metrics.report import precision_table
+from overfeat.models.checkpoint import load, load_regressor
+from overfeat.multibox.evaluate import evaluate_multibox, rate_table
+from overfeat.multibox.predict import OVERLAP, names_of
+from overfeat.training.distributed import choose_device
+from overfeat.visualize import check_picture, figure_class, multibox, precision_recall
 
 
 def add_parser(commands) -> None:

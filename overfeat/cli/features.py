@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from overfeat.cli import common
-from overfeat.files import InputError, replacing
+from overfeat.errors import InputError
+from overfeat.files import replacing
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
 

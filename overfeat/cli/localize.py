@@ -5,14 +5,15 @@ import json
 import math
 from pathlib import Path
 
-from overfeat.boxes import MATCHES
 from overfeat.cli import common
 from overfeat.data.images import read_image
-from overfeat.draw import figure_class, localization
+from overfeat.dense.candidates import SHARE, THRESHOLD, TOP, candidates
+from overfeat.dense.detections import guesses, merge
 from overfeat.files import replacing
-from overfeat.localize import SHARE, THRESHOLD, TOP, candidates, guesses, merge
+from overfeat.models.checkpoint import load_regressor
 from overfeat.ops import AVERAGES
-from overfeat.weights import load_regressor
+from overfeat.ops.boxes import MATCHES
+from overfeat.visualize import figure_class, localization
 
 
 def add_parser(commands) -> None:

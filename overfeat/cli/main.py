@@ -9,7 +9,7 @@ import torch
 
 import overfeat
 from overfeat.cli import bench, classify, convert, demo, detect, evaluate, features, localize, profile, scenes, train
-from overfeat.files import InputError
+from overfeat.errors import InputError
 
 COMMANDS = (classify, localize, detect, features, train, evaluate, profile, bench, convert, scenes, demo)
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from overfeat.cli import common
 from overfeat.data.images import MAX_PIXELS
-from overfeat.draw import check_picture, figure_class, stage_times
-from overfeat.files import InputError, check_result, make_folder, replacing
-from overfeat.nets import build
-from overfeat.processes import choose_device
-from overfeat.profiling import REPEATS, profile, table
-from overfeat.weights import find_regressor
+from overfeat.errors import InputError
+from overfeat.files import check_result, make_folder, replacing
+from overfeat.models.checkpoint import find_regressor
+from overfeat.models.overfeat import build
+from overfeat.profiling.profile import REPEATS, profile
+from overfeat.profiling.table import table
+from overfeat.training.distributed import choose_device
+from overfeat.visualize import check_picture, figure_class, stage_times
 
 UNTRAINED = ("fast", "accurate")
 

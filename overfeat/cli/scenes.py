@@ -2,7 +2,7 @@
 
 import argparse
 
-from overfeat.data.scenes import DIGITS, MAX_OBJECTS, SPLITS, write_scenes
+from overfeat.data.synthetic.scenes import DIGITS, MAX_OBJECTS, SPLITS, write_scenes
 
 
 def add_parser(commands) -> None:

@@ -5,19 +5,20 @@ from pathlib import Path
 
 import torch
 
-from overfeat import weights
-from overfeat.architectures import ARCHITECTURES
-from overfeat.batches import mix
-from overfeat.classifier_training import ClassifierTask, fit_classes, read_data, relabel
+from overfeat.classification.data import fit_classes, read_data, relabel
+from overfeat.classification.train import ClassifierTask
 from overfeat.cli.common import positive
 from overfeat.cli.train_boxes import add_detector, add_regressor
 from overfeat.cli.train_multibox import add_box_classifier, add_multibox
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
-from overfeat.data.folder import ImageFolder
+from overfeat.data.image_folder import ImageFolder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.files import InputError
-from overfeat.nets import OverFeat, build
-from overfeat.training import train
+from overfeat.errors import InputError
+from overfeat.models import checkpoint
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.overfeat import OverFeat, build
+from overfeat.training.sampler import mix
+from overfeat.training.trainer import train
 
 
 def add_parser(commands) -> None:
@@ -121,7 +122,7 @@ def _net(args: argparse.Namespace, data: ImageFolder) -> tuple[OverFeat, bool]:
     """The net to train, and whether its last layer is not that of --from."""
     torch.manual_seed(mix(args.seed))
     if args.source:
-        net = weights.load(args.source)
+        net = checkpoint.load(args.source)
         if args.net not in (None, net.architecture.name):
             raise InputError(f"--from {args.source} is a {net.architecture.name} net; leave --net {args.net} out")
     else:

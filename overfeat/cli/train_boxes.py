@@ -8,10 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from overfeat import weights
-from overfeat.architectures import ARCHITECTURES
-from overfeat.batches import mix
-from overfeat.boxes import FORMS
 from overfeat.cli.common import (
     SHIPPED_WEIGHTS,
     TRAINING,
@@ -26,9 +22,10 @@ from overfeat.cli.common import (
 )
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated, align_boxes, readable
-from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS
-from overfeat.detector_training import (
+from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
+from overfeat.dense.scales import FIT, MAX_ZOOM, zooms_for
+from overfeat.detection.train import (
     NEGATIVES,
     TILES,
     DetectorTask,
@@ -39,14 +36,16 @@ from overfeat.detector_training import (
     net_for,
     tiles_for,
 )
-from overfeat.files import InputError
-from overfeat.heads import Regressor
-from overfeat.nets import OverFeat, build
-from overfeat.processes import choose_device
-from overfeat.regressor_training import LOSSES, RegressorTask
-from overfeat.resize import MAX_PIXELS as MAX_RESIZED
-from overfeat.training import train
-from overfeat.windows import FIT, MAX_ZOOM, zooms_for
+from overfeat.errors import InputError, some
+from overfeat.localization.train import LOSSES, RegressorTask
+from overfeat.models import checkpoint
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.box_regressor import Regressor
+from overfeat.models.overfeat import OverFeat, build
+from overfeat.ops.boxes import FORMS
+from overfeat.training.distributed import choose_device
+from overfeat.training.sampler import mix
+from overfeat.training.trainer import train
 
 BOX_TRAINING = {"optimizer": "adam", "lr": 0.001, "epochs": 12, "halve_at": "6,8,10,11"}
 
@@ -180,7 +179,7 @@ def read_checked(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]
 def _run_regressor(args: argparse.Namespace) -> int:
     config = config_of(args)
     check_dropout(args.dropout)
-    net = weights.load(args.source)
+    net = checkpoint.load(args.source)
     data, validation = read_annotated(args)
     if args.devkit:
         adopt_names(net, data.class_names)
@@ -242,7 +241,7 @@ def _detector_start(args: argparse.Namespace, data: Annotated) -> tuple[OverFeat
     if source is not None and str(source) != "none":
         if args.source and args.net:
             raise InputError(f"--from {source} says which net it is; leave --net {args.net} out")
-        net, known = weights.load(source), weights.find_regressor(source)
+        net, known = checkpoint.load(source), checkpoint.find_regressor(source)
     else:
         if args.fixed:
             raise InputError("--fixed leaves the feature layers as they are, so they must come from a trained net")

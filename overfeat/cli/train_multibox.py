@@ -5,30 +5,22 @@ from pathlib import Path
 
 import torch
 
-from overfeat.architectures import ARCHITECTURES
-from overfeat.batches import mix
-from overfeat.boxes import SQUARES
 from overfeat.cli.common import SHIPPED_WEIGHTS, positive
 from overfeat.cli.train_boxes import add_annotated, read_checked
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated
-from overfeat.data.squares import BUCKETS, KINDS, SquareDataset
-from overfeat.detector_training import detector_from
-from overfeat.files import InputError
-from overfeat.heads import MultiBox
-from overfeat.multibox_training import (
-    ALPHA,
-    MATCHING,
-    NETS,
-    PRIOR_BOXES,
-    BoxClassifierTask,
-    MultiBoxTask,
-    adopt,
-    find_priors,
-)
-from overfeat.nets import OverFeat, build
-from overfeat.training import train
-from overfeat.weights import load_any
+from overfeat.detection.train import detector_from
+from overfeat.errors import InputError
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.checkpoint import load_any
+from overfeat.models.multibox import MultiBox
+from overfeat.models.overfeat import OverFeat, build
+from overfeat.multibox.data import BUCKETS, KINDS, SquareDataset
+from overfeat.multibox.matching import ALPHA, find_priors
+from overfeat.multibox.train import MATCHING, NETS, PRIOR_BOXES, BoxClassifierTask, MultiBoxTask, adopt
+from overfeat.ops.boxes import SQUARES
+from overfeat.training.sampler import mix
+from overfeat.training.trainer import train
 
 SAMPLES = 4000  # in an epoch, at least
 

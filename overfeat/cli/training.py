@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from overfeat.files import InputError
-from overfeat.training import DTYPES, OPTIMIZERS, TrainConfig
+from overfeat.errors import InputError
+from overfeat.training.config import DTYPES, OPTIMIZERS, TrainConfig
 
 DEFAULTS = TrainConfig()
 

@@ -15,9 +15,8 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from overfeat.data.folder import some
 from overfeat.data.images import MAX_PIXELS, read_image
-from overfeat.files import InputError, named
+from overfeat.errors import InputError, named, some
 
 
 @dataclass(frozen=True)

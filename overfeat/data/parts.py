@@ -1,4 +1,4 @@
-"""Random parts of annotated images: what those who train on them have in common."""
+"""Random parts of annotated images, and batches of them."""
 
 from abc import ABC, abstractmethod
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from overfeat.data.annotated import Annotated, Sample
-from overfeat.data.crops import ImageStore
-from overfeat.data.folder import ImageFolder
+from overfeat.data.image_cache import ImageStore
+from overfeat.data.image_folder import ImageFolder
 
 MAX_WORKERS = 8  # that share the memory for images without reading any twice
 
@@ -85,3 +85,16 @@ def without_boxes(side: int) -> dict:
         "labels": torch.empty(0, dtype=torch.int64),
         "difficult": torch.empty(0, dtype=torch.bool),
     }
+
+
+def mirror_image(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The image [3, H, W] and its boxes [n, 4], left for right."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    width = image.shape[2]
+    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
+def listed(samples: list[dict]) -> dict:
+    """A batch of images of any sizes: a list of each of the items' values, and the tensor "unreadable"."""
+    batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "unreadable"}
+    return {**batch, "unreadable": torch.tensor([sample["unreadable"] for sample in samples])}

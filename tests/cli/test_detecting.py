@@ -17,21 +17,22 @@ from pycocotools.cocoeval import COCOeval
 from voc_files import voc
 
 from overfeat import load, load_regressor, save
-from overfeat.average_precision import PROTOCOLS
 from overfeat.cli.common import ASSETS, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
-from overfeat.detect import detect
-from overfeat.detector_training import detector_from
-from overfeat.files import InputError, Journal
-from overfeat.heads import Regressor
+from overfeat.detection.predict import detect
+from overfeat.detection.train import detector_from
+from overfeat.errors import InputError
+from overfeat.files import Journal
+from overfeat.metrics.average_precision import PROTOCOLS
+from overfeat.models.box_regressor import Regressor
 
 DIGITS = [str(digit) for digit in range(10)]
 
 
 @pytest.fixture(autouse=True)
 def few_validated(monkeypatch):
-    monkeypatch.setattr("overfeat.detector_training.VALIDATED", 40)
+    monkeypatch.setattr("overfeat.detection.train.VALIDATED", 40)
 
 
 @pytest.fixture(scope="module")

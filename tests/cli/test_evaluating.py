@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 import overfeat
+from overfeat.classification.evaluate import ALL_WAYS, DENSE_WAYS, WAYS, evaluate_classifier, votes
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
-from overfeat.evaluation import ALL_WAYS, DENSE_WAYS, WAYS, error_rates, evaluate_classifier, votes
-from overfeat.files import InputError
+from overfeat.errors import InputError
+from overfeat.metrics.classification import error_rates
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import overfeat
 from overfeat.cli import common
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
-from overfeat.data.scenes import write_scenes
-from overfeat.heads import Regressor
+from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.models.box_regressor import Regressor
 
 
 @pytest.fixture

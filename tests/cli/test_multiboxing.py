@@ -12,13 +12,13 @@ from PIL import Image
 from voc_files import voc
 
 from overfeat import load, load_multibox, save_multibox
-from overfeat.architectures import ARCHITECTURES
 from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
-from overfeat.heads import MultiBox
-from overfeat.multibox import detect_multibox
-from overfeat.training import LAST
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.multibox import MultiBox
+from overfeat.multibox.predict import detect_multibox
+from overfeat.training.trainer import LAST
 
 QUICK = "--batch 8 --workers 0 --device cpu --epochs 1 --no-flip"
 

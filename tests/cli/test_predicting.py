@@ -17,7 +17,7 @@ import overfeat
 from overfeat.cli import common
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
-from overfeat.data.scenes import make_scene
+from overfeat.data.synthetic.scenes import make_scene
 
 
 @pytest.fixture(scope="module")

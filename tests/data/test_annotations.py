@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from overfeat.data.annotated import Annotated, align_boxes
-from overfeat.data.annotations import read_annotations
-from overfeat.data.blacklists import read_blacklist
-from overfeat.data.coco import read_coco
-from overfeat.data.scenes import make_scene, write_scenes
-from overfeat.data.voc import read_ilsvrc_boxes, read_voc
-from overfeat.files import InputError
+from overfeat.data.readers.annotations import read_annotations
+from overfeat.data.readers.coco import read_coco
+from overfeat.data.readers.ilsvrc import read_blacklist, read_ilsvrc_boxes
+from overfeat.data.readers.voc import read_voc
+from overfeat.data.synthetic.scenes import make_scene, write_scenes
+from overfeat.errors import InputError
 
 WIDTH, HEIGHT = 20, 10
 LAUGH = "&l{};"

@@ -8,9 +8,9 @@ from PIL import Image
 
 import overfeat
 from overfeat.cli.common import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
-from overfeat.data.coco import read_coco
 from overfeat.data.images import list_images
-from overfeat.data.scenes import make_scene
+from overfeat.data.readers.coco import read_coco
+from overfeat.data.synthetic.scenes import make_scene
 
 SCENES = list_images(ASSETS / "scenes")
 

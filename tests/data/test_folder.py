@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from overfeat.data.folder import ImageFolder, align, read_ilsvrc, read_image_folder
-from overfeat.files import InputError
+from overfeat.data.image_folder import ImageFolder, align, read_image_folder
+from overfeat.data.readers.ilsvrc import read_ilsvrc
+from overfeat.errors import InputError
 
 SYNSETS = [("n02119789", "kit fox, Vulpes macrotis"), ("n02012849", "crane"), ("n03126707", "crane")]
 

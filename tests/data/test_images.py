@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from overfeat.data.images import list_images, read_image
-from overfeat.files import InputError
+from overfeat.errors import InputError
 
 GRADIENT = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 

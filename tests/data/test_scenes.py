@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from overfeat.cli import scenes as command
-from overfeat.data import scenes
-from overfeat.data.scenes import SPLITS, Scene, make_scene, write_scenes
-from overfeat.files import InputError
+from overfeat.data.synthetic import scenes
+from overfeat.data.synthetic.scenes import SPLITS, Scene, make_scene, write_scenes
+from overfeat.errors import InputError
 
 
 def same(one: Scene, other: Scene) -> bool:
@@ -47,7 +47,7 @@ def digest(scene: Scene) -> str:
 
 def test_another_process_makes_the_same_scene_without_importing_the_packages():
     code = (
-        "import hashlib, sys; from overfeat.data.scenes import make_scene;"
+        "import hashlib, sys; from overfeat.data.synthetic.scenes import make_scene;"
         "s = make_scene('test', 1, 5, (3, 3));"
         "print(hashlib.sha256(s.image.tobytes() + s.boxes.tobytes() + s.labels.tobytes()).hexdigest());"
         "print([name for name in ('skimage', 'mlxtend', 'sklearn') if name in sys.modules])"

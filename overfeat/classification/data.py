@@ -1,0 +1,173 @@
+"""Labelled images to train and validate a classifier on."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from overfeat.data.image_cache import CACHE_BYTES, ImageStore, resize_shorter
+from overfeat.data.image_folder import ImageFolder, align, read_image_folder
+from overfeat.data.readers.ilsvrc import read_ilsvrc
+from overfeat.errors import InputError
+from overfeat.models.overfeat import OverFeat
+
+
+def read_data(
+    data: str | os.PathLike, validation: str | os.PathLike | None, devkit: str | os.PathLike | None
+) -> tuple[ImageFolder, ImageFolder | None]:
+    """Training and validation images of --data, --validation and --devkit.
+
+    Where `data` holds a folder train, its train and its validation or val, if any, are used.
+    Without a devkit these are class folders, and those of the validation images must have the
+    same names. Raises InputError as the readers do.
+    """
+    data = Path(data)
+    if (data / "train").is_dir():
+        found = [data / name for name in ("validation", "val") if (data / name).is_dir()]
+        validation = validation or (found[0] if found else None)
+        data = data / "train"
+    if devkit:
+        train = read_ilsvrc(devkit, data, "train")
+        return train, validation and read_ilsvrc(devkit, validation, "validation")
+    train = read_image_folder(data)
+    if validation is None:
+        return train, None
+    try:
+        return train, align(read_image_folder(validation), train.class_names)
+    except InputError as error:
+        raise InputError(f"{validation}: {error}") from error
+
+
+def fit_classes(net: OverFeat, folder: ImageFolder, std: float) -> bool:
+    """Give the net the classes of the images: a new last layer unless it has them; whether it is new.
+
+    std: of the new layer's weights.
+    """
+    if sorted(net.class_names) == sorted(folder.class_names):
+        return False
+    net.replace_classes(folder.class_names, std)
+    return True
+
+
+def relabel(folders: Sequence[ImageFolder | None], net: OverFeat) -> list[ImageFolder | None]:
+    """The images with labels that count in the net's classes."""
+    return [folder and align(folder, net.class_names) for folder in folders]
+
+
+def centre_crop(image: Tensor, window: int, short_side: int) -> Tensor:
+    """The middle of the resized image: uint8 [3, H, W] -> [3, window, window].
+
+    Raises InputError where short_side is less than the window, and as `resize_shorter`.
+    """
+    check_sizes(window, short_side, short_side)
+    image = resize_shorter(image, short_side)
+    y, x = (round(0.5 * (side - window)) for side in image.shape[1:])
+    return image[:, y : y + window, x : x + window]
+
+
+class CropDataset(Dataset):
+    """Random crops of the resized images and their mirror images (section 3.1).
+
+    An item's key is (epoch, index); index counts images, then crops, then the crop and its mirror
+    image. All chance is seeded by (seed, epoch, image, crop), so an item is the same whichever
+    process makes it and whenever. resize: the shorter side is drawn log-uniformly from lo..hi;
+    the paper's is fixed at 256. Items are dicts: "image" uint8 [3, window, window], "label", and
+    "unreadable": -1, or the number of the image that could not be used and that the next
+    readable one stands in for.
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        window: int,
+        resize: tuple[int, int],
+        crops: int = 5,
+        flip: bool = True,
+        seed: int = 0,
+        max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        check_sizes(window, *resize)
+        if crops < 1:
+            raise InputError(f"--crops must be at least 1, not {crops}")
+        self.window, self.resize, self.crops, self.flip, self.seed = window, resize, crops, flip, seed
+        self.store = ImageStore(folder, resize, max_pixels, cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.store.folder) * self.crops * (2 if self.flip else 1)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        index, mirror = divmod(index, 2) if self.flip else (index, 0)
+        number, crop = divmod(index, self.crops)
+        draw = np.random.default_rng([self.seed, epoch, number, crop]).random(3)
+        image, label = self._usable(number, draw[0])
+        y, x = (
+            min(int(part * (side - self.window + 1)), side - self.window)
+            for part, side in zip(draw[1:], image.shape[1:], strict=True)
+        )
+        image = image[:, y : y + self.window, x : x + self.window]
+        image = image.flip(-1) if mirror else image.contiguous()
+        return {"image": image, "label": label, "unreadable": number if number in self.store.bad else -1}
+
+    def complaint(self, number: int) -> tuple[str, str]:
+        """(file, what is wrong with it) of an image named in "unreadable"."""
+        return self.store.complaint(number)
+
+    def _usable(self, number: int, part: float) -> tuple[Tensor, int]:
+        """The image resized, or the next that can be used, and its label."""
+        low, high = self.resize
+        # A size between lo and hi + 1 on the log scale, floored, so that lo and hi both occur.
+        size = min(high, math.floor(low * ((high + 1) / low) ** part))
+        samples = self.store.folder.samples
+        for candidate in (*range(number, len(samples)), *range(number)):
+            image = self.store.get(candidate)
+            if image is not None:
+                return resize_shorter(image, size), samples[candidate][1]
+        raise InputError(f"none of the {len(samples)} images can be used; {self.complaint(0)[1]}")
+
+
+class CentreDataset(Dataset):
+    """The centre crop of every image, for validation; items as those of `CropDataset`.
+
+    An image that cannot be used comes as zeros with the label -1.
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        window: int,
+        short_side: int,
+        max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        check_sizes(window, short_side, short_side)
+        self.window, self.short_side = window, short_side
+        self.store = ImageStore(folder, (short_side, short_side), max_pixels, cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.store.folder)
+
+    def __getitem__(self, number: int) -> dict:
+        image = self.store.get(number)
+        if image is None:
+            zeros = torch.zeros(3, self.window, self.window, dtype=torch.uint8)
+            return {"image": zeros, "label": -1, "unreadable": number}
+        image = centre_crop(image, self.window, self.short_side).contiguous()
+        return {"image": image, "label": self.store.folder.samples[number][1], "unreadable": -1}
+
+    def complaint(self, number: int) -> tuple[str, str]:
+        """(file, what is wrong with it) of an image named in "unreadable"."""
+        return self.store.complaint(number)
+
+
+def check_sizes(window: int, low: int, high: int) -> None:
+    if low < window:
+        raise InputError(f"--resize {low}: the shorter side must be at least the net's window of {window} px")
+    if high < low:
+        raise InputError(f"--resize {low} {high}: the smaller size comes first")

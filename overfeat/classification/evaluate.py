@@ -1,0 +1,89 @@
+"""How well a net does: error rates over a data set, by every way of voting."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from overfeat.classification.predict import centre_crop, scale_scores, ten_views
+from overfeat.data.images import MAX_PIXELS, read_image
+from overfeat.dense.tiling import MEMORY
+from overfeat.errors import InputError, named
+from overfeat.metrics.classification import error_rates
+from overfeat.models.architecture import Stride
+from overfeat.models.overfeat import OverFeat
+
+# Name -> (numbers of the scales, stride): the rows of the paper's table 2, then what explains them.
+DENSE_WAYS: dict[str, tuple[tuple[int, ...], Stride]] = {
+    "1 scale, coarse": ((1,), "coarse"),
+    "1 scale, fine": ((1,), "fine"),
+    "4 scales, fine": ((1, 2, 4, 6), "fine"),
+    "6 scales, fine": ((1, 2, 3, 4, 5, 6), "fine"),
+    "scales 1-3, fine": ((1, 2, 3), "fine"),
+    **{f"scale {k} alone, fine": ((k,), "fine") for k in range(2, 7)},
+}
+WAYS = ("centre crop", "10 views", *list(DENSE_WAYS)[:4])  # those that are compared by default
+ALL_WAYS = ("centre crop", "10 views", *DENSE_WAYS)
+
+
+def votes(
+    net: OverFeat,
+    image: Tensor,
+    ways: Sequence[str] = WAYS,
+    flip: bool | None = None,
+    memory: int = MEMORY,
+) -> dict[str, Tensor]:
+    """Scores [classes] of one image [3, H, W] by each way of voting; scales in common are run once."""
+    found = {}
+    for stride in ("coarse", "fine"):
+        dense = {way: DENSE_WAYS[way][0] for way in ways if way in DENSE_WAYS and DENSE_WAYS[way][1] == stride}
+        numbers = sorted(set().union(*dense.values()))
+        if not numbers:
+            continue
+        by_scale = scale_scores(net, image, numbers, flip, stride, memory).view(len(numbers), -1, net.classes)
+        for way, chosen in dense.items():
+            found[way] = by_scale[[numbers.index(n) for n in chosen]].mean(dim=(0, 1))
+    if "centre crop" in ways:
+        found["centre crop"] = centre_crop(net, image)[0]
+    if "10 views" in ways:
+        found["10 views"] = ten_views(net, image, flip)[0]
+    return {way: found[way].cpu() for way in ways}
+
+
+def evaluate_classifier(
+    nets: Sequence[OverFeat],
+    samples: Sequence[tuple[Path, int]],
+    ways: Sequence[str] = WAYS,
+    flip: bool | None = None,
+    memory: int = MEMORY,
+    max_pixels: int = MAX_PIXELS,
+) -> dict:
+    """Error rates of a net, or of a committee of nets, over (image file, label) pairs.
+
+    Gives {"images": count, "errors": {way: {"top1": percent, "top5": percent}}, "unreadable":
+    [messages]}. Images that cannot be used are passed over and listed. Raises InputError for an unknown way
+    of voting, or where no image can be read.
+    """
+    for way in ways:
+        if way not in ALL_WAYS:
+            raise InputError(f"no way of voting is called {way!r}; there are: {'; '.join(ALL_WAYS)}")
+    scores: dict[str, list[Tensor]] = {way: [] for way in ways}
+    labels, unreadable = [], []
+    for path, label in tqdm(samples, unit="image", file=sys.stderr, disable=None):
+        try:
+            image = read_image(path, max_pixels)
+            members = [votes(net, image, ways, flip, memory) for net in nets]
+        except InputError as error:
+            unreadable.append(named(path, error))
+            continue
+        for way in ways:
+            scores[way].append(torch.stack([member[way] for member in members]).mean(dim=0))
+        labels.append(label)
+    if not labels:
+        raise InputError(f"none of the {len(samples)} images could be read; the first: {(unreadable or ['-'])[0]}")
+    truth = torch.tensor(labels)
+    errors = {way: error_rates(torch.stack(scores[way]), truth) for way in ways}
+    return {"images": len(labels), "errors": errors, "unreadable": unreadable}

@@ -1,0 +1,140 @@
+"""ILSVRC: images, boxes, and lists of images that do not count."""
+
+import os
+import re
+from pathlib import Path
+
+from overfeat.data.annotated import Annotated
+from overfeat.data.image_folder import ImageFolder, existing_folder, gather_images
+from overfeat.data.images import list_images
+from overfeat.data.readers.checks import FilePath, Problems, short, text_lines
+from overfeat.data.readers.voc import image_boxes, parse_xml
+from overfeat.errors import InputError
+
+
+def read_blacklist(path: FilePath) -> set[int]:
+    """The numbers of ILSVRC's blacklisted validation images: one a line. InputError names a bad line."""
+    lines = text_lines(Path(path), "give the development kit's list of blacklisted images")
+    for number, line in enumerate(lines, 1):
+        if not re.fullmatch("([0-9]{1,9})?", line):
+            raise InputError(f"{path}, line {number}: the number of an image is needed, not {short.repr(line)}")
+    return {int(line) for line in lines if line}
+
+
+def read_pairs(path: FilePath) -> set[tuple[int, str]]:
+    """ILSVRC detection's blacklist: (number of an image from 1, class), one a line. InputError names a bad line."""
+    pairs = set()
+    for number, line in enumerate(text_lines(Path(path), "give the development kit's list"), 1):
+        image, _, name = line.partition(" ")
+        if not line:
+            continue
+        if not re.fullmatch("[0-9]{1,9}", image) or not name.strip():
+            raise InputError(
+                f"{path}, line {number}: the number of an image and a class are needed, not {short.repr(line)}"
+            )
+        pairs.add((int(image), name.strip()))
+    return pairs
+
+
+def read_ilsvrc_boxes(
+    devkit: FilePath, images: FilePath, annotations: FilePath, split: str, *, skip_bad: bool = False
+) -> Annotated:
+    """Read ILSVRC's images as read_ilsvrc does, and their boxes from XML files of the same stem.
+
+    split "train": annotations/WNID/STEM.xml or annotations/STEM.xml; images without one are left out.
+    split "validation": annotations/STEM.xml for every image. Coordinates are counted from 0 and inclusive;
+    boxes that overhang the stated size by one pixel are clipped. Classes are those of read_ilsvrc, whatever
+    images there are; <name> is the WNID. Bad boxes and files, skip_bad and InputError as for read_coco.
+    """
+    folder = read_ilsvrc(devkit, images, split)
+    annotations = existing_folder(annotations)
+    classes = {name.split()[0]: name for name in folder.class_names}
+    xmls = {(xml.parent.name, xml.stem): xml for xml in annotations.glob("*/*.xml")} if split == "train" else {}
+    xmls |= {("", xml.stem): xml for xml in annotations.glob("*.xml")}
+    problems, found = Problems(annotations, skip_bad), []
+    for path, _ in folder.samples:
+        xml = xmls.get((path.parent.name, path.stem)) or xmls.get(("", path.stem))
+        if xml or split == "validation":
+            xml = xml or annotations / f"{path.stem}.xml"
+            with problems.at(xml):
+                found.append(image_boxes(xml, parse_xml(xml), path, classes, problems, ilsvrc=True))
+    return problems.finish(found, folder.class_names)
+
+
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+SYNSETS = "synsets.txt"
+
+
+def read_ilsvrc(devkit: str | os.PathLike, images: str | os.PathLike, split: str) -> ImageFolder:
+    """Read ILSVRC2012 images; class order is the development kit's ILSVRC2012_ID, 1 first.
+
+    devkit: the unpacked development kit or its data folder, with the synsets in synsets.txt
+    (lines of "ILSVRC2012_ID WNID names") or in meta.mat. split "train": a folder of images a WordNet id. split
+    "validation": a flat folder of ILSVRC2012_val_00000001.JPEG and so on, their classes in the
+    kit's ground truth file. Class names are "WNID names", since names alone repeat. Raises
+    InputError where files are missing or do not fit together.
+    """
+    devkit = existing_folder(devkit)
+    data = devkit / "data" if (devkit / "data").is_dir() else devkit
+    synsets = _read_synsets(data)
+    names = [f"{wnid} {words}".strip() for wnid, words in synsets]
+    if split == "train":
+        return gather_images(existing_folder(images), names, [wnid for wnid, _ in synsets])
+    if split == "validation":
+        return ImageFolder(names, _validation_samples(existing_folder(images), data / GROUND_TRUTH, len(names)))
+    raise InputError(f"the split is 'train' or 'validation', not {split!r}")
+
+
+def _read_synsets(data: Path) -> list[tuple[str, str]]:
+    """(WNID, names) of the classes in the order of their ILSVRC2012_ID."""
+    text = data / SYNSETS
+    rows = _synset_lines(text) if text.is_file() else _synset_meta(data)
+    # The kit lists inner nodes of WordNet after the classes; only the classes, 1..1000, have images.
+    rows = sorted(row for row in rows if row[0] <= 1000)
+    if not rows or [row[0] for row in rows] != list(range(1, len(rows) + 1)):
+        raise InputError(f"{data}: the ILSVRC2012_IDs of the synsets must be 1, 2, 3, ... without gaps")
+    return [(wnid, words) for _, wnid, words in rows]
+
+
+def _synset_lines(path: Path) -> list[tuple[int, str, str]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.strip():
+            fields = line.split(maxsplit=2)
+            if len(fields) < 2 or not fields[0].isdigit():
+                raise InputError(f"{path}, line {number}: 'ILSVRC2012_ID WNID names' is needed, not {line!r}")
+            rows.append((int(fields[0]), fields[1], fields[2] if len(fields) > 2 else ""))
+    return rows
+
+
+def _synset_meta(data: Path) -> list[tuple[int, str, str]]:
+    meta = data / "meta.mat"
+    if not meta.is_file():
+        raise InputError(f"{data}: neither {SYNSETS} nor meta.mat; --devkit names the development kit's folder")
+    from scipy.io import loadmat  # takes a while, and few have need of it
+
+    try:
+        synsets = loadmat(meta, simplify_cells=True)["synsets"]
+        return [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), str(s["words"])) for s in synsets]
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        raise InputError(f"{meta}: not the development kit's list of synsets ({error})") from error
+
+
+def _validation_samples(images: Path, truth: Path, classes: int) -> list[tuple[Path, int]]:
+    if not truth.is_file():
+        raise InputError(f"{truth}: no such file; it belongs to the development kit")
+    lines = truth.read_text(encoding="utf-8", errors="replace").split()
+    bad = [line for line in lines if not line.isdigit() or not 1 <= int(line) <= classes]
+    if bad:
+        raise InputError(f"{truth}: {bad[0]!r} is no ILSVRC2012_ID in 1..{classes}")
+    samples = []
+    for path in list_images(images):
+        match = re.fullmatch(r"ILSVRC2012_val_(\d{8})", path.stem)
+        if match and 1 <= int(match[1]) <= len(lines):
+            samples.append((path, int(lines[int(match[1]) - 1]) - 1))
+    if len(samples) != len(lines):
+        raise InputError(
+            f"{images}: {len(samples)} files named ILSVRC2012_val_00000001.JPEG and so on, but {truth.name} "
+            f"has {len(lines)} lines; validation images lie flat in one folder, all of them"
+        )
+    return sorted(samples)

@@ -1,0 +1,40 @@
+"""Resizing image tensors: one rule (bilinear, antialiased) for training, voting and dense evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overfeat.errors import InputError
+
+MAX_PIXELS = 1 << 28  # of one resized image; a strip of 1 x 1,000,000 would otherwise fill the memory
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, 3, H, W] to [N, 3, *size]; uint8 stays uint8. Raises InputError for enormous sizes."""
+    if size[0] * size[1] > MAX_PIXELS:
+        height, width = images.shape[2:]
+        raise InputError(f"an image of {height}x{width} would become {size[0]}x{size[1]} px; crop it or choose scales")
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    if images.dtype in (torch.float16, torch.bfloat16):
+        return resize(images.float(), size)
+    if images.dtype == torch.uint8 and images.device.type != "cpu":
+        return resize(images.float(), size).round_().clamp_(0, 255).to(torch.uint8)
+    return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def resize_short_side(images: Tensor, short_side: int) -> Tensor:
+    """[N, 3, H, W] so that the shorter side has `short_side` pixels; the proportions stay."""
+    height, width = images.shape[2:]
+    scale = short_side / min(height, width)
+    return resize(images, (max(short_side, round(height * scale)), max(short_side, round(width * scale))))
+
+
+def resize_part(image: Tensor, box: Sequence[float], size: int) -> Tensor:
+    """What a box (x1, y1, x2, y2) in an image [3, H, W] holds, to whole pixels and at least one, as [3, size, size]."""
+    height, width = image.shape[1:]
+    x, y = (min(max(0, round(low)), length - 1) for low, length in zip(box, (width, height), strict=False))
+    right, bottom = max(x + 1, round(box[2])), max(y + 1, round(box[3]))
+    return resize(image[None, :, y:bottom, x:right], (size, size))[0]

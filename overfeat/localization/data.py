@@ -1,0 +1,78 @@
+"""What box regressors train on: whole images at each of a net's scales, with their boxes (section 4.2)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from overfeat.data.annotated import Annotated
+from overfeat.data.image_cache import CACHE_BYTES, ImageStore
+from overfeat.data.image_folder import ImageFolder
+from overfeat.data.parts import mirror_image
+from overfeat.data.resize import resize
+from overfeat.dense.scales import Scale, scale_sizes
+from overfeat.errors import InputError
+from overfeat.models.architecture import Architecture
+
+
+class ScaledDataset(Dataset):
+    """Every image at every scale and, with `flip`, its mirror image.
+
+    Items are keyed by (epoch, index) or an index, which counts images, then scales, then the image
+    and its mirror image; nothing is random. They are dicts: "image" uint8 [3, H, W] at the scale;
+    "boxes" float32 [n, 4] in its pixels; "labels" int64 [n]; "unreadable": -1, or the number of the
+    image that cannot be used, which comes as a window of zeros without boxes.
+    """
+
+    def __init__(
+        self,
+        annotated: Annotated,
+        architecture: Architecture,
+        scales: Sequence[Scale] | None = None,
+        flip: bool = False,
+        max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        self.annotated, self.architecture, self.flip = annotated, architecture, flip
+        self.scales = list(scales or range(1, 7))
+        # Where the regressor's images lie, for the store, which has no use for labels.
+        folder = ImageFolder(annotated.class_names, [(sample.path, 0) for sample in annotated.samples])
+        fixed = [scale for scale in self.scales if scale != "native"]
+        largest = (
+            max(min(size) for size in scale_sizes(architecture, 100, 100, fixed)) if fixed else architecture.window
+        )
+        self.store = ImageStore(folder, (architecture.window, largest + 1), max_pixels, cache_bytes, self._check)
+
+    def __len__(self) -> int:
+        return len(self.annotated) * len(self.scales) * (2 if self.flip else 1)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> dict:
+        index = key if isinstance(key, int) else key[1]
+        index, mirror = divmod(index, 2) if self.flip else (index, 0)
+        number, scale = divmod(index, len(self.scales))
+        image, sample = self.store.get(number), self.annotated.samples[number]
+        if image is None:
+            side = self.architecture.window
+            nothing = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
+            return {"image": torch.zeros(3, side, side, dtype=torch.uint8), **nothing, "unreadable": number}
+        (size,) = scale_sizes(self.architecture, *image.shape[1:], [self.scales[scale]])
+        grow = np.array([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
+        boxes = torch.from_numpy(sample.boxes * grow).float()
+        image = resize(image[None], size)[0]
+        if mirror:
+            image, boxes = mirror_image(image, boxes)
+        return {"image": image, "boxes": boxes, "labels": torch.from_numpy(sample.labels), "unreadable": -1}
+
+    def _check(self, number: int, image: Tensor) -> None:
+        """Raises InputError for an image that is not as annotated, or too small for one of the scales."""
+        self.annotated.samples[number].check(image)
+        try:
+            scale_sizes(self.architecture, *image.shape[1:], self.scales)
+        except InputError as error:
+            raise InputError(f"{self.annotated.samples[number].path}: {error}") from error
+
+    def complaint(self, number: int) -> tuple[str, str]:
+        """(file, what is wrong with it) of an image named in "unreadable"."""
+        return self.store.complaint(number)

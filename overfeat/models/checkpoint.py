@@ -1,0 +1,203 @@
+"""Weights on disk: safetensors that hold all the net needs to know of itself, and the released raw files."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from overfeat.errors import InputError
+from overfeat.files import replacing
+from overfeat.models.architecture import Architecture
+from overfeat.models.box_regressor import Regressor
+from overfeat.models.multibox import MultiBox
+from overfeat.models.overfeat import OverFeat
+
+FORMAT = "1"
+REGRESSOR = "regressor."  # the prefix of its tensors' names
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def save(
+    net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None, regressor: Regressor | None = None
+) -> None:
+    """Write a net with all its attributes to a safetensors file, atomically.
+
+    regressor: written beside it, for `load_regressor`. dtype: store the weights as this type (float16
+    halves the file); by default as they are. Raises InputError where the file cannot be written.
+    """
+    metadata = {
+        "overfeat": FORMAT,
+        "architecture": net.architecture.to_json(),
+        "class_names": json.dumps(net.class_names),
+        "flip": json.dumps(net.flip),
+        "background": json.dumps(net.background),
+        "zooms": json.dumps(net.zooms),
+        "context": json.dumps(net.context is not None),
+    }
+    if regressor is not None:
+        metadata["regressor"] = regressor.to_json()
+    _write(path, _named(net, regressor), metadata, dtype)
+
+
+def load(path: str | os.PathLike) -> OverFeat:
+    """Read a net that `save` wrote, as float32, in evaluation mode.
+
+    Raises InputError where the file is missing, no safetensors file, not written by overfeat,
+    at odds with its own architecture, or holds NaN or infinite weights.
+    """
+    metadata, tensors = _read(path, lambda name: not name.startswith(REGRESSOR))
+    if "multibox" in metadata:
+        raise InputError(f"{path}: holds a DeepMultiBox, which gives boxes of anything, and no net of classes")
+    try:
+        names = json.loads(metadata["class_names"])
+        if not isinstance(names, list):
+            raise TypeError("class_names is no list")
+        context = json.loads(metadata.get("context", "false"))
+        net = empty_net(Architecture.from_json(metadata["architecture"]), len(names), context)
+        net.class_names = [str(name) for name in names]
+        net.flip = bool(json.loads(metadata["flip"]))
+        net.background = bool(json.loads(metadata.get("background", "false")))
+        net.zooms = _zooms(json.loads(metadata.get("zooms", "null")))
+        net.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
+    return _finite(net, path)
+
+
+def load_regressor(path: str | os.PathLike) -> Regressor:
+    """Read the box regressor that `save` wrote beside a net. Raises InputError as `load`, and where there is none."""
+    regressor = find_regressor(path)
+    if regressor is None:
+        raise InputError(f"{path}: holds a net without a box regressor; add one with `overfeat train regressor`")
+    return regressor
+
+
+def find_regressor(path: str | os.PathLike) -> Regressor | None:
+    """`load_regressor`, or None where the file holds a net alone."""
+    metadata, tensors = _read(path, lambda name: name.startswith(REGRESSOR))
+    if "regressor" not in metadata:
+        return None
+    try:
+        architecture = Architecture.from_json(metadata["architecture"])
+        with torch.device("meta"):
+            regressor = Regressor.from_json(metadata["regressor"], architecture)
+        tensors = {name.removeprefix(REGRESSOR): tensor for name, tensor in tensors.items()}
+        for name, tensor in regressor.state_dict().items():
+            if name not in tensors or tensors[name].shape != tensor.shape or not tensors[name].is_floating_point():
+                raise ValueError(f"{name} is missing, or no {list(tensor.shape)} of floating point")
+        regressor = regressor.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        regressor.load_state_dict(tensors)
+        classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata.get("background", "false")))
+        if regressor.classes not in (None, classes):
+            raise ValueError(f"boxes of {regressor.classes} classes")
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: the regressor and its metadata do not fit together ({why}); train it anew"
+        ) from error
+    return _finite(regressor, path, REGRESSOR)
+
+
+def save_multibox(model: MultiBox, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+    """Write DeepMultiBox's net to a safetensors file, atomically. dtype and InputError as in `save`."""
+    metadata = {"overfeat": FORMAT, "architecture": model.net.architecture.to_json(), "multibox": model.to_json()}
+    _write(path, model.state_dict(), metadata, dtype)
+
+
+def load_multibox(path: str | os.PathLike) -> MultiBox:
+    """Read what `save_multibox` wrote, as float32, in evaluation mode. Raises InputError as `load`."""
+    metadata, tensors = _read(path, lambda name: True)
+    if "multibox" not in metadata:
+        raise InputError(f"{path}: holds no DeepMultiBox; train one with `overfeat train multibox`")
+    try:
+        with torch.device("meta"):
+            model = MultiBox.from_json(metadata["multibox"], Architecture.from_json(metadata["architecture"]))
+        model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"{path}: its weights and its metadata do not fit together ({why})") from error
+    return _finite(model, path)
+
+
+def load_any(path: str | os.PathLike) -> OverFeat | MultiBox:
+    """`load` or `load_multibox`, as the file is. Raises InputError as they do."""
+    return load_multibox(path) if "multibox" in _read(path, lambda name: False)[0] else load(path)
+
+
+def _read(path: str | os.PathLike, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata of a file of ours, and the tensors whose names are wanted."""
+    path = existing_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("overfeat") != FORMAT:
+        raise InputError(
+            f"{path}: a safetensors file, but not one that this version of overfeat wrote; "
+            "make one with `overfeat train` or `overfeat convert`"
+        )
+    return metadata, tensors
+
+
+def _write(
+    path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str], dtype: torch.dtype | None
+) -> None:
+    tensors = {
+        name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+        for name, tensor in tensors.items()
+    }
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if dtype is not None and broken:
+        raise InputError(f"{path}: not written; {broken[0]} is too large a number for {dtype}, or is none")
+    with replacing(path) as part:
+        save_file(tensors, part, metadata)
+
+
+def _named(net: OverFeat, regressor: Regressor | None) -> dict[str, torch.Tensor]:
+    """All tensors of a file, by name."""
+    of_regressor = {} if regressor is None else regressor.state_dict()
+    return net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
+
+
+def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module:
+    """The module in evaluation mode; InputError where a weight is no number."""
+    for name, tensor in module.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {prefix}{name} holds NaN or infinite values; the file or its training is broken")
+    return module.eval()
+
+
+def _zooms(values: object) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    zooms = tuple(float(value) for value in values)
+    if not zooms or not all(0 < zoom < math.inf for zoom in zooms):
+        raise ValueError(f"zooms {values}")
+    return zooms
+
+
+def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
+    """A net whose weights are allocated and not initialised: they are about to be overwritten."""
+    return meta_net(architecture, classes, context).to_empty(device="cpu").to(memory_format=torch.channels_last)
+
+
+def meta_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
+    """A net without the memory for its weights."""
+    with torch.device("meta"):
+        return OverFeat(architecture, classes, context)
+
+
+def existing_file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return path

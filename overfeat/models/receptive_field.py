@@ -1,0 +1,60 @@
+"""Where things are: output sizes, strides, exact-fit scales, and which window an output sees.
+
+Conventions. Sizes are (height, width). Boxes are (x1, y1, x2, y2) in pixels, continuous and
+half-open: the whole image is (0, 0, width, height). A `Step` is anything that slides a window: a
+convolution or a pooling. This file knows no torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sliding window along one axis: `pad` cells are added on both sides first."""
+
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+
+
+def output_size(steps: Sequence[Step], size: int) -> int:
+    """Number of outputs along an axis of `size` cells; 0 where a window no longer fits."""
+    for step in steps:
+        size = max(0, (size + 2 * step.pad - step.kernel) // step.stride + 1)
+    return size
+
+
+def input_size(steps: Sequence[Step], size: int = 1) -> int:
+    """The smallest input that gives `size` outputs."""
+    for step in reversed(steps):
+        size = (size - 1) * step.stride + step.kernel - 2 * step.pad
+    return size
+
+
+def total_stride(steps: Sequence[Step]) -> int:
+    """Input cells between neighbouring outputs."""
+    stride = 1
+    for step in steps:
+        stride *= step.stride
+    return stride
+
+
+def slab(steps: Sequence[Step], size: int, start: int, stop: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """What outputs `start:stop` of an axis need: the input's (start, stop) and each step's padding.
+
+    Running the steps on that slice with that padding, in place of their own on both sides, gives
+    exactly the outputs `start:stop` of the whole axis: zeros are added only where the whole axis
+    would add them.
+    """
+    sizes = [size]
+    for step in steps:
+        sizes.append(output_size([step], sizes[-1]))
+    assert 0 <= start < stop <= sizes[-1], (start, stop, sizes)
+    pads = []
+    for step, length in zip(reversed(steps), reversed(sizes[:-1]), strict=True):
+        low = start * step.stride - step.pad
+        high = (stop - 1) * step.stride + step.kernel - step.pad
+        pads.append((max(0, -low), max(0, high - length)))
+        start, stop = max(0, low), min(length, high)
+    return (start, stop), pads[::-1]

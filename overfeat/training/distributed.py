@@ -1,0 +1,112 @@
+"""The processes and devices of one training run: torchrun's environment, sums and errors over all of them."""
+
+import gc
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from overfeat.errors import InputError
+
+
+@contextmanager
+def joined(device: str) -> Iterator[torch.device]:
+    """Join torchrun's processes, if it started this one, for the length of the block; gives the device.
+
+    gloo joins processes on CPUs, nccl those on GPUs. Raises InputError for a device that is not there.
+    """
+    chosen = choose_device(device)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world == 1 or dist.is_initialized():
+        yield chosen
+        return
+    # DDP imports this module, whose default arguments are the group of that moment. Imported when
+    # there is none yet, it cannot keep gloo's threads alive into the interpreter's exit, where
+    # they now and then abort the process.
+    importlib.import_module("torch.distributed.nn.functional")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        gc.collect()  # DDP refers to itself and to the group
+        dist.destroy_process_group()
+
+
+def process() -> tuple[int, int]:
+    """(rank, number of processes): (0, 1) outside `joined` or without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this process; "auto" is a GPU where there is one. Raises InputError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name!r}: no such device; names are auto, cpu, cuda, cuda:1, ...") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise InputError(f"--device {name!r}: overfeat runs on cpu and cuda")
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this torch sees no CUDA device; use --device cpu")
+    if device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.index >= torch.cuda.device_count():
+        raise InputError(f"{device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def to_device(batch: object, device: torch.device) -> object:
+    """A batch with every tensor in its dicts and lists on the device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def gathered(value: object) -> list:
+    """The value of every process, in order of rank; all processes must call it."""
+    values = [value]
+    if dist.is_initialized():
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def total(sums: dict[str, Tensor | float]) -> dict[str, float]:
+    """Sums over all processes, key by key; a process may lack keys."""
+    result: dict[str, float] = {}
+    for part in gathered({key: float(value) for key, value in sums.items()}):
+        add(result, part)
+    return result
+
+
+def add(sums: dict, more: dict) -> None:
+    """Add to running sums, in float64 and without waiting for a GPU."""
+    for key, value in more.items():
+        value = value.detach().double() if isinstance(value, Tensor) else value
+        sums[key] = sums.get(key, 0.0) + value
+
+
+def first_only(action: Callable[[], None]) -> None:
+    """Run it on rank 0; where it raises InputError there, every process raises it."""
+    message = None
+    if process()[0] == 0:
+        try:
+            action()
+        except InputError as error:
+            message = str(error)
+    message = gathered(message)[0]
+    if message is not None:
+        raise InputError(message)

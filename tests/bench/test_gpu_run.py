@@ -1,0 +1,119 @@
+"""The run on a GPU, gone through on the CPU: its sections, its exit status, and that it finds a wrong kernel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.gpu.page import page
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = [
+    "short checks", "ceilings", "packed", "classification", "tuning", "scales", "training", "merging",
+    "thorough checks", "other kinds", "naive windows", "fragile checks",
+]  # fmt: skip
+
+# A kernel that leaves the last row of its result as the memory was.
+WRONG = """
+import sys
+from overfeat import fast
+right = fast.TRITON["skip_classifier_rows"]
+def wrong(*arguments):
+    rows = right(*arguments)
+    result = rows.new_empty(rows.shape)
+    result[:-1] = rows[:-1]
+    return result
+fast.TRITON["skip_classifier_rows"] = wrong
+from bench.gpu.__main__ import main
+sys.exit(main())
+"""
+
+
+def start(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+    )
+
+
+def test_a_dry_run_goes_through_everything(tmp_path):
+    found = start("-m", "bench.gpu", "--dry-run", "--out", tmp_path, TRITON_INTERPRET="1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["dry-run.json"]
+    results = json.loads((tmp_path / "dry-run.json").read_text())
+    assert results["dry run"] is True
+    assert {name: section["state"] for name, section in results["sections"].items()} == dict.fromkeys(
+        SECTIONS, "complete"
+    )
+    assert {check["result"] for check in results["checks"]} == {"passed", "skipped"}
+    for row in results["rows"]:
+        assert "error" not in row and row["check"], row
+    packed = [row for row in results["rows"] if row["section"] == "packed" and row["backend"].startswith("overfeat")]
+    assert packed and {row["runs"] for row in packed} == {"triton"}
+    assert all(row["times_stock"] and row["tflops"] and row["of_gemm"] for row in packed)
+    assert set(results["ceilings"]) == {"float16", "tf32", "float32", "copy"}
+    assert len(results["targets"]) == 10
+    told = page(results)
+    assert "these times mean nothing" in told and "0 failed" in told
+    assert all(target["name"] in told for target in results["targets"])
+    assert all(f"{row['median']:.3f}" in told for row in packed)
+
+
+def test_a_wrong_kernel_is_found(tmp_path):
+    found = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "12", TRITON_INTERPRET="1")
+    assert found.returncode == 1, found.stdout + found.stderr
+    results = json.loads((tmp_path / "dry-run.json").read_text())
+    failed = [check for check in results["checks"] if check["result"] == "failed"]
+    told = page(results)
+    assert f"{len(failed)} failed" in told and f"Failed: {failed[0]['name']}" in told
+    assert {check["op"] for check in failed} == {"first full layer"}
+    assert "]: nan in place of" in failed[0]["message"], "which element is wrong"
+    assert f"FAILED {failed[0]['name']}" in found.stdout
+    # The budget was spent on the way, and that is said too.
+    assert list(results["sections"]) == SECTIONS
+    assert results["sections"]["fragile checks"]["state"] == "cut short: the budget of 12 s is spent"
+
+
+def test_a_failed_check_voids_the_rows_that_it_speaks_of(tmp_path):
+    from bench.gpu.run import FAST, STOCK, Run
+
+    def fail():
+        raise AssertionError("no")
+
+    run = Run(tmp_path, 60, dry=True)
+    for backend in (STOCK, f"{FAST}, inside", FAST):
+        for kind in ("float16", "float32"):
+            assert run.row("here", "first full layer", "", kind, backend, lambda: None)
+    assert run.check("fine", "first full layer", STOCK, "float16", lambda: None)
+    assert not run.check("bad", "first full layer", FAST, "float16", fail)
+    run.save()
+    rows = json.loads(run.path.read_text())["rows"]
+    assert [row["check"] for row in rows] == [True, True, False, True, False, True]
+
+
+def test_an_interrupted_section_is_not_complete(tmp_path):
+    from bench.gpu.run import Run
+
+    def interrupt(run):
+        raise KeyboardInterrupt
+
+    run = Run(tmp_path, 60, dry=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.section("here", interrupt)
+    assert json.loads(run.path.read_text())["sections"]["here"]["state"] == "interrupted"
+    assert "Not complete: here, interrupted" in page(run.results)
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf", "x"])
+def test_a_budget_is_a_time(budget):
+    found = start("-m", "bench.gpu", "--dry-run", "--budget", budget)
+    assert found.returncode == 2 and "--budget" in found.stderr
+
+
+def test_without_a_gpu_it_says_so():
+    found = start("-m", "bench.gpu", CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+    assert found.returncode == 2
+    assert found.stdout.startswith("no GPU that torch can use on this machine")
+    assert len(found.stdout.splitlines()) == 1

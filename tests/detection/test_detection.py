@@ -1,0 +1,187 @@
+"""Detectors: what trains and what is found."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.tolerance import assert_matches
+from overfeat import load
+from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.train_boxes import choices
+from overfeat.data.parts import listed
+from overfeat.data.readers.coco import read_coco
+from overfeat.dense.candidates import Candidates, candidates
+from overfeat.dense.grid import Grid
+from overfeat.detection.predict import combine, comparable, detect, sizes_for
+from overfeat.detection.targets import expected
+from overfeat.detection.train import NEGATIVES, DetectorTask, detector_from
+from overfeat.errors import InputError
+from overfeat.models.box_regressor import Regressor
+from overfeat.ops.boxes import iou
+from overfeat.training.config import TrainConfig
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture
+def data(crowds):
+    return read_coco(crowds / "train.json", class_names=DIGITS)
+
+
+@pytest.fixture
+def pair():
+    """The shipped net as an untrained detector, and a regressor."""
+    torch.manual_seed(0)
+    net = detector_from(load(SHIPPED_WEIGHTS), DIGITS)
+    net.zooms, net.flip = (0.6, 1.0), False
+    return net.eval(), Regressor(net.architecture).eval()
+
+
+# Training
+
+
+def test_what_a_classifier_knows_it_keeps():
+    net, old = load(SHIPPED_WEIGHTS), load(SHIPPED_WEIGHTS)
+    detector_from(net, ["7", "cat"])
+    assert net.class_names == ["7", "cat", "background"] and net.background
+    assert torch.equal(net.fulls[-1].weight[0], old.fulls[-1].weight[7])
+    assert torch.equal(net.fulls[-1].bias[0], old.fulls[-1].bias[7])
+    with pytest.raises(InputError, match="background"):
+        detector_from(net, ["dog", "background"])
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_which_background_teaches(pair, data, negatives):
+    task = DetectorTask(*pair, data, TrainConfig(), negatives=negatives, count=6)
+    entropy = torch.arange(100.0)
+    background = torch.arange(100) % 2 == 0
+    torch.manual_seed(0)
+    chosen = task._background(entropy, background).tolist()
+    assert len(chosen) == (0 if negatives == "none" else 6) and all(place % 2 == 0 for place in chosen)
+    hardest = {"hard": 6, "mixed": 3}.get(negatives, 0)
+    assert chosen[:hardest] == [98, 96, 94, 92, 90, 88][:hardest]
+    torch.manual_seed(1)
+    again = task._background(entropy, background).tolist()
+    assert (again == chosen) == (negatives in ("hard", "none"))
+
+
+def test_the_loss_falls_and_all_weights_take_part(pair, data):
+    net, regressor = pair
+    net.add_context()
+    task = DetectorTask(net, regressor, data, TrainConfig(), count=4, stride="coarse")
+    batch = listed([task.dataset()[(0, number)] for number in range(5)])
+    optimizer = torch.optim.Adam(task.module.parameters(), 1e-3)
+    losses = []
+    for _ in range(10):
+        torch.manual_seed(0)
+        loss, sums = task.loss(task.module, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0] and sums["samples"] >= 2
+    optimizer.zero_grad(set_to_none=True)
+    small = torch.zeros(3, 60, 60, dtype=torch.uint8)  # less than a window at half the resolution
+    nothing = {
+        name: [values[0][:0] if name != "image" else small] for name, values in batch.items() if name != "unreadable"
+    }
+    nothing["unreadable"] = torch.tensor([0])
+    loss, sums = task.loss(task.module, nothing)
+    loss.backward()
+    assert loss.item() == 0 and sums["samples"] == 0 and all(w.grad is not None for w in task.module.parameters())
+
+
+def test_fixed_features_stay(pair, data):
+    task = DetectorTask(*pair, data, TrainConfig(), fixed=True)
+    loss, _ = task.loss(task.module, listed([task.dataset()[(0, number)] for number in range(4)]))
+    loss.backward()
+    assert all(weight.grad is None for weight in task.module.net.convs.parameters())
+    assert task.module.net.fulls[0].weight.grad.abs().sum() > 0
+
+
+def test_what_cannot_be_learnt_is_said(pair, data):
+    net, _ = pair
+    named = replace(data, class_names=[*DIGITS[:9], "zebra"], samples=[
+        replace(sample, labels=sample.labels.clip(0, 8)) for sample in data.samples
+    ])  # fmt: skip
+    net.zooms = (0.02, 0.9)
+    told = "\n".join(choices(named, net, None, 4, ["scales"]))
+    assert "never be found: " in told and "zebra" in told and "too small or too large" in told
+    with pytest.raises(InputError, match="class_names"):
+        DetectorTask(net, Regressor(net.architecture), named, TrainConfig())
+    with pytest.raises(InputError, match="another net"):
+        DetectorTask(net, Regressor(net.architecture, 11), data, TrainConfig())
+    net.zooms = (60.0,)
+    with pytest.raises(InputError, match=r"no object of the training data fits the window .* at 60 times"):
+        DetectorTask(net, Regressor(net.architecture), data, TrainConfig())
+
+
+# Prediction
+
+
+def test_difficult_objects_teach_nothing(pair, data):
+    """Neither their class nor that they are background."""
+    task = DetectorTask(*pair, data, TrainConfig(), negatives="random", count=10**6)
+    batch = listed([task.dataset()[(0, number)] for number in range(8)])
+    batch["difficult"] = [torch.ones_like(flags) for flags in batch["difficult"]]
+    _, sums = task.loss(task.module, batch)
+    assert sums["samples"] == 0 and sums["iou_error"] == 0
+
+
+def test_the_background_is_no_object(pair):
+    net, regressor = pair
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    raw = candidates(net, regressor, image, [1.0], top=None, share=0.0)
+    places = 12 * 19
+    assert raw.labels.max() == 9 and len(raw.labels) == 10 * places
+    assert not raw.boxes.requires_grad  # a graph would hold the maps of the whole image
+    torch.nn.init.constant_(net.fulls[-1].bias[-1:], 20.0)
+    assert len(detect(net, regressor, image)) == 0
+
+
+def test_greedy_and_nms(pair):
+    """What was merged is counted; suppression leaves the best of each heap."""
+    net, regressor = pair
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    raw = candidates(net, regressor, image, [0.6, 1.0], top=None, share=0.0, least=0.1)
+    greedy = detect(net, regressor, image, least=0.1, overlap=1.0)
+    fewer = detect(net, regressor, image, least=0.1, overlap=0.3)
+    overlaps = iou(fewer.boxes, fewer.boxes) * (fewer.labels[:, None] == fewer.labels)
+    assert 0 < len(fewer) < len(greedy) and (overlaps.fill_diagonal_(0) <= 0.3).all()
+    assert int(greedy.counts.sum()) == len(raw.labels) and (greedy.scores.diff() <= 0).all()
+    assert_matches(greedy.sums.sum(), raw.scores.sum(), torch.float32)
+    assert (greedy.scores < 1).all() and (greedy.scores > 0).all()
+    left = detect(net, regressor, image, merging="nms", least=0.1)
+    assert (left.counts == 1).all() and torch.equal(left.scores[0], raw.scores.max())
+    concentric = Candidates(
+        torch.tensor([[0.0, 0, 10, 10], [1, 1, 9, 9], [0, 0, 10, 10]]),
+        torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3).long(), torch.zeros(3).long(),
+    )  # fmt: skip
+    each = combine(concentric, [Grid(47, 4, (60, 60), (60, 60))], "nms", 1.0)
+    assert each.counts.tolist() == [1, 1, 1] and torch.equal(each.scores, concentric.scores)
+    few = detect(net, regressor, image, [0.6], merging="nms", threshold=1.0, least=0.1)
+    assert len(few) == len(candidates(net, regressor, image, [0.6], top=None, share=0.0, least=0.1).labels) > 5
+    with pytest.raises(InputError, match="merging is one of"):
+        detect(net, regressor, image, merging="max")
+    with pytest.raises(InputError, match="no background class"):
+        detect(load(SHIPPED_WEIGHTS), regressor, image)
+
+
+def test_sizes_of_small_images(pair):
+    net, regressor = pair
+    assert sizes_for(net.architecture, 60, 200, (0.5, 0.9, 1.3)) == [47 / 60, 0.9, 1.3]
+    assert sizes_for(net.architecture, 100, 100, (1, 2)) == [1.0, 2.0] and net.zooms is not None
+    assert sizes_for(net.architecture, 40, 200, (0.5, 0.9)) == [47 / 40]
+    for shape in ((3, 20, 30), (3, 47, 47), (3, 300, 30)):
+        detect(net, regressor, torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_comparable_scores():
+    """Half where all windows that should find an object do, in the middle as at the border."""
+    found = [Grid(47, 4, (127, 127), (127, 127))]
+    boxes = torch.tensor([[48.5, 48.5, 78.5, 78.5], [8.5, 48.5, 38.5, 78.5]])  # centred on windows
+    sums = torch.tensor([9.0, 6.0])  # 3 x 3 of them within 7.05 px; 2 x 3 beside the left border
+    assert expected(boxes, found).tolist() == [9.0, 6.0]
+    assert comparable(sums, boxes, found).tolist() == pytest.approx([0.5, 0.5])
+    assert comparable(9 * sums, boxes, found).tolist() == pytest.approx([0.9, 0.9])

@@ -1,0 +1,199 @@
+"""Which windows find which objects, the sizes chosen for them, and the tiles that detectors train on."""
+
+import itertools
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from overfeat import load
+from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.data.images import read_image
+from overfeat.data.readers.coco import read_coco
+from overfeat.data.resize import resize
+from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.dense.grid import Grid
+from overfeat.dense.scales import FIT, STEP, zooms_for
+from overfeat.detection.data import TileDataset
+from overfeat.detection.targets import CENTRAL, HIGH, IGNORED, LOW, assign, expected
+from overfeat.errors import InputError
+
+NET = load(SHIPPED_WEIGHTS).architecture
+
+
+def windows(height, width, stride=4):
+    return torch.from_numpy(Grid(47, stride, (height, width), (height, width)).boxes()).float()
+
+
+def box(x, y, side, other=None):
+    """Centred at (x, y)."""
+    other = other or side
+    return [x - side / 2, y - other / 2, x + side / 2, y + other / 2]
+
+
+def test_an_object_in_the_middle():
+    """Around a window's centre at (73.5, 73.5), whose places are 4 px apart: those within 0.15 of 47 px find it."""
+    targets, objects = assign(windows(147, 147), torch.tensor([box(75.5, 73.5, 30, 12)]), torch.tensor([2]), 7)
+    found = (objects == 0).nonzero().tolist()
+    # Centres 23.5 + 4 k: 67.5 to 79.5 across within 7.05 of 75.5 are 71.5, 75.5 and 79.5; 69.5... down of 73.5.
+    columns, rows = ({k for k in range(26) if abs(23.5 + 4 * k - at) <= CENTRAL * 47} for at in (75.5, 73.5))
+    assert {tuple(place) for place in found} == {(row, column) for row in rows for column in columns}
+    assert (targets[objects == 0] == 2).all() and len(found) >= 9
+    near = (targets == IGNORED).nonzero()
+    assert len(near) and (targets == 7).sum() == targets.numel() - len(found) - len(near)
+    centres = 23.5 + 4 * near.flip(1)
+    assert ((centres - torch.tensor([75.5, 73.5])).abs().amax(dim=1) <= 0.35 * 47).all()
+
+
+@pytest.mark.parametrize(("share", "says"), [(0.2, 7), (0.35, IGNORED), (0.5, 2), (0.9, 2), (1.1, IGNORED), (1.4, 7)])
+def test_only_objects_that_fit(share, says):
+    """A window is background for objects much smaller or larger than it finds, even in its middle."""
+    targets, _ = assign(windows(147, 147), torch.tensor([box(75.5, 75.5, 47 * share)]), torch.tensor([2]), 7)
+    assert targets[13, 13] == says
+
+
+def test_the_nearest_object_and_difficult_ones():
+    boxes = torch.tensor([box(71.5, 75.5, 30), box(77.5, 75.5, 30)])
+    targets, objects = assign(windows(147, 147), boxes, torch.tensor([1, 2]), 7)
+    assert (targets[13, 12], targets[13, 13]) == (1, 2) and (objects[13, 12], objects[13, 13]) == (0, 1)
+    targets, objects = assign(windows(147, 147), boxes, torch.tensor([1, 2]), 7, torch.tensor([False, True]))
+    assert (targets[13, 12], targets[13, 13]) == (1, IGNORED) and objects[13, 13] == -1
+
+
+def test_an_object_in_the_corner_is_found():
+    """No window's centre comes nearer than 8.5 px, 0.18 of a window: the corner's own will do."""
+    targets, objects = assign(windows(147, 147), torch.tensor([box(15, 15, 30)]), torch.tensor([3]), 7)
+    assert targets[0, 0] == 3 and (objects == 0).sum() == 1
+    # One that reaches out of all windows is nobody's.
+    _, objects = assign(windows(147, 147), torch.tensor([box(2, 15, 30)]), torch.tensor([3]), 7)
+    assert not (objects == 0).any()
+
+
+def test_no_objects():
+    targets, objects = assign(windows(60, 60), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), 4)
+    assert (targets == 4).all() and (objects == -1).all()
+
+
+@pytest.mark.parametrize("sides", [[10, 100], [24, 100], [47], [300, 400, 500], np.geomspace(8, 2000, 500)])
+def test_every_object_fits_at_one_of_the_sizes(sides):
+    zooms = zooms_for(sides, 47)
+    assert all(1 < b / a <= STEP * 1.001 for a, b in itertools.pairwise(zooms))
+    low, high = np.percentile(sides, [1, 99])
+    inner = np.array([side for side in sides if low <= side <= high])
+    sizes = inner[:, None] * np.array(zooms) / 47
+    assert ((sizes >= LOW) & (sizes <= HIGH)).any(axis=1).all()
+    assert (abs(np.log(sizes / FIT)).min(axis=1) <= np.log(STEP) / 2 + 1e-3).all()
+
+
+def test_sizes_need_boxes():
+    with pytest.raises(InputError, match="no boxes"):
+        zooms_for([], 47)
+    with pytest.raises(InputError, match="in pixels"):
+        zooms_for([0.1, 0.2], 47)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_expected_is_what_the_rule_gives(scale):
+    """As many windows as `assign` gives to an object that is alone, but for the nearest ones at a border."""
+    grids = [Grid(47, 4, (height, width), (120, 160)) for height, width in ((119, 159), (63, 79))]
+    for x, y, side in ((80, 60, 30), (70, 60, 60), (23, 60, 30), (40, 50, 21), (60, 60, 100), (5, 5, 30)):
+        thing = torch.tensor([box(x, y, side * scale, side)])
+        count = 0
+        for grid in grids:
+            _, objects = assign(torch.from_numpy(grid.boxes()), thing.double(), torch.zeros(1).long(), 9)
+            count += int((objects == 0).sum())
+        assert int(expected(thing, grids)[0]) == max(1, count) or min(x, y) < 24
+    assert expected(torch.tensor([box(80, 60, 30), box(5, 5, 1)]), grids).tolist()[1] == 1
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return read_coco(write_scenes(tmp_path_factory.mktemp("scenes"), "train", 6, objects=(0, 8), progress=False))
+
+
+def test_mirrored_tiles(scenes):
+    """By chance, with their boxes."""
+    plain, flipped = (TileDataset(scenes, NET, (0.6, 1.2), 100, tiles=5, flip=flip) for flip in (False, True))
+    mirrored = 0
+    for index in range(len(plain)):
+        one, other = plain[(0, index)], flipped[(0, index)]
+        if torch.equal(one["image"], other["image"]):
+            assert torch.equal(one["boxes"], other["boxes"])
+        else:
+            mirrored += 1
+            assert torch.equal(one["image"].flip(-1), other["image"])
+            width = one["image"].shape[2]
+            np.testing.assert_allclose(width - other["boxes"][:, [2, 0]], one["boxes"][:, [0, 2]], atol=1e-4)
+    assert 8 <= mirrored <= 22
+
+
+def test_an_image_is_read_once_where_few_fit(scenes):
+    """In every order that training may ask for, and every tile once."""
+    plenty, few = (TileDataset(scenes, NET, (0.6,), 100, tiles=4, cache_bytes=size) for size in (10**9, 1_600_000))
+    read = []
+    few.store._read = lambda number, of=few.store._read: read.append(number) or of(number)
+    few.store.cache_bytes = 1_600_000 // 8  # as the eighth worker has it
+    for tiles in (plenty, few):
+        order = tiles.order(len(tiles), generator=torch.Generator().manual_seed(1)).tolist()
+        assert sorted(order) == list(range(len(tiles)))
+        runs = sum(a // 4 != b // 4 for a, b in pairwise(order))
+        assert runs > len(scenes)  # the tiles of an image do not come in a row
+    for index in order:
+        few[(0, index)]
+    assert sorted(read) == list(range(len(scenes)))
+    assert few.store.used <= 200_000
+
+
+def test_tiles_are_parts_of_the_images(scenes):
+    """Each tile, scaled back, is where its boxes say it is."""
+    tiles = TileDataset(scenes, NET, (0.6, 1.2), 100, tiles=5, flip=False, seed=3)
+    assert len(tiles) == 6 * 5
+    with_boxes = whole = 0
+    for index in range(len(tiles)):
+        item, again = tiles[(2, index)], tiles[(2, index)]
+        assert torch.equal(item["image"], again["image"]) and torch.equal(item["boxes"], again["boxes"])
+        sample, height, width = scenes.samples[index // 5], *item["image"].shape[1:]
+        assert min(height, width) >= 47 and (height - 47) % 4 == (width - 47) % 4 == 0
+        assert max(height, width) <= 110
+        if len(item["boxes"]) < 2:
+            continue
+        with_boxes += 1
+        # The zoom and offset that make the tile's boxes of the image's, each axis by itself; and with them its pixels.
+        boxes = item["boxes"].double().numpy()
+        match = [sample.boxes[list(sample.labels).index(label)] for label in item["labels"].numpy()]
+        if len(set(sample.labels)) < len(sample.labels):
+            continue
+        match = np.array(match)
+        (zx, x0), (zy, y0) = (np.polyfit(match[:, [k, k + 2]].ravel(), boxes[:, [k, k + 2]].ravel(), 1) for k in (0, 1))
+        np.testing.assert_allclose(match * [zx, zy, zx, zy] + [x0, y0, x0, y0], boxes, atol=0.02)
+        left, top = round(-x0 / zx), round(-y0 / zy)
+        part = sample.read()[None, :, top : top + round(height / zy), left : left + round(width / zx)]
+        assert (resize(part, (height, width))[0].int() - item["image"].int()).abs().max() <= 1
+        whole += int(((boxes[:, :2] >= 0) & (boxes[:, 2:] <= [width, height])).all(axis=1).any())
+    assert with_boxes > len(tiles) / 4 and whole >= 4
+    first, later = tiles[(0, 0)], tiles[(1, 0)]
+    assert first["image"].shape != later["image"].shape or not torch.equal(first["image"], later["image"])
+
+
+def test_a_tile_shows_what_it_says(scenes):
+    """At its own size a tile is a cut-out, pixel by pixel."""
+    sample = max(scenes.samples, key=lambda sample: len(sample.labels))
+    image = read_image(sample.path)
+    data = replace(scenes, samples=[sample])
+    tiles = TileDataset(data, NET, (1.0,), 60, tiles=40, flip=False)
+    tiles._part = lambda draw, shape, boxes: (1.0, (5, 9, 5 + 59, 9 + 59))
+    item = tiles[(0, 0)]
+    assert torch.equal(item["image"], image[:, 5:64, 9:68])
+    inside = (sample.boxes[:, 0] < 68) & (sample.boxes[:, 1] < 64) & (sample.boxes[:, 2] > 9) & (sample.boxes[:, 3] > 5)
+    np.testing.assert_allclose(item["boxes"].numpy(), sample.boxes[inside] - [9, 5, 9, 5], atol=1e-4)
+    assert item["labels"].tolist() == sample.labels[inside].tolist()
+
+
+def test_unreadable_images_have_nothing_to_teach(scenes, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    data = replace(scenes, samples=[replace(scenes.samples[0], path=tmp_path / "bad.png"), scenes.samples[1]])
+    tiles = TileDataset(data, NET, (1.0,), 100, tiles=1, flip=False)
+    assert [tiles[(0, number)]["unreadable"] for number in (0, 1)] == [0, -1]
+    assert not len(tiles[(0, 0)]["boxes"]) and "bad.png" in tiles.complaint(0)[1]

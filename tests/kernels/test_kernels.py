@@ -1,0 +1,327 @@
+"""The Triton kernels in every variant and launch configuration, on a GPU or under Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+from op_checks import numbers
+
+from bench.tolerance import assert_matches
+from overfeat import ops
+from overfeat.ops import reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("no GPU; `make test` runs these with TRITON_INTERPRET=1 as well", allow_module_level=True)
+
+from overfeat.kernels import best_scores, box_merge, launch, offset_pool, skip_classifier  # noqa: E402
+from overfeat.kernels.launch import MergeTile, Tile  # noqa: E402
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SCALES = [(17, 17), (20, 23), (23, 29), (29, 35), (32, 38), (35, 44)]  # the accurate net's last maps
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that nobody wrote holds NaN: torch fills it in this mode."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    if INTERPRETED and request.param == torch.bfloat16:
+        pytest.skip("Triton's interpreter gets bfloat16 products wrong by design: for a GPU")
+    return request.param
+
+
+def made(shape, dtype=torch.float32, seed=0, last=False):
+    maps = numbers(shape, DEVICE, seed, torch.float32).to(dtype)
+    return maps.contiguous(memory_format=torch.channels_last) if last else maps
+
+
+def truth(maps, weight, bias, size, relu=True):
+    """The reference in float64, as rows."""
+    results = [
+        reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
+        for m in maps
+    ]
+    return torch.cat([r.permute(0, 2, 3, 1).flatten(0, 2) for r in results])
+
+
+def unequal(channels, dtype=torch.float32):
+    """Maps of different sizes and layouts: one window large, several images, none."""
+    shapes = [(1, channels, 9, 11), (2, channels, 6, 6), (0, channels, 8, 7), (3, channels, 6, 10)]
+    return [made(shape, dtype, seed, last=seed % 2 == 0) for seed, shape in enumerate(shapes)]
+
+
+# Products
+
+
+@pytest.mark.parametrize("pool", ["apart", "inside"])
+@pytest.mark.parametrize("parts", [1, 2, 7])
+@pytest.mark.parametrize(("channels", "outputs"), [(32, 32), (20, 33), (1, 1), (7, 50)])
+def test_forward_in_every_variant(dtype, pool, parts, channels, outputs):
+    maps, weight = unequal(channels, dtype), made((outputs, channels, 2, 2), dtype, 8)
+    bias = made((outputs,), dtype, 9)
+    with launch.forced(pool=pool, parts=parts):
+        for relu, some in ((True, bias), (False, None)):
+            got = skip_classifier.forward(maps, weight, some, 3, relu)
+            assert got.dtype == dtype
+            assert_matches(got, truth(maps, weight, some, 3, relu), dtype)
+
+
+@pytest.mark.parametrize(
+    "tile", [Tile(16, 16, 16, 1, 1, 1), Tile(32, 64, 16, 4, 2, 3), Tile(64, 16, 32, 2, 3)], ids=str
+)
+def test_every_product_with_any_tile(dtype, tile):
+    maps, weight = unequal(20, dtype), made((33, 20, 2, 2), dtype, 8)
+    with launch.forced(tile=tile):
+        check_gradients(maps, weight, made((33,), dtype, 9), 3)
+
+
+def check_gradients(maps, weight, bias, size, relu=True):
+    dtype = weight.dtype
+    output = skip_classifier.forward(maps, weight, bias, size, relu)
+    leaves = [t.double().requires_grad_() for t in (*maps, weight, bias)]
+    *m, w, b = leaves
+    want = truth(m, w, b, size, relu)
+    assert_matches(output, want, dtype)
+    grad = made(output.shape, dtype, 7)
+    # The kernels' own output says where the ReLU passes: rounding may put it on the other side of 0.
+    mask = (output > 0) if relu else torch.ones_like(output, dtype=torch.bool)
+    before = truth(m, w, b, size, relu=False)
+    wanted = torch.autograd.grad(before, leaves, grad.double() * mask)
+    found = skip_classifier.backward(grad, maps, weight, output if relu else None, size, True, True)
+    assert [f.dtype for f in found] == [dtype] * len(found)
+    assert_matches(found, wanted, dtype)
+    some = skip_classifier.backward(grad, maps, weight, output if relu else None, size, True, False)
+    assert all(torch.equal(a, b) for a, b in zip(some, found, strict=False)), "two runs gave different bits"
+    assert len(some) == len(maps)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("kernel", "size"), [(1, 1), (2, 1), (2, 2), (3, 3), (2, 4)])
+def test_gradients(dtype, kernel, size, relu):
+    shapes = [(2, 12, kernel * size + 3, kernel * size + 1), (1, 12, kernel * size, kernel * size + 2)]
+    maps = [made(shape, dtype, i, last=i == 0) for i, shape in enumerate(shapes)]
+    check_gradients(maps, made((18, 12, kernel, kernel), dtype, 8), made((18,), dtype, 9), size, relu)
+
+
+@pytest.mark.parametrize("pool", ["apart", "inside"])
+def test_the_six_scales_of_the_accurate_net(pool):
+    maps = [made((1, 6, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
+    weight, bias = made((8, 6, 5, 5), seed=8), made((8,), seed=9)
+    with launch.forced(pool=pool), ops.backend("torch"):
+        got = skip_classifier.forward(maps, weight, bias, 3, True)
+        assert got.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
+        assert_matches(got, ops.skip_classifier_rows(maps, weight, bias, 3), torch.float32)
+
+
+def test_nan_passes_and_minus_infinity_pools():
+    maps = [torch.full((1, 3, 7, 8), -float("inf"), device=DEVICE), made((1, 3, 9, 9), seed=1)]
+    maps[1][0, 1, 4, 5] = float("nan")
+    weight = made((5, 3, 2, 2), seed=8).abs()
+    for pool in ("apart", "inside"):
+        with launch.forced(pool=pool):
+            got = skip_classifier.forward(maps, weight, None, 3, False)
+        assert_matches(got, truth(maps, weight, None, 3, False), torch.float32)
+
+
+def test_tables_are_kept_per_shape():
+    """The same list of shapes at other addresses, and other shapes at the same addresses."""
+    weight = made((4, 3, 2, 2), seed=8)
+    for seed in range(3):
+        for shape in ((1, 3, 7, 9), (1, 3, 9, 7)):
+            maps = [made(shape, seed=seed), made((1, 3, 6, 6), seed=seed + 5)]
+            assert_matches(
+                skip_classifier.forward(maps, weight, None, 3, True), truth(maps, weight, None, 3), torch.float32
+            )
+
+
+@pytest.mark.skipif(not INTERPRETED and torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 << 30,
+                    reason="needs 12 GB of GPU memory")  # fmt: skip
+def test_more_than_2_to_31_elements_apart():
+    """Two images so far apart in memory that 32 bits cannot tell; on a CPU, pages that nobody touches take none."""
+    torch.use_deterministic_algorithms(False)
+    stride = 2**31 + 8
+    memory = torch.empty(stride + 400, dtype=torch.float16, device=DEVICE)
+    maps = memory.as_strided((2, 4, 8, 9), (stride, 72, 9, 1))
+    maps.copy_(made((2, 4, 8, 9), torch.float16))
+    assert_matches(offset_pool.forward(maps, 3), reference.offset_max_pool(maps.double(), 3), torch.float16)
+    weight = made((5, 4, 2, 2), torch.float16, 8)
+    got = skip_classifier.forward([maps], weight, None, 3, True)
+    assert_matches(got, truth([maps.clone()], weight, None, 3), torch.float16)
+    grad = memory.as_strided((2, 4, 6, 7), (stride, 42, 7, 1))
+    grad.copy_(made((2, 4, 6, 7), torch.float16, 3))
+    twin = made((2, 4, 8, 9), torch.float16).double().requires_grad_()
+    (want,) = torch.autograd.grad(reference.offset_max_pool(twin, 3), twin, grad.double())
+    assert_matches(offset_pool.backward(grad, twin.detach().half(), 3), want, torch.float16)
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 17])
+@pytest.mark.parametrize("last", [False, True])
+def test_pool_of_any_size(dtype, size, last):
+    maps = made((2, 3, size + 3, size + 1), dtype, last=last)
+    twin = maps.double().requires_grad_()
+    want = reference.offset_max_pool(twin, size)
+    got = offset_pool.forward(maps, size)
+    assert torch.equal(got.double(), want)
+    grad = made(got.shape, dtype, 3)
+    found = offset_pool.backward(grad, maps, size)
+    assert_matches(found, torch.autograd.grad(want, twin, grad.double())[0], dtype)
+    assert torch.equal(offset_pool.backward(grad, maps, size), found)
+
+
+def test_one_pooling_pass_for_a_list():
+    maps = unequal(5)
+    rows = [reference.offset_max_pool(m, 3).permute(0, 2, 3, 1).flatten(0, 2) for m in maps if len(m)]
+    assert torch.equal(offset_pool.forward_list(maps, 3), torch.cat(rows))
+
+
+# The best scores
+
+
+@pytest.mark.parametrize("classes", [1, 10, 1000])
+def test_best_scores(dtype, classes):
+    counts = [1, 40, 16, 3]
+    scores = made((60, classes + 3), dtype)[:, :classes] * 5
+    got = best_scores.forward(scores, counts)
+    assert got.dtype == torch.float32
+    assert_matches(got, reference.best_scores(scores, counts), torch.float32)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_best_scores_that_are_not_finite(value):
+    scores = made((20, 7))
+    scores[3, 2] = value
+    scores[18] = value
+    assert_matches(best_scores.forward(scores, [10, 5, 5]), reference.best_scores(scores, [10, 5, 5]), torch.float32)
+
+
+# Launching
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0)])
+@pytest.mark.parametrize("m", [1, 9, 54, 1575, 25200])
+def test_plans_fill_the_chip_and_not_more(capability, dtype, m):
+    device = torch.device("meta")
+    with launch.on_chip(capability, multiprocessors=132):
+        plan = launch.choose("forward", dtype, device, m, 4096, 25, 1024, 3)
+        tiles = -(-m // plan.tile.m) * (4096 // plan.tile.n)
+        assert 1 <= plan.programs <= 132
+        assert plan.programs == min(132, tiles * plan.parts)
+        assert plan.even and 1 <= plan.parts <= launch.MOST_PARTS
+        idle = [-(tiles * parts) % 132 / -(-tiles * parts // 132) for parts in (1, plan.parts)]
+        assert plan.parts == 1 or idle[1] < idle[0], "parts are for chips that are not full"
+        uneven = launch.choose("forward", dtype, device, m, 4096, 25, 1001, 3)
+        assert not uneven.even
+
+
+def test_maps_at_odd_addresses():
+    """A map that starts 2 bytes off what the product loads at a time is copied first."""
+    memory = made((1 + 64 * 9 * 9,), torch.float16)
+    maps = memory[1:].view(1, 9, 9, 64).permute(0, 3, 1, 2)
+    assert maps.is_contiguous(memory_format=torch.channels_last) and maps.data_ptr() % 16
+    weight = made((16, 64, 2, 2), torch.float16, 8)
+    for pool in ("apart", "inside"):
+        for size in (1, 3):
+            with launch.forced(pool=pool):
+                got = skip_classifier.forward([maps], weight, None, size, True)
+            assert_matches(got, truth([maps], weight, None, size), torch.float16)
+    assert skip_classifier._aligned(maps).data_ptr() % 16 == 0
+
+
+def test_more_shapes_than_tables_are_kept(monkeypatch):
+    """A table that went is made again."""
+    import overfeat.kernels.maps as tables
+
+    monkeypatch.setattr(tables, "KEPT", 2)
+    tables.places.tables.clear()
+    weight = made((4, 3, 2, 2), seed=8)
+    want = {}
+    for _ in range(2):
+        for width in range(6, 12):
+            maps = made((1, 3, 7, width))
+            got = skip_classifier.forward([maps], weight, None, 3, True)
+            assert torch.equal(got, want.setdefault(width, got))
+            assert_matches(got, truth([maps], weight, None, 3), torch.float32)
+    assert len(tables.places.tables) <= 2
+
+
+def test_float32_follows_the_matmul_precision():
+    device, before = torch.device("meta"), torch.get_float32_matmul_precision()
+    try:
+        for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
+            torch.set_float32_matmul_precision(setting)
+            with launch.on_chip((9, 0), 132):
+                assert launch.choose("forward", torch.float32, device, 100, 64, 4, 64, 3).precision == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="streams are a GPU's")
+def test_concurrent_streams():
+    weight, bias = made((64, 64, 3, 3), seed=8), made((64,), seed=9)
+    maps = [[made((2, 64, 30 + i, 33), seed=i, last=True)] for i in range(4)]
+    want = [skip_classifier.forward(m, weight, bias, 3, True) for m in maps]
+    streams = [torch.cuda.Stream() for _ in maps]
+    torch.cuda.synchronize()
+    got = []
+    for m, stream in zip(maps, streams, strict=True):
+        with torch.cuda.stream(stream):
+            got.append([skip_classifier.forward(m, weight, bias, 3, True) for _ in range(5)])
+    torch.cuda.synchronize()
+    for results, one in zip(got, want, strict=True):
+        assert all(torch.equal(r, one) for r in results)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="graphs are a GPU's")
+def test_cuda_graph():
+    weight, bias = made((64, 64, 3, 3), seed=8, last=True), made((64,), seed=9)
+    maps = [made((1, 64, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
+    ops.skip_classifier_rows(maps, weight, bias, 3)  # compiles, and makes the tables
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        result = ops.skip_classifier_rows(maps, weight, bias, 3)
+    for seed in (20, 30):
+        for i, m in enumerate(maps):
+            m.copy_(made(m.shape, seed=seed + i))
+        graph.replay()
+        assert torch.equal(result, ops.skip_classifier_rows(maps, weight, bias, 3))
+
+
+# Merging
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        (MergeTile(4, 4, 1), MergeTile(16, 16, 1), MergeTile(launch.ANY, 64, 2)),
+        (MergeTile(launch.ANY, 16, 1, tiled=True),),
+        (MergeTile(8, 8, 1), MergeTile(launch.ANY, 4, 1, tiled=True)),
+    ],
+    ids=["held", "tiled", "both"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_merging_in_every_variant(monkeypatch, tiles, dtype):
+    """Groups of one box, of a tile, of one more, and of many, some of them tied, bit for bit."""
+    monkeypatch.setattr(box_merge, "MERGE_TILES", {dtype: tiles})
+    lengths = [1, 4, 5, 16, 17, 9, 1]
+    corner = (numbers((sum(lengths), 2), DEVICE, 0, torch.float32) * 4).round().to(dtype)
+    side = (numbers((sum(lengths), 2), DEVICE, 1, torch.float32).abs() * 6).round().to(dtype)
+    boxes, scores = torch.cat([corner, corner + side], dim=1), torch.rand(sum(lengths), dtype=dtype, device=DEVICE)
+    for match, threshold, average in (("normalised", 1.4, "pairwise"), ("sum", 12, "counts"), ("centres", 2, "counts")):
+        rule = (lengths, threshold, match, average, 0.05)
+        got, want = box_merge.merge(boxes, scores, *rule), reference.merge_boxes(boxes, scores, *rule)
+        assert torch.equal(got[3], want[3]) and torch.equal(got[4], want[4])
+        left = want[3] > 0
+        assert all(torch.equal(a[left], b[left]) for a, b in zip(got[:3], want[:3], strict=True))
+        assert len(lengths) < left.sum() < 0.9 * sum(lengths)

@@ -1,0 +1,304 @@
+"""Training of box regressors: the commands, their results, and which places train."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from overfeat import load, load_regressor
+from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.main import main
+from overfeat.data.annotated import align_boxes
+from overfeat.data.parts import listed
+from overfeat.data.readers.coco import read_coco
+from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.dense.grid import grids
+from overfeat.dense.scales import six_scales
+from overfeat.errors import InputError
+from overfeat.localization.data import ScaledDataset
+from overfeat.localization.train import LOSSES, RegressorTask
+from overfeat.models import checkpoint
+from overfeat.models.box_regressor import Regressor
+from overfeat.ops.boxes import areas, encode, intersections
+from overfeat.training.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Twelve training scenes and four for validation, one digit each."""
+    root = tmp_path_factory.mktemp("scenes")
+    write_scenes(root, "train", 12, progress=False)
+    write_scenes(root, "validation", 4, progress=False)
+    return root
+
+
+@pytest.fixture
+def data(scenes):
+    return align_boxes(read_coco(scenes / "train.json"), load(SHIPPED_WEIGHTS).class_names)
+
+
+def flags(scenes, out, *more):
+    common = "--batch 6 --workers 0 --device cpu --scales 1,2 --lr 0.01 --epochs 2"
+    given = ["train", "regressor", "--data", scenes, "--from", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
+    return [str(part) for part in given]
+
+
+def test_a_net_with_boxes_comes_out(scenes, tmp_path, capsys):
+    """Trained, evaluated, used; the net's own weights are as they were."""
+    assert main(flags(scenes, tmp_path / "run", "--epochs", "8", "--lr", "0.003")) == 0
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert len(log) == 8 and log[7]["train_loss"] < 0.9 * log[0]["train_loss"]
+    assert 0 < log[7]["validation_iou_error"] < 1
+    path = tmp_path / "run/net.safetensors"
+    before, after = load(SHIPPED_WEIGHTS), load(path)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert load_regressor(path).classes is None
+    capsys.readouterr()
+    test = ["--data", str(scenes / "validation.json"), "--weights", str(path), "--scales", "1,2"]
+    assert main(["evaluate", "localization", *test, "-o", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["images"] == 4 and set(found["errors"]) == {"top1", "top5"}
+    assert "4 images of" in capsys.readouterr().out
+
+
+def test_resumed_to_the_same_weights(scenes, tmp_path, capsys):
+    assert main(flags(scenes, tmp_path / "whole", "--per-class", "--form", "centre")) == 0
+    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "centre", "--epochs", "1")) == 0
+    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "centre", "--resume")) == 0
+    whole, parts = (load_regressor(tmp_path / name / "net.safetensors") for name in ("whole", "parts"))
+    assert whole.classes == 10 and whole.form == "centre"
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    assert main(flags(scenes, tmp_path / "parts", "--resume")) == 1
+    assert "--form was centre and is now edges" in capsys.readouterr().err
+
+
+def test_through_the_net(scenes, tmp_path):
+    assert main(flags(scenes, tmp_path / "run", "--through-net", "--epochs", "1", "--scales", "1")) == 0
+    before, after = load(SHIPPED_WEIGHTS), load(tmp_path / "run/net.safetensors")
+    for name in ("convs.0.weight", "fulls.2.weight"):
+        assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
+
+
+def test_two_processes_with_images_that_teach_nothing(scenes, tmp_path):
+    """Half of the images have no box, so that a process' share of a batch may have nothing to learn from."""
+    coco = json.loads((scenes / "train.json").read_text())
+    coco["annotations"] = [note for note in coco["annotations"] if note["image_id"] % 2]
+    (scenes / "half.json").write_text(json.dumps(coco))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "overfeat.cli.main"]
+    arguments = flags(scenes / "half.json", tmp_path / "run", "--through-net", "--epochs", "1", "--batch", "2")
+    done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_regressor(tmp_path / "run/net.safetensors").classes is None
+
+
+def test_bad_annotations_start_nothing(scenes, tmp_path, capsys):
+    broken = json.loads((scenes / "train.json").read_text())
+    broken["annotations"][3]["bbox"][2] = -4
+    (scenes / "broken.json").write_text(json.dumps(broken))
+    arguments = flags(scenes / "broken.json", tmp_path / "run", "--epochs", "1", "--scales", "1")
+    assert main(arguments) == 1
+    assert f"annotation {broken['annotations'][3]['id']}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--skip-bad"]) == 0
+
+
+def test_images_at_every_scale(data):
+    architecture = load(SHIPPED_WEIGHTS).architecture
+    plain, mirrored = (ScaledDataset(data, architecture, [1, 4], flip) for flip in (False, True))
+    assert (len(plain), len(mirrored)) == (24, 48)
+    for number, sample in enumerate(data.samples):
+        sizes = six_scales(architecture, *sample.size)
+        for scale, size in enumerate((sizes[0], sizes[3])):
+            item = plain[2 * number + scale]
+            assert tuple(item["image"].shape[1:]) == size
+            back = item["boxes"] / torch.tensor([size[1] / sample.size[1], size[0] / sample.size[0]] * 2)
+            torch.testing.assert_close(back.double(), torch.from_numpy(sample.boxes), rtol=1e-5, atol=1e-3)
+            straight, mirror = mirrored[4 * number + 2 * scale], mirrored[4 * number + 2 * scale + 1]
+            assert torch.equal(straight["image"], mirror["image"].flip(-1))
+            x1, y1, x2, y2 = item["boxes"][0].tolist()
+            assert mirror["boxes"][0].tolist() == pytest.approx([size[1] - x2, y1, size[1] - x1, y2])
+
+
+def test_windows_that_hold_half_of_an_object_train(data):
+    net = load(SHIPPED_WEIGHTS)
+    task = RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[(51, 63)], stride="fine")
+    # Windows of 47 px start at 0 or 4 down, 0 to 16 across; an object of 8 px that a window has half of or more.
+    box, image = torch.tensor([[47.0, 10, 55, 18]]), torch.zeros(3, 51, 63)
+    places = task._places(image, box, torch.tensor([7]))
+    assert (places.rows, places.columns) == (slice(0, 2), slice(1, 5)) and places.chosen.tolist() == list(range(8))
+    assert places.windows[:, 0].tolist() == [4, 8, 12, 16] * 2 and places.windows[:, 1].tolist() == [0] * 4 + [4] * 4
+    assert torch.equal(places.boxes, box.expand(8, 4)) and places.labels.tolist() == [7] * 8
+    # Of two objects a window learns the one that it holds more of; between them some windows hold neither.
+    far = torch.tensor([[0.0, 0, 2, 2], [61, 49, 63, 51]])
+    places = task._places(image, far, torch.tensor([1, 2]))
+    assert (places.rows, places.columns) == (slice(0, 2), slice(0, 5))
+    assert places.chosen.tolist() == [0, 9] and places.labels.tolist() == [1, 2]
+    # Nothing to learn from an image whose object no window holds.
+    image = torch.zeros(3, 99, 99)
+    for nothing in (torch.empty(0, 4), torch.tensor([[0.0, 0, 99, 99]])):
+        labels = torch.zeros(len(nothing), dtype=torch.int64)
+        assert not len(task._places(image, nothing, labels).chosen)
+        loss, sums = task.loss(task.module, {"image": [image], "boxes": [nothing], "labels": [labels]})
+        assert loss.item() == 0 and loss.requires_grad and sums["samples"] == 0
+
+
+@pytest.mark.parametrize("stride", ["coarse", "fine"])
+def test_only_the_places_that_train_are_computed(data, stride):
+    """The loss is that of all places of all images, those that do not train left out."""
+    net = load(SHIPPED_WEIGHTS)
+    torch.manual_seed(0)
+    regressor = Regressor(net.architecture)
+    task = RegressorTask(net, regressor, data, TrainConfig(), scales=[1, 3], stride=stride)
+    items = [task.dataset()[number] for number in range(8)]
+    loss, sums = task.loss(task.module, listed(items))
+    losses = []
+    for item in items:
+        size = tuple(item["image"].shape[1:])
+        rows, _ = regressor.rows([net.features(item["image"][None])], stride)
+        windows = torch.from_numpy(grids(net, size, ["native"], False, stride)[0].boxes()).float().view(-1, 4)
+        holds = intersections(windows, item["boxes"])[:, 0] >= areas(item["boxes"]) / 2
+        true = encode(item["boxes"].expand(len(windows), 4), windows, "edges")
+        losses += [(rows[holds, 0] - true[holds]).square().sum(dim=1).mean()] if holds.any() else []
+    assert sums["samples"] == len(losses) >= 6
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("form", ["edges", "centre"])
+def test_losses_by_hand(data, name, form):
+    net = load(SHIPPED_WEIGHTS)
+    task = RegressorTask(net, Regressor(net.architecture, form=form), data, TrainConfig(), loss=name)
+    window, box = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[10.0, 10, 20, 50]])
+    guess = torch.tensor([[0.0, 0, 1, 1]]) if form == "edges" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
+    loss, iou = task._losses(guess, window, box)
+    assert iou.item() == pytest.approx(0.5)
+    apart = torch.tensor([[30.0, 10, 50, 50]])  # beside it, the hull twice as wide
+    far = task._losses(guess, window, apart)[0].item()
+    assert far == pytest.approx({"l2": 2.0 if form == "edges" else 1.0, "iou": 1.0, "giou": 1.0}[name])
+    farther = task._losses(guess, window, apart + torch.tensor([20.0, 0, 20, 0]))[0].item()  # an empty third between
+    assert farther == pytest.approx({"l2": 8.0 if form == "edges" else 4.0, "iou": 1.0, "giou": 4 / 3}[name])
+    squared = 0.25 if form == "edges" else 0.25**2 + torch.tensor(0.5).log().item() ** 2
+    assert loss.item() == pytest.approx(squared if name == "l2" else 0.5)
+
+
+def test_each_class_learns_its_own_box(data):
+    net = load(SHIPPED_WEIGHTS)
+    task = RegressorTask(net, Regressor(net.architecture, 10), data, TrainConfig(), scales=[1])
+    item = next(item for item in map(task.dataset().__getitem__, range(12)) if len(item["boxes"]))
+    loss, _ = task.loss(task.module, listed([item]))
+    loss.backward()
+    learnt = task.module.regressor.fulls[-1].bias.grad.view(10, 4).abs().sum(dim=1) > 0
+    assert learnt.nonzero().flatten().tolist() == item["labels"].tolist()
+
+
+def test_through_the_net_the_classes_are_learnt_too(data):
+    """The loss is that of the boxes and the cross entropy of the same places; all weights take part even without."""
+    net = load(SHIPPED_WEIGHTS)
+    tasks = [
+        RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[1], stride="coarse", whole=whole)
+        for whole in (False, True)
+    ]
+    tasks[1].module.regressor.load_state_dict(tasks[0].module.regressor.state_dict())
+    items = [tasks[0].dataset()[number] for number in range(12)]
+    (boxes, _), (both, _) = (task.loss(task.module.eval(), listed(items)) for task in tasks)
+    entropies = []
+    for item in items:
+        places = tasks[0]._places(item["image"], item["boxes"], item["labels"])
+        scores = net.features(item["image"][None])
+        rows = net.classifier_rows([scores], "coarse")[0].view(*places.grid.shape, -1)[places.rows, places.columns]
+        chosen = rows.flatten(0, 1)[places.chosen].log_softmax(dim=1)
+        entropies += [-chosen[:, item["labels"][0]].mean()] if len(chosen) else []
+    assert (both - boxes).item() == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-3)
+    nothing = {"image": [items[0]["image"]], "boxes": [torch.empty(0, 4)], "labels": [torch.empty(0).long()]}
+    loss, _ = tasks[1].loss(tasks[1].module, nothing)
+    net.zero_grad()
+    loss.backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in net.parameters())
+
+
+def test_nothing_to_train_on_is_said(scenes, tmp_path, capsys):
+    """At sixteen times the size no window holds half of a digit."""
+    arguments = flags(scenes / "train.json", tmp_path / "run", "--epochs", "1")
+    arguments[arguments.index("1,2")] = "900x1100"
+    assert main([*arguments, "--validation", str(scenes / "validation.json")]) == 1
+    assert "no sample had anything to learn from" in capsys.readouterr().err
+    assert not (tmp_path / "run/net.safetensors").exists()
+
+
+def test_images_that_are_not_as_annotated(scenes, tmp_path, capsys):
+    """One of another size, one too small for a scale: named and left out."""
+    coco = json.loads((scenes / "train.json").read_text())
+    coco["images"][2]["width"] += 30
+    (scenes / "odd.json").write_text(json.dumps(coco))
+    assert main(flags(scenes / "odd.json", tmp_path / "run", "--epochs", "1", "--scales", "1")) == 0
+    told = capsys.readouterr().err
+    assert f"{coco['images'][2]['file_name']}: " in told and "its annotation is for" in told
+    data = align_boxes(read_coco(scenes / "train.json"), load(SHIPPED_WEIGHTS).class_names)
+    Image.new("RGB", (40, 40)).save(tmp_path / "small.png")
+    small = replace(data.samples[0], path=tmp_path / "small.png", size=(40, 40), boxes=np.array([[1.0, 1, 20, 20]]))
+    dataset = ScaledDataset(
+        replace(data, samples=[small, data.samples[1]]), load(SHIPPED_WEIGHTS).architecture, ["native"]
+    )
+    assert [dataset[number]["unreadable"] for number in (0, 1)] == [0, -1]
+    assert "smaller than the small net's window" in dataset.complaint(0)[1]
+
+
+def test_splits_of_a_folder(scenes, tmp_path, capsys):
+    """The splits that are meant, under either name; others are not taken for them."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "validation"):
+        (folder / name).symlink_to(scenes / name)
+    (folder / "trainval.json").write_bytes((scenes / "train.json").read_bytes())
+    (folder / "test.json").write_bytes((scenes / "validation.json").read_bytes())
+    arguments = flags(folder, tmp_path / "run", "--epochs", "1", "--scales", "1")
+    assert main(arguments) == 0
+    assert "12 images" in capsys.readouterr().out
+    assert "validation" not in (tmp_path / "run/log.jsonl").read_text(), "the test scenes judge no epoch"
+    (folder / "val.json").write_bytes((scenes / "validation.json").read_bytes())
+    arguments[arguments.index(str(folder))] = str(folder / "trainval.json")
+    assert main([str(tmp_path / "two") if part == str(tmp_path / "run") else part for part in arguments]) == 0
+    assert "validation_iou_error" in (tmp_path / "two/log.jsonl").read_text()
+    (folder / "trainval.json").rename(folder / "mine.json")
+    (folder / "test.json").rename(folder / "other.json")
+    (folder / "val.json").unlink()
+    weights = str(tmp_path / "run/net.safetensors")
+    evaluate = ["evaluate", "localization", "--data", str(folder), "--weights", weights, "--scales", "1"]
+    capsys.readouterr()
+    assert main(evaluate) == 1
+    assert "has none of the splits test, validation, val, but mine, other" in capsys.readouterr().err
+    assert main([*evaluate, "--split", "other", "--limit", "2"]) == 0
+    assert "2 images of" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_together(data, make_net):
+    net = load(SHIPPED_WEIGHTS)
+    with pytest.raises(InputError, match="class_names"):
+        RegressorTask(make_net("small", 10), Regressor(net.architecture), data, TrainConfig())
+    with pytest.raises(InputError, match="another net"):
+        RegressorTask(net, Regressor(net.architecture, 4), data, TrainConfig())
+    with pytest.raises(InputError, match="the loss is one of"):
+        RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), loss="l1")
+
+
+def test_unreadable_images_are_left_out(data, tmp_path):
+    net = load(SHIPPED_WEIGHTS)
+    path = data.samples[0].path
+    kept = path.read_bytes()
+    path.write_bytes(b"no image")
+    try:
+        task = RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[1])
+        batch = listed([task.dataset()[0], task.dataset()[1]])
+        assert batch["unreadable"].tolist() == [0, -1]
+        loss, sums = task.loss(task.module, batch)
+        assert sums["samples"] == 1 and loss.isfinite()
+        assert str(path) in task.dataset().complaint(0)[1]
+    finally:
+        path.write_bytes(kept)
+    task.save(tmp_path / "net.safetensors")
+    assert checkpoint.load_regressor(tmp_path / "net.safetensors").hidden == (256, 64)

@@ -1,0 +1,290 @@
+"""The ops: values and gradients against reference.py on every input a caller may hand over."""
+
+import op_checks
+import pytest
+import torch
+from op_checks import CASE, LAYOUTS, check_classifier, check_pool, laid_out, numbers, parameters, scales
+
+from bench.tolerance import assert_matches
+from overfeat import ops
+from overfeat.ops import reference
+from overfeat.ops.backends import eager
+
+# Values and gradients
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@CASE
+def test_pool(implementation, device, shape, out, kernel, size, layout):
+    check_pool(laid_out(numbers(shape, device), layout), size)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@CASE
+def test_classifier(implementation, device, places, shape, out, kernel, size, layout):
+    maps = laid_out(numbers(shape, device), layout)
+    check_classifier([maps], *parameters(out, shape[1], kernel, device), size)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
+def test_classifier_without_bias_and_without_relu(implementation, device, places, relu, bias):
+    weight, some = parameters(4, 3, 2, device)
+    check_classifier([numbers((2, 3, 8, 9), device)], weight, some if bias else None, 3, relu)
+
+
+@pytest.mark.parametrize("weight_layout", ["channels last", "transposed", "strided"])
+def test_layout_of_the_weight(implementation, device, places, weight_layout):
+    weight, bias = parameters(4, 3, 2, device)
+    check_classifier([numbers((2, 3, 8, 9), device)], laid_out(weight, weight_layout), bias, 3)
+
+
+@pytest.mark.parametrize("arrange", [lambda b: b.repeat_interleave(2)[::2], lambda b: b[:1].expand(len(b))])
+def test_layout_of_the_bias(implementation, device, places, arrange):
+    weight, bias = parameters(4, 3, 2, device)
+    check_classifier(scales(device), weight, arrange(bias), 3)
+
+
+def test_maps_of_different_sizes_in_one_call(implementation, device, places):
+    check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
+
+
+@CASE
+def test_the_reference_takes_whatever_has_an_output(shape, out, kernel, size):
+    """Down to maps of a single window, where most offsets of the pooling find no room."""
+    maps = numbers((shape[0] or 1, shape[1], kernel * size, kernel * size + 1))
+    weight, bias = parameters(out, shape[1], kernel)
+    want = ops.skip_classifier(maps, weight, bias, size)
+    assert_matches(reference.skip_classifier(maps, weight, bias, size), want, op_checks.DTYPE)
+
+
+def test_small_and_large_maps_keep_their_order(device, monkeypatch):
+    monkeypatch.setattr(eager, "FEW_PLACES", 30)  # the list holds both kinds, in turns
+    check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
+
+
+def test_one_map_is_a_list_of_one(implementation, device):
+    weight, bias = parameters(4, 3, 2, device)
+    maps = numbers((2, 3, 8, 9), device)
+    (one,) = ops.skip_classifier_scales([maps], weight, bias, 3)
+    assert torch.equal(ops.skip_classifier(maps, weight, bias, 3), one)
+    assert torch.equal(torch.ops.overfeat.skip_classifier(maps, weight, bias, 3, True), one)
+    assert ops.skip_classifier_scales([], weight, bias, 3) == []
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_few_places_avoid_the_convolution(monkeypatch, few):
+    weight, bias = parameters(4, 3, 2)
+    maps = numbers((2, 3, 8, 9))  # 2 * 3 * 4 places
+    want = reference.skip_classifier(maps, weight, bias, 3)
+
+    def refuse(*args, **options):
+        raise AssertionError("the convolution ran")
+
+    monkeypatch.setattr(eager, "FEW_PLACES", 25 if few else 24)
+    monkeypatch.setattr(ops.F, "conv2d", refuse)
+    if few:
+        assert_matches(ops.skip_classifier(maps, weight, bias, 3), want, op_checks.DTYPE)
+    else:
+        with pytest.raises(AssertionError, match="the convolution ran"):
+            ops.skip_classifier(maps, weight, bias, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_narrow_types(implementation, device, places, dtype):
+    """The truth is the reference on the same numbers in float64."""
+    if dtype == torch.bfloat16 and implementation == "triton" and device.type == "cpu":
+        pytest.skip("Triton's interpreter gets bfloat16 products wrong by design: for a GPU")
+    maps = numbers((2, 32, 13, 11), device, dtype=torch.float64).to(dtype)
+    weight, bias = (t.to(dtype) for t in parameters(16, 32, 3, device))
+    got = ops.skip_classifier(maps, weight, bias, 3)
+    assert got.dtype == dtype
+    assert_matches(got, reference.skip_classifier(maps.double(), weight.double(), bias.double(), 3), dtype)
+    check_pool(maps, 3, dtype)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_float32_gradients(implementation, device, places, relu):
+    weight, bias = parameters(16, 32, 3, device, torch.float32)
+    maps = [numbers((2, 32, 13, 11), device, dtype=torch.float32)]
+    check_classifier(maps, weight, bias, 3, relu, torch.float32)
+
+
+# Values that are not ordinary numbers
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
+def test_ties_give_their_gradient_to_the_first(implementation, device, size, layout):
+    maps = numbers((2, 3, 9, 10), device).mul(0.7).round()  # mostly -1, 0 and 1
+    check_pool(laid_out(maps, layout), size)
+    check_pool(laid_out(torch.zeros_like(maps), layout), size)
+    check_classifier([laid_out(maps, layout)], *parameters(4, 3, 2, device), size)
+
+
+def test_gradient_of_a_constant_map():
+    maps = torch.zeros(1, 1, 3, 4, requires_grad=True)
+    ops.offset_max_pool(maps, 2).sum().backward()
+    assert maps.grad[0, 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
+def test_negative_maps(implementation, device, places, layout):
+    maps = -numbers((2, 3, 7, 8), device).abs() - 1
+    check_pool(laid_out(maps, layout), 3)
+    check_classifier([laid_out(maps, layout)], *parameters(4, 3, 2, device), 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
+def test_nan_and_infinities(implementation, device, places, value, layout):
+    maps = numbers((2, 3, 9, 10), device)
+    maps[0, 1, 4, 5] = value
+    maps[1, :, 0, 9] = value
+    check_pool(laid_out(maps, layout), 3)
+    check_pool(laid_out(maps, layout), 1)
+    weight, bias = parameters(4, 3, 2, device)
+    check_classifier([laid_out(maps, layout)], weight, bias, 3, relu=False)
+    got = ops.skip_classifier(laid_out(maps, layout), weight, bias, 3)
+    assert_matches(got, reference.skip_classifier(maps, weight, bias, 3), op_checks.DTYPE)
+
+
+def test_gradients_of_nan_under_relu(implementation, device, places):
+    maps = numbers((1, 3, 9, 10), device)
+    maps[0, 1, 4, 5] = float("nan")
+    check_classifier([maps], *parameters(4, 3, 2, device), 3)
+
+
+def test_a_map_of_minus_infinity(implementation, device, places):
+    maps = torch.full((1, 2, 6, 7), -float("inf"), dtype=op_checks.DTYPE, device=device)
+    check_pool(maps, 3)
+    weight = parameters(3, 2, 2, device)[0].abs()
+    got = ops.skip_classifier(maps, weight, None, 3, relu=False)
+    assert_matches(got, reference.skip_classifier(maps, weight, None, 3, relu=False), op_checks.DTYPE)
+
+
+def test_infinite_gradients_stop_at_a_dead_output(implementation, device, places):
+    """Where the ReLU is 0 its gradient is 0, whatever comes from above."""
+    maps = numbers((1, 3, 6, 6), device).requires_grad_()
+    weight = parameters(4, 3, 2, device)[0].requires_grad_()
+    dead = torch.full((4,), -1e6, dtype=op_checks.DTYPE, device=device)
+    result = ops.skip_classifier(maps, weight, dead, 3)
+    found = torch.autograd.grad(result, [maps, weight], torch.full_like(result, float("inf")))
+    assert all(not g.any() for g in found)
+
+
+# Which gradients
+
+
+def test_an_unused_result_adds_nothing(implementation, device):
+    weight, bias = parameters(4, 3, 2, device)
+    maps = [m.requires_grad_() for m in (numbers((1, 3, 7, 8), device), numbers((1, 3, 9, 9), device))]
+    first = ops.skip_classifier_scales(maps, weight, bias, 3)[0]
+    of_maps = torch.autograd.grad(first.sum(), maps, allow_unused=True, materialize_grads=True)
+    alone = torch.autograd.grad(ops.skip_classifier(maps[0], weight, bias, 3).sum(), maps[0])
+    assert_matches(of_maps[0], alone[0], op_checks.DTYPE)
+    assert not of_maps[1].any()
+
+
+@pytest.mark.parametrize("wanted", ["maps", "one map", "weight", "bias"])
+def test_gradients_of_some_inputs_only(implementation, device, wanted):
+    weight, bias = parameters(4, 3, 2, device)
+    maps = [numbers((1, 3, 7, 8), device), numbers((1, 3, 9, 9), device, seed=5)]
+    leaves = {"maps": maps, "one map": maps[1:], "weight": [weight], "bias": [bias]}[wanted]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    got = torch.autograd.grad(sum(r.sum() for r in ops.skip_classifier_scales(maps, weight, bias, 3)), leaves)
+    want = sum(reference.skip_classifier(m, weight, bias, 3).sum() for m in maps)
+    assert_matches(got, torch.autograd.grad(want, leaves), op_checks.DTYPE)
+
+
+def test_second_gradients_are_refused():
+    maps = numbers((1, 3, 7, 8)).requires_grad_()
+    (first,) = torch.autograd.grad(ops.offset_max_pool(maps, 2).square().sum(), maps, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.sum(), maps)
+
+
+# Memory format
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("last", [True, False])
+def test_results_keep_the_memory_format(implementation, device, places, size, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    maps = numbers((2, 3, 8, 9), device).contiguous(memory_format=layout).requires_grad_()
+    weight, bias = parameters(4, 3, 2, device)
+    weight = weight.contiguous(memory_format=layout).requires_grad_()
+    for result in (ops.offset_max_pool(maps, size), ops.skip_classifier(maps, weight, bias, size)):
+        assert result.is_contiguous(memory_format=layout)
+    found = torch.autograd.grad(ops.skip_classifier(maps, weight, bias, size).sum(), [maps, weight])
+    assert all(g.is_contiguous(memory_format=layout) for g in found)
+    (of_maps,) = torch.autograd.grad(ops.offset_max_pool(maps, size).sum(), maps)
+    assert of_maps.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1, 2])
+def test_results_are_new_and_inputs_untouched(implementation, device, places, layout, size):
+    maps = laid_out(numbers((2, 3, 6, 7), device), layout)
+    before = maps.clone()
+    weight, bias = parameters(4, 3, 2, device)
+    pooled = ops.offset_max_pool(maps, size)
+    assert pooled.untyped_storage().data_ptr() != maps.untyped_storage().data_ptr()
+    ops.skip_classifier(maps, weight, bias, size)
+    assert torch.equal(maps, before)
+
+
+# The best scores, and the convolution
+
+
+def test_best_scores(implementation, device):
+    scores = numbers((30, 12), device) * 3
+    for counts in ([30], [1, 29], [10, 1, 19]):
+        got = ops.best_scores(scores, counts)
+        assert got.dtype == torch.float32 and got.shape == (len(counts), 12)
+        assert_matches(got, reference.best_scores(scores, counts), torch.float32)
+    assert ops.best_scores(scores[:0], []).shape == (0, 12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "counts", "words"),
+    [
+        (torch.zeros(4, 5, 6), [4], r"scores must be \[M, classes\]"),
+        (torch.zeros(4, 5), [3], r"runs of \[3\] rows do not make 4 rows"),
+        (torch.zeros(4, 5), [4, 0], "one of them is empty"),
+    ],
+)
+def test_best_scores_refuses(scores, counts, words):
+    with pytest.raises(ValueError, match=words):
+        ops.best_scores(scores, counts)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_linear(device, relu):
+    rows, weight, bias = numbers((5, 3), device), numbers((4, 3, 1, 1), device, 1), numbers((4,), device, 2)
+    want = torch.nn.functional.linear(rows, weight.flatten(1), bias)
+    leaf = rows.clone().requires_grad_()
+    got = ops.linear(leaf, weight, bias, relu)
+    assert_matches(got, want.relu() if relu else want, torch.float64)
+    with torch.no_grad():
+        assert torch.equal(ops.linear(rows, weight, bias, relu), got)
+    got.sum().backward()
+    slopes = (want > 0).to(want) if relu else torch.ones_like(want)
+    assert_matches(leaf.grad, slopes @ weight.flatten(1), torch.float64)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_convolution(device, relu):
+    maps, weight, bias = numbers((2, 3, 9, 8), device), numbers((4, 3, 3, 3), device, 1), numbers((4,), device, 2)
+    want = torch.nn.functional.conv2d(maps, weight, bias, stride=2, padding=1)
+    leaf = maps.clone().requires_grad_()
+    got = ops.convolution(leaf, weight, bias, 2, 1, relu)
+    assert_matches(got, want.relu() if relu else want, torch.float64)
+    with torch.no_grad():
+        assert torch.equal(ops.convolution(maps, weight, bias, 2, 1, relu), got)
+    twin = maps.clone().requires_grad_()
+    plain = torch.nn.functional.conv2d(twin, weight, bias, stride=2, padding=1)
+    (found,) = torch.autograd.grad(got.sum(), leaf)
+    (wanted,) = torch.autograd.grad((plain.relu() if relu else plain).sum(), twin)
+    assert_matches(found, wanted, torch.float64)

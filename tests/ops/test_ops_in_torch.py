@@ -1,0 +1,153 @@
+"""The ops under torch's own checks, autograd's, the compiler and autocast."""
+
+import pytest
+import torch
+from op_checks import LAYOUTS, laid_out, numbers, parameters, scales
+
+from bench.tolerance import assert_matches
+from overfeat import ops
+from overfeat.ops import reference
+
+# torch.library's own checks, autograd's, the compiler's
+
+
+def op_samples(layout, size):
+    maps = [laid_out(numbers((2, 3, 8, 9), seed=i).float(), layout) for i in range(2)]
+    weight, bias = (t.float() for t in parameters(4, 3, 2))
+    rows = torch.ops.overfeat.skip_classifier_rows(maps, weight, bias, size, True)
+
+    def leaves(*tensors):
+        return [t.detach().requires_grad_() for t in tensors]
+
+    free = leaves(*maps)
+    return {
+        "offset_max_pool": [(free[0], size)],
+        "offset_max_pool_backward": [(torch.ones(2, 3, 9 - size, 10 - size), maps[0], size)],
+        "skip_classifier": [
+            (free[0], *leaves(weight, bias), size, True),
+            (maps[0], weight, None, size, False),
+        ],
+        "skip_classifier_scales": [
+            (free, *leaves(weight, bias), size, True),
+            (maps, weight, None, size, False),
+        ],
+        "skip_classifier_rows": [
+            (free, *leaves(weight, bias), size, True),
+            (maps, weight, None, size, False),
+        ],
+        "best_scores": [(torch.ones(5, 7), [2, 3])],
+        "merge_boxes": [
+            (
+                torch.tensor([[0.0, 0, 4, 4], [1, 0, 5, 4], [9, 9, 10, 10]]),
+                torch.ones(3),
+                torch.zeros(3).long(),
+                0.5,
+                "normalised",
+                "pairwise",
+                0.5,
+            ),
+        ],
+        "skip_classifier_rows_backward": [
+            (torch.ones_like(rows), maps, weight, rows, size, True, True),
+            (torch.ones_like(rows), maps, weight, None, size, True, False),
+            (torch.ones_like(rows), maps, weight, rows, size, False, True),
+        ],
+    }
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("name", op_samples("contiguous", 1))
+def test_opcheck(name, layout):
+    for arguments in op_samples(layout, 3)[name]:
+        torch.library.opcheck(getattr(torch.ops.overfeat, name).default, arguments)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("name", op_samples("contiguous", 1))
+def test_fakes_have_the_strides_of_results(places, name, layout, size):
+    for arguments in op_samples(layout, size)[name]:
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(getattr(torch.ops.overfeat, name).default, arguments, test_utils=checks)
+
+
+def test_every_op_is_checked():
+    found = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("overfeat::")}
+    assert {name.removeprefix("overfeat::") for name in found} == set(op_samples("contiguous", 1))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_gradcheck(implementation, device, places, size, layout):
+    if implementation == "triton":
+        pytest.skip("gradcheck is for float64, which the kernels do not take")
+    maps = [laid_out(numbers((1, 2, 7, 6 + i), device, seed=i), layout).requires_grad_() for i in range(2)]
+    weight, bias = (t.requires_grad_() for t in parameters(3, 2, 2, device))
+    assert torch.autograd.gradcheck(lambda m: ops.offset_max_pool(m, size), maps[:1], fast_mode=True)
+    for relu in (True, False):
+
+        def function(*inputs, relu=relu):
+            return tuple(ops.skip_classifier_scales(list(inputs[2:]), *inputs[:2], size, relu))
+
+        assert torch.autograd.gradcheck(function, (weight, bias, *maps), fast_mode=True)
+
+
+def pool_and_classify(maps, weight, bias):
+    """What a user's compiled code may do: both ops, one map and several, in the middle of others."""
+    maps = [m * 2 for m in maps]
+    found = ops.skip_classifier_scales(maps, weight, bias, 3)
+    one = ops.skip_classifier(ops.offset_max_pool(maps[0], 2), weight, None, 2, relu=False)
+    return sum(f.square().sum() for f in found) + one.sin().sum()
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_whole_with_its_gradients(device, compiler):
+    torch._dynamo.reset()
+    maps = [m.detach().requires_grad_() for m in (*scales(device)[:2], *scales(device)[3:])]
+    inputs = [t.requires_grad_() for t in parameters(4, 3, 2, device)]
+    want = pool_and_classify(maps, *inputs)
+    compiled = torch.compile(pool_and_classify, fullgraph=True, backend=compiler)
+    got = compiled(maps, *inputs)
+    assert_matches(got, want, torch.float64)
+    leaves = [*maps, *inputs]
+    assert_matches(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), torch.float64)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced channels last", "transposed"])
+def test_compiles_on_every_layout(layout):
+    """`flatten` copies or does not by the strides it is promised."""
+
+    def flat(maps, weight):
+        found = [ops.offset_max_pool(maps, size) for size in (1, 2)]
+        found += [ops.skip_classifier(maps, weight, None, size) for size in (1, 2)]
+        return [f.flatten() for f in found]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(flat, fullgraph=True, backend="aot_eager", dynamic=True)
+    weight, _ = parameters(4, 3, 2)
+    for shape in ((2, 3, 7, 8), (1, 3, 4, 5)):
+        maps = laid_out(numbers(shape), layout)
+        assert_matches(compiled(maps, weight), flat(maps, weight), torch.float64)
+
+
+# Mixed precision
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_autocast_computes_in_bfloat16(device, places, backend):
+    maps = numbers((1, 16, 7, 8), device, dtype=torch.float32).requires_grad_()
+    weight, bias = (t.requires_grad_() for t in parameters(8, 16, 2, device, torch.float32))
+    with ops.backend(backend), torch.autocast(device.type, torch.bfloat16):
+        got = ops.skip_classifier(maps, weight, bias, 3, relu=False)
+        assert ops.skip_classifier(maps.bfloat16(), weight, None, 3).dtype == torch.bfloat16
+        with torch.autocast(device.type, enabled=False):
+            assert ops.skip_classifier(maps, weight, bias, 3).dtype == torch.float32
+    assert got.dtype == torch.bfloat16
+    narrow = [t.detach().bfloat16().double().requires_grad_() for t in (maps, weight, bias)]
+    want = reference.skip_classifier(*narrow, 3, relu=False)
+    assert_matches(got, want, torch.bfloat16)
+    cotangent = numbers(got.shape, device, seed=7).bfloat16()
+    with ops.backend(backend):
+        found = torch.autograd.grad(got, [maps, weight, bias], cotangent)
+    assert all(g.dtype == torch.float32 for g in found)
+    assert_matches(found, torch.autograd.grad(want, narrow, cotangent.double()), torch.bfloat16)

@@ -1,0 +1,317 @@
+"""The training loop, run as its users run it: `overfeat train` in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from overfeat.cli.main import main
+from overfeat.errors import InputError
+from overfeat.models import checkpoint
+from overfeat.training.config import TrainConfig
+from overfeat.training.sampler import Batches
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("checks", "noise", "stripes")
+
+
+def textures(root, count, seed):
+    """`count` images of each of three textures, in folders."""
+    random = np.random.default_rng(seed)
+    for name in NAMES:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            height, width = random.integers(56, 80, 2)
+            y, x = np.mgrid[:height, :width]
+            cell = random.integers(4, 8)
+            grey = {
+                "checks": (y // cell + x // cell) % 2,
+                "noise": random.random((height, width)),
+                "stripes": (x // cell) % 2,
+            }[name]
+            image = grey[..., None] * random.integers(100, 255, 3)
+            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{i:02}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """42 training and 15 validation images."""
+    root = tmp_path_factory.mktemp("data")
+    textures(root / "train", 14, seed=0)
+    textures(root / "val", 5, seed=1)
+    return root
+
+
+def flags(data, out, *more):
+    common = "--net small --batch 32 --workers 0 --crops 1 --device cpu"
+    return ["train", "classifier", "--data", data, "--out", out, *common.split(), *more]
+
+
+def command(data, out, *more, launcher=()):
+    return [str(part) for part in (sys.executable, *launcher, "-m", "overfeat.cli.main", *flags(data, out, *more))]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run(data, out, *more, launcher=()):
+    """Run the command in a process of its own."""
+    done = subprocess.run(
+        command(data, out, *more, launcher=launcher), env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def run_here(capsys, data, out, *more):
+    """Run the command in this process; gives (status, stdout, stderr)."""
+    status = main([str(part) for part in flags(data, out, *more)])
+    return status, *capsys.readouterr()
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(out, name="net.safetensors"):
+    return checkpoint.load(out / name).state_dict()
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def learnt(data, tmp_path_factory):
+    """A run of 8 epochs over data with a broken file, as its users see it."""
+    root = tmp_path_factory.mktemp("learnt")
+    out, broken = root / "out", data / "train" / "noise" / "broken.png"
+    broken.write_bytes(b"broken")
+    try:
+        return (
+            out,
+            run(
+                data,
+                out,
+                "--epochs",
+                "8",
+                "--batch",
+                "64",
+                "--crops",
+                "5",
+                "--lr",
+                "0.04",
+                "--halve-at",
+                "2,4",
+            ),
+            broken,
+        )
+    finally:
+        broken.unlink()
+
+
+def test_error_falls_and_the_log_says_so(learnt):
+    out, done, _ = learnt
+    records = log(out)
+    assert [record["epoch"] for record in records] == list(range(1, 9))
+    assert records[-1]["train_loss"] < 0.7 * records[0]["train_loss"]
+    assert records[-1]["validation_top1_error"] <= 0.2
+    assert records[-1]["samples"] == 43 * 10 // 64 * 64 and records[-1]["samples_per_second"] > 0
+    rates = [record["lr"] for record in records]
+    assert rates == [0.04, 0.04, 0.02, 0.02, 0.01, 0.01, 0.01, 0.01]
+    assert done.stdout.count("validation top1 error") == 8
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[0]) == records[0]
+
+
+def test_an_unreadable_image_is_left_out_and_listed(learnt):
+    out, done, broken = learnt
+    assert done.stderr.count("left out:") == 1 and str(broken) in done.stderr
+    assert log(out)[-1]["unreadable"] == [str(broken)]
+
+
+def test_the_written_nets_know_their_classes(learnt):
+    out, _, _ = learnt
+    net = checkpoint.load(out / "net.safetensors")
+    assert net.class_names == list(NAMES) and net.flip and net.architecture.name == "small"
+    errors = [record["validation_top1_error"] for record in log(out)]
+    assert (out / "best.safetensors").exists() and min(errors) == torch.load(out / "checkpoint.pt")["best"]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
+    settings = ("--epochs", "2", "--batch", "4", "--crops", "2", "--lr", "0.01", "--checkpoint-steps", "1")
+    run(data, tmp_path / "whole", *settings)
+    out, checkpoint = tmp_path / "killed", tmp_path / "killed" / "checkpoint.pt"
+    victim = subprocess.Popen(
+        command(data, out, *settings), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    seen = set()
+    while len(seen) < 4 and victim.poll() is None:
+        if checkpoint.exists():
+            seen.add(checkpoint.stat().st_mtime_ns)
+        time.sleep(0.002)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    state = torch.load(checkpoint, weights_only=True)
+    assert (state["epoch"], state["step"]) < (2, 0) and state["step"] > 0
+    # What a killed run may leave: a log line after the checkpoint, and one cut short.
+    with open(out / "log.jsonl", "a") as file:
+        file.write('{"epoch": 1, "train_loss": 9}\n{"epo')
+    # Workers may differ: no chance hangs on who reads the images.
+    run(data, out, *settings, "--workers", "1", "--resume")
+    assert_same(tensors(out), tensors(tmp_path / "whole"))
+    timeless = [
+        [{k: v for k, v in record.items() if "second" not in k} for record in log(path)]
+        for path in (out, tmp_path / "whole")
+    ]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 2
+
+
+def test_two_processes_equal_one(data, tmp_path):
+    settings = ("--epochs", "2", "--lr", "0.01", "--dropout", "0")
+    run(data, tmp_path / "one", *settings)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = run(data, tmp_path / "two", *settings, launcher=launcher)
+    assert done.stdout.count("epoch ") == 2
+    torch.testing.assert_close(tensors(tmp_path / "two"), tensors(tmp_path / "one"))
+    for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
+        for key in ("train_loss", "train_top1_error", "validation_loss", "validation_top5_error"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4)
+
+
+def test_resume_goes_on_to_more_epochs_and_refuses_other_settings(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_here(capsys, data, out, "--epochs", "1")[0] == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    status, _, errors = run_here(capsys, data, out, "--epochs", "2")
+    assert status == 1 and "use --resume" in errors
+    status, _, errors = run_here(capsys, data, out, "--epochs", "2", "--lr", "0.1", "--seed", "3", "--resume")
+    assert status == 1 and "--lr was 0.05 and is now 0.1; --seed was 0 and is now 3" in errors
+    status, _, errors = run_here(capsys, data / "train", out, "--epochs", "2", "--resume")
+    assert status == 1 and "--validation was 15 images of 3 classes" in errors
+    assert (out / "checkpoint.pt").read_bytes() == before and len(log(out)) == 1
+    assert run_here(capsys, data, out, "--epochs", "2", "--resume")[0] == 0
+    assert len(log(out)) == 2
+    assert run_here(capsys, data, tmp_path / "whole", "--epochs", "2")[0] == 0
+    assert_same(tensors(out), tensors(tmp_path / "whole"))
+    status, _, errors = run_here(capsys, data, out, "--epochs", "1", "--resume")
+    assert status == 1 and "--epochs 1" in errors
+    (out / "checkpoint.pt").write_bytes(before[:1000])
+    status, _, errors = run_here(capsys, data, out, "--epochs", "2", "--resume")
+    assert status == 1 and "damaged" in errors
+    status, _, errors = run_here(capsys, data, tmp_path / "new", "--resume")
+    assert status == 1 and "nothing to --resume" in errors
+
+
+def test_fine_tuning_keeps_what_fits(learnt, data, tmp_path, capsys):
+    source = learnt[0] / "net.safetensors"
+    settings = ("--from", source, "--epochs", "1", "--lr", "0")
+    status, printed, _ = run_here(capsys, data, tmp_path / "same", *settings)
+    assert status == 0 and "new last layer" not in printed
+    assert_same(tensors(tmp_path / "same"), checkpoint.load(source).state_dict())
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in NAMES[:2]:
+        (other / f"my {name}").symlink_to(data / "train" / name)
+    status, printed, errors = run_here(capsys, other, tmp_path / "new", *settings, "--batch", "100", "--no-flip")
+    assert status == 0 and "new last layer" in printed and "--batch shrinks to 28" in errors
+    net = checkpoint.load(tmp_path / "new" / "net.safetensors")
+    assert net.class_names == ["my checks", "my noise"] and not net.flip
+    kept = [key for key in net.state_dict() if not key.startswith(f"fulls.{len(net.fulls) - 1}.")]
+    assert_same({key: tensors(learnt[0])[key] for key in kept}, {key: net.state_dict()[key] for key in kept})
+    status, _, errors = run_here(capsys, data, tmp_path / "fast", *settings, "--net", "fast")
+    assert status == 1 and "leave --net fast out" in errors
+
+
+def test_a_diverging_run_stops_and_keeps_its_checkpoint(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    status, _, errors = run_here(capsys, data, out, "--lr", "1e20", "--epochs", "9")
+    assert status == 1 and "lower --lr" in errors
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert all(weight.isfinite().all() for weight in state["module"].values())
+    assert not (out / "net.safetensors").exists()
+
+
+def test_bfloat16_trains(data, tmp_path, capsys):
+    settings = ("--epochs", "1", "--precision", "bfloat16", "--resize", "56", "80")
+    assert run_here(capsys, data, tmp_path / "out", *settings)[0] == 0
+    assert {tensor.dtype for tensor in tensors(tmp_path / "out").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("--epochs 0", "--epochs must be at least 1"),
+        ("--lr -1", "--lr must be a number from 0 up"),
+        ("--dropout 1", "--dropout is at least 0 and less than 1"),
+        ("--resize 40", "must be at least the net's window"),
+        ("--resize 56 60 70", "--resize takes one size or two"),
+        ("--device nowhere", "no such device"),
+        ("--precision float16", "float16 needs a GPU"),
+        ("--data nowhere", "no such folder"),
+        ("--validation nowhere", "no such folder"),
+        ("--from nowhere", "no such file"),
+    ],
+)
+def test_bad_settings_are_explained(data, tmp_path, capsys, setting, words):
+    status, _, errors = run_here(capsys, data, tmp_path / "out", *setting.split())
+    assert status == 1 and words in errors and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["--init-std 0", "--init-std x", "--halve-at 3,x", "--crops 0", "--net big", "--optimizer x"]
+)
+def test_bad_flags_are_refused(data, tmp_path, capsys, setting):
+    with pytest.raises(SystemExit):
+        run_here(capsys, data, tmp_path / "out", *setting.split())
+    assert setting.split()[0] in capsys.readouterr().err
+
+
+def test_batches_are_shared_out_and_can_start_late():
+    whole = Batches(samples=50, batch=8, seed=1)
+    whole.epoch = 3
+    steps = list(whole)
+    assert len(steps) == len(whole) == 6 and len({key for step in steps for key in step}) == 48
+    assert {epoch for step in steps for epoch, _ in step} == {3}
+    halves = [Batches(50, 8, 1, rank, 2) for rank in (0, 1)]
+    for half in halves:
+        half.epoch, half.start = 3, 2
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(step) for step in steps[2:]]
+    whole.epoch = 4
+    assert next(iter(whole)) != steps[0]
+
+
+def test_the_rate_is_halved_after_the_epochs_of_the_paper():
+    config = TrainConfig()
+    rates = [config.rate(epoch) for epoch in range(90)]
+    assert rates[29] == 0.05 and rates[30] == 0.025 and rates[50] == 0.0125 and rates[89] == 0.05 / 32
+    with pytest.raises(InputError, match="--batch must be at least 1"):
+        TrainConfig(batch=0)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
+    """A limit on the size of files stands for the full disk: the run ends in words and can go on later."""
+    out = tmp_path / "run"
+    run(data, out, "--epochs", "1")
+    before = (out / "checkpoint.pt").read_bytes()
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)); "
+        "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    more = [str(part) for part in flags(data, out, "--epochs", "2", "--resume")]
+    found = subprocess.run([sys.executable, "-c", code, *more], env=environment(), capture_output=True, text=True)
+    assert found.returncode == 1, found.stderr
+    assert "cannot be written" in found.stderr and "Traceback" not in found.stderr
+    assert (out / "checkpoint.pt").read_bytes() == before and not list(out.glob(".part-*"))
+    run(data, out, "--epochs", "2", "--resume")
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
