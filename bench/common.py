@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.profiling.measure import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def write_results(name: str, command: str, results: dict) -> Path:
     """Write bench/results/NAME.json: the command, the machine, and the results."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps({"command": command, "machine": machine(), **results}, indent=1) + "\n")
     print(f"written to {path.relative_to(ROOT)}")
     return path

@@ -23,7 +23,7 @@ from overfeat.data.annotated import Annotated
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.grid import grids
-from overfeat.detection.predict import detect, sizes_for
+from overfeat.detection.predict import clamp_scales, detect
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.models.flops import work
 from overfeat.profiling.measure import summary
@@ -69,16 +69,19 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     start = time.perf_counter()
     images = [read_image(path) for path in paths]
     loading = time.perf_counter() - start
-    with regions.watched(torch.device("cpu")) as watch:
+    with regions.collect_timings(torch.device("cpu")) as watch:
         for image in images:
             detect(net, regressor, image)
     whole = time.perf_counter() - start
     parts = {"loading": loading} | groups({"stages": {n: {"seconds": s} for n, s in watch.seconds().items()}})
     parts["other"] = whole - sum(parts.values())
     sizes = [tuple(image.shape[1:]) for image in images]
-    of_images = [grids(net, size, sizes_for(net.architecture, *size, net.zooms)) for size in sizes]
+    of_images = [grids(net, size, clamp_scales(net.architecture, *size, net.scale_factors)) for size in sizes]
     macs = [
-        sum(work(net.architecture, *grid.scaled, net.classes, "fine")[part] for part in ("features", "first", "rest"))
+        sum(
+            work(net.architecture, *grid.scaled, net.num_classes, "fine")[part]
+            for part in ("features", "first", "rest")
+        )
         for found in of_images
         for grid in found
     ]
@@ -127,7 +130,7 @@ def main() -> None:
         paths = {side: Path(folder) / f"{side}.png" for side in SIDES}
         digits = {side: mosaic(scenes, side, path) for side, path in paths.items()}
         results = {
-            "zooms": list(net.zooms),
+            "scale_factors": list(net.scale_factors),
             "scenes": measure(net, regressor, [sample.path for sample in scenes.samples[:SCENES]], args.repeats),
             "large": {"side": LARGE, "digits": digits[LARGE], **measure(net, regressor, [paths[LARGE]], args.repeats)},
             "memory": {"limit": LIMIT >> 20, **{str(side): memory(path) for side, path in paths.items()}},

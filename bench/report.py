@@ -15,7 +15,7 @@ from bench.suite import page as suite_page
 from bench.suite import pictures
 from bench.suite.cases import EAGER, FAST
 from bench.tables import table, where
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.flops import work
 from overfeat.models.receptive_field import output_size
@@ -88,7 +88,7 @@ def roofline() -> str:
         counts = [work(net, *size, 1000, "fine") for size in sizes]
         places = images * sum(c["places"] for c in counts)
         flops = 2 * images * sum(c["first"] for c in counts)
-        channels, outputs, taps = net.convs[-1].channels, net.hidden[0], net.kernel**2
+        channels, outputs, taps = net.conv_layers[-1].channels, net.hidden[0], net.kernel**2
         cells = images * sum(
             output_size(net.feature_steps, height) * output_size(net.feature_steps, width) for height, width in sizes
         )
@@ -144,7 +144,7 @@ def detecting(results: dict) -> str:
 
 {where(results)}
 
-From the file to the merged boxes, with the shipped detector (small net with context, {len(results["zooms"])} sizes,
+From the file to the merged boxes, with the shipped detector (small net with context, {len(results["scale_factors"])} sizes,
 fine stride): {results["scenes"]["images"]} test scenes, one by one, and one large image of test scenes side by side
 with {results["large"]["digits"]} digits. GFLOP/s count the net without its context and the boxes (computed); the
 ceiling is {rate:.0f} GFLOP/s. A net this small has too few weights for `overfeat.fast` to prepare much.
@@ -292,7 +292,7 @@ def main() -> None:
         if not path.exists() or pictures.drawn_from(path) != pictures.digest(results):
             draw(results, path)
     for path, text in ((PAGE, page()), (README, readme())):
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_text(text)
         print(f"written to {path.name}")
 

@@ -12,7 +12,7 @@ FEW_CLASSES = 256  # classes that a program of the second pass looks at
 
 
 @triton.jit
-def chunk_kernel(
+def chunk_softmax_max_kernel(
     scores,  # [M, classes], any row stride: logits
     chunks,  # int64 [programs, 2]: first row of a chunk, and the row behind its last
     best,  # float32 [programs, classes]
@@ -32,7 +32,7 @@ def chunk_kernel(
 
 
 @triton.jit
-def run_kernel(
+def segment_max_kernel(
     best,  # float32 [chunks, classes]
     runs,  # int64 [programs, 2]: first chunk of a run, and the chunk behind its last
     result,  # float32 [programs, classes]
@@ -59,9 +59,11 @@ def forward(scores: Tensor, counts: list[int]) -> Tensor:
     result = torch.empty(len(counts), classes, dtype=torch.float32, device=scores.device)
     block = triton.next_power_of_2(classes)
     if result.numel():
-        chunk_kernel[(len(chunks),)](scores, chunks, best, classes, scores.stride(0), BLOCK=block,
+        chunk_softmax_max_kernel[(len(chunks),)](scores, chunks, best, classes, scores.stride(0), BLOCK=block,
                                      num_warps=max(1, min(16, block // 256)))  # fmt: skip
-        run_kernel[(len(counts), triton.cdiv(classes, FEW_CLASSES))](best, runs, result, classes, BLOCK=FEW_CLASSES)
+        segment_max_kernel[(len(counts), triton.cdiv(classes, FEW_CLASSES))](
+            best, runs, result, classes, BLOCK=FEW_CLASSES
+        )
     return result
 
 

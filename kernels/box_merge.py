@@ -67,7 +67,7 @@ def _score(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, overlap, MATCH: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=["total"])
-def rows_kernel(
+def best_partner_kernel(
     boxes,  # [4, T]: x1, y1, x2, y2
     ends,  # int64 [T]: behind the last box of each box's group
     limits,  # [2]: threshold, overlap
@@ -118,7 +118,7 @@ def merge_kernel(
     largest,  # [T], in place
     counts,  # int64 [T], written: 0 for a box that went into another
     into,  # int64 [T], written: the box that it went into, or -1
-    best,  # [T]: from rows_kernel
+    best,  # [T]: from best_partner_kernel
     partner,  # int32 [T]
     groups,  # int64 [programs, 2]: first box of a group, and behind its last
     limits,  # [2]: threshold, overlap
@@ -303,7 +303,7 @@ def merge(
         limits = torch.tensor([threshold, overlap], dtype=boxes.dtype, device=device)
         best, partner = torch.empty_like(sums), torch.empty(total, dtype=torch.int32, device=device)
         rule = {"MATCH": MATCHES[match], **EXACT}
-        rows_kernel[(triton.cdiv(total, ROWS_BLOCK),)](
+        best_partner_kernel[(triton.cdiv(total, ROWS_BLOCK),)](
             corners, ends, limits, best, partner, total,
             BLOCK=ROWS_BLOCK, COLUMNS=ROWS_COLUMNS, num_warps=ROWS_WARPS, **rule,
         )  # fmt: skip

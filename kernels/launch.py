@@ -17,7 +17,7 @@ FLAT = 1024  # elements a program of the elementwise kernels takes
 SUM_ROWS, SUM_BLOCK, SUM_COLUMNS = 512, 32, 64  # rows a program sums; the tile it holds
 INSIDE = 16  # places up to which pooling happens inside the product: there the weights' reading is all that counts
 INSIDE_SIZE = 3  # of the pooling, at most: every tap is loaded size * size times into shared memory
-MOST_PARTS = 32  # programs that share a tile
+MAX_SPLIT_K = 32  # programs that share a tile
 
 Product = Literal["forward", "maps", "weight"]
 Pool = Literal["apart", "inside"]
@@ -209,7 +209,7 @@ def _parts(work: int, steps: int, programs: int, results: int, tile: Tile, kind:
         rounds = -(-work * parts // programs)
         return rounds * -(-steps // parts) * step + (8 * parts * results / BANDWIDTH if parts > 1 else 0)
 
-    return min(range(1, min(MOST_PARTS, steps) + 1), key=seconds)
+    return min(range(1, min(MAX_SPLIT_K, steps) + 1), key=seconds)
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> str:

@@ -35,7 +35,7 @@ def tile_of(i_tile, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "programs"])
-def forward_kernel(
+def skip_classifier_fwd_kernel(
     maps,  # tuple of COUNT pointers: [cells, C] each, channels last: the maps, or their pooled maps where POOL is 1
     which,  # int32 [M]: a place's map
     base,  # int64 [M]: the first cell of its window
@@ -120,7 +120,7 @@ def _window(p_map, o_cell, b_pitch, c, channels, m_k, POOL: tl.constexpr, EVEN: 
 
 
 @triton.jit(do_not_specialize=["total"])
-def finish_kernel(
+def split_k_reduce_kernel(
     parts,  # float32 [PARTS, M * O]
     bias,  # [O], or anything where not BIAS
     output,  # [M * O]
@@ -177,7 +177,7 @@ def relu_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "programs"])
-def maps_backward_kernel(
+def skip_classifier_bwd_input_kernel(
     grad,  # [M, O], before the ReLU
     weight,  # [O, k, k, C]
     result,  # [R, C]: gradient of the pooled maps
@@ -231,7 +231,7 @@ def maps_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["places", "programs"])
-def weight_backward_kernel(
+def skip_classifier_bwd_weight_kernel(
     grad,  # [M, O], before the ReLU
     pooled,  # [cells, C]: the pooled maps, one behind the other
     base,  # int64 [M]: the first cell of a place's window
@@ -272,7 +272,7 @@ def weight_backward_kernel(
 
 
 def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
-    """[places, O] from unpooled maps [N, C, H, W], weight [O, C, k, k]: see ops.skip_classifier_rows."""
+    """[places, O] from unpooled maps [N, C, H, W], weight [O, C, k, k]: see ops.skip_classifier_flat."""
     if len(maps) > MOST_MAPS:
         parts = (maps[i : i + MOST_MAPS] for i in range(0, len(maps), MOST_MAPS))
         return torch.cat([forward(part, weight, bias, size, relu) for part in parts])
@@ -292,13 +292,13 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
         table = places(shapes, k * size - 1, False, device)
     target = output if plan.parts == 1 else torch.empty(plan.parts, *output.shape, dtype=torch.float32, device=device)
     bias_or_any = output if bias is None else bias.contiguous()
-    forward_kernel[(plan.programs,)](
+    skip_classifier_fwd_kernel[(plan.programs,)](
         sources, *table, _last(weight), bias_or_any, target, count, outputs, channels, plan.programs,
         COUNT=len(sources), KERNEL=k, SIZE=size, POOL=left, BIAS=bias is not None, RELU=relu, PARTS=plan.parts,
         EVEN=plan.even, PRECISION=plan.precision, **plan.tile.options(),
     )  # fmt: skip
     if plan.parts > 1:
-        finish_kernel[(triton.cdiv(output.numel(), launch.FLAT),)](
+        split_k_reduce_kernel[(triton.cdiv(output.numel(), launch.FLAT),)](
             target, bias_or_any, output, output.numel(), outputs, BIAS=bias is not None, RELU=relu, PARTS=plan.parts,
             BLOCK=launch.FLAT,
         )  # fmt: skip
@@ -309,7 +309,7 @@ def backward(
     grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
     need_maps: bool, need_weight: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """The gradients that ops.skip_classifier_rows_backward lists."""
+    """The gradients that ops.skip_classifier_flat_backward lists."""
     (outputs, channels, k, _), device = weight.shape, grad.device
     shapes = tuple((n, h - size + 1, w - size + 1) for n, h, w in _shapes(maps))
     reach = (k - 1) * size
@@ -319,7 +319,7 @@ def backward(
         of_pooled = weight.new_empty(sum(n * h * w for n, h, w in shapes), channels)
         if of_pooled.numel():
             plan = launch.choose("maps", weight.dtype, device, len(of_pooled), channels, k * k, outputs, size)
-            maps_backward_kernel[(plan.programs,)](
+            skip_classifier_bwd_input_kernel[(plan.programs,)](
                 grad, _last(weight), of_pooled, *cells(shapes, reach, device), len(of_pooled), channels, outputs,
                 plan.programs, KERNEL=k, SIZE=size, EVEN=plan.even, PRECISION=plan.precision,
                 **plan.tile.options(),
@@ -334,7 +334,7 @@ def backward(
             pooled = maps[0] if _one_buffer(maps, size) else offset_pool.forward_list(maps, size)
             plan = launch.choose("weight", weight.dtype, device, outputs, channels, k * k, len(grad), size)
             _, base, pitch = places(shapes, reach, True, device)
-            weight_backward_kernel[(plan.programs,)](
+            skip_classifier_bwd_weight_kernel[(plan.programs,)](
                 grad, pooled, base, pitch, of_weight, outputs, channels, len(grad), plan.programs,
                 KERNEL=k, SIZE=size, PRECISION=plan.precision, **plan.tile.options(),
             )  # fmt: skip

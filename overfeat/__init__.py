@@ -4,11 +4,11 @@ from overfeat.classification.predict import centre_crop, classify, ten_views
 from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.detections import Detections
 from overfeat.dense.evaluate import ScoreMap, score_maps
-from overfeat.detection.predict import comparable, detect
+from overfeat.detection.predict import detect, normalize_scores
 from overfeat.errors import InputError
 from overfeat.localization.predict import localize
 from overfeat.models.architecture import Architecture
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.checkpoint import load, load_multibox, load_regressor, save, save_multibox
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat, build
@@ -21,13 +21,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Architecture",
+    "BoxRegressor",
     "Candidates",
     "Detections",
     "InputError",
     "Merged",
     "MultiBox",
     "OverFeat",
-    "Regressor",
     "ScoreMap",
     "backend",
     "build",
@@ -35,7 +35,6 @@ __all__ = [
     "centre_crop",
     "classify",
     "classify_boxes",
-    "comparable",
     "detect",
     "detect_multibox",
     "iou",
@@ -47,6 +46,7 @@ __all__ = [
     "match_score",
     "merge_boxes",
     "nms",
+    "normalize_scores",
     "offset_max_pool",
     "propose",
     "save",

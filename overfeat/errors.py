@@ -11,7 +11,7 @@ class InputError(ValueError):
     """
 
 
-def named(path: object, error: Exception) -> str:
+def with_path(path: object, error: Exception) -> str:
     """The error's message, with the path before it unless it says it."""
     return str(error) if str(path) in str(error) else f"{path}: {error}"
 
@@ -20,7 +20,7 @@ class WriteError(InputError):
     """A file could not be written: no place, no permission. Trying the next one is of no use."""
 
 
-def some(names: Sequence[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
     """The first five names, and how many more there are, for a message."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more

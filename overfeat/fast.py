@@ -83,7 +83,7 @@ def _runs(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
         return chosen, "weights prepared at their second call"
     reasons = [_why_not_triton(op, device, dtype)]
     if device.type == "cpu" and op in PACKED:
-        reasons.append(prepacked.why_not(dtype))
+        reasons.append(prepacked.unsupported_reason(dtype))
     return chosen, "; ".join(reason for reason in reasons if reason)
 
 
@@ -132,23 +132,23 @@ def _kernel(file: str, name: str) -> Callable:
 TRITON = {
     "offset_max_pool": _kernel("offset_pool", "forward"),
     "offset_max_pool_backward": _kernel("offset_pool", "backward"),
-    "skip_classifier_rows": _kernel("skip_classifier", "forward"),
-    "skip_classifier_rows_backward": _kernel("skip_classifier", "backward"),
+    "skip_classifier_flat": _kernel("skip_classifier", "forward"),
+    "skip_classifier_flat_backward": _kernel("skip_classifier", "backward"),
     "best_scores": _kernel("best_scores", "forward"),
     "merge_boxes": _kernel("box_merge", "merge"),
 }
 
-# Prepared weights on the CPU
+# PackedWeight weights on the CPU
 
 PACKED = {
-    "skip_classifier_rows": prepacked.classifier_rows,
+    "skip_classifier_flat": prepacked.skip_classifier_flat,
     "convolution": prepacked.convolution,
     "linear": prepacked.linear,
 }
 
 
 def _packed_takes(op: str, maps: Tensor, size: int) -> bool:
-    return maps.device.type == "cpu" and prepacked.why_not(maps.dtype) is None
+    return maps.device.type == "cpu" and prepacked.unsupported_reason(maps.dtype) is None
 
 
 ops.register_backend("packed", PACKED, _packed_takes)

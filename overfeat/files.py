@@ -14,7 +14,7 @@ os.umask(_UMASK := os.umask(0o22))  # the only way to read it is to set it
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it to `path` when the block ends without an error.
 
     Readers see the old file or the whole new one, whatever interrupts the writer. The temporary
@@ -53,10 +53,10 @@ def check_result(path: Path, keys: Collection[str] = ("errors", "unreadable")) -
         if not (isinstance(earlier, dict) and set(keys) <= set(earlier)):
             raise WriteError(f"{path}: is there already, and holds no results; name another file")
     else:
-        check_place(path)
+        check_writable(path)
 
 
-def check_place(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raises WriteError unless a file can be written there; one that is there may be written over."""
     folder = path.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.exists() and not path.is_file()):
@@ -113,7 +113,7 @@ class Journal:
         _remove(self.path)
 
 
-def make_folder(path: str | os.PathLike) -> Path:
+def ensure_dir(path: str | os.PathLike) -> Path:
     """The folder, made with those above it where missing. Raises WriteError."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,10 @@ import torch
 
 # Of the full layers that classify, and of a box regressor: the first and the others.
 FULL, BOXES = ("first full layer", "other full layers"), ("boxes", "boxes")
-_watch: "Watch | None" = None  # the one that takes times now
+_watch: "RegionTimer | None" = None  # the one that takes times now
 
 
-class Watch:
+class RegionTimer:
     """Times of stages on a device: on a GPU between events in its stream, elsewhere by the clock."""
 
     def __init__(self, device: torch.device):
@@ -52,10 +52,10 @@ def run(name: str, function: Callable, *arguments: object) -> object:
 
 
 @contextmanager
-def watched(device: torch.device) -> Iterator[Watch]:
+def collect_timings(device: torch.device) -> Iterator[RegionTimer]:
     """Stages that run inside the block are timed."""
     global _watch
-    before, _watch = _watch, Watch(device)
+    before, _watch = _watch, RegionTimer(device)
     try:
         yield _watch
     finally:

@@ -12,7 +12,7 @@ from overfeat.dense.candidates import Candidates
 from overfeat.dense.detections import Detections
 from overfeat.dense.evaluate import ScoreMap
 from overfeat.errors import InputError, WriteError
-from overfeat.files import check_place, replacing
+from overfeat.files import atomic_write, check_writable
 from overfeat.profiling.table import title_of
 
 SOFTWARE = "overfeat"  # that made a picture, as it says itself
@@ -82,7 +82,7 @@ def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path:
         )
     if shade is not None:
         figure.colorbar(shade, ax=list(axes), shrink=0.6, label="score")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
@@ -124,7 +124,7 @@ def localization(
     for axis in axes[: len(scales) + 1]:
         axis.set_xlim(0, width)
         axis.set_ylim(height, 0)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
@@ -148,13 +148,13 @@ def detections(image: Tensor, found: Detections, names: Sequence[str], title: st
         axis.text(x1, y1, text, fontsize=size, color="white", bbox=box, verticalalignment="bottom", parse_math=False)
     axis.set_xlim(0, width)
     axis.set_ylim(height, 0)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
 def check_picture(path: Path) -> None:
     """Before the work for a picture: raises WriteError where it cannot be written, or anything but one of ours is."""
-    check_place(path)
+    check_writable(path)
     if path.suffix.lower() != ".png":
         raise WriteError(f"{path}: pictures are PNG files; name one that ends in .png")
     if path.exists():
@@ -180,7 +180,7 @@ def precision_recall(results: dict, path: str | Path) -> None:
     for text in axis.legend(fontsize=7, loc="lower left").get_texts() if results["curves"] else ():
         text.set_parse_math(False)
     axis.grid(alpha=0.3)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
@@ -197,7 +197,7 @@ def multibox(results: dict, path: str | Path) -> None:
     right.set_title(f"boxes of anything: average precision {100 * curve['ap']:.1f} %")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 
@@ -218,7 +218,7 @@ def stage_times(results: dict, path: str | Path) -> None:
     rate = max(results["ceilings"]["gflops"].values())
     axis.set_title(f"{results['net']} net, {results['dtype']}; in percent of {rate:.0f} GFLOP/s, measured here")
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
 
 

@@ -67,8 +67,8 @@ def make_net():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = OverFeat(architecture, classes)
-            net.reset(std=None)
-            for layer in (*net.convs, *net.fulls):
+            net.init_weights(std=None)
+            for layer in (*net.conv_layers, *net.fc_layers):
                 torch.nn.init.normal_(layer.bias, 0.0, 0.2)
         return net.eval()
 
@@ -86,10 +86,10 @@ def places(request, monkeypatch):
     """Both of the stock backend's ways through the classifier on a CPU, at any size of the maps."""
     if request.param == "few places" and INTERPRETED:
         pytest.skip("the kernels know no such difference")
-    monkeypatch.setattr(eager, "FEW_PLACES", 10**9 if request.param == "few places" else 0)
+    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 10**9 if request.param == "few places" else 0)
 
 
-# Prepared weights do not have all ops; and where Triton is interpreted, another run has tested stock torch.
+# PackedWeight weights do not have all ops; and where Triton is interpreted, another run has tested stock torch.
 NOT_HERE = {"packed", "torch"} if INTERPRETED else {"packed"}
 
 

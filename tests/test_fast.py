@@ -58,7 +58,9 @@ def test_the_backends_are_there():
 
 @pytest.mark.parametrize("name", ["small", "thin accurate", "thin fast"])
 def test_classification(switched, make_net, image, name, monkeypatch):
-    monkeypatch.setattr(prepacked, "GAIN", float("inf"))  # the transformed form even for maps as small as these
+    monkeypatch.setattr(
+        prepacked, "MAX_COST_RATIO", float("inf")
+    )  # the transformed form even for maps as small as these
     net = make_net(name).to(DEVICE)
     side = net.architecture.window
     scales = [(side, side + 13), (side + 20, side + 30)]
@@ -128,13 +130,13 @@ def test_status_here():
     assert {row.op for row in rows} == {*fast.TRITON, *fast.PACKED}
     on_cpu = {(row.op, row.dtype): row for row in rows if row.device == "cpu"}
     pool = on_cpu["offset_max_pool", torch.float32]
-    first = on_cpu["skip_classifier_rows", torch.float32]
+    first = on_cpu["skip_classifier_flat", torch.float32]
     if INTERPRETED:
         assert (pool.backend, first.backend) == ("triton", "triton") and "interpreted" in pool.why
     else:
         assert pool.backend == "torch" and "Triton" in pool.why
         assert first.backend == "packed" or "oneDNN" in first.why
-    wide = on_cpu["skip_classifier_rows", torch.float64]
+    wide = on_cpu["skip_classifier_flat", torch.float64]
     assert wide.backend == "torch" and "float64" in wide.why
     assert len(str(rows).splitlines()) == len(rows) + 1
     with fast.backend("torch"):
@@ -171,7 +173,7 @@ def test_status_with_a_gpu(capability, words):
     )
     lines = [line for line in out.splitlines() if "cuda:0 Some GPU" in line]
     backend = "torch" if capability < (8, 0) else "triton"
-    assert any(f"skip_classifier_rows           float16   {backend}" in line and words in line for line in lines)
+    assert any(f"skip_classifier_flat           float16   {backend}" in line and words in line for line in lines)
 
 
 def test_import_probes_nothing():

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import ROOT, write_results
-from overfeat.classification.evaluate import ALL_WAYS, votes
+from overfeat.classification.evaluate import ALL_WAYS, score_by_protocol
 from overfeat.data.image_folder import align, read_image_folder
 from overfeat.data.images import read_image
-from overfeat.data.walk import spaced
+from overfeat.data.walk import subsample
 from overfeat.metrics.classification import error_rates
 from overfeat.models.checkpoint import load
 from overfeat.models.overfeat import OverFeat
@@ -36,12 +36,12 @@ def _start(weights: list[Path]) -> None:
 def _scores(path: Path) -> Tensor:
     """The scores of every net by every way of voting, for one scene: [ways, nets, classes]."""
     image = read_image(path)
-    return torch.stack([torch.stack(list(votes(net, image, ALL_WAYS).values())) for net in _nets], dim=1)
+    return torch.stack([torch.stack(list(score_by_protocol(net, image, ALL_WAYS).values())) for net in _nets], dim=1)
 
 
 def measure(data: Path, weights: list[Path], count: int | None, workers: int) -> dict:
     nets = [load(path) for path in weights]
-    samples = spaced(align(read_image_folder(data), nets[0].class_names).samples, count)
+    samples = subsample(align(read_image_folder(data), nets[0].class_names).samples, count)
     with multiprocessing.get_context("spawn").Pool(workers, _start, [weights]) as pool:
         found = pool.imap(_scores, [path for path, _ in samples], chunksize=4)
         scores = torch.stack(list(tqdm(found, total=len(samples), unit="scene")), dim=2)

@@ -25,8 +25,8 @@ from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import STEP
-from overfeat.detection.predict import LEAST, combine, sizes_for
-from overfeat.files import replacing
+from overfeat.detection.predict import LEAST, clamp_scales, combine
+from overfeat.files import atomic_write
 from overfeat.metrics.average_precision import Boxes, curves, mean_average_precision
 from overfeat.metrics.report import average_precisions
 from overfeat.models.checkpoint import load, load_regressor
@@ -74,19 +74,19 @@ def _start(weights: dict[str, Path]) -> None:
     _loaded.update({name: (load(path), load_regressor(path)) for name, path in weights.items()})
 
 
-def sizes(zooms: Sequence[float], count: int) -> tuple[float, ...]:
+def sizes(scale_factors: Sequence[float], count: int) -> tuple[float, ...]:
     """`count` factors over the same range, each in the middle of its part of it."""
-    low, high = zooms[0] * STEP**-0.5, zooms[-1] * STEP**0.5
+    low, high = scale_factors[0] * STEP**-0.5, scale_factors[-1] * STEP**0.5
     return tuple(low * (high / low) ** ((i + 0.5) / count) for i in range(count))
 
 
-def collected(name: str, image: Tensor, zooms: Sequence[float], stride: str) -> tuple[Candidates, list]:
+def collected(name: str, image: Tensor, scale_factors: Sequence[float], stride: str) -> tuple[Candidates, list]:
     """The boxes of all places that score LEASTS[0] or more, and the grids."""
     net, regressor = _loaded[name]
     size = tuple(image.shape[1:])
-    zooms = sizes_for(net.architecture, *size, zooms)
-    raw = candidates(net, regressor, image, zooms, None, stride, None, 0.0, least=LEASTS[0])
-    return raw, grids(net, size, zooms, None, stride)
+    scale_factors = clamp_scales(net.architecture, *size, scale_factors)
+    raw = candidates(net, regressor, image, scale_factors, None, stride, None, 0.0, least=LEASTS[0])
+    return raw, grids(net, size, scale_factors, None, stride)
 
 
 def combined(raw: Candidates, found: list, rule: str, threshold: float, least: float) -> Found:
@@ -96,7 +96,7 @@ def combined(raw: Candidates, found: list, rule: str, threshold: float, least: f
 
 def tried(sample: Sample) -> dict[tuple[str, float, float], Found]:
     """What one scene gives by every rule with every threshold."""
-    raw, found = collected(LONG, read_image(sample.path), _loaded[LONG][0].zooms, "fine")
+    raw, found = collected(LONG, read_image(sample.path), _loaded[LONG][0].scale_factors, "fine")
     return {
         (rule, threshold, least): combined(raw, found, rule, threshold, least)
         for rule, (_, thresholds) in RULES.items()
@@ -109,16 +109,16 @@ def measured(sample: Sample, chosen: Chosen) -> dict[str, Found]:
     """What one scene gives by every variant."""
     image, ways = read_image(sample.path), {}
     for name in NETS:
-        zooms = _loaded[name][0].zooms
-        raw, found = collected(name, image, zooms, "fine")
+        scale_factors = _loaded[name][0].scale_factors
+        raw, found = collected(name, image, scale_factors, "fine")
         for rule in RULES if name == LONG else (BEST, MOST):
             ways[f"{name}: {rule}"] = combined(raw, found, rule, *chosen[rule])
     for stride in ("coarse", "fine"):
         for count in SIZES:
-            raw, found = collected(LONG, image, sizes(_loaded[LONG][0].zooms, count), stride)
+            raw, found = collected(LONG, image, sizes(_loaded[LONG][0].scale_factors, count), stride)
             for rule in (BEST, MOST):
                 ways[f"{count} sizes, {stride}: {rule}"] = combined(raw, found, rule, *chosen[rule])
-    raw, found = collected(LONG, image, _loaded[LONG][0].zooms, "coarse")
+    raw, found = collected(LONG, image, _loaded[LONG][0].scale_factors, "coarse")
     for rule in (BEST, MOST):
         ways[f"{LONG}, coarse: {rule}"] = combined(raw, found, rule, *chosen[rule])
     return ways
@@ -193,7 +193,7 @@ def plot(results: dict, path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="lower left")
     figure.axes[0].set_ylabel("precision, all classes together")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=100)
 
 
@@ -225,8 +225,8 @@ def main() -> None:
         figures[way] = {**whole["map"], "boxes": sum(len(f.labels) for f in boxes) / len(boxes)}
         print(f"{way:40} {100 * figures[way]['voc']:6.2f} {100 * figures[way]['coco']:6.2f}", flush=True)
     results = {
-        "zooms": list(net.zooms),
-        "sizes": {str(count): [round(z, 4) for z in sizes(net.zooms, count)] for count in SIZES},
+        "scale_factors": list(net.scale_factors),
+        "sizes": {str(count): [round(z, 4) for z in sizes(net.scale_factors, count)] for count in SIZES},
         "default least": LEAST,
         "validation": {
             "scenes": len(validation),

@@ -24,7 +24,7 @@ from overfeat.data.readers.coco import read_coco
 from overfeat.data.resize import resize
 from overfeat.dense.candidates import SHARE, Candidates, candidates
 from overfeat.dense.detections import first_of_each, merge
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.metrics.localization import localization_errors
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.ops.boxes import nms
@@ -152,7 +152,7 @@ def plot(results: dict, path: Path) -> None:
     axis.set_ylabel("localization error with five guesses, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110)
 
 

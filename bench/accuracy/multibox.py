@@ -24,8 +24,8 @@ from overfeat.data.annotated import Annotated, Sample, align_boxes
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import grids
-from overfeat.detection.predict import detect, sizes_for
-from overfeat.files import replacing
+from overfeat.detection.predict import clamp_scales, detect
+from overfeat.files import atomic_write
 from overfeat.localization.predict import localize
 from overfeat.metrics.average_precision import Boxes
 from overfeat.metrics.report import average_precisions
@@ -195,10 +195,12 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
     multiplied: dict[str, list[float]] = {way: [] for way in ways}
     one_crop = work(boxes.net.architecture, boxes.side, boxes.side, 5 * boxes.boxes, "coarse")
     window = classifier.architecture.window
-    one_box = work(classifier.architecture, window, window, classifier.classes, "coarse")
+    one_box = work(classifier.architecture, window, window, classifier.num_classes, "coarse")
     for image in images:
         size = tuple(image.shape[1:])
-        of_scales = grids(detector, size, sizes_for(detector.architecture, *size, detector.zooms), None, "fine")
+        of_scales = grids(
+            detector, size, clamp_scales(detector.architecture, *size, detector.scale_factors), None, "fine"
+        )
         by_stage, places = evaluation_work(detector, of_scales, "fine")
         evaluations["OverFeat"].append(places)
         multiplied["OverFeat"].append(sum(by_stage.values()))
@@ -248,7 +250,7 @@ def plot(results: dict, path: Path) -> None:
         axis.set_ylim(0, 1.01)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right" if axis is first else "lower left")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=90)
 
 

@@ -78,7 +78,7 @@ class Sizes:
     def layer(self, kind: Kind, maps: Sequence[tuple[int, int, int]], device: torch.device) -> "Layer":
         """The net's first full layer at these maps."""
         a = self.architecture
-        return Layer(kind, maps, a.convs[-1].channels, a.hidden[0], a.kernel, a.pool, device)
+        return Layer(kind, maps, a.conv_layers[-1].channels, a.hidden[0], a.kernel, a.pool, device)
 
 
 FULL = Sizes(
@@ -158,7 +158,7 @@ class Layer:
 
     def ours(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         """The library's own way."""
-        return ops.skip_classifier_rows(maps, weight, bias, self.pool)
+        return ops.skip_classifier_flat(maps, weight, bias, self.pool)
 
     def check(self, way: Layered, poison: bool = True) -> None:
         """Raises AssertionError where the results are not those of the reference."""
@@ -229,7 +229,7 @@ def ways(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> 
     def loop(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
         last = SimpleNamespace(weight=weight, bias=bias)
         shape = SimpleNamespace(pool=layer.pool, kernel=layer.kernel)
-        net = SimpleNamespace(architecture=shape, classes=len(weight), fulls=[last])
+        net = SimpleNamespace(architecture=shape, classes=len(weight), fc_layers=[last])
         return [offset_loop(net, m).relu_() for m in maps]
 
     def each(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -266,7 +266,7 @@ def compiled(function: Callable, dry: bool, **options: object) -> Callable:
 def has_kernels(kind: Kind, device: torch.device) -> bool:
     """Whether overfeat.fast runs Triton kernels there."""
     probe = torch.empty(1, 1, 4, 4, dtype=kind.dtype, device=device)
-    return ops.chosen("skip_classifier_rows", probe, 2) == "triton"
+    return ops.chosen("skip_classifier_flat", probe, 2) == "triton"
 
 
 def untrained(
@@ -276,5 +276,5 @@ def untrained(
     architecture = replace(sizes.architecture, hidden=hidden or sizes.architecture.hidden)
     with torch.device(device):
         net = OverFeat(architecture, sizes.classes)
-        net.reset(std=None)
+        net.init_weights(std=None)
     return net.to(dtype).eval()

@@ -204,7 +204,7 @@ def graph(run: Run, kind: Kind, others: int = 0) -> None:
         got = layer.run(layer.ours)
     for i in range(others):
         maps = [numbers((1, 16, 15 + i, 16), kind, run.device, i)]
-        ops.skip_classifier_rows(maps, numbers((16, 16, 5, 5), kind, run.device, 0), None, 3)
+        ops.skip_classifier_flat(maps, numbers((16, 16, 5, 5), kind, run.device, 0), None, 3)
     filler = [
         torch.full((1 << n,), torch.nan, device=run.device) for n in range(4, 20) for _ in range(8 if others else 0)
     ]
@@ -221,7 +221,8 @@ def whole_graph(run: Run, kind: Kind) -> None:
     """The classifier in one graph, without breaks."""
     net = untrained(sizes(run), kind.dtype, run.device, hidden=(48, 32))
     maps = [
-        numbers((1, net.convs[-1].out_channels, h, w), kind, run.device, i) for i, (h, w) in enumerate(sizes(run).maps)
+        numbers((1, net.conv_layers[-1].out_channels, h, w), kind, run.device, i)
+        for i, (h, w) in enumerate(sizes(run).maps)
     ]
     with torch.no_grad():
         want = net.classifier(maps, "fine")
@@ -247,7 +248,7 @@ def wide(run: Run, kind: Kind) -> None:
     weight = numbers((40, 64, 5, 5), kind, run.device, 1, 0.02)
     for pool in ("apart", "inside"):
         options = {"pool": pool} if has_kernels(kind, run.device) else {}
-        got = forced(ops.skip_classifier_rows, **options)([far], weight, None, 3)
+        got = forced(ops.skip_classifier_flat, **options)([far], weight, None, 3)
         want = rows_of([reference.skip_classifier(near.double(), weight.double(), None, 3)])
         assert_matches(got, want, kind.tolerance)
     assert_matches(ops.offset_max_pool(far, 3), reference.offset_max_pool(near.double(), 3), kind.tolerance)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from overfeat.files import make_folder, replacing
+from overfeat.files import atomic_write, ensure_dir
 from overfeat.profiling.measure import machine, seconds, summary
 
 COMMAND = "make gpu"
@@ -35,7 +35,7 @@ class Run:
         self.dry, self.budget, self.start = dry, budget, time.monotonic()
         self.device = torch.device("cpu" if dry else "cuda")
         name = "dry run" if dry else torch.cuda.get_device_name()
-        self.path = make_folder(out) / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+        self.path = ensure_dir(out) / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
         self.rows: list[dict] = []
         self.checks: list[dict] = []
         self.results = {
@@ -82,7 +82,7 @@ class Run:
         """Write everything, so that a run that is killed later keeps it."""
         for row in self.rows:
             row["check"] = row["correct"] and not any(_spoils(check, row) for check in self.failed)
-        with replacing(self.path) as part:
+        with atomic_write(self.path) as part:
             part.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def check(

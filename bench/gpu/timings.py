@@ -69,17 +69,19 @@ def training(run: Run) -> None:
         layer = layer_of(run, main(run), images)
         both(run, "training", layer, images=images, compare=images == 1)
     a, crops = sizes(run).architecture, sizes(run).crops
-    layer = Layer(main(run), [(crops, a.kernel, a.kernel)], a.convs[-1].channels, a.hidden[0], a.kernel, 1, run.device)
+    layer = Layer(
+        main(run), [(crops, a.kernel, a.kernel)], a.conv_layers[-1].channels, a.hidden[0], a.kernel, 1, run.device
+    )
 
     def linear(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
         rows, matrix = (t.permute(0, 2, 3, 1).flatten(1) for t in (maps[0], weight))  # as they lie in memory
         return F.linear(rows, matrix, bias).relu_()
 
     def op(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-        return ops.skip_classifier_rows(maps, weight, bias, 1)
+        return ops.skip_classifier_flat(maps, weight, bias, 1)
 
     def kernels(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.ops.overfeat.skip_classifier_rows(list(maps), weight, bias, 1, True)
+        return torch.ops.overfeat.skip_classifier_flat(list(maps), weight, bias, 1, True)
 
     for name, way in ((STOCK, linear), (FAST, op), (f"{FAST}, as a list of maps", kernels)):
         timed(run, "training", layer, f"{crops} crops", name, way, backward=True, verify=True, images=crops)
@@ -157,7 +159,7 @@ def classification(run: Run) -> None:
     """Six scales with the mirror images, from pixels on the device to votes; its parts; the vote alone."""
     net = untrained(sizes(run), main(run).dtype, run.device)
     a, image = net.architecture, sizes(run).image
-    counts = [work(a, *size, net.classes, "fine") for size in six_scales(a, *image)]
+    counts = [work(a, *size, net.num_classes, "fine") for size in six_scales(a, *image)]
     flop = 2 * 2 * sum(count[part] for count in counts for part in ("features", "first", "rest"))
     for images in sizes(run).batches:
         pixels = torch.randint(0, 256, (images, 3, *image), dtype=torch.uint8, device=run.device)
@@ -188,8 +190,8 @@ def classification(run: Run) -> None:
         run.row("classification", "features alone", shape, main(run).name, "cuDNN", features,
                 flop=4 * images * sum(count["features"] for count in counts), images=images)  # fmt: skip
         runs = [count["places"] for count in counts for _ in range(2 * images)]
-        logits = torch.randn(sum(runs), net.classes, device=run.device).to(main(run).dtype)
-        moved = logits.numel() * 2 + len(runs) * net.classes * 4
+        logits = torch.randn(sum(runs), net.num_classes, device=run.device).to(main(run).dtype)
+        moved = logits.numel() * 2 + len(runs) * net.num_classes * 4
 
         def plain(logits: Tensor = logits, runs: Sequence[int] = runs) -> Tensor:
             return torch.stack([part.amax(dim=0) for part in logits.softmax(dim=1, dtype=torch.float32).split(runs)])
@@ -259,7 +261,7 @@ def timed(run: Run, section: str, layer: Layer, shape: str, name: str, way, *, b
         step = _raising(error)
     runs = None
     if name.startswith(FAST) and layer.pool > 1:  # at one place a map the op is a linear layer
-        runs = ops.chosen("skip_classifier_rows", layer.maps[0], layer.pool)
+        runs = ops.chosen("skip_classifier_flat", layer.maps[0], layer.pool)
     return run.row(section, LAYER, shape, kind, name, step, correct=correct, flop=passes * layer.flop,
                    moved=(1 + backward) * layer.moved, runs=runs,
                    **{"pass": "forward and backward" if backward else "forward"}, **more)  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.common import ROOT
 from overfeat.errors import InputError
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 
 PAIRS = 3
 NAMES = ("suite", "op", "shape", "dtype", "backend")  # of a row: what it is of
@@ -49,7 +49,7 @@ def compare(ref: str, options: dict[str, object], line: str, out: Path, pairs: i
                     "command": line, "machine": both[1]["machine"], "against": both[0]["machine"]["commit"],
                     "pairs": pair + 1, "rows": rows,
                 }  # fmt: skip
-                with replacing(out) as part:
+                with atomic_write(out) as part:
                     part.write_text(json.dumps(results, indent=1) + "\n")
         finally:
             _git("worktree", "remove", "--force", str(checkouts[ref]))

@@ -51,9 +51,9 @@ def eager(net: OverFeat, image: Tensor) -> Tensor:
 def maps_of(net: OverFeat, image: Tensor) -> Tensor:
     """The layers before the last pooling, in torch alone."""
     maps = net.normalise(image)
-    for conv, spec in zip(net.convs, net.architecture.convs, strict=True):
+    for conv, spec in zip(net.conv_layers, net.architecture.convs, strict=True):
         maps = F.conv2d(maps, conv.weight, conv.bias, spec.stride, spec.pad).relu_()
-        if spec.pool > 1 and conv is not net.convs[-1]:
+        if spec.pool > 1 and conv is not net.conv_layers[-1]:
             maps = F.max_pool2d(maps, spec.pool)
     return maps
 
@@ -61,15 +61,15 @@ def maps_of(net: OverFeat, image: Tensor) -> Tensor:
 def stage(net: OverFeat, maps: Tensor) -> Tensor:
     """The last pooling and the full layers at every offset, in torch alone."""
     rows = first_layer(net, maps)
-    for layer in net.fulls[1:]:
+    for layer in net.fc_layers[1:]:
         rows = F.conv2d(rows, layer.weight, layer.bias)
-        rows = rows if layer is net.fulls[-1] else rows.relu_()
+        rows = rows if layer is net.fc_layers[-1] else rows.relu_()
     return rows
 
 
 def first_layer(net: OverFeat, maps: Tensor) -> Tensor:
     """Of these the first: pooling at every offset and the skip-kernel convolution."""
-    size, first = net.architecture.pool, net.fulls[0]
+    size, first = net.architecture.pool, net.fc_layers[0]
     return F.conv2d(F.max_pool2d(maps, size, 1), first.weight, first.bias, dilation=size).relu_()
 
 
@@ -77,14 +77,14 @@ def offset_loop(net: OverFeat, maps: Tensor, layers: int | None = None) -> Tenso
     """The same, once for each offset of the last pooling, and interleaved: the paper's way; layers: so many of them."""
     size, kernel = net.architecture.pool, net.architecture.kernel
     rows, columns = (side - size * kernel + 1 for side in maps.shape[2:])
-    fulls = net.fulls[:layers]
-    output = maps.new_empty(len(maps), fulls[-1].weight.shape[0], rows, columns)
+    fc_layers = net.fc_layers[:layers]
+    output = maps.new_empty(len(maps), fc_layers[-1].weight.shape[0], rows, columns)
     for y in range(size):
         for x in range(size):
             hidden = F.max_pool2d(maps[:, :, y:, x:], size)
-            for layer in fulls:
+            for layer in fc_layers:
                 hidden = F.conv2d(hidden, layer.weight, layer.bias)
-                if layer is not net.fulls[-1]:
+                if layer is not net.fc_layers[-1]:
                     hidden = hidden.relu_()
             output[:, :, y::size, x::size] = hidden
     return output
@@ -93,7 +93,7 @@ def offset_loop(net: OverFeat, maps: Tensor, layers: int | None = None) -> Tenso
 def windows_alone(net: OverFeat, windows: Tensor) -> Tensor:
     """Windows, as they are trained on, in torch alone: [N, classes]."""
     rows = F.max_pool2d(maps_of(net, windows), net.architecture.pool).permute(0, 2, 3, 1).flatten(1)
-    for layer in net.fulls:  # channels last, as the weights lie in memory
+    for layer in net.fc_layers:  # channels last, as the weights lie in memory
         rows = F.linear(rows, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
-        rows = rows if layer is net.fulls[-1] else rows.relu_()
+        rows = rows if layer is net.fc_layers[-1] else rows.relu_()
     return rows

@@ -67,7 +67,7 @@ class Machine:
     def fast(self) -> bool:
         """Whether overfeat.fast has a backend for this device; a word about it where it has none."""
         probe = torch.zeros(1, 8, 30, 30, device=self.device)
-        there = ops.chosen("skip_classifier_rows", probe, 3) != "torch"
+        there = ops.chosen("skip_classifier_flat", probe, 3) != "torch"
         if not there:
             self.run.leave_out(FAST, "it has no backend for this device; `overfeat.fast.status()` says why")
         return there
@@ -102,7 +102,7 @@ class Machine:
         net = _without_weights(name).to_empty(device=self.device)
         noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.no_grad():
-            for layer in (*net.convs, *net.fulls):
+            for layer in (*net.conv_layers, *net.fc_layers):
                 weight = layer.weight
                 values = noise.repeat(-(-weight.numel() // PERIOD))[: weight.numel()].view(weight.shape)
                 weight.copy_(values * (2 / weight[0].numel()) ** 0.5)
@@ -158,7 +158,7 @@ def _without_weights(name: str) -> OverFeat:
 
 @functools.cache
 def weight_bytes(name: str, layers: str = "") -> int:
-    """Bytes of a net's float32 weights; layers: "fulls" or "fulls.0", for those alone."""
+    """Bytes of a net's float32 weights; layers: "fc_layers" or "fc_layers.0", for those alone."""
     return sum(4 * p.numel() for n, p in _without_weights(name).named_parameters() if n.startswith(layers))
 
 
@@ -217,7 +217,7 @@ def classifier(machine: Machine) -> Iterator[Case]:
             yield Case(
                 "classifier", "first full layer", f"scale {number}: {counts['places']} windows", LOOP, ways,
                 partial(call, _only_made), dtype, 2 * counts["first"],
-                (weight_bytes("accurate", "fulls.0") + outputs) * dtype.itemsize / 4,
+                (weight_bytes("accurate", "fc_layers.0") + outputs) * dtype.itemsize / 4,
             )  # fmt: skip
         if machine.quick:
             continue
@@ -233,7 +233,7 @@ def classifier(machine: Machine) -> Iterator[Case]:
         yield Case(
             "classifier", "all full layers", f"six scales: {places} windows", LOOP, ways, partial(on_all, _only_made),
             dtype, 2 * sum(count["first"] + count["rest"] for count in counts),
-            (weight_bytes("accurate", "fulls") + 4 * CLASSES * places) * dtype.itemsize / 4,
+            (weight_bytes("accurate", "fc_layers") + 4 * CLASSES * places) * dtype.itemsize / 4,
         )  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def _step(function: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, windows
     with torch.enable_grad():
         scores = function(net, windows)
         F.cross_entropy(scores, torch.arange(len(scores), device=scores.device) % CLASSES).backward()
-    gradients = [layer.weight.grad[:COMPARED].clone() for layer in (*net.convs, *net.fulls)]
+    gradients = [layer.weight.grad[:COMPARED].clone() for layer in (*net.conv_layers, *net.fc_layers)]
     net.zero_grad(set_to_none=True)
     return gradients
 
@@ -342,7 +342,7 @@ def _vote(windows: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, image: T
 
 
 def _our_first_layer(net: OverFeat, maps: Tensor) -> Tensor:
-    return ops.skip_classifier(maps, net.fulls[0].weight, net.fulls[0].bias, net.architecture.pool)
+    return ops.skip_classifier(maps, net.fc_layers[0].weight, net.fc_layers[0].bias, net.architecture.pool)
 
 
 def _our_scores(net: OverFeat, windows: Tensor) -> Tensor:

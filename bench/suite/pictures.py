@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from bench.suite.cases import COMPILED, DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 
 HUES = {
     FAST: "#d1495b", DIRECT: "#e88b97", OURS: "#edae49", EAGER: "#30638e", COMPILED: "#00798c", LOOP: "#8d96a3",
@@ -87,5 +87,5 @@ def _number(row: dict) -> int:
 
 
 def _write(figure: Figure, results: dict, path: Path) -> None:
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overfeat"}), replacing(path) as part:
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overfeat"}), atomic_write(path) as part:
         figure.savefig(part, format="svg", metadata={"Date": None, "Description": digest(results)})

@@ -17,7 +17,7 @@ from bench.common import peak_beyond
 from bench.tolerance import Tensors, assert_matches
 from overfeat.errors import InputError
 from overfeat.fast import status
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.profiling.measure import machine, summary, synchronize
 from overfeat.profiling.peaks import ceilings
 
@@ -113,7 +113,7 @@ class Run:
         ways = {name: way for name, way in case.ways.items() if self.wanted is None or name in self.wanted}
         if not ways:
             return
-        torch.compiler.reset()  # it compiles a function for so many shapes only
+        torch.compiler.init_weights()  # it compiles a function for so many shapes only
         dtype = str(case.dtype).removeprefix("torch.")
         if dtype not in self.results["ceilings"]:
             self._ceiling(dtype)
@@ -251,7 +251,7 @@ class Run:
 
     def save(self) -> None:
         if self.out:
-            with replacing(self.out) as part:
+            with atomic_write(self.out) as part:
                 part.write_text(json.dumps(self.results, indent=1) + "\n")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from overfeat.data.image_cache import CACHE_BYTES, ImageStore, resize_shorter
+from overfeat.data.image_cache import CACHE_BYTES, ImageCache, resize_shorter
 from overfeat.data.image_folder import ImageFolder, align, read_image_folder
 from overfeat.data.readers.ilsvrc import read_ilsvrc
 from overfeat.errors import InputError
@@ -50,7 +50,7 @@ def fit_classes(net: OverFeat, folder: ImageFolder, std: float) -> bool:
     """
     if sorted(net.class_names) == sorted(folder.class_names):
         return False
-    net.replace_classes(folder.class_names, std)
+    net.reset_classifier(folder.class_names, std)
     return True
 
 
@@ -96,7 +96,7 @@ class CropDataset(Dataset):
         if crops < 1:
             raise InputError(f"--crops must be at least 1, not {crops}")
         self.window, self.resize, self.crops, self.flip, self.seed = window, resize, crops, flip, seed
-        self.store = ImageStore(folder, resize, max_pixels, cache_bytes)
+        self.store = ImageCache(folder, resize, max_pixels, cache_bytes)
 
     def __len__(self) -> int:
         return len(self.store.folder) * self.crops * (2 if self.flip else 1)
@@ -115,9 +115,9 @@ class CropDataset(Dataset):
         image = image.flip(-1) if mirror else image.contiguous()
         return {"image": image, "label": label, "unreadable": number if number in self.store.bad else -1}
 
-    def complaint(self, number: int) -> tuple[str, str]:
+    def error_for(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""
-        return self.store.complaint(number)
+        return self.store.error_for(number)
 
     def _usable(self, number: int, part: float) -> tuple[Tensor, int]:
         """The image resized, or the next that can be used, and its label."""
@@ -148,7 +148,7 @@ class CentreDataset(Dataset):
     ):
         check_sizes(window, short_side, short_side)
         self.window, self.short_side = window, short_side
-        self.store = ImageStore(folder, (short_side, short_side), max_pixels, cache_bytes)
+        self.store = ImageCache(folder, (short_side, short_side), max_pixels, cache_bytes)
 
     def __len__(self) -> int:
         return len(self.store.folder)
@@ -161,9 +161,9 @@ class CentreDataset(Dataset):
         image = centre_crop(image, self.window, self.short_side).contiguous()
         return {"image": image, "label": self.store.folder.samples[number][1], "unreadable": -1}
 
-    def complaint(self, number: int) -> tuple[str, str]:
+    def error_for(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""
-        return self.store.complaint(number)
+        return self.store.error_for(number)
 
 
 def check_sizes(window: int, low: int, high: int) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from overfeat.classification.predict import centre_crop, scale_scores, ten_views
 from overfeat.data.images import MAX_PIXELS, read_image
 from overfeat.dense.tiling import MEMORY
-from overfeat.errors import InputError, named
+from overfeat.errors import InputError, with_path
 from overfeat.metrics.classification import error_rates
 from overfeat.models.architecture import Stride
 from overfeat.models.overfeat import OverFeat
@@ -29,7 +29,7 @@ WAYS = ("centre crop", "10 views", *list(DENSE_WAYS)[:4])  # those that are comp
 ALL_WAYS = ("centre crop", "10 views", *DENSE_WAYS)
 
 
-def votes(
+def score_by_protocol(
     net: OverFeat,
     image: Tensor,
     ways: Sequence[str] = WAYS,
@@ -43,7 +43,7 @@ def votes(
         numbers = sorted(set().union(*dense.values()))
         if not numbers:
             continue
-        by_scale = scale_scores(net, image, numbers, flip, stride, memory).view(len(numbers), -1, net.classes)
+        by_scale = scale_scores(net, image, numbers, flip, stride, memory).view(len(numbers), -1, net.num_classes)
         for way, chosen in dense.items():
             found[way] = by_scale[[numbers.index(n) for n in chosen]].mean(dim=(0, 1))
     if "centre crop" in ways:
@@ -75,9 +75,9 @@ def evaluate_classifier(
     for path, label in tqdm(samples, unit="image", file=sys.stderr, disable=None):
         try:
             image = read_image(path, max_pixels)
-            members = [votes(net, image, ways, flip, memory) for net in nets]
+            members = [score_by_protocol(net, image, ways, flip, memory) for net in nets]
         except InputError as error:
-            unreadable.append(named(path, error))
+            unreadable.append(with_path(path, error))
             continue
         for way in ways:
             scores[way].append(torch.stack([member[way] for member in members]).mean(dim=0))

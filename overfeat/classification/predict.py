@@ -12,7 +12,7 @@ from overfeat.dense.scales import Scale
 from overfeat.dense.tiling import MEMORY
 from overfeat.errors import InputError
 from overfeat.models.architecture import Stride
-from overfeat.models.overfeat import OverFeat, batch_of, evaluating
+from overfeat.models.overfeat import OverFeat, as_batch, eval_mode
 
 VIEWS_AT_ONCE = 32  # images whose crops are held together
 Nets = OverFeat | Sequence[OverFeat]
@@ -54,7 +54,7 @@ def scale_scores(
     Arguments as in `classify`, but one net and images of one size. Gives [scales * flips, N,
     classes], in the order of `dense.grids`; `classify` is the mean over the first axis.
     """
-    images = batch_of(images)
+    images = as_batch(images)
     return best_scores(net, images, grids(net, tuple(images.shape[2:]), scales, flip, stride), stride, memory)
 
 
@@ -82,13 +82,13 @@ def _views(net: OverFeat, batch: Tensor, places: Sequence[tuple[float, float]], 
     window = net.architecture.window
     if len(batch) > VIEWS_AT_ONCE:
         return torch.cat([_views(net, part, places, flip) for part in batch.split(VIEWS_AT_ONCE)])
-    batch = resize_short_side(batch, net.architecture.short_side).to(net.convs[0].weight.device)
+    batch = resize_short_side(batch, net.architecture.short_side).to(net.device)
     crops = []
     for y, x in places:
         top, left = round(y * (batch.shape[2] - window)), round(x * (batch.shape[3] - window))
         crop = batch[:, :, top : top + window, left : left + window]
         crops += [crop, crop.flip(-1)] if flip else [crop]
-    with evaluating(net):
+    with eval_mode(net):
         scores = net(torch.cat(crops)).float().softmax(dim=1).flatten(1)
     return scores.view(len(crops), len(batch), -1).mean(dim=0)
 
@@ -102,14 +102,14 @@ def _vote(nets: Nets, images: Images, vote: Callable[[OverFeat, Tensor], Tensor]
         if net.class_names != nets[0].class_names:
             raise InputError("the nets of a committee must have the same classes in the same order")
     if isinstance(images, Tensor):
-        batches = [(slice(None), batch_of(images))]
-        count = len(batch_of(images))
+        batches = [(slice(None), as_batch(images))]
+        count = len(as_batch(images))
     else:
         count, sizes = len(images), {}
         for i, image in enumerate(images):
             sizes.setdefault((tuple(image.shape[-2:]), image.dtype), []).append(i)
-        batches = [(alike, torch.cat([batch_of(images[i]) for i in alike])) for alike in sizes.values()]
-    scores = torch.empty(count, nets[0].classes, device=nets[0].convs[0].weight.device)
+        batches = [(alike, torch.cat([as_batch(images[i]) for i in alike])) for alike in sizes.values()]
+    scores = torch.empty(count, nets[0].num_classes, device=nets[0].conv_layers[0].weight.device)
     for where, batch in batches:
         scores[where] = torch.stack([vote(net, batch).to(scores.device) for net in nets]).mean(dim=0)
     return scores

@@ -14,7 +14,7 @@ from overfeat.models import checkpoint
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.overfeat import OverFeat
 from overfeat.training.config import TrainConfig
-from overfeat.training.sampler import Unreadable, mean_over, validation_loader
+from overfeat.training.sampler import SkippedFiles, evaluate_means, validation_loader
 
 
 class ClassifierTask:
@@ -25,7 +25,7 @@ class ClassifierTask:
     crops. Raises InputError where classes, sizes or files do not fit.
     """
 
-    judged_by = "validation_top1_error"
+    monitor = "validation_top1_error"
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ClassifierTask:
         self.data = CropDataset(data, window, resize, crops, flip, config.seed, max_pixels)
         self.data.store.check()
         self.validation = validation and CentreDataset(validation, window, short_side, max_pixels)
-        self.unreadable = Unreadable()
+        self.unreadable = SkippedFiles()
         known = ARCHITECTURES.get(net.architecture.name)
         self.settings = {
             "net": known.name if known == net.architecture else net.architecture.to_json(),
@@ -83,7 +83,7 @@ class ClassifierTask:
         if self.validation is None:
             return {}
         device = next(self.module.parameters()).device
-        means = mean_over(self._loader, self._score, device, self.unreadable)
+        means = evaluate_means(self._loader, self._score, device, self.unreadable)
         figures = {f"validation_{key}": value for key, value in means.items()}
         return {**figures, "unreadable": sorted(self.unreadable.files)}
 

@@ -10,7 +10,7 @@ from overfeat.classification.predict import centre_crop, classify, ten_views
 from overfeat.cli import common, features
 from overfeat.data.images import read_image
 from overfeat.errors import InputError
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 
 
 def add_parser(commands) -> None:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     def work(path: Path) -> None:
         best = top_classes(vote(net, read_image(path, args.max_pixels), args), net.class_names, args.top)
         if output:
-            with replacing(output(path)) as part:
+            with atomic_write(output(path)) as part:
                 part.write_text(json.dumps({"image": str(path), "classes": best}, indent=1))
         if len(images) > 1:
             print(path)

@@ -19,9 +19,9 @@ from overfeat.data.readers.ilsvrc import read_ilsvrc_boxes
 from overfeat.data.resize import resize_short_side
 from overfeat.dense.scales import Scale
 from overfeat.dense.tiling import MEMORY
-from overfeat.errors import InputError, WriteError, named, some
-from overfeat.files import make_folder, replacing
-from overfeat.models.box_regressor import Regressor
+from overfeat.errors import InputError, WriteError, shorten, with_path
+from overfeat.files import atomic_write, ensure_dir
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.checkpoint import find_regressor, load, load_multibox
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
@@ -128,14 +128,14 @@ def read_boxes(
         if not args.boxes:
             raise InputError("--devkit needs --boxes, the folder of ILSVRC's XML files")
         part = "train" if splits == TRAINING else "validation"
-        found = read_ilsvrc_boxes(args.devkit, path, boxes or args.boxes, part, skip_bad=args.skip_bad)
+        found = read_ilsvrc_boxes(args.devkit, path, boxes or args.boxes, part, skip_invalid=args.skip_invalid)
     else:
         there = splits_in(path)
         split = split or next((name for name in splits if name in there), None)
         if split is None and there:
-            raise InputError(f"{path}: has none of the splits {', '.join(splits)}, but {some(there)}; name the file, "
+            raise InputError(f"{path}: has none of the splits {', '.join(splits)}, but {shorten(there)}; name the file, "
                              "or the split with --split")  # fmt: skip
-        found = read_annotations(path, images or args.images, split, skip_bad=args.skip_bad)
+        found = read_annotations(path, images or args.images, split, skip_invalid=args.skip_invalid)
     tell_problems(found, "bad annotations")
     return found
 
@@ -156,8 +156,8 @@ def splits_in(folder: Path) -> list[str]:
 
 def adopt_names(net: OverFeat, names: Sequence[str]) -> None:
     """Give a net without class names, as the released ones are, those of the data; they are in one order."""
-    if net.class_names == [f"class {i}" for i in range(net.classes)]:
-        net.class_names = list(names[: net.classes])
+    if net.class_names == [f"class {i}" for i in range(net.num_classes)]:
+        net.class_names = list(names[: net.num_classes])
 
 
 def positive(text: str) -> int:
@@ -201,18 +201,18 @@ def load_net(args: argparse.Namespace) -> OverFeat:
     else:
         net = load(args.weights or SHIPPED_WEIGHTS)
     if args.labels:
-        net.class_names = read_labels(args.labels, net.classes)
+        net.class_names = read_labels(args.labels, net.num_classes)
     return net.to(choose_device(args.device))
 
 
-def load_detector(args: argparse.Namespace) -> tuple[OverFeat, Regressor]:
+def load_detector(args: argparse.Namespace) -> tuple[OverFeat, BoxRegressor]:
     """The detector that the flags name, on the device that they name."""
     args.weights = args.weights or SHIPPED_DETECTOR
     net, regressor = load_net(args), find_regressor(args.weights)
     if regressor is None or not net.background:
         lacks = "no box regressor" if regressor is None else "no background class"
         raise InputError(f"{args.weights}: no detector, since it has {lacks}; train one with `overfeat train detector`")
-    return net, regressor.to(net.convs[0].weight.device)
+    return net, regressor.to(net.device)
 
 
 def load_boxes(args: argparse.Namespace) -> tuple[MultiBox, OverFeat | None]:
@@ -280,7 +280,7 @@ def over_images(
         except InputError as error:
             if len(images) == 1:
                 raise
-            message = named(path, error)
+            message = with_path(path, error)
             failed.append(message)
             tqdm.write(f"skipped: {message}", file=sys.stderr)
     if failed:
@@ -311,7 +311,7 @@ def result_folder(
             raise InputError(f"{other} and {path} would both write {path.name}{suffix}; run them into two folders")
     if beside and folder.resolve() in {path.resolve().parent for path in images}:
         raise InputError(f"{folder}: holds the images themselves; choose another folder for what comes out of them")
-    make_folder(folder)
+    ensure_dir(folder)
     settings = {**settings, "folders": sorted({str(path.resolve().parent) for path in images})}
     note = folder / NOTE
     text = json.dumps(settings, indent=1, sort_keys=True)
@@ -320,7 +320,7 @@ def result_folder(
         foreign = [name for name in results if (folder / name).exists()]
         if foreign:
             raise InputError(f"{folder}: holds {foreign[0]} of something else; choose another folder")
-        with replacing(note) as part:
+        with atomic_write(note) as part:
             part.write_text(text)
     elif note.read_bytes() != text.encode():
         raise InputError(f"{folder}: holds results of other settings (see {note.name}); choose another folder")

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{args.source}: of which net? say --net {' or --net '.join(RELEASED_FILES)}")
         net = load_released(args.source, name)
     if args.labels:
-        net.class_names = read_labels(args.labels, net.classes)
+        net.class_names = read_labels(args.labels, net.num_classes)
     if args.target.suffix == ".safetensors":
         save(net, args.target, torch.float16 if args.half else None, regressor)
     elif net.architecture.name in RELEASED_FILES:
@@ -68,5 +68,5 @@ def run(args: argparse.Namespace) -> int:
             "let the name end in .safetensors"
         )
     boxes = regressor and ("with boxes" if args.target.suffix == ".safetensors" else "without its boxes")
-    print(f"{args.target}: {net.architecture.name} net, {net.classes} classes{f', {boxes}' if boxes else ''}")
+    print(f"{args.target}: {net.architecture.name} net, {net.num_classes} classes{f', {boxes}' if boxes else ''}")
     return 0

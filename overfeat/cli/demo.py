@@ -14,7 +14,7 @@ from overfeat.dense.candidates import candidates
 from overfeat.dense.detections import guesses, merge
 from overfeat.dense.evaluate import score_maps
 from overfeat.detection.predict import detect
-from overfeat.files import make_folder
+from overfeat.files import ensure_dir
 from overfeat.models.checkpoint import load, load_regressor
 
 SCENES = common.ASSETS / "scenes"
@@ -42,7 +42,7 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    make_folder(args.out)
+    ensure_dir(args.out)
     _one_digit(args.out)
     _many_digits(args.out)
     print(f"pictures in {args.out.resolve()}")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _one_digit(out: Path) -> None:
     net, regressor = load(common.SHIPPED_WEIGHTS), load_regressor(common.SHIPPED_WEIGHTS)
     scenes = list_images(SCENES)
-    print(f"{len(scenes)} scenes, six scales, fine stride, {net.architecture.name} net of {net.classes} classes")
+    print(f"{len(scenes)} scenes, six scales, fine stride, {net.architecture.name} net of {net.num_classes} classes")
     for path in scenes:
         image = read_image(path)
         scores = classify(net, image)[0]
@@ -74,8 +74,8 @@ def _one_digit(out: Path) -> None:
 def _many_digits(out: Path) -> None:
     net, regressor = load(common.SHIPPED_DETECTOR), load_regressor(common.SHIPPED_DETECTOR)
     crowds = read_coco(CROWDS)
-    zooms = ", ".join(f"{zoom:g}" for zoom in net.zooms)
-    print(f"{len(crowds)} scenes with none to eight digits, searched at {zooms} times their size, fine stride")
+    scale_factors = ", ".join(f"{zoom:g}" for zoom in net.scale_factors)
+    print(f"{len(crowds)} scenes with none to eight digits, searched at {scale_factors} times their size, fine stride")
     for sample in crowds.samples:
         image, picture = sample.read(), out / f"{sample.path.stem}-objects.png"
         found = detect(net, regressor, image)

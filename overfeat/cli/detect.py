@@ -17,7 +17,7 @@ from overfeat.data.readers.coco import coco_ids
 from overfeat.dense.detections import Detections
 from overfeat.detection.predict import AVERAGE, LEAST, OVERLAP, THRESHOLDS, detect
 from overfeat.errors import InputError
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.multibox.predict import CROPS, TOP, detect_multibox, names_of
 from overfeat.multibox.predict import OVERLAP as OVERLAP_OF_BOXES
 from overfeat.ops import AVERAGES
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         if output:
             detections(image, found, names, path.name, args.out / f"{path.name}.png")
-            with replacing(output(path)) as part:
+            with atomic_write(output(path)) as part:
                 part.write_text(json.dumps({"image": str(path), "objects": objects}, indent=1))
         if len(images) > 1:
             print(path)
@@ -203,5 +203,5 @@ def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[st
             ids = {"image_id": images[name], "category_id": classes[thing["class"]]}
             box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
             results.append({**ids, "bbox": box, "score": thing["score"], "file_name": name, "category": thing["class"]})
-    with replacing(folder / COCO) as part:
+    with atomic_write(folder / COCO) as part:
         part.write_text(json.dumps(results))

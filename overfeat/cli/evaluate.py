@@ -13,11 +13,11 @@ from overfeat.cli.localize import add_merge_options, fraction
 from overfeat.data.annotated import Annotated, align_boxes
 from overfeat.data.image_folder import align, read_image_folder
 from overfeat.data.images import MAX_PIXELS
-from overfeat.data.readers.ilsvrc import read_blacklist, read_ilsvrc, read_pairs
-from overfeat.data.walk import spaced
+from overfeat.data.readers.ilsvrc import read_ignore_list, read_ilsvrc, read_pairs
+from overfeat.data.walk import subsample
 from overfeat.detection.evaluate import evaluate_detection
 from overfeat.errors import InputError
-from overfeat.files import Journal, check_result, replacing
+from overfeat.files import Journal, atomic_write, check_result
 from overfeat.localization.evaluate import evaluate_localization
 from overfeat.metrics.classification import error_table
 from overfeat.metrics.report import precision_table
@@ -116,7 +116,7 @@ def _add_localization(tasks) -> None:
         epilog="example: overfeat evaluate localization --data scenes/test.json --weights run/net.safetensors",
     )
     _add_annotated(parser)
-    parser.add_argument("--blacklist", type=Path, metavar="FILE", help="numbers of images not to count, one a line")
+    parser.add_argument("--ignore_list", type=Path, metavar="FILE", help="numbers of images not to count, one a line")
     add_merge_options(parser)
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the results as JSON")
     parser.set_defaults(run=_run_localization)
@@ -126,16 +126,16 @@ def _run_localization(args: argparse.Namespace) -> int:
     if args.out:
         check_result(args.out)
     net = common.load_net(args)
-    regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.convs[0].weight.device)
+    regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.device)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
     if args.devkit:
         common.adopt_names(net, data.class_names)
     data = align_boxes(data, net.class_names)
     names = ("scales", "flip", "stride", "threshold", "match", "average", "share")
     options = {name: getattr(args, name) for name in names}
-    blacklist = read_blacklist(args.blacklist) if args.blacklist else ()
+    ignore_list = read_ignore_list(args.ignore_list) if args.ignore_list else ()
     results = evaluate_localization(
-        net, regressor, data, blacklist, args.max_pixels, args.limit, memory=args.memory << 20, **options
+        net, regressor, data, ignore_list, args.max_pixels, args.limit, memory=args.memory << 20, **options
     )
     print(f"{results['images']} images of {args.data}")
     print(error_table({"localization": results["errors"]}))
@@ -152,7 +152,7 @@ def _add_detector(tasks) -> None:
     )
     _add_annotated(parser)
     parser.add_argument(
-        "--blacklist", type=Path, metavar="FILE",
+        "--ignore_list", type=Path, metavar="FILE",
         help="ILSVRC's: lines of an image's number from 1 and a class that is not to count there",
     )  # fmt: skip
     add_detection_options(parser)
@@ -168,15 +168,15 @@ def _run_detector(args: argparse.Namespace) -> int:
     _check_places(args, ("ap", "unreadable"))
     net, regressor = common.load_detector(args)
     data = common.read_boxes(args, args.data, common.TESTING, args.split)
-    if args.blacklist and data.problems:
-        raise InputError("--blacklist counts the images from 1, and some are left out; put them right instead")
+    if args.ignore_list and data.problems:
+        raise InputError("--ignore_list counts the images from 1, and some are left out; put them right instead")
     data = align_boxes(data, net.class_names[:-1])
     options = {name: getattr(args, name) for name in DETECTION_OPTIONS}
-    blacklist = read_pairs(args.blacklist) if args.blacklist else ()
+    ignore_list = read_pairs(args.ignore_list) if args.ignore_list else ()
     settings = {**options, **common.weights_note(args, net), **_of_data(data)}
     journal = _journal(args.out, settings)
     results = evaluate_detection(
-        net, regressor, data, blacklist, args.max_pixels, args.limit, journal, memory=args.memory << 20, **options
+        net, regressor, data, ignore_list, args.max_pixels, args.limit, journal, memory=args.memory << 20, **options
     )
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")
@@ -287,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
     if args.devkit:
         for net in nets:
             common.adopt_names(net, folder.class_names)
-    samples = spaced(align(folder, nets[0].class_names).samples, args.limit)
+    samples = subsample(align(folder, nets[0].class_names).samples, args.limit)
     results = evaluate_classifier(nets, samples, args.voting, args.flip, args.memory << 20, args.max_pixels)
     print(f"{results['images']} images of {args.data}, {len(nets)} net{'s' if len(nets) > 1 else ''}")
     print(error_table(results["errors"]))
@@ -299,7 +299,7 @@ def run(args: argparse.Namespace) -> int:
 def _kept(results: dict, out: Path | None) -> int:
     """Write the results where they are wanted and name what is not in them; gives the exit status."""
     if out:
-        with replacing(out) as part:
+        with atomic_write(out) as part:
             part.write_text(json.dumps(results, indent=1))
         print(f"written to {out}")
     for message in results["unreadable"]:

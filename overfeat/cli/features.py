@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from overfeat.cli import common
 from overfeat.errors import InputError
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         output = common.result_folder(args.out, images, settings, SUFFIXES[args.format])
 
     def work(path: Path) -> None:
-        image = common.read_for(net, path, args.max_pixels).to(net.convs[0].weight.device)
+        image = common.read_for(net, path, args.max_pixels).to(net.device)
         with torch.no_grad():
             features = net.layer_output(image[None], number)[0].cpu().contiguous()
         if output:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write(features: torch.Tensor, number: int, target: Path, file_format: str) -> None:
     """Write [channels, height, width] features to a file, atomically."""
-    with replacing(target) as part:
+    with atomic_write(target) as part:
         if file_format == "npz":
             with open(part, "wb") as file:
                 np.savez(file, features=features.numpy(), layer=number)

@@ -9,7 +9,7 @@ from overfeat.cli import common
 from overfeat.data.images import read_image
 from overfeat.dense.candidates import SHARE, THRESHOLD, TOP, candidates
 from overfeat.dense.detections import guesses, merge
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.models.checkpoint import load_regressor
 from overfeat.ops import AVERAGES
 from overfeat.ops.boxes import MATCHES
@@ -83,7 +83,7 @@ def fraction(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     net = common.load_net(args)
-    regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.convs[0].weight.device)
+    regressor = load_regressor(args.weights or common.SHIPPED_WEIGHTS).to(net.device)
     images = common.find_images(args.images)
     output = None
     if args.out:
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         if output:
             localization(image, raw, found, net.class_names, path.name, args.out / f"{path.name}.png")
-            with replacing(output(path)) as part:
+            with atomic_write(output(path)) as part:
                 part.write_text(json.dumps({"image": str(path), "guesses": entries}, indent=1))
         if len(images) > 1:
             print(path)

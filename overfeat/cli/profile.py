@@ -7,7 +7,7 @@ from pathlib import Path
 from overfeat.cli import common
 from overfeat.data.images import MAX_PIXELS
 from overfeat.errors import InputError
-from overfeat.files import check_result, make_folder, replacing
+from overfeat.files import atomic_write, check_result, ensure_dir
 from overfeat.models.checkpoint import find_regressor
 from overfeat.models.overfeat import build
 from overfeat.profiling.profile import REPEATS, profile
@@ -47,7 +47,7 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.out:
         figure_class()
-        make_folder(args.out)
+        ensure_dir(args.out)
         check_result(args.out / "profile.json", ("grids", "whole"))
         check_picture(args.out / "profile.png")
         check_result(args.out / "trace.json", ("traceEvents",))
@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> int:
     regressor = None
     if args.net:
         net = build(args.net).eval().to(choose_device(args.device))
-        net.reset(None)  # N(0, 0.01) fades to nothing over so many layers
+        net.init_weights(None)  # N(0, 0.01) fades to nothing over so many layers
     else:
         net = common.load_net(args)
         if not args.data_dir:
             regressor = find_regressor(args.weights or common.SHIPPED_WEIGHTS)
-            regressor = regressor and regressor.to(net.convs[0].weight.device)
+            regressor = regressor and regressor.to(net.device)
     image = common.read_for(net, args.image, args.max_pixels)
     trace = args.out and args.out / "trace.json"
     results = {"command": args.line} | profile(
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(table(results))
     if args.out:
-        with replacing(args.out / "profile.json") as part:
+        with atomic_write(args.out / "profile.json") as part:
             part.write_text(json.dumps(results, indent=1))
         stage_times(results, args.out / "profile.png")
         print(f"written to {args.out}")

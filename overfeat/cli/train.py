@@ -17,7 +17,7 @@ from overfeat.errors import InputError
 from overfeat.models import checkpoint
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.overfeat import OverFeat, build
-from overfeat.training.sampler import mix
+from overfeat.training.sampler import derive_seed
 from overfeat.training.trainer import train
 
 
@@ -113,14 +113,14 @@ def _run_classifier(args: argparse.Namespace) -> int:
     layer = f"; fine-tuning {args.source}" if args.source else ""
     if args.source and new:
         layer += " with a new last layer, since its classes are others"
-    tell(f"{net.architecture.name} net, {net.classes} classes, {len(data)} images{layer}")
+    tell(f"{net.architecture.name} net, {net.num_classes} classes, {len(data)} images{layer}")
     train(task, config, args.out, args.resume)
     return 0
 
 
 def _net(args: argparse.Namespace, data: ImageFolder) -> tuple[OverFeat, bool]:
     """The net to train, and whether its last layer is not that of --from."""
-    torch.manual_seed(mix(args.seed))
+    torch.manual_seed(derive_seed(args.seed))
     if args.source:
         net = checkpoint.load(args.source)
         if args.net not in (None, net.architecture.name):
@@ -131,7 +131,7 @@ def _net(args: argparse.Namespace, data: ImageFolder) -> tuple[OverFeat, bool]:
     std = args.init_std or ("he" if net.architecture.name == "small" else 0.01)
     std = None if std == "he" else std
     if not args.source:
-        net.reset(std)
+        net.init_weights(std)
     # He initialisation is for layers before a ReLU; as a last layer it makes the first losses, and
     # their gradients, several times too large.
     return net, fit_classes(net, data, std or 0.01)

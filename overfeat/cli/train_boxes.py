@@ -24,7 +24,7 @@ from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated, align_boxes, readable
 from overfeat.data.images import MAX_PIXELS
 from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
-from overfeat.dense.scales import FIT, MAX_ZOOM, zooms_for
+from overfeat.dense.scales import FIT, MAX_ZOOM, choose_scales
 from overfeat.detection.train import (
     NEGATIVES,
     TILES,
@@ -36,18 +36,18 @@ from overfeat.detection.train import (
     net_for,
     tiles_for,
 )
-from overfeat.errors import InputError, some
+from overfeat.errors import InputError, shorten
 from overfeat.localization.train import LOSSES, RegressorTask
 from overfeat.models import checkpoint
 from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat, build
-from overfeat.ops.boxes import FORMS
+from overfeat.ops.boxes import BOX_CODERS
 from overfeat.training.distributed import choose_device
-from overfeat.training.sampler import mix
+from overfeat.training.sampler import derive_seed
 from overfeat.training.trainer import train
 
-BOX_TRAINING = {"optimizer": "adam", "lr": 0.001, "epochs": 12, "halve_at": "6,8,10,11"}
+BOX_TRAINING = {"optimizer": "adam", "lr": 0.001, "epochs": 12, "lr_milestones": "6,8,10,11"}
 
 
 def add_regressor(heads) -> None:
@@ -140,7 +140,7 @@ def add_annotated(parser: argparse.ArgumentParser):
 
 def _add_boxes(head) -> None:
     """The flags of a box regressor."""
-    head.add_argument("--form", choices=tuple(FORMS), default="edges", help="how a box is written: its edges; or its "
+    head.add_argument("--form", choices=tuple(BOX_CODERS), default="edges", help="how a box is written: its edges; or its "
                       "centre and the logarithms of its sides")  # fmt: skip
     head.add_argument("--per-class", action="store_true", help="a box for every class; otherwise one for all")
     head.add_argument(
@@ -170,7 +170,7 @@ def read_checked(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]
     if validation:
         validation = align_boxes(validation, data.class_names, "the training data")
     check_names(data.class_names)  # before all images are read
-    data, validation = (found and readable(found, args.max_pixels, args.skip_bad) for found in (data, validation))
+    data, validation = (found and readable(found, args.max_pixels, args.skip_invalid) for found in (data, validation))
     for found in filter(None, (data, validation)):
         tell_problems(found, "images that cannot be read")
     return data, validation
@@ -184,9 +184,13 @@ def _run_regressor(args: argparse.Namespace) -> int:
     if args.devkit:
         adopt_names(net, data.class_names)
     data, validation = (found and align_boxes(found, net.class_names) for found in (data, validation))
-    torch.manual_seed(mix(args.seed))
-    regressor = Regressor(
-        net.architecture, net.object_classes if args.per_class else None, args.form, args.hidden, args.maps == "pooled"
+    torch.manual_seed(derive_seed(args.seed))
+    regressor = BoxRegressor(
+        net.architecture,
+        net.num_foreground_classes if args.per_class else None,
+        args.form,
+        args.hidden,
+        args.maps == "pooled",
     )
     regressor.dropout = args.dropout
     task = RegressorTask(
@@ -198,7 +202,7 @@ def _run_regressor(args: argparse.Namespace) -> int:
         loss=args.loss,
         scales=args.scales,
         stride=args.stride,
-        whole=args.through_net,
+        whole=args.train_backbone,
         max_pixels=args.max_pixels,
     )
     boxes = sum(len(sample.labels) for sample in data.samples)
@@ -211,7 +215,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     config = config_of(args)
     check_dropout(args.dropout)
     data, validation = read_checked(args)
-    torch.manual_seed(mix(args.seed))
+    torch.manual_seed(derive_seed(args.seed))
     net, regressor, source = _detector_start(args, data)
     tiles = args.tiles or tiles_for(len(data))
     task = DetectorTask(
@@ -221,7 +225,7 @@ def _run_detector(args: argparse.Namespace) -> int:
         config,
         validation,
         negatives=args.negatives,
-        count=args.negatives_count,
+        count=args.negatives_per_tile,
         tiles=tiles,
         stride=args.stride,
         fixed=args.fixed,
@@ -233,7 +237,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     return 0
 
 
-def _detector_start(args: argparse.Namespace, data: Annotated) -> tuple[OverFeat, Regressor, Path | None]:
+def _detector_start(args: argparse.Namespace, data: Annotated) -> tuple[OverFeat, BoxRegressor, Path | None]:
     """The net and the boxes that training starts from, and the file they are of."""
     source, cuda = args.source, choose_device(args.device).type == "cuda"
     if source is None and (args.net or net_for(longer_sides(data), cuda)) == "small":
@@ -247,11 +251,11 @@ def _detector_start(args: argparse.Namespace, data: Annotated) -> tuple[OverFeat
             raise InputError("--fixed leaves the feature layers as they are, so they must come from a trained net")
         source, known = None, None
         net = build(args.net or net_for(longer_sides(data), cuda), len(data.class_names))
-        net.reset(None if net.architecture.name == "small" else 0.01)
+        net.init_weights(None if net.architecture.name == "small" else 0.01)
     same = net.class_names[: len(data.class_names)] == data.class_names
     net = detector_from(net, data.class_names)
     net.flip, net.dropout = args.flip, args.dropout
-    net.zooms = args.scales or zooms_for(longer_sides(data), net.architecture.window)
+    net.scale_factors = args.scales or choose_scales(longer_sides(data), net.architecture.window)
     if args.context and net.context is None:
         net.add_context()
     elif not args.context:
@@ -259,7 +263,7 @@ def _detector_start(args: argparse.Namespace, data: Annotated) -> tuple[OverFeat
     classes = len(data.class_names) if args.per_class else None
     # Large windows have finer pooled maps, and unpooled ones would make most of the net's weights.
     pooled = args.maps == "pooled" if args.maps else net.architecture.name != "small"
-    regressor = Regressor(net.architecture, classes, args.form, args.hidden, pooled)
+    regressor = BoxRegressor(net.architecture, classes, args.form, args.hidden, pooled)
     if known and known.to_json() == regressor.to_json() and (classes is None or same):
         regressor = known
     return net, regressor, source
@@ -271,7 +275,7 @@ def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, tol
     easy = np.concatenate([sample.labels[~sample.difficult] for sample in data.samples])
     counts = np.bincount(easy, minlength=len(data.class_names))
     empty = sum(not len(sample.labels) for sample in data.samples)
-    zooms = ", ".join(f"{zoom:g}" for zoom in net.zooms)
+    scale_factors = ", ".join(f"{zoom:g}" for zoom in net.scale_factors)
     if "net" in told or ("source" in told and source):
         why_net = "as told"
     else:
@@ -282,28 +286,30 @@ def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, tol
         f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g}",
         f"net: {net.architecture.name}, window {window} px, {why_net} (--net), "
         + (f"starting from {source} (--from)" if source else "with new weights (--from)"),
-        f"sizes: images are searched at {zooms} times their size, {why_zooms} (--scales)",
+        f"sizes: images are searched at {scale_factors} times their size, {why_zooms} (--scales)",
         f"parts: {tiles} of each image and epoch, {'as told' if 'tiles' in told else f'for {TILES} or more'} (--tiles)",
     ]
     lost = int((~fitting(data, net)).sum())
     if lost:
         lines.append(f"warning: {lost} boxes are too small or too large for these sizes and teach little")
-    tiny = int((sides * max(net.zooms) < stride).sum())
+    tiny = int((sides * max(net.scale_factors) < stride).sum())
     if tiny:
         lines.append(f"warning: {tiny} boxes are smaller than the {stride} px between places, even at the largest size")
     height, width = max((sample.size for sample in data.samples), key=math.prod)
-    if height * width * max(net.zooms) ** 2 > MAX_RESIZED:
-        largest = f"{width}x{height} px is too large to be searched at {max(net.zooms):g} times its size"
+    if height * width * max(net.scale_factors) ** 2 > MAX_RESIZED:
+        largest = f"{width}x{height} px is too large to be searched at {max(net.scale_factors):g} times its size"
         lines.append(f"warning: an image of {largest}; cut it up, or give --scales")
     absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
     if absent:
-        lines.append(f"warning: classes without a box that is not difficult, which will never be found: {some(absent)}")
+        lines.append(
+            f"warning: classes without a box that is not difficult, which will never be found: {shorten(absent)}"
+        )
     return lines
 
 
 def _zooms(text: str) -> tuple[float, ...]:
     """An argparse type: "0.5,1.0" as (0.5, 1.0); 1 is refused, since elsewhere it is the first of six scales."""
-    zooms = scale_list(text)
-    if not all(isinstance(zoom, float) and zoom <= MAX_ZOOM for zoom in zooms):
+    scale_factors = scale_list(text)
+    if not all(isinstance(zoom, float) and zoom <= MAX_ZOOM for zoom in scale_factors):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of factors up to {MAX_ZOOM} such as 0.5,0.7,1.0")
-    return tuple(sorted(set(zooms)))
+    return tuple(sorted(set(scale_factors)))

@@ -16,10 +16,10 @@ from overfeat.models.checkpoint import load_any
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.multibox.data import BUCKETS, KINDS, SquareDataset
-from overfeat.multibox.matching import ALPHA, find_priors
-from overfeat.multibox.train import MATCHING, NETS, PRIOR_BOXES, BoxClassifierTask, MultiBoxTask, adopt
+from overfeat.multibox.matching import ALPHA, fit_priors
+from overfeat.multibox.train import MATCHING, NETS, PRIOR_BOXES, BoxClassifierTask, MultiBoxTask, copy_matching_weights
 from overfeat.ops.boxes import SQUARES
-from overfeat.training.sampler import mix
+from overfeat.training.sampler import derive_seed
 from overfeat.training.trainer import train
 
 SAMPLES = 4000  # in an epoch, at least
@@ -66,7 +66,13 @@ def add_multibox(heads) -> None:
     head.add_argument("--dropout", type=float, default=0.2, metavar="P", help="on the hidden layers")
     add_loop(parser)
     parser.set_defaults(
-        run=_run_multibox, optimizer="adagrad", lr=0.01, batch=32, epochs=12, halve_at="6,8,10,11", weight_decay=0.0
+        run=_run_multibox,
+        optimizer="adagrad",
+        lr=0.01,
+        batch=32,
+        epochs=12,
+        lr_milestones="6,8,10,11",
+        weight_decay=0.0,
     )
 
 
@@ -94,7 +100,9 @@ def add_box_classifier(heads) -> None:
     _add_net(head)
     head.add_argument("--dropout", type=float, default=0.2, metavar="P", help="on the hidden layers")
     add_loop(parser)
-    parser.set_defaults(run=_run_box_classifier, optimizer="adam", lr=0.001, batch=64, epochs=12, halve_at="6,8,10,11")
+    parser.set_defaults(
+        run=_run_box_classifier, optimizer="adam", lr=0.001, batch=64, epochs=12, lr_milestones="6,8,10,11"
+    )
 
 
 def _add_net(head) -> None:
@@ -126,10 +134,10 @@ def _run_multibox(args: argparse.Namespace) -> int:
         raise InputError("--fixed leaves the feature layers as they are, so they must come from a trained net")
     data, validation = read_checked(args)
     squares = args.squares or _multiple(len(BUCKETS), len(data))
-    torch.manual_seed(mix(args.seed))
+    torch.manual_seed(derive_seed(args.seed))
     model, known = _model(args, data, source, squares)
     task = MultiBoxTask(model, data, config, validation, args.matching, args.alpha, squares, args.max_pixels)
-    architecture, layers = model.net.architecture, len(model.net.convs) + len(model.net.fulls)
+    architecture, layers = model.net.architecture, len(model.net.conv_layers) + len(model.net.fc_layers)
     tell(
         f"data: {data.describe()}",
         f"net: {architecture.name}, squares of {model.side} px (--size), hidden layers of {list(architecture.hidden)} "
@@ -150,7 +158,7 @@ def _model(args: argparse.Namespace, data: Annotated, source: OverFeat | MultiBo
         architecture = NETS[architecture.name]
     if args.size or args.hidden is not None:
         try:
-            architecture = architecture.whole(args.size or architecture.window, args.hidden)
+            architecture = architecture.with_input_size(args.size or architecture.window, args.hidden)
         except ValueError as error:
             raise InputError(f"--size {args.size}: {error}; give a larger one") from error
     priors = None
@@ -158,17 +166,17 @@ def _model(args: argparse.Namespace, data: Annotated, source: OverFeat | MultiBo
         priors = earlier.priors
     elif args.priors:
         every = SquareDataset(data, architecture.window, squares, args.flip, args.seed).truths(PRIOR_BOXES)
-        priors = find_priors(every, args.predictions, args.seed)
+        priors = fit_priors(every, args.predictions, args.seed)
     model = MultiBox(architecture, args.predictions, data.class_names if args.per_class else None, priors)
     model.flip = args.flip
-    model.reset(None if architecture.name.startswith("small") else 0.01)
+    model.init_weights(None if architecture.name.startswith("small") else 0.01)
     model.net.dropout = args.dropout
     if of_source is None:
         return model, 0
-    known = adopt(model.net.convs, of_source.convs)
+    known = copy_matching_weights(model.net.conv_layers, of_source.conv_layers)
     if earlier and (earlier.boxes, earlier.class_names) == (model.boxes, model.class_names):
-        known += adopt(model.net.fulls, of_source.fulls)
-    model.net.convs[: known if args.fixed else 0].requires_grad_(False)
+        known += copy_matching_weights(model.net.fc_layers, of_source.fc_layers)
+    model.net.conv_layers[: known if args.fixed else 0].requires_grad_(False)
     return model, known
 
 
@@ -180,13 +188,13 @@ def _run_box_classifier(args: argparse.Namespace) -> int:
         raise InputError(f"{path}: gives boxes and knows no classes; start from a classifier or a detector")
     data, validation = read_checked(args)
     parts = args.parts or _multiple(KINDS, len(data))
-    torch.manual_seed(mix(args.seed))
+    torch.manual_seed(derive_seed(args.seed))
     net = source
     if net is None:
         net = build(args.net or "small", len(data.class_names))
-        net.reset(None if net.architecture.name == "small" else 0.01)
+        net.init_weights(None if net.architecture.name == "small" else 0.01)
     net = detector_from(net, data.class_names)
-    net.context, net.zooms = None, None
+    net.context, net.scale_factors = None, None
     net.flip, net.dropout = args.flip, args.dropout
     task = BoxClassifierTask(net, data, config, validation, parts, args.square, args.max_pixels)
     tell(

@@ -40,7 +40,7 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--halve-at",
         type=epochs,
-        default=",".join(map(str, DEFAULTS.halve_at)),
+        default=",".join(map(str, DEFAULTS.lr_milestones)),
         metavar="N,N,...",
         help="halve the rate after these epochs; '' for never",
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.data.images import MAX_PIXELS, read_image
-from overfeat.errors import InputError, named, some
+from overfeat.errors import InputError, shorten, with_path
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Annotated:
-    """Images with boxes, labels counting in class_names; problems: what skip_bad left out, a line each."""
+    """Images with boxes, labels counting in class_names; problems: what skip_invalid left out, a line each."""
 
     class_names: list[str]
     samples: list[Sample]
@@ -84,7 +84,7 @@ def align_boxes(annotated: Annotated, names: Sequence[str], whose: str = "the ne
     unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
     if unknown:
         raise InputError(
-            f"classes of the boxes that {whose} does not know: {some(unknown)}; rename them in the annotations"
+            f"classes of the boxes that {whose} does not know: {shorten(unknown)}; rename them in the annotations"
             + (", or the net's classes (--labels, `overfeat convert --labels`)" if whose == "the net" else "")
         )
     new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
@@ -92,18 +92,18 @@ def align_boxes(annotated: Annotated, names: Sequence[str], whose: str = "the ne
     return replace(annotated, class_names=list(names), samples=samples)
 
 
-def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_bad: bool = False) -> Annotated:
+def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_invalid: bool = False) -> Annotated:
     """The same data, once every image has been read, as training will; with progress.
 
     Images that cannot be read or have another size than stated raise InputError that names the first 20 of
-    them; with skip_bad they are left out, and `problems` holds them alone.
+    them; with skip_invalid they are left out, and `problems` holds them alone.
     """
 
     def problem(sample: Sample) -> str | None:
         try:
             sample.read(max_pixels)
         except InputError as error:
-            return named(sample.path, error)
+            return with_path(sample.path, error)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each holds an image
         found = pool.map(problem, annotated.samples)
@@ -111,9 +111,9 @@ def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_bad: bool 
         lines = list(bar)
     samples = [sample for sample, line in zip(annotated.samples, lines, strict=True) if line is None]
     lines = [line for line in lines if line is not None]
-    if lines and not (skip_bad and any(len(sample.labels) for sample in samples)):
+    if lines and not (skip_invalid and any(len(sample.labels) for sample in samples)):
         left = any(len(sample.labels) for sample in samples)
-        remedy = "leave them out: --skip-bad, or skip_bad=True" if left else "without them there is no box left"
+        remedy = "leave them out: --skip-bad, or skip_invalid=True" if left else "without them there is no box left"
         raise InputError(f"{len(lines)} of {len(annotated)} images cannot be used:{first_lines(lines)}\n{remedy}")
     return replace(annotated, samples=samples, problems=lines)
 

@@ -8,7 +8,7 @@ from torch.utils.data import get_worker_info
 from overfeat.data.image_folder import ImageFolder
 from overfeat.data.images import read_image
 from overfeat.data.resize import resize_short_side
-from overfeat.errors import InputError, named
+from overfeat.errors import InputError, with_path
 
 CACHE_BYTES = 10**9
 MAX_RESIZED = 40_000_000  # pixels; a 1 x 10,000 strip would otherwise become gigabytes
@@ -23,12 +23,12 @@ def resize_shorter(image: Tensor, short_side: int) -> Tensor:
     return resize_short_side(image[None], short_side)[0]
 
 
-class ImageStore:
+class ImageCache:
     """The images of a folder, each decoded once as long as they fit into `cache_bytes`.
 
     resize: the smallest and largest shorter side that will be asked for; where they are the same,
     images are kept resized. Workers share the budget, since each process holds its own part. check: called
-    with an image's number and the image; InputError from it makes the image one that cannot be used. latest: when
+    with an image's number and the image; InputError from it makes the image one that cannot be used. lru: when
     the budget is spent the images read first make room.
     """
 
@@ -39,9 +39,9 @@ class ImageStore:
         max_pixels: int | None,
         cache_bytes: int,
         check: Callable[[int, Tensor], None] | None = None,
-        latest: bool = False,
+        lru: bool = False,
     ):
-        self.folder, self.check_image, self.latest = folder, check, latest
+        self.folder, self.check_image, self.lru = folder, check, lru
         self.resize = resize
         self.limits = {} if max_pixels is None else {"max_pixels": max_pixels}
         self.cache_bytes = cache_bytes
@@ -62,20 +62,20 @@ class ImageStore:
             return None
         worker = get_worker_info()
         budget = self.cache_bytes // (worker.num_workers if worker else 1)
-        while self.latest and self.cached and self.used + image.nbytes > budget:
+        while self.lru and self.cached and self.used + image.nbytes > budget:
             self.used -= self.cached.pop(next(iter(self.cached))).nbytes
         if self.used + image.nbytes <= budget:
             self.cached[index] = image
             self.used += image.nbytes
         return image
 
-    def complaint(self, index: int) -> tuple[str, str]:
+    def error_for(self, index: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image that `get` gave None for."""
         path = self.folder.samples[index][0]
         try:
             self._read(index)
         except InputError as error:
-            return str(path), named(path, error)
+            return str(path), with_path(path, error)
         return str(path), f"{path}: could not be read a moment ago, and can be now"
 
     def check(self) -> None:

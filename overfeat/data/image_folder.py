@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overfeat.data.images import list_images
-from overfeat.errors import InputError, some
+from overfeat.errors import InputError, shorten
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def align(folder: ImageFolder, names: Sequence[str]) -> ImageFolder:
     missing = [name for name in names if name not in set(folder.class_names)]
     problems = []
     if unknown:
-        problems.append(f"classes of the images that the net does not know: {some(unknown)}")
+        problems.append(f"classes of the images that the net does not know: {shorten(unknown)}")
     if missing:
-        problems.append(f"classes of the net without images: {some(missing)}")
+        problems.append(f"classes of the net without images: {shorten(missing)}")
     if problems:
         raise InputError(f"{'; '.join(problems)}; folder names and class names must be the same")
     label_of = {name: label for label, name in enumerate(names)}
@@ -74,7 +74,7 @@ def gather_images(root: Path, names: list[str], folders: list[str]) -> ImageFold
         except InputError:
             empty.append(folder)
     if empty:
-        raise InputError(f"{root}: no images in the class folders {some(empty)}; add some, or remove the folders")
+        raise InputError(f"{root}: no images in the class folders {shorten(empty)}; add some, or remove the folders")
     return ImageFolder(list(names), samples)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from overfeat.data.annotated import Annotated, Sample
-from overfeat.data.image_cache import ImageStore
+from overfeat.data.image_cache import ImageCache
 from overfeat.data.image_folder import ImageFolder
 
 MAX_WORKERS = 8  # that share the memory for images without reading any twice
@@ -27,7 +27,7 @@ class PartDataset(Dataset, ABC):
     ):
         self.annotated, self.parts, self.seed = annotated, parts, seed
         folder = ImageFolder(annotated.class_names, [(sample.path, 0) for sample in annotated.samples])
-        self.store = ImageStore(folder, (side, side + 1), max_pixels, cache_bytes, self._check, latest=True)
+        self.store = ImageCache(folder, (side, side + 1), max_pixels, cache_bytes, self._check, lru=True)
         self.together = cache_bytes // MAX_WORKERS  # bytes of images whose parts come mixed
 
     def __len__(self) -> int:
@@ -69,9 +69,9 @@ class PartDataset(Dataset, ABC):
     def nothing(self) -> dict:
         """What stands in for an image that cannot be used."""
 
-    def complaint(self, number: int) -> tuple[str, str]:
+    def error_for(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""
-        return self.store.complaint(number)
+        return self.store.error_for(number)
 
     def _check(self, number: int, image: Tensor) -> None:
         self.annotated.samples[number].check(image)
@@ -94,7 +94,7 @@ def mirror_image(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
 
 
-def listed(samples: list[dict]) -> dict:
+def collate_list(samples: list[dict]) -> dict:
     """A batch of images of any sizes: a list of each of the items' values, and the tensor "unreadable"."""
     batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "unreadable"}
     return {**batch, "unreadable": torch.tensor([sample["unreadable"] for sample in samples])}

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from overfeat.data.annotated import Annotated, Sample
 from overfeat.data.images import MAX_PIXELS
-from overfeat.errors import InputError, named
+from overfeat.errors import InputError, with_path
 from overfeat.files import Journal
 
 
@@ -25,7 +25,7 @@ def each_image(
     limit, journal: see `evaluate_detection`. Raises InputError where no image can be used, or none with an object.
     """
     results, unreadable, done = [], [], {} if journal is None else journal.done
-    chosen = spaced(list(enumerate(data.samples)), limit)
+    chosen = subsample(list(enumerate(data.samples)), limit)
     if not any(len(sample.labels) for _, sample in chosen):
         raise InputError(f"no objects in the {len(chosen)} images, so there is nothing to find; give others")
     for place, sample in tqdm(chosen, unit="image", file=sys.stderr, disable=None):
@@ -34,7 +34,7 @@ def each_image(
             try:
                 result = work(sample.read(max_pixels))
             except InputError as error:
-                unreadable.append(named(sample.path, error))
+                unreadable.append(with_path(sample.path, error))
                 continue
             if journal is not None:
                 journal.add(key, result)
@@ -46,7 +46,7 @@ def each_image(
     return results, unreadable
 
 
-def spaced(samples: Sequence, limit: int | None) -> Sequence:
+def subsample(samples: Sequence, limit: int | None) -> Sequence:
     """`limit` of the samples, evenly spaced; all where there are no more, or the limit is None."""
     if not limit or limit >= len(samples):
         return samples

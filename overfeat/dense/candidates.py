@@ -10,11 +10,11 @@ from torch import Tensor
 from overfeat.dense.evaluate import box_parts
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import Scale
-from overfeat.dense.tiling import MEMORY, Part
+from overfeat.dense.tiling import MEMORY, Tile
 from overfeat.errors import InputError
 from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import Regressor
-from overfeat.models.overfeat import OverFeat, batch_of
+from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.overfeat import OverFeat, as_batch
 
 TOP = 5  # classes taken from each scale; guesses for an image
 # Both were chosen on validation scenes: bench/accuracy/localization.md.
@@ -42,7 +42,7 @@ class Candidates:
 
 def candidates(
     net: OverFeat,
-    regressor: Regressor,
+    regressor: BoxRegressor,
     image: Tensor,
     scales: Sequence[Scale] | None = None,
     flip: bool | None = None,
@@ -59,24 +59,24 @@ def candidates(
     best place in the image are left out; with 0 none are, as in the paper's words. least: so are those of places
     that score less than that. Other arguments as in `localize`.
     """
-    image = batch_of(image)
+    image = as_batch(image)
     if len(image) != 1:
         raise ValueError(f"one image at a time; these are {len(image)}")
     if regressor.architecture != net.architecture:
         raise InputError("the regressor is of another net; load both from one file")
-    classes = net.object_classes
-    if regressor.classes not in (None, classes):
-        raise InputError(f"the regressor is of {regressor.classes} classes, the net of {classes}")
+    classes = net.num_foreground_classes
+    if regressor.num_classes not in (None, classes):
+        raise InputError(f"the regressor is of {regressor.num_classes} classes, the net of {classes}")
     if not ((top is None or top >= 1) and 0 <= share <= 1 and 0 <= least <= 1):
         raise InputError(f"top is 1 or more, share and least between 0 and 1; not {top}, {share} and {least}")
     found = grids(net, tuple(image.shape[2:]), scales, flip, stride)
     mirrors = 2 if any(grid.flipped for grid in found) else 1
-    device = net.convs[0].weight.device
+    device = net.device
     best = torch.zeros(len(found) // mirrors, classes, device=device)
     before = [sum(math.prod(grid.shape) for grid in found[:i]) for i in range(len(found))]
     floor = torch.zeros(classes, device=device)
 
-    def choose(part: Part, scores: Tensor) -> Tensor:
+    def choose(part: Tile, scores: Tensor) -> Tensor:
         if not scores.isfinite().all():
             raise InputError("the net gives NaN scores; the image or the weights are broken")
         of_scale = best[part.grid // mirrors]
@@ -90,12 +90,12 @@ def candidates(
     for part, scores, chosen, boxes in box_parts(net, regressor, image, found, stride, memory, choose):
         scores = scores[chosen, :classes]
         place, label = (scores >= floor).nonzero(as_tuple=True)
-        of_class = label if regressor.classes else torch.zeros_like(label)
+        of_class = label if regressor.num_classes else torch.zeros_like(label)
         position, width = chosen.nonzero()[place, 0], part.columns.stop - part.columns.start
         row, column = part.rows.start + position // width, part.columns.start + position % width
         number = before[part.grid] + row * found[part.grid].shape[1] + column
         of_scale = torch.full_like(label, part.grid // mirrors)
-        parts.append((number * net.classes + label, boxes[place, of_class], scores[place, label], label, of_scale))
+        parts.append((number * net.num_classes + label, boxes[place, of_class], scores[place, label], label, of_scale))
     number, *values = (torch.cat(values) for values in zip(*parts, strict=True))
     order = number.argsort()  # whatever the tiles were
     every = Candidates(*values)[order]

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from overfeat.data.resize import resize
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import whole_size
+from overfeat.dense.scales import round_to_stride
 from overfeat.dense.tiling import part_features
 from overfeat.models.architecture import Stride
-from overfeat.models.overfeat import Around, OverFeat
+from overfeat.models.overfeat import ContextFeatures, OverFeat
 
 
 def half_resolution(net: OverFeat, images: Tensor, size: tuple[int, int]) -> Tensor | None:
@@ -16,21 +16,21 @@ def half_resolution(net: OverFeat, images: Tensor, size: tuple[int, int]) -> Ten
 
     None for a net without context, and where that is less than a window.
     """
-    sides = tuple(whole_size(net.architecture, side / 2) for side in size)
+    sides = tuple(round_to_stride(net.architecture, side / 2) for side in size)
     return None if net.context is None or min(sides) < net.architecture.window else resize(images, sides)
 
 
-def around(
+def context_features(
     net: OverFeat, half: Tensor | None, images: int, grid: Grid, rows: slice, columns: slice, stride: Stride
-) -> Around:
+) -> ContextFeatures:
     """What outputs [rows, columns] of a grid of so many images see of their surroundings.
 
     half: see `half_resolution`, not mirrored.
     """
-    device = net.convs[0].weight.device
+    device = net.device
     if half is None:
         places = images * (rows.stop - rows.start) * (columns.stop - columns.start)
-        return Around(None, torch.full((places,), -1, device=device))
+        return ContextFeatures(None, torch.full((places,), -1, device=device))
     there = Grid(grid.window, grid.stride, tuple(half.shape[2:]), grid.image, grid.flipped)
     spans, places = [], []
     for part, scaled, halved, last in zip((rows, columns), grid.scaled, there.scaled, there.shape, strict=True):
@@ -41,4 +41,4 @@ def around(
     height, width = (span.stop - span.start for span in spans)
     places = (places[0][:, None] * width + places[1]).flatten()
     places = (torch.arange(len(half))[:, None] * height * width + places).flatten()
-    return Around(part_features(net, half, there, *spans, stride), places.to(device))
+    return ContextFeatures(part_features(net, half, there, *spans, stride), places.to(device))

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from overfeat import ops, regions
 from overfeat.data.resize import resize
-from overfeat.dense.context import around, half_resolution
+from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.scales import Scale
-from overfeat.dense.tiling import MEMORY, Part, classifier_bytes, part_features, parts_of_grid
+from overfeat.dense.tiling import MEMORY, Tile, classifier_bytes, part_features, plan_tiles
 from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import Regressor
-from overfeat.models.overfeat import Around, OverFeat, batch_of, evaluating
+from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.overfeat import ContextFeatures, OverFeat, as_batch, eval_mode
 from overfeat.ops.boxes import decode, mirrored
 
 
@@ -44,10 +44,12 @@ def score_maps(
     memory: bytes for the maps in between; what needs more is evaluated in tiles, to the same
     result up to rounding. Raises InputError for sizes below the window or too little memory.
     """
-    images = batch_of(images)
+    images = as_batch(images)
     found = grids(net, tuple(images.shape[2:]), scales, flip, stride)
-    device = net.convs[0].weight.device
-    maps = [torch.empty(len(images), net.classes, *grid.shape, dtype=torch.float32, device=device) for grid in found]
+    device = net.device
+    maps = [
+        torch.empty(len(images), net.num_classes, *grid.shape, dtype=torch.float32, device=device) for grid in found
+    ]
     for part, scores in score_parts(net, images, found, stride, memory):
         maps[part.grid][part.batch, :, part.rows, part.columns] = scores
     return [ScoreMap(scores, grid) for scores, grid in zip(maps, found, strict=True)]
@@ -55,36 +57,36 @@ def score_maps(
 
 def score_parts(
     net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY
-) -> Iterator[tuple[Part, Tensor]]:
+) -> Iterator[tuple[Tile, Tensor]]:
     """The same scores in parts, each of one map [n, classes, h, w], as they are computed; nothing is held."""
-    for parts, logits, shapes, _ in _evaluated(net, images, found, stride, memory):
+    for parts, logits, shapes, _ in evaluate_tiles(net, images, found, stride, memory):
         rows = logits.float().softmax(dim=1).split([n * height * width for n, height, width in shapes])
         for part, shape, scores in zip(parts, shapes, rows, strict=True):
-            yield part, scores.view(*shape, net.classes).permute(0, 3, 1, 2)
+            yield part, scores.view(*shape, net.num_classes).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
 def box_parts(
     net: OverFeat,
-    regressor: Regressor,
+    regressor: BoxRegressor,
     images: Tensor,
     found: Sequence[Grid],
     stride: Stride,
     memory: int,
-    choose: Callable[[Part, Tensor], Tensor],
-) -> Iterator[tuple[Part, Tensor, Tensor, Tensor]]:
+    choose: Callable[[Tile, Tensor], Tensor],
+) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor]]:
     """The scores of each part [places, classes] with the boxes of some of its places.
 
     choose(part, scores): which, bool [places], counted image by image, line by line. Gives the part, scores
     and what was chosen, and the boxes [chosen, classes or 1, 4] in pixels of the images as given.
     """
-    for parts, logits, shapes, maps in _evaluated(net, images, found, stride, memory, [regressor]):
+    for parts, logits, shapes, maps in evaluate_tiles(net, images, found, stride, memory, [regressor]):
         scores = logits.float().softmax(dim=1).split([n * height * width for n, height, width in shapes])
         chosen = [choose(part, s) for part, s in zip(parts, scores, strict=True)]
         if not any(mask.any() for mask in chosen):
             continue
         places = [mask.nonzero()[:, 0] for mask in chosen]
-        with evaluating(regressor):
+        with eval_mode(regressor):
             values = regressor.rows(maps, stride, places)[0].float().split([len(p) for p in places])
         for part, shape, s, mask, p, v in zip(parts, shapes, scores, chosen, places, values, strict=True):
             grid = found[part.grid]
@@ -96,8 +98,8 @@ def box_parts(
 
 def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int = MEMORY) -> Tensor:
     """The largest score of each class over the places of each grid: [grids, N, classes] (section 3.3, i)."""
-    best = torch.zeros(len(found), len(images), net.classes, dtype=torch.float32, device=net.convs[0].weight.device)
-    for parts, logits, shapes, _ in _evaluated(net, images, found, stride, memory):
+    best = torch.zeros(len(found), len(images), net.num_classes, dtype=torch.float32, device=net.device)
+    for parts, logits, shapes, _ in evaluate_tiles(net, images, found, stride, memory):
         counts = [height * width for n, height, width in shapes for _ in range(n)]
         scores = regions.run("scores", ops.best_scores, logits, counts).split([n for n, _, _ in shapes])
         for part, of_images in zip(parts, scores, strict=True):
@@ -107,24 +109,29 @@ def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: St
 
 
 @torch.no_grad()
-def _evaluated(
-    net: OverFeat, images: Tensor, found: Sequence[Grid], stride: Stride, memory: int, heads: Sequence[Regressor] = ()
-) -> Iterator[tuple[list[Part], Tensor, list[tuple[int, int, int]], list[Tensor]]]:
+def evaluate_tiles(
+    net: OverFeat,
+    images: Tensor,
+    found: Sequence[Grid],
+    stride: Stride,
+    memory: int,
+    heads: Sequence[BoxRegressor] = (),
+) -> Iterator[tuple[list[Tile], Tensor, list[tuple[int, int, int]], list[Tensor]]]:
     """Parts, the class scores of all their places before the softmax, (n, h, w) of each part, and its last maps.
 
     Maps of several scales and flips pass through the classifier together, as many as fit. heads: for whose
     outputs, too, there must be memory.
     """
-    waiting: list[tuple[Part, Tensor, Around]] = []
+    waiting: list[tuple[Tile, Tensor, ContextFeatures]] = []
     taken = 0
     # A place's box is written, decoded and scaled before the next part comes.
-    outputs = 3 * net.classes + sum(16 * head.fulls[-1].out_channels for head in heads)
-    outputs += 3 * net.fulls[0].out_channels if net.context is not None else 0
+    outputs = 3 * net.num_classes + sum(16 * head.fc_layers[-1].out_channels for head in heads)
+    outputs += 3 * net.fc_layers[0].out_channels if net.context is not None else 0
 
     def flush():
-        with evaluating(net):
+        with eval_mode(net):
             parts, maps, seen = (list(values) for values in zip(*waiting, strict=True))
-            logits, shapes = net.classifier_rows(maps, stride, seen if net.context is not None else ())
+            logits, shapes = net.forward_head_flat(maps, stride, seen if net.context is not None else ())
         waiting.clear()
         return parts, logits, shapes, maps
 
@@ -134,14 +141,14 @@ def _evaluated(
             size, scaled, half = grid.scaled, None, None  # the last size makes room first
             scaled = regions.run("resize", resize, images, size)
             half = regions.run("resize", half_resolution, net, images, size)
-        for batch, rows, columns in parts_of_grid(net, len(images), grid, stride, memory, outputs):
+        for batch, rows, columns in plan_tiles(net, len(images), grid, stride, memory, outputs):
             cost = classifier_bytes(net, batch, rows, columns, stride, outputs)
             if waiting and taken + cost > memory // 2:
                 yield flush()
                 taken = 0
-            part = Part(number, batch, rows, columns)
+            part = Tile(number, batch, rows, columns)
             tile = scaled[batch]
-            seen = around(net, None if half is None else half[batch], len(tile), grid, rows, columns, stride)
+            seen = context_features(net, None if half is None else half[batch], len(tile), grid, rows, columns, stride)
             waiting.append((part, part_features(net, tile, grid, rows, columns, stride), seen))
             taken += cost
     if waiting:

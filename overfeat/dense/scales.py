@@ -13,7 +13,7 @@ SCALE_STEP = 1.4  # the paper's ratio from one scale to the next (section 4.2)
 
 
 @dataclass(frozen=True)
-class Fit:
+class ScaleFitter:
     """The sizes that a net covers without remainder at fine stride.
 
     window: the net's training size in pixels. stride: pixels between fine outputs. pool: the size
@@ -53,7 +53,7 @@ ELONGATED = 50  # sides of more than this ratio are not enlarged to the six scal
 def six_scales(architecture: Architecture, height: int, width: int) -> list[tuple[int, int]]:
     """The six (height, width) at which an image of this size is evaluated (sections 3.3, 4.2)."""
     if architecture.scales is None:
-        return Fit(architecture.window, architecture.fine_stride, architecture.pool).six_scales(height, width)
+        return ScaleFitter(architecture.window, architecture.fine_stride, architecture.pool).six_scales(height, width)
     return [size if height <= width else size[::-1] for size in architecture.scales]
 
 
@@ -81,7 +81,7 @@ def scale_sizes(
         elif isinstance(scale, int) and 1 <= scale <= 6:
             size = six[scale - 1]
         elif isinstance(scale, float) and 0 < scale < math.inf:
-            size = tuple(whole_size(architecture, scale * side) for side in (height, width))
+            size = tuple(round_to_stride(architecture, scale * side) for side in (height, width))
         elif isinstance(scale, (tuple, list)) and len(scale) == 2:
             size = tuple(sorted(scale, reverse=height > width))
         else:
@@ -97,7 +97,7 @@ def scale_sizes(
     return sizes
 
 
-def whole_size(architecture: Architecture, side: float) -> int:
+def round_to_stride(architecture: Architecture, side: float) -> int:
     """The side nearest to the one given of which fine stride leaves no pixels over."""
     return architecture.window + architecture.fine_stride * round(
         (side - architecture.window) / architecture.fine_stride
@@ -109,7 +109,7 @@ STEP = 1.4  # from one size to the next, the paper's
 MAX_ZOOM = 64
 
 
-def zooms_for(sides: Sequence[float] | np.ndarray, window: int, step: float = STEP) -> tuple[float, ...]:
+def choose_scales(sides: Sequence[float] | np.ndarray, window: int, step: float = STEP) -> tuple[float, ...]:
     """The sizes at which a net with this window sees objects with these longer sides, from small to large.
 
     They are factors of the image's own size, `step` apart, from the one that makes the largest objects fit

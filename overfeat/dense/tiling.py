@@ -8,14 +8,14 @@ from overfeat.dense.grid import Grid
 from overfeat.errors import InputError
 from overfeat.models.architecture import Architecture, Stride
 from overfeat.models.overfeat import OverFeat
-from overfeat.models.receptive_field import Step, input_size, output_size, slab
+from overfeat.models.receptive_field import SlidingWindow, input_size, input_span, output_size
 from overfeat.ops.backends import eager
 
 MEMORY = 1 << 30  # bytes that the maps of one evaluation may take, by default
 
 
 @dataclass(frozen=True)
-class Part:
+class Tile:
     """Part of a map: of grid number `grid`, for images `batch`, outputs [rows, columns]."""
 
     grid: int
@@ -30,13 +30,13 @@ def part_features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, column
     scaled: [N, 3, *grid.scaled], the image at this scale, not mirrored. The maps are those of the whole
     image, cut to what these outputs need.
     """
-    device = net.convs[0].weight.device
+    device = net.device
     if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == grid.shape:
         tile = scaled.to(device)
         return net.features(tile.flip(-1) if grid.flipped else tile)
     steps, spans, pads = net.architecture.feature_steps, [], []
     for length, part in zip(scaled.shape[2:], (rows, columns), strict=True):
-        span, pad = slab(steps, length, *maps_span(net.architecture, part, stride))
+        span, pad = input_span(steps, length, *maps_span(net.architecture, part, stride))
         spans.append(span)
         pads.append(pad)
     (top, bottom), (left, right) = spans
@@ -54,7 +54,7 @@ def maps_span(architecture: Architecture, part: slice, stride: Stride) -> tuple[
     return part.start * step, (part.stop - 1) * step + architecture.kernel * architecture.pool
 
 
-def parts_of_grid(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int, outputs: int):
+def plan_tiles(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int, outputs: int):
     """Cut N images' outputs so that no part takes more than half the memory twice over.
 
     Whole images together where they fit; else tiles of one image, halved along the side with more
@@ -96,7 +96,7 @@ def feature_bytes(
     tile inside the image, which needs pixels on all its sides.
     """
     steps = architecture.feature_steps
-    inner = [Step(step.kernel, step.stride) for step in steps]
+    inner = [SlidingWindow(step.kernel, step.stride) for step in steps]
     sides = []
     for length, part in zip(grid.scaled, (rows, columns), strict=True):
         start, stop = maps_span(architecture, part, stride)
@@ -124,6 +124,6 @@ def classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, s
     places = (rows.stop - rows.start) * (columns.stop - columns.start)
     channels = architecture.convs[-1].channels
     # What a place takes beside its outputs: its window's taps, or its share of a transformed tile (packed.py).
-    inner = channels * (architecture.kernel**2 if places < eager.FEW_PLACES else 4)
-    each = inner + 4 * max((*architecture.hidden, net.classes)) + outputs
+    inner = channels * (architecture.kernel**2 if places < eager.GATHER_MAX_POSITIONS else 4)
+    each = inner + 4 * max((*architecture.hidden, net.num_classes)) + outputs
     return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)

@@ -8,7 +8,7 @@ from overfeat.data.annotated import Annotated, Sample
 from overfeat.data.image_cache import CACHE_BYTES
 from overfeat.data.parts import PartDataset, mirror_image, without_boxes
 from overfeat.data.resize import resize
-from overfeat.dense.scales import STEP, whole_size
+from overfeat.dense.scales import STEP, round_to_stride
 from overfeat.detection.targets import HIGH, LOW
 from overfeat.models.architecture import Architecture
 
@@ -16,7 +16,7 @@ BACKGROUND = 0.25  # of the tiles lie anywhere, the others around an object
 
 
 class TileDataset(PartDataset):
-    """Random parts of images, each near one of the sizes `zooms`, with the boxes that reach into them.
+    """Random parts of images, each near one of the sizes `scale_factors`, with the boxes that reach into them.
 
     Every size is as frequent, times STEP to the power of -0.5 to 0.5; the tile
     then lies around an object of the image that fits a window at that size, if there is one. tile: its side
@@ -29,7 +29,7 @@ class TileDataset(PartDataset):
         self,
         annotated: Annotated,
         architecture: Architecture,
-        zooms: tuple[float, ...],
+        scale_factors: tuple[float, ...],
         tile: int,
         tiles: int = 4,
         flip: bool = True,
@@ -38,7 +38,7 @@ class TileDataset(PartDataset):
         cache_bytes: int = CACHE_BYTES,
     ):
         super().__init__(annotated, architecture.window, tiles, seed, max_pixels, cache_bytes)
-        self.architecture, self.zooms, self.flip = architecture, zooms, flip
+        self.architecture, self.scale_factors, self.flip = architecture, scale_factors, flip
         self.tile = max(tile, architecture.window)
 
     def nothing(self) -> dict:
@@ -49,7 +49,9 @@ class TileDataset(PartDataset):
         """A tile."""
         mirror = draw.random() < 0.5 and self.flip
         zoom, (y1, x1, y2, x2) = self._part(draw, image.shape[1:], sample.boxes)
-        size = tuple(max(self.architecture.window, whole_size(self.architecture, zoom * n)) for n in (y2 - y1, x2 - x1))
+        size = tuple(
+            max(self.architecture.window, round_to_stride(self.architecture, zoom * n)) for n in (y2 - y1, x2 - x1)
+        )
         boxes = (sample.boxes - [x1, y1, x1, y1]) * ([size[1] / (x2 - x1), size[0] / (y2 - y1)] * 2)
         inside = (boxes[:, :2] < [size[1], size[0]]).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         part = resize(image[None, :, y1:y2, x1:x2], size)[0]
@@ -62,7 +64,7 @@ class TileDataset(PartDataset):
     def _part(self, draw: np.random.Generator, shape: tuple[int, int], boxes: np.ndarray):
         """A size, and the part of the image [y1:y2, x1:x2] that makes a tile there."""
         window = self.architecture.window
-        zoom = self.zooms[int(draw.random() * len(self.zooms))] * STEP ** (draw.random() - 0.5)
+        zoom = self.scale_factors[int(draw.random() * len(self.scale_factors))] * STEP ** (draw.random() - 0.5)
         zoom = max(zoom, window / min(shape))
         sides = zoom * (boxes[:, 2:] - boxes[:, :2]).max(axis=1) / window if len(boxes) else np.empty(0)
         fitting = np.flatnonzero((sides >= LOW) & (sides <= HIGH))

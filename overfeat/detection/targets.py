@@ -17,10 +17,10 @@ from overfeat.dense.grid import Grid
 LOW, HIGH, CENTRAL = 0.45, 0.95, 0.15
 IGNORED_LOW, IGNORED_HIGH, IGNORED_CENTRAL = 0.3, 1.3, 0.35
 INSIDE = 0.55  # of the window's side, how far from its centre an object at the border may reach
-IGNORED = -1
+IGNORE_INDEX = -1
 
 
-def assign(windows: Tensor, boxes: Tensor, labels: Tensor, background: int, ignored: Tensor | None = None):
+def assign_targets(windows: Tensor, boxes: Tensor, labels: Tensor, background: int, ignored: Tensor | None = None):
     """What each window is to say: labels int64 [rows, columns], and the number of its object, int64, or -1.
 
     windows: [rows, columns, 4], all of one size; boxes [n, 4] in the same pixels; labels int64 [n].
@@ -40,16 +40,16 @@ def assign(windows: Tensor, boxes: Tensor, labels: Tensor, background: int, igno
     # At the border the window that comes nearest will do, if the object is within it.
     nearest = away == away.flatten(0, 1).amin(dim=0)
     finds = fits & ((away <= CENTRAL) | (nearest & (away + size / 2 <= INSIDE)))
-    targets[(nearly & (away <= IGNORED_CENTRAL)).any(dim=2)] = IGNORED
+    targets[(nearly & (away <= IGNORED_CENTRAL)).any(dim=2)] = IGNORE_INDEX
     best = away.masked_fill(~finds, torch.inf).min(dim=2)
     found = best.values < torch.inf
-    wanted = labels if ignored is None else labels.masked_fill(ignored, IGNORED)
+    wanted = labels if ignored is None else labels.masked_fill(ignored, IGNORE_INDEX)
     targets[found] = wanted[best.indices[found]]
-    objects[found] = best.indices[found].where(targets[found] != IGNORED, -1)
+    objects[found] = best.indices[found].where(targets[found] != IGNORE_INDEX, -1)
     return targets, objects
 
 
-def expected(boxes: Tensor, grids: Sequence[Grid]) -> Tensor:
+def expected_votes(boxes: Tensor, grids: Sequence[Grid]) -> Tensor:
     """How many windows of the grids are to find each object [n, 4]: at least 1; a tensor [n].
 
     That is the accumulated confidence of an object which all of them are certain of.

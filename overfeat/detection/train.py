@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overfeat.data.annotated import Annotated
-from overfeat.dense.context import around, half_resolution
+from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid
 from overfeat.dense.scales import FIT
 from overfeat.detection.data import TileDataset
-from overfeat.detection.targets import HIGH, LOW, assign
+from overfeat.detection.targets import HIGH, LOW, assign_targets
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
 from overfeat.models.architecture import ARCHITECTURES, Stride
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops.boxes import decode, encode, paired_iou
 from overfeat.training.box_task import BoxTask, check_classes
@@ -38,10 +38,10 @@ class Detector(nn.Module):
     fixed: the feature layers stay as they are.
     """
 
-    def __init__(self, net: OverFeat, regressor: Regressor, fixed: bool = False):
+    def __init__(self, net: OverFeat, regressor: BoxRegressor, fixed: bool = False):
         super().__init__()
         self.net, self.regressor, self.fixed = net, regressor, fixed
-        net.convs.requires_grad_(not fixed)
+        net.conv_layers.requires_grad_(not fixed)
 
     def forward(self, images: Sequence[Tensor], stride: Stride, places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class scores [all places, classes], and boxes [places, classes or 1, 4] at these places of each image."""
@@ -53,8 +53,10 @@ class Detector(nn.Module):
                 maps.append(net.features(image[None]))
                 if net.context is not None:
                     half = half_resolution(net, image[None], size)
-                    seen.append(around(net, half, 1, grid, *(slice(0, length) for length in grid.shape), stride))
-        logits = net.classifier_rows(maps, stride, seen)[0]
+                    seen.append(
+                        context_features(net, half, 1, grid, *(slice(0, length) for length in grid.shape), stride)
+                    )
+        logits = net.forward_head_flat(maps, stride, seen)[0]
         if net.context is not None:  # takes part even where no image is large enough for it
             logits = logits + 0 * net.context.weight.sum()
         return logits, self.regressor.rows(maps, stride, places)[0]
@@ -71,12 +73,12 @@ class DetectorTask(BoxTask):
     have an object. Raises InputError where classes or sizes do not fit.
     """
 
-    judged_by = "validation_loss"
+    monitor = "validation_loss"
 
     def __init__(
         self,
         net: OverFeat,
-        regressor: Regressor,
+        regressor: BoxRegressor,
         data: Annotated,
         config: TrainConfig,
         validation: Annotated | None = None,
@@ -87,9 +89,12 @@ class DetectorTask(BoxTask):
         fixed: bool = False,
         max_pixels: int | None = None,
     ):
-        if not net.background or net.zooms is None:
+        if not net.background or net.scale_factors is None:
             raise InputError("a detector's last class is the background, and it has the sizes of images it looks at")
-        if regressor.architecture != net.architecture or regressor.classes not in (None, net.object_classes):
+        if regressor.architecture != net.architecture or regressor.num_classes not in (
+            None,
+            net.num_foreground_classes,
+        ):
             raise InputError("the regressor was made for another net")
         check_classes(net.class_names[:-1], data, validation)
         for annotated, what in ((data, "training"), (validation, "validation")):
@@ -101,22 +106,29 @@ class DetectorTask(BoxTask):
             if not (fitting(annotated, net) & easy).any():
                 raise InputError(
                     f"no object of the {what} data fits the window of {net.architecture.window} px when images are "
-                    f"searched at {', '.join(f'{zoom:g}' for zoom in net.zooms)} times their size; give other --scales"
+                    f"searched at {', '.join(f'{zoom:g}' for zoom in net.scale_factors)} times their size; give other --scales"
                 )
         if negatives not in NEGATIVES or count < 1:
             raise InputError(f"--negatives is one of {', '.join(NEGATIVES)}, and 1 or more; not {negatives}, {count}")
         self.stride, self.negatives, self.count = stride, negatives, count
         tile, seed = TILE * net.architecture.window, config.seed
-        trained = TileDataset(data, net.architecture, net.zooms, tile, tiles, net.flip, seed, max_pixels)
+        trained = TileDataset(data, net.architecture, net.scale_factors, tile, tiles, net.flip, seed, max_pixels)
         judged = validation and TileDataset(
-            validation, net.architecture, net.zooms, tile, -(-VALIDATED // len(validation)), False, seed, max_pixels
+            validation,
+            net.architecture,
+            net.scale_factors,
+            tile,
+            -(-VALIDATED // len(validation)),
+            False,
+            seed,
+            max_pixels,
         )
         super().__init__(Detector(net, regressor, fixed), config, trained, judged)
         self.settings = {
             "data": data.describe(),
             "validation": validation and validation.describe(),
             "net": net.architecture.name,
-            "scales": ",".join(f"{zoom:g}" for zoom in net.zooms),
+            "scales": ",".join(f"{zoom:g}" for zoom in net.scale_factors),
             "context": net.context is not None,
             **regressor.settings(),
             "dropout": net.dropout,
@@ -136,7 +148,7 @@ class DetectorTask(BoxTask):
             size = tuple(image.shape[1:])
             grid = Grid(net.architecture.window, net.architecture.stride(self.stride), size, size)
             windows = torch.from_numpy(grid.boxes()).to(boxes)
-            targets, objects = assign(windows, boxes, labels, net.classes - 1, difficult)
+            targets, objects = assign_targets(windows, boxes, labels, net.num_classes - 1, difficult)
             found.append((windows.view(-1, 4), targets.flatten(), objects.flatten()))
             asked.append((objects.flatten() >= 0).nonzero()[:, 0])
         logits, values = module(batch["image"], self.stride, asked)
@@ -151,13 +163,13 @@ class DetectorTask(BoxTask):
                 continue
             entropy = F.cross_entropy(of_classes[i], targets.clamp(min=0), reduction="none")
             positive, loss = asked[i], logits.new_zeros(())
-            chosen = self._background(entropy.detach(), targets == net.classes - 1)
+            chosen = self._background(entropy.detach(), targets == net.num_classes - 1)
             if len(chosen):
                 loss = loss + entropy[chosen].mean()
             if len(positive):
                 loss = loss + entropy[positive].mean()
                 own = objects[positive]
-                column = batch["labels"][i][own] if self.module.regressor.classes else torch.zeros_like(own)
+                column = batch["labels"][i][own] if self.module.regressor.num_classes else torch.zeros_like(own)
                 unit = values.new_tensor([0.0, 0, 1, 1]).expand(len(own), 4)
                 true = decode(encode(batch["boxes"][i][own], windows[positive], form), unit, form)
                 predicted = of_boxes[i][torch.arange(len(own), device=own.device), column]
@@ -205,13 +217,13 @@ def detector_from(net: OverFeat, names: Sequence[str]) -> OverFeat:
     Raises InputError as check_names.
     """
     check_names(names)
-    old, known = net.fulls[-1], {name: label for label, name in enumerate(net.class_names)}
-    net.replace_classes([*names, "background"])
+    old, known = net.fc_layers[-1], {name: label for label, name in enumerate(net.class_names)}
+    net.reset_classifier([*names, "background"])
     with torch.no_grad():
         for label, name in enumerate(net.class_names):
             if name in known:
-                net.fulls[-1].weight[label] = old.weight[known[name]]
-                net.fulls[-1].bias[label] = old.bias[known[name]]
+                net.fc_layers[-1].weight[label] = old.weight[known[name]]
+                net.fc_layers[-1].bias[label] = old.bias[known[name]]
     net.background = True
     return net
 
@@ -229,9 +241,9 @@ def fitting(data: Annotated, net: OverFeat) -> np.ndarray:
     """
     window, fits = net.architecture.window, []
     for sample in data.samples:
-        zooms = np.maximum(net.zooms, window / min(sample.size))
+        scale_factors = np.maximum(net.scale_factors, window / min(sample.size))
         sides = (sample.boxes[:, 2:] - sample.boxes[:, :2]).max(axis=1, initial=0)
-        relative = sides[:, None] * zooms / window
+        relative = sides[:, None] * scale_factors / window
         fits.append(((relative >= LOW) & (relative <= HIGH)).any(axis=1))
     return np.concatenate(fits)
 

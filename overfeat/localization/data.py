@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.image_cache import CACHE_BYTES, ImageStore
+from overfeat.data.image_cache import CACHE_BYTES, ImageCache
 from overfeat.data.image_folder import ImageFolder
 from overfeat.data.parts import mirror_image
 from overfeat.data.resize import resize
@@ -43,7 +43,7 @@ class ScaledDataset(Dataset):
         largest = (
             max(min(size) for size in scale_sizes(architecture, 100, 100, fixed)) if fixed else architecture.window
         )
-        self.store = ImageStore(folder, (architecture.window, largest + 1), max_pixels, cache_bytes, self._check)
+        self.store = ImageCache(folder, (architecture.window, largest + 1), max_pixels, cache_bytes, self._check)
 
     def __len__(self) -> int:
         return len(self.annotated) * len(self.scales) * (2 if self.flip else 1)
@@ -73,6 +73,6 @@ class ScaledDataset(Dataset):
         except InputError as error:
             raise InputError(f"{self.annotated.samples[number].path}: {error}") from error
 
-    def complaint(self, number: int) -> tuple[str, str]:
+    def error_for(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""
-        return self.store.complaint(number)
+        return self.store.error_for(number)

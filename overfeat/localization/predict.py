@@ -9,13 +9,13 @@ from overfeat.dense.detections import Detections, guesses, merge
 from overfeat.dense.scales import Scale
 from overfeat.dense.tiling import MEMORY
 from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat
 
 
 def localize(
     net: OverFeat,
-    regressor: Regressor,
+    regressor: BoxRegressor,
     image: Tensor,
     scales: Sequence[Scale] | None = None,
     flip: bool | None = None,

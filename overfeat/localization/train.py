@@ -17,7 +17,7 @@ from overfeat.errors import InputError
 from overfeat.localization.data import ScaledDataset
 from overfeat.models import checkpoint
 from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops.boxes import areas, decode, encode, intersections, paired_iou
 from overfeat.training.box_task import BoxTask, check_classes
@@ -33,7 +33,7 @@ class Localizer(nn.Module):
     whole: the net is trained as well; otherwise it stays as it is, and in evaluation mode.
     """
 
-    def __init__(self, net: OverFeat, regressor: Regressor, whole: bool = False):
+    def __init__(self, net: OverFeat, regressor: BoxRegressor, whole: bool = False):
         super().__init__()
         self.net, self.regressor, self.whole = net, regressor, whole
         net.requires_grad_(whole)
@@ -55,7 +55,7 @@ class Localizer(nn.Module):
                 for image, p in zip(images, places, strict=True)
             ]
         values, _ = self.regressor.rows(maps, stride, [p.chosen for p in places])
-        return values, self.net.classifier_rows(maps, stride)[0] if self.whole else None
+        return values, self.net.forward_head_flat(maps, stride)[0] if self.whole else None
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class RegressorTask(BoxTask):
     with such places counts the same, however many it has. Raises InputError where classes or sizes do not fit.
     """
 
-    judged_by = "validation_iou_error"
+    monitor = "validation_iou_error"
 
     def __init__(
         self,
         net: OverFeat,
-        regressor: Regressor,
+        regressor: BoxRegressor,
         data: Annotated,
         config: TrainConfig,
         validation: Annotated | None = None,
@@ -100,7 +100,10 @@ class RegressorTask(BoxTask):
         max_pixels: int | None = None,
     ):
         check_classes(net.class_names, data, validation)
-        if regressor.architecture != net.architecture or regressor.classes not in (None, net.object_classes):
+        if regressor.architecture != net.architecture or regressor.num_classes not in (
+            None,
+            net.num_foreground_classes,
+        ):
             raise InputError("the regressor was made for another net")
         if loss not in LOSSES:
             raise InputError(f"the loss is one of {', '.join(LOSSES)}, not {loss!r}")
@@ -117,7 +120,7 @@ class RegressorTask(BoxTask):
             "loss": loss,
             "scales": str(self.data.scales),
             "stride": stride,
-            "through_net": whole,
+            "train_backbone": whole,
             "max_pixels": max_pixels,
         }
 
@@ -135,7 +138,7 @@ class RegressorTask(BoxTask):
         for places, of_places in zip(found, of_boxes, strict=True) if some else ():
             rows = start + places.chosen
             start += (places.rows.stop - places.rows.start) * (places.columns.stop - places.columns.start)
-            own = places.labels if self.module.regressor.classes else torch.zeros_like(places.labels)
+            own = places.labels if self.module.regressor.num_classes else torch.zeros_like(places.labels)
             loss, iou = self._losses(of_places[torch.arange(len(own)), own], places.windows, places.boxes)
             if scores is not None:
                 loss = loss + F.cross_entropy(scores[rows], places.labels, reduction="none")

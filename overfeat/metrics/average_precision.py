@@ -41,7 +41,7 @@ class Boxes:
     difficult: Tensor | None = None
 
 
-def truth_of(sample: object) -> Boxes:
+def ground_truth(sample: object) -> Boxes:
     """What is in an annotated image (data.annotated.Sample)."""
     boxes, labels, difficult = map(torch.from_numpy, (sample.boxes, sample.labels, sample.difficult))
     return Boxes(boxes, labels, difficult=difficult)
@@ -68,14 +68,14 @@ def curves(
     truths: Sequence[Boxes],
     classes: int,
     protocol: str = "voc",
-    blacklist: Collection[tuple[int, int]] = (),
+    ignore_list: Collection[tuple[int, int]] = (),
 ) -> list[Curve]:
     """The curve of every class over all images; found and truths are in the same order.
 
     protocol:
     "ilsvrc": a detection claims, of the objects that are still free and that it overlaps by their own
     threshold min(0.5, wh / ((w + 10)(h + 10))) or more, the one it overlaps most (IoU, ties: the first).
-    The average is the area under the precision's monotone envelope. blacklist: (image, class) pairs,
+    The average is the area under the precision's monotone envelope. ignore_list: (image, class) pairs,
     numbers from 0, that count nowhere.
     "voc": a detection claims the object that it overlaps most, free or not, by 0.5 or more; a second
     claim is wrong. Difficult objects and what claims them count nowhere. The same average.
@@ -89,7 +89,7 @@ def curves(
         raise InputError(f"the protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
     if len(found) != len(truths):
         raise ValueError(f"{len(found)} images with detections, {len(truths)} with objects")
-    skipped = set(blacklist)
+    skipped = set(ignore_list)
     pairs = list(enumerate(zip(found, truths, strict=True)))
     return [
         _curve([_of_class(f, t, k, protocol) for n, (f, t) in pairs if (n, k) not in skipped], protocol)

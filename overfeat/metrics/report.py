@@ -9,10 +9,10 @@ from overfeat.metrics.average_precision import PROTOCOLS, Boxes, coco, curves, m
 
 
 def average_precisions(
-    found: Sequence[Boxes], truths: Sequence[Boxes], names: list[str], blacklist: Collection[tuple[int, str]] = ()
+    found: Sequence[Boxes], truths: Sequence[Boxes], names: list[str], ignore_list: Collection[tuple[int, str]] = ()
 ) -> dict:
-    """The figures of `evaluate_detection`, from what was found; blacklist: (place in found, class)."""
-    listed = {(image, names.index(name)) for image, name in blacklist if name in names}
+    """The figures of `evaluate_detection`, from what was found; ignore_list: (place in found, class)."""
+    listed = {(image, names.index(name)) for image, name in ignore_list if name in names}
     of_classes = {
         protocol: curves(found, truths, len(names), protocol, listed if protocol == "ilsvrc" else ())
         for protocol in PROTOCOLS

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from overfeat.models.receptive_field import Step, input_size, output_size, total_stride
+from overfeat.models.receptive_field import SlidingWindow, input_size, output_size, total_stride
 
 Stride = Literal["coarse", "fine"]
 POSITIVE = ("channels", "kernel", "stride", "pool")  # of a convolution
@@ -52,13 +52,13 @@ class Architecture:
     scales: tuple[tuple[int, int], ...] | None = None
 
     @cached_property
-    def feature_steps(self) -> list[Step]:
+    def feature_steps(self) -> list[SlidingWindow]:
         """The convolutions and poolings up to the last maps, which are unpooled."""
         steps = []
         for i, conv in enumerate(self.convs):
-            steps.append(Step(conv.kernel, conv.stride, conv.pad))
+            steps.append(SlidingWindow(conv.kernel, conv.stride, conv.pad))
             if conv.pool > 1 and i < len(self.convs) - 1:
-                steps.append(Step(conv.pool, conv.pool))
+                steps.append(SlidingWindow(conv.pool, conv.pool))
         return steps
 
     @property
@@ -67,9 +67,9 @@ class Architecture:
         return self.convs[-1].pool
 
     @property
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[SlidingWindow]:
         """Everything that slides, from the image to the output at coarse stride."""
-        return [*self.feature_steps, Step(self.pool, self.pool), Step(self.kernel)]
+        return [*self.feature_steps, SlidingWindow(self.pool, self.pool), SlidingWindow(self.kernel)]
 
     @cached_property
     def window(self) -> int:
@@ -85,13 +85,13 @@ class Architecture:
         """Pixels between outputs."""
         return self.fine_stride * (1 if stride == "fine" else self.pool)
 
-    def whole(self, size: int, hidden: Sequence[int] | None = None) -> "Architecture":
+    def with_input_size(self, size: int, hidden: Sequence[int] | None = None) -> "Architecture":
         """The same feature layers, with a first full layer over all of an image of `size` px or a little less.
 
         hidden: channels of the hidden full layers, by default the same. Raises ValueError where size is less than
         one output of the first full layer needs.
         """
-        kernel = output_size([*self.feature_steps, Step(self.pool, self.pool)], size)
+        kernel = output_size([*self.feature_steps, SlidingWindow(self.pool, self.pool)], size)
         if kernel < 1:
             raise ValueError(f"an image of {size} px is too small for the {self.name} net")
         return replace(self, kernel=kernel, hidden=tuple(self.hidden if hidden is None else hidden), scales=None)
@@ -123,14 +123,14 @@ class Architecture:
             if layer.kind in ("pad", "conv", "pool"):
                 conv = self.convs[layer.index]
             if layer.kind == "pad":
-                step = Step(1, 1, conv.pad)
+                step = SlidingWindow(1, 1, conv.pad)
             elif layer.kind == "conv":
-                channels, step = conv.channels, Step(conv.kernel, conv.stride)
+                channels, step = conv.channels, SlidingWindow(conv.kernel, conv.stride)
             elif layer.kind == "pool":
-                step = Step(conv.pool, conv.pool)
+                step = SlidingWindow(conv.pool, conv.pool)
             elif layer.kind == "full":
                 channels = (*self.hidden, classes)[layer.index]
-                step = Step(self.kernel if layer.index == 0 else 1)
+                step = SlidingWindow(self.kernel if layer.index == 0 else 1)
             if step:
                 shape = (channels, output_size([step], shape[1]), output_size([step], shape[2]))
         return shape

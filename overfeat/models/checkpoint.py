@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from overfeat.errors import InputError
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.models.architecture import Architecture
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
 
@@ -24,7 +24,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def save(
-    net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None, regressor: Regressor | None = None
+    net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None, regressor: BoxRegressor | None = None
 ) -> None:
     """Write a net with all its attributes to a safetensors file, atomically.
 
@@ -37,7 +37,7 @@ def save(
         "class_names": json.dumps(net.class_names),
         "flip": json.dumps(net.flip),
         "background": json.dumps(net.background),
-        "zooms": json.dumps(net.zooms),
+        "scale_factors": json.dumps(net.scale_factors),
         "context": json.dumps(net.context is not None),
     }
     if regressor is not None:
@@ -63,14 +63,14 @@ def load(path: str | os.PathLike) -> OverFeat:
         net.class_names = [str(name) for name in names]
         net.flip = bool(json.loads(metadata["flip"]))
         net.background = bool(json.loads(metadata.get("background", "false")))
-        net.zooms = _zooms(json.loads(metadata.get("zooms", "null")))
+        net.scale_factors = _zooms(json.loads(metadata.get("scale_factors", "null")))
         net.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
     return _finite(net, path)
 
 
-def load_regressor(path: str | os.PathLike) -> Regressor:
+def load_regressor(path: str | os.PathLike) -> BoxRegressor:
     """Read the box regressor that `save` wrote beside a net. Raises InputError as `load`, and where there is none."""
     regressor = find_regressor(path)
     if regressor is None:
@@ -78,7 +78,7 @@ def load_regressor(path: str | os.PathLike) -> Regressor:
     return regressor
 
 
-def find_regressor(path: str | os.PathLike) -> Regressor | None:
+def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
     """`load_regressor`, or None where the file holds a net alone."""
     metadata, tensors = _read(path, lambda name: name.startswith(REGRESSOR))
     if "regressor" not in metadata:
@@ -86,7 +86,7 @@ def find_regressor(path: str | os.PathLike) -> Regressor | None:
     try:
         architecture = Architecture.from_json(metadata["architecture"])
         with torch.device("meta"):
-            regressor = Regressor.from_json(metadata["regressor"], architecture)
+            regressor = BoxRegressor.from_json(metadata["regressor"], architecture)
         tensors = {name.removeprefix(REGRESSOR): tensor for name, tensor in tensors.items()}
         for name, tensor in regressor.state_dict().items():
             if name not in tensors or tensors[name].shape != tensor.shape or not tensors[name].is_floating_point():
@@ -94,8 +94,8 @@ def find_regressor(path: str | os.PathLike) -> Regressor | None:
         regressor = regressor.to_empty(device="cpu").to(memory_format=torch.channels_last)
         regressor.load_state_dict(tensors)
         classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata.get("background", "false")))
-        if regressor.classes not in (None, classes):
-            raise ValueError(f"boxes of {regressor.classes} classes")
+        if regressor.num_classes not in (None, classes):
+            raise ValueError(f"boxes of {regressor.num_classes} classes")
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise InputError(
@@ -158,11 +158,11 @@ def _write(
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if dtype is not None and broken:
         raise InputError(f"{path}: not written; {broken[0]} is too large a number for {dtype}, or is none")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         save_file(tensors, part, metadata)
 
 
-def _named(net: OverFeat, regressor: Regressor | None) -> dict[str, torch.Tensor]:
+def _named(net: OverFeat, regressor: BoxRegressor | None) -> dict[str, torch.Tensor]:
     """All tensors of a file, by name."""
     of_regressor = {} if regressor is None else regressor.state_dict()
     return net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
@@ -179,10 +179,10 @@ def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module
 def _zooms(values: object) -> tuple[float, ...] | None:
     if values is None:
         return None
-    zooms = tuple(float(value) for value in values)
-    if not zooms or not all(0 < zoom < math.inf for zoom in zooms):
-        raise ValueError(f"zooms {values}")
-    return zooms
+    scale_factors = tuple(float(value) for value in values)
+    if not scale_factors or not all(0 < zoom < math.inf for zoom in scale_factors):
+        raise ValueError(f"scale_factors {values}")
+    return scale_factors
 
 
 def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:

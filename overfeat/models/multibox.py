@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from overfeat.errors import InputError
 from overfeat.models.architecture import Architecture
 from overfeat.models.overfeat import OverFeat, initialise
-from overfeat.ops.boxes import FORMS
+from overfeat.ops.boxes import BOX_CODERS
 
 # The unit of DeepMultiBox's linear outputs, as a part of the square; in whole squares each step would move boxes far.
-UNIT = 0.02
-MOST_BOXES = 100_000  # of a file
-UNSURE = -3.0  # the logit of every confidence before training
+OUTPUT_SCALE = 0.02
+MAX_BOXES = 100_000  # of a file
+INITIAL_LOGIT = -3.0  # the logit of every confidence before training
 
 
 class MultiBox(nn.Module):
@@ -45,7 +45,7 @@ class MultiBox(nn.Module):
         self.flip = True
         self.net = OverFeat(architecture, 5 * boxes * self.groups)
         self.register_buffer("priors", priors)
-        self.reset()
+        self.init_weights()
 
     @property
     def groups(self) -> int:
@@ -57,15 +57,15 @@ class MultiBox(nn.Module):
         """Of the square images, in pixels."""
         return self.net.architecture.window
 
-    def reset(self, std: float | None = None) -> None:
+    def init_weights(self, std: float | None = None) -> None:
         """New weights: He's scaling, or N(0, std); at first every box is its prior, or near the middle, and unsure."""
-        self.net.reset(std)
-        last = self.net.fulls[-1]
+        self.net.init_weights(std)
+        last = self.net.fc_layers[-1]
         initialise(last, 0.01)
-        box = 0 * FORMS["edges"] if self.priors is not None else FORMS["edges"] / UNIT
+        box = 0 * BOX_CODERS["edges"] if self.priors is not None else BOX_CODERS["edges"] / OUTPUT_SCALE
         with torch.no_grad():
             last.bias.view(-1, 5)[:, :4] = box.to(last.bias)
-            last.bias.view(-1, 5)[:, 4] = UNSURE
+            last.bias.view(-1, 5)[:, 4] = INITIAL_LOGIT
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, groups, K, 4] in the images' unit squares, and the logits of their confidences [N, groups, K].
@@ -76,7 +76,7 @@ class MultiBox(nn.Module):
         if tuple(images.shape[2:]) != (self.side, self.side):
             raise ValueError(f"images must be {self.side} px squares, not {tuple(images.shape)}")
         values = self.net(images).float().view(len(images), self.groups, self.boxes, 5)
-        boxes = UNIT * values[..., :4]
+        boxes = OUTPUT_SCALE * values[..., :4]
         if self.priors is not None:
             boxes = boxes + self.priors
         return boxes, values[..., 4]
@@ -93,7 +93,7 @@ class MultiBox(nn.Module):
         names, boxes = data["class_names"], data["boxes"]
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise TypeError(f"class_names {names!r}")
-        if type(boxes) is not int or not 0 < boxes * len(names or "1") <= MOST_BOXES:
+        if type(boxes) is not int or not 0 < boxes * len(names or "1") <= MAX_BOXES:
             raise ValueError(f"{boxes!r} boxes, for each of {len(names or '1')} classes")
         found = MultiBox(architecture, boxes, names, torch.zeros(boxes, 4) if data["priors"] else None)
         found.flip = bool(data["flip"])

@@ -28,7 +28,7 @@ def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
 
 
 @dataclass(frozen=True)
-class Around:
+class ContextFeatures:
     """What the places of one map see of their surroundings: twice as far, at half the resolution.
 
     maps: the last maps there, [N, C, h, w], or None where the image is too small. places: int64, for
@@ -45,9 +45,9 @@ class OverFeat(nn.Module):
 
     Attributes: architecture; class_names, one per output; flip, whether mirror images were part
     of training, so whether voting should use them; dropout, applied to the hidden full layers;
-    background, whether the last class is none of the others (section 5); zooms, the sizes that the
+    background, whether the last class is none of the others (section 5); scale_factors, the sizes that the
     net was trained for, as factors of an image's own, or None for the six scales; context, None or
-    the part of the first full layer that sees each place at half the resolution (`Around`).
+    the part of the first full layer that sees each place at half the resolution (`ContextFeatures`).
     """
 
     def __init__(self, architecture: Architecture, classes: int = 1000, context: bool = False):
@@ -57,52 +57,57 @@ class OverFeat(nn.Module):
         self.class_names = [f"class {i}" for i in range(classes)]
         self.flip = True
         self.background = False
-        self.zooms: tuple[float, ...] | None = None
+        self.scale_factors: tuple[float, ...] | None = None
         self.dropout = 0.5
         channels = 3
-        self.convs = nn.ModuleList()
+        self.conv_layers = nn.ModuleList()
         for conv in architecture.convs:
-            self.convs.append(nn.Conv2d(channels, conv.channels, conv.kernel, conv.stride, conv.pad))
+            self.conv_layers.append(nn.Conv2d(channels, conv.channels, conv.kernel, conv.stride, conv.pad))
             channels = conv.channels
-        self.fulls = nn.ModuleList()
+        self.fc_layers = nn.ModuleList()
         for i, width in enumerate((*architecture.hidden, classes)):
-            self.fulls.append(nn.Conv2d(channels, width, architecture.kernel if i == 0 else 1))
+            self.fc_layers.append(nn.Conv2d(channels, width, architecture.kernel if i == 0 else 1))
             channels = width
         self.context = self._context_layer() if context else None
         self.to(memory_format=torch.channels_last)
-        self.reset()
+        self.init_weights()
 
     def add_context(self) -> None:
         """Let every place see its surroundings too; what it sees counts nothing until it is trained."""
-        self.context = self._context_layer().to(self.fulls[0].weight, memory_format=torch.channels_last)
+        self.context = self._context_layer().to(self.fc_layers[0].weight, memory_format=torch.channels_last)
         nn.init.zeros_(self.context.weight)
 
     def _context_layer(self) -> nn.Conv2d:
-        first = self.fulls[0]
+        first = self.fc_layers[0]
         return nn.Conv2d(first.in_channels, first.out_channels, first.kernel_size, bias=False)
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return self.fulls[-1].out_channels
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.conv_layers[0].weight.device
 
     @property
-    def object_classes(self) -> int:
-        """Number of classes that have boxes: all but the background."""
-        return self.classes - 1 if self.background else self.classes
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.fc_layers[-1].out_channels
 
-    def reset(self, std: float | None = 0.01) -> None:
+    @property
+    def num_foreground_classes(self) -> int:
+        """Number of classes that have boxes: all but the background."""
+        return self.num_classes - 1 if self.background else self.num_classes
+
+    def init_weights(self, std: float | None = 0.01) -> None:
         """New weights: N(0, std) as in section 3.1, or He's scaling where std is None; biases 0."""
-        for layer in (*self.convs, *self.fulls, *([self.context] if self.context else [])):
+        for layer in (*self.conv_layers, *self.fc_layers, *([self.context] if self.context else [])):
             initialise(layer, std)
 
-    def replace_classes(self, names: Sequence[str], std: float | None = 0.01) -> None:
+    def reset_classifier(self, names: Sequence[str], std: float | None = 0.01) -> None:
         """A new last layer for other classes; every other weight stays."""
         _check_classes(len(names))
-        old = self.fulls[-1]
+        old = self.fc_layers[-1]
         new = nn.Conv2d(old.in_channels, len(names), 1, device=old.weight.device, dtype=old.weight.dtype)
         initialise(new, std)
-        self.fulls[-1] = new
+        self.fc_layers[-1] = new
         self.class_names = list(names)
 
     def forward(self, images: Tensor, stride: Stride = "coarse") -> Tensor:
@@ -116,7 +121,7 @@ class OverFeat(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std, in the dtype of the weights, channels last."""
-        dtype = self.convs[0].weight.dtype
+        dtype = self.conv_layers[0].weight.dtype
         # In at least float32: bfloat16 would round the pixels before the mean is taken off.
         images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
         return ((images - self.architecture.mean) / self.architecture.std).to(dtype)
@@ -125,19 +130,19 @@ class OverFeat(nn.Module):
         """The last maps, before the last pooling: [N, C, h, w].
 
         pads: for rows and for columns, the (low, high) padding of every feature step, from
-        geometry.slab, where `images` is a part of a larger image; by default the net's own.
+        geometry.input_span, where `images` is a part of a larger image; by default the net's own.
         """
         self._check(images, whole=pads is None)
         maps = regions.run("normalise", self.normalise, images)
         step = 0
-        for number, (conv, spec) in enumerate(zip(self.convs, self.architecture.convs, strict=True), 1):
+        for number, (conv, spec) in enumerate(zip(self.conv_layers, self.architecture.convs, strict=True), 1):
             pad = spec.pad
             if pads is not None:
                 (top, bottom), (left, right) = pads[0][step], pads[1][step]
                 maps, pad = regions.run(f"pad {number}", F.pad, maps, (left, right, top, bottom)), 0
             maps = regions.run(f"conv {number}", ops.convolution, maps, conv.weight, conv.bias, spec.stride, pad)
             step += 1
-            if spec.pool > 1 and conv is not self.convs[-1]:
+            if spec.pool > 1 and conv is not self.conv_layers[-1]:
                 maps = regions.run(f"pool {number}", F.max_pool2d, maps, spec.pool)
                 step += 1
         return maps
@@ -150,12 +155,12 @@ class OverFeat(nn.Module):
         """
         if isinstance(maps, Tensor):
             return self.classifier([maps], stride)[0]
-        rows, shapes = self.classifier_rows(maps, stride)
+        rows, shapes = self.forward_head_flat(maps, stride)
         parts = rows.split([n * height * width for n, height, width in shapes])
-        return [p.view(*shape, self.classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+        return [p.view(*shape, self.num_classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
 
-    def classifier_rows(
-        self, maps: Sequence[Tensor], stride: Stride = "coarse", around: Sequence["Around"] = ()
+    def forward_head_flat(
+        self, maps: Sequence[Tensor], stride: Stride = "coarse", around: Sequence["ContextFeatures"] = ()
     ) -> tuple[Tensor, list[tuple[int, int, int]]]:
         """The same scores as one matrix [places, classes], and (N, h', w') of each map.
 
@@ -166,14 +171,14 @@ class OverFeat(nn.Module):
         extra = None
         if self.context is not None and any(a.maps is not None for a in around):
             maps_around = [a.maps for a in around if a.maps is not None]
-            seen, shapes = regions.run(regions.FULL[0], first_rows, self.context, maps_around, pool, stride)
+            seen, shapes = regions.run(regions.FULL[0], first_fc, self.context, maps_around, pool, stride)
             counts = iter(n * height * width for n, height, width in shapes)
             places, start = [], 0
             for a in around:
                 places.append(torch.where(a.places < 0, len(seen), a.places + start))
                 start += next(counts) if a.maps is not None else 0
             extra = F.pad(seen, (0, 0, 0, 1))[torch.cat(places)]
-        return full_rows(self.fulls, maps, pool, stride, dropout, regions.FULL, extra)
+        return forward_fc_flat(self.fc_layers, maps, pool, stride, dropout, regions.FULL, extra)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output of one layer as the released program numbers them (architecture.layers), from 0.
@@ -197,14 +202,14 @@ class OverFeat(nn.Module):
         if layer.kind == "threshold":
             return x.relu_()  # the convolution's output, which nobody else holds
         if layer.kind == "full":
-            full = self.fulls[layer.index]
+            full = self.fc_layers[layer.index]
             return ops.skip_classifier(x, full.weight, full.bias, size=1, relu=False)
         spec = self.architecture.convs[layer.index]
         if layer.kind == "pad":
             return F.pad(x, (spec.pad,) * 4)
         if layer.kind == "pool":
             return F.max_pool2d(x, spec.pool)
-        conv = self.convs[layer.index]
+        conv = self.conv_layers[layer.index]
         return F.conv2d(x, conv.weight, conv.bias, conv.stride)
 
     def _check(self, images: Tensor, whole: bool = True) -> None:
@@ -218,7 +223,7 @@ class OverFeat(nn.Module):
             )
 
 
-def full_rows(
+def forward_fc_flat(
     layers: Sequence[nn.Conv2d],
     maps: Sequence[Tensor],
     size: int,
@@ -234,14 +239,14 @@ def full_rows(
     [places, hidden], added before the first ReLU.
     """
     relu = len(layers) > 1
-    x, shapes = regions.run(names[0], first_rows, layers[0], maps, size, stride, relu and extra is None)
+    x, shapes = regions.run(names[0], first_fc, layers[0], maps, size, stride, relu and extra is None)
     if extra is not None:
         x = x + extra
         x = x.relu_() if relu else x
-    return regions.run(names[1], following, layers, x, dropout), shapes
+    return regions.run(names[1], remaining_fc, layers, x, dropout), shapes
 
 
-def following(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float) -> Tensor:
+def remaining_fc(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float) -> Tensor:
     """The full layers after the first, whose output is x [places, channels]."""
     for layer in layers[1:]:
         x = F.dropout(x, dropout, training=dropout > 0)
@@ -249,10 +254,10 @@ def following(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float) -> Tensor:
     return x
 
 
-def first_rows(
+def first_fc(
     layer: nn.Conv2d, maps: Sequence[Tensor], size: int, stride: Stride, relu: bool = False
 ) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """`full_rows` of the first full layer. From here on every place is on its own, a row of one matrix."""
+    """`forward_fc_flat` of the first full layer. From here on every place is on its own, a row of one matrix."""
     need = size * layer.kernel_size[0]
     for m in maps:
         if min(m.shape[2:]) < need:
@@ -261,7 +266,7 @@ def first_rows(
         maps, size = [F.max_pool2d(m, size) for m in maps], 1
     elif stride != "fine":
         raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
-    rows = ops.skip_classifier_rows(maps, layer.weight, layer.bias, size, relu=relu)
+    rows = ops.skip_classifier_flat(maps, layer.weight, layer.bias, size, relu=relu)
     return rows, layout.result_shapes(maps, layer.kernel_size[0], size)
 
 
@@ -281,7 +286,7 @@ def initialise(layer: nn.Conv2d, std: float | None) -> None:
 
 
 @contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block: no dropout."""
     training = [module.training for module in modules]
     for module in modules:
@@ -293,7 +298,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             module.train(mode)
 
 
-def batch_of(images: Tensor) -> Tensor:
+def as_batch(images: Tensor) -> Tensor:
     """[3, H, W] as a batch of one; checks the shape of either."""
     if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
         what = images.dtype if isinstance(images, Tensor) else type(images).__name__

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Step:
+class SlidingWindow:
     """One sliding window along one axis: `pad` cells are added on both sides first."""
 
     kernel: int
@@ -18,21 +18,21 @@ class Step:
     pad: int = 0
 
 
-def output_size(steps: Sequence[Step], size: int) -> int:
+def output_size(steps: Sequence[SlidingWindow], size: int) -> int:
     """Number of outputs along an axis of `size` cells; 0 where a window no longer fits."""
     for step in steps:
         size = max(0, (size + 2 * step.pad - step.kernel) // step.stride + 1)
     return size
 
 
-def input_size(steps: Sequence[Step], size: int = 1) -> int:
+def input_size(steps: Sequence[SlidingWindow], size: int = 1) -> int:
     """The smallest input that gives `size` outputs."""
     for step in reversed(steps):
         size = (size - 1) * step.stride + step.kernel - 2 * step.pad
     return size
 
 
-def total_stride(steps: Sequence[Step]) -> int:
+def total_stride(steps: Sequence[SlidingWindow]) -> int:
     """Input cells between neighbouring outputs."""
     stride = 1
     for step in steps:
@@ -40,7 +40,9 @@ def total_stride(steps: Sequence[Step]) -> int:
     return stride
 
 
-def slab(steps: Sequence[Step], size: int, start: int, stop: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+def input_span(
+    steps: Sequence[SlidingWindow], size: int, start: int, stop: int
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """What outputs `start:stop` of an axis need: the input's (start, stop) and each step's padding.
 
     Running the steps on that slice with that padding, in place of their own on both sides, gives

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from overfeat.errors import InputError
-from overfeat.files import replacing
+from overfeat.files import atomic_write
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.checkpoint import empty_net, existing_file, meta_net
 from overfeat.models.overfeat import OverFeat
@@ -41,7 +41,7 @@ def load_released(path: str | os.PathLike, name: str) -> OverFeat:
 
 def save_released(net: OverFeat, path: str | os.PathLike) -> None:
     """Write a net's weights in the released layout; `load_released` reads those of 1,000 classes."""
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         for parameter in released_order(net):
             # Not ndarray.tofile, which takes a full disk for success.
             file.write(parameter.detach().cpu().float().contiguous().numpy().astype("<f4").data)
@@ -65,6 +65,6 @@ def read_labels(path: str | os.PathLike, classes: int) -> list[str]:
 
 
 def released_order(net: OverFeat):
-    for layer in (*net.convs, *net.fulls):
+    for layer in (*net.conv_layers, *net.fc_layers):
         yield layer.weight
         yield layer.bias

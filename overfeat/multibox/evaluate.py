@@ -7,11 +7,11 @@ from torch import Tensor
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import MAX_PIXELS
-from overfeat.data.walk import each_image, spaced
+from overfeat.data.walk import each_image, subsample
 from overfeat.dense.detections import Detections, guesses
 from overfeat.errors import InputError
 from overfeat.files import Journal
-from overfeat.metrics.average_precision import Boxes, curves, truth_of
+from overfeat.metrics.average_precision import Boxes, curves, ground_truth
 from overfeat.metrics.localization import localization_errors
 from overfeat.metrics.report import average_precisions
 from overfeat.models.multibox import MultiBox
@@ -53,7 +53,7 @@ def evaluate_multibox(
             probabilities = classify_boxes(net, image, boxes.boxes[: max(*WINDOWS, top)], square)
         return [values.tolist() for values in (boxes.boxes, boxes.labels, boxes.scores, probabilities)]
 
-    samples = spaced(data.samples, limit)
+    samples = subsample(data.samples, limit)
     if samples and all(sample.difficult.all() for sample in samples):
         raise InputError(f"no object of the {len(samples)} images counts: there are none, or all are marked difficult")
     results, unreadable = each_image(data, work, max_pixels, limit, journal)
@@ -61,8 +61,10 @@ def evaluate_multibox(
     for _, sample, (boxes, labels, scores, probabilities) in results:
         boxes, labels, scores = torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)
         found.append(Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores))
-        of_classes.append(torch.tensor(probabilities).reshape(len(probabilities), net.object_classes if net else 0))
-        truths.append(truth_of(sample))
+        of_classes.append(
+            torch.tensor(probabilities).reshape(len(probabilities), net.num_foreground_classes if net else 0)
+        )
+        truths.append(ground_truth(sample))
     figures = {
         "images": len(found),
         "objects": sum(len(truth.labels) for truth in truths),

@@ -48,7 +48,7 @@ def multibox_loss(
         else:
             away = (true[:, None] - boxes[owner]).square().sum(dim=2)
             costs = alpha / 2 * away - logits[owner]  # -log c + log(1 - c) is minus the logit
-        assigned = assign(costs, counts).to(boxes.device)
+        assigned = hungarian_match(costs, counts).to(boxes.device)
     object_, box = assigned.unbind(dim=1)
     image = owner[object_]
     easy = torch.ones(len(assigned), dtype=torch.bool, device=boxes.device)
@@ -62,7 +62,7 @@ def multibox_loss(
     return alpha * match + confidence, match, torch.stack([image, box, object_], dim=1)
 
 
-def assign(costs: Tensor, counts: Sequence[int]) -> Tensor:
+def hungarian_match(costs: Tensor, counts: Sequence[int]) -> Tensor:
     """The assignment of least total cost, problem by problem: int64 [n, 2], (row, column), rows counted over all.
 
     costs [rows, K]; counts: the rows of each problem. No row and no column of a problem is taken twice, and as many
@@ -77,7 +77,7 @@ def assign(costs: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate(found))
 
 
-def find_priors(boxes: np.ndarray, count: int, seed: int = 0) -> Tensor:
+def fit_priors(boxes: np.ndarray, count: int, seed: int = 0) -> Tensor:
     """The means of `count` clusters of boxes [n, 4] (k-means, one k-means++ start), float32 [count, 4].
 
     Raises InputError where there are fewer different boxes.

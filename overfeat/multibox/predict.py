@@ -10,7 +10,7 @@ from overfeat.data.resize import resize_part
 from overfeat.dense.detections import Detections, clipped
 from overfeat.errors import InputError
 from overfeat.models.multibox import MultiBox
-from overfeat.models.overfeat import OverFeat, batch_of, evaluating
+from overfeat.models.overfeat import OverFeat, as_batch, eval_mode
 from overfeat.multibox.data import centre_square
 from overfeat.ops.boxes import SQUARES, nms, sorted_edges, squares_around
 
@@ -50,9 +50,9 @@ def propose(model: MultiBox, image: Tensor, crops: str = "both", threshold: floa
     image = _one(image)
     size = tuple(image.shape[1:])
     squares = crops_of(*size, crops)
-    device = model.net.convs[0].weight.device
+    device = model.net.device
     parts = torch.stack([resize_part(image, square, model.side) for square in squares]).to(device)
-    with evaluating(model):
+    with eval_mode(model):
         boxes, logits = model(parts)
     if not (boxes.isfinite().all() and logits.isfinite().all()):
         raise InputError("the net gives NaN or infinite boxes; the image or the weights are broken")
@@ -68,7 +68,7 @@ def propose(model: MultiBox, image: Tensor, crops: str = "both", threshold: floa
 
 @torch.no_grad()
 def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, square: str = SQUARES[0]) -> Tensor:
-    """What is in each box [n, 4] of an image: [n, net.object_classes], the softmax of the net on the square around it.
+    """What is in each box [n, 4] of an image: [n, net.num_foreground_classes], the softmax of the net on the square around it.
 
     image as in `propose`; boxes in its pixels; square: see boxes.squares_around. The background takes part in the
     softmax, and is left out. Raises InputError for another square and for NaN, ValueError for other shapes.
@@ -79,13 +79,13 @@ def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, square: str = SQ
     if not boxes.isfinite().all():
         raise InputError("boxes hold NaN or infinite numbers")
     squares = squares_around(boxes, tuple(image.shape[1:]), square).tolist()
-    device = net.convs[0].weight.device
-    found = [torch.empty(0, net.object_classes, device=device)]
-    with evaluating(net):
+    device = net.device
+    found = [torch.empty(0, net.num_foreground_classes, device=device)]
+    with eval_mode(net):
         for start in range(0, len(squares), AT_ONCE):
             parts = torch.stack([resize_part(image, square, side) for square in squares[start : start + AT_ONCE]])
             scores = net(parts.to(device)).flatten(1).float().softmax(dim=1)
-            found.append(scores[:, : net.object_classes])
+            found.append(scores[:, : net.num_foreground_classes])
     probabilities = torch.cat(found)
     if not probabilities.isfinite().all():
         raise InputError("the net gives NaN scores; the image or the weights are broken")
@@ -133,13 +133,13 @@ def with_classes(found: Detections, probabilities: Tensor, least: float = LEAST)
 def names_of(model: MultiBox, net: OverFeat | None) -> Sequence[str]:
     """The names of the labels that `detect_multibox` gives."""
     if net is not None:
-        return net.class_names[: net.object_classes]
+        return net.class_names[: net.num_foreground_classes]
     return model.class_names or ["object"]
 
 
 def _one(image: Tensor) -> Tensor:
     """[3, H, W]; ValueError for several images."""
-    image = batch_of(image)
+    image = as_batch(image)
     if len(image) != 1:
         raise ValueError(f"one image at a time; these are {len(image)}")
     return image[0]

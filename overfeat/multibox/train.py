@@ -20,7 +20,7 @@ from overfeat.multibox.matching import ALPHA, multibox_loss
 from overfeat.ops.boxes import SQUARES, iou, paired_iou, sorted_edges
 from overfeat.training.box_task import BoxTask, check_classes
 from overfeat.training.config import TrainConfig
-from overfeat.training.sampler import Unreadable
+from overfeat.training.sampler import SkippedFiles
 
 # What DeepMultiBox is made of. The small net has a small window: it looks at a larger square, with more layers.
 NETS = {
@@ -34,11 +34,11 @@ NETS = {
     ),
 }
 MATCHING = ("prior", "prediction")
-FOUND = 10  # boxes that are judged by how many objects they find
+RECALL_AT = 10  # boxes that are judged by how many objects they find
 PRIOR_BOXES = 10_000  # that priors are the means of
 
 
-def adopt(layers: Sequence[nn.Conv2d], known: Sequence[nn.Conv2d]) -> int:
+def copy_matching_weights(layers: Sequence[nn.Conv2d], known: Sequence[nn.Conv2d]) -> int:
     """Give layers the weights of others, from the first to the last of the same form; their number."""
     count = 0
     for layer, other in zip(layers, known, strict=False):
@@ -59,7 +59,7 @@ class MultiBoxTask(BoxTask):
     which epoch is best. Raises InputError where things do not fit.
     """
 
-    judged_by = "validation_missed_error"
+    monitor = "validation_missed_error"
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class MultiBoxTask(BoxTask):
             "squares": squares,
             "flip": model.flip,
             "dropout": model.net.dropout,
-            "fixed": sum(not layer.weight.requires_grad for layer in model.net.convs),
+            "fixed": sum(not layer.weight.requires_grad for layer in model.net.conv_layers),
             "max_pixels": max_pixels,
         }
 
@@ -159,7 +159,7 @@ class BoxClassifierTask(ClassifierTask):
         square: str = SQUARES[0],
         max_pixels: int | None = None,
     ):
-        check_classes(net.class_names[: net.object_classes], data, validation)
+        check_classes(net.class_names[: net.num_foreground_classes], data, validation)
         for annotated in (data, validation):
             if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
                 raise InputError("every object is marked difficult, and such are not taken for objects")
@@ -172,7 +172,7 @@ class BoxClassifierTask(ClassifierTask):
         self.data = BoxDataset(data, side, parts, square, net.flip, config.seed, max_pixels)
         self.data.store.check()
         self.validation = validation and BoxDataset(validation, side, 3, square, False, config.seed, max_pixels)
-        self.unreadable = Unreadable()
+        self.unreadable = SkippedFiles()
         self.settings = {
             "data": data.describe(),
             "validation": validation and validation.describe(),
@@ -195,5 +195,5 @@ class BoxClassifierTask(ClassifierTask):
 
 def _missed(boxes: Tensor, logits: Tensor, true: Tensor) -> float:
     """How many objects [M, 4] none of the best boxes of [K, 4] overlaps by half."""
-    best = sorted_edges(boxes[logits.topk(min(FOUND, len(logits))).indices])
+    best = sorted_edges(boxes[logits.topk(min(RECALL_AT, len(logits))).indices])
     return float((iou(best, true).amax(dim=0) < 0.5).sum()) if len(true) else 0.0

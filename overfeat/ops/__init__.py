@@ -21,7 +21,7 @@ from overfeat.ops.boxes import MATCHES, check_boxes, check_values
 
 AVERAGES = ("pairwise", "counts")
 # torch.compile's own CUDA graphs leave the ops out: their kept tables would lie in the graphs' memory.
-GRAPHED_APART = (torch.Tag.cudagraph_unsafe,)
+CUDAGRAPH_UNSAFE = (torch.Tag.cudagraph_unsafe,)
 _backends: dict[str, dict[str, Callable]] = {}
 _takes: dict[str, Callable[[str, Tensor, int], bool]] = {}
 _forced: str | None = None
@@ -105,10 +105,10 @@ def skip_classifier_scales(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool = True
 ) -> list[Tensor]:
     """`skip_classifier` on maps of different N, H, W (scales, flips, images): weights read once."""
-    return layout.as_maps(skip_classifier_rows(maps, weight, bias, size, relu), maps, weight.shape[2], size)
+    return layout.as_maps(skip_classifier_flat(maps, weight, bias, size, relu), maps, weight.shape[2], size)
 
 
-def skip_classifier_rows(
+def skip_classifier_flat(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool = True
 ) -> Tensor:
     """`skip_classifier_scales` as one matrix [places, O]: every place of every map is a row.
@@ -130,10 +130,10 @@ def skip_classifier_rows(
     if _forced in (None, "torch") and size == 1 and all(m.shape[2:] == weight.shape[2:] for m in maps):
         # One place a map, as on training crops: a linear layer like any other.
         rows = F.linear(
-            layout.joined([layout.as_rows(m, whole=True) for m in maps]), layout.as_rows(weight, whole=True), bias
+            layout.concat([layout.as_rows(m, whole=True) for m in maps]), layout.as_rows(weight, whole=True), bias
         )
         return rows.relu_() if relu else rows
-    return torch.ops.overfeat.skip_classifier_rows(list(maps), weight, bias, size, relu)
+    return torch.ops.overfeat.skip_classifier_flat(list(maps), weight, bias, size, relu)
 
 
 def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
@@ -268,7 +268,7 @@ def _check_boxes(
 
 
 # The ops: schema, shapes, gradients
-@torch.library.custom_op("overfeat::offset_max_pool", mutates_args=(), tags=GRAPHED_APART)
+@torch.library.custom_op("overfeat::offset_max_pool", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _offset_max_pool(maps: Tensor, size: int) -> Tensor:
     return _function("offset_max_pool", maps, size)(maps, size)
 
@@ -279,7 +279,7 @@ def _(maps, size):
     return empty_net(maps, n, c, h - size + 1, w - size + 1)
 
 
-@torch.library.custom_op("overfeat::offset_max_pool_backward", mutates_args=(), tags=GRAPHED_APART)
+@torch.library.custom_op("overfeat::offset_max_pool_backward", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
     return _function("offset_max_pool_backward", maps, size)(grad, maps, size)
 
@@ -301,9 +301,9 @@ def _offset_max_pool_grad(ctx, grad):
 _offset_max_pool.register_autograd(_offset_max_pool_grad, setup_context=_offset_max_pool_setup)
 
 
-@torch.library.custom_op("overfeat::skip_classifier_rows", mutates_args=(), tags=GRAPHED_APART)
+@torch.library.custom_op("overfeat::skip_classifier_flat", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _skip_classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
-    return _function("skip_classifier_rows", maps[0], size)(maps, weight, bias, size, relu)
+    return _function("skip_classifier_flat", maps[0], size)(maps, weight, bias, size, relu)
 
 
 @_skip_classifier_rows.register_fake
@@ -312,7 +312,7 @@ def _(maps, weight, bias, size, relu):
     return weight.new_empty(places, weight.shape[0])
 
 
-@torch.library.custom_op("overfeat::skip_classifier_rows_backward", mutates_args=(), tags=GRAPHED_APART)
+@torch.library.custom_op("overfeat::skip_classifier_flat_backward", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _skip_classifier_rows_backward(
     grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
     need_maps: bool, need_weight: bool,
@@ -321,7 +321,7 @@ def _skip_classifier_rows_backward(
 
     `output` is None where no ReLU was applied.
     """
-    run = _function("skip_classifier_rows_backward", maps[0], size)
+    run = _function("skip_classifier_flat_backward", maps[0], size)
     return run(grad, maps, weight, output, size, need_maps, need_weight)
 
 
@@ -344,7 +344,7 @@ def _skip_classifier_grad(ctx, grad):
     maps, output = rest[: ctx.count], rest[ctx.count] if ctx.relu else None
     need_maps = any(ctx.needs_input_grad[0])
     need_weight = ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2])
-    found = torch.ops.overfeat.skip_classifier_rows_backward(
+    found = torch.ops.overfeat.skip_classifier_flat_backward(
         grad, maps, weight, output, ctx.size, need_maps, need_weight
     )
     of_maps = found[: ctx.count] if need_maps else [None] * ctx.count
@@ -370,11 +370,11 @@ def _skip_classifier(maps, weight, bias, size, relu):
 
 @torch.library.impl("overfeat::skip_classifier_scales", "CompositeImplicitAutograd")
 def _skip_classifier_scales(maps, weight, bias, size, relu):
-    rows = torch.ops.overfeat.skip_classifier_rows(maps, weight, bias, size, relu)
+    rows = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, relu)
     return layout.as_maps(rows, maps, weight.shape[2], size)
 
 
-@torch.library.custom_op("overfeat::best_scores", mutates_args=(), tags=GRAPHED_APART)
+@torch.library.custom_op("overfeat::best_scores", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
     return _function("best_scores", scores, 1)(scores, counts)
 
@@ -384,7 +384,7 @@ def _(scores, counts):
     return scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
 
 
-@torch.library.custom_op("overfeat::merge_boxes", mutates_args=(), tags=GRAPHED_APART)
+@torch.library.custom_op("overfeat::merge_boxes", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _merge_boxes(
     boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, match: str, average: str, overlap: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

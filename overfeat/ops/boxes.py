@@ -13,7 +13,7 @@ EPSILON = 1e-9
 SQUARES = ("maximum", "minimum")
 FARTHEST = 1e9  # pixels; squares of more would come near the end of float32
 # How a box is written in its window's frame, and the box in the middle of the window.
-FORMS = {
+BOX_CODERS = {
     "edges": torch.tensor([0.25, 0.25, 0.75, 0.75]),
     "centre": torch.tensor([0.5, 0.5, 0.5, 0.5]).where(torch.tensor([True, True, False, False]), -math.log(2)),
 }

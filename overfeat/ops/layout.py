@@ -18,7 +18,7 @@ def as_rows(maps: Tensor, whole: bool = False) -> Tensor:
     return last.reshape(maps.shape[0], -1) if whole else last.reshape(-1, maps.shape[1])
 
 
-def joined(parts: list[Tensor]) -> Tensor:
+def concat(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

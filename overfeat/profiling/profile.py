@@ -13,15 +13,15 @@ from overfeat import regions
 from overfeat.classification.predict import classify
 from overfeat.dense.evaluate import best_scores
 from overfeat.dense.grid import Grid, grids
-from overfeat.dense.scales import Scale, whole_size
+from overfeat.dense.scales import Scale, round_to_stride
 from overfeat.dense.tiling import MEMORY
-from overfeat.detection.predict import detect, sizes_for
-from overfeat.files import replacing
+from overfeat.detection.predict import clamp_scales, detect
+from overfeat.files import atomic_write
 from overfeat.localization.predict import localize
 from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.flops import multiplications
-from overfeat.models.overfeat import OverFeat, batch_of
+from overfeat.models.overfeat import OverFeat, as_batch
 from overfeat.profiling.measure import machine, seconds, synchronize
 from overfeat.profiling.peaks import ceilings
 from overfeat.profiling.table import OTHER
@@ -36,13 +36,13 @@ def profile(
     flip: bool | None = None,
     stride: Stride = "fine",
     memory: int = MEMORY,
-    regressor: Regressor | None = None,
+    regressor: BoxRegressor | None = None,
     repeats: int = REPEATS,
     trace: Path | None = None,
 ) -> dict:
     """Times of an image's evaluation: each scale and flip on its own, then all of it as it is done.
 
-    image, scales, flip, stride, memory: as in `classify`; scales None is net.zooms for a detector. regressor: all
+    image, scales, flip, stride, memory: as in `classify`; scales None is net.scale_factors for a detector. regressor: all
     of it is then `localize`, or `detect` for a net with a background class, with boxes and merging. trace: where a
     Chrome trace of one whole evaluation goes. Gives {"machine", "ceilings", "image", "net", "dtype", "stride",
     "grids": [{"scaled", "flipped", ...}], "whole": {...}}; the last two have "windows", "gflop" (computed, boxes not
@@ -50,11 +50,11 @@ def profile(
     and "stages": {name: {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Ceilings are
     measured before and after, the better counts. Raises InputError for scales and memory as `classify` does.
     """
-    image = batch_of(image)
-    weight = net.convs[0].weight
+    image = as_batch(image)
+    weight = net.conv_layers[0].weight
     device, size = weight.device, tuple(image.shape[2:])
-    if scales is None and net.zooms is not None:
-        scales = sizes_for(net.architecture, *size, net.zooms)
+    if scales is None and net.scale_factors is not None:
+        scales = clamp_scales(net.architecture, *size, net.scale_factors)
     found = grids(net, size, scales, flip, stride)
     before = ceilings(device, weight.dtype)
     timed = [
@@ -99,10 +99,10 @@ def evaluation_work(net: OverFeat, found: Sequence[Grid], stride: Stride) -> tup
     work: dict[str, int] = {}
     windows = 0
     for grid in found:
-        of_grid, places = multiplications(net.architecture, *grid.scaled, net.classes, stride)
-        parts, half = [of_grid], [whole_size(net.architecture, side / 2) for side in grid.scaled]
+        of_grid, places = multiplications(net.architecture, *grid.scaled, net.num_classes, stride)
+        parts, half = [of_grid], [round_to_stride(net.architecture, side / 2) for side in grid.scaled]
         if net.context is not None and min(half) >= net.architecture.window:
-            of_half, _ = multiplications(net.architecture, *half, net.classes, stride)
+            of_half, _ = multiplications(net.architecture, *half, net.num_classes, stride)
             parts.append({name: count for name, count in of_half.items() if name != "other full layers"})
         for part in parts:
             for name, count in part.items():
@@ -113,15 +113,15 @@ def evaluation_work(net: OverFeat, found: Sequence[Grid], stride: Stride) -> tup
 
 def _timed(run: Callable[[], object], net: OverFeat, found: Sequence[Grid], stride: Stride, repeats: int) -> dict:
     """Median times of the run and its stages, and its work."""
-    device, taken = net.convs[0].weight.device, []
+    device, taken = net.device, []
 
-    def watched() -> None:
-        with regions.watched(device) as watch:
+    def run_timed() -> None:
+        with regions.collect_timings(device) as watch:
             run()
             synchronize(device)
         taken.append(watch.seconds())
 
-    times = seconds(watched, repeats)
+    times = seconds(run_timed, repeats)
     taken = taken[-repeats:]
     of_stages = {name: statistics.median(t.get(name, 0.0) for t in taken) for name in taken[-1]}
     of_stages[OTHER] = max(0.0, times["median"] - sum(of_stages.values()))
@@ -152,8 +152,8 @@ def _trace(run: Callable[[], object], device: torch.device, path: Path) -> None:
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as profiler, regions.watched(device):
+    with torch.profiler.profile(activities=kinds) as profiler, regions.collect_timings(device):
         run()
         synchronize(device)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         profiler.export_chrome_trace(str(part))

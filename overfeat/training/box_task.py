@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.parts import listed
+from overfeat.data.parts import collate_list
 from overfeat.errors import InputError
 from overfeat.training.config import TrainConfig
-from overfeat.training.sampler import Unreadable, validation_figures, validation_loader
+from overfeat.training.sampler import SkippedFiles, validation_figures, validation_loader
 
 
 class BoxTask(ABC):
@@ -26,7 +26,7 @@ class BoxTask(ABC):
     def __init__(self, module: nn.Module, config: TrainConfig, data: Dataset, validation: Dataset | None):
         self.module, self.config, self.data, self.validation = module, config, data, validation
         self.data.store.check()
-        self.unreadable = Unreadable()
+        self.unreadable = SkippedFiles()
 
     def dataset(self) -> Dataset:
         """What trains."""
@@ -34,7 +34,7 @@ class BoxTask(ABC):
 
     def collate(self, samples: list[dict]) -> dict:
         """See data.scaled.listed."""
-        return listed(samples)
+        return collate_list(samples)
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -49,7 +49,7 @@ class BoxTask(ABC):
 
     @cached_property
     def _loader(self) -> DataLoader:
-        return validation_loader(self.validation, self.config.batch, self.config.workers, listed)
+        return validation_loader(self.validation, self.config.batch, self.config.workers, collate_list)
 
 
 def check_classes(names: Sequence[str] | None, *data: Annotated | None) -> None:

@@ -22,7 +22,7 @@ class TrainConfig:
     """How to train; the defaults are the paper's (section 3.1).
 
     batch: samples a step, over all processes. optimizer: "sgd", or "adagrad" or "adam", which
-    have no use for the momentum. halve_at: the rate is halved after these epochs.
+    have no use for the momentum. lr_milestones: the rate is halved after these epochs.
     precision: of the forward and backward pass; weights stay float32. checkpoint_steps: steps
     between checkpoints within an epoch. Raises InputError for values that make no sense.
     """
@@ -33,7 +33,7 @@ class TrainConfig:
     lr: float = 0.05
     momentum: float = 0.6
     weight_decay: float = 1e-5
-    halve_at: tuple[int, ...] = (30, 50, 60, 70, 80)
+    lr_milestones: tuple[int, ...] = (30, 50, 60, 70, 80)
     seed: int = 0
     workers: int = min(4, os.cpu_count() or 1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -55,7 +55,7 @@ class TrainConfig:
 
     def rate(self, epoch: int) -> float:
         """The learning rate in an epoch, counted from 0."""
-        return self.lr * 0.5 ** sum(after <= epoch for after in self.halve_at)
+        return self.lr * 0.5 ** sum(after <= epoch for after in self.lr_milestones)
 
 
 def flag(name: str) -> str:

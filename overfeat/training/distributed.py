@@ -14,7 +14,7 @@ from overfeat.errors import InputError
 
 
 @contextmanager
-def joined(device: str) -> Iterator[torch.device]:
+def distributed_session(device: str) -> Iterator[torch.device]:
     """Join torchrun's processes, if it started this one, for the length of the block; gives the device.
 
     gloo joins processes on CPUs, nccl those on GPUs. Raises InputError for a device that is not there.
@@ -38,7 +38,7 @@ def joined(device: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def process() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(rank, number of processes): (0, 1) outside `joined` or without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -75,7 +75,7 @@ def to_device(batch: object, device: torch.device) -> object:
     return batch
 
 
-def gathered(value: object) -> list:
+def all_gather(value: object) -> list:
     """The value of every process, in order of rank; all processes must call it."""
     values = [value]
     if dist.is_initialized():
@@ -84,10 +84,10 @@ def gathered(value: object) -> list:
     return values
 
 
-def total(sums: dict[str, Tensor | float]) -> dict[str, float]:
+def all_reduce_sum(sums: dict[str, Tensor | float]) -> dict[str, float]:
     """Sums over all processes, key by key; a process may lack keys."""
     result: dict[str, float] = {}
-    for part in gathered({key: float(value) for key, value in sums.items()}):
+    for part in all_gather({key: float(value) for key, value in sums.items()}):
         add(result, part)
     return result
 
@@ -99,14 +99,14 @@ def add(sums: dict, more: dict) -> None:
         sums[key] = sums.get(key, 0.0) + value
 
 
-def first_only(action: Callable[[], None]) -> None:
+def rank_zero_only(action: Callable[[], None]) -> None:
     """Run it on rank 0; where it raises InputError there, every process raises it."""
     message = None
-    if process()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         try:
             action()
         except InputError as error:
             message = str(error)
-    message = gathered(message)[0]
+    message = all_gather(message)[0]
     if message is not None:
         raise InputError(message)

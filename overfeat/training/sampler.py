@@ -10,15 +10,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from overfeat.errors import InputError
-from overfeat.training.distributed import add, gathered, process, to_device, total
+from overfeat.training.distributed import add, all_gather, all_reduce_sum, rank_and_world_size, to_device
 
 
-def mix(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """One seed from several non-negative numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
-class Batches(Sampler):
+class ResumableBatchSampler(Sampler):
     """This process' part of the global batches of an epoch, as lists of (epoch, index).
 
     Every process draws the same permutation of all samples from (seed, epoch) and takes every
@@ -38,36 +38,36 @@ class Batches(Sampler):
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = self.order(self.samples, generator=generator)
         for step in range(self.start, self.steps):
             chosen = order[step * self.batch + self.rank : (step + 1) * self.batch : self.world]
             yield [(self.epoch, index) for index in chosen.tolist()]
 
 
-class Unreadable:
+class SkippedFiles:
     """Files that samples had to do without; each is warned about once."""
 
     def __init__(self, files: list[str] | None = None):
         self.files = set(files or [])
 
-    def note(self, dataset: Dataset, batch: object) -> None:
+    def record(self, dataset: Dataset, batch: object) -> None:
         """Warn of the samples that the batch says were unreadable."""
         if isinstance(batch, dict) and "unreadable" in batch:
             for number in batch["unreadable"][batch["unreadable"] >= 0].unique().tolist():
-                file, complaint = dataset.complaint(number)
+                file, complaint = dataset.error_for(number)
                 if file not in self.files:
                     self.files.add(file)
                     tqdm.write(f"left out: {complaint}", file=sys.stderr)
 
     def everywhere(self) -> list[str]:
         """The files of all processes, sorted."""
-        return sorted(set().union(*gathered(sorted(self.files))))
+        return sorted(set().union(*all_gather(sorted(self.files))))
 
 
 def validation_loader(dataset: Dataset, batch: int, workers: int, collate: Callable | None = None) -> DataLoader:
     """This process' part of validation data, in order."""
-    rank, world = process()
+    rank, world = rank_and_world_size()
     return DataLoader(
         dataset,
         batch_size=batch,
@@ -78,11 +78,11 @@ def validation_loader(dataset: Dataset, batch: int, workers: int, collate: Calla
     )
 
 
-def mean_over(
+def evaluate_means(
     loader: DataLoader,
     score: Callable[[object], dict[str, Tensor | float]],
     device: torch.device,
-    unreadable: Unreadable,
+    unreadable: SkippedFiles,
 ) -> dict[str, float]:
     """Means of what `score(batch)` sums up, over this loader and those of the other processes.
 
@@ -91,9 +91,9 @@ def mean_over(
     """
     sums: dict = {}
     for batch in loader:
-        unreadable.note(loader.dataset, batch)
+        unreadable.record(loader.dataset, batch)
         add(sums, score(to_device(batch, device)))
-    sums = total(sums)
+    sums = all_reduce_sum(sums)
     samples = sums.pop("samples", 0)
     if not samples:
         raise InputError("not one validation sample could be used")
@@ -101,8 +101,8 @@ def mean_over(
 
 
 def validation_figures(
-    loader: DataLoader, loss: Callable[[object], tuple], device: torch.device, unreadable: Unreadable
+    loader: DataLoader, loss: Callable[[object], tuple], device: torch.device, unreadable: SkippedFiles
 ) -> dict[str, object]:
     """What Task.validate gives of a loss(batch) -> (loss, sums): the means of the sums, and the files left out."""
-    means = mean_over(loader, lambda batch: loss(batch)[1], device, unreadable)
+    means = evaluate_means(loader, lambda batch: loss(batch)[1], device, unreadable)
     return {**{f"validation_{key}": value for key, value in means.items()}, "unreadable": sorted(unreadable.files)}

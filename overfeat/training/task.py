@@ -11,13 +11,13 @@ class Task(Protocol):
     """What the loop needs to know of a head: what to train, on what, and how to judge it.
 
     module: what is trained, where its parameters require gradients. settings: whatever must not
-    change when a run is resumed, by the name of the flag that sets it; plain values. judged_by:
+    change when a run is resumed, by the name of the flag that sets it; plain values. monitor:
     the key of `validate` that is lowest at the best epoch.
     """
 
     module: nn.Module
     settings: dict[str, str | int | float | bool | None]
-    judged_by: str
+    monitor: str
 
     def dataset(self) -> Dataset:
         """The training samples; keys are (epoch, index), index in 0..len-1, in the order that it gives if it has one.
@@ -39,7 +39,7 @@ class Task(Protocol):
     def validate(self) -> dict[str, object]:
         """Figures on the validation data, the same on every process; {} where there is none.
 
-        Called in evaluation mode and without gradients; `mean_over` does most of it. A list of
+        Called in evaluation mode and without gradients; `evaluate_means` does most of it. A list of
         files under "unreadable" is joined with those of the training data.
         """
 

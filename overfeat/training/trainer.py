@@ -16,14 +16,21 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from overfeat.errors import InputError
-from overfeat.files import make_folder, replacing
+from overfeat.files import atomic_write, ensure_dir
 from overfeat.training.config import DTYPES, OPTIMIZERS, TrainConfig, flag
-from overfeat.training.distributed import add, first_only, joined, process, to_device, total
-from overfeat.training.sampler import Batches, Unreadable, mix
+from overfeat.training.distributed import (
+    add,
+    all_reduce_sum,
+    distributed_session,
+    rank_and_world_size,
+    rank_zero_only,
+    to_device,
+)
+from overfeat.training.sampler import ResumableBatchSampler, SkippedFiles, derive_seed
 from overfeat.training.task import Task
 
 CHECK_EVERY = 10  # steps between looks at the loss; a look makes the host wait for a GPU
-FREE_TO_CHANGE = ("epochs", "workers", "device", "checkpoint_steps")  # when a run is resumed
+RESUMABLE = ("epochs", "workers", "device", "checkpoint_steps")  # when a run is resumed
 CHECKPOINT, LOG, LAST, BEST = "checkpoint.pt", "log.jsonl", "net.safetensors", "best.safetensors"
 
 
@@ -35,7 +42,7 @@ def train(task: Task, config: TrainConfig, out: str | os.PathLike, resume: bool 
     epoch. Raises InputError for settings that do not fit together or to the checkpoint, for an
     `out` that holds another run, and for a loss that is no longer a number.
     """
-    with joined(config.device) as device:
+    with distributed_session(config.device) as device:
         return _Run(task, config, Path(out), device).go(resume)
 
 
@@ -44,7 +51,7 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainConfig, out: Path, device: torch.device):
         self.task, self.config, self.out, self.device = task, config, out, device
-        self.rank, self.world = process()
+        self.rank, self.world = rank_and_world_size()
         if config.precision == "float16" and device.type != "cuda":
             raise InputError("--precision float16 needs a GPU; on a CPU use bfloat16 or float32")
         self.module = task.module.to(device)
@@ -59,7 +66,9 @@ class _Run:
             self.replica = DistributedDataParallel(self.module, device_ids=indices)
         data = task.dataset()
         order = getattr(data, "order", torch.randperm)
-        self.sampler = Batches(len(data), self._batch(len(data)), config.seed, self.rank, self.world, order)
+        self.sampler = ResumableBatchSampler(
+            len(data), self._batch(len(data)), config.seed, self.rank, self.world, order
+        )
         self.loader = DataLoader(
             data,
             batch_sampler=self.sampler,
@@ -72,7 +81,7 @@ class _Run:
         self.sums: dict = {}
         self.seconds, self.started = 0.0, time.perf_counter()
         self.best: float | None = None
-        self.unreadable = Unreadable()
+        self.unreadable = SkippedFiles()
         self.log: list[dict] = []
 
     def _batch(self, samples: int) -> int:
@@ -90,13 +99,13 @@ class _Run:
     def go(self, resume: bool) -> list[dict]:
         if resume:
             self._load()
-            first_only(self._cut_log)
+            rank_zero_only(self._cut_log)
         else:
-            first_only(self._new_folder)
+            rank_zero_only(self._new_folder)
             self._checkpoint()  # so that --resume works from the first second on
         while self.epoch < self.config.epochs:
             self._epoch()
-        first_only(lambda: self.task.save(self.out / LAST))
+        rank_zero_only(lambda: self.task.save(self.out / LAST))
         return self.log
 
     def _epoch(self) -> None:
@@ -129,8 +138,8 @@ class _Run:
 
     def _step(self, batch: object) -> None:
         # Seeded for each step, so that dropout does not depend on where a run was interrupted.
-        torch.manual_seed(mix(self.config.seed, self.epoch, self.step, self.rank))
-        self.unreadable.note(self.loader.dataset, batch)
+        torch.manual_seed(derive_seed(self.config.seed, self.epoch, self.step, self.rank))
+        self.unreadable.record(self.loader.dataset, batch)
         with self._autocast():
             loss, sums = self.task.loss(self.replica, to_device(batch, self.device))
         self.optimizer.zero_grad()
@@ -145,7 +154,7 @@ class _Run:
 
     def _means(self) -> dict[str, float]:
         """Means over the epoch so far and over all processes."""
-        sums = total(self.sums)
+        sums = all_reduce_sum(self.sums)
         samples = sums.pop("samples")
         if self.step == self.sampler.steps and not samples:
             raise InputError(
@@ -182,11 +191,11 @@ class _Run:
         record["seconds"] = round(self._seconds(), 2)
         record["unreadable"] = self.unreadable.everywhere()
         self.log.append(record)
-        first_only(self._write_record)
-        judged = record.get(self.task.judged_by)
+        rank_zero_only(self._write_record)
+        judged = record.get(self.task.monitor)
         if judged is not None and (self.best is None or judged < self.best):
             self.best = judged
-            first_only(lambda: self.task.save(self.out / BEST))
+            rank_zero_only(lambda: self.task.save(self.out / BEST))
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
         self.started = time.perf_counter()
         self._checkpoint()
@@ -202,18 +211,18 @@ class _Run:
                 log.write(json.dumps(record) + "\n")
         except OSError as error:
             raise InputError(f"{self.out / LOG}: cannot be written ({error.strerror or error})") from error
-        print(sentence(record, self.config.epochs), flush=True)
+        print(format_record(record, self.config.epochs), flush=True)
 
     def _new_folder(self) -> None:
         for name in (CHECKPOINT, LOG, LAST, BEST):
             if (self.out / name).exists():
                 raise InputError(f"{self.out} holds a run already ({name}); use --resume, or another --out")
-        make_folder(self.out)
+        ensure_dir(self.out)
 
     def _settings(self) -> dict:
         """Whatever decides the result, under the names of its flags."""
-        config = {key: value for key, value in asdict(self.config).items() if key not in FREE_TO_CHANGE}
-        return {**self.task.settings, **config, "halve_at": list(self.config.halve_at)}
+        config = {key: value for key, value in asdict(self.config).items() if key not in RESUMABLE}
+        return {**self.task.settings, **config, "lr_milestones": list(self.config.lr_milestones)}
 
     def _checkpoint(self) -> None:
         self._check_weights()
@@ -224,20 +233,20 @@ class _Run:
             "settings": self._settings(),
             "epoch": self.epoch,
             "step": self.step,
-            "sums": total(self.sums),
+            "sums": all_reduce_sum(self.sums),
             "seconds": self._seconds(),
             "best": self.best,
             "unreadable": self.unreadable.everywhere(),
         }
 
         def write() -> None:
-            with replacing(self.out / CHECKPOINT) as part:
+            with atomic_write(self.out / CHECKPOINT) as part:
                 try:
                     torch.save(state, part)
                 except RuntimeError as error:  # torch's word for a disk that is full
                     raise OSError(str(error).splitlines()[0]) from error
 
-        first_only(write)
+        rank_zero_only(write)
 
     def _load(self) -> None:
         path = self.out / CHECKPOINT
@@ -251,7 +260,7 @@ class _Run:
             self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.sums = state["sums"] if self.rank == 0 else {}
-            self.best, self.unreadable = state["best"], Unreadable(state["unreadable"])
+            self.best, self.unreadable = state["best"], SkippedFiles(state["unreadable"])
         except InputError:
             raise
         except (
@@ -292,11 +301,11 @@ class _Run:
         return log
 
     def _cut_log(self) -> None:
-        with replacing(self.out / LOG) as part:
+        with atomic_write(self.out / LOG) as part:
             part.write_text("".join(json.dumps(record) + "\n" for record in self.log), encoding="utf-8")
 
 
-def sentence(record: dict, epochs: int) -> str:
+def format_record(record: dict, epochs: int) -> str:
     """A line of the log for people: errors in percent."""
     parts = [f"epoch {record['epoch']}/{epochs}"]
     for key, value in record.items():

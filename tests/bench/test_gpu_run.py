@@ -20,13 +20,13 @@ SECTIONS = [
 WRONG = """
 import sys
 from overfeat import fast
-right = fast.TRITON["skip_classifier_rows"]
+right = fast.TRITON["skip_classifier_flat"]
 def wrong(*arguments):
     rows = right(*arguments)
     result = rows.new_empty(rows.shape)
     result[:-1] = rows[:-1]
     return result
-fast.TRITON["skip_classifier_rows"] = wrong
+fast.TRITON["skip_classifier_flat"] = wrong
 from bench.gpu.__main__ import main
 sys.exit(main())
 """

@@ -294,7 +294,7 @@ def bare(make_net):
     )
     torch.manual_seed(0)
     net = build(bare, 5).eval()
-    net.reset(None)
+    net.init_weights(None)
     sides = [bare.window + bare.fine_stride * more for more in (3, 1)]
     return net, torch.randint(0, 256, (1, 3, *sides), dtype=torch.uint8)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from overfeat.classification.data import CentreDataset, CropDataset, centre_crop
-from overfeat.data.image_cache import ImageStore, resize_shorter
+from overfeat.data.image_cache import ImageCache, resize_shorter
 from overfeat.data.image_folder import ImageFolder
 from overfeat.errors import InputError
 
@@ -96,7 +96,7 @@ def test_unreadable_images_are_replaced_by_the_next(folder):
     assert [item["label"] for item in items[20:]] == [0] * 10
     for item, before in zip(items[:20], whole, strict=False):
         assert torch.equal(item["image"], before["image"])
-    file, complaint = data.complaint(2)
+    file, complaint = data.error_for(2)
     assert file == str(folder.samples[2][0]) and file in complaint
     data.store.check()
     for path, _ in folder.samples:
@@ -108,12 +108,12 @@ def test_unreadable_images_are_replaced_by_the_next(folder):
 def test_large_and_elongated_images_are_left_out(folder, tmp_path):
     Image.fromarray(np.zeros((1, 30_000, 3), np.uint8)).save(folder.samples[0][0])
     data = CropDataset(folder, window=48, resize=(56, 100), max_pixels=64 * 64)
-    assert "too elongated" in CropDataset(folder, 48, (56, 100)).complaint(0)[1]
+    assert "too elongated" in CropDataset(folder, 48, (56, 100)).error_for(0)[1]
     assert [item["unreadable"] for item in everything(data)[::10]] == [0, -1, 2]
 
 
 def test_store_keeps_what_fits(folder):
-    store = ImageStore(folder, (56, 56), None, cache_bytes=2 * 3 * 56 * 100)
+    store = ImageCache(folder, (56, 56), None, cache_bytes=2 * 3 * 56 * 100)
     for index in (0, 1, 2, 0):
         store.get(index)
     assert list(store.cached) == [0, 1] and store.used <= store.cache_bytes

@@ -25,7 +25,7 @@ from overfeat.detection.train import detector_from
 from overfeat.errors import InputError
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import PROTOCOLS
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -40,9 +40,9 @@ def weights(tmp_path_factory):
     """The shipped classifier as a detector that calls a few places objects."""
     torch.manual_seed(0)
     net = detector_from(load(SHIPPED_WEIGHTS), DIGITS)
-    net.zooms, net.flip = (0.6, 1.0), False
+    net.scale_factors, net.flip = (0.6, 1.0), False
     path = tmp_path_factory.mktemp("weights") / "detector.safetensors"
-    save(net, path, regressor=Regressor(net.architecture, pooled=False))
+    save(net, path, regressor=BoxRegressor(net.architecture, pooled=False))
     return path
 
 
@@ -65,8 +65,8 @@ def test_from_annotated_images_to_boxes(crowds, tmp_path, capsys):
     assert len(log) == 2 and {"validation_loss", "train_missed_error", "train_iou_error"} <= set(log[0])
     weights = folder / "net.safetensors"
     net = load(weights)
-    assert net.background and net.zooms == (0.5, 0.8) and net.context is not None and not net.flip
-    assert load_regressor(weights).classes is None
+    assert net.background and net.scale_factors == (0.5, 0.8) and net.context is not None and not net.flip
+    assert load_regressor(weights).num_classes is None
 
     results, plot = tmp_path / "results.json", tmp_path / "curves.png"
     command = ["evaluate", "detector", "--data", crowds, "--weights", weights, "-o", results, "--plot", plot]
@@ -121,7 +121,10 @@ def test_from_nothing_and_resumed(crowds, tmp_path, capsys):
             assert main([part if part != "OUT" else str(tmp_path / out) for part in [*more, *step]]) == 0
     assert "so that nearly every object" in capsys.readouterr().out
     whole, parts = (load(tmp_path / out / "net.safetensors") for out in ("whole", "parts"))
-    assert len(whole.zooms) >= 4 and load_regressor(tmp_path / "whole/net.safetensors").classes == whole.classes - 1
+    assert (
+        len(whole.scale_factors) >= 4
+        and load_regressor(tmp_path / "whole/net.safetensors").num_classes == whole.num_classes - 1
+    )
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
@@ -177,8 +180,8 @@ def test_every_choice_is_told(tmp_path):
     assert "3 images with 13 boxes of 3 classes" in lines["data"] and "1 images without" in lines["data"]
     assert lines["boxes"].startswith("longer sides of 2 to ") and "small, window 47 px" in lines["net"]
     assert "small.safetensors" in lines["net"] and "334 of each image" in lines["parts"]
-    zooms = [float(zoom) for zoom in lines["sizes"].split(" searched at ")[1].split(" times")[0].split(", ")]
-    assert zooms[0] < 1 < zooms[-1] and all(1 < b / a < 1.41 for a, b in pairwise(zooms))
+    scale_factors = [float(zoom) for zoom in lines["sizes"].split(" searched at ")[1].split(" times")[0].split(", ")]
+    assert scale_factors[0] < 1 < scale_factors[-1] and all(1 < b / a < 1.41 for a, b in pairwise(scale_factors))
 
 
 def test_a_killed_evaluation_goes_on(weights, tmp_path):
@@ -215,9 +218,9 @@ def test_blacklisted_pairs(crowds, tmp_path, capsys):
     truth = json.loads((crowds / "test.json").read_text())
     name = {category["id"]: category["name"] for category in truth["categories"]}
     label = name[truth["annotations"][0]["category_id"]]
-    listed, plain = tmp_path / "blacklist.txt", ["evaluate", "detector", "--data", crowds, "-o"]
+    listed, plain = tmp_path / "ignore_list.txt", ["evaluate", "detector", "--data", crowds, "-o"]
     listed.write_text("".join(f"{number} {label}\n" for number in range(1, len(truth["images"]) + 1)) + "\n1 zebra\n")
-    command = [*plain, tmp_path / "r.json", "--blacklist", listed]
+    command = [*plain, tmp_path / "r.json", "--ignore_list", listed]
     assert run(*command) == run(*plain, tmp_path / "all.json") == 0
     found, every = (json.loads((tmp_path / file).read_text()) for file in ("r.json", "all.json"))
     assert found["objects"] == every["objects"] == len(truth["annotations"])
@@ -318,7 +321,7 @@ def test_two_processes_with_images_too_small_for_context(tmp_path):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
-    assert net.context is not None and regressor.classes == 2 and regressor.form == "centre"
+    assert net.context is not None and regressor.num_classes == 2 and regressor.form == "centre"
     image = read_image(folder / "0.png")
     found = detect(net, regressor, image, least=0.01)
     assert len(found) and found.boxes.isfinite().all()

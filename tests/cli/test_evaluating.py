@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import overfeat
-from overfeat.classification.evaluate import ALL_WAYS, DENSE_WAYS, WAYS, evaluate_classifier, votes
+from overfeat.classification.evaluate import ALL_WAYS, DENSE_WAYS, WAYS, evaluate_classifier, score_by_protocol
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.errors import InputError
@@ -29,7 +29,7 @@ def data(tmp_path):
 def net():
     torch.manual_seed(1)
     net = overfeat.build("small", 2)
-    net.reset(None)
+    net.init_weights(None)
     net.class_names = ["blue", "red"]
     return net.eval()
 
@@ -51,7 +51,7 @@ def test_error_rates_by_hand():
 
 def test_votes_are_those_of_classify(net, data):
     image = read_image(data / "red" / "3.png")
-    found = votes(net, image, ALL_WAYS)
+    found = score_by_protocol(net, image, ALL_WAYS)
     assert tuple(found) == ALL_WAYS
     for way, (numbers, stride) in DENSE_WAYS.items():
         want = overfeat.classify(net, image, scales=numbers, stride=stride)[0]
@@ -82,7 +82,7 @@ def test_evaluate_writes_what_it_prints(net, data, tmp_path, capsys):
 def test_a_committee_averages(net, data):
     torch.manual_seed(2)
     other = overfeat.build("small", 2)
-    other.reset(None)
+    other.init_weights(None)
     other.class_names = net.class_names
     samples = [(path, label) for label, name in enumerate(net.class_names) for path in sorted((data / name).iterdir())]
     found = evaluate_classifier([net, other], samples, ["centre crop"])["errors"]["centre crop"]

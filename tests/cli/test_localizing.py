@@ -12,15 +12,15 @@ from overfeat.cli import common
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
 from overfeat.data.synthetic.scenes import write_scenes
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 
 
 @pytest.fixture
 def weights(tmp_path):
     """The shipped net with a regressor that gives the middle of every window."""
     net = overfeat.load(common.SHIPPED_WEIGHTS)
-    regressor = Regressor(net.architecture)
-    torch.nn.init.zeros_(regressor.fulls[-1].weight)
+    regressor = BoxRegressor(net.architecture)
+    torch.nn.init.zeros_(regressor.fc_layers[-1].weight)
     overfeat.save(net, tmp_path / "net.safetensors", regressor=regressor)
     return str(tmp_path / "net.safetensors")
 

@@ -47,10 +47,12 @@ def test_training_says_what_it_does(nets, tmp_path, capsys):
     assert f"10 of 10 layers are those of {boxes}" in told and "squares: 4 of each image" in told
     before, after = load_multibox(boxes), load_multibox(tmp_path / "run" / LAST)
     assert torch.equal(before.priors, after.priors) and before.net.architecture == after.net.architecture
-    pairs = list(zip(before.net.convs.parameters(), after.net.convs.parameters(), strict=True))
+    pairs = list(zip(before.net.conv_layers.parameters(), after.net.conv_layers.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)  # --fixed
-    apart = (before.net.fulls[-1].weight - after.net.fulls[-1].weight).abs()
-    assert 0 < apart.max() and apart.mean() < 0.2 * before.net.fulls[-1].weight.std()  # a few steps from where it was
+    apart = (before.net.fc_layers[-1].weight - after.net.fc_layers[-1].weight).abs()
+    assert (
+        0 < apart.max() and apart.mean() < 0.2 * before.net.fc_layers[-1].weight.std()
+    )  # a few steps from where it was
     net = load(nets[2])
     assert net.background and net.class_names == ["disc", "square", "background"]
 
@@ -214,7 +216,7 @@ def test_classes_that_the_classifier_does_not_know(nets, crowds, capsys):
 
 def test_a_net_with_boxes_of_classes(crowds, tmp_path, capsys):
     names = [str(digit) for digit in range(10)]
-    model = MultiBox(ARCHITECTURES["small"].whole(47, (8,)), 3, names, torch.rand(3, 4).sort().values)
+    model = MultiBox(ARCHITECTURES["small"].with_input_size(47, (8,)), 3, names, torch.rand(3, 4).sort().values)
     save_multibox(model, tmp_path / "m.safetensors")
     command = ["evaluate", "multibox", "--data", crowds, "--weights", tmp_path / "m.safetensors"]
     assert run(*command, "-o", tmp_path / "r.json", "--limit", 3) == 0

@@ -25,7 +25,7 @@ def weights(tmp_path_factory):
     """A small net of three classes with weights that tell images apart."""
     torch.manual_seed(0)
     net = overfeat.build("small", 3)
-    net.reset(None)
+    net.init_weights(None)
     net.class_names = ["ash", "birch", "cedar"]
     path = tmp_path_factory.mktemp("weights") / "net.safetensors"
     overfeat.save(net, path)
@@ -273,10 +273,10 @@ def test_an_endless_strip_is_refused(photos, tmp_path, capsys):
 def test_broken_weights_are_refused(weights, photos, tmp_path, capsys):
     net = overfeat.load(weights)
     with torch.no_grad():
-        net.convs[2].weight[0, 0, 0, 0] = float("nan")
+        net.conv_layers[2].weight[0, 0, 0, 0] = float("nan")
     overfeat.save(net, tmp_path / "nan.safetensors")
     assert main(["classify", "--weights", str(tmp_path / "nan.safetensors"), str(photos / "a.jpg")]) == 1
-    assert "convs.2.weight holds NaN" in capsys.readouterr().err
+    assert "conv_layers.2.weight holds NaN" in capsys.readouterr().err
 
 
 def test_labels_travel_with_the_weights(weights, photos, tmp_path, capsys):

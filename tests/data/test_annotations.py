@@ -12,7 +12,7 @@ from PIL import Image
 from overfeat.data.annotated import Annotated, align_boxes
 from overfeat.data.readers.annotations import read_annotations
 from overfeat.data.readers.coco import read_coco
-from overfeat.data.readers.ilsvrc import read_blacklist, read_ilsvrc_boxes
+from overfeat.data.readers.ilsvrc import read_ignore_list, read_ilsvrc_boxes
 from overfeat.data.readers.voc import read_voc
 from overfeat.data.synthetic.scenes import make_scene, write_scenes
 from overfeat.errors import InputError
@@ -64,12 +64,12 @@ def refusal(read, *arguments, **options):
 
 
 def both_ways(read, *arguments):
-    """The only problem as the error tells it, and what skip_bad gives; the same problem both times."""
+    """The only problem as the error tells it, and what skip_invalid gives; the same problem both times."""
     message = refusal(read, *arguments)
-    left = read(*arguments, skip_bad=True)
+    left = read(*arguments, skip_invalid=True)
     assert message.splitlines()[0].endswith(": 1 problem in the annotations:")
     assert message.splitlines()[1:-1] == [f"  {line}" for line in left.problems]
-    assert message.endswith("skip_bad=True")
+    assert message.endswith("skip_invalid=True")
     return left.problems[0], left
 
 
@@ -187,7 +187,7 @@ def test_files_that_are_no_coco_are_explained(tmp_path):
     assert "no such file" in refusal(read_coco, path)
     for text in ("", "{", "[" * 100_000, "9" * 5000, '{"images": "\xff', "[]", '{"images": [], "annotations": 3}'):
         path.write_bytes(text.encode("latin-1"))
-        assert refusal(read_coco, path, skip_bad=True).startswith(f"{path}: no COCO annotations")
+        assert refusal(read_coco, path, skip_invalid=True).startswith(f"{path}: no COCO annotations")
     assert "no lists annotations, categories" in refusal(read_coco, path)
     with open(path, "wb") as file:
         file.truncate(2_000_000_001)  # without taking up room
@@ -199,7 +199,7 @@ def test_the_first_twenty_problems_are_told_and_the_rest_counted(tmp_path):
     lines = refusal(read_coco, path).splitlines()
     assert lines[0] == f"{path}: 23 problems in the annotations:" and lines[-2:-1] == ["  and 3 more"]
     assert [line.split(":")[0] for line in lines[1:-2]] == [f"  {path}, annotation {i}" for i in range(20)]
-    assert "no usable box in 1 images" in refusal(read_coco, path, skip_bad=True)
+    assert "no usable box in 1 images" in refusal(read_coco, path, skip_invalid=True)
     assert "no usable box" in refusal(read_coco, coco(tmp_path, annotations=[]))
 
 
@@ -285,7 +285,7 @@ def test_classes_that_are_not_asked_for_are_problems(tmp_path):
     assert f"{tmp_path / '1.xml'}, line 4: unknown class 'ant'; there are 2: bee, cow" in message
     path = coco(tmp_path / "coco", annotations=[note(1), note(2, category_id=1)])
     assert "annotation 2: unknown class 'ant'" in refusal(read_annotations, path, class_names=["bee"])
-    assert read_coco(path, class_names=["bee"], skip_bad=True).samples[0].labels.tolist() == [0]
+    assert read_coco(path, class_names=["bee"], skip_invalid=True).samples[0].labels.tolist() == [0]
 
 
 def ilsvrc(tmp_path, numbers):
@@ -324,11 +324,11 @@ def test_ilsvrc_validation_needs_boxes_for_every_image(tmp_path):
     line, left = both_ways(read_ilsvrc_boxes, kit, tmp_path / "val", boxes, "validation")
     assert line == f"{boxes / 'ILSVRC2012_val_00000002.xml'}: no such file" and len(left) == 1
     (tmp_path / "black.txt").write_text("36\n50 \n\n")
-    assert read_blacklist(tmp_path / "black.txt") == {36, 50}
+    assert read_ignore_list(tmp_path / "black.txt") == {36, 50}
     for text in ("36\nx", "36\n²", "36\n-1"):
         (tmp_path / "black.txt").write_text(text)
-        assert "black.txt, line 2: " in refusal(read_blacklist, tmp_path / "black.txt")
-    assert "no such file" in refusal(read_blacklist, tmp_path / "white.txt")
+        assert "black.txt, line 2: " in refusal(read_ignore_list, tmp_path / "black.txt")
+    assert "no such file" in refusal(read_ignore_list, tmp_path / "white.txt")
 
 
 def test_align_and_fingerprint(tmp_path):
@@ -378,7 +378,7 @@ def test_damaged_bytes_end_in_an_input_error_or_in_boxes(tmp_path, kind):
         path.write_bytes(data)
         for skip in (False, True):
             try:
-                found = read[kind](skip_bad=skip)
+                found = read[kind](skip_invalid=skip)
             except InputError as error:
                 refused += 1
                 str(error).encode()

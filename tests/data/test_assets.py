@@ -28,14 +28,14 @@ def test_shipped_net():
     net = overfeat.load(SHIPPED_WEIGHTS)
     assert net.architecture.name == "small" and net.class_names == [str(digit) for digit in range(10)]
     assert not net.flip  # a mirrored digit is no digit
-    assert overfeat.load_regressor(SHIPPED_WEIGHTS).classes is None
+    assert overfeat.load_regressor(SHIPPED_WEIGHTS).num_classes is None
 
 
 def test_shipped_detector():
     assert SHIPPED_DETECTOR.stat().st_size <= 2_000_000
     net, regressor = overfeat.load(SHIPPED_DETECTOR), overfeat.load_regressor(SHIPPED_DETECTOR)
     assert net.background and net.class_names == [*map(str, range(10)), "background"] and net.context is not None
-    assert not net.flip and not regressor.pooled and len(net.zooms) == 5
+    assert not net.flip and not regressor.pooled and len(net.scale_factors) == 5
 
 
 def test_crowds_are_what_the_generator_makes():

@@ -49,9 +49,9 @@ def test_a_place_sees_the_nearest_centre_at_half_the_size(net, stride, flip):
                 for at, h, s in ((y, 55, 113), (x, 75, 150))
             ]
             part = half[:, :, there[0] * step : there[0] * step + 47, there[1] * step : there[1] * step + 47]
-            hidden = first(torch.nn.functional.max_pool2d(maps, 3), net.fulls[0].weight, net.fulls[0].bias)
+            hidden = first(torch.nn.functional.max_pool2d(maps, 3), net.fc_layers[0].weight, net.fc_layers[0].bias)
             hidden = hidden + first(torch.nn.functional.max_pool2d(net.features(part), 3), net.context.weight)
-            for layer in net.fulls[1:]:
+            for layer in net.fc_layers[1:]:
                 hidden = first(hidden.relu(), layer.weight, layer.bias)
             assert_matches(found.scores[0, :, row, column], hidden.flatten().softmax(0), torch.float32)
 
@@ -95,7 +95,7 @@ def test_gradients_reach_the_surroundings(net):
     (grid,) = grids(net, (113, 150), ["native"], False)
     part = slice(0, grid.shape[0]), slice(0, grid.shape[1])
     seen = context.around(net, context.half_resolution(net, images, (113, 150)), 1, grid, *part, "fine")
-    rows, _ = net.classifier_rows([net.features(images)], "fine", [seen])
+    rows, _ = net.forward_head_flat([net.features(images)], "fine", [seen])
     rows.square().sum().backward()
     assert net.context.weight.grad.abs().sum() > 0
 
@@ -120,16 +120,16 @@ def test_what_is_no_scale(text):
 
 def test_files_keep_it(net, tmp_path):
     path = tmp_path / "net.safetensors"
-    net.background, net.zooms = True, (0.5, 0.7)
+    net.background, net.scale_factors = True, (0.5, 0.7)
     overfeat.save(net, path)
     loaded = overfeat.load(path)
-    assert (loaded.background, loaded.zooms) == (True, (0.5, 0.7))
+    assert (loaded.background, loaded.scale_factors) == (True, (0.5, 0.7))
     assert torch.equal(loaded.context.weight, net.context.weight)
     loaded.context = None
     checkpoint.save(loaded, path)
     assert overfeat.load(path).context is None
     for broken in ([0.5, -1], [], ["x"], 3):
-        net.zooms = broken
+        net.scale_factors = broken
         checkpoint.save(net, path)
         with pytest.raises(InputError, match="do not fit together"):
             overfeat.load(path)

@@ -48,7 +48,7 @@ def test_tiles_give_the_whole(make_net, architecture, stride, device):
     least = 2 * max(
         max(
             tiling.feature_bytes(net.architecture, 1, slice(0, 1), slice(0, 1), stride, grid),
-            tiling.classifier_bytes(net, slice(0, 1), slice(0, 1), slice(0, 1), stride, 3 * net.classes),
+            tiling.classifier_bytes(net, slice(0, 1), slice(0, 1), slice(0, 1), stride, 3 * net.num_classes),
         )
         for grid in found
     )
@@ -98,10 +98,10 @@ def test_the_best_window_holds_what_was_pasted(make_net, flip):
     """A net that answers to brightness finds the one bright spot, in pixels of the image as given."""
     net = make_net("small", 2)
     with torch.no_grad():
-        for layer in (*net.convs, *net.fulls):
+        for layer in (*net.conv_layers, *net.fc_layers):
             layer.weight.fill_(1.0 / layer.weight[0].numel())
-            layer.bias.fill_(0.5 if layer is net.convs[0] else 0.0)
-        net.fulls[-1].weight[0] *= -1
+            layer.bias.fill_(0.5 if layer is net.conv_layers[0] else 0.0)
+        net.fc_layers[-1].weight[0] *= -1
     image = torch.zeros(3, 150, 200, dtype=torch.uint8)
     image[:, 84:100, 120:136] = 255
     maps = evaluate.score_maps(net, image, flip=flip)
@@ -167,7 +167,7 @@ def test_a_batch_beyond_the_memory_is_cut_by_images(make_net):
     whole = slice(0, found[0].shape[0]), slice(0, found[0].shape[1])
     one = max(
         tiling.feature_bytes(net.architecture, 1, *whole, "fine", found[0]),
-        tiling.classifier_bytes(net, slice(0, 1), *whole, "fine", 3 * net.classes),
+        tiling.classifier_bytes(net, slice(0, 1), *whole, "fine", 3 * net.num_classes),
     )
     for images_at_once in (1, 3, 7):
         parts = list(evaluate.score_parts(net, images, found, "fine", 2 * images_at_once * one))

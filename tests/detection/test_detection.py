@@ -9,15 +9,15 @@ from bench.tolerance import assert_matches
 from overfeat import load
 from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.cli.train_boxes import choices
-from overfeat.data.parts import listed
+from overfeat.data.parts import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.grid import Grid
-from overfeat.detection.predict import combine, comparable, detect, sizes_for
-from overfeat.detection.targets import expected
+from overfeat.detection.predict import clamp_scales, combine, detect, normalize_scores
+from overfeat.detection.targets import expected_votes
 from overfeat.detection.train import NEGATIVES, DetectorTask, detector_from
 from overfeat.errors import InputError
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.ops.boxes import iou
 from overfeat.training.config import TrainConfig
 
@@ -34,8 +34,8 @@ def pair():
     """The shipped net as an untrained detector, and a regressor."""
     torch.manual_seed(0)
     net = detector_from(load(SHIPPED_WEIGHTS), DIGITS)
-    net.zooms, net.flip = (0.6, 1.0), False
-    return net.eval(), Regressor(net.architecture).eval()
+    net.scale_factors, net.flip = (0.6, 1.0), False
+    return net.eval(), BoxRegressor(net.architecture).eval()
 
 
 # Training
@@ -45,8 +45,8 @@ def test_what_a_classifier_knows_it_keeps():
     net, old = load(SHIPPED_WEIGHTS), load(SHIPPED_WEIGHTS)
     detector_from(net, ["7", "cat"])
     assert net.class_names == ["7", "cat", "background"] and net.background
-    assert torch.equal(net.fulls[-1].weight[0], old.fulls[-1].weight[7])
-    assert torch.equal(net.fulls[-1].bias[0], old.fulls[-1].bias[7])
+    assert torch.equal(net.fc_layers[-1].weight[0], old.fc_layers[-1].weight[7])
+    assert torch.equal(net.fc_layers[-1].bias[0], old.fc_layers[-1].bias[7])
     with pytest.raises(InputError, match="background"):
         detector_from(net, ["dog", "background"])
 
@@ -70,7 +70,7 @@ def test_the_loss_falls_and_all_weights_take_part(pair, data):
     net, regressor = pair
     net.add_context()
     task = DetectorTask(net, regressor, data, TrainConfig(), count=4, stride="coarse")
-    batch = listed([task.dataset()[(0, number)] for number in range(5)])
+    batch = collate_list([task.dataset()[(0, number)] for number in range(5)])
     optimizer = torch.optim.Adam(task.module.parameters(), 1e-3)
     losses = []
     for _ in range(10):
@@ -94,10 +94,10 @@ def test_the_loss_falls_and_all_weights_take_part(pair, data):
 
 def test_fixed_features_stay(pair, data):
     task = DetectorTask(*pair, data, TrainConfig(), fixed=True)
-    loss, _ = task.loss(task.module, listed([task.dataset()[(0, number)] for number in range(4)]))
+    loss, _ = task.loss(task.module, collate_list([task.dataset()[(0, number)] for number in range(4)]))
     loss.backward()
-    assert all(weight.grad is None for weight in task.module.net.convs.parameters())
-    assert task.module.net.fulls[0].weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in task.module.net.conv_layers.parameters())
+    assert task.module.net.fc_layers[0].weight.grad.abs().sum() > 0
 
 
 def test_what_cannot_be_learnt_is_said(pair, data):
@@ -105,16 +105,16 @@ def test_what_cannot_be_learnt_is_said(pair, data):
     named = replace(data, class_names=[*DIGITS[:9], "zebra"], samples=[
         replace(sample, labels=sample.labels.clip(0, 8)) for sample in data.samples
     ])  # fmt: skip
-    net.zooms = (0.02, 0.9)
+    net.scale_factors = (0.02, 0.9)
     told = "\n".join(choices(named, net, None, 4, ["scales"]))
     assert "never be found: " in told and "zebra" in told and "too small or too large" in told
     with pytest.raises(InputError, match="class_names"):
-        DetectorTask(net, Regressor(net.architecture), named, TrainConfig())
+        DetectorTask(net, BoxRegressor(net.architecture), named, TrainConfig())
     with pytest.raises(InputError, match="another net"):
-        DetectorTask(net, Regressor(net.architecture, 11), data, TrainConfig())
-    net.zooms = (60.0,)
+        DetectorTask(net, BoxRegressor(net.architecture, 11), data, TrainConfig())
+    net.scale_factors = (60.0,)
     with pytest.raises(InputError, match=r"no object of the training data fits the window .* at 60 times"):
-        DetectorTask(net, Regressor(net.architecture), data, TrainConfig())
+        DetectorTask(net, BoxRegressor(net.architecture), data, TrainConfig())
 
 
 # Prediction
@@ -123,7 +123,7 @@ def test_what_cannot_be_learnt_is_said(pair, data):
 def test_difficult_objects_teach_nothing(pair, data):
     """Neither their class nor that they are background."""
     task = DetectorTask(*pair, data, TrainConfig(), negatives="random", count=10**6)
-    batch = listed([task.dataset()[(0, number)] for number in range(8)])
+    batch = collate_list([task.dataset()[(0, number)] for number in range(8)])
     batch["difficult"] = [torch.ones_like(flags) for flags in batch["difficult"]]
     _, sums = task.loss(task.module, batch)
     assert sums["samples"] == 0 and sums["iou_error"] == 0
@@ -136,7 +136,7 @@ def test_the_background_is_no_object(pair):
     places = 12 * 19
     assert raw.labels.max() == 9 and len(raw.labels) == 10 * places
     assert not raw.boxes.requires_grad  # a graph would hold the maps of the whole image
-    torch.nn.init.constant_(net.fulls[-1].bias[-1:], 20.0)
+    torch.nn.init.constant_(net.fc_layers[-1].bias[-1:], 20.0)
     assert len(detect(net, regressor, image)) == 0
 
 
@@ -170,9 +170,9 @@ def test_greedy_and_nms(pair):
 
 def test_sizes_of_small_images(pair):
     net, regressor = pair
-    assert sizes_for(net.architecture, 60, 200, (0.5, 0.9, 1.3)) == [47 / 60, 0.9, 1.3]
-    assert sizes_for(net.architecture, 100, 100, (1, 2)) == [1.0, 2.0] and net.zooms is not None
-    assert sizes_for(net.architecture, 40, 200, (0.5, 0.9)) == [47 / 40]
+    assert clamp_scales(net.architecture, 60, 200, (0.5, 0.9, 1.3)) == [47 / 60, 0.9, 1.3]
+    assert clamp_scales(net.architecture, 100, 100, (1, 2)) == [1.0, 2.0] and net.scale_factors is not None
+    assert clamp_scales(net.architecture, 40, 200, (0.5, 0.9)) == [47 / 40]
     for shape in ((3, 20, 30), (3, 47, 47), (3, 300, 30)):
         detect(net, regressor, torch.zeros(shape, dtype=torch.uint8))
 
@@ -182,6 +182,6 @@ def test_comparable_scores():
     found = [Grid(47, 4, (127, 127), (127, 127))]
     boxes = torch.tensor([[48.5, 48.5, 78.5, 78.5], [8.5, 48.5, 38.5, 78.5]])  # centred on windows
     sums = torch.tensor([9.0, 6.0])  # 3 x 3 of them within 7.05 px; 2 x 3 beside the left border
-    assert expected(boxes, found).tolist() == [9.0, 6.0]
-    assert comparable(sums, boxes, found).tolist() == pytest.approx([0.5, 0.5])
-    assert comparable(9 * sums, boxes, found).tolist() == pytest.approx([0.9, 0.9])
+    assert expected_votes(boxes, found).tolist() == [9.0, 6.0]
+    assert normalize_scores(sums, boxes, found).tolist() == pytest.approx([0.5, 0.5])
+    assert normalize_scores(9 * sums, boxes, found).tolist() == pytest.approx([0.9, 0.9])

@@ -15,9 +15,9 @@ from overfeat.data.readers.coco import read_coco
 from overfeat.data.resize import resize
 from overfeat.data.synthetic.scenes import write_scenes
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import FIT, STEP, zooms_for
+from overfeat.dense.scales import FIT, STEP, choose_scales
 from overfeat.detection.data import TileDataset
-from overfeat.detection.targets import CENTRAL, HIGH, IGNORED, LOW, assign, expected
+from overfeat.detection.targets import CENTRAL, HIGH, IGNORE_INDEX, LOW, assign_targets, expected_votes
 from overfeat.errors import InputError
 
 NET = load(SHIPPED_WEIGHTS).architecture
@@ -35,63 +35,65 @@ def box(x, y, side, other=None):
 
 def test_an_object_in_the_middle():
     """Around a window's centre at (73.5, 73.5), whose places are 4 px apart: those within 0.15 of 47 px find it."""
-    targets, objects = assign(windows(147, 147), torch.tensor([box(75.5, 73.5, 30, 12)]), torch.tensor([2]), 7)
+    targets, objects = assign_targets(windows(147, 147), torch.tensor([box(75.5, 73.5, 30, 12)]), torch.tensor([2]), 7)
     found = (objects == 0).nonzero().tolist()
     # Centres 23.5 + 4 k: 67.5 to 79.5 across within 7.05 of 75.5 are 71.5, 75.5 and 79.5; 69.5... down of 73.5.
     columns, rows = ({k for k in range(26) if abs(23.5 + 4 * k - at) <= CENTRAL * 47} for at in (75.5, 73.5))
     assert {tuple(place) for place in found} == {(row, column) for row in rows for column in columns}
     assert (targets[objects == 0] == 2).all() and len(found) >= 9
-    near = (targets == IGNORED).nonzero()
+    near = (targets == IGNORE_INDEX).nonzero()
     assert len(near) and (targets == 7).sum() == targets.numel() - len(found) - len(near)
     centres = 23.5 + 4 * near.flip(1)
     assert ((centres - torch.tensor([75.5, 73.5])).abs().amax(dim=1) <= 0.35 * 47).all()
 
 
-@pytest.mark.parametrize(("share", "says"), [(0.2, 7), (0.35, IGNORED), (0.5, 2), (0.9, 2), (1.1, IGNORED), (1.4, 7)])
+@pytest.mark.parametrize(
+    ("share", "says"), [(0.2, 7), (0.35, IGNORE_INDEX), (0.5, 2), (0.9, 2), (1.1, IGNORE_INDEX), (1.4, 7)]
+)
 def test_only_objects_that_fit(share, says):
     """A window is background for objects much smaller or larger than it finds, even in its middle."""
-    targets, _ = assign(windows(147, 147), torch.tensor([box(75.5, 75.5, 47 * share)]), torch.tensor([2]), 7)
+    targets, _ = assign_targets(windows(147, 147), torch.tensor([box(75.5, 75.5, 47 * share)]), torch.tensor([2]), 7)
     assert targets[13, 13] == says
 
 
 def test_the_nearest_object_and_difficult_ones():
     boxes = torch.tensor([box(71.5, 75.5, 30), box(77.5, 75.5, 30)])
-    targets, objects = assign(windows(147, 147), boxes, torch.tensor([1, 2]), 7)
+    targets, objects = assign_targets(windows(147, 147), boxes, torch.tensor([1, 2]), 7)
     assert (targets[13, 12], targets[13, 13]) == (1, 2) and (objects[13, 12], objects[13, 13]) == (0, 1)
-    targets, objects = assign(windows(147, 147), boxes, torch.tensor([1, 2]), 7, torch.tensor([False, True]))
-    assert (targets[13, 12], targets[13, 13]) == (1, IGNORED) and objects[13, 13] == -1
+    targets, objects = assign_targets(windows(147, 147), boxes, torch.tensor([1, 2]), 7, torch.tensor([False, True]))
+    assert (targets[13, 12], targets[13, 13]) == (1, IGNORE_INDEX) and objects[13, 13] == -1
 
 
 def test_an_object_in_the_corner_is_found():
     """No window's centre comes nearer than 8.5 px, 0.18 of a window: the corner's own will do."""
-    targets, objects = assign(windows(147, 147), torch.tensor([box(15, 15, 30)]), torch.tensor([3]), 7)
+    targets, objects = assign_targets(windows(147, 147), torch.tensor([box(15, 15, 30)]), torch.tensor([3]), 7)
     assert targets[0, 0] == 3 and (objects == 0).sum() == 1
     # One that reaches out of all windows is nobody's.
-    _, objects = assign(windows(147, 147), torch.tensor([box(2, 15, 30)]), torch.tensor([3]), 7)
+    _, objects = assign_targets(windows(147, 147), torch.tensor([box(2, 15, 30)]), torch.tensor([3]), 7)
     assert not (objects == 0).any()
 
 
 def test_no_objects():
-    targets, objects = assign(windows(60, 60), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), 4)
+    targets, objects = assign_targets(windows(60, 60), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), 4)
     assert (targets == 4).all() and (objects == -1).all()
 
 
 @pytest.mark.parametrize("sides", [[10, 100], [24, 100], [47], [300, 400, 500], np.geomspace(8, 2000, 500)])
 def test_every_object_fits_at_one_of_the_sizes(sides):
-    zooms = zooms_for(sides, 47)
-    assert all(1 < b / a <= STEP * 1.001 for a, b in itertools.pairwise(zooms))
+    scale_factors = choose_scales(sides, 47)
+    assert all(1 < b / a <= STEP * 1.001 for a, b in itertools.pairwise(scale_factors))
     low, high = np.percentile(sides, [1, 99])
     inner = np.array([side for side in sides if low <= side <= high])
-    sizes = inner[:, None] * np.array(zooms) / 47
+    sizes = inner[:, None] * np.array(scale_factors) / 47
     assert ((sizes >= LOW) & (sizes <= HIGH)).any(axis=1).all()
     assert (abs(np.log(sizes / FIT)).min(axis=1) <= np.log(STEP) / 2 + 1e-3).all()
 
 
 def test_sizes_need_boxes():
     with pytest.raises(InputError, match="no boxes"):
-        zooms_for([], 47)
+        choose_scales([], 47)
     with pytest.raises(InputError, match="in pixels"):
-        zooms_for([0.1, 0.2], 47)
+        choose_scales([0.1, 0.2], 47)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -102,10 +104,10 @@ def test_expected_is_what_the_rule_gives(scale):
         thing = torch.tensor([box(x, y, side * scale, side)])
         count = 0
         for grid in grids:
-            _, objects = assign(torch.from_numpy(grid.boxes()), thing.double(), torch.zeros(1).long(), 9)
+            _, objects = assign_targets(torch.from_numpy(grid.boxes()), thing.double(), torch.zeros(1).long(), 9)
             count += int((objects == 0).sum())
-        assert int(expected(thing, grids)[0]) == max(1, count) or min(x, y) < 24
-    assert expected(torch.tensor([box(80, 60, 30), box(5, 5, 1)]), grids).tolist()[1] == 1
+        assert int(expected_votes(thing, grids)[0]) == max(1, count) or min(x, y) < 24
+    assert expected_votes(torch.tensor([box(80, 60, 30), box(5, 5, 1)]), grids).tolist()[1] == 1
 
 
 @pytest.fixture(scope="module")
@@ -196,4 +198,4 @@ def test_unreadable_images_have_nothing_to_teach(scenes, tmp_path):
     data = replace(scenes, samples=[replace(scenes.samples[0], path=tmp_path / "bad.png"), scenes.samples[1]])
     tiles = TileDataset(data, NET, (1.0,), 100, tiles=1, flip=False)
     assert [tiles[(0, number)]["unreadable"] for number in (0, 1)] == [0, -1]
-    assert not len(tiles[(0, 0)]["boxes"]) and "bad.png" in tiles.complaint(0)[1]
+    assert not len(tiles[(0, 0)]["boxes"]) and "bad.png" in tiles.error_for(0)[1]

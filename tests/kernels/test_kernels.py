@@ -117,7 +117,7 @@ def test_the_six_scales_of_the_accurate_net(pool):
     with launch.forced(pool=pool), ops.backend("torch"):
         got = skip_classifier.forward(maps, weight, bias, 3, True)
         assert got.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
-        assert_matches(got, ops.skip_classifier_rows(maps, weight, bias, 3), torch.float32)
+        assert_matches(got, ops.skip_classifier_flat(maps, weight, bias, 3), torch.float32)
 
 
 def test_nan_passes_and_minus_infinity_pools():
@@ -217,7 +217,7 @@ def test_plans_fill_the_chip_and_not_more(capability, dtype, m):
         tiles = -(-m // plan.tile.m) * (4096 // plan.tile.n)
         assert 1 <= plan.programs <= 132
         assert plan.programs == min(132, tiles * plan.parts)
-        assert plan.even and 1 <= plan.parts <= launch.MOST_PARTS
+        assert plan.even and 1 <= plan.parts <= launch.MAX_SPLIT_K
         idle = [-(tiles * parts) % 132 / -(-tiles * parts // 132) for parts in (1, plan.parts)]
         assert plan.parts == 1 or idle[1] < idle[0], "parts are for chips that are not full"
         uneven = launch.choose("forward", dtype, device, m, 4096, 25, 1001, 3)
@@ -286,16 +286,16 @@ def test_concurrent_streams():
 def test_cuda_graph():
     weight, bias = made((64, 64, 3, 3), seed=8, last=True), made((64,), seed=9)
     maps = [made((1, 64, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
-    ops.skip_classifier_rows(maps, weight, bias, 3)  # compiles, and makes the tables
+    ops.skip_classifier_flat(maps, weight, bias, 3)  # compiles, and makes the tables
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
-        result = ops.skip_classifier_rows(maps, weight, bias, 3)
+        result = ops.skip_classifier_flat(maps, weight, bias, 3)
     for seed in (20, 30):
         for i, m in enumerate(maps):
             m.copy_(made(m.shape, seed=seed + i))
         graph.replay()
-        assert torch.equal(result, ops.skip_classifier_rows(maps, weight, bias, 3))
+        assert torch.equal(result, ops.skip_classifier_flat(maps, weight, bias, 3))
 
 
 # Merging

@@ -12,10 +12,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from bench.kernel_report import CHIPS, KINDS, compile_all
 
 SPILLS = 200  # bytes a thread, in the epilogue of the largest tiles; the rest spills nothing
-PRODUCTS = {"forward_kernel", "maps_backward_kernel", "weight_backward_kernel"}
-KERNELS = PRODUCTS | {"finish_kernel", "relu_backward_kernel", "pool_kernel", "pool_backward_kernel"}
-KERNELS |= {"chunk_kernel", "run_kernel"}
-MERGING = {"rows_kernel", "merge_kernel", "merge_tiled_kernel"}
+PRODUCTS = {"skip_classifier_fwd_kernel", "skip_classifier_bwd_input_kernel", "skip_classifier_bwd_weight_kernel"}
+KERNELS = PRODUCTS | {"split_k_reduce_kernel", "relu_backward_kernel", "pool_kernel", "pool_backward_kernel"}
+KERNELS |= {"chunk_softmax_max_kernel", "segment_max_kernel"}
+MERGING = {"best_partner_kernel", "merge_kernel", "merge_tiled_kernel"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

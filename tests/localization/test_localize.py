@@ -21,7 +21,7 @@ from overfeat.localization.predict import localize
 from overfeat.metrics.localization import localization_errors
 from overfeat.models import checkpoint
 from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.ops.boxes import decode
 
 
@@ -38,8 +38,8 @@ def pair(make_net):
         net = make_net("small")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            regressor = Regressor(net.architecture, classes, form)
-            torch.nn.init.normal_(regressor.fulls[-1].weight, 0.0, 0.1)
+            regressor = BoxRegressor(net.architecture, classes, form)
+            torch.nn.init.normal_(regressor.fc_layers[-1].weight, 0.0, 0.1)
         return net, regressor.eval()
 
     return make
@@ -51,19 +51,19 @@ def pair(make_net):
 def test_layers_have_the_papers_sizes():
     accurate, small = ARCHITECTURES["accurate"], ARCHITECTURES["small"]
     with torch.device("meta"):
-        shared, each = Regressor(accurate), Regressor(accurate, 1000)
-    assert [tuple(layer.weight.shape) for layer in shared.fulls] == [
+        shared, each = BoxRegressor(accurate), BoxRegressor(accurate, 1000)
+    assert [tuple(layer.weight.shape) for layer in shared.fc_layers] == [
         (4096, 1024, 5, 5), (1024, 4096, 1, 1), (4, 1024, 1, 1),
     ]  # fmt: skip
-    assert each.fulls[-1].weight.shape[0] == 4000
-    assert Regressor(small).hidden == (256, 64)
+    assert each.fc_layers[-1].weight.shape[0] == 4000
+    assert BoxRegressor(small).hidden == (256, 64)
 
 
 def test_a_new_regressor_gives_the_middle_of_the_window(make_net, image):
     net = make_net("small")
     for form in ("edges", "centre"):
-        regressor = Regressor(net.architecture, form=form)
-        torch.nn.init.zeros_(regressor.fulls[-1].weight)
+        regressor = BoxRegressor(net.architecture, form=form)
+        torch.nn.init.zeros_(regressor.fc_layers[-1].weight)
         raw = candidates(net, regressor.eval(), image, ["native"], flip=False, top=5, share=0.0)
         windows = dense_grid.grids(net, (70, 90), ["native"])[0].boxes().reshape(-1, 4)
         middle = torch.from_numpy(windows + 47 / 4 * torch.tensor([1, 1, -1, -1]).numpy()).float()
@@ -73,7 +73,7 @@ def test_a_new_regressor_gives_the_middle_of_the_window(make_net, image):
 @pytest.mark.parametrize(("classes", "form"), [(0, "edges"), (None, "corners")])
 def test_wrong_regressors(make_net, classes, form):
     with pytest.raises(InputError):
-        Regressor(make_net("small").architecture, classes, form)
+        BoxRegressor(make_net("small").architecture, classes, form)
 
 
 # At every place
@@ -173,7 +173,7 @@ def test_odd_calls(pair, image):
     with pytest.raises(InputError, match="of 4 classes, the net of 5"):
         localize(net, regressor, image)
     with pytest.raises(InputError, match="of another net"):
-        localize(net, Regressor(replace(net.architecture, short_side=60)), image)
+        localize(net, BoxRegressor(replace(net.architecture, short_side=60)), image)
     with pytest.raises(InputError, match="NaN scores"):
         localize(net, pair()[1], torch.full((3, 70, 90), torch.nan))
     net, regressor = pair()
@@ -181,7 +181,7 @@ def test_odd_calls(pair, image):
         localize(net, regressor, image, top=0)
     with pytest.raises(ValueError, match="one image at a time"):
         localize(net, regressor, torch.stack([image, image]))
-    torch.nn.init.constant_(regressor.fulls[-1].bias, float("nan"))
+    torch.nn.init.constant_(regressor.fc_layers[-1].bias, float("nan"))
     with pytest.raises(InputError, match="NaN or infinite boxes"):
         localize(net, regressor, image, scales=[1])
 
@@ -217,20 +217,20 @@ def test_blacklisted_and_unreadable_images(pair, tmp_path):
     net, regressor = pair()
     data = read_coco(write_scenes(tmp_path, "test", 4, progress=False))
     data.samples[2].path.write_bytes(b"no image")
-    found = evaluate_localization(net, regressor, data, blacklist={1}, scales=[1])
+    found = evaluate_localization(net, regressor, data, ignore_list={1}, scales=[1])
     assert found["images"] == 2 and len(found["unreadable"]) == 1
     assert str(data.samples[2].path) in found["unreadable"][0]
     # The numbers are of all images, whatever part of them is taken; ILSVRC's are in the files' names.
     named = data.samples[3].path.rename(data.samples[3].path.with_name("ILSVRC2012_val_00000077.png"))
     data.samples[3] = replace(data.samples[3], path=named)
-    found = evaluate_localization(net, regressor, data, blacklist={1, 3, 77}, scales=[1], limit=1)
+    found = evaluate_localization(net, regressor, data, ignore_list={1, 3, 77}, scales=[1], limit=1)
     assert found["images"] == 1 and not found["unreadable"]
     # An image of another size than its annotation says.
     data.samples[3] = replace(data.samples[3], size=(7, 9))
-    found = evaluate_localization(net, regressor, data, blacklist={3}, scales=[1])
+    found = evaluate_localization(net, regressor, data, ignore_list={3}, scales=[1])
     assert found["images"] == 2 and "but its annotation is for 9x7" in found["unreadable"][0]
     with pytest.raises(InputError, match="none of the 4 images"):
-        evaluate_localization(net, regressor, data, blacklist={1, 2, 3, 4}, scales=[1])
+        evaluate_localization(net, regressor, data, ignore_list={1, 2, 3, 4}, scales=[1])
 
 
 # Files
@@ -241,7 +241,7 @@ def test_net_and_regressor_in_one_file(pair, tmp_path, image):
     path = tmp_path / "both.safetensors"
     overfeat.save(net, path, regressor=regressor)
     loaded, head = overfeat.load(path), overfeat.load_regressor(path)
-    assert (head.classes, head.form, head.hidden) == (5, "centre", regressor.hidden)
+    assert (head.num_classes, head.form, head.hidden) == (5, "centre", regressor.hidden)
     got, want = localize(loaded, head, image, scales=[1]), localize(net, regressor, image, scales=[1])
     assert torch.equal(got.boxes, want.boxes) and torch.equal(got.scores, want.scores)
     overfeat.save(net, path)
@@ -267,11 +267,11 @@ def test_convert_keeps_the_boxes(pair, tmp_path, capsys):
     assert "which is float32" in capsys.readouterr().err
     assert main(["convert", source, source, "--half"]) == 1
     assert "is the file to convert" in capsys.readouterr().err
-    torch.nn.init.constant_(regressor.fulls[2].bias, 1e6)
+    torch.nn.init.constant_(regressor.fc_layers[2].bias, 1e6)
     overfeat.save(net, source, regressor=regressor)
     before = (tmp_path / "half.safetensors").read_bytes()
     assert main(["convert", source, target, "--half"]) == 1
-    assert "regressor.fulls.2.bias is too large a number" in capsys.readouterr().err
+    assert "regressor.fc_layers.2.bias is too large a number" in capsys.readouterr().err
     assert (tmp_path / "half.safetensors").read_bytes() == before
 
 
@@ -285,9 +285,9 @@ def test_broken_regressors_in_files(pair, tmp_path):
         with pytest.raises(InputError, match="do not fit together"):
             overfeat.load_regressor(path)
     regressor = pair()[1]
-    torch.nn.init.constant_(regressor.fulls[0].bias, float("inf"))
+    torch.nn.init.constant_(regressor.fc_layers[0].bias, float("inf"))
     checkpoint.save(net, path, regressor=regressor)
-    with pytest.raises(InputError, match=r"regressor\.fulls\.0\.bias holds NaN or infinite"):
+    with pytest.raises(InputError, match=r"regressor\.fc_layers\.0\.bias holds NaN or infinite"):
         overfeat.load_regressor(path)
 
 
@@ -296,13 +296,13 @@ def test_broken_regressors_in_files(pair, tmp_path):
 def test_boxes_at_some_places(pooled, stride, monkeypatch):
     """Those of all places, wherever they are asked for, with their gradients; a map may be asked for nothing."""
     torch.manual_seed(0)
-    regressor = Regressor(ARCHITECTURES["small"], 3, pooled=pooled).double()
+    regressor = BoxRegressor(ARCHITECTURES["small"], 3, pooled=pooled).double()
     maps = [torch.randn(n, 128, *size, dtype=torch.float64) for n, size in ((2, (9, 12)), (1, (6, 6)), (1, (8, 7)))]
     every, shapes = regressor.rows(maps, stride)
     counts = [n * h * w for n, h, w in shapes]
     assert len(every) == sum(counts) and every.shape[1:] == (3, 4)
     places = [torch.tensor([counts[0] - 1, 3, 0]), torch.tensor([], dtype=torch.int64), torch.arange(counts[2])]
-    monkeypatch.setattr("overfeat.models.box_regressor.GATHERED", 1)  # one window at a time
+    monkeypatch.setattr("overfeat.models.box_regressor.GATHER_BYTES", 1)  # one window at a time
     some, same = regressor.rows(maps, stride, places)
     want = every[torch.cat([start + p for start, p in zip((0, counts[0], sum(counts[:2])), places, strict=True)])]
     assert same == shapes
@@ -315,11 +315,11 @@ def test_boxes_at_some_places(pooled, stride, monkeypatch):
 def test_unpooled_boxes_are_a_convolution():
     """What a k * p convolution over the maps before the pooling gives."""
     torch.manual_seed(0)
-    regressor = Regressor(ARCHITECTURES["small"], pooled=False).double()
+    regressor = BoxRegressor(ARCHITECTURES["small"], pooled=False).double()
     maps = torch.randn(2, 128, 9, 11, dtype=torch.float64)
     x = maps
-    for layer in regressor.fulls:
-        x = layer(x) if layer is regressor.fulls[-1] else layer(x).relu()
+    for layer in regressor.fc_layers:
+        x = layer(x) if layer is regressor.fc_layers[-1] else layer(x).relu()
     assert_matches(regressor.rows([maps])[0], x.permute(0, 2, 3, 1).reshape(-1, 1, 4), torch.float64)
     coarse = x[:, :, ::3, ::3].permute(0, 2, 3, 1).reshape(-1, 1, 4)
     assert_matches(regressor.rows([maps], "coarse")[0], coarse, torch.float64)

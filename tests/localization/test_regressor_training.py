@@ -14,7 +14,7 @@ from overfeat import load, load_regressor
 from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.annotated import align_boxes
-from overfeat.data.parts import listed
+from overfeat.data.parts import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.synthetic.scenes import write_scenes
 from overfeat.dense.grid import grids
@@ -23,7 +23,7 @@ from overfeat.errors import InputError
 from overfeat.localization.data import ScaledDataset
 from overfeat.localization.train import LOSSES, RegressorTask
 from overfeat.models import checkpoint
-from overfeat.models.box_regressor import Regressor
+from overfeat.models.box_regressor import BoxRegressor
 from overfeat.ops.boxes import areas, encode, intersections
 from overfeat.training.config import TrainConfig
 
@@ -57,7 +57,7 @@ def test_a_net_with_boxes_comes_out(scenes, tmp_path, capsys):
     path = tmp_path / "run/net.safetensors"
     before, after = load(SHIPPED_WEIGHTS), load(path)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-    assert load_regressor(path).classes is None
+    assert load_regressor(path).num_classes is None
     capsys.readouterr()
     test = ["--data", str(scenes / "validation.json"), "--weights", str(path), "--scales", "1,2"]
     assert main(["evaluate", "localization", *test, "-o", str(tmp_path / "found.json")]) == 0
@@ -71,7 +71,7 @@ def test_resumed_to_the_same_weights(scenes, tmp_path, capsys):
     assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "centre", "--epochs", "1")) == 0
     assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "centre", "--resume")) == 0
     whole, parts = (load_regressor(tmp_path / name / "net.safetensors") for name in ("whole", "parts"))
-    assert whole.classes == 10 and whole.form == "centre"
+    assert whole.num_classes == 10 and whole.form == "centre"
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     assert main(flags(scenes, tmp_path / "parts", "--resume")) == 1
     assert "--form was centre and is now edges" in capsys.readouterr().err
@@ -80,7 +80,7 @@ def test_resumed_to_the_same_weights(scenes, tmp_path, capsys):
 def test_through_the_net(scenes, tmp_path):
     assert main(flags(scenes, tmp_path / "run", "--through-net", "--epochs", "1", "--scales", "1")) == 0
     before, after = load(SHIPPED_WEIGHTS), load(tmp_path / "run/net.safetensors")
-    for name in ("convs.0.weight", "fulls.2.weight"):
+    for name in ("conv_layers.0.weight", "fc_layers.2.weight"):
         assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
 
 
@@ -93,7 +93,7 @@ def test_two_processes_with_images_that_teach_nothing(scenes, tmp_path):
     arguments = flags(scenes / "half.json", tmp_path / "run", "--through-net", "--epochs", "1", "--batch", "2")
     done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert load_regressor(tmp_path / "run/net.safetensors").classes is None
+    assert load_regressor(tmp_path / "run/net.safetensors").num_classes is None
 
 
 def test_bad_annotations_start_nothing(scenes, tmp_path, capsys):
@@ -126,7 +126,7 @@ def test_images_at_every_scale(data):
 
 def test_windows_that_hold_half_of_an_object_train(data):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[(51, 63)], stride="fine")
+    task = RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), scales=[(51, 63)], stride="fine")
     # Windows of 47 px start at 0 or 4 down, 0 to 16 across; an object of 8 px that a window has half of or more.
     box, image = torch.tensor([[47.0, 10, 55, 18]]), torch.zeros(3, 51, 63)
     places = task._places(image, box, torch.tensor([7]))
@@ -152,10 +152,10 @@ def test_only_the_places_that_train_are_computed(data, stride):
     """The loss is that of all places of all images, those that do not train left out."""
     net = load(SHIPPED_WEIGHTS)
     torch.manual_seed(0)
-    regressor = Regressor(net.architecture)
+    regressor = BoxRegressor(net.architecture)
     task = RegressorTask(net, regressor, data, TrainConfig(), scales=[1, 3], stride=stride)
     items = [task.dataset()[number] for number in range(8)]
-    loss, sums = task.loss(task.module, listed(items))
+    loss, sums = task.loss(task.module, collate_list(items))
     losses = []
     for item in items:
         size = tuple(item["image"].shape[1:])
@@ -172,7 +172,7 @@ def test_only_the_places_that_train_are_computed(data, stride):
 @pytest.mark.parametrize("form", ["edges", "centre"])
 def test_losses_by_hand(data, name, form):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, Regressor(net.architecture, form=form), data, TrainConfig(), loss=name)
+    task = RegressorTask(net, BoxRegressor(net.architecture, form=form), data, TrainConfig(), loss=name)
     window, box = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[10.0, 10, 20, 50]])
     guess = torch.tensor([[0.0, 0, 1, 1]]) if form == "edges" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
     loss, iou = task._losses(guess, window, box)
@@ -188,11 +188,11 @@ def test_losses_by_hand(data, name, form):
 
 def test_each_class_learns_its_own_box(data):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, Regressor(net.architecture, 10), data, TrainConfig(), scales=[1])
+    task = RegressorTask(net, BoxRegressor(net.architecture, 10), data, TrainConfig(), scales=[1])
     item = next(item for item in map(task.dataset().__getitem__, range(12)) if len(item["boxes"]))
-    loss, _ = task.loss(task.module, listed([item]))
+    loss, _ = task.loss(task.module, collate_list([item]))
     loss.backward()
-    learnt = task.module.regressor.fulls[-1].bias.grad.view(10, 4).abs().sum(dim=1) > 0
+    learnt = task.module.regressor.fc_layers[-1].bias.grad.view(10, 4).abs().sum(dim=1) > 0
     assert learnt.nonzero().flatten().tolist() == item["labels"].tolist()
 
 
@@ -200,17 +200,19 @@ def test_through_the_net_the_classes_are_learnt_too(data):
     """The loss is that of the boxes and the cross entropy of the same places; all weights take part even without."""
     net = load(SHIPPED_WEIGHTS)
     tasks = [
-        RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[1], stride="coarse", whole=whole)
+        RegressorTask(
+            net, BoxRegressor(net.architecture), data, TrainConfig(), scales=[1], stride="coarse", whole=whole
+        )
         for whole in (False, True)
     ]
     tasks[1].module.regressor.load_state_dict(tasks[0].module.regressor.state_dict())
     items = [tasks[0].dataset()[number] for number in range(12)]
-    (boxes, _), (both, _) = (task.loss(task.module.eval(), listed(items)) for task in tasks)
+    (boxes, _), (both, _) = (task.loss(task.module.eval(), collate_list(items)) for task in tasks)
     entropies = []
     for item in items:
         places = tasks[0]._places(item["image"], item["boxes"], item["labels"])
         scores = net.features(item["image"][None])
-        rows = net.classifier_rows([scores], "coarse")[0].view(*places.grid.shape, -1)[places.rows, places.columns]
+        rows = net.forward_head_flat([scores], "coarse")[0].view(*places.grid.shape, -1)[places.rows, places.columns]
         chosen = rows.flatten(0, 1)[places.chosen].log_softmax(dim=1)
         entropies += [-chosen[:, item["labels"][0]].mean()] if len(chosen) else []
     assert (both - boxes).item() == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-3)
@@ -245,7 +247,7 @@ def test_images_that_are_not_as_annotated(scenes, tmp_path, capsys):
         replace(data, samples=[small, data.samples[1]]), load(SHIPPED_WEIGHTS).architecture, ["native"]
     )
     assert [dataset[number]["unreadable"] for number in (0, 1)] == [0, -1]
-    assert "smaller than the small net's window" in dataset.complaint(0)[1]
+    assert "smaller than the small net's window" in dataset.error_for(0)[1]
 
 
 def test_splits_of_a_folder(scenes, tmp_path, capsys):
@@ -279,11 +281,11 @@ def test_splits_of_a_folder(scenes, tmp_path, capsys):
 def test_what_does_not_fit_together(data, make_net):
     net = load(SHIPPED_WEIGHTS)
     with pytest.raises(InputError, match="class_names"):
-        RegressorTask(make_net("small", 10), Regressor(net.architecture), data, TrainConfig())
+        RegressorTask(make_net("small", 10), BoxRegressor(net.architecture), data, TrainConfig())
     with pytest.raises(InputError, match="another net"):
-        RegressorTask(net, Regressor(net.architecture, 4), data, TrainConfig())
+        RegressorTask(net, BoxRegressor(net.architecture, 4), data, TrainConfig())
     with pytest.raises(InputError, match="the loss is one of"):
-        RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), loss="l1")
+        RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), loss="l1")
 
 
 def test_unreadable_images_are_left_out(data, tmp_path):
@@ -292,12 +294,12 @@ def test_unreadable_images_are_left_out(data, tmp_path):
     kept = path.read_bytes()
     path.write_bytes(b"no image")
     try:
-        task = RegressorTask(net, Regressor(net.architecture), data, TrainConfig(), scales=[1])
-        batch = listed([task.dataset()[0], task.dataset()[1]])
+        task = RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), scales=[1])
+        batch = collate_list([task.dataset()[0], task.dataset()[1]])
         assert batch["unreadable"].tolist() == [0, -1]
         loss, sums = task.loss(task.module, batch)
         assert sums["samples"] == 1 and loss.isfinite()
-        assert str(path) in task.dataset().complaint(0)[1]
+        assert str(path) in task.dataset().error_for(0)[1]
     finally:
         path.write_bytes(kept)
     task.save(tmp_path / "net.safetensors")

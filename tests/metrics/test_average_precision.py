@@ -84,7 +84,7 @@ def test_blacklisted_pairs_count_nowhere():
     truths = [boxes(B), boxes(A)]
     plain = curves(found, truths, 2, "ilsvrc")
     assert (plain[0].objects, plain[0].right.tolist()) == (2, [False, True])
-    listed = curves(found, truths, 2, "ilsvrc", blacklist=[(0, 0)])
+    listed = curves(found, truths, 2, "ilsvrc", ignore_list=[(0, 0)])
     assert (listed[0].objects, listed[0].right.tolist(), listed[0].average) == (1, [True], 1.0)
     assert listed[1].right.tolist() == [False]
 

@@ -40,7 +40,7 @@ def test_round_trip(make_net, tmp_path, architecture, flip):
     assert overfeat.save(net, path) is None
     found = overfeat.load(str(path))
     assert found.architecture == net.architecture
-    assert (found.class_names, found.flip, found.classes) == (net.class_names, flip, 3)
+    assert (found.class_names, found.flip, found.num_classes) == (net.class_names, flip, 3)
     assert same_weights(found, net) and not found.training
     images = pixels(net.architecture.window + 20, net.architecture.window + 9)
     with torch.no_grad():
@@ -137,20 +137,20 @@ def test_metadata_that_is_broken_or_at_odds_with_the_weights(good, key, value):
 @pytest.mark.parametrize("change", ["missing", "more", "renamed", "other shape", "transposed"])
 def test_weights_at_odds_with_the_architecture(good, change):
     path, tensors, metadata = good
-    weight = tensors.pop("fulls.1.weight")
+    weight = tensors.pop("fc_layers.1.weight")
     tensors |= {
         "missing": {},
-        "more": {"fulls.1.weight": weight, "fulls.9.weight": weight.clone()},
+        "more": {"fc_layers.1.weight": weight, "fc_layers.9.weight": weight.clone()},
         "renamed": {"full.1.weight": weight},
-        "other shape": {"fulls.1.weight": weight[:-1].clone()},
-        "transposed": {"fulls.1.weight": weight.permute(2, 1, 0, 3).contiguous()},
+        "other shape": {"fc_layers.1.weight": weight[:-1].clone()},
+        "transposed": {"fc_layers.1.weight": weight.permute(2, 1, 0, 3).contiguous()},
     }[change]
     save_file(tensors, path, metadata)
     refused(path, "its weights and its metadata do not fit together")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", ["convs.0.weight", "convs.3.bias", "fulls.2.bias"])
+@pytest.mark.parametrize("name", ["conv_layers.0.weight", "conv_layers.3.bias", "fc_layers.2.bias"])
 def test_weights_that_are_no_numbers(good, name, value):
     path, tensors, metadata = good
     tensors[name].view(-1)[-1] = value
@@ -273,10 +273,10 @@ def test_released_file_at_full_size(released, tmp_path):
     size, shapes = RELEASED[name]
     assert path.stat().st_size == size
     net = load_released(path, name)
-    assert not net.training and net.classes == 1000 and net.architecture == ARCHITECTURES[name]
+    assert not net.training and net.num_classes == 1000 and net.architecture == ARCHITECTURES[name]
     numbers = np.memmap(path, "<f4", "r")
     start = 0
-    for shape, layer in zip(shapes, [*net.convs, *net.fulls], strict=True):
+    for shape, layer in zip(shapes, [*net.conv_layers, *net.fc_layers], strict=True):
         for values, part in ((layer.weight, shape), (layer.bias, shape[:1])):
             count = int(np.prod(part))
             assert np.array_equal(values.detach().numpy(), numbers[start : start + count].reshape(part))

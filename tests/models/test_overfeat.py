@@ -78,7 +78,7 @@ def test_each_layer_follows_from_the_one_before(make_net, name):
     x = image_for(net, 4, 7)
     for number, layer in enumerate(architecture.layers):
         conv = architecture.convs[layer.index] if layer.kind in ("pad", "conv", "pool") else None
-        weights = {"conv": net.convs, "full": net.fulls}.get(layer.kind, [None] * 9)[layer.index]
+        weights = {"conv": net.conv_layers, "full": net.fc_layers}.get(layer.kind, [None] * 9)[layer.index]
         step = {
             "normalise": lambda x: (x.double() - 118.380948) / 61.896913,
             "pad": lambda x, conv=conv: F.pad(x, [conv.pad] * 4),
@@ -126,7 +126,7 @@ def test_classifier_stage_equals_cropping_the_last_maps(make_net, name, stride):
         side = architecture.kernel * architecture.pool
         windows, shape = crops(maps, side, 1 if stride == "fine" else architecture.pool)
         x = F.max_pool2d(windows, architecture.pool)
-        for i, full in enumerate(net.fulls):
+        for i, full in enumerate(net.fc_layers):
             x = F.conv2d(x.relu() if i else x, full.weight, full.bias)
         assert_matches(net.classifier(maps, stride), as_map(x, shape), torch.float64)
 
@@ -262,7 +262,7 @@ def test_maps_that_are_too_small_are_refused(make_net, stride):
 @pytest.mark.parametrize("classes", [1, 2, 7, 1000])
 def test_any_number_of_classes(classes):
     net = build("small", classes)
-    assert net.classes == len(net.class_names) == classes
+    assert net.num_classes == len(net.class_names) == classes
     with torch.no_grad():
         assert net(pixels(47, 47)).shape == (1, classes, 1, 1)
         assert net(pixels(47, 51), "fine").shape == (1, classes, 1, 2)
@@ -279,30 +279,30 @@ def test_what_cannot_be_built_is_refused():
 def test_replace_classes_changes_the_last_layer_alone(make_net):
     net = make_net("small").half()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    net.replace_classes(["cat", "dog", "owl"], std=0.5)
-    assert net.classes == 3 and net.class_names == ["cat", "dog", "owl"]
+    net.reset_classifier(["cat", "dog", "owl"], std=0.5)
+    assert net.num_classes == 3 and net.class_names == ["cat", "dog", "owl"]
     after = net.state_dict()
     assert before.keys() == after.keys()
     for name in before:
-        if not name.startswith("fulls.2"):
+        if not name.startswith("fc_layers.2"):
             assert torch.equal(before[name], after[name])
-    assert after["fulls.2.weight"].shape == (3, 256, 1, 1) and after["fulls.2.weight"].dtype == torch.float16
-    assert after["fulls.2.weight"].std().item() == pytest.approx(0.5, rel=0.2)
-    assert not after["fulls.2.bias"].any()
+    assert after["fc_layers.2.weight"].shape == (3, 256, 1, 1) and after["fc_layers.2.weight"].dtype == torch.float16
+    assert after["fc_layers.2.weight"].std().item() == pytest.approx(0.5, rel=0.2)
+    assert not after["fc_layers.2.bias"].any()
     assert net.float()(pixels(47, 47)).shape == (1, 3, 1, 1)
 
 
 def test_replacing_all_classes_by_none_is_refused(make_net):
     with pytest.raises(InputError, match="at least one class"):
-        make_net("small").replace_classes([])
+        make_net("small").reset_classifier([])
 
 
 def test_fresh_weights_are_those_of_the_paper():
     net = build("small", 10)
-    for layer in (*net.convs, *net.fulls):
+    for layer in (*net.conv_layers, *net.fc_layers):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1) and not layer.bias.any()
-    net.reset(std=None)
-    for layer in (*net.convs, *net.fulls):
+    net.init_weights(std=None)
+    for layer in (*net.conv_layers, *net.fc_layers):
         he = (2 / layer.weight[0].numel()) ** 0.5
         assert layer.weight.std().item() == pytest.approx(he, rel=0.1)
         assert not layer.bias.any()
@@ -325,7 +325,7 @@ def test_dropout_keeps_the_mean_and_drops_its_share(make_net):
     net = make_net("small", classes=256).train()
     images = image_for(net, 12, 15)
     with torch.no_grad():
-        for full in net.fulls[1:]:
+        for full in net.fc_layers[1:]:
             full.weight.copy_(torch.eye(256)[..., None, None])
             full.bias.zero_()
         found = net(images, "fine")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import Fit, six_scales
+from overfeat.dense.scales import ScaleFitter, six_scales
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.overfeat import OverFeat
-from overfeat.models.receptive_field import Step, input_size, output_size, slab, total_stride
+from overfeat.models.receptive_field import SlidingWindow, input_size, input_span, output_size, total_stride
 
 # The accurate net's six scales: input, last maps, pooled at each offset, outputs at fine stride.
 SIX_SCALES = [
@@ -24,7 +24,7 @@ SIX_SCALES = [
 # (window, coarse stride, fine stride)
 STRIDES = {"fast": (231, 32, 16), "accurate": (221, 36, 12), "small": (47, 12, 4)}
 PARAMETERS = {"fast": 145_920_872, "accurate": 144_656_488}
-FITS = {name: Fit(a.window, a.fine_stride, a.pool) for name, a in ARCHITECTURES.items()}
+FITS = {name: ScaleFitter(a.window, a.fine_stride, a.pool) for name, a in ARCHITECTURES.items()}
 
 
 @pytest.mark.parametrize(("size", "maps", "pooled", "fine"), SIX_SCALES)
@@ -34,9 +34,9 @@ def test_six_scales_of_the_accurate_net(size, maps, pooled, fine):
         cells = output_size(accurate.feature_steps, size[axis])
         assert cells == maps[axis]
         for offset in range(3):
-            one = output_size([Step(3, 3)], cells - offset)
+            one = output_size([SlidingWindow(3, 3)], cells - offset)
             assert one == pooled[axis]
-            assert output_size([Step(5)], one) * 3 == fine[axis]
+            assert output_size([SlidingWindow(5)], one) * 3 == fine[axis]
     assert Grid(221, 12, size, size).shape == fine
     assert Grid(221, 36, size, size).shape == tuple(n // 3 for n in fine)
 
@@ -65,15 +65,15 @@ def test_number_of_parameters(name):
 
 def test_output_and_input_size_of_known_chains():
     assert output_size([], 7) == input_size([], 7) == 7
-    assert output_size([Step(3)], 2) == 0 and output_size([Step(3), Step(1)], 2) == 0
-    assert output_size([Step(3, 2, 1)], 8) == 4
-    assert input_size([Step(11, 4), Step(2, 2)]) == 15
-    assert total_stride([Step(11, 4), Step(2, 2), Step(5)]) == 8
+    assert output_size([SlidingWindow(3)], 2) == 0 and output_size([SlidingWindow(3), SlidingWindow(1)], 2) == 0
+    assert output_size([SlidingWindow(3, 2, 1)], 8) == 4
+    assert input_size([SlidingWindow(11, 4), SlidingWindow(2, 2)]) == 15
+    assert total_stride([SlidingWindow(11, 4), SlidingWindow(2, 2), SlidingWindow(5)]) == 8
 
 
 def random_steps(random):
     kernels = random.integers(1, 6, random.integers(1, 6))
-    return [Step(int(k), int(random.integers(1, 4)), int(random.integers(0, k))) for k in kernels]
+    return [SlidingWindow(int(k), int(random.integers(1, 4)), int(random.integers(0, k))) for k in kernels]
 
 
 def convolve(steps, cells, weights, pads):
@@ -97,7 +97,7 @@ def test_slab_gives_the_outputs_of_the_whole_axis(seed):
     assert len(whole) == output_size(steps, size)
     for _ in range(20):
         start, stop = np.sort(random.choice(len(whole) + 1, 2, replace=False)).tolist()
-        (low, high), pads = slab(steps, size, start, stop)
+        (low, high), pads = input_span(steps, size, start, stop)
         part = convolve(steps, cells[low:high], weights, pads)
         assert part.tolist() == whole[start:stop].tolist(), (steps, size, start, stop)
 
@@ -106,10 +106,10 @@ def test_slab_gives_the_outputs_of_the_whole_axis(seed):
 def test_slab_pads_only_at_the_border(name):
     steps = ARCHITECTURES[name].feature_steps
     count = output_size(steps, 700)
-    whole = slab(steps, 700, 0, count)
+    whole = input_span(steps, 700, 0, count)
     assert whole[0][0] == 0 and [pad[0] for pad in whole[1]] == [step.pad for step in steps]
-    (start, stop), pads = slab(steps, 700, count // 2, count // 2 + 1)
-    assert set(pads) == {(0, 0)} and stop - start == input_size([Step(s.kernel, s.stride) for s in steps])
+    (start, stop), pads = input_span(steps, 700, count // 2, count // 2 + 1)
+    assert set(pads) == {(0, 0)} and stop - start == input_size([SlidingWindow(s.kernel, s.stride) for s in steps])
 
 
 @pytest.mark.parametrize("name", STRIDES)

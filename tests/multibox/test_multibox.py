@@ -13,7 +13,7 @@ from overfeat.data.resize import resize_part
 from overfeat.dense.detections import Detections, guesses
 from overfeat.metrics.average_precision import Boxes
 from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.multibox import UNIT, MultiBox
+from overfeat.models.multibox import OUTPUT_SCALE, MultiBox
 from overfeat.multibox.evaluate import at_5, class_agnostic, detection_rate, rate_table
 from overfeat.multibox.predict import classify_boxes, crops_of, detect_multibox, names_of, propose, with_classes
 from overfeat.ops.boxes import iou
@@ -23,9 +23,9 @@ IMAGE = torch.randint(0, 256, (3, 120, 200), generator=torch.Generator().manual_
 
 def fixed(boxes, logits, names=None):
     """A model that gives these boxes [K, 4] (for every class), whatever it sees."""
-    architecture = ARCHITECTURES["small"].whole(47, (8,))
+    architecture = ARCHITECTURES["small"].with_input_size(47, (8,))
     model = MultiBox(architecture, len(boxes), names, torch.tensor(boxes))
-    last = model.net.fulls[-1]
+    last = model.net.fc_layers[-1]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.zero_()
@@ -150,8 +150,8 @@ def test_what_does_not_fit_is_refused(classifier):
     with pytest.raises(InputError, match="boxes hold NaN"):
         classify_boxes(classifier, IMAGE, torch.full((1, 4), torch.nan))
     with torch.no_grad():
-        model.net.fulls[-1].bias[0] = torch.nan
-        classifier.fulls[-1].bias[0] = torch.nan
+        model.net.fc_layers[-1].bias[0] = torch.nan
+        classifier.fc_layers[-1].bias[0] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite boxes"):
         propose(model, IMAGE)
     with pytest.raises(InputError, match="NaN scores"):
@@ -171,7 +171,7 @@ def test_images_of_any_size(classifier, size):
 def test_a_file_gives_the_same_model_back(tmp_path, names, priors):
     torch.manual_seed(0)
     given = torch.rand(7, 4) if priors else None
-    model = MultiBox(ARCHITECTURES["small"].whole(60, (8, 6)), 7, names, given).eval()
+    model = MultiBox(ARCHITECTURES["small"].with_input_size(60, (8, 6)), 7, names, given).eval()
     model.flip = False
     save_multibox(model, tmp_path / "a.safetensors")
     found = load_multibox(tmp_path / "a.safetensors")
@@ -211,9 +211,9 @@ def test_files_of_another_kind_are_refused(tmp_path, make_net):
 def test_outputs_are_added_to_the_priors():
     model = fixed([[0.1, 0.2, 0.5, 0.6]], [0.0])
     with torch.no_grad():
-        model.net.fulls[-1].bias[:4] = torch.tensor([1.0, -1.0, 2.0, 0.5])
+        model.net.fc_layers[-1].bias[:4] = torch.tensor([1.0, -1.0, 2.0, 0.5])
     boxes, _ = model(torch.zeros(1, 3, 47, 47))
-    expected = torch.tensor([0.1, 0.2, 0.5, 0.6]) + UNIT * torch.tensor([1.0, -1.0, 2.0, 0.5])
+    expected = torch.tensor([0.1, 0.2, 0.5, 0.6]) + OUTPUT_SCALE * torch.tensor([1.0, -1.0, 2.0, 0.5])
     torch.testing.assert_close(boxes[0, 0, 0], expected)
 
 

@@ -14,8 +14,8 @@ from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.checkpoint import load, load_multibox
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
-from overfeat.multibox.matching import ALPHA, assign, find_priors, multibox_loss
-from overfeat.multibox.train import NETS, BoxClassifierTask, MultiBoxTask, _missed, adopt
+from overfeat.multibox.matching import ALPHA, fit_priors, hungarian_match, multibox_loss
+from overfeat.multibox.train import NETS, BoxClassifierTask, MultiBoxTask, _missed, copy_matching_weights
 from overfeat.training.config import TrainConfig
 from overfeat.training.trainer import train
 
@@ -97,7 +97,7 @@ def test_costs_that_are_no_numbers_do_not_stop_the_solver():
     losses, _, assigned = multibox_loss(boxes, torch.zeros(1, 3), [torch.rand(2, 4)])
     assert len(assigned) == 2 and losses.isnan().all()
     costs = torch.tensor([[torch.nan, 1.0], [0.0, torch.inf]])
-    assert assign(costs, [2]).tolist() == [[0, 1], [1, 0]]
+    assert hungarian_match(costs, [2]).tolist() == [[0, 1], [1, 0]]
 
 
 def test_difficult_objects_teach_nothing():
@@ -120,18 +120,18 @@ def test_priors_are_the_means_of_clusters():
     draw = np.random.default_rng(0)
     centres = np.array([[0.1, 0.1, 0.3, 0.3], [0.6, 0.5, 0.9, 0.9], [0.0, 0.5, 0.4, 1.0]])
     boxes = np.concatenate([centre + draw.normal(0, 0.01, (50, 4)) for centre in centres])
-    found = find_priors(boxes, 3).double()
+    found = fit_priors(boxes, 3).double()
     means = torch.from_numpy(np.stack([boxes[50 * k : 50 * k + 50].mean(axis=0) for k in range(3)]))
     assert (torch.cdist(means, found).amin(dim=1) < 1e-6).all()
-    assert torch.equal(find_priors(boxes, 3), find_priors(boxes, 3))
+    assert torch.equal(fit_priors(boxes, 3), fit_priors(boxes, 3))
     with pytest.raises(InputError, match=r"2 different boxes .* 3 priors.*--predictions"):
-        find_priors(np.repeat(boxes[:2], 30, axis=0), 3)
+        fit_priors(np.repeat(boxes[:2], 30, axis=0), 3)
 
 
 def tiny(names=None, priors=True, boxes=6):
     """A net that sees 47 px, few channels."""
     torch.manual_seed(0)
-    architecture = ARCHITECTURES["small"].whole(47, (16,))
+    architecture = ARCHITECTURES["small"].with_input_size(47, (16,))
     return MultiBox(architecture, boxes, names, torch.rand(boxes, 4).sort().values if priors else None)
 
 
@@ -164,7 +164,7 @@ def test_a_batch_without_objects_trains(crowds):
     loss, sums = task.loss(task.module, task.collate([task.data[i] for i in empty]))
     loss.backward()
     assert sums["samples"] == 0 and loss > 0
-    assert task.module.net.fulls[-1].weight.grad.any()
+    assert task.module.net.fc_layers[-1].weight.grad.any()
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_broken_image_teaches_a_box_classifier_nothing(crowds, make_net):
     assert sums["samples"] == 3 and float(loss) == pytest.approx(float(whole), rel=1e-5)
     loss, sums = task.loss(task.module, task.collate([broken, broken]))
     loss.backward()
-    assert sums["samples"] == 0 and loss == 0 and not task.module.fulls[-1].weight.grad.any()
+    assert sums["samples"] == 0 and loss == 0 and not task.module.fc_layers[-1].weight.grad.any()
 
 
 def test_each_class_has_boxes_of_its_own(crowds):
@@ -235,7 +235,7 @@ def test_each_class_has_boxes_of_its_own(crowds):
     task = MultiBoxTask(tiny(data.class_names), data, config())
     item = next(item for item in map(task.data.__getitem__, range(len(task.data))) if len(item["labels"]) == 1)
     task.loss(task.module, task.collate([item]))[0].backward()
-    grad = task.module.net.fulls[-1].bias.grad.view(10, 6, 5)[..., :4].abs().sum(dim=(1, 2))
+    grad = task.module.net.fc_layers[-1].bias.grad.view(10, 6, 5)[..., :4].abs().sum(dim=(1, 2))
     assert grad.nonzero()[:, 0].tolist() == item["labels"].tolist()
 
 
@@ -250,10 +250,10 @@ def test_objects_that_the_surest_boxes_miss(monkeypatch):
 
 def test_layers_are_adopted_up_to_the_first_of_another_form():
     model, source = MultiBox(NETS["small"], 3), OverFeat(ARCHITECTURES["small"], 2)
-    assert adopt(model.net.convs, source.convs) == 6 and len(model.net.convs) == 9
-    for layer, known in zip(model.net.convs, source.convs, strict=False):
+    assert copy_matching_weights(model.net.conv_layers, source.conv_layers) == 6 and len(model.net.conv_layers) == 9
+    for layer, known in zip(model.net.conv_layers, source.conv_layers, strict=False):
         assert torch.equal(layer.weight, known.weight)
-    assert adopt(model.net.fulls, source.fulls) == 0
+    assert copy_matching_weights(model.net.fc_layers, source.fc_layers) == 0
 
 
 def test_validation_images_need_an_object_in_the_middle(crowds):

@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_read_is_named(pictures, tmp_path):
         BoxDataset(replace(pictures, samples=samples), 32),
     ):
         assert data[0]["unreadable"] == 0 and data[len(data) - 1]["unreadable"] == -1
-        assert "x.png" in data.complaint(0)[1]
+        assert "x.png" in data.error_for(0)[1]
 
 
 @pytest.mark.parametrize("square", ["maximum", "minimum"])

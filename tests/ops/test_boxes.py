@@ -93,7 +93,7 @@ def test_boxes_in_a_windows_frame(form, values):
     box, values = one(15, 30, 25, 50), one(*values)
     torch.testing.assert_close(box_ops.encode(box, WINDOW, form), values)
     torch.testing.assert_close(box_ops.decode(values, WINDOW, form), box)
-    torch.testing.assert_close(box_ops.FORMS[form].double()[None], values)
+    torch.testing.assert_close(box_ops.BOX_CODERS[form].double()[None], values)
     away = one(-7, 3, 99, 41)
     torch.testing.assert_close(box_ops.decode(box_ops.encode(away, WINDOW, form), WINDOW, form), away)
     mirror = torch.tensor([40 - away[0, 2], 3, 40 - away[0, 0], 41])[None]  # about the window's middle, x = 20

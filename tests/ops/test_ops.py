@@ -59,7 +59,7 @@ def test_the_reference_takes_whatever_has_an_output(shape, out, kernel, size):
 
 
 def test_small_and_large_maps_keep_their_order(device, monkeypatch):
-    monkeypatch.setattr(eager, "FEW_PLACES", 30)  # the list holds both kinds, in turns
+    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 30)  # the list holds both kinds, in turns
     check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
 
 
@@ -81,7 +81,7 @@ def test_few_places_avoid_the_convolution(monkeypatch, few):
     def refuse(*args, **options):
         raise AssertionError("the convolution ran")
 
-    monkeypatch.setattr(eager, "FEW_PLACES", 25 if few else 24)
+    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 25 if few else 24)
     monkeypatch.setattr(ops.F, "conv2d", refuse)
     if few:
         assert_matches(ops.skip_classifier(maps, weight, bias, 3), want, op_checks.DTYPE)

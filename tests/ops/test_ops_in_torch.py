@@ -14,7 +14,7 @@ from overfeat.ops import reference
 def op_samples(layout, size):
     maps = [laid_out(numbers((2, 3, 8, 9), seed=i).float(), layout) for i in range(2)]
     weight, bias = (t.float() for t in parameters(4, 3, 2))
-    rows = torch.ops.overfeat.skip_classifier_rows(maps, weight, bias, size, True)
+    rows = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, True)
 
     def leaves(*tensors):
         return [t.detach().requires_grad_() for t in tensors]
@@ -31,7 +31,7 @@ def op_samples(layout, size):
             (free, *leaves(weight, bias), size, True),
             (maps, weight, None, size, False),
         ],
-        "skip_classifier_rows": [
+        "skip_classifier_flat": [
             (free, *leaves(weight, bias), size, True),
             (maps, weight, None, size, False),
         ],
@@ -47,7 +47,7 @@ def op_samples(layout, size):
                 0.5,
             ),
         ],
-        "skip_classifier_rows_backward": [
+        "skip_classifier_flat_backward": [
             (torch.ones_like(rows), maps, weight, rows, size, True, True),
             (torch.ones_like(rows), maps, weight, None, size, True, False),
             (torch.ones_like(rows), maps, weight, rows, size, False, True),

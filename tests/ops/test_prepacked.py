@@ -1,4 +1,4 @@
-"""Prepared weights on the CPU: the same results as the stock backend, for as long as the weights stay the same."""
+"""PackedWeight weights on the CPU: the same results as the stock backend, for as long as the weights stay the same."""
 
 import gc
 
@@ -11,22 +11,22 @@ from overfeat import ops
 from overfeat.ops import reference
 from overfeat.ops.backends import prepacked
 
-if prepacked.why_not(torch.float32):
-    pytest.skip(prepacked.why_not(torch.float32), allow_module_level=True)
+if prepacked.unsupported_reason(torch.float32):
+    pytest.skip(prepacked.unsupported_reason(torch.float32), allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(prepacked, "FEW_WEIGHTS", 0)  # the tests' are small
-    prepacked.forget()
+    prepacked.clear_cache()
     yield
-    prepacked.forget()
+    prepacked.clear_cache()
 
 
 @pytest.fixture(params=["packed", "transformed"])
 def form(request, monkeypatch):
     """Either form at any size of the maps; the transformed one where the kernel is large enough."""
-    monkeypatch.setattr(prepacked, "GAIN", 0.0 if request.param == "packed" else float("inf"))
+    monkeypatch.setattr(prepacked, "MAX_COST_RATIO", 0.0 if request.param == "packed" else float("inf"))
     return request.param
 
 
@@ -41,7 +41,7 @@ def twice(function, *arguments):
 
 
 def check_rows(maps, weight, bias, size, relu=True, dtype=torch.float32):
-    got = twice(prepacked.classifier_rows, maps, weight, bias, size, relu)
+    got = twice(prepacked.skip_classifier_flat, maps, weight, bias, size, relu)
     assert got.dtype == weight.dtype
     twins = [
         reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
@@ -122,16 +122,16 @@ def test_linear(relu, count, arrange):
 
 
 def test_a_linear_layer_in_bfloat16():
-    if prepacked.why_not(torch.bfloat16):
-        pytest.skip(prepacked.why_not(torch.bfloat16))
+    if prepacked.unsupported_reason(torch.bfloat16):
+        pytest.skip(prepacked.unsupported_reason(torch.bfloat16))
     rows, weight, bias = (t.bfloat16() for t in (single((30, 64)), single((24, 64, 1, 1), 1), single((24,), 2)))
     want = torch.nn.functional.linear(rows.double(), weight.double().flatten(1), bias.double())
     assert_matches(twice(prepacked.linear, rows, weight, bias, False), want, torch.bfloat16)
 
 
 def test_bfloat16(form):
-    if prepacked.why_not(torch.bfloat16):
-        pytest.skip(prepacked.why_not(torch.bfloat16))
+    if prepacked.unsupported_reason(torch.bfloat16):
+        pytest.skip(prepacked.unsupported_reason(torch.bfloat16))
     weight, bias = single((16, 32, 3, 3), 1).bfloat16(), single((16,), 2).bfloat16()
     check_rows([single((2, 32, 13, 11)).bfloat16()], weight, bias, 3, dtype=torch.bfloat16)
     assert prepacked._seen[id(weight)].transformed is None, "bfloat16 is too coarse for the transform"
@@ -164,14 +164,14 @@ def test_a_changed_weight_is_prepared_anew(form, change):
             check_rows([maps], weight, None, 3)
             change(weight)
             for _ in range(3):
-                got = prepacked.classifier_rows([maps], weight, None, 3, True)
+                got = prepacked.skip_classifier_flat([maps], weight, None, 3, True)
                 want = reference.skip_classifier(maps, weight, None, 3).permute(0, 2, 3, 1).flatten(0, 2)
                 assert_matches(got, want, torch.float32)
 
 
 def test_the_first_call_prepares_nothing(form):
     weight = single((6, 4, 5, 5), 1)
-    prepacked.classifier_rows([single((1, 4, 20, 20))], weight, None, 3, True)
+    prepacked.skip_classifier_flat([single((1, 4, 20, 20))], weight, None, 3, True)
     known = prepacked._seen[id(weight)]
     assert known.packed is None and known.transformed is None
 
@@ -237,7 +237,7 @@ def test_few_weights_are_not_prepared(monkeypatch):
     """A convolution that stock torch packs in no time is left to it."""
     maps, weight = single((1, 4, 9, 9)), single((8, 4, 3, 3), seed=1)
     for few, known in ((8 * 4 * 9, 1), (8 * 4 * 9 + 1, 0)):
-        prepacked.forget()
+        prepacked.clear_cache()
         monkeypatch.setattr(prepacked, "FEW_WEIGHTS", few)
         twice(prepacked.convolution, maps, weight, None, 1, 0, True)
         assert len(prepacked._seen) == known

@@ -32,7 +32,7 @@ def test_stages_run_as_if_they_were_not_there(monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr("overfeat.regions.time.perf_counter", lambda: next(now))
     assert regions.run("add", lambda a, b: a + b, 2, 3) == 5
-    with regions.watched(torch.device("cpu")) as watch:
+    with regions.collect_timings(torch.device("cpu")) as watch:
         assert regions.run("add", lambda a, b: a + b, 2, 3) == 5
         regions.run("wait", lambda: (next(now), next(now)))
         regions.run("wait", lambda: next(now))
@@ -47,15 +47,15 @@ def test_multiplications_are_those_that_torch_counts(make_net, name):
     net = make_net(name, 7)
     window = net.architecture.window
     size = (window + 2 * net.architecture.stride(), window + net.architecture.stride())
-    counted, places = multiplications(net.architecture, *size, net.classes, "coarse")
+    counted, places = multiplications(net.architecture, *size, net.num_classes, "coarse")
     assert places == 6
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 3, *size))
     # The first full layer is an op of ours, of which that tool knows nothing.
-    hidden, channels, kernel = net.fulls[0].out_channels, net.fulls[0].in_channels, net.architecture.kernel
+    hidden, channels, kernel = net.fc_layers[0].out_channels, net.fc_layers[0].in_channels, net.architecture.kernel
     assert counted["first full layer"] == 6 * hidden * channels * kernel**2
     assert 2 * (sum(counted.values()) - counted["first full layer"]) == counter.get_total_flops()
-    parts = work(net.architecture, *size, net.classes, "coarse")
+    parts = work(net.architecture, *size, net.num_classes, "coarse")
     assert sum(parts[part] for part in ("features", "first", "rest")) == sum(counted.values())
 
 
@@ -93,11 +93,11 @@ def test_times_of_a_detection():
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
     image = read_image(ASSETS / "crowds/test/00012.png")
     found = profile(net, image, regressor=regressor, repeats=1)
-    assert len(found["grids"]) == len(net.zooms)
+    assert len(found["grids"]) == len(net.scale_factors)
     assert {"boxes", "merge"} <= set(found["whole"]["stages"])
     # What is seen at half the resolution is counted: more than the places alone.
     assert net.context is not None
-    alone = [work(net.architecture, *e["scaled"], net.classes, "fine") for e in found["grids"]]
+    alone = [work(net.architecture, *e["scaled"], net.num_classes, "fine") for e in found["grids"]]
     counted = sum(e[part] for e in alone for part in ("features", "first", "rest"))
     assert 2e-9 * counted < found["whole"]["gflop"] < 1.5 * 2e-9 * counted
 

@@ -17,7 +17,7 @@ from overfeat.cli.main import main
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
 from overfeat.training.config import TrainConfig
-from overfeat.training.sampler import Batches
+from overfeat.training.sampler import ResumableBatchSampler
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("checks", "noise", "stripes")
@@ -226,7 +226,7 @@ def test_fine_tuning_keeps_what_fits(learnt, data, tmp_path, capsys):
     assert status == 0 and "new last layer" in printed and "--batch shrinks to 28" in errors
     net = checkpoint.load(tmp_path / "new" / "net.safetensors")
     assert net.class_names == ["my checks", "my noise"] and not net.flip
-    kept = [key for key in net.state_dict() if not key.startswith(f"fulls.{len(net.fulls) - 1}.")]
+    kept = [key for key in net.state_dict() if not key.startswith(f"fc_layers.{len(net.fc_layers) - 1}.")]
     assert_same({key: tensors(learnt[0])[key] for key in kept}, {key: net.state_dict()[key] for key in kept})
     status, _, errors = run_here(capsys, data, tmp_path / "fast", *settings, "--net", "fast")
     assert status == 1 and "leave --net fast out" in errors
@@ -277,12 +277,12 @@ def test_bad_flags_are_refused(data, tmp_path, capsys, setting):
 
 
 def test_batches_are_shared_out_and_can_start_late():
-    whole = Batches(samples=50, batch=8, seed=1)
+    whole = ResumableBatchSampler(samples=50, batch=8, seed=1)
     whole.epoch = 3
     steps = list(whole)
     assert len(steps) == len(whole) == 6 and len({key for step in steps for key in step}) == 48
     assert {epoch for step in steps for epoch, _ in step} == {3}
-    halves = [Batches(50, 8, 1, rank, 2) for rank in (0, 1)]
+    halves = [ResumableBatchSampler(50, 8, 1, rank, 2) for rank in (0, 1)]
     for half in halves:
         half.epoch, half.start = 3, 2
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(step) for step in steps[2:]]

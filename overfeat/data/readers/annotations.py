@@ -10,7 +10,7 @@ from overfeat.data.annotated import Annotated
 from overfeat.data.readers.checks import FilePath, Names
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.readers.voc import read_voc, xml_files
-from overfeat.errors import InputError, some
+from overfeat.errors import InputError, shorten
 
 LAYOUTS = (
     "give a COCO .json file, a folder with SPLIT.json and its split's name, a PASCAL VOC folder with Annotations/ "
@@ -24,13 +24,13 @@ def read_annotations(
     split: str | None = None,
     class_names: Names = None,
     *,
-    skip_bad: bool = False,
+    skip_invalid: bool = False,
 ) -> Annotated:
     """Read a .json file or a folder with SPLIT.json by read_coco, a folder with Annotations/ or XML by read_voc.
 
     The other arguments are those of the two. InputError for anything else, and for a split of a .json file.
     """
-    path, given = Path(path), {"class_names": class_names, "skip_bad": skip_bad}
+    path, given = Path(path), {"class_names": class_names, "skip_invalid": skip_invalid}
     if path.suffix.lower() == ".json" and not path.is_dir():
         if split is not None:
             raise InputError(f"{path}: a file has no split {split!r}; leave the split out, or give the file's folder")
@@ -43,5 +43,5 @@ def read_annotations(
         return read_voc(path, split, images=images, **given)
     splits = sorted(file.stem for file in path.glob("*.json"))
     if splits:
-        raise InputError(f"{path}: no split {split!r} in it; give one of {some(splits)}")
+        raise InputError(f"{path}: no split {split!r} in it; give one of {shorten(splits)}")
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from overfeat.data.annotated import Annotated, Sample, first_lines
 from overfeat.data.images import MAX_PIXELS, opened
-from overfeat.errors import InputError, some
+from overfeat.errors import InputError, shorten
 
 MAX_LIST = 100_000_000  # bytes
 MAX_SIDE = 1_000_000  # pixels that an annotation may state
@@ -80,7 +80,7 @@ class Problems:
         count = f"{len(self.lines)} problem{'s' if len(self.lines) != 1 else ''} in the annotations"
         shown = first_lines(self.lines)
         if self.lines and not self.skip:
-            remedy = "put these right, or leave the bad boxes and images out: --skip-bad, or skip_bad=True"
+            remedy = "put these right, or leave the bad boxes and images out: --skip-bad, or skip_invalid=True"
             raise InputError(f"{self.source}: {count}:{shown}\n{remedy}")
         if not found:
             told = f"{count}:{shown}\n" if self.lines else ""
@@ -102,7 +102,7 @@ def class_name(name: Any, classes: Mapping[str, str] | None) -> str:
     if not isinstance(name, str) or not name or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
         raise Bad(f"the name of the class is {short.repr(name)}; a line of text is needed")
     if classes is not None and name not in classes:
-        raise Bad(f"unknown class {short.repr(name)}; there are {len(classes)}: {some(list(classes.values()))}")
+        raise Bad(f"unknown class {short.repr(name)}; there are {len(classes)}: {shorten(list(classes.values()))}")
     return name if classes is None else classes[name]
 
 

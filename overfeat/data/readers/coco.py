@@ -22,26 +22,26 @@ from overfeat.data.readers.checks import (
     short,
     stated_size,
 )
-from overfeat.errors import InputError, some
+from overfeat.errors import InputError, shorten
 
 MAX_JSON = 2_000_000_000  # bytes
 COCO_OVERHANG = 0.02  # pixels: x and w are each rounded to hundredths
 
 
 def read_coco(
-    json_path: FilePath, images: FilePath | None = None, *, class_names: Names = None, skip_bad: bool = False
+    json_path: FilePath, images: FilePath | None = None, *, class_names: Names = None, skip_invalid: bool = False
 ) -> Annotated:
     """Read a COCO file of instances; its images lie in `images` or else in the folder of the file itself.
 
     Classes are the categories by id, or class_names. Images come in the file's order, those without boxes
     too. Annotations with iscrowd=1 are left out. Bad annotations and images raise InputError with all of
-    them counted and the first 20 named; with skip_bad they are left out, and an image stays when only its
+    them counted and the first 20 named; with skip_invalid they are left out, and an image stays when only its
     boxes were bad. InputError too for no box at all and for a file of another structure.
     """
     path = Path(json_path)
     data = _load_coco(path)
     root = path.parent if images is None else existing_folder(images)
-    problems, taken, named = Problems(path, skip_bad), set(), set()
+    problems, taken, named = Problems(path, skip_invalid), set(), set()
     names: dict[int, str] = {}  # of the categories
     for where, entry in _entries(data, "categories", path, problems):
         with problems.at(where):
@@ -98,7 +98,7 @@ def coco_ids(
         lacking = [name for name in wanted if len(ids.get(name, ())) != 1]
         if lacking:
             raise InputError(
-                f"{path}: has none, or several, of these {kind}: {some(lacking)}; give the annotations they are of"
+                f"{path}: has none, or several, of these {kind}: {shorten(lacking)}; give the annotations they are of"
             )
         found.append({name: min(ids[name]) for name in wanted})
     return found[0], found[1]

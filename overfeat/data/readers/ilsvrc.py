@@ -12,9 +12,9 @@ from overfeat.data.readers.voc import image_boxes, parse_xml
 from overfeat.errors import InputError
 
 
-def read_blacklist(path: FilePath) -> set[int]:
-    """The numbers of ILSVRC's blacklisted validation images: one a line. InputError names a bad line."""
-    lines = text_lines(Path(path), "give the development kit's list of blacklisted images")
+def read_ignore_list(path: FilePath) -> set[int]:
+    """The numbers of ILSVRC's ignored validation images: one a line. InputError names a bad line."""
+    lines = text_lines(Path(path), "give the development kit's list of ignored images")
     for number, line in enumerate(lines, 1):
         if not re.fullmatch("([0-9]{1,9})?", line):
             raise InputError(f"{path}, line {number}: the number of an image is needed, not {short.repr(line)}")
@@ -22,7 +22,7 @@ def read_blacklist(path: FilePath) -> set[int]:
 
 
 def read_pairs(path: FilePath) -> set[tuple[int, str]]:
-    """ILSVRC detection's blacklist: (number of an image from 1, class), one a line. InputError names a bad line."""
+    """ILSVRC detection's ignore_list: (number of an image from 1, class), one a line. InputError names a bad line."""
     pairs = set()
     for number, line in enumerate(text_lines(Path(path), "give the development kit's list"), 1):
         image, _, name = line.partition(" ")
@@ -37,21 +37,21 @@ def read_pairs(path: FilePath) -> set[tuple[int, str]]:
 
 
 def read_ilsvrc_boxes(
-    devkit: FilePath, images: FilePath, annotations: FilePath, split: str, *, skip_bad: bool = False
+    devkit: FilePath, images: FilePath, annotations: FilePath, split: str, *, skip_invalid: bool = False
 ) -> Annotated:
     """Read ILSVRC's images as read_ilsvrc does, and their boxes from XML files of the same stem.
 
     split "train": annotations/WNID/STEM.xml or annotations/STEM.xml; images without one are left out.
     split "validation": annotations/STEM.xml for every image. Coordinates are counted from 0 and inclusive;
     boxes that overhang the stated size by one pixel are clipped. Classes are those of read_ilsvrc, whatever
-    images there are; <name> is the WNID. Bad boxes and files, skip_bad and InputError as for read_coco.
+    images there are; <name> is the WNID. Bad boxes and files, skip_invalid and InputError as for read_coco.
     """
     folder = read_ilsvrc(devkit, images, split)
     annotations = existing_folder(annotations)
     classes = {name.split()[0]: name for name in folder.class_names}
     xmls = {(xml.parent.name, xml.stem): xml for xml in annotations.glob("*/*.xml")} if split == "train" else {}
     xmls |= {("", xml.stem): xml for xml in annotations.glob("*.xml")}
-    problems, found = Problems(annotations, skip_bad), []
+    problems, found = Problems(annotations, skip_invalid), []
     for path, _ in folder.samples:
         xml = xmls.get((path.parent.name, path.stem)) or xmls.get(("", path.stem))
         if xml or split == "validation":

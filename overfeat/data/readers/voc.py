@@ -36,20 +36,20 @@ def read_voc(
     *,
     images: FilePath | None = None,
     class_names: Names = None,
-    skip_bad: bool = False,
+    skip_invalid: bool = False,
 ) -> Annotated:
     """Read PASCAL VOC: Annotations/*.xml with JPEGImages/, or a flat folder of XML files and images.
 
     split: the files that ImageSets/Main/SPLIT.txt names, in its order. images: another folder for the
     images, which are found by <filename>. Classes are the names found, sorted (so splits may differ), or
     class_names. Coordinates are counted from 1 and inclusive. Boxes of <part> are ignored. Bad boxes and
-    files, skip_bad and InputError as for read_coco.
+    files, skip_invalid and InputError as for read_coco.
     """
     folder = existing_folder(folder)
     whole = (folder / "Annotations").is_dir()
     xmls = folder / "Annotations" if whole else folder
     root = existing_folder(images if images is not None else folder / "JPEGImages" if whole else folder)
-    problems, taken, found = Problems(folder, skip_bad), set(), []
+    problems, taken, found = Problems(folder, skip_invalid), set(), []
     classes = None if class_names is None else {name: name for name in class_names}
     if split is None:
         names = xml_files(xmls)

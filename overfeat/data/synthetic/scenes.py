@@ -35,7 +35,7 @@ from overfeat.data.synthetic.shapes import (
     uniform,
 )
 from overfeat.errors import InputError
-from overfeat.files import make_folder, replacing
+from overfeat.files import atomic_write, ensure_dir
 
 SPLITS = ("train", "validation", "test")
 PHOTOGRAPHS = {
@@ -346,7 +346,7 @@ def write_scenes(
     _digits()  # a missing package is told before any process starts
     for name in PHOTOGRAPHS[split]:
         _photograph(name)
-    make_folder(folder / split)
+    ensure_dir(folder / split)
     job = partial(_write_scene, folder, split, seed, (low, high), digits)
     tasks = [(index, present.get(index)) for index in range(count)]
     bar = partial(tqdm, total=count, desc=f"{split} scenes", unit="scene", disable=not progress)
@@ -381,7 +381,7 @@ def write_scenes(
         "annotations": annotations,
         "categories": [{"id": label, "name": str(label)} for label in range(10)],
     }
-    with replacing(target) as part:
+    with atomic_write(target) as part:
         part.write_text(json.dumps(coco) + "\n", encoding="utf-8")
     return target
 
@@ -408,7 +408,7 @@ def _write_scene(
     path = folder / name
     if present is None:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             Image.fromarray(scene.image).save(part, format="PNG", compress_level=3)
     elif present != path or not _same_pixels(path, scene.image):
         raise InputError(

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat.errors import InputError
-from overfeat.ops.layout import as_maps, as_rows, format_of, joined, result_shapes
+from overfeat.ops.layout import as_maps, as_rows, concat, format_of, result_shapes
 
 # Below this many places, a product with weights that are not re-packed beats the CPU's convolution.
-FEW_PLACES = 512
+GATHER_MAX_POSITIONS = 512
 
 
 def offset_max_pool(maps: Tensor, size: int) -> Tensor:
@@ -37,19 +37,19 @@ def offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
     return found.contiguous(memory_format=format_of(maps))
 
 
-def classifier_rows(maps, weight, bias, size, relu):
+def skip_classifier_flat(maps, weight, bias, size, relu):
     results: list[Tensor | None] = []
     few = []
     for i, (m, (n, height, width)) in enumerate(zip(maps, result_shapes(maps, weight.shape[2], size), strict=True)):
         pooled = _pooled(m, size)
-        if m.device.type == "cpu" and n * height * width < FEW_PLACES:
+        if m.device.type == "cpu" and n * height * width < GATHER_MAX_POSITIONS:
             few.append((i, pooled))
             results.append(None)
         else:
             results.append(as_rows(F.conv2d(pooled, weight, bias, dilation=size)))
     for i, result in _few_places(few, weight, bias, size):
         results[i] = result
-    rows = joined(results)
+    rows = concat(results)
     return rows.relu_() if relu else rows
 
 
@@ -75,7 +75,7 @@ def _few_places(pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor |
         yield i, block
 
 
-def classifier_rows_backward(grad, maps, weight, output, size, need_maps, need_weight):
+def skip_classifier_flat_backward(grad, maps, weight, output, size, need_maps, need_weight):
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     of_maps, of_weight, of_bias = [], None, None
@@ -124,8 +124,8 @@ def merge_boxes(boxes: Tensor, *rest: object) -> tuple[Tensor, ...]:
 FUNCTIONS = {
     "offset_max_pool": offset_max_pool,
     "offset_max_pool_backward": offset_max_pool_backward,
-    "skip_classifier_rows": classifier_rows,
-    "skip_classifier_rows_backward": classifier_rows_backward,
+    "skip_classifier_flat": skip_classifier_flat,
+    "skip_classifier_flat_backward": skip_classifier_flat_backward,
     "best_scores": best_scores,
     "convolution": convolution,
     "linear": linear,

@@ -35,15 +35,17 @@ STEP = 4  # outputs along its side, where it is not the largest
 POINTS = [Fraction(p) for p in ("0", "1", "-1", "2", "-1/2", "-2", "1/2")]
 TILES_AT_ONCE = 256  # bounds the memory: a matrix for each cell of a tile, of so many rows, for the channels ...
 OUTPUTS_AT_ONCE = 1024  # ... in, and for so many channels out
-READING = 20  # multiplications in the time that it takes to read one weight from memory, about
+WEIGHT_READ_COST = 20  # multiplications in the time that it takes to read one weight from memory, about
 FEW_WEIGHTS = 1 << 18  # of a layer; with fewer stock torch, which packs them in no time, is as fast or faster
 USUAL_ROWS = 128  # that weights of linear layers are packed for; they serve any number
-TRANSFORMING = 13  # multiplications of the products in the time of one of the transforms, which wait for memory, about
-GAIN = 0.8  # transformed only where it takes less than this share of the time
+TRANSFORM_COST = (
+    13  # multiplications of the products in the time of one of the transforms, which wait for memory, about
+)
+MAX_COST_RATIO = 0.8  # transformed only where it takes less than this share of the time
 
 
 @dataclass
-class Prepared:
+class PackedWeight:
     """A weight that has been seen: what it was like, and its prepared forms."""
 
     weight: weakref.ref
@@ -54,10 +56,10 @@ class Prepared:
     transformed: Tensor | None = field(default=None, repr=False)
 
 
-_seen: dict[int, Prepared] = {}
+_seen: dict[int, PackedWeight] = {}
 
 
-def why_not(dtype: torch.dtype) -> str | None:
+def unsupported_reason(dtype: torch.dtype) -> str | None:
     """Why prepared weights do not serve this dtype on the CPU here; None where they do."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight"):
         return "this torch was built without oneDNN"
@@ -68,11 +70,11 @@ def why_not(dtype: torch.dtype) -> str | None:
     return f"{str(dtype).removeprefix('torch.')} is not prepared; float32 and bfloat16 are"
 
 
-def classifier_rows(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
-    """See ops.skip_classifier_rows."""
+def skip_classifier_flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
+    """See ops.skip_classifier_flat."""
     prepared = _prepared(weight)
     if prepared is None or not all(m.numel() for m in maps):
-        return eager.classifier_rows(maps, weight, bias, size, relu)
+        return eager.skip_classifier_flat(maps, weight, bias, size, relu)
     pooled = [eager.offset_max_pool(m.contiguous(memory_format=torch.channels_last), size) for m in maps]
     rows = _transformed_rows(pooled, prepared, weight, bias, size, relu)
     if rows is None:
@@ -111,34 +113,34 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
 @contextmanager
 def direct() -> Iterator[None]:
     """Inside the block every product is a plain sum: no minimal filtering."""
-    global GAIN
-    gain, GAIN = GAIN, 0.0
+    global MAX_COST_RATIO
+    gain, MAX_COST_RATIO = MAX_COST_RATIO, 0.0
     try:
         yield
     finally:
-        GAIN = gain
+        MAX_COST_RATIO = gain
 
 
-def forget() -> None:
+def clear_cache() -> None:
     """Free all prepared weights; they are also freed with their weight."""
     _seen.clear()
 
 
-def _prepared(weight: Tensor) -> Prepared | None:
+def _prepared(weight: Tensor) -> PackedWeight | None:
     """What is known of this weight, if it is as it was at an earlier call."""
     if weight.is_inference() or not weight.numel():  # without versions
         return None
     known = _seen.get(id(weight))
-    sample = weight.detach().flatten(2)[_sampled(tuple(weight.shape))]
+    sample = weight.detach().flatten(2)[_spot_check_index(tuple(weight.shape))]
     if known and known.weight() is weight and known.version == weight._version and torch.equal(known.sample, sample):
         return known
     key = id(weight)
-    _seen[key] = Prepared(weakref.ref(weight, lambda _: _seen.pop(key, None)), weight._version, sample)
+    _seen[key] = PackedWeight(weakref.ref(weight, lambda _: _seen.pop(key, None)), weight._version, sample)
     return None
 
 
 @lru_cache(maxsize=64)
-def _sampled(shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _spot_check_index(shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Output, channel and tap of numbers of a weight: one at least for every output and every channel."""
     outputs, channels, taps = shape[0], shape[1], shape[2] * shape[3]
     along = torch.arange(outputs), torch.arange(channels)
@@ -150,7 +152,7 @@ def _sampled(shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _packed(
-    maps: Tensor, prepared: Prepared, weight: Tensor, bias: Tensor | None, stride: int, pad: int, dilation: int,
+    maps: Tensor, prepared: PackedWeight, weight: Tensor, bias: Tensor | None, stride: int, pad: int, dilation: int,
     relu: bool,
 ) -> Tensor:  # fmt: skip
     """A convolution with packed weights and the bias in its epilogue.
@@ -189,12 +191,12 @@ def _transforming_pays(cells: list[Tensor], weight: Tensor, size: int) -> bool:
         n, height, width, down, across = _tiling(c, k, size)
         places += n * height * width
         tiles += n * size * size * down * across
-    transforms = TRANSFORMING * (tile**2 / outputs + (tile - k + 1) ** 2 / channels)
-    return tile**2 * (tiles * (1 + transforms) + READING) < GAIN * k**2 * (places + READING)
+    transforms = TRANSFORM_COST * (tile**2 / outputs + (tile - k + 1) ** 2 / channels)
+    return tile**2 * (tiles * (1 + transforms) + WEIGHT_READ_COST) < MAX_COST_RATIO * k**2 * (places + WEIGHT_READ_COST)
 
 
 def _transformed_rows(
-    cells: list[Tensor], prepared: Prepared, weight: Tensor, bias: Tensor | None, size: int, relu: bool
+    cells: list[Tensor], prepared: PackedWeight, weight: Tensor, bias: Tensor | None, size: int, relu: bool
 ) -> Tensor | None:
     """Every place's outputs [places, O], from maps [N, C, H, W], channels last; None where that is not the way."""
     if not _transforming_pays(cells, weight, size):
