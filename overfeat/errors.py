@@ -11,6 +11,17 @@ class InputError(ValueError):
     """
 
 
+class ArgumentError(InputError):
+    """An argument with a value that makes no sense: `argument` and what it must be.
+
+    The command line writes the argument as its flag.
+    """
+
+    def __init__(self, argument: str, requirement: str):
+        super().__init__(f"{argument} {requirement}")
+        self.argument, self.requirement = argument, requirement
+
+
 def with_path(path: object, error: Exception) -> str:
     """The error's message, with the path before it unless it says it."""
     return str(error) if str(path) in str(error) else f"{path}: {error}"
