@@ -46,17 +46,17 @@ scenes: .venv/bench
 committee: $(SEEDS:%=runs/small-%/net.safetensors)
 
 runs/start-%/net.safetensors: | .venv/bench
-	$(TRAIN) --net small --seed $* --resize 54 --epochs 6 --halve-at '' --out runs/start-$* \
+	$(TRAIN) --net small --seed $* --resize 54 --epochs 6 --lr-milestones '' --out runs/start-$* \
 	  $$(test -e runs/start-$*/checkpoint.pt && echo --resume)
 
 runs/small-%/net.safetensors: runs/start-%/net.safetensors | .venv/bench
-	$(TRAIN) --from $< --seed $* --resize 54 140 --epochs 9 --halve-at 4,6,7,8 --out runs/small-$* \
+	$(TRAIN) --from $< --seed $* --resize 54 140 --epochs 9 --lr-milestones 4,6,7,8 --out runs/small-$* \
 	  $$(test -e runs/small-$*/checkpoint.pt && echo --resume)
 
 # Boxes for the first net, from the scenes that it was trained on: one for all classes or one a class, by two losses.
 # `overfeat convert --half` of the last is the file that ships.
 REGRESSOR := OMP_NUM_THREADS=1 $(BIN)/overfeat train regressor --data $(SCENES) --from runs/small-0/net.safetensors \
-  --epochs 6 --halve-at 3,4,5 --workers 0 --precision bfloat16
+  --epochs 6 --lr-milestones 3,4,5 --workers 0 --precision bfloat16
 regressors: $(patsubst %,runs/regressor-%/net.safetensors,scr-l2 pcr-l2 scr-iou)
 runs/regressor-pcr-l2/net.safetensors: FLAGS := --per-class
 runs/regressor-scr-iou/net.safetensors: FLAGS := --loss iou
@@ -75,27 +75,27 @@ DETECTOR := OMP_NUM_THREADS=1 $(BIN)/overfeat train detector --no-flip --workers
 detectors: runs/detector/net.safetensors \
   $(patsubst %,runs/detector-%/net.safetensors,mixed random hard none no-context)
 runs/detector/net.safetensors: runs/detector-first/net.safetensors | .venv/bench
-	$(DETECTOR) --from $< --data runs/crowds --tiles 1 --epochs 3 --lr 0.0005 --halve-at 1,2 --out runs/detector \
+	$(DETECTOR) --from $< --data runs/crowds --tiles 1 --epochs 3 --lr 0.0005 --lr-milestones 1,2 --out runs/detector \
 	  $$(test -e runs/detector/checkpoint.pt && echo --resume)
 runs/detector-first/net.safetensors: runs/small-0/net.safetensors | .venv/bench
-	$(DETECTOR) --from $< --data runs/crowds --tiles 1 --epochs 6 --halve-at 3,4,5 --hidden 256 64 --out runs/detector-first \
+	$(DETECTOR) --from $< --data runs/crowds --tiles 1 --epochs 6 --lr-milestones 3,4,5 --hidden 256 64 --out runs/detector-first \
 	  $$(test -e runs/detector-first/checkpoint.pt && echo --resume)
 runs/detector-random/net.safetensors: FLAGS := --negatives random
 runs/detector-hard/net.safetensors: FLAGS := --negatives hard
 runs/detector-none/net.safetensors: FLAGS := --negatives none
 runs/detector-no-context/net.safetensors: FLAGS := --no-context
 runs/detector-%/net.safetensors: runs/small-0/net.safetensors | .venv/bench
-	$(DETECTOR) --from $< --data runs/few --tiles 2 --epochs 3 --halve-at 1,2 --hidden 256 64 $(FLAGS) --out runs/detector-$* \
+	$(DETECTOR) --from $< --data runs/few --tiles 2 --epochs 3 --lr-milestones 1,2 --hidden 256 64 $(FLAGS) --out runs/detector-$* \
 	  $$(test -e runs/detector-$*/checkpoint.pt && echo --resume)
 
 # DeepMultiBox on the layers of the detector, from the same scenes: a long run, and short ones to compare, on scenes of one
 # digit and of digits 0 to 4 too; and the net that tells what is in a box.
 MULTIBOX := OMP_NUM_THREADS=1 $(BIN)/overfeat train multibox --no-flip --workers 0 --precision bfloat16 --batch 32
-SHORT := --squares 4 --epochs 5 --halve-at 2,3,4 --fixed
+SHORT := --squares 4 --epochs 5 --lr-milestones 2,3,4 --fixed
 multiboxes: runs/multibox/net.safetensors runs/box-classifier/net.safetensors runs/high/test.json \
   $(patsubst %,runs/multibox-%/net.safetensors,prior prediction prediction-30 no-priors low scenes)
 runs/multibox/net.safetensors: runs/detector/net.safetensors | .venv/bench
-	$(MULTIBOX) --from $< --data runs/crowds --fixed --squares 4 --epochs 6 --halve-at 3,4,5 --out runs/multibox \
+	$(MULTIBOX) --from $< --data runs/crowds --fixed --squares 4 --epochs 6 --lr-milestones 3,4,5 --out runs/multibox \
 	  $$(test -e runs/multibox/checkpoint.pt && echo --resume)
 runs/multibox-prediction/net.safetensors: FLAGS := --matching prediction
 runs/multibox-prediction-30/net.safetensors: FLAGS := --matching prediction --alpha 30
@@ -110,7 +110,7 @@ runs/multibox-%/net.safetensors: runs/detector/net.safetensors | .venv/bench
 	  $$(test -e runs/multibox-$*/checkpoint.pt && echo --resume)
 runs/box-classifier/net.safetensors: runs/detector/net.safetensors | .venv/bench
 	OMP_NUM_THREADS=1 $(BIN)/overfeat train box-classifier --no-flip --workers 0 --precision bfloat16 --from $< \
-	  --data runs/crowds --parts 3 --epochs 8 --halve-at 4,6,7 --out runs/box-classifier \
+	  --data runs/crowds --parts 3 --epochs 8 --lr-milestones 4,6,7 --out runs/box-classifier \
 	  $$(test -e runs/box-classifier/checkpoint.pt && echo --resume)
 runs/low/train.json: | .venv/bench
 	$(BIN)/overfeat scenes runs/low --split train --count 2000 --objects 0 8 --digits 0 1 2 3 4 --workers 2

@@ -78,7 +78,7 @@ class Sizes:
     def layer(self, kind: Kind, maps: Sequence[tuple[int, int, int]], device: torch.device) -> "Layer":
         """The net's first full layer at these maps."""
         a = self.architecture
-        return Layer(kind, maps, a.conv_layers[-1].channels, a.hidden[0], a.kernel, a.pool, device)
+        return Layer(kind, maps, a.convs[-1].channels, a.hidden[0], a.kernel, a.pool, device)
 
 
 FULL = Sizes(

@@ -69,9 +69,7 @@ def training(run: Run) -> None:
         layer = layer_of(run, main(run), images)
         both(run, "training", layer, images=images, compare=images == 1)
     a, crops = sizes(run).architecture, sizes(run).crops
-    layer = Layer(
-        main(run), [(crops, a.kernel, a.kernel)], a.conv_layers[-1].channels, a.hidden[0], a.kernel, 1, run.device
-    )
+    layer = Layer(main(run), [(crops, a.kernel, a.kernel)], a.convs[-1].channels, a.hidden[0], a.kernel, 1, run.device)
 
     def linear(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
         rows, matrix = (t.permute(0, 2, 3, 1).flatten(1) for t in (maps[0], weight))  # as they lie in memory

@@ -113,7 +113,7 @@ class Run:
         ways = {name: way for name, way in case.ways.items() if self.wanted is None or name in self.wanted}
         if not ways:
             return
-        torch.compiler.init_weights()  # it compiles a function for so many shapes only
+        torch.compiler.reset()  # it compiles a function for so many shapes only
         dtype = str(case.dtype).removeprefix("torch.")
         if dtype not in self.results["ceilings"]:
             self._ceiling(dtype)

@@ -108,7 +108,9 @@ def add_box_options(group, splits: Sequence[str]) -> None:
     group.add_argument("--images", type=Path, metavar="DIR", help="the images, where they do not lie beside --data")
     group.add_argument("--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit")
     group.add_argument("--boxes", type=Path, metavar="DIR", help="with --devkit: the folder of XML files")
-    group.add_argument("--skip-bad", action="store_true", help="leave bad annotations out; otherwise nothing starts")
+    group.add_argument(
+        "--skip-invalid", action="store_true", help="leave bad annotations out; otherwise nothing starts"
+    )
 
 
 def read_boxes(

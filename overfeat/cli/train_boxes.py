@@ -69,7 +69,7 @@ def add_regressor(heads) -> None:
     head.add_argument("--loss", choices=LOSSES, default="l2", help="squared difference, or 1 - IoU of the boxes")
     head.add_argument("--scales", type=scale_list, metavar="LIST", help="as `overfeat classify` (default: all six)")
     head.add_argument("--stride", choices=("fine", "coarse"), default="fine", help="of the places that train")
-    head.add_argument("--through-net", action="store_true", help="train the net's layers and classes as well")
+    head.add_argument("--train-backbone", action="store_true", help="train the net's layers and classes as well")
     add_loop(parser)
     parser.set_defaults(run=_run_regressor, batch=32, **BOX_TRAINING)
 
@@ -113,7 +113,7 @@ def add_detector(heads) -> None:
         "--negatives", choices=NEGATIVES, default=NEGATIVES[0],
         help="windows of background to learn from: those taken for objects most (hard), random ones, or half of each",
     )  # fmt: skip
-    head.add_argument("--negatives-count", type=positive, default=16, metavar="N", help="of these in each part")
+    head.add_argument("--negatives-per-tile", type=positive, default=16, metavar="N", help="of these in each part")
     head.add_argument("--stride", choices=("fine", "coarse"), default="fine", help="of the places that train")
     _add_boxes(head)
     head.add_argument("--dropout", type=float, default=0.2, metavar="P", help="on the hidden layers of the classes")

@@ -38,7 +38,7 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         "--weight-decay", type=float, default=DEFAULTS.weight_decay, metavar="X", help="of weights and biases"
     )
     run.add_argument(
-        "--halve-at",
+        "--lr-milestones",
         type=epochs,
         default=",".join(map(str, DEFAULTS.lr_milestones)),
         metavar="N,N,...",

@@ -113,7 +113,7 @@ def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_invalid: b
     lines = [line for line in lines if line is not None]
     if lines and not (skip_invalid and any(len(sample.labels) for sample in samples)):
         left = any(len(sample.labels) for sample in samples)
-        remedy = "leave them out: --skip-bad, or skip_invalid=True" if left else "without them there is no box left"
+        remedy = "leave them out: --skip-invalid, or skip_invalid=True" if left else "without them there is no box left"
         raise InputError(f"{len(lines)} of {len(annotated)} images cannot be used:{first_lines(lines)}\n{remedy}")
     return replace(annotated, samples=samples, problems=lines)
 

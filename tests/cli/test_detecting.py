@@ -157,9 +157,9 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
     command = ["train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
     assert run(*command) == 1
     told = capsys.readouterr().err
-    assert "2 of 6 images cannot be used" in told and "2.png" in told and "3.png" in told and "--skip-bad" in told
+    assert "2 of 6 images cannot be used" in told and "2.png" in told and "3.png" in told and "--skip-invalid" in told
     assert not (tmp_path / "run").exists()
-    assert run(*command, "--skip-bad") == 0
+    assert run(*command, "--skip-invalid") == 0
     out, told = capsys.readouterr()
     assert "left out: 2 images" in told and "4 images with" in out and "1 images without a box" in out
 

@@ -113,7 +113,7 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
         assert run(*command) == 1
         told = capsys.readouterr().err
         assert "1 of 4 images cannot be used" in told and "2.png" in told and not (tmp_path / head).exists()
-    assert run(*command, "--skip-bad", "--parts", 3) == 0
+    assert run(*command, "--skip-invalid", "--parts", 3) == 0
 
 
 def test_results_and_pictures(nets, tmp_path, capsys):

@@ -94,7 +94,7 @@ def test_gradients_reach_the_surroundings(net):
     images = picture(113, 150)
     (grid,) = grids(net, (113, 150), ["native"], False)
     part = slice(0, grid.shape[0]), slice(0, grid.shape[1])
-    seen = context.around(net, context.half_resolution(net, images, (113, 150)), 1, grid, *part, "fine")
+    seen = context.context_features(net, context.half_resolution(net, images, (113, 150)), 1, grid, *part, "fine")
     rows, _ = net.forward_head_flat([net.features(images)], "fine", [seen])
     rows.square().sum().backward()
     assert net.context.weight.grad.abs().sum() > 0

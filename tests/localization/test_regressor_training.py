@@ -78,7 +78,7 @@ def test_resumed_to_the_same_weights(scenes, tmp_path, capsys):
 
 
 def test_through_the_net(scenes, tmp_path):
-    assert main(flags(scenes, tmp_path / "run", "--through-net", "--epochs", "1", "--scales", "1")) == 0
+    assert main(flags(scenes, tmp_path / "run", "--train-backbone", "--epochs", "1", "--scales", "1")) == 0
     before, after = load(SHIPPED_WEIGHTS), load(tmp_path / "run/net.safetensors")
     for name in ("conv_layers.0.weight", "fc_layers.2.weight"):
         assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
@@ -90,7 +90,7 @@ def test_two_processes_with_images_that_teach_nothing(scenes, tmp_path):
     coco["annotations"] = [note for note in coco["annotations"] if note["image_id"] % 2]
     (scenes / "half.json").write_text(json.dumps(coco))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "overfeat.cli.main"]
-    arguments = flags(scenes / "half.json", tmp_path / "run", "--through-net", "--epochs", "1", "--batch", "2")
+    arguments = flags(scenes / "half.json", tmp_path / "run", "--train-backbone", "--epochs", "1", "--batch", "2")
     done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert load_regressor(tmp_path / "run/net.safetensors").num_classes is None
@@ -104,7 +104,7 @@ def test_bad_annotations_start_nothing(scenes, tmp_path, capsys):
     assert main(arguments) == 1
     assert f"annotation {broken['annotations'][3]['id']}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert main([*arguments, "--skip-bad"]) == 0
+    assert main([*arguments, "--skip-invalid"]) == 0
 
 
 def test_images_at_every_scale(data):

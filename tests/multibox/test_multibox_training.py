@@ -240,7 +240,7 @@ def test_each_class_has_boxes_of_its_own(crowds):
 
 
 def test_objects_that_the_surest_boxes_miss(monkeypatch):
-    monkeypatch.setattr("overfeat.multibox.train.FOUND", 2)
+    monkeypatch.setattr("overfeat.multibox.train.RECALL_AT", 2)
     boxes = torch.tensor([[0.0, 0, 1, 1], [0.5, 0.5, 0.6, 0.6], [2, 2, 3, 3]])
     true = torch.tensor([[0.0, 0, 1, 0.9], [2, 2, 3, 3.1], [5, 5, 6, 6]])
     assert _missed(boxes, torch.tensor([3.0, 2.0, 1.0]), true) == 2

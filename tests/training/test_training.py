@@ -111,7 +111,7 @@ def learnt(data, tmp_path_factory):
                 "5",
                 "--lr",
                 "0.04",
-                "--halve-at",
+                "--lr-milestones",
                 "2,4",
             ),
             broken,
@@ -268,7 +268,7 @@ def test_bad_settings_are_explained(data, tmp_path, capsys, setting, words):
 
 
 @pytest.mark.parametrize(
-    "setting", ["--init-std 0", "--init-std x", "--halve-at 3,x", "--crops 0", "--net big", "--optimizer x"]
+    "setting", ["--init-std 0", "--init-std x", "--lr-milestones 3,x", "--crops 0", "--net big", "--optimizer x"]
 )
 def test_bad_flags_are_refused(data, tmp_path, capsys, setting):
     with pytest.raises(SystemExit):

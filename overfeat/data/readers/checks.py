@@ -80,7 +80,7 @@ class Problems:
         count = f"{len(self.lines)} problem{'s' if len(self.lines) != 1 else ''} in the annotations"
         shown = first_lines(self.lines)
         if self.lines and not self.skip:
-            remedy = "put these right, or leave the bad boxes and images out: --skip-bad, or skip_invalid=True"
+            remedy = "put these right, or leave the bad boxes and images out: --skip-invalid, or skip_invalid=True"
             raise InputError(f"{self.source}: {count}:{shown}\n{remedy}")
         if not found:
             told = f"{count}:{shown}\n" if self.lines else ""
