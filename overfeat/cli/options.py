@@ -1,0 +1,77 @@
+"""Command-line options from the fields of a frozen dataclass, and the dataclass from the parsed arguments."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Config = TypeVar("Config")
+Container = argparse._ActionsContainer  # a parser or one of its argument groups
+
+
+def add_options(container: Container, config: type, *, skip: tuple[str, ...] = (), **defaults: Any) -> None:
+    """Add an option for every field of a dataclass that has help (`overfeat.options.option`).
+
+    Args:
+        container: A parser or an argument group.
+        config: The dataclass.
+        skip: Fields that this command has no options for.
+        **defaults: Defaults in place of the dataclass's own.
+    """
+    types = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if field.metadata.get("help") and field.name not in skip:
+            default = defaults.get(field.name, field.default)
+            flag = "--" + field.name.replace("_", "-")
+            container.add_argument(flag, **_arguments(field.metadata, types[field.name], default))
+
+
+def config_from_args(config: type[Config], args: argparse.Namespace) -> Config:
+    """The dataclass with the parsed values; fields without an option keep their defaults."""
+    names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    return config(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+
+
+def _arguments(metadata: Any, annotation: Any, default: Any) -> dict[str, Any]:
+    """The arguments of `add_argument` for a field."""
+    text = metadata["help"].replace("%", "%%")
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    if default not in (None, False, "") and "default:" not in text:
+        text += f" (default: {str(default).replace('%', '%%')})"
+    given = {"default": default, "help": text}
+    parse, value_type = metadata.get("parse"), _without_none(annotation)
+    if parse is None and value_type is bool:
+        return given | {"action": "store_true" if default is False else argparse.BooleanOptionalAction}
+    choices = metadata.get("choices") or (get_args(value_type) if get_origin(value_type) is Literal else None)
+    if choices and parse is None:
+        return given | {"choices": tuple(choices)}
+    return given | {"type": parse or _parser_of(value_type), "metavar": metadata.get("metavar") or _metavar(value_type)}
+
+
+def _without_none(annotation: Any) -> Any:
+    """T of `T | None`."""
+    if get_origin(annotation) in (UnionType, Union):
+        (annotation,) = [part for part in get_args(annotation) if part is not NoneType]
+    return annotation
+
+
+def _metavar(value_type: Any) -> str | None:
+    if get_origin(value_type) is tuple:
+        return f"{(item := _metavar(get_args(value_type)[0]))},{item},..."
+    return {int: "N", float: "X", Path: "FILE"}.get(value_type)
+
+
+def _parser_of(value_type: Any) -> Callable[[str], Any]:
+    """An argparse type for the annotation; tuples are lists separated by commas."""
+    if get_origin(value_type) is not tuple:
+        return value_type
+    item = get_args(value_type)[0]
+
+    def parse(text: str) -> tuple:
+        return tuple(item(part.strip()) for part in text.split(",") if part.strip())
+
+    parse.__name__ = f"comma-separated {item.__name__} list"
+    return parse
