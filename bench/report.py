@@ -88,7 +88,7 @@ def roofline() -> str:
         counts = [work(net, *size, 1000, "fine") for size in sizes]
         places = images * sum(c["places"] for c in counts)
         flops = 2 * images * sum(c["first"] for c in counts)
-        channels, outputs, taps = net.conv_layers[-1].channels, net.hidden[0], net.kernel**2
+        channels, outputs, taps = net.convs[-1].channels, net.hidden[0], net.kernel**2
         cells = images * sum(
             output_size(net.feature_steps, height) * output_size(net.feature_steps, width) for height, width in sizes
         )

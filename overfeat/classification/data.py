@@ -129,7 +129,7 @@ class CropDataset(Dataset):
             image = self.store.get(candidate)
             if image is not None:
                 return resize_shorter(image, size), samples[candidate][1]
-        raise InputError(f"none of the {len(samples)} images can be used; {self.complaint(0)[1]}")
+        raise InputError(f"none of the {len(samples)} images can be used; {self.error_for(0)[1]}")
 
 
 class CentreDataset(Dataset):

@@ -50,7 +50,7 @@ class ImageCache:
         self.bad: set[int] = set()
 
     def get(self, index: int) -> Tensor | None:
-        """uint8 [3, H, W], or None where the file cannot be used; `complaint` says why."""
+        """uint8 [3, H, W], or None where the file cannot be used; `error_for` says why."""
         if index in self.cached:
             return self.cached[index]
         if index in self.bad:
@@ -81,7 +81,7 @@ class ImageCache:
     def check(self) -> None:
         """Raises InputError where not one image can be used."""
         if all(self.get(index) is None for index in range(len(self.folder))):
-            raise InputError(f"none of the {len(self.folder)} images can be used; {self.complaint(0)[1]}")
+            raise InputError(f"none of the {len(self.folder)} images can be used; {self.error_for(0)[1]}")
 
     def _read(self, index: int) -> Tensor:
         image = read_image(self.folder.samples[index][0], **self.limits)

@@ -23,7 +23,7 @@ class Task(Protocol):
         """The training samples; keys are (epoch, index), index in 0..len-1, in the order that it gives if it has one.
 
         A batch that is a dict with "unreadable" (int64, -1 or the number of a sample that could
-        not be used) makes the loop report `dataset.complaint(number) -> (file, what is wrong)`.
+        not be used) makes the loop report `dataset.error_for(number) -> (file, what is wrong)`.
         """
 
     def collate(self, samples: list) -> object:
