@@ -24,14 +24,21 @@ def add_options(container: Container, config: type, *, skip: tuple[str, ...] = (
     for field in dataclasses.fields(config):
         if field.metadata.get("help") and field.name not in skip:
             default = defaults.get(field.name, field.default)
-            flag = "--" + field.name.replace("_", "-")
-            container.add_argument(flag, **_arguments(field.metadata, types[field.name], default))
+            flags = field.metadata.get("flags") or ["--" + field.name.replace("_", "-")]
+            arguments = _arguments(field.metadata, types[field.name], default)
+            container.add_argument(*flags, dest=field.name, **arguments)
 
 
 def config_from_args(config: type[Config], args: argparse.Namespace) -> Config:
     """The dataclass with the parsed values; fields without an option keep their defaults."""
     names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     return config(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+
+
+def flag_of(parser: argparse.ArgumentParser, name: str) -> str | None:
+    """The long flag of the option whose value has this name; None without one."""
+    flags = [flag for action in parser._actions if action.dest == name for flag in action.option_strings]
+    return max(flags, key=len, default=None)
 
 
 def _arguments(metadata: Any, annotation: Any, default: Any) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-MAX_PIXELS = 100_000_000  # a decompression bomb holds more
 _header_lock = threading.Lock()
 
 
