@@ -1,10 +1,12 @@
-"""Options as data: the fields of a frozen dataclass with their help; the command line is made from them."""
+"""Options as data: fields of frozen dataclasses with their help and limits; the command line is made from them."""
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from overfeat.errors import ArgumentError
 
 
 def option(
@@ -12,6 +14,8 @@ def option(
     help: str,
     *,
     choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    below: float = math.inf,
     metavar: str | None = None,
     parse: Callable[[str], Any] | None = None,
     flags: Sequence[str] = (),
@@ -22,6 +26,8 @@ def option(
         default: Its default value.
         help: One line for `--help` and the documentation.
         choices: The values that are allowed.
+        minimum: The smallest number allowed, also for each number of a tuple.
+        below: Numbers must be less than this, where a minimum is given.
         metavar: How the value is written in `--help`.
         parse: Makes the value from the command line's text, where the field's type does not.
         flags: Its names on the command line, where they are not the field's name with dashes.
@@ -29,8 +35,31 @@ def option(
     Returns:
         The field, with these in its metadata.
     """
-    metadata = {"help": help, "choices": choices, "metavar": metavar, "parse": parse, "flags": tuple(flags)}
-    return field(default=default, metadata=metadata)
+    limits = {"choices": choices, "minimum": minimum, "below": below}
+    shown = {"help": help, "metavar": metavar, "parse": parse, "flags": tuple(flags)}
+    return field(default=default, metadata={**shown, **limits})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of option dataclasses: checks every field against the choices and limits of its `option`."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None:
+                _check(item.name, value, **{key: item.metadata.get(key) for key in ("choices", "minimum", "below")})
+
+
+def _check(name: str, value: Any, choices: Sequence[str] | None, minimum: float | None, below: float | None) -> None:
+    """Raises ArgumentError for a value that its option does not allow."""
+    if choices and value not in choices:
+        raise ArgumentError(name, f"must be one of {', '.join(choices)}, not {value!r}")
+    numbers = value if isinstance(value, tuple) else (value,)
+    if minimum is not None and below is not None and not all(minimum <= number < below for number in numbers):
+        limit = "and finite" if below == math.inf else f"and less than {below:g}"
+        shown = ",".join(map(str, numbers))
+        raise ArgumentError(name, f"must be at least {minimum:g} {limit}, not {shown}")
 
 
 def positive(text: str) -> int:
