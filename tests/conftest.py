@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from overfeat import ops
-from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.models.architecture import ARCHITECTURES, Architecture
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops.backends import eager
@@ -111,5 +111,5 @@ def crowds(tmp_path_factory):
     """Eight training scenes and four for testing, with none to eight digits each."""
     root = tmp_path_factory.mktemp("scenes")
     for split, count in (("train", 8), ("validation", 2), ("test", 4)):
-        write_scenes(root, split, count, objects=(0, 8), progress=False)
+        write_dataset(root, split, count, objects=(0, 8), progress=False)
     return root

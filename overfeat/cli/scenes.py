@@ -2,7 +2,9 @@
 
 import argparse
 
-from overfeat.data.synthetic.scenes import DIGITS, MAX_OBJECTS, SPLITS, write_scenes
+from overfeat.data.synthetic.dataset import write_dataset
+from overfeat.data.synthetic.images import MAX_OBJECTS
+from overfeat.data.synthetic.sources import DIGITS, SPLITS
 
 
 def add_parser(commands) -> None:
@@ -45,8 +47,14 @@ def add_parser(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     for split in SPLITS if args.split == "all" else (args.split,):
-        coco = write_scenes(
-            args.folder, split, args.count, args.seed, tuple(args.objects), True, args.workers, args.digits
+        coco = write_dataset(
+            args.folder,
+            split,
+            args.count,
+            seed=args.seed,
+            objects=tuple(args.objects),
+            digits=args.digits,
+            num_workers=args.workers,
         )
         print(f"{coco}: {args.count} scenes")
     return 0

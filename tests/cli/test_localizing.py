@@ -11,7 +11,7 @@ import overfeat
 from overfeat.cli import common
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
-from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.models.box_regressor import BoxRegressor
 
 
@@ -88,7 +88,7 @@ def test_a_strip_is_not_enlarged_to_gigabytes(weights, tmp_path, capsys, command
 
 
 def test_evaluation_writes_over_nothing_but_its_results(weights, tmp_path, capsys):
-    coco = write_scenes(tmp_path, "test", 2, progress=False)
+    coco = write_dataset(tmp_path, "test", 2, progress=False)
     before = coco.read_bytes()
     command = ["evaluate", "localization", "--data", str(tmp_path), "--weights", weights, "--scales", "1", "-o"]
     for path, words in ((coco, "holds no results"), (weights, "holds no results"), (tmp_path / "x/y", "cannot be")):

@@ -17,7 +17,7 @@ import overfeat
 from overfeat.cli import common
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
-from overfeat.data.synthetic.scenes import make_scene
+from overfeat.data.synthetic.images import make_image
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_shipped_net_knows_the_shipped_scenes(capsys):
         right += name == coco[path.name]
         assert main(["localize", str(path)]) == 0
         guesses = [line.split() for line in capsys.readouterr().out.splitlines()]
-        true = torch.from_numpy(make_scene("test", 0, int(path.stem)).boxes)
+        true = torch.from_numpy(make_image("test", 0, int(path.stem)).boxes)
         boxes = torch.tensor([[float(edge) for edge in guess[2:]] for guess in guesses]).double()
         found += bool((overfeat.iou(boxes, true)[[g[0] == coco[path.name] for g in guesses]] >= 0.5).any())
     assert right >= len(coco) - 1 and found >= len(coco) - 2 and len(coco) >= 4

@@ -14,7 +14,8 @@ from overfeat.data.readers.annotations import read_annotations
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.readers.ilsvrc import read_ignore_list, read_ilsvrc_boxes
 from overfeat.data.readers.voc import read_voc
-from overfeat.data.synthetic.scenes import make_scene, write_scenes
+from overfeat.data.synthetic.dataset import write_dataset
+from overfeat.data.synthetic.images import make_image
 from overfeat.errors import InputError
 
 WIDTH, HEIGHT = 20, 10
@@ -74,11 +75,11 @@ def both_ways(read, *arguments):
 
 
 def test_scenes_have_the_boxes_they_were_made_with(tmp_path):
-    write_scenes(tmp_path, "train", 3, seed=5, progress=False)
+    write_dataset(tmp_path, "train", 3, seed=5, progress=False)
     for found in (read_coco(tmp_path / "train.json"), read_annotations(tmp_path, split="train")):
         assert found.class_names == [str(i) for i in range(10)] and found.problems == [] and len(found) == 3
         for index, sample in enumerate(found.samples):
-            scene = make_scene("train", 5, index)
+            scene = make_image("train", 5, index)
             assert np.array_equal(sample.boxes, scene.boxes) and sample.boxes.dtype == np.float64
             assert np.array_equal(sample.labels, scene.labels) and sample.labels.dtype == np.int64
             assert sample.path == tmp_path / "train" / str(scene.labels[0]) / f"{index:05}.png"

@@ -10,14 +10,14 @@ import overfeat
 from overfeat.cli.common import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.data.images import list_images
 from overfeat.data.readers.coco import read_coco
-from overfeat.data.synthetic.scenes import make_scene
+from overfeat.data.synthetic.images import make_image
 
 SCENES = list_images(ASSETS / "scenes")
 
 
 @pytest.mark.parametrize("path", SCENES, ids=lambda path: path.name)
 def test_shipped_scenes_come_out_of_the_generator(path):
-    scene = make_scene("test", seed=0, index=int(path.stem))
+    scene = make_image("test", seed=0, index=int(path.stem))
     with Image.open(path) as shipped:
         np.testing.assert_array_equal(np.asarray(shipped), scene.image)
     assert json.loads((ASSETS / "scenes" / "labels.json").read_text())[path.name] == str(scene.labels[0])
@@ -43,7 +43,7 @@ def test_crowds_are_what_the_generator_makes():
     crowds = read_coco(ASSETS / "crowds" / "test.json")
     assert {len(sample.labels) for sample in crowds.samples} >= {0, 8}
     for sample in crowds.samples:
-        scene = make_scene("test", 0, int(sample.path.stem), (0, 8))
+        scene = make_image("test", 0, int(sample.path.stem), objects=(0, 8))
         np.testing.assert_array_equal(sample.read().permute(1, 2, 0).numpy(), scene.image)
         np.testing.assert_allclose(sample.boxes, scene.boxes, atol=0.011)
         assert sample.labels.tolist() == scene.labels.tolist()

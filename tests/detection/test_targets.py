@@ -13,7 +13,7 @@ from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.resize import resize
-from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.dense.grid import Grid
 from overfeat.dense.scales import FIT, STEP, choose_scales
 from overfeat.detection.data import TileDataset
@@ -112,7 +112,7 @@ def test_expected_is_what_the_rule_gives(scale):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    return read_coco(write_scenes(tmp_path_factory.mktemp("scenes"), "train", 6, objects=(0, 8), progress=False))
+    return read_coco(write_dataset(tmp_path_factory.mktemp("scenes"), "train", 6, objects=(0, 8), progress=False))
 
 
 def test_mirrored_tiles(scenes):

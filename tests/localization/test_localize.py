@@ -212,10 +212,10 @@ def test_the_error_by_hand():
 
 def test_blacklisted_and_unreadable_images(pair, tmp_path):
     from overfeat.data.readers.coco import read_coco
-    from overfeat.data.synthetic.scenes import write_scenes
+    from overfeat.data.synthetic.dataset import write_dataset
 
     net, regressor = pair()
-    data = read_coco(write_scenes(tmp_path, "test", 4, progress=False))
+    data = read_coco(write_dataset(tmp_path, "test", 4, progress=False))
     data.samples[2].path.write_bytes(b"no image")
     found = evaluate_localization(net, regressor, data, ignore_list={1}, scales=[1])
     assert found["images"] == 2 and len(found["unreadable"]) == 1

@@ -16,7 +16,7 @@ from overfeat.cli.main import main
 from overfeat.data.annotated import align_boxes
 from overfeat.data.parts import collate_list
 from overfeat.data.readers.coco import read_coco
-from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import six_scales
 from overfeat.errors import InputError
@@ -32,8 +32,8 @@ from overfeat.training.config import TrainConfig
 def scenes(tmp_path_factory):
     """Twelve training scenes and four for validation, one digit each."""
     root = tmp_path_factory.mktemp("scenes")
-    write_scenes(root, "train", 12, progress=False)
-    write_scenes(root, "validation", 4, progress=False)
+    write_dataset(root, "train", 12, progress=False)
+    write_dataset(root, "validation", 4, progress=False)
     return root
 
 

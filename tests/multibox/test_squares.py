@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from overfeat.data.readers.coco import read_coco
-from overfeat.data.synthetic.scenes import write_scenes
+from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.errors import InputError
 from overfeat.multibox.data import BUCKETS, NEGATIVE, POSITIVE, BoxDataset, SquareDataset, centre_square
 from overfeat.ops.boxes import iou, squares_around
@@ -147,7 +147,7 @@ def test_squares_around_boxes(square):
 
 def test_squares_of_scenes_are_in_their_buckets(tmp_path):
     """Nearly all, of scenes where boxes cover much and little; numbers that would leave buckets out are refused."""
-    scenes = read_coco(write_scenes(tmp_path, "train", 12, objects=(1, 8), progress=False))
+    scenes = read_coco(write_dataset(tmp_path, "train", 12, objects=(1, 8), progress=False))
     data = SquareDataset(scenes, 32, 8)
     fits = np.zeros(4)
     for number, sample in enumerate(scenes.samples):

@@ -1,0 +1,1 @@
+"""Synthetic images: real handwritten digits on real photographs, with their boxes."""
