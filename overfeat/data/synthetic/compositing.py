@@ -149,7 +149,8 @@ class Canvas:
 
     def _textured(self, rng: np.random.Generator, fill: np.ndarray) -> np.ndarray:
         """The fill [h, w, 3] with the structure of a photograph."""
-        texture = random_crop(rng, pick(rng, self.photographs), *fill.shape[:2], max_scale=1.5)
+        height, width = fill.shape[:2]
+        texture = random_crop(rng, pick(rng, self.photographs), height, width, max_scale=1.5)
         texture = texture - texture.mean((0, 1))
         return np.clip(fill + texture * min(1.0, 20.0 / (float(texture.std()) + 1e-9)), 0.0, 255.0)
 
