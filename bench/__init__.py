@@ -1,1 +1,1 @@
-"""Speed and accuracy runs. Each writes bench/results/*.json; bench.report makes BENCHMARKS.md of them."""
+"""Speed and accuracy measurements. Each writes bench/results/*.json; bench.report writes the pages from them."""

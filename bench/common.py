@@ -1,4 +1,4 @@
-"""What every run shares: where results go, memory, and writing them."""
+"""What every measurement shares: folders, process memory, and writing results."""
 
 import ctypes
 import json
@@ -10,24 +10,31 @@ import torch
 
 from overfeat.files import atomic_write
 from overfeat.profiling.measure import machine
+from overfeat.profiling.peaks import ceilings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
-def kilobytes(name: str) -> int:
-    """A line of Linux's account of this process: VmRSS, its memory now, or VmHWM, its peak since `forget_peak`."""
+def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """The best measured rates of this device: {"gemm", "convolution": FLOP/s, "copy": bytes/s}."""
+    rates = ceilings(device, dtype)
+    return {"gemm": rates["product"], "convolution": rates["convolution"], "copy": rates["copy"]}
+
+
+def process_kilobytes(field: str) -> int:
+    """A field of /proc/self/status: VmRSS, the memory now, or VmHWM, its peak since `reset_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def forget_peak() -> None:
-    """From now on VmHWM is the peak of what comes."""
+def reset_peak() -> None:
+    """Restart VmHWM from the memory in use now (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_beyond(run: Callable[[], object], device: torch.device) -> tuple[object, int | None]:
-    """What `run` gives, and how many bytes it takes at its peak beyond what was held before; None: nobody tells."""
+def measure_peak_memory(run: Callable[[], object], device: torch.device) -> tuple[object, int | None]:
+    """The result of `run`, and the peak of its memory in bytes above what was in use before (None if unknown)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -37,11 +44,11 @@ def peak_beyond(run: Callable[[], object], device: torch.device) -> tuple[object
         return result, torch.cuda.max_memory_allocated(device) - before
     before = None
     with suppress(OSError, AttributeError):  # not Linux
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, or it would hide what is taken
-        forget_peak()
-        before = kilobytes("VmRSS")
+        ctypes.CDLL(None).malloc_trim(0)  # return free memory to the system, or it would hide new allocations
+        reset_peak()
+        before = process_kilobytes("VmRSS")
     result = run()
-    return result, None if before is None else max(0, 1024 * (kilobytes("VmHWM") - before))
+    return result, None if before is None else max(0, 1024 * (process_kilobytes("VmHWM") - before))
 
 
 def write_results(name: str, command: str, results: dict) -> Path:

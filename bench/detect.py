@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.common import ROOT, peak_beyond, write_results
+from bench.common import ROOT, measure_peak_memory, write_results
 from overfeat import backend, regions
 from overfeat.cli.common import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
@@ -108,7 +108,7 @@ def _memory(path: Path) -> dict[str, float]:
     detect(net, regressor, torch.zeros(3, 200, 200, dtype=torch.uint8), memory=LIMIT)
     image = read_image(path)
     start = time.perf_counter()
-    found, peak = peak_beyond(lambda: detect(net, regressor, image, memory=LIMIT), torch.device("cpu"))
+    found, peak = measure_peak_memory(lambda: detect(net, regressor, image, memory=LIMIT), torch.device("cpu"))
     return {
         "megabytes": peak / 2**20,
         "image": image.nbytes / 2**20,

@@ -7,14 +7,14 @@ Every number there comes from those files, or is computed, or is from the paper,
 import json
 from pathlib import Path
 
-from bench.accuracy.multibox_page import multibox
 from bench.accuracy.page import classification, detection, localization
 from bench.common import RESULTS, ROOT
-from bench.gpu.page import page as gpu_page
-from bench.suite import page as suite_page
-from bench.suite import pictures
+from bench.pages import suite as suite_page
+from bench.pages.gpu import page as gpu_page
+from bench.pages.multibox import multibox
+from bench.pages.tables import table, where
+from bench.suite import charts as pictures
 from bench.suite.cases import EAGER, FAST
-from bench.tables import table, where
 from overfeat.files import atomic_write
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.flops import work

@@ -3,8 +3,30 @@
 `__init__.pyi` lists the public names. They are imported at their first use, so `import overfeat` alone loads no torch.
 """
 
-import lazy_loader
+import ast
+import importlib
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+# Public name -> the module that defines it (None: the name is a module itself), read from the stub.
+_SOURCES = {
+    alias.name: node.module
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text()).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+}
+__all__ = sorted(_SOURCES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _SOURCES:
+        raise AttributeError(f"module 'overfeat' has no attribute {name!r}")
+    module = importlib.import_module(f"overfeat.{_SOURCES[name] or name}")
+    value = getattr(module, name) if _SOURCES[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

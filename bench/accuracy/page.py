@@ -4,7 +4,7 @@ import math
 import statistics
 
 from bench.common import ROOT
-from bench.tables import table, where
+from bench.pages.tables import table, where
 
 # The paper's table 2: top-1, top-5 error in percent on ImageNet's validation images.
 PAPER = {

@@ -1,1 +1,1 @@
-"""The run on a GPU: correctness on the device, ceilings, timings and tuning, in one command (make gpu)."""
+"""The run on a GPU: correctness on the device, measured peaks, timings and tuning, in one command (make gpu)."""

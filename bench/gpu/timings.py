@@ -12,7 +12,8 @@ from bench.gpu.cases import FLOAT16, FLOAT32, TF32, Kind, Layer, forced, has_ker
 from bench.gpu.checks import LAYER, MERGING, SCORES, sizes
 from bench.gpu.run import FAST, STOCK, Run
 from bench.suite.baselines import naive_windows
-from bench.suite.made_up import crowd, one_image
+from bench.suite.synthetic import boxes_of_many_objects as crowd
+from bench.suite.synthetic import boxes_of_one_class as one_image
 from overfeat import ops
 from overfeat.data.resize import resize
 from overfeat.dense.grid import grids

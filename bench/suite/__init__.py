@@ -1,1 +1,1 @@
-"""The bench suite: `overfeat bench`."""
+"""The bench suite: `python -m bench`."""

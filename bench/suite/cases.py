@@ -1,6 +1,6 @@
-"""What the suites measure: the cases of each, on the device and with the backends that there are.
+"""The cases of each suite, with the implementations that this machine can run.
 
-Nets, images and maps are made when a case's `inputs` first run, so that cases can be listed at no cost.
+Nets, images and feature maps are created when a case's `inputs` first run, so listing the cases costs nothing.
 """
 
 import functools
@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.suite.baselines import classifier as eager_classifier
 from bench.suite.baselines import (
     eager,
+    features,
     first_layer,
-    maps_of,
     monai_windows,
     naive_windows,
     offset_loop,
-    stage,
-    windows_alone,
+    single_windows,
 )
-from bench.suite.made_up import CANVAS, PLACES, one_image
-from bench.suite.run import Case, Run, Way
+from bench.suite.runner import Case, Implementation, Run
+from bench.suite.synthetic import IMAGE_SIZE, NUM_BOXES, boxes_of_one_class
 from overfeat import ops
 from overfeat.classification.predict import classify
 from overfeat.data.resize import resize
@@ -36,22 +36,22 @@ from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import backend, merge_boxes
 from overfeat.ops.backends import prepacked
 
-OURS, FAST, DIRECT = "overfeat", "overfeat.fast", "overfeat.fast-direct"  # the last without Winograd's convolutions
+OURS, FAST, DIRECT = "overfeat", "overfeat.fast", "overfeat.fast-direct"  # -direct: without Winograd convolutions
 EAGER, COMPILED = "torch.eager", "torch.compile"
 LOOP, NAIVE, MONAI = "offset-loop", "naive-windows", "monai"
 PAPER_LOOP, NMS, WBF = "paper-loop", "nms", "wbf"
-WAYS = (OURS, FAST, DIRECT, EAGER, COMPILED, LOOP, NAIVE, MONAI, PAPER_LOOP, NMS, WBF)
+IMPLEMENTATIONS = (OURS, FAST, DIRECT, EAGER, COMPILED, LOOP, NAIVE, MONAI, PAPER_LOOP, NMS, WBF)
 CLASSES = 1000
-IMAGE = (375, 500)  # height, width: the usual size of an ImageNet picture
+IMAGE = (375, 500)  # height, width: a common size of ImageNet images
 ACCURATE = ARCHITECTURES["accurate"]
 SIZES = six_scales(ACCURATE, *IMAGE)
-COMPARED = 64  # outputs of each layer whose gradients are: comparing all takes longer than the step
-PERIOD = 1_000_003  # of the noise in weights: a prime, so that no two rows are alike
+COMPARED_OUTPUTS = 64  # of each layer: comparing all gradients takes longer than the training step
+NOISE_PERIOD = 1_000_003  # of the random weights: a prime, so that no two rows are equal
 
 
 @dataclass(eq=False)
 class Machine:
-    """What the suites are run on, and how thoroughly; what they share."""
+    """The device of a run and the nets, images and feature maps that its suites share."""
 
     run: Run
 
@@ -65,46 +65,46 @@ class Machine:
 
     @cached_property
     def fast(self) -> bool:
-        """Whether overfeat.fast has a backend for this device; a word about it where it has none."""
+        """Whether overfeat.fast has a backend for this device; if not, that is recorded."""
         probe = torch.zeros(1, 8, 30, 30, device=self.device)
-        there = ops.chosen("skip_classifier_flat", probe, 3) != "torch"
-        if not there:
-            self.run.leave_out(FAST, "it has no backend for this device; `overfeat.fast.status()` says why")
-        return there
+        available = ops.chosen("skip_classifier_flat", probe, 3) != "torch"
+        if not available:
+            self.run.skip(FAST, "no backend for this device; see `overfeat.fast.status()`")
+        return available
 
-    def has(self, module: str, ways: str) -> bool:
-        """Whether a package is there, imported; a word about it where it is not."""
+    def has(self, module: str, implementations: str) -> bool:
+        """Whether a package can be imported; if not, the implementations that need it are recorded as skipped."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 importlib.import_module(module)
         except ImportError as error:
-            self.run.leave_out(ways, f"{error}; it is in the extra bench")
+            self.run.skip(implementations, f"{error}; it is in the extra bench")
             return False
         return True
 
     @cached_property
     def dtypes(self) -> list[torch.dtype]:
-        """float32, and bfloat16 where the device has its arithmetic; on a CPU only if not all is to be quick."""
+        """float32, and bfloat16 if the device supports it; float32 alone in a quick run on a CPU."""
         if self.quick and self.device.type == "cpu":
             return [torch.float32]
         if self.device.type == "cuda":
-            there = torch.cuda.is_bf16_supported(False)
+            supported = torch.cuda.is_bf16_supported(False)
         else:
-            there = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        if not there:
-            self.run.leave_out("bfloat16", "this device has no arithmetic for it")
-        return [torch.float32, *([torch.bfloat16] if there else [])]
+            supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if not supported:
+            self.run.skip("bfloat16", "this device does not support it")
+        return [torch.float32, *([torch.bfloat16] if supported else [])]
 
-    @functools.cache  # noqa: B019  it lives as long as the run
+    @functools.cache  # noqa: B019  (a Machine lives as long as the run)
     def net(self, name: str, dtype: torch.dtype) -> OverFeat:
-        """A net with random weights that let its values through, of 1,000 classes."""
+        """A net of 1,000 classes with random weights that keep the scale of the activations."""
         net = _without_weights(name).to_empty(device=self.device)
-        noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0)).to(self.device)
+        noise = torch.randn(NOISE_PERIOD, generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.no_grad():
             for layer in (*net.conv_layers, *net.fc_layers):
                 weight = layer.weight
-                values = noise.repeat(-(-weight.numel() // PERIOD))[: weight.numel()].view(weight.shape)
+                values = noise.repeat(-(-weight.numel() // NOISE_PERIOD))[: weight.numel()].view(weight.shape)
                 weight.copy_(values * (2 / weight[0].numel()) ** 0.5)
                 layer.bias.zero_()
         return net.eval().to(dtype)
@@ -117,38 +117,39 @@ class Machine:
 
     @functools.cache  # noqa: B019
     def scaled(self, number: int) -> Tensor:
-        """An image at one of the accurate net's six scales, from 1."""
+        """An image at one of the accurate net's six scales, numbered from 1."""
         return resize(self.pixels(1, *IMAGE), SIZES[number - 1])
 
     @functools.cache  # noqa: B019
     def maps(self, number: int, dtype: torch.dtype) -> Tensor:
-        """The accurate net's last maps there."""
+        """The accurate net's last feature maps at a scale."""
         with torch.no_grad():
-            return maps_of(self.net("accurate", dtype), self.scaled(number))
+            return features(self.net("accurate", dtype), self.scaled(number))
 
-    def ours(self, function: Callable[[], object]) -> dict[str, Way]:
-        """A function of the library on stock torch, and on what overfeat.fast chooses."""
-        ways = {OURS: Way(torch.no_grad()(_within(partial(backend, "torch"), function)))}
-        if self.fast:  # on a CPU weights are prepared at the second call
-            ways[FAST] = Way(torch.no_grad()(function), warm=3)
-        return ways
+    def ours(self, function: Callable[[], object]) -> dict[str, Implementation]:
+        """A function of the library on the eager backend, and on the backend that overfeat.fast selects."""
+        implementations = {OURS: Implementation(torch.no_grad()(_within(partial(backend, "torch"), function)))}
+        if self.fast:  # on a CPU weights are packed at the second call
+            implementations[FAST] = Implementation(torch.no_grad()(function), warmup=3)
+        return implementations
 
-    def torch(self, function: Callable[..., object], call: Callable[[Callable], object]) -> dict[str, Way]:
-        """call(function) in stock torch and, unless all is to be quick, call(function by torch.compile)."""
-        ways = {EAGER: baseline(partial(call, function))}
+    def torch(self, function: Callable[..., object], call: Callable[[Callable], object]) -> dict[str, Implementation]:
+        """call(function) in eager PyTorch and, unless the run is quick, with the function under torch.compile."""
+        implementations = {EAGER: baseline(partial(call, function))}
         if not self.quick:
-            ways[COMPILED] = baseline(partial(call, compiled(function)))
-        return ways
+            implementations[COMPILED] = baseline(partial(call, compiled(function)))
+        return implementations
 
-    def windows(self, call: Callable[[Callable[[OverFeat, Tensor], Tensor]], Tensor]) -> dict[str, Way]:
+    def windows(self, call: Callable[[Callable[[OverFeat, Tensor], Tensor]], Tensor]) -> dict[str, Implementation]:
         """Every window on its own, by a loop and by MONAI."""
         batch = 64 if self.device.type == "cuda" else 16
-        padded = f"windows in batches of {batch}, each padded at its own border, so other scores by design"
-        ways = {NAIVE: baseline(partial(call, partial(naive_windows, batch=batch)), like="", cold=True, remark=padded)}
+        padded = f"batches of {batch} windows, each padded at its own border: scores differ by design"
+        run = partial(call, partial(naive_windows, batch=batch))
+        implementations = {NAIVE: baseline(run, compare_with="", cold=True, remark=padded)}
         if self.has("monai.inferers", MONAI):
             run = partial(call, partial(monai_windows, batch=batch))
-            ways[MONAI] = baseline(run, like=NAIVE, cold=True, remark=f"equal to {NAIVE}")
-        return ways
+            implementations[MONAI] = baseline(run, compare_with=NAIVE, cold=True, remark=f"equal to {NAIVE}")
+        return implementations
 
 
 def _without_weights(name: str) -> OverFeat:
@@ -158,12 +159,12 @@ def _without_weights(name: str) -> OverFeat:
 
 @functools.cache
 def weight_bytes(name: str, layers: str = "") -> int:
-    """Bytes of a net's float32 weights; layers: "fc_layers" or "fc_layers.0", for those alone."""
+    """Bytes of a net's float32 weights, or of the layers whose names start with `layers`, such as "fc_layers.0"."""
     return sum(4 * p.numel() for n, p in _without_weights(name).named_parameters() if n.startswith(layers))
 
 
 def _within(context: Callable, function: Callable[[], object]) -> Callable[[], object]:
-    """The function, run within the context."""
+    """The function run inside a context manager."""
 
     def run() -> object:
         with context():
@@ -172,38 +173,41 @@ def _within(context: Callable, function: Callable[[], object]) -> Callable[[], o
     return run
 
 
-def baseline(function: Callable[[], object], **more: object) -> Way:
-    """A way that is not ours."""
-    return Way(torch.no_grad()(function), baseline=True, **more)
+def baseline(function: Callable[[], object], **more: object) -> Implementation:
+    """An implementation that is not part of the library."""
+    return Implementation(torch.no_grad()(function), baseline=True, **more)
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:
-    """The function by torch.compile: for each shape on its own, and an error where it cannot."""
+    """The function under torch.compile, specialized for each shape; graph breaks are errors."""
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def dense(machine: Machine) -> Iterator[Case]:
-    """The accurate net over each scale, fine stride, image to class scores of every window."""
+    """The accurate net at each scale, fine stride: image to class scores of every window."""
     for number in (1, 3) if machine.quick else range(1, 7):
         counts = work(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
 
         def call(function: Callable[[OverFeat, Tensor], object], number: int = number) -> object:
             return function(machine.net("accurate", torch.float32), machine.scaled(number))
 
-        ways = machine.ours(partial(call, lambda net, image: net(image, "fine")))
-        ways |= machine.torch(eager, call)
-        ways[LOOP] = baseline(partial(call, lambda net, image: offset_loop(net, maps_of(net, image))), cold=True)
+        implementations = machine.ours(partial(call, lambda net, image: net(image, "fine")))
+        implementations |= machine.torch(eager, call)
+        implementations[LOOP] = baseline(
+            partial(call, lambda net, image: offset_loop(net, features(net, image))), cold=True
+        )
         if number == (1 if machine.quick else 6):
-            ways |= machine.windows(call)
+            implementations |= machine.windows(call)
         yield Case(
             "dense", "accurate net", f"scale {number}: {_size(SIZES[number - 1])}, {counts['places']} windows", LOOP,
-            ways, partial(call, _only_made), flop=2 * (counts["features"] + counts["first"] + counts["rest"]),
-            moved=weight_bytes("accurate") + 4 * CLASSES * counts["places"],
+            implementations, partial(call, _create_inputs),
+            flop=2 * (counts["features"] + counts["first"] + counts["rest"]),
+            bytes_moved=weight_bytes("accurate") + 4 * CLASSES * counts["places"],
         )  # fmt: skip
 
 
 def classifier(machine: Machine) -> Iterator[Case]:
-    """The accurate net's classifier: its first layer at each scale, and all of it for six scales in one call."""
+    """The accurate net's classifier: its first layer at each scale, and all layers for six scales in one call."""
     for dtype in machine.dtypes:
         for number in (1, 4) if machine.quick else range(1, 7):
             counts = work(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
@@ -211,62 +215,72 @@ def classifier(machine: Machine) -> Iterator[Case]:
             def call(function: Callable[[OverFeat, Tensor], object], number: int = number, dtype=dtype) -> object:
                 return function(machine.net("accurate", dtype), machine.maps(number, dtype))
 
-            ways = machine.ours(partial(call, _our_first_layer)) | machine.torch(first_layer, call)
-            ways[LOOP] = baseline(partial(call, partial(offset_loop, layers=1)))
-            outputs = 4 * ACCURATE.hidden[0] * counts["places"]  # the maps are little beside these and the weights
+            implementations = machine.ours(partial(call, _our_first_layer)) | machine.torch(first_layer, call)
+            implementations[LOOP] = baseline(partial(call, partial(offset_loop, layers=1)))
+            # The feature maps are small beside the outputs and the weights.
+            outputs = 4 * ACCURATE.hidden[0] * counts["places"]
             yield Case(
-                "classifier", "first full layer", f"scale {number}: {counts['places']} windows", LOOP, ways,
-                partial(call, _only_made), dtype, 2 * counts["first"],
+                "classifier", "first full layer", f"scale {number}: {counts['places']} windows", LOOP, implementations,
+                partial(call, _create_inputs), dtype, 2 * counts["first"],
                 (weight_bytes("accurate", "fc_layers.0") + outputs) * dtype.itemsize / 4,
             )  # fmt: skip
         if machine.quick:
             continue
         counts = [work(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
-        places = sum(count["places"] for count in counts)
+        positions = sum(count["places"] for count in counts)
 
         def on_all(function: Callable[[OverFeat, list[Tensor]], object], dtype: torch.dtype = dtype) -> object:
             return function(machine.net("accurate", dtype), [machine.maps(n, dtype) for n in range(1, 7)])
 
-        ways = machine.ours(partial(on_all, lambda net, maps: net.classifier(maps, "fine")))
-        ways |= machine.torch(_each(stage), on_all)
-        ways[LOOP] = baseline(partial(on_all, _each(offset_loop)))
+        implementations = machine.ours(partial(on_all, lambda net, maps: net.classifier(maps, "fine")))
+        implementations |= machine.torch(_each(eager_classifier), on_all)
+        implementations[LOOP] = baseline(partial(on_all, _each(offset_loop)))
         yield Case(
-            "classifier", "all full layers", f"six scales: {places} windows", LOOP, ways, partial(on_all, _only_made),
-            dtype, 2 * sum(count["first"] + count["rest"] for count in counts),
-            (weight_bytes("accurate", "fc_layers") + 4 * CLASSES * places) * dtype.itemsize / 4,
+            "classifier", "all full layers", f"six scales: {positions} windows", LOOP, implementations,
+            partial(on_all, _create_inputs), dtype, 2 * sum(count["first"] + count["rest"] for count in counts),
+            (weight_bytes("accurate", "fc_layers") + 4 * CLASSES * positions) * dtype.itemsize / 4,
         )  # fmt: skip
 
 
 def merge(machine: Machine) -> Iterator[Case]:
-    """Greedy merging of one image and class: beside the paper's loop, suppression and weighted box fusion."""
-    for count in (300,) if machine.quick else (300, PLACES):
-        boxes, scores = (t.to(machine.device) for t in one_image(count))
+    """Greedy merging of the boxes of one image and class, beside the paper's loop, NMS and weighted box fusion."""
+    for count in (300,) if machine.quick else (300, NUM_BOXES):
+        boxes, scores = (t.to(machine.device) for t in boxes_of_one_class(count))
 
         def merged(boxes: Tensor = boxes, scores: Tensor = scores) -> list[Tensor]:
-            found = merge_boxes(boxes, scores)
-            return [found.boxes, found.scores]
+            result = merge_boxes(boxes, scores)
+            return [result.boxes, result.scores]
 
-        ways = machine.ours(merged) if machine.device.type == "cuda" else {OURS: Way(merged)}
-        ways[PAPER_LOOP] = baseline(_within(partial(backend, "reference"), merged), cold=True)
+        implementations = machine.ours(merged) if machine.device.type == "cuda" else {OURS: Implementation(merged)}
+        implementations[PAPER_LOOP] = baseline(_within(partial(backend, "reference"), merged), cold=True)
         if machine.has("ensemble_boxes", f"{NMS}, {WBF}"):
-            ways |= _ensemble_boxes(boxes, scores)
+            implementations |= _ensemble_boxes(boxes, scores)
         yield Case(
-            "merge", "merge_boxes", f"{count} boxes, one class", PAPER_LOOP, ways, _only_made, moved=boxes.nbytes * 1.25
+            "merge",
+            "merge_boxes",
+            f"{count} boxes, one class",
+            PAPER_LOOP,
+            implementations,
+            _create_inputs,
+            bytes_moved=boxes.nbytes * 1.25,
         )
 
 
-def _ensemble_boxes(boxes: Tensor, scores: Tensor) -> dict[str, Way]:
-    """NMS and weighted box fusion of ensemble-boxes, which run on the CPU, with boxes as they want them."""
+def _ensemble_boxes(boxes: Tensor, scores: Tensor) -> dict[str, Implementation]:
+    """NMS and weighted box fusion of ensemble-boxes, on the CPU, with boxes in 0..1 as it expects them."""
     from ensemble_boxes import nms, weighted_boxes_fusion
 
-    lists = [(boxes.cpu() / CANVAS).numpy()], [scores.cpu().numpy()], [torch.zeros(len(boxes)).numpy()]
-    ways = {NMS: partial(nms, *lists, iou_thr=0.5), WBF: partial(weighted_boxes_fusion, *lists, iou_thr=0.55)}
-    told = "of ensemble-boxes, on the CPU; another result: {} boxes left"
-    return {name: baseline(way, like="", remark=lambda got: told.format(len(got[0]))) for name, way in ways.items()}
+    lists = [(boxes.cpu() / IMAGE_SIZE).numpy()], [scores.cpu().numpy()], [torch.zeros(len(boxes)).numpy()]
+    functions = {NMS: partial(nms, *lists, iou_thr=0.5), WBF: partial(weighted_boxes_fusion, *lists, iou_thr=0.55)}
+    remark = "ensemble-boxes on the CPU; results differ by design: {} boxes kept"
+    return {
+        name: baseline(function, compare_with="", remark=lambda result: remark.format(len(result[0])))
+        for name, function in functions.items()
+    }
 
 
 def train(machine: Machine) -> Iterator[Case]:
-    """A step on windows, without dropout: forward, and forward with backward; the fast net as in convnet-benchmarks."""
+    """A training step on windows, without dropout: forward, and forward with backward, as in convnet-benchmarks."""
     batches = {"fast": 4} if machine.quick else {"fast": 128, "accurate": 32}
     if machine.device.type == "cuda":
         batches = dict.fromkeys(batches, 128)
@@ -279,39 +293,41 @@ def train(machine: Machine) -> Iterator[Case]:
             return function(machine.net(name, torch.float32), machine.pixels(batch, side, side))
 
         shape = f"{batch} x 3 x {side} x {side}"
-        inputs = partial(call, _only_made)
-        ways = machine.ours(partial(call, _our_scores)) | machine.torch(windows_alone, call)
+        inputs = partial(call, _create_inputs)
+        implementations = machine.ours(partial(call, _our_scores)) | machine.torch(single_windows, call)
         moved = weight_bytes(name)
-        yield Case("train", f"{name} net, forward", shape, EAGER, ways, inputs, torch.float32, flop, moved, batch)
+        yield Case(
+            "train", f"{name} net, forward", shape, EAGER, implementations, inputs, torch.float32, flop, moved, batch
+        )
 
         def stepped(function: Callable[[OverFeat, Tensor], Tensor], call: Callable = call) -> object:
             return call(partial(_step, function))
 
-        ways = machine.ours(partial(stepped, _our_scores))
-        if machine.device.type == "cpu" and ways.pop(FAST, None):
-            machine.run.leave_out(f"train, backward, {FAST}", f"with gradients it is {OURS} on a CPU")
-        ways |= machine.torch(windows_alone, stepped)
-        # The first convolution has no gradient of its input; the count says three times the forward all the same.
+        implementations = machine.ours(partial(stepped, _our_scores))
+        if machine.device.type == "cpu" and implementations.pop(FAST, None):
+            machine.run.skip(f"train, backward, {FAST}", f"on a CPU it equals {OURS} when gradients are needed")
+        implementations |= machine.torch(single_windows, stepped)
+        # Counted as three times the forward pass, although the first convolution needs no gradient of its input.
         yield Case(
-            "train", f"{name} net, forward and backward", shape, EAGER, ways, inputs, torch.float32, 3 * flop,
-            3 * moved, batch,
+            "train", f"{name} net, forward and backward", shape, EAGER, implementations, inputs,
+            torch.float32, 3 * flop, 3 * moved, batch,
         )  # fmt: skip
 
 
 def _step(function: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, windows: Tensor) -> list[Tensor]:
-    """Forward and backward; gives some of the gradients, and leaves none behind."""
+    """Forward and backward; the gradients of the first outputs of each layer."""
     with torch.enable_grad():
         scores = function(net, windows)
         F.cross_entropy(scores, torch.arange(len(scores), device=scores.device) % CLASSES).backward()
-    gradients = [layer.weight.grad[:COMPARED].clone() for layer in (*net.conv_layers, *net.fc_layers)]
+    gradients = [layer.weight.grad[:COMPARED_OUTPUTS].clone() for layer in (*net.conv_layers, *net.fc_layers)]
     net.zero_grad(set_to_none=True)
     return gradients
 
 
 def end_to_end(machine: Machine) -> Iterator[Case]:
-    """An image to the scores of its classes: six scales of the accurate net, fine stride, no mirror images."""
+    """An image to class scores: the accurate net at six scales, fine stride, no horizontal flip."""
     counts = [work(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
-    places = sum(count["places"] for count in counts)
+    positions = sum(count["places"] for count in counts)
     for dtype in machine.dtypes:
 
         def call(function: Callable[[OverFeat, Tensor], object], dtype: torch.dtype = dtype) -> object:
@@ -321,24 +337,26 @@ def end_to_end(machine: Machine) -> Iterator[Case]:
             return call(partial(_vote, windows))
 
         ours = partial(call, lambda net, image: classify(net, image, flip=False))
-        ways = machine.ours(ours) | machine.torch(eager, by)
+        implementations = machine.ours(ours) | machine.torch(eager, by)
         if dtype == torch.float32 and not machine.quick:
-            ways[LOOP] = baseline(partial(by, lambda net, image: offset_loop(net, maps_of(net, image))), cold=True)
-            ways |= machine.windows(by)
+            implementations[LOOP] = baseline(
+                partial(by, lambda net, image: offset_loop(net, features(net, image))), cold=True
+            )
+            implementations |= machine.windows(by)
             if machine.fast and machine.device.type == "cpu":
-                ways[DIRECT] = Way(torch.no_grad()(_within(prepacked.direct, ours)))
+                implementations[DIRECT] = Implementation(torch.no_grad()(_within(prepacked.direct, ours)))
         yield Case(
-            "end-to-end", "accurate net, six scales", f"{_size(IMAGE)}, {places} windows", EAGER, ways,
-            partial(call, _only_made), dtype,
+            "end-to-end", "accurate net, six scales", f"{_size(IMAGE)}, {positions} windows", EAGER, implementations,
+            partial(call, _create_inputs), dtype,
             2 * sum(count[part] for count in counts for part in ("features", "first", "rest")),
             weight_bytes("accurate") * dtype.itemsize / 4, 1,
         )  # fmt: skip
 
 
 def _vote(windows: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, image: Tensor) -> Tensor:
-    """The mean over six scales of each class's best softmax, from the scores of all windows of a scale."""
-    best = [windows(net, resize(image, size)).float().softmax(dim=1).amax(dim=(2, 3)) for size in SIZES]
-    return torch.stack(best).mean(dim=0)
+    """The mean over six scales of each class's maximum softmax score over the windows of a scale."""
+    maxima = [windows(net, resize(image, size)).float().softmax(dim=1).amax(dim=(2, 3)) for size in SIZES]
+    return torch.stack(maxima).mean(dim=0)
 
 
 def _our_first_layer(net: OverFeat, maps: Tensor) -> Tensor:
@@ -353,8 +371,8 @@ def _each(function: Callable[[OverFeat, Tensor], Tensor]) -> Callable[[OverFeat,
     return lambda net, maps: [function(net, m) for m in maps]
 
 
-def _only_made(*_: object) -> None:
-    """For a case's `inputs`: what it takes is made by asking for it."""
+def _create_inputs(*_: object) -> None:
+    """For a case's `inputs`: asking the machine for them creates them."""
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""How overfeat.fast's time and memory grow: with the image's area, scales, batch, classes, boxes, groups of them."""
+"""How time and memory of overfeat.fast grow with image area, scales, batch size, classes, boxes and groups of boxes."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.suite.cases import Machine
-from bench.suite.made_up import PLACES, crowd, images
+from bench.suite.synthetic import NUM_BOXES, boxes_of_images, boxes_of_many_objects
 from overfeat.classification.predict import classify
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import merge_boxes
@@ -22,7 +22,7 @@ Points = list[tuple[float, Callable[[], object]]]
 
 
 def sweeps(machine: Machine) -> Iterator[tuple[str, str, Points]]:
-    """What grows, with what, and (size, what to time) for each size: evaluations of the small net, and merging."""
+    """(what is run, the unit of its size, (size, function to time) per size): the small net, and merging."""
 
     def net(classes: int) -> OverFeat:
         torch.manual_seed(0)
@@ -31,7 +31,7 @@ def sweeps(machine: Machine) -> Iterator[tuple[str, str, Points]]:
     def image(side: int, count: int = 1) -> Tensor:
         return machine.pixels(count, side, side)
 
-    def boxes(make: Callable[[int], tuple[Tensor, ...]], count: int) -> Callable[[], object]:
+    def merging(make: Callable[[int], tuple[Tensor, ...]], count: int) -> Callable[[], object]:
         return partial(merge_boxes, *(t.to(machine.device) for t in make(count)))
 
     run, ten = partial(classify, flip=False), net(10)
@@ -43,5 +43,9 @@ def sweeps(machine: Machine) -> Iterator[tuple[str, str, Points]]:
     yield "classify, six scales", "number of images", [(n, partial(run, ten, image(400, n))) for n in BATCHES]
     of_classes = [(n, partial(run, net(n), large)) for n in CLASSES]
     yield "classify, six scales", "number of classes", of_classes
-    yield "merge_boxes, a crowd", "number of boxes", [(n, boxes(crowd, n)) for n in BOXES]
-    yield f"merge_boxes, {PLACES} boxes a group", "number of groups", [(n, boxes(images, n)) for n in GROUPS]
+    yield "merge_boxes, many objects", "number of boxes", [(n, merging(boxes_of_many_objects, n)) for n in BOXES]
+    yield (
+        f"merge_boxes, {NUM_BOXES} boxes a group",
+        "number of groups",
+        [(n, merging(boxes_of_images, n)) for n in GROUPS],
+    )

@@ -6,16 +6,16 @@ import sys
 
 import torch
 
-from bench.common import ROOT, kilobytes
+from bench.common import ROOT, process_kilobytes
 from overfeat.classification.predict import classify
 from overfeat.models.overfeat import build
 
 
 def process_memory(fast: bool) -> dict[str, int]:
-    """Bytes, of a process of its own: at its peak, and of the weights. The accurate net with its mirror images."""
+    """Bytes of a process of its own, {"peak", "weights"}: the accurate net, six scales with horizontal flips."""
     command = [sys.executable, "-m", "bench.suite.memory", *(["fast"] if fast else [])]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(found.stdout)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":
@@ -26,4 +26,4 @@ if __name__ == "__main__":
     for _ in range(3):
         classify(net, image)
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
-    print(json.dumps({"peak": 1024 * kilobytes("VmHWM"), "weights": weights}))
+    print(json.dumps({"peak": 1024 * process_kilobytes("VmHWM"), "weights": weights}))

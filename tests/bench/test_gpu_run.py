@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.page import page
+from bench.pages.gpu import page
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = [

@@ -1,6 +1,6 @@
 """What a run on a GPU found, for BENCHMARKS.md."""
 
-from bench.tables import table
+from bench.pages.tables import table
 
 
 def page(results: dict) -> str:

@@ -1,7 +1,7 @@
 """What DeepMultiBox does on made-up scenes, for BENCHMARKS.md; the note below the tables is multibox.md."""
 
 from bench.common import ROOT
-from bench.tables import table, where
+from bench.pages.tables import table, where
 
 # DeepMultiBox: boxes that are classified, and detection@5 / classification@5 in percent of its table 2.
 WINDOWS = (1, 3, 5, 10, 25)

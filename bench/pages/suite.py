@@ -1,8 +1,8 @@
 """What `overfeat bench` measured, for BENCHMARKS.md and README."""
 
+from bench.pages.tables import table, where
 from bench.suite.cases import DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS, PAPER_LOOP, WBF
-from bench.suite.run import LONG
-from bench.tables import table, where
+from bench.suite.runner import SINGLE_RUN_SECONDS as LONG
 
 TITLES = {
     "end-to-end": "an image to its classes",

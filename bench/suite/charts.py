@@ -1,4 +1,4 @@
-"""What the suite measured, as pictures: SVG, with the digest of the results that each was drawn from."""
+"""Charts of the suite's results: SVG, with a digest of the results that each was drawn from."""
 
 import hashlib
 import re
@@ -18,19 +18,19 @@ HUES = {
 
 
 def digest(results: dict) -> str:
-    """What a picture says of the results it was drawn from: their command, date and commit, and a hash of the rows."""
+    """Identifies the results of a chart: their command, date and commit, and a hash of the rows."""
     machine, rows = results["machine"], repr((results["rows"], results["growth"]))
     return f"{results['command']}, {machine['date']}, {machine['commit']}, {hashlib.sha256(rows.encode()).hexdigest()}"
 
 
-def drawn_from(path: Path) -> str:
-    """The digest in a picture."""
-    found = re.search(r"<dc:description>\s*(.*?)\s*</dc:description>", path.read_text())
-    return found[1] if found else ""
+def embedded_digest(path: Path) -> str:
+    """The digest in a chart."""
+    match = re.search(r"<dc:description>\s*(.*?)\s*</dc:description>", path.read_text())
+    return match[1] if match else ""
 
 
 def headline(results: dict, path: Path) -> None:
-    """The evaluation at six scales by every way, and the first full layer scale by scale, beside the ceiling."""
+    """Six scales by each implementation, and the first full layer scale by scale, beside the measured peak."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     six = [r for r in results["rows"] if r["suite"] == "end-to-end" and r["dtype"] == "float32"]
@@ -38,22 +38,24 @@ def headline(results: dict, path: Path) -> None:
     left.barh([row["backend"] for row in six], [row["median"] for row in six],
               color=[HUES[row["backend"]] for row in six])  # fmt: skip
     white = {"color": "white", "pad": 0.5}
-    for place, row in enumerate(six):
-        left.text(row["median"], place, f" {row['median']:.3g} s", va="center", fontsize=8, zorder=3, bbox=white)
-    least = six[0]["flop"] / six[0]["ceiling_gflops"] / 1e9
-    left.axvline(least, color="black", linestyle="--", linewidth=1)
-    left.text(least, -0.55, " at the ceiling's rate", fontsize=7, va="top")
+    for position, row in enumerate(six):
+        left.text(row["median"], position, f" {row['median']:.3g} s", va="center", fontsize=8, zorder=3, bbox=white)
+    bound = six[0]["flop"] / six[0]["peak_gflops"] / 1e9
+    left.axvline(bound, color="black", linestyle="--", linewidth=1)
+    left.text(bound, -0.55, " at the measured peak", fontsize=7, va="top")
     left.set(
-        xscale="log", xlim=(min(least, six[0]["median"]) / 3, 2.5 * six[-1]["median"]), ylim=(len(six) - 0.5, -0.9)
+        xscale="log", xlim=(min(bound, six[0]["median"]) / 3, 2.5 * six[-1]["median"]), ylim=(len(six) - 0.5, -0.9)
     )
     left.set_title(f"seconds an image: {six[0]['op']}, float32", fontsize=9)
     layer = [row for row in results["rows"] if row["op"] == "first full layer" and row["dtype"] == "float32"]
     for name in dict.fromkeys(row["backend"] for row in layer):
-        mine = [row for row in layer if row["backend"] == name]
-        right.plot([_number(row) for row in mine], [row["gflops"] for row in mine], "o-", label=name, color=HUES[name])
-    right.axhline(layer[0]["ceiling_gflops"], color="black", linestyle="--", linewidth=1)
-    right.text(1, layer[0]["ceiling_gflops"], "ceiling", fontsize=7, va="bottom")
-    right.set(xlabel="scale", ylabel="GFLOP/s, of a direct convolution", ylim=0)
+        selected = [row for row in layer if row["backend"] == name]
+        right.plot(
+            [_scale(row) for row in selected], [row["gflops"] for row in selected], "o-", label=name, color=HUES[name]
+        )
+    right.axhline(layer[0]["peak_gflops"], color="black", linestyle="--", linewidth=1)
+    right.text(1, layer[0]["peak_gflops"], "measured peak", fontsize=7, va="bottom")
+    right.set(xlabel="scale", ylabel="GFLOP/s of a direct convolution", ylim=0)
     right.set_title("first full layer, float32", fontsize=9)
     right.legend(fontsize=7)
     _write(figure, results, path)
@@ -61,9 +63,9 @@ def headline(results: dict, path: Path) -> None:
 
 def growth(results: dict, path: Path) -> None:
     """Time and memory against size, with the fitted exponents."""
-    found = results["growth"]
-    figure = Figure(figsize=(1.7 * len(found), 6.5), layout="constrained")
-    for axis, entry in zip(figure.subplots(2, -(-len(found) // 2)).ravel(), found, strict=True):
+    entries = results["growth"]
+    figure = Figure(figsize=(1.7 * len(entries), 6.5), layout="constrained")
+    for axis, entry in zip(figure.subplots(2, -(-len(entries) // 2)).ravel(), entries, strict=True):
         sizes = [point["size"] for point in entry["points"]]
         axis.loglog(sizes, [1e3 * point["median"] for point in entry["points"]], "o-", color=HUES[FAST],
                     label=f"ms, exponent {entry['time exponent']:.2f}")  # fmt: skip
@@ -81,8 +83,8 @@ def growth(results: dict, path: Path) -> None:
     _write(figure, results, path)
 
 
-def _number(row: dict) -> int:
-    """The scale of a row of one scale."""
+def _scale(row: dict) -> int:
+    """The number of the scale that a row measures."""
     return int(re.search(r"scale (\d)", row["shape"])[1])
 
 
