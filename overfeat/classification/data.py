@@ -96,10 +96,12 @@ class CropDataset(Dataset):
         if crops < 1:
             raise InputError(f"--crops must be at least 1, not {crops}")
         self.window, self.resize, self.crops, self.flip, self.seed = window, resize, crops, flip, seed
-        self.store = ImageCache(folder, resize, max_pixels, cache_bytes)
+        self.samples = folder.samples
+        paths = [path for path, _ in folder.samples]
+        self.cache = ImageCache(paths, resize, max_pixels=max_pixels, cache_bytes=cache_bytes)
 
     def __len__(self) -> int:
-        return len(self.store.folder) * self.crops * (2 if self.flip else 1)
+        return len(self.samples) * self.crops * (2 if self.flip else 1)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
@@ -113,23 +115,22 @@ class CropDataset(Dataset):
         )
         image = image[:, y : y + self.window, x : x + self.window]
         image = image.flip(-1) if mirror else image.contiguous()
-        return {"image": image, "label": label, "unreadable": number if number in self.store.bad else -1}
+        return {"image": image, "label": label, "unreadable": number if number in self.cache.invalid else -1}
 
     def error_for(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""
-        return self.store.error_for(number)
+        return self.cache.error_for(number)
 
     def _usable(self, number: int, part: float) -> tuple[Tensor, int]:
         """The image resized, or the next that can be used, and its label."""
         low, high = self.resize
         # A size between lo and hi + 1 on the log scale, floored, so that lo and hi both occur.
         size = min(high, math.floor(low * ((high + 1) / low) ** part))
-        samples = self.store.folder.samples
-        for candidate in (*range(number, len(samples)), *range(number)):
-            image = self.store.get(candidate)
+        for candidate in (*range(number, len(self.samples)), *range(number)):
+            image = self.cache.get(candidate)
             if image is not None:
-                return resize_shorter(image, size), samples[candidate][1]
-        raise InputError(f"none of the {len(samples)} images can be used; {self.error_for(0)[1]}")
+                return resize_shorter(image, size), self.samples[candidate][1]
+        raise InputError(f"none of the {len(self.samples)} images can be used; {self.error_for(0)[1]}")
 
 
 class CentreDataset(Dataset):
@@ -148,22 +149,24 @@ class CentreDataset(Dataset):
     ):
         check_sizes(window, short_side, short_side)
         self.window, self.short_side = window, short_side
-        self.store = ImageCache(folder, (short_side, short_side), max_pixels, cache_bytes)
+        self.samples = folder.samples
+        paths = [path for path, _ in folder.samples]
+        self.cache = ImageCache(paths, (short_side, short_side), max_pixels=max_pixels, cache_bytes=cache_bytes)
 
     def __len__(self) -> int:
-        return len(self.store.folder)
+        return len(self.samples)
 
     def __getitem__(self, number: int) -> dict:
-        image = self.store.get(number)
+        image = self.cache.get(number)
         if image is None:
             zeros = torch.zeros(3, self.window, self.window, dtype=torch.uint8)
             return {"image": zeros, "label": -1, "unreadable": number}
         image = centre_crop(image, self.window, self.short_side).contiguous()
-        return {"image": image, "label": self.store.folder.samples[number][1], "unreadable": -1}
+        return {"image": image, "label": self.samples[number][1], "unreadable": -1}
 
     def error_for(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""
-        return self.store.error_for(number)
+        return self.cache.error_for(number)
 
 
 def check_sizes(window: int, low: int, high: int) -> None:

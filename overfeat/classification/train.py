@@ -48,7 +48,7 @@ class ClassifierTask:
             net.context.requires_grad_(False)  # classification does not use it
         self.module, self.config = net, config
         self.data = CropDataset(data, window, resize, crops, flip, config.seed, max_pixels)
-        self.data.store.check()
+        self.data.cache.check()
         self.validation = validation and CentreDataset(validation, window, short_side, max_pixels)
         self.unreadable = SkippedFiles()
         known = ARCHITECTURES.get(net.architecture.name)

@@ -1,12 +1,12 @@
-"""Decoded images, kept in memory as long as they fit."""
+"""Decoded images in memory, up to a budget of bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from overfeat.data.image_folder import ImageFolder
-from overfeat.data.images import read_image
+from overfeat.data.images import MAX_PIXELS, read_image
 from overfeat.data.resize import resize_short_side
 from overfeat.errors import InputError, with_path
 
@@ -24,41 +24,45 @@ def resize_shorter(image: Tensor, short_side: int) -> Tensor:
 
 
 class ImageCache:
-    """The images of a folder, each decoded once as long as they fit into `cache_bytes`.
+    """Images of files, each decoded once as long as all fit into `cache_bytes`.
 
-    resize: the smallest and largest shorter side that will be asked for; where they are the same,
-    images are kept resized. Workers share the budget, since each process holds its own part. check: called
-    with an image's number and the image; InputError from it makes the image one that cannot be used. lru: when
-    the budget is spent the images read first make room.
+    Args:
+        paths: The image files.
+        short_sides: The smallest and largest shorter side that callers resize to; if they are equal, images are cached
+            resized.
+        max_pixels: Larger images are refused; None: the default of `read_image`.
+        cache_bytes: The budget; data loader workers share it, since each process has a cache of its own.
+        check: Called with an image's index and the image; InputError from it makes the image unusable.
+        lru: When the budget is spent, evict the images read first; otherwise keep them and cache no others.
     """
 
     def __init__(
         self,
-        folder: ImageFolder,
-        resize: tuple[int, int],
-        max_pixels: int | None,
-        cache_bytes: int,
+        paths: Sequence[Path],
+        short_sides: tuple[int, int],
+        *,
+        max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
         check: Callable[[int, Tensor], None] | None = None,
         lru: bool = False,
     ):
-        self.folder, self.check_image, self.lru = folder, check, lru
-        self.resize = resize
-        self.limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+        self.paths, self.short_sides, self.check_image, self.lru = paths, short_sides, check, lru
+        self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self.cache_bytes = cache_bytes
         self.cached: dict[int, Tensor] = {}
         self.used = 0
-        self.bad: set[int] = set()
+        self.invalid: set[int] = set()
 
     def get(self, index: int) -> Tensor | None:
-        """uint8 [3, H, W], or None where the file cannot be used; `error_for` says why."""
+        """uint8 [3, H, W], or None for a file that cannot be used; `error_for` gives the reason."""
         if index in self.cached:
             return self.cached[index]
-        if index in self.bad:
+        if index in self.invalid:
             return None
         try:
             image = self._read(index)
         except InputError:
-            self.bad.add(index)
+            self.invalid.add(index)
             return None
         worker = get_worker_info()
         budget = self.cache_bytes // (worker.num_workers if worker else 1)
@@ -70,30 +74,30 @@ class ImageCache:
         return image
 
     def error_for(self, index: int) -> tuple[str, str]:
-        """(file, what is wrong with it) of an image that `get` gave None for."""
-        path = self.folder.samples[index][0]
+        """(file, what is wrong with it) of an image for which `get` returned None."""
+        path = self.paths[index]
         try:
             self._read(index)
         except InputError as error:
             return str(path), with_path(path, error)
-        return str(path), f"{path}: could not be read a moment ago, and can be now"
+        return str(path), f"{path}: could not be read at first, but can be read now"
 
     def check(self) -> None:
-        """Raises InputError where not one image can be used."""
-        if all(self.get(index) is None for index in range(len(self.folder))):
-            raise InputError(f"none of the {len(self.folder)} images can be used; {self.error_for(0)[1]}")
+        """Raises InputError if no image can be used."""
+        if all(self.get(index) is None for index in range(len(self.paths))):
+            raise InputError(f"none of the {len(self.paths)} images can be used; {self.error_for(0)[1]}")
 
     def _read(self, index: int) -> Tensor:
-        image = read_image(self.folder.samples[index][0], **self.limits)
+        image = read_image(self.paths[index], self.max_pixels)
         if self.check_image:
             self.check_image(index, image)
-        low, high = self.resize
-        # Judged at the largest size, so that it does not hang on chance which images are used.
-        check_elongation(image, high)
+        low, high = self.short_sides
+        check_elongation(image, high)  # at the largest size, so that usable images do not depend on random sizes
         return resize_shorter(image, low) if low == high else image
 
 
 def check_elongation(image: Tensor, short_side: int) -> None:
+    """Raises InputError for an image that would be too large with a shorter side of `short_side`."""
     height, width = image.shape[1:]
     if short_side**2 * max(height, width) / min(height, width) > MAX_RESIZED:
         raise InputError(f"{width}x{height} px is too elongated for a shorter side of {short_side}; crop it")

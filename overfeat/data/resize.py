@@ -32,7 +32,7 @@ def resize_short_side(images: Tensor, short_side: int) -> Tensor:
     return resize(images, (max(short_side, round(height * scale)), max(short_side, round(width * scale))))
 
 
-def resize_part(image: Tensor, box: Sequence[float], size: int) -> Tensor:
+def resize_crop(image: Tensor, box: Sequence[float], size: int) -> Tensor:
     """What a box (x1, y1, x2, y2) in an image [3, H, W] holds, to whole pixels and at least one, as [3, size, size]."""
     height, width = image.shape[1:]
     x, y = (min(max(0, round(low)), length - 1) for low, length in zip(box, (width, height), strict=False))

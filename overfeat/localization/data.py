@@ -9,8 +9,7 @@ from torch.utils.data import Dataset
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.image_cache import CACHE_BYTES, ImageCache
-from overfeat.data.image_folder import ImageFolder
-from overfeat.data.parts import mirror_image
+from overfeat.data.items import mirror_image
 from overfeat.data.resize import resize
 from overfeat.dense.scales import Scale, scale_sizes
 from overfeat.errors import InputError
@@ -37,13 +36,13 @@ class ScaledDataset(Dataset):
     ):
         self.annotated, self.architecture, self.flip = annotated, architecture, flip
         self.scales = list(scales or range(1, 7))
-        # Where the regressor's images lie, for the store, which has no use for labels.
-        folder = ImageFolder(annotated.class_names, [(sample.path, 0) for sample in annotated.samples])
+        paths = [sample.path for sample in annotated.samples]
         fixed = [scale for scale in self.scales if scale != "native"]
         largest = (
             max(min(size) for size in scale_sizes(architecture, 100, 100, fixed)) if fixed else architecture.window
         )
-        self.store = ImageCache(folder, (architecture.window, largest + 1), max_pixels, cache_bytes, self._check)
+        sides = (architecture.window, largest + 1)
+        self.cache = ImageCache(paths, sides, max_pixels=max_pixels, cache_bytes=cache_bytes, check=self._check)
 
     def __len__(self) -> int:
         return len(self.annotated) * len(self.scales) * (2 if self.flip else 1)
@@ -52,7 +51,7 @@ class ScaledDataset(Dataset):
         index = key if isinstance(key, int) else key[1]
         index, mirror = divmod(index, 2) if self.flip else (index, 0)
         number, scale = divmod(index, len(self.scales))
-        image, sample = self.store.get(number), self.annotated.samples[number]
+        image, sample = self.cache.get(number), self.annotated.samples[number]
         if image is None:
             side = self.architecture.window
             nothing = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
@@ -75,4 +74,4 @@ class ScaledDataset(Dataset):
 
     def error_for(self, number: int) -> tuple[str, str]:
         """(file, what is wrong with it) of an image named in "unreadable"."""
-        return self.store.error_for(number)
+        return self.cache.error_for(number)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from overfeat.data.annotated import Annotated, Sample
 from overfeat.data.image_cache import CACHE_BYTES
-from overfeat.data.parts import PartDataset, without_boxes
-from overfeat.data.resize import resize_part
+from overfeat.data.items import empty_image
+from overfeat.data.random_tiles import RandomTileDataset
+from overfeat.data.resize import resize_crop
 from overfeat.errors import InputError
 from overfeat.ops.boxes import areas, intersections, iou, mirrored, squares_around
 
@@ -22,14 +23,14 @@ KINDS = 3  # one square around an object, two around nothing
 POSITIVE, NEGATIVE = 0.5, 0.2  # IoU with an object, at least and at most (section 4.2.1)
 
 
-class SquareDataset(PartDataset):
+class SquareDataset(RandomTileDataset):
     """Random squares of images, as many from each, with the objects that lie in them by half or more (section 4.1).
 
     Square number k of an image is covered by boxes to a share in BUCKETS[k % 4], or as nearly so as 128 draws find.
     squares: a multiple of 4. centred: the largest square in the middle of each image instead, as in prediction. side:
     what squares are resized to. flip: half of them are mirrored. Items: "image" uint8 [3, side, side]; "boxes" float32
     [n, 4], in the unit square, which they may reach out of; "labels" int64 [n]; "difficult" bool [n]; "unreadable" as
-    in `PartDataset`. Raises InputError for another number of squares.
+    in `RandomTileDataset`. Raises InputError for another number of squares.
     """
 
     def __init__(
@@ -48,15 +49,15 @@ class SquareDataset(PartDataset):
         super().__init__(annotated, side, 1 if centred else squares, seed, max_pixels, cache_bytes)
         self.side, self.flip, self.centred = side, flip and not centred, centred
 
-    def nothing(self) -> dict:
-        """See without_boxes."""
-        return without_boxes(self.side)
+    def empty_item(self) -> dict:
+        """See empty_image."""
+        return empty_image(self.side)
 
-    def part(self, draw: np.random.Generator, number: int, image: Tensor, sample: Sample) -> dict:
+    def sample_tile(self, rng: np.random.Generator, index: int, image: Tensor, sample: Sample) -> dict:
         """A square."""
-        square, boxes, held = self._square(draw, number, sample)
-        part, boxes = resize_part(image, square, self.side), torch.from_numpy(boxes).float()
-        if self.flip and draw.random() < 0.5:
+        square, boxes, held = self._square(rng, index, sample)
+        part, boxes = resize_crop(image, square, self.side), torch.from_numpy(boxes).float()
+        if self.flip and rng.random() < 0.5:
             part, boxes = part.flip(-1), mirrored(boxes)
         labels, difficult = (torch.from_numpy(values[held]) for values in (sample.labels, sample.difficult))
         return {"image": part, "boxes": boxes, "labels": labels, "difficult": difficult}
@@ -68,10 +69,10 @@ class SquareDataset(PartDataset):
         """
         found, count = [], 0
         for index in np.random.default_rng(self.seed).permutation(len(self)).tolist():
-            number, part = divmod(index, self.parts)
-            draw = np.random.default_rng([self.seed, 0, number, part])
-            _, boxes, _ = self._square(draw, part, self.annotated.samples[number])
-            if self.flip and draw.random() < 0.5:
+            number, part = divmod(index, self.samples_per_image)
+            rng = np.random.default_rng([self.seed, 0, number, part])
+            _, boxes, _ = self._square(rng, part, self.annotated.samples[number])
+            if self.flip and rng.random() < 0.5:
                 boxes = mirrored(torch.from_numpy(boxes)).numpy()
             found.append(boxes)
             count += len(boxes)
@@ -79,7 +80,7 @@ class SquareDataset(PartDataset):
                 break
         return np.concatenate(found)
 
-    def _square(self, draw: np.random.Generator, number: int, sample: Sample):
+    def _square(self, rng: np.random.Generator, number: int, sample: Sample):
         """A square x1, y1, x2, y2 of whole pixels, the boxes in its frame, and which of the sample's they are."""
         if self.centred:
             square = centre_square(*sample.size)
@@ -87,7 +88,7 @@ class SquareDataset(PartDataset):
             low, high = BUCKETS[number % len(BUCKETS)]
             best = np.inf
             for sides in SIDES:
-                squares = _candidates(draw, sample, sides)
+                squares = _candidates(rng, sample, sides)
                 share = _covered(squares, sample)
                 away = np.maximum(0, np.maximum(low - share, share - high))
                 if away.min() < best:  # the first of those that are nearest
@@ -107,15 +108,15 @@ def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
     return x, y, x + side, y + side
 
 
-def _candidates(draw: np.random.Generator, sample: Sample, sides: tuple[float, float]) -> np.ndarray:
+def _candidates(rng: np.random.Generator, sample: Sample, sides: tuple[float, float]) -> np.ndarray:
     """Squares of whole pixels [TRIES, 4], every second one with an object in it, if there is one."""
     height, width = sample.size
-    sides = np.maximum(1, np.floor(min(height, width) * draw.uniform(*sides, TRIES)))
+    sides = np.maximum(1, np.floor(min(height, width) * rng.uniform(*sides, TRIES)))
     room = np.stack([width - sides, height - sides], axis=1)
-    corners = draw.random((TRIES, 2)) * room
+    corners = rng.random((TRIES, 2)) * room
     if len(sample.boxes):
-        boxes = sample.boxes[draw.integers(len(sample.boxes), size=TRIES)]
-        around = (boxes[:, :2] + boxes[:, 2:]) / 2 - draw.random((TRIES, 2)) * sides[:, None]
+        boxes = sample.boxes[rng.integers(len(sample.boxes), size=TRIES)]
+        around = (boxes[:, :2] + boxes[:, 2:]) / 2 - rng.random((TRIES, 2)) * sides[:, None]
         corners[::2] = np.clip(around, 0, room)[::2]
     corners = np.floor(corners)
     return np.concatenate([corners, corners + sides[:, None]], axis=1)
@@ -135,13 +136,13 @@ def _covered(squares: np.ndarray, sample: Sample) -> np.ndarray:
     return (sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]) / area
 
 
-class BoxDataset(PartDataset):
+class BoxDataset(RandomTileDataset):
     """Squares around boxes near objects and away from them, for the net that tells what is in a box (section 4.2.1).
 
     Of every three parts of an image the first is around a box that overlaps an object by an IoU of POSITIVE or more,
     with its label; the others are around boxes that overlap none by more than NEGATIVE, or as little as can be found,
     with the label `background`. square: see boxes.squares_around. Items: "image" uint8 [3, side, side]; "label", -1
-    for an image that cannot be used; "unreadable" as in `PartDataset`.
+    for an image that cannot be used; "unreadable" as in `RandomTileDataset`.
     """
 
     def __init__(
@@ -160,16 +161,16 @@ class BoxDataset(PartDataset):
         super().__init__(annotated, side, parts, seed, max_pixels, cache_bytes)
         self.side, self.square, self.flip, self.background = side, square, flip, len(annotated.class_names)
 
-    def nothing(self) -> dict:
+    def empty_item(self) -> dict:
         """A black image of no class."""
         return {"image": torch.zeros(3, self.side, self.side, dtype=torch.uint8), "label": -1}
 
-    def part(self, draw: np.random.Generator, number: int, image: Tensor, sample: Sample) -> dict:
+    def sample_tile(self, rng: np.random.Generator, index: int, image: Tensor, sample: Sample) -> dict:
         """A square around a box."""
         easy = np.flatnonzero(~sample.difficult)
-        positive = number % KINDS == 0 and len(easy) > 0
-        chosen = int(easy[int(draw.random() * len(easy))]) if positive else None
-        boxes = _boxes_near(draw, sample, chosen)
+        positive = index % KINDS == 0 and len(easy) > 0
+        chosen = int(easy[int(rng.random() * len(easy))]) if positive else None
+        boxes = _boxes_near(rng, sample, chosen)
         overlaps = iou(torch.from_numpy(boxes), torch.from_numpy(sample.boxes)).numpy()
         if positive:
             fits = overlaps[:, chosen] >= POSITIVE  # the last is the object's own
@@ -179,29 +180,29 @@ class BoxDataset(PartDataset):
             box = boxes[(most <= NEGATIVE).argmax() if (most <= NEGATIVE).any() else most.argmin()]
             label = self.background
         (square,) = squares_around(torch.from_numpy(box)[None], sample.size, self.square).tolist()
-        part = resize_part(image, square, self.side)
-        mirror = self.flip and draw.random() < 0.5
+        part = resize_crop(image, square, self.side)
+        mirror = self.flip and rng.random() < 0.5
         return {"image": part.flip(-1) if mirror else part, "label": label}
 
 
-def _boxes_near(draw: np.random.Generator, sample: Sample, chosen: int | None) -> np.ndarray:
+def _boxes_near(rng: np.random.Generator, sample: Sample, chosen: int | None) -> np.ndarray:
     """Boxes within an image [TRIES, 4]: moved copies of one of its objects, last itself; for None boxes anywhere."""
     height, width = sample.size
     if chosen is None:
         # As large as objects are, where there are any, since such boxes are what there will be to tell apart.
         sizes = np.full((TRIES, 2), min(height, width) * 0.3)
         if len(sample.boxes):
-            boxes = sample.boxes[draw.integers(len(sample.boxes), size=TRIES)]
+            boxes = sample.boxes[rng.integers(len(sample.boxes), size=TRIES)]
             sizes = boxes[:, 2:] - boxes[:, :2]
-        sizes = np.minimum(sizes * 2.0 ** draw.uniform(-1, 1, (TRIES, 2)), [width, height])
-        corners = draw.random((TRIES, 2)) * ([width, height] - sizes)
+        sizes = np.minimum(sizes * 2.0 ** rng.uniform(-1, 1, (TRIES, 2)), [width, height])
+        corners = rng.random((TRIES, 2)) * ([width, height] - sizes)
         if len(sample.boxes):  # half of them near objects
-            near = boxes[:, :2] + draw.uniform(-1, 1, (TRIES, 2)) * sizes
+            near = boxes[:, :2] + rng.uniform(-1, 1, (TRIES, 2)) * sizes
             corners[::2] = np.clip(near, 0, [width, height] - sizes)[::2]
         return np.concatenate([corners, corners + sizes], axis=1)
     box = sample.boxes[chosen]
     size = np.tile(box[2:] - box[:2], 2)
-    boxes = box + draw.normal(0, 0.15, (TRIES, 4)) * size
+    boxes = box + rng.normal(0, 0.15, (TRIES, 4)) * size
     boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:] - 1), boxes[:, 2:]], axis=1)
     boxes = np.clip(boxes, 0, [width, height, width, height])
     boxes[-1] = box

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from overfeat.data.resize import resize_part
+from overfeat.data.resize import resize_crop
 from overfeat.dense.detections import Detections, clipped
 from overfeat.errors import InputError
 from overfeat.models.multibox import MultiBox
@@ -51,7 +51,7 @@ def propose(model: MultiBox, image: Tensor, crops: str = "both", threshold: floa
     size = tuple(image.shape[1:])
     squares = crops_of(*size, crops)
     device = model.net.device
-    parts = torch.stack([resize_part(image, square, model.side) for square in squares]).to(device)
+    parts = torch.stack([resize_crop(image, square, model.side) for square in squares]).to(device)
     with eval_mode(model):
         boxes, logits = model(parts)
     if not (boxes.isfinite().all() and logits.isfinite().all()):
@@ -83,7 +83,7 @@ def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, square: str = SQ
     found = [torch.empty(0, net.num_foreground_classes, device=device)]
     with eval_mode(net):
         for start in range(0, len(squares), AT_ONCE):
-            parts = torch.stack([resize_part(image, square, side) for square in squares[start : start + AT_ONCE]])
+            parts = torch.stack([resize_crop(image, square, side) for square in squares[start : start + AT_ONCE]])
             scores = net(parts.to(device)).flatten(1).float().softmax(dim=1)
             found.append(scores[:, : net.num_foreground_classes])
     probabilities = torch.cat(found)

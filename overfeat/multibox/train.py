@@ -170,7 +170,7 @@ class BoxClassifierTask(ClassifierTask):
         self.module, self.config = net, config
         side = net.architecture.window
         self.data = BoxDataset(data, side, parts, square, net.flip, config.seed, max_pixels)
-        self.data.store.check()
+        self.data.cache.check()
         self.validation = validation and BoxDataset(validation, side, 3, square, False, config.seed, max_pixels)
         self.unreadable = SkippedFiles()
         self.settings = {

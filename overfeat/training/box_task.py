@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.parts import collate_list
+from overfeat.data.items import collate_list
 from overfeat.errors import InputError
 from overfeat.training.config import TrainConfig
 from overfeat.training.sampler import SkippedFiles, validation_figures, validation_loader
@@ -25,7 +25,7 @@ class BoxTask(ABC):
 
     def __init__(self, module: nn.Module, config: TrainConfig, data: Dataset, validation: Dataset | None):
         self.module, self.config, self.data, self.validation = module, config, data, validation
-        self.data.store.check()
+        self.data.cache.check()
         self.unreadable = SkippedFiles()
 
     def dataset(self) -> Dataset:

@@ -48,7 +48,7 @@ def test_every_image_gives_crops_and_their_mirror_images(folder):
 
 def test_crops_are_parts_of_the_resized_image_at_every_place(folder):
     data = CropDataset(folder, window=63, resize=(64, 64), crops=40, flip=False)
-    image = data.store.get(1)
+    image = data.cache.get(1)
     assert image.shape == (3, 64, 64)
     places = {(y, x): image[:, y : y + 63, x : x + 63] for y in (0, 1) for x in (0, 1)}
     found = Counter(
@@ -98,25 +98,25 @@ def test_unreadable_images_are_replaced_by_the_next(folder):
         assert torch.equal(item["image"], before["image"])
     file, complaint = data.error_for(2)
     assert file == str(folder.samples[2][0]) and file in complaint
-    data.store.check()
+    data.cache.check()
     for path, _ in folder.samples:
         path.write_bytes(b"broken")
     with pytest.raises(InputError, match="none of the 3 images"):
-        CropDataset(folder, window=48, resize=(56, 56)).store.check()
+        CropDataset(folder, window=48, resize=(56, 56)).cache.check()
 
 
-def test_large_and_elongated_images_are_left_out(folder, tmp_path):
+def test_large_and_elongated_images_are_invalid(folder, tmp_path):
     Image.fromarray(np.zeros((1, 30_000, 3), np.uint8)).save(folder.samples[0][0])
     data = CropDataset(folder, window=48, resize=(56, 100), max_pixels=64 * 64)
     assert "too elongated" in CropDataset(folder, 48, (56, 100)).error_for(0)[1]
     assert [item["unreadable"] for item in everything(data)[::10]] == [0, -1, 2]
 
 
-def test_store_keeps_what_fits(folder):
-    store = ImageCache(folder, (56, 56), None, cache_bytes=2 * 3 * 56 * 100)
+def test_the_cache_keeps_what_fits(folder):
+    cache = ImageCache([path for path, _ in folder.samples], (56, 56), cache_bytes=2 * 3 * 56 * 100)
     for index in (0, 1, 2, 0):
-        store.get(index)
-    assert list(store.cached) == [0, 1] and store.used <= store.cache_bytes
+        cache.get(index)
+    assert list(cache.cached) == [0, 1] and cache.used <= cache.cache_bytes
 
 
 def test_centre_crop_takes_the_middle(folder):
@@ -125,7 +125,7 @@ def test_centre_crop_takes_the_middle(folder):
     assert (centre_crop(image, window=10, short_side=40) == 255).all()
     assert centre_crop(image, window=48, short_side=56).shape == (3, 48, 48)
     data = CentreDataset(folder, window=48, short_side=56)
-    expected = centre_crop(data.store._read(0), 48, 56)
+    expected = centre_crop(data.cache._read(0), 48, 56)
     assert len(data) == 3 and torch.equal(data[0]["image"], expected) and data[2]["label"] == 2
     folder.samples[1][0].write_bytes(b"broken")
     assert CentreDataset(folder, window=48, short_side=56)[1]["label"] == -1

@@ -9,7 +9,7 @@ from bench.tolerance import assert_matches
 from overfeat import load
 from overfeat.cli.common import SHIPPED_WEIGHTS
 from overfeat.cli.train_boxes import choices
-from overfeat.data.parts import collate_list
+from overfeat.data.items import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.grid import Grid

@@ -135,8 +135,8 @@ def test_an_image_is_read_once_where_few_fit(scenes):
     """In every order that training may ask for, and every tile once."""
     plenty, few = (TileDataset(scenes, NET, (0.6,), 100, tiles=4, cache_bytes=size) for size in (10**9, 1_600_000))
     read = []
-    few.store._read = lambda number, of=few.store._read: read.append(number) or of(number)
-    few.store.cache_bytes = 1_600_000 // 8  # as the eighth worker has it
+    few.cache._read = lambda number, of=few.cache._read: read.append(number) or of(number)
+    few.cache.cache_bytes = 1_600_000 // 8  # as the eighth worker has it
     for tiles in (plenty, few):
         order = tiles.order(len(tiles), generator=torch.Generator().manual_seed(1)).tolist()
         assert sorted(order) == list(range(len(tiles)))
@@ -145,7 +145,7 @@ def test_an_image_is_read_once_where_few_fit(scenes):
     for index in order:
         few[(0, index)]
     assert sorted(read) == list(range(len(scenes)))
-    assert few.store.used <= 200_000
+    assert few.cache.used <= 200_000
 
 
 def test_tiles_are_parts_of_the_images(scenes):
@@ -185,7 +185,7 @@ def test_a_tile_shows_what_it_says(scenes):
     image = read_image(sample.path)
     data = replace(scenes, samples=[sample])
     tiles = TileDataset(data, NET, (1.0,), 60, tiles=40, flip=False)
-    tiles._part = lambda draw, shape, boxes: (1.0, (5, 9, 5 + 59, 9 + 59))
+    tiles._region = lambda rng, shape, boxes: (1.0, (5, 9, 5 + 59, 9 + 59))
     item = tiles[(0, 0)]
     assert torch.equal(item["image"], image[:, 5:64, 9:68])
     inside = (sample.boxes[:, 0] < 68) & (sample.boxes[:, 1] < 64) & (sample.boxes[:, 2] > 9) & (sample.boxes[:, 3] > 5)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from overfeat import InputError, load, load_multibox, save, save_multibox
 from overfeat.cli.main import main
-from overfeat.data.resize import resize_part
+from overfeat.data.resize import resize_crop
 from overfeat.dense.detections import Detections, guesses
 from overfeat.metrics.average_precision import Boxes
 from overfeat.models.architecture import ARCHITECTURES
@@ -108,7 +108,7 @@ def test_boxes_are_classified_on_their_squares(classifier, square, monkeypatch):
     found = classify_boxes(classifier, IMAGE, boxes, square)
     squares = {"maximum": [[10, 20, 50, 60], [100, 10, 180, 90], [0, 20, 80, 100]],
                "minimum": [[10, 20, 50, 60], [100, 10, 180, 90], [20, 40, 60, 80]]}[square]  # fmt: skip
-    parts = torch.stack([resize_part(IMAGE, one, 47) for one in squares])
+    parts = torch.stack([resize_crop(IMAGE, one, 47) for one in squares])
     with torch.no_grad():
         expected = classifier(parts).flatten(1).softmax(dim=1)[:, :2]
     torch.testing.assert_close(found, expected)

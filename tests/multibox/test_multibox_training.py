@@ -221,7 +221,7 @@ def test_a_broken_image_teaches_a_box_classifier_nothing(crowds, make_net):
     task = BoxClassifierTask(detector_from(make_net("small", 10), data.class_names), data, config())
     items = [task.data[i] for i in range(3)]
     whole, _ = task.loss(task.module, task.collate(items))
-    broken = {**task.data.nothing(), "unreadable": 0}
+    broken = {**task.data.empty_item(), "unreadable": 0}
     loss, sums = task.loss(task.module, task.collate([*items, broken]))
     assert sums["samples"] == 3 and float(loss) == pytest.approx(float(whole), rel=1e-5)
     loss, sums = task.loss(task.module, task.collate([broken, broken]))
