@@ -107,7 +107,7 @@ def implementation(request, device, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def crowds(tmp_path_factory):
+def multi_object(tmp_path_factory):
     """Eight training scenes and four for testing, with none to eight digits each."""
     root = tmp_path_factory.mktemp("scenes")
     for split, count in (("train", 8), ("validation", 2), ("test", 4)):

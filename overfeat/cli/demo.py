@@ -18,7 +18,7 @@ from overfeat.files import ensure_dir
 from overfeat.models.checkpoint import load, load_regressor
 
 SCENES = common.ASSETS / "scenes"
-CROWDS = common.ASSETS / "crowds" / "test.json"
+MULTI_OBJECT = common.ASSETS / "multi-object" / "test.json"
 
 
 def add_parser(commands) -> None:
@@ -73,14 +73,14 @@ def _one_digit(out: Path) -> None:
 
 def _many_digits(out: Path) -> None:
     net, regressor = load(common.SHIPPED_DETECTOR), load_regressor(common.SHIPPED_DETECTOR)
-    crowds = read_coco(CROWDS)
+    multi_object = read_coco(MULTI_OBJECT)
     scale_factors = ", ".join(f"{zoom:g}" for zoom in net.scale_factors)
-    print(f"{len(crowds)} scenes with none to eight digits, searched at {scale_factors} times their size, fine stride")
-    for sample in crowds.samples:
+    print(f"{len(multi_object)} images of 0 to 8 digits, searched at {scale_factors} times their size, fine stride")
+    for sample in multi_object.samples:
         image, picture = sample.read(), out / f"{sample.path.stem}-objects.png"
         found = detect(net, regressor, image)
         found = found[found.scores >= SCORE]
         visualize.detections(image, found, net.class_names, sample.path.name, picture)
-        there = " ".join(sorted(crowds.class_names[label] for label in sample.labels)) or "none"
+        there = " ".join(sorted(multi_object.class_names[label] for label in sample.labels)) or "none"
         seen = " ".join(sorted(net.class_names[label] for label in found.labels)) or "none"
         print(f"{sample.path.name}: found {seen}; there are {there} -> {picture}")

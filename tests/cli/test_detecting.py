@@ -50,15 +50,26 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def flags(crowds, out, *more):
+def flags(multi_object, out, *more):
     common = "--batch 4 --workers 0 --device cpu --tiles 1 --epochs 1 --no-flip --scales 0.5,0.8"
-    given = ["train", "detector", "--data", crowds, "--from", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
+    given = [
+        "train",
+        "detector",
+        "--data",
+        multi_object,
+        "--from",
+        SHIPPED_WEIGHTS,
+        "--out",
+        out,
+        *common.split(),
+        *more,
+    ]
     return [str(part) for part in given]
 
 
-def test_from_annotated_images_to_boxes(crowds, tmp_path, capsys):
+def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert main(flags(crowds, folder, "--context", "--epochs", "2")) == 0
+    assert main(flags(multi_object, folder, "--context", "--epochs", "2")) == 0
     told = capsys.readouterr().out
     assert "small, window 47 px, as told" in told and "images are searched at 0.5, 0.8" in told
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -69,7 +80,7 @@ def test_from_annotated_images_to_boxes(crowds, tmp_path, capsys):
     assert load_regressor(weights).num_classes is None
 
     results, plot = tmp_path / "results.json", tmp_path / "curves.png"
-    command = ["evaluate", "detector", "--data", crowds, "--weights", weights, "-o", results, "--plot", plot]
+    command = ["evaluate", "detector", "--data", multi_object, "--weights", weights, "-o", results, "--plot", plot]
     assert main([*map(str, command)]) == 0
     found = json.loads(results.read_text())
     assert found["images"] == 4 and set(found["map"]) == {*PROTOCOLS, "coco"}
@@ -81,11 +92,11 @@ def test_from_annotated_images_to_boxes(crowds, tmp_path, capsys):
         assert picture.width > 400
 
     out = tmp_path / "found"
-    command = ["detect", crowds / "test", "--weights", weights, "-o", out, "--score", "0"]
+    command = ["detect", multi_object / "test", "--weights", weights, "-o", out, "--score", "0"]
     assert main([str(part) for part in command]) == 0
     printed = capsys.readouterr().out
     for file in sorted(out.glob("*.png.json")):
-        path = crowds / "test" / file.name.removesuffix(".json")
+        path = multi_object / "test" / file.name.removesuffix(".json")
         want = detect(net, load_regressor(weights), read_image(path))
         objects = json.loads(file.read_text())["objects"]
         assert len(objects) == len(want) and str(path) in printed
@@ -97,14 +108,14 @@ def test_from_annotated_images_to_boxes(crowds, tmp_path, capsys):
     assert "4 of 4 images are done already" in capsys.readouterr().err
 
 
-def test_the_shipped_detector_and_coco_s_own_tool(crowds, tmp_path):
+def test_the_shipped_detector_and_coco_s_own_tool(multi_object, tmp_path):
     """That tool reads what `detect` writes and gives what `evaluate` gives; most digits are found."""
-    results, ids = tmp_path / "results.json", crowds / "test.json"
-    assert run("evaluate", "detector", "--data", crowds, "-o", results) == 0
+    results, ids = tmp_path / "results.json", multi_object / "test.json"
+    assert run("evaluate", "detector", "--data", multi_object, "-o", results) == 0
     found = json.loads(results.read_text())
-    assert run("detect", crowds / "test", "-o", tmp_path / "coco", "--score", 0, "--coco-ids", ids) == 0
+    assert run("detect", multi_object / "test", "-o", tmp_path / "coco", "--score", 0, "--coco-ids", ids) == 0
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(crowds / "test.json")
+        truth = COCO(multi_object / "test.json")
         judge = COCOeval(truth, truth.loadRes(str(tmp_path / "coco/coco.json")), "bbox")
         judge.evaluate()
         judge.accumulate()
@@ -112,9 +123,9 @@ def test_the_shipped_detector_and_coco_s_own_tool(crowds, tmp_path):
     assert found["coco"]["AP50"] == pytest.approx(judge.stats[1], abs=0.01) and found["coco"]["AP50"] > 0.5
 
 
-def test_from_nothing_and_resumed(crowds, tmp_path, capsys):
+def test_from_nothing_and_resumed(multi_object, tmp_path, capsys):
     """New weights, sizes chosen from the boxes; a resumed run ends with the same weights."""
-    given = flags(crowds, "OUT", "--no-context", "--per-class", "--maps", "pooled", "--from", "none")
+    given = flags(multi_object, "OUT", "--no-context", "--per-class", "--maps", "pooled", "--from", "none")
     more = [part for part in given if part not in ("--scales", "0.5,0.8")]
     for out, steps in (("whole", [["--epochs", "2"]]), ("parts", [[], ["--epochs", "2", "--resume"]])):
         for step in steps:
@@ -138,8 +149,8 @@ def test_from_nothing_and_resumed(crowds, tmp_path, capsys):
         (["--scales", "60.0"], "no object of the training data fits the window"),
     ],
 )
-def test_bad_settings(crowds, tmp_path, capsys, setting, words):
-    assert main(flags(crowds, tmp_path / "run", *setting)) == 1
+def test_bad_settings(multi_object, tmp_path, capsys, setting, words):
+    assert main(flags(multi_object, tmp_path / "run", *setting)) == 1
     assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
@@ -213,12 +224,12 @@ def test_a_journal(tmp_path):
         Journal(tmp_path / "no" / "j", {})
 
 
-def test_blacklisted_pairs(crowds, tmp_path, capsys):
+def test_blacklisted_pairs(multi_object, tmp_path, capsys):
     """Lines of an image's number and a class take that class's objects there out of ILSVRC's figure alone."""
-    truth = json.loads((crowds / "test.json").read_text())
+    truth = json.loads((multi_object / "test.json").read_text())
     name = {category["id"]: category["name"] for category in truth["categories"]}
     label = name[truth["annotations"][0]["category_id"]]
-    listed, plain = tmp_path / "ignore_list.txt", ["evaluate", "detector", "--data", crowds, "-o"]
+    listed, plain = tmp_path / "ignore_list.txt", ["evaluate", "detector", "--data", multi_object, "-o"]
     listed.write_text("".join(f"{number} {label}\n" for number in range(1, len(truth["images"]) + 1)) + "\n1 zebra\n")
     command = [*plain, tmp_path / "r.json", "--ignore_list", listed]
     assert run(*command) == run(*plain, tmp_path / "all.json") == 0
@@ -231,19 +242,28 @@ def test_blacklisted_pairs(crowds, tmp_path, capsys):
     assert "line 2: the number of an image and a class are needed, not 'seven 7'" in capsys.readouterr().err
 
 
-def test_ids_of_coco(weights, crowds, tmp_path, capsys):
+def test_ids_of_coco(weights, multi_object, tmp_path, capsys):
     """Without annotations images and classes are numbered from 1; annotations of other images are refused."""
     out = tmp_path / "found"
-    assert run("detect", crowds / "test", "-o", out) == 0
+    assert run("detect", multi_object / "test", "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())
     objects = [json.loads(path.read_text())["objects"] for path in sorted(out.glob("*.png.json"))]
     assert [entry["image_id"] for entry in results] == [i for i, things in enumerate(objects, 1) for _ in things]
     assert [entry["category_id"] for entry in results] == [1 + int(t["class"]) for things in objects for t in things]
     capsys.readouterr()
     (tmp_path / "two").mkdir()
-    shutil.copy(next((crowds / "test").glob("*.png")), tmp_path / "two" / "other.png")
+    shutil.copy(next((multi_object / "test").glob("*.png")), tmp_path / "two" / "other.png")
     assert (
-        run("detect", tmp_path / "two", "--weights", weights, "-o", tmp_path / "o2", "--coco-ids", crowds / "test.json")
+        run(
+            "detect",
+            tmp_path / "two",
+            "--weights",
+            weights,
+            "-o",
+            tmp_path / "o2",
+            "--coco-ids",
+            multi_object / "test.json",
+        )
         == 1
     )
     assert "other.png" in capsys.readouterr().err and not (tmp_path / "o2").exists()
@@ -327,10 +347,10 @@ def test_two_processes_with_images_too_small_for_context(tmp_path):
     assert len(found) and found.boxes.isfinite().all()
 
 
-def test_a_plot_writes_over_nothing_of_others(weights, crowds, tmp_path, capsys):
+def test_a_plot_writes_over_nothing_of_others(weights, multi_object, tmp_path, capsys):
     """Its own it replaces; annotations, images and results stay, and that is said before the work."""
     folder = tmp_path / "scenes"
-    shutil.copytree(crowds, folder)
+    shutil.copytree(multi_object, folder)
     image = next((folder / "test").glob("*.png"))
     command = ["evaluate", "detector", "--data", folder, "--weights", weights, "--limit", 2, "--plot"]
     for target, words in ((image, "no picture of overfeat's"), (folder / "test.json", "end"), (tmp_path / "p", "end")):
@@ -349,7 +369,7 @@ def test_names_that_are_taken(weights, tmp_path, capsys, name):
 
 
 def test_a_second_run_adds_to_the_first(tmp_path):
-    shipped, out = ASSETS / "crowds" / "test", tmp_path / "out"
+    shipped, out = ASSETS / "multi-object" / "test", tmp_path / "out"
     for number in (12, 4):
         assert run("detect", shipped / f"{number:05}.png", "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())

@@ -57,8 +57,20 @@ def test_training_says_what_it_does(nets, tmp_path, capsys):
     assert net.background and net.class_names == ["disc", "square", "background"]
 
 
-def test_a_resumed_run_ends_with_the_same_weights(crowds, tmp_path):
-    command = ["train", "multibox", "--data", crowds, "--squares", 4, "--predictions", 5, "--size", 47, *QUICK.split()]
+def test_a_resumed_run_ends_with_the_same_weights(multi_object, tmp_path):
+    command = [
+        "train",
+        "multibox",
+        "--data",
+        multi_object,
+        "--squares",
+        4,
+        "--predictions",
+        5,
+        "--size",
+        47,
+        *QUICK.split(),
+    ]
     command += ["--matching", "prediction", "--no-priors", "--per-class"]
     assert run(*command, "--out", tmp_path / "whole", "--epochs", 2) == 0
     assert run(*command, "--out", tmp_path / "parts") == 0
@@ -68,8 +80,20 @@ def test_a_resumed_run_ends_with_the_same_weights(crowds, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
-def test_a_resumed_run_with_other_settings_is_refused(crowds, tmp_path, capsys):
-    command = ["train", "multibox", "--data", crowds, "--squares", 4, "--predictions", 5, "--size", 47, *QUICK.split()]
+def test_a_resumed_run_with_other_settings_is_refused(multi_object, tmp_path, capsys):
+    command = [
+        "train",
+        "multibox",
+        "--data",
+        multi_object,
+        "--squares",
+        4,
+        "--predictions",
+        5,
+        "--size",
+        47,
+        *QUICK.split(),
+    ]
     command += ["--out", tmp_path / "run"]
     assert run(*command) == 0
     assert run(*command, "--epochs", 2, "--resume", "--alpha", 2, "--matching", "prediction") == 1
@@ -208,17 +232,17 @@ def test_figures_of_a_data_set(nets, tmp_path, capsys):
     assert alone["crops"] == 1 and "map" not in alone and "windows" not in alone
 
 
-def test_classes_that_the_classifier_does_not_know(nets, crowds, capsys):
-    command = ["evaluate", "multibox", "--data", crowds, "--weights", nets[1], "--classifier", nets[2]]
+def test_classes_that_the_classifier_does_not_know(nets, multi_object, capsys):
+    command = ["evaluate", "multibox", "--data", multi_object, "--weights", nets[1], "--classifier", nets[2]]
     assert run(*command) == 1
     assert "classes of the boxes that the net does not know" in capsys.readouterr().err
 
 
-def test_a_net_with_boxes_of_classes(crowds, tmp_path, capsys):
+def test_a_net_with_boxes_of_classes(multi_object, tmp_path, capsys):
     names = [str(digit) for digit in range(10)]
     model = MultiBox(ARCHITECTURES["small"].with_input_size(47, (8,)), 3, names, torch.rand(3, 4).sort().values)
     save_multibox(model, tmp_path / "m.safetensors")
-    command = ["evaluate", "multibox", "--data", crowds, "--weights", tmp_path / "m.safetensors"]
+    command = ["evaluate", "multibox", "--data", multi_object, "--weights", tmp_path / "m.safetensors"]
     assert run(*command, "-o", tmp_path / "r.json", "--limit", 3) == 0
     found = json.loads((tmp_path / "r.json").read_text())
     assert "map" in found and "windows" not in found

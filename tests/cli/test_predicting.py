@@ -294,8 +294,10 @@ def test_demo_draws_every_scene(tmp_path):
     found = run("demo", "-o", tmp_path / "pictures")
     assert found.returncode == 0, found.stderr
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
-    crowds = list_images(common.ASSETS / "crowds" / "test")
-    assert len(pictures) == 2 * len(list_images(common.ASSETS / "scenes")) + len(crowds) and len(crowds) >= 5
+    multi_object = list_images(common.ASSETS / "multi-object" / "test")
+    assert (
+        len(pictures) == 2 * len(list_images(common.ASSETS / "scenes")) + len(multi_object) and len(multi_object) >= 5
+    )
     for picture in pictures:
         assert str(picture) in found.stdout
         with Image.open(picture) as image:

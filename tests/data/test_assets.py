@@ -38,11 +38,11 @@ def test_shipped_detector():
     assert not net.flip and not regressor.pooled and len(net.scale_factors) == 5
 
 
-def test_crowds_are_what_the_generator_makes():
+def test_the_multi_object_images_are_what_the_generator_makes():
     """Annotations and, where the packages are installed, pixels."""
-    crowds = read_coco(ASSETS / "crowds" / "test.json")
-    assert {len(sample.labels) for sample in crowds.samples} >= {0, 8}
-    for sample in crowds.samples:
+    multi_object = read_coco(ASSETS / "multi-object" / "test.json")
+    assert {len(sample.labels) for sample in multi_object.samples} >= {0, 8}
+    for sample in multi_object.samples:
         scene = make_image("test", 0, int(sample.path.stem), objects=(0, 8))
         np.testing.assert_array_equal(sample.read().permute(1, 2, 0).numpy(), scene.image)
         np.testing.assert_allclose(sample.boxes, scene.boxes, atol=0.011)

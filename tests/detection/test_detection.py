@@ -25,8 +25,8 @@ DIGITS = [str(digit) for digit in range(10)]
 
 
 @pytest.fixture
-def data(crowds):
-    return read_coco(crowds / "train.json", class_names=DIGITS)
+def data(multi_object):
+    return read_coco(multi_object / "train.json", class_names=DIGITS)
 
 
 @pytest.fixture

@@ -141,11 +141,11 @@ def config(**changes):
 
 
 @pytest.mark.parametrize("kind", ["priors", "predictions", "per class"])
-def test_training_lowers_the_loss_and_what_it_writes_is_read(crowds, tmp_path, kind):
-    data = read_coco(crowds / "train.json")
+def test_training_lowers_the_loss_and_what_it_writes_is_read(multi_object, tmp_path, kind):
+    data = read_coco(multi_object / "train.json")
     model = tiny(data.class_names if kind == "per class" else None, kind != "predictions")
     matching = "prediction" if kind == "predictions" else "prior"
-    task = MultiBoxTask(model, data, config(epochs=6), read_coco(crowds / "validation.json"), matching)
+    task = MultiBoxTask(model, data, config(epochs=6), read_coco(multi_object / "validation.json"), matching)
     log = train(task, config(epochs=6), tmp_path / "run")
     assert log[-1]["train_loss"] < 0.97 * log[0]["train_loss"]
     assert 0 <= log[-1]["validation_missed_error"] <= 1
@@ -156,8 +156,8 @@ def test_training_lowers_the_loss_and_what_it_writes_is_read(crowds, tmp_path, k
     assert found.class_names == model.class_names and (found.priors is None) == (kind == "predictions")
 
 
-def test_a_batch_without_objects_trains(crowds):
-    data = read_coco(crowds / "train.json")
+def test_a_batch_without_objects_trains(multi_object):
+    data = read_coco(multi_object / "train.json")
     task = MultiBoxTask(tiny(), data, config())
     empty = [i for i in range(len(task.data)) if not len(task.data[i]["boxes"])][:4]
     assert empty
@@ -176,10 +176,10 @@ def test_a_batch_without_objects_trains(crowds):
         ({"model": tiny(["cat"])}, "not the net's class_names"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(crowds, changes, message):
+def test_settings_that_do_not_fit_are_refused(multi_object, changes, message):
     model = changes.pop("model", None) or tiny()
     with pytest.raises(InputError, match=message):
-        MultiBoxTask(model, read_coco(crowds / "train.json"), config(), **changes)
+        MultiBoxTask(model, read_coco(multi_object / "train.json"), config(), **changes)
 
 
 def test_the_nets_see_the_squares_they_are_made_for():
@@ -194,8 +194,8 @@ def test_the_nets_see_the_squares_they_are_made_for():
         model(torch.zeros(1, 3, 150, 150))
 
 
-def test_box_classifier_learns_what_is_in_boxes(crowds, tmp_path, make_net):
-    data = read_coco(crowds / "train.json")
+def test_box_classifier_learns_what_is_in_boxes(multi_object, tmp_path, make_net):
+    data = read_coco(multi_object / "train.json")
     net = detector_from(make_net("small", 10), data.class_names)
     task = BoxClassifierTask(net, data, config(optimizer="adam", lr=0.001, epochs=8), data)
     log = train(task, config(optimizer="adam", lr=0.001, epochs=8), tmp_path / "run")
@@ -205,8 +205,8 @@ def test_box_classifier_learns_what_is_in_boxes(crowds, tmp_path, make_net):
     assert isinstance(found, OverFeat) and found.background and found.class_names[-1] == "background"
 
 
-def test_box_classifier_takes_no_other_classes(crowds, make_net):
-    data = read_coco(crowds / "train.json")
+def test_box_classifier_takes_no_other_classes(multi_object, make_net):
+    data = read_coco(multi_object / "train.json")
     with pytest.raises(InputError, match="not the net's class_names"):
         BoxClassifierTask(make_net("small", 10), data, config())
     net = make_net("small", 10)
@@ -215,9 +215,9 @@ def test_box_classifier_takes_no_other_classes(crowds, make_net):
         BoxClassifierTask(net, data, config())
 
 
-def test_a_broken_image_teaches_a_box_classifier_nothing(crowds, make_net):
+def test_a_broken_image_teaches_a_box_classifier_nothing(multi_object, make_net):
     """It went after the check: a batch with it, and one of such alone, still train."""
-    data = read_coco(crowds / "train.json")
+    data = read_coco(multi_object / "train.json")
     task = BoxClassifierTask(detector_from(make_net("small", 10), data.class_names), data, config())
     items = [task.data[i] for i in range(3)]
     whole, _ = task.loss(task.module, task.collate(items))
@@ -229,9 +229,9 @@ def test_a_broken_image_teaches_a_box_classifier_nothing(crowds, make_net):
     assert sums["samples"] == 0 and loss == 0 and not task.module.fc_layers[-1].weight.grad.any()
 
 
-def test_each_class_has_boxes_of_its_own(crowds):
+def test_each_class_has_boxes_of_its_own(multi_object):
     """An object of class k is matched with the boxes of class k alone."""
-    data = read_coco(crowds / "train.json")
+    data = read_coco(multi_object / "train.json")
     task = MultiBoxTask(tiny(data.class_names), data, config())
     item = next(item for item in map(task.data.__getitem__, range(len(task.data))) if len(item["labels"]) == 1)
     task.loss(task.module, task.collate([item]))[0].backward()
@@ -256,17 +256,17 @@ def test_layers_are_adopted_up_to_the_first_of_another_form():
     assert copy_matching_weights(model.net.fc_layers, source.fc_layers) == 0
 
 
-def test_validation_images_need_an_object_in_the_middle(crowds):
-    data = read_coco(crowds / "train.json")
+def test_validation_images_need_an_object_in_the_middle(multi_object):
+    data = read_coco(multi_object / "train.json")
     sample = replace(data.samples[0], size=(100, 400), boxes=np.array([[0.0, 0, 20, 20]]), labels=np.array([1]))
     sample = replace(sample, difficult=np.array([False]))
     with pytest.raises(InputError, match="no object lies in the middle square of a validation image"):
         MultiBoxTask(tiny(), data, config(), replace(data, samples=[sample]))
 
 
-def test_objects_left_over_count_as_errors(crowds):
+def test_objects_left_over_count_as_errors(multi_object):
     """With one box for several objects the others have no overlap at all."""
-    task = MultiBoxTask(tiny(boxes=1), read_coco(crowds / "train.json"), config())
+    task = MultiBoxTask(tiny(boxes=1), read_coco(multi_object / "train.json"), config())
     items = [item for item in map(task.data.__getitem__, range(len(task.data))) if len(item["labels"]) >= 3]
     assert items
     _, sums = task.loss(task.module, task.collate(items))

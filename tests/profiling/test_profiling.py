@@ -91,7 +91,7 @@ def test_times_of_a_classification(make_net):
 def test_times_of_a_detection():
     """With boxes and merging, at the sizes that the detector was trained for."""
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
-    image = read_image(ASSETS / "crowds/test/00012.png")
+    image = read_image(ASSETS / "multi-object/test/00012.png")
     found = profile(net, image, regressor=regressor, repeats=1)
     assert len(found["grids"]) == len(net.scale_factors)
     assert {"boxes", "merge"} <= set(found["whole"]["stages"])
