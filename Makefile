@@ -62,7 +62,7 @@ RUN_gpu-test = $(ON_GPU) pytest $(KERNEL_TESTS)
 RUN_gpu = mkdir -p $(GPU_OUT)/suite $(GPU_OUT)/profile; \
 	$(ON_GPU) bench.gpu --budget 360 --out $(GPU_OUT)/gpu; status=$$?; [ $$status != 2 ] || exit 2; \
 	$(ON_GPU) bench --quick --device cuda -o $(GPU_OUT)/suite/$(GPU_NAME).json || status=1; \
-	$(ON_GPU) overfeat.cli.main --fast profile $(PROFILED) --device cuda -o build/profile && \
+	$(ON_GPU) overfeat --fast profile $(PROFILED) --device cuda -o build/profile && \
 	  cp build/profile/profile.json $(GPU_OUT)/profile/$(GPU_NAME).json || status=1; \
 	exit $$status
 

@@ -13,7 +13,7 @@ def check_a_killed_evaluation_goes_on(arguments: list, folder: Path) -> None:
 
     arguments: of `overfeat evaluate`, but for -o.
     """
-    command = [sys.executable, "-m", "overfeat.cli.main", "evaluate", *map(str, arguments), "--device", "cpu", "-o"]
+    command = [sys.executable, "-m", "overfeat", "evaluate", *map(str, arguments), "--device", "cpu", "-o"]
     whole, results, journal = folder / "whole.json", folder / "r.json", folder / ".images-r.json"
     assert subprocess.run([*command, whole], capture_output=True).returncode == 0
     process = subprocess.Popen([*command, results], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import ROOT, write_results
-from overfeat.classification.evaluate import ALL_WAYS, score_by_protocol
+from overfeat.classification.evaluate import score_by_protocol
+from overfeat.classification.protocols import PROTOCOLS
 from overfeat.data.image_folder import align, read_image_folder
 from overfeat.data.images import read_image
 from overfeat.data.walk import subsample
@@ -36,7 +37,7 @@ def _start(weights: list[Path]) -> None:
 def _scores(path: Path) -> Tensor:
     """The scores of every net by every way of voting, for one scene: [ways, nets, classes]."""
     image = read_image(path)
-    return torch.stack([torch.stack(list(score_by_protocol(net, image, ALL_WAYS).values())) for net in _nets], dim=1)
+    return torch.stack([torch.stack(list(score_by_protocol(net, image, PROTOCOLS).values())) for net in _nets], dim=1)
 
 
 def measure(data: Path, weights: list[Path], count: int | None, workers: int) -> dict:
@@ -46,8 +47,8 @@ def measure(data: Path, weights: list[Path], count: int | None, workers: int) ->
         found = pool.imap(_scores, [path for path, _ in samples], chunksize=4)
         scores = torch.stack(list(tqdm(found, total=len(samples), unit="scene")), dim=2)
     labels = torch.tensor([label for _, label in samples])
-    single = {way: [error_rates(scores[w, k], labels) for k in range(len(nets))] for w, way in enumerate(ALL_WAYS)}
-    committee = {way: error_rates(scores[ALL_WAYS.index(way)].mean(dim=0), labels) for way in COMMITTEE_WAYS}
+    single = {way: [error_rates(scores[w, k], labels) for k in range(len(nets))] for w, way in enumerate(PROTOCOLS)}
+    committee = {way: error_rates(scores[PROTOCOLS.index(way)].mean(dim=0), labels) for way in COMMITTEE_WAYS}
     return {
         "images": len(samples),
         "nets": len(nets),

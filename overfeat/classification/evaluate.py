@@ -9,37 +9,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.classification.predict import centre_crop, scale_scores, ten_views
+from overfeat.classification.protocols import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.data.images import MAX_PIXELS, read_image
 from overfeat.dense.tiling import MEMORY
 from overfeat.errors import InputError, with_path
 from overfeat.metrics.classification import error_rates
-from overfeat.models.architecture import Stride
 from overfeat.models.overfeat import OverFeat
-
-# Name -> (numbers of the scales, stride): the rows of the paper's table 2, then what explains them.
-DENSE_WAYS: dict[str, tuple[tuple[int, ...], Stride]] = {
-    "1 scale, coarse": ((1,), "coarse"),
-    "1 scale, fine": ((1,), "fine"),
-    "4 scales, fine": ((1, 2, 4, 6), "fine"),
-    "6 scales, fine": ((1, 2, 3, 4, 5, 6), "fine"),
-    "scales 1-3, fine": ((1, 2, 3), "fine"),
-    **{f"scale {k} alone, fine": ((k,), "fine") for k in range(2, 7)},
-}
-WAYS = ("centre crop", "10 views", *list(DENSE_WAYS)[:4])  # those that are compared by default
-ALL_WAYS = ("centre crop", "10 views", *DENSE_WAYS)
 
 
 def score_by_protocol(
     net: OverFeat,
     image: Tensor,
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] = DEFAULT_PROTOCOLS,
     flip: bool | None = None,
     memory: int = MEMORY,
 ) -> dict[str, Tensor]:
     """Scores [classes] of one image [3, H, W] by each way of voting; scales in common are run once."""
     found = {}
     for stride in ("coarse", "fine"):
-        dense = {way: DENSE_WAYS[way][0] for way in ways if way in DENSE_WAYS and DENSE_WAYS[way][1] == stride}
+        dense = {way: DENSE_PROTOCOLS[way][0] for way in ways if way in DENSE_PROTOCOLS and DENSE_PROTOCOLS[way][1] == stride}
         numbers = sorted(set().union(*dense.values()))
         if not numbers:
             continue
@@ -56,7 +44,7 @@ def score_by_protocol(
 def evaluate_classifier(
     nets: Sequence[OverFeat],
     samples: Sequence[tuple[Path, int]],
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] = DEFAULT_PROTOCOLS,
     flip: bool | None = None,
     memory: int = MEMORY,
     max_pixels: int = MAX_PIXELS,
@@ -68,8 +56,8 @@ def evaluate_classifier(
     of voting, or where no image can be read.
     """
     for way in ways:
-        if way not in ALL_WAYS:
-            raise InputError(f"no way of voting is called {way!r}; there are: {'; '.join(ALL_WAYS)}")
+        if way not in PROTOCOLS:
+            raise InputError(f"no way of voting is called {way!r}; there are: {'; '.join(PROTOCOLS)}")
     scores: dict[str, list[Tensor]] = {way: [] for way in ways}
     labels, unreadable = [], []
     for path, label in tqdm(samples, unit="image", file=sys.stderr, disable=None):

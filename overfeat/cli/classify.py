@@ -1,105 +1,106 @@
-"""`overfeat classify`: what is in an image."""
+"""`overfeat classify`: the top classes of images."""
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from overfeat.classification.predict import centre_crop, classify, ten_views
-from overfeat.cli import common, features
-from overfeat.data.images import read_image
+from overfeat.cli import features
+from overfeat.cli.command import Commands, add_command
+from overfeat.cli.dense import add_dense_options, dense_arguments
+from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.net import add_net_options, load_net, net_settings
+from overfeat.cli.results import result_folder
 from overfeat.errors import InputError
-from overfeat.files import atomic_write
+from overfeat.options import positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overfeat.models.overfeat import OverFeat
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
         "classify",
-        help="what is in an image",
-        description="Print the best classes of each image with their scores, from every place of six "
-        "scales. Without --weights or -d the shipped net is used, which knows the ten digits.",
-        epilog="example: overfeat classify -n 3 photo.jpg    a folder: overfeat classify photos/ -o results/",
+        run,
+        summary="the top classes of images",
+        description="Print the top classes of each image with their scores, from every position of six scales. The "
+        "default net is the shipped one, which knows the ten digits.",
+        examples=(
+            "overfeat classify -n 3 photo.jpg",
+            "overfeat classify photos/ --weights run/net.safetensors -o results/",
+            "overfeat classify photo.jpg --scales 0.5,1.0",
+        ),
     )
-    common.add_image_options(parser)
-    parser.add_argument(
-        "-n",
-        "--top",
-        type=common.positive,
-        default=5,
-        metavar="N",
-        help="classes to print (default: %(default)s)",
-    )
+    add_image_options(parser)
+    help = "classes to print (default: %(default)s)"
+    parser.add_argument("-n", "--top-k", type=positive, default=5, metavar="N", help=help)
     parser.add_argument(
         "--voting",
         choices=("dense", "ten", "centre"),
         default="dense",
-        help="dense: all places of all scales; ten: corners and centre, mirrored; "
-        "centre: one crop (default: %(default)s)",
+        help="dense: all positions of all scales; ten: corners and centre, mirrored; centre: one crop "
+        "(default: %(default)s)",
     )
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="write IMAGE.json for every image; a second run continues",
-    )
-    common.add_net_options(parser)
-    common.add_dense_options(parser)
+    help = "write IMAGE.json for every image; a second run continues"
+    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help=help)
+    add_net_options(parser)
+    add_dense_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
     released.add_argument("-f", "--features", action="store_true", help="the same as `overfeat features`")
     released.add_argument("-L", "--layer", type=int, metavar="N", help="output of a layer; implies -f")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Classify the images."""
     if args.features or args.layer is not None:
-        return features.run(features.defaults(args))
-    net = common.load_net(args)
-    images = common.find_images(args.images)
+        args.format = "text"  # as the 2013 program prints
+        return features.run(args)
+    from overfeat.data.images import read_image
+    from overfeat.files import atomic_write
+
+    net = load_net(args)
+    images = find_images(args.images)
     output = None
     if args.out:
-        settings = {
-            "command": "classify",
-            "voting": args.voting,
-            "scales": args.scales,
-            "top": args.top,
-            "stride": args.stride,
-            "flip": args.flip,
-            **common.weights_note(args, net),
-        }
-        output = common.result_folder(args.out, images, settings, ".json")
+        settings = {name: getattr(args, name) for name in ("voting", "scales", "top_k", "stride", "flip")}
+        output = result_folder(
+            args.out, images, {"command": "classify", **settings, **net_settings(args, net)}, ".json"
+        )
 
-    def work(path: Path) -> None:
-        best = top_classes(vote(net, read_image(path, args.max_pixels), args), net.class_names, args.top)
+    def process(path: Path) -> None:
+        top = top_classes(_scores(net, read_image(path, args.max_pixels), args), net.class_names, args.top_k)
         if output:
             with atomic_write(output(path)) as part:
-                part.write_text(json.dumps({"image": str(path), "classes": best}, indent=1))
+                part.write_text(json.dumps({"image": str(path), "classes": top}, indent=1))
         if len(images) > 1:
             print(path)
-        for entry in best:
+        for entry in top:
             print(f"{entry['class']} {entry['score']:.6g}")
 
-    return common.over_images(images, work, output)
+    return process_images(images, process, output)
 
 
-def vote(net, image: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
-    """Scores [classes] of one image by the way of voting that the options choose."""
+def _scores(net: "OverFeat", image: "Tensor", args: argparse.Namespace) -> "Tensor":
+    """Scores [classes] of one image, voted as --voting says."""
+    from overfeat.classification.predict import centre_crop, classify, ten_views
+
     if args.voting == "centre":
         scores = centre_crop(net, image)
     elif args.voting == "ten":
         scores = ten_views(net, image, args.flip)
     else:
-        scores = classify(net, image, args.scales, args.flip, args.stride, args.memory << 20)
+        scores = classify(net, image, **dense_arguments(args))
     if not scores.isfinite().all():
         raise InputError("the net gives NaN scores; its weights are broken")
     return scores[0]
 
 
-def top_classes(scores: torch.Tensor, names: list[str], count: int) -> list[dict]:
-    """The best classes with their scores, best first."""
-    best = scores.topk(min(count, len(names)))
-    return [
-        {"class": names[i], "score": score}
-        for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+def top_classes(scores: "Tensor", names: list[str], count: int) -> list[dict]:
+    """The classes with the largest of scores [classes], largest first: [{"class", "score"}]."""
+    top = scores.topk(min(count, len(names)))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [{"class": names[i], "score": score} for i, score in pairs]

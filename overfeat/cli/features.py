@@ -1,67 +1,65 @@
-"""`overfeat features`: the output of any layer, as the 2013 feature extractor gives it."""
+"""`overfeat features`: the output of a layer, as the 2013 feature extractor writes it."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-
-from overfeat.cli import common
+from overfeat.cli.command import Commands, add_command
+from overfeat.cli.images import add_image_options, find_images, process_images, read_enlarged
+from overfeat.cli.net import add_net_options, load_net, net_settings
+from overfeat.cli.results import result_folder
 from overfeat.errors import InputError
-from overfeat.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
         "features",
-        help="the output of a layer",
-        description="Write the output of one layer for each image, at the image's own size (enlarged to "
-        "the net's window if smaller): an array [channels, height, width]. Layers are numbered from 0 as "
-        "in the 2013 program; the default is the last hidden full layer (19 in the fast, 22 in the "
-        "accurate, 17 in the shipped small net).",
-        epilog="example: overfeat features -L 19 photo.jpg    a folder: overfeat features photos/ -o out/    "
-        "as in 2013: overfeat features --format text -d data -l photo.jpg > photo.features",
+        run,
+        summary="the output of a layer",
+        description="Write the output of one layer for each image, at the image's own size (enlarged to the net's "
+        "window if smaller): an array [channels, height, width]. Layers are numbered from 0 as in the 2013 program; "
+        "the default is the last hidden fully connected layer (19 in the fast, 22 in the accurate, 17 in the shipped "
+        "small net).",
+        examples=(
+            "overfeat features -L 19 photo.jpg",
+            "overfeat features photos/ -o out/",
+            "overfeat features --format text -d data -l photo.jpg > photo.features",
+        ),
     )
-    common.add_image_options(parser)
+    add_image_options(parser)
     parser.add_argument("-L", "--layer", type=int, metavar="N", help="number of the layer")
     parser.add_argument("-f", "--features", action="store_true", help="accepted, as in the 2013 program")
-    parser.add_argument(
-        "--format",
-        choices=tuple(SUFFIXES),
-        default="npz",
-        help="text is the 2013 program's format (default: %(default)s)",
-    )
+    help = "text is the 2013 program's format (default: %(default)s)"
+    parser.add_argument("--format", choices=tuple(SUFFIXES), default="npz", help=help)
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         metavar="FILE|FOLDER",
-        help="a file for one image, a folder for several, where a second run continues "
-        "(default: IMAGE.npz or IMAGE.safetensors in this folder; text goes to the "
-        "standard output)",
+        help="a file for one image, a folder for several; a second run into a folder continues (default: IMAGE.npz or "
+        "IMAGE.safetensors in the current folder; text goes to standard output)",
     )
-    common.add_net_options(parser)
-    parser.set_defaults(run=run)
-
-
-def defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """The options of `overfeat classify -f` as this command's: text, as the 2013 program prints."""
-    args.format = "text"
-    return args
+    add_net_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    net = common.load_net(args)
-    number = net.architecture.feature_layer if args.layer is None else args.layer
-    if not 0 <= number < len(net.architecture.layers):
-        raise InputError(
-            f"-L {number}: the {net.architecture.name} net has layers 0..{len(net.architecture.layers) - 1}"
-        )
-    images = common.find_images(args.images)
+    """Write the features of the images."""
+    import torch
+
+    net = load_net(args)
+    architecture = net.architecture
+    number = architecture.feature_layer if args.layer is None else args.layer
+    if not 0 <= number < len(architecture.layers):
+        raise InputError(f"-L {number}: the {architecture.name} net has layers 0..{len(architecture.layers) - 1}")
+    images = find_images(args.images)
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
@@ -69,35 +67,30 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"-o {args.out}: is the image itself; name another file")
     output = None
     if args.out and not single:
-        settings = {
-            "command": "features",
-            "layer": number,
-            "format": args.format,
-            **common.weights_note(args, net),
-        }
-        output = common.result_folder(args.out, images, settings, SUFFIXES[args.format])
+        settings = {"command": "features", "layer": number, "format": args.format, **net_settings(args, net)}
+        output = result_folder(args.out, images, settings, SUFFIXES[args.format])
 
-    def work(path: Path) -> None:
-        image = common.read_for(net, path, args.max_pixels).to(net.device)
+    def process(path: Path) -> None:
+        image = read_enlarged(net, path, args.max_pixels).to(net.device)
         with torch.no_grad():
             features = net.layer_output(image[None], number)[0].cpu().contiguous()
-        if output:
-            target = output(path)
-        elif args.out:
-            target = args.out
-        elif args.format == "text":
-            write_text(features, sys.stdout)
+        if not args.out and args.format == "text":
+            _write_text(features, sys.stdout)
             return
-        else:
-            target = Path(path.name + SUFFIXES[args.format])
-        write(features, number, target, args.format)
+        target = output(path) if output else args.out or Path(path.name + SUFFIXES[args.format])
+        _write(features, number, target, args.format)
         print(f"{target}: layer {number}, {' x '.join(map(str, features.shape))}")
 
-    return common.over_images(images, work, output)
+    return process_images(images, process, output)
 
 
-def write(features: torch.Tensor, number: int, target: Path, file_format: str) -> None:
-    """Write [channels, height, width] features to a file, atomically."""
+def _write(features: "Tensor", number: int, target: Path, file_format: str) -> None:
+    """Write features [channels, height, width] to a file, atomically."""
+    import numpy as np
+    from safetensors.torch import save_file
+
+    from overfeat.files import atomic_write
+
     with atomic_write(target) as part:
         if file_format == "npz":
             with open(part, "wb") as file:
@@ -105,11 +98,11 @@ def write(features: torch.Tensor, number: int, target: Path, file_format: str) -
         elif file_format == "safetensors":
             save_file({"features": features}, part, {"layer": str(number)})
         else:
-            with open(part, "w") as file:
-                write_text(features, file)
+            with open(part, "w") as text:
+                _write_text(features, text)
 
 
-def write_text(features: torch.Tensor, file) -> None:
+def _write_text(features: "Tensor", file: TextIO) -> None:
     """The 2013 program's text: "channels height width", a line end, then all values, spaced."""
     print(*features.shape, file=file)
     for channel in features:

@@ -1,65 +1,94 @@
-"""`overfeat COMMAND ...`: picks the command, turns bad input into one line and a non-zero status."""
+"""`overfeat COMMAND ...`: run a command; report bad input in one line with a non-zero status."""
 
 import argparse
 import importlib
 import shlex
 import sys
 
-import torch
-
 import overfeat
 from overfeat.cli import bench, classify, convert, demo, detect, evaluate, features, localize, profile, scenes, train
-from overfeat.errors import InputError
+from overfeat.cli.completion import PrintCompletion
+from overfeat.cli.options import flag_of
+from overfeat.errors import ArgumentError, InputError
 
 COMMANDS = (classify, localize, detect, features, train, evaluate, profile, bench, convert, scenes, demo)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The arguments after the program's name; None: those of the process.
+
+    Returns:
+        The exit status.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    args.line = shlex.join(["overfeat", *arguments])  # for results to record
+    return _run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="overfeat",
-        description="Find what is where in images: a ConvNet over every place and every size at once.",
+        description="Evaluate a ConvNet at every position and scale of an image: classify, localize and detect.",
+        epilog='`overfeat COMMAND --help` has examples. Completion in bash: eval "$(overfeat --print-completion bash)"',
     )
     parser.add_argument("--version", action="version", version=f"overfeat {overfeat.__version__}")
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="import overfeat.fast: Triton kernels on a GPU, weights prepared once on a CPU",
+        help="import overfeat.fast: Triton kernels on a GPU, pre-packed weights on a CPU",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    parser.add_argument("--print-completion", action=PrintCompletion, help="print the completion script of a shell")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add_parser(commands)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be text
-    args = parser.parse_args(arguments)
-    args.line = shlex.join(["overfeat", *(sys.argv[1:] if arguments is None else arguments)])  # for results to tell
-    if args.fast:
-        importlib.import_module("overfeat.fast")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the parsed command; turn errors that a user can put right into a line and a status."""
     try:
+        if args.fast:
+            importlib.import_module("overfeat.fast")
         return args.run(args)
     except InputError as error:
-        print(f"overfeat {args.command}: {error}", file=sys.stderr)
-        return 1
+        return _fail(args, _message(args, error))
     except KeyboardInterrupt:
-        print(f"overfeat {args.command}: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+        return _fail(args, "interrupted; finished results are kept", 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left, as `| head` does
         return 141
     except OSError as error:
-        print(f"overfeat {args.command}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _fail(args, f"{error.filename or 'a file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        what = str(error).splitlines()[0] if str(error) else ""
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "tried to allocate" not in what:
+        first = str(error).splitlines()[0] if str(error) else ""
+        # torch is not imported for this: its error of a GPU has the name.
+        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not out_of_memory and "tried to allocate" not in first:
             raise
-        print(
-            f"overfeat {args.command}: out of memory ({what}); lower --memory, --batch or what else was asked to be "
-            "large; a GPU's may do with --device cpu",
-            file=sys.stderr,
+        return _fail(
+            args,
+            f"out of memory ({first}); lower --memory-limit, --batch-size or whatever else is large; for a GPU's "
+            "memory, try --device cpu",
         )
-        return 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _message(args: argparse.Namespace, error: InputError) -> str:
+    """The error's message; an argument of the library is written as its flag."""
+    flag = flag_of(args.parser, error.argument) if isinstance(error, ArgumentError) and "parser" in args else None
+    return f"{flag} {error.requirement}" if flag else str(error)
+
+
+def _fail(args: argparse.Namespace, message: str, status: int = 1) -> int:
+    print(f"overfeat {args.command}: {message}", file=sys.stderr)
+    return status

@@ -3,70 +3,63 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from overfeat.cli import common
-from overfeat.data.images import MAX_PIXELS
+from overfeat.cli.assets import SHIPPED_WEIGHTS
+from overfeat.cli.command import Commands, add_command
+from overfeat.cli.dense import add_dense_options, dense_arguments
+from overfeat.cli.images import add_max_pixels, read_enlarged
+from overfeat.cli.net import add_net_options, load_net
 from overfeat.errors import InputError
-from overfeat.files import atomic_write, check_result, ensure_dir
-from overfeat.models.checkpoint import find_regressor
-from overfeat.models.overfeat import build
-from overfeat.profiling.profile import REPEATS, profile
-from overfeat.profiling.table import table
-from overfeat.training.distributed import choose_device
-from overfeat.visualize import check_picture, figure_class, stage_times
+from overfeat.options import positive
+from overfeat.profiling import REPEATS
+
+if TYPE_CHECKING:
+    from overfeat.models.box_regressor import BoxRegressor
+    from overfeat.models.overfeat import OverFeat
 
 UNTRAINED = ("fast", "accurate")
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
         "profile",
-        help="time by scale and layer, as a fraction of what the machine can do",
+        run,
+        summary="time by scale and layer, as a fraction of the measured peak",
         description="Time the evaluation of an image: each scale on its own, and all of it as it is done, with boxes "
-        "and merging where the weights hold boxes. Rates stand beside the best that large matrix products and "
-        "convolutions reach here, measured in the same run.",
-        epilog="example: overfeat profile photo.jpg --net accurate -o out/",
+        "and merging where the weights hold boxes. Rates stand beside the best that large GEMMs and convolutions reach "
+        "here, measured in the same run.",
+        examples=("overfeat profile photo.jpg", "overfeat --fast profile photo.jpg --net accurate -o out/"),
     )
     parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument(
-        "--max-pixels", type=common.positive, default=MAX_PIXELS, metavar="N", help="refuse larger ones"
-    )
-    parser.add_argument(
-        "--net", choices=UNTRAINED, help="time this net with random weights and 1,000 classes, which takes as long"
-    )
-    parser.add_argument("--repeats", type=common.positive, default=REPEATS, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="FOLDER",
-        help="write profile.json, trace.json (for chrome://tracing) and profile.png (needs the extra demo)",
-    )  # fmt: skip
-    common.add_net_options(parser)
-    common.add_dense_options(parser)
-    parser.set_defaults(run=run)
+    add_max_pixels(parser)
+    help = "time this net with random weights and 1,000 classes, which takes as long"
+    parser.add_argument("--net", choices=UNTRAINED, help=help)
+    help = "times that everything is timed (default: %(default)s)"
+    parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help=help)
+    help = "write profile.json, trace.json (for chrome://tracing) and profile.png (needs the extra demo)"
+    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help=help)
+    add_net_options(parser)
+    add_dense_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Time the evaluation and print a table."""
+    from overfeat.files import atomic_write
+    from overfeat.profiling.profile import profile
+    from overfeat.profiling.table import table
+    from overfeat.visualize import stage_times
+
     if args.out:
-        figure_class()
-        ensure_dir(args.out)
-        check_result(args.out / "profile.json", ("grids", "whole"))
-        check_picture(args.out / "profile.png")
-        check_result(args.out / "trace.json", ("traceEvents",))
-    if args.net and (args.weights or args.data_dir):
-        raise InputError(f"--net {args.net} is for a net with random weights; leave --net out, or the weights")
-    regressor = None
-    if args.net:
-        net = build(args.net).eval().to(choose_device(args.device))
-        net.init_weights(None)  # N(0, 0.01) fades to nothing over so many layers
-    else:
-        net = common.load_net(args)
-        if not args.data_dir:
-            regressor = find_regressor(args.weights or common.SHIPPED_WEIGHTS)
-            regressor = regressor and regressor.to(net.device)
-    image = common.read_for(net, args.image, args.max_pixels)
+        _check_folder(args.out)
+    net, regressor = _nets(args)
+    image = read_enlarged(net, args.image, args.max_pixels)
     trace = args.out and args.out / "trace.json"
-    results = {"command": args.line} | profile(
-        net, image, args.scales, args.flip, args.stride, args.memory << 20, regressor, args.repeats, trace
-    )
+    dense = dense_arguments(args)
+    timed = profile(net, image, regressor=regressor, repeats=args.repeats, trace=trace, **dense)
+    results = {"command": args.line} | timed
     print(table(results))
     if args.out:
         with atomic_write(args.out / "profile.json") as part:
@@ -74,3 +67,32 @@ def run(args: argparse.Namespace) -> int:
         stage_times(results, args.out / "profile.png")
         print(f"written to {args.out}")
     return 0
+
+
+def _check_folder(folder: Path) -> None:
+    """Before the work: check that the files can be written, and that others of their names are not written over."""
+    from overfeat.files import check_result, ensure_dir
+    from overfeat.visualize import check_picture, figure_class
+
+    figure_class()
+    ensure_dir(folder)
+    check_result(folder / "profile.json", ("grids", "whole"))
+    check_picture(folder / "profile.png")
+    check_result(folder / "trace.json", ("traceEvents",))
+
+
+def _nets(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor | None]":
+    """The net to time, and its box regressor if it has one."""
+    from overfeat.models.checkpoint import find_regressor
+    from overfeat.models.overfeat import build
+    from overfeat.training.distributed import choose_device
+
+    if args.net and (args.weights or args.data_dir):
+        raise InputError(f"--net {args.net} is for a net with random weights; leave --net out, or the weights")
+    if args.net:
+        net = build(args.net).eval().to(choose_device(args.device))
+        net.init_weights(None)  # activations of N(0, 0.01) vanish over so many layers
+        return net, None
+    net = load_net(args)
+    regressor = None if args.data_dir else find_regressor(args.weights or SHIPPED_WEIGHTS)
+    return net, regressor and regressor.to(net.device)

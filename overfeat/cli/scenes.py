@@ -1,51 +1,46 @@
-"""`overfeat scenes`: write made-up scenes of handwritten digits on photographs."""
+"""`overfeat scenes`: write synthetic images of handwritten digits on photographs."""
 
 import argparse
 
-from overfeat.data.synthetic.dataset import write_dataset
-from overfeat.data.synthetic.images import MAX_OBJECTS
-from overfeat.data.synthetic.sources import DIGITS, SPLITS
+from overfeat.cli.command import Commands, add_command
+from overfeat.data.synthetic import DIGITS, MAX_OBJECTS, SPLITS
+from overfeat.options import positive
 
 
-def add_parser(commands) -> None:
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
         "scenes",
-        help="write made-up scenes of digits on photographs, with boxes",
-        description=(
-            "Write scenes: real handwritten digits (MNIST) on real photographs. Each split gets an image "
-            "folder FOLDER/SPLIT/ and a COCO file FOLDER/SPLIT.json with the digits' boxes. With one digit a "
-            "scene, the images lie in a folder for each class. A run that was stopped continues where it was."
+        run,
+        summary="write synthetic images of digits on photographs, with boxes",
+        description="Write synthetic images: real handwritten digits (MNIST) on real photographs. Each split gets an "
+        "image folder FOLDER/SPLIT/ and a COCO file FOLDER/SPLIT.json with the digits' boxes. With one digit an image, "
+        "the images lie in a folder for each class. A second run continues an interrupted one.",
+        examples=(
+            "overfeat scenes scenes --split train --count 4000",
+            "overfeat scenes crowds --objects 0 8 --num-workers 4",
         ),
-        epilog="example: overfeat scenes scenes --split train --count 4000",
     )
     parser.add_argument("folder", metavar="FOLDER", help="where to write; made if missing")
-    parser.add_argument(
-        "--split", choices=(*SPLITS, "all"), default="all", help="which to write (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--count", type=int, default=1000, metavar="N", help="scenes in each split (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="0 or more; another seed, other scenes (default: 0)"
-    )
-    parser.add_argument(
-        "--objects",
-        type=int,
-        nargs=2,
-        default=(1, 1),
-        metavar=("LO", "HI"),
-        help=f"least and most digits in a scene, at most {MAX_OBJECTS} (default: 1 1)",
-    )
-    parser.add_argument(
-        "--digits", type=int, nargs="+", default=DIGITS, metavar="D", help="those that occur (default: all ten)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that draw (default: %(default)s)"
-    )
-    parser.set_defaults(run=run)
+    help = "which to write (default: %(default)s)"
+    parser.add_argument("--split", choices=(*SPLITS, "all"), default="all", help=help)
+    help = "images in each split (default: %(default)s)"
+    parser.add_argument("--count", type=int, default=1000, metavar="N", help=help)
+    help = "0 or more; another seed gives other images (default: %(default)s)"
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=help)
+    help = f"the smallest and largest number of digits in an image, at most {MAX_OBJECTS} (default: 1 1)"
+    parser.add_argument("--objects", type=int, nargs=2, default=(1, 1), metavar=("LO", "HI"), help=help)
+    help = "the digits that occur (default: all ten)"
+    parser.add_argument("--digits", type=int, nargs="+", default=DIGITS, metavar="D", help=help)
+    help = "processes that draw (default: %(default)s)"
+    parser.add_argument("--num-workers", type=positive, default=1, metavar="N", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the images."""
+    from overfeat.data.synthetic.dataset import write_dataset
+
     for split in SPLITS if args.split == "all" else (args.split,):
         coco = write_dataset(
             args.folder,
@@ -54,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             objects=tuple(args.objects),
             digits=args.digits,
-            num_workers=args.workers,
+            num_workers=args.num_workers,
         )
-        print(f"{coco}: {args.count} scenes")
+        print(f"{coco}: {args.count} images")
     return 0

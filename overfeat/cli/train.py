@@ -7,7 +7,6 @@ import torch
 
 from overfeat.classification.data import fit_classes, read_data, relabel
 from overfeat.classification.train import ClassifierTask
-from overfeat.cli.common import positive
 from overfeat.cli.train_boxes import add_detector, add_regressor
 from overfeat.cli.train_multibox import add_box_classifier, add_multibox
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
@@ -17,6 +16,7 @@ from overfeat.errors import InputError
 from overfeat.models import checkpoint
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.overfeat import OverFeat, build
+from overfeat.options import positive
 from overfeat.training.sampler import derive_seed
 from overfeat.training.trainer import train
 
@@ -40,7 +40,7 @@ def _add_classifier(heads) -> None:
         "classifier",
         help="a net, from images sorted into classes",
         description="Train a net on images sorted into one folder a class. On several GPUs or processes: "
-        "torchrun --nproc_per_node N -m overfeat.cli.main train classifier ...",
+        "torchrun --nproc_per_node N -m overfeat train classifier ...",
         epilog="example: overfeat train classifier --data photos --out run --net small",
         formatter_class=Help,
     )

@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from overfeat.cli.common import (
-    SHIPPED_WEIGHTS,
+from overfeat.cli.annotated import (
     TRAINING,
     VALIDATION,
-    add_box_options,
-    adopt_names,
-    positive,
-    read_boxes,
-    scale_list,
+    add_annotated_options,
+    adopt_class_names,
+    read_annotated,
+    report_problems,
     splits_in,
-    tell_problems,
 )
+from overfeat.cli.assets import SHIPPED_WEIGHTS
+from overfeat.cli.dense import scale_list
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated, align_boxes, readable
 from overfeat.data.images import MAX_PIXELS
@@ -43,6 +42,7 @@ from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops.boxes import BOX_CODERS
+from overfeat.options import positive
 from overfeat.training.distributed import choose_device
 from overfeat.training.sampler import derive_seed
 from overfeat.training.trainer import train
@@ -124,7 +124,7 @@ def add_detector(heads) -> None:
 def add_annotated(parser: argparse.ArgumentParser):
     """The flags of what is trained on boxes, as a group."""
     data = parser.add_argument_group("data")
-    add_box_options(data, TRAINING)
+    add_annotated_options(data, TRAINING)
     data.add_argument(
         "--validation",
         type=Path,
@@ -152,27 +152,27 @@ def _add_boxes(head) -> None:
                       "(default: 4096 1024, less for smaller nets)")  # fmt: skip
 
 
-def read_annotated(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]:
+def read_training_data(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]:
     """What to train on, and what to judge every epoch by."""
-    data, validation = read_boxes(args, args.data, TRAINING, args.split), None
+    data, validation = read_annotated(args, args.data, TRAINING, args.split), None
     beside = args.data if args.data.is_dir() else args.data.parent if args.data.stem in TRAINING else None
     if args.validation:
         more = args.validation_images, args.validation_boxes
-        validation = read_boxes(args, args.validation, VALIDATION, None, *more)
+        validation = read_annotated(args, args.validation, VALIDATION, None, *more)
     elif beside and not args.devkit and not args.images and set(VALIDATION) & set(splits_in(beside)):
-        validation = read_boxes(args, beside, VALIDATION)
+        validation = read_annotated(args, beside, VALIDATION)
     return data, validation
 
 
 def read_checked(args: argparse.Namespace) -> tuple[Annotated, Annotated | None]:
     """The same, with labels that count alike and without a class called background, once every image has been read."""
-    data, validation = read_annotated(args)
+    data, validation = read_training_data(args)
     if validation:
         validation = align_boxes(validation, data.class_names, "the training data")
     check_names(data.class_names)  # before all images are read
     data, validation = (found and readable(found, args.max_pixels, args.skip_invalid) for found in (data, validation))
     for found in filter(None, (data, validation)):
-        tell_problems(found, "images that cannot be read")
+        report_problems(found, "images that cannot be read")
     return data, validation
 
 
@@ -180,9 +180,9 @@ def _run_regressor(args: argparse.Namespace) -> int:
     config = config_of(args)
     check_dropout(args.dropout)
     net = checkpoint.load(args.source)
-    data, validation = read_annotated(args)
+    data, validation = read_training_data(args)
     if args.devkit:
-        adopt_names(net, data.class_names)
+        adopt_class_names(net, data.class_names)
     data, validation = (found and align_boxes(found, net.class_names) for found in (data, validation))
     torch.manual_seed(derive_seed(args.seed))
     regressor = BoxRegressor(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from overfeat.cli.common import SHIPPED_WEIGHTS, positive
+from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.train_boxes import add_annotated, read_checked
 from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated
@@ -19,6 +19,7 @@ from overfeat.multibox.data import BUCKETS, KINDS, SquareDataset
 from overfeat.multibox.matching import ALPHA, fit_priors
 from overfeat.multibox.train import MATCHING, NETS, PRIOR_BOXES, BoxClassifierTask, MultiBoxTask, copy_matching_weights
 from overfeat.ops.boxes import SQUARES
+from overfeat.options import positive
 from overfeat.training.sampler import derive_seed
 from overfeat.training.trainer import train
 

@@ -191,3 +191,5 @@ ARCHITECTURES = {
         ),
     )
 }  # fmt: skip
+
+RELEASED_FILES = {"fast": "net_weight_0", "accurate": "net_weight_1"}  # of the 2013 release

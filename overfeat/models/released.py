@@ -7,11 +7,9 @@ import torch
 
 from overfeat.errors import InputError
 from overfeat.files import atomic_write
-from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.architecture import ARCHITECTURES, RELEASED_FILES
 from overfeat.models.checkpoint import empty_net, existing_file, meta_net
 from overfeat.models.overfeat import OverFeat
-
-RELEASED_FILES = {"fast": "net_weight_0", "accurate": "net_weight_1"}
 
 
 def load_released(path: str | os.PathLike, name: str) -> OverFeat:

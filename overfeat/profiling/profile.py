@@ -22,11 +22,10 @@ from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.flops import multiplications
 from overfeat.models.overfeat import OverFeat, as_batch
+from overfeat.profiling import REPEATS
 from overfeat.profiling.measure import machine, seconds, synchronize
 from overfeat.profiling.peaks import ceilings
 from overfeat.profiling.table import OTHER
-
-REPEATS = 5
 
 
 def profile(

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from voc_files import voc
 
 from overfeat import load, load_regressor, save
-from overfeat.cli.common import ASSETS, SHIPPED_WEIGHTS
+from overfeat.cli.assets import ASSETS, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.detection.predict import detect
@@ -92,7 +92,7 @@ def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
         assert picture.width > 400
 
     out = tmp_path / "found"
-    command = ["detect", multi_object / "test", "--weights", weights, "-o", out, "--score", "0"]
+    command = ["detect", multi_object / "test", "--weights", weights, "-o", out, "--min-score", "0"]
     assert main([str(part) for part in command]) == 0
     printed = capsys.readouterr().out
     for file in sorted(out.glob("*.png.json")):
@@ -113,7 +113,7 @@ def test_the_shipped_detector_and_coco_s_own_tool(multi_object, tmp_path):
     results, ids = tmp_path / "results.json", multi_object / "test.json"
     assert run("evaluate", "detector", "--data", multi_object, "-o", results) == 0
     found = json.loads(results.read_text())
-    assert run("detect", multi_object / "test", "-o", tmp_path / "coco", "--score", 0, "--coco-ids", ids) == 0
+    assert run("detect", multi_object / "test", "-o", tmp_path / "coco", "--min-score", 0, "--coco-ids", ids) == 0
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(multi_object / "test.json")
         judge = COCOeval(truth, truth.loadRes(str(tmp_path / "coco/coco.json")), "bbox")
@@ -231,7 +231,7 @@ def test_blacklisted_pairs(multi_object, tmp_path, capsys):
     label = name[truth["annotations"][0]["category_id"]]
     listed, plain = tmp_path / "ignore_list.txt", ["evaluate", "detector", "--data", multi_object, "-o"]
     listed.write_text("".join(f"{number} {label}\n" for number in range(1, len(truth["images"]) + 1)) + "\n1 zebra\n")
-    command = [*plain, tmp_path / "r.json", "--ignore_list", listed]
+    command = [*plain, tmp_path / "r.json", "--ignore-list", listed]
     assert run(*command) == run(*plain, tmp_path / "all.json") == 0
     found, every = (json.loads((tmp_path / file).read_text()) for file in ("r.json", "all.json"))
     assert found["objects"] == every["objects"] == len(truth["annotations"])
@@ -337,7 +337,7 @@ def test_two_processes_with_images_too_small_for_context(tmp_path):
     folder = voc(tmp_path / "photos", 8, size=(60, 64), objects=1)
     options = "--epochs 2 --tiles 2 --batch 4 --device cpu --workers 0 --scales 1.0 --context --form centre --per-class"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641", "-m"]
-    command += ["overfeat.cli.main", "train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
+    command += ["overfeat", "train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
@@ -352,7 +352,7 @@ def test_a_plot_writes_over_nothing_of_others(weights, multi_object, tmp_path, c
     folder = tmp_path / "scenes"
     shutil.copytree(multi_object, folder)
     image = next((folder / "test").glob("*.png"))
-    command = ["evaluate", "detector", "--data", folder, "--weights", weights, "--limit", 2, "--plot"]
+    command = ["evaluate", "detector", "--data", folder, "--weights", weights, "--max-images", 2, "--plot"]
     for target, words in ((image, "no picture of overfeat's"), (folder / "test.json", "end"), (tmp_path / "p", "end")):
         before = target.read_bytes() if target.exists() else None
         assert run(*command, target) == 1

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 import overfeat
-from overfeat.classification.evaluate import ALL_WAYS, DENSE_WAYS, WAYS, evaluate_classifier, score_by_protocol
+from overfeat.classification.evaluate import evaluate_classifier, score_by_protocol
+from overfeat.classification.protocols import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.errors import InputError
@@ -51,9 +52,9 @@ def test_error_rates_by_hand():
 
 def test_votes_are_those_of_classify(net, data):
     image = read_image(data / "red" / "3.png")
-    found = score_by_protocol(net, image, ALL_WAYS)
-    assert tuple(found) == ALL_WAYS
-    for way, (numbers, stride) in DENSE_WAYS.items():
+    found = score_by_protocol(net, image, PROTOCOLS)
+    assert tuple(found) == PROTOCOLS
+    for way, (numbers, stride) in DENSE_PROTOCOLS.items():
         want = overfeat.classify(net, image, scales=numbers, stride=stride)[0]
         torch.testing.assert_close(found[way], want)
     torch.testing.assert_close(found["10 views"], overfeat.ten_views(net, image)[0])
@@ -68,14 +69,14 @@ def test_evaluate_writes_what_it_prints(net, data, tmp_path, capsys):
     assert main([*command, "-o", str(out)]) == 1  # one image was unreadable
     told = capsys.readouterr()
     results = json.loads(out.read_text())
-    assert results["images"] == 16 and list(results["errors"]) == list(WAYS)
+    assert results["images"] == 16 and list(results["errors"]) == list(DEFAULT_PROTOCOLS)
     assert "broken.png" in results["unreadable"][0] and "broken.png" in told.out
     for way, rates in results["errors"].items():
         line = next(line for line in told.out.splitlines() if line.startswith(way))
         assert f"{rates['top1']:.2f}" in line
 
     (data / "red" / "broken.png").unlink()
-    assert main([*command, "--voting", "centre crop", "--limit", "4"]) == 0
+    assert main([*command, "--voting", "centre crop", "--max-images", "4"]) == 0
     assert "4 images" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import overfeat
-from overfeat.cli import common
+from overfeat.cli.assets import ASSETS, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
 from overfeat.data.synthetic.dataset import write_dataset
@@ -18,7 +18,7 @@ from overfeat.models.box_regressor import BoxRegressor
 @pytest.fixture
 def weights(tmp_path):
     """The shipped net with a regressor that gives the middle of every window."""
-    net = overfeat.load(common.SHIPPED_WEIGHTS)
+    net = overfeat.load(SHIPPED_WEIGHTS)
     regressor = BoxRegressor(net.architecture)
     torch.nn.init.zeros_(regressor.fc_layers[-1].weight)
     overfeat.save(net, tmp_path / "net.safetensors", regressor=regressor)
@@ -30,7 +30,7 @@ def photos(tmp_path):
     """Three pictures, one smaller than the net's window, one whose name matplotlib could take for a formula."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    scene = Image.open(list_images(common.ASSETS / "scenes")[0]).convert("RGB")
+    scene = Image.open(list_images(ASSETS / "scenes")[0]).convert("RGB")
     scene.save(folder / "cash_$5_to_$6_.png")
     scene.resize((90, 130)).save(folder / "b.jpg")
     scene.resize((30, 20)).save(folder / "small.png")
@@ -60,7 +60,7 @@ def test_a_folder_with_pictures_continues(weights, photos, tmp_path, capsys):
     told = capsys.readouterr()
     assert "1 of 4 images failed" in told.err and "bad.png" in told.err
     for name in ("cash_$5_to_$6_.png", "b.jpg", "small.png"):
-        guesses = json.loads((out / f"{name}.json").read_text())["guesses"]
+        guesses = json.loads((out / f"{name}.json").read_text())["predictions"]
         assert guesses[0]["score"] >= guesses[-1]["score"] > 0 and guesses[0]["count"] >= 1
         assert len({guess["class"] for guess in guesses}) == len(guesses) <= 5
         with Image.open(out / f"{name}.png") as picture:
@@ -69,14 +69,14 @@ def test_a_folder_with_pictures_continues(weights, photos, tmp_path, capsys):
     (out / "b.jpg.json").unlink()
     assert main(command) == 0
     assert "2 of 3 images are done already" in capsys.readouterr().err
-    assert main([*command, "--threshold", "0.3"]) == 1
+    assert main([*command, "--match-threshold", "0.3"]) == 1
     assert "results of other settings" in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_text(weights, photos, tmp_path):
     name = os.fsdecode(b"bad\xff.png")
     (photos / "b.jpg").rename(photos / name)
-    assert main(["localize", str(photos), "--weights", weights, "--scales", "1", "-o", str(tmp_path / "out")]) == 0
+    assert main(["localize", str(photos), "--weights", weights, "--scales", "six:1", "-o", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / f"{name}.png").exists() and len(list((tmp_path / "out").glob("*.*.json"))) == 3
 
 
@@ -90,7 +90,7 @@ def test_a_strip_is_not_enlarged_to_gigabytes(weights, tmp_path, capsys, command
 def test_evaluation_writes_over_nothing_but_its_results(weights, tmp_path, capsys):
     coco = write_dataset(tmp_path, "test", 2, progress=False)
     before = coco.read_bytes()
-    command = ["evaluate", "localization", "--data", str(tmp_path), "--weights", weights, "--scales", "1", "-o"]
+    command = ["evaluate", "localization", "--data", str(tmp_path), "--weights", weights, "--scales", "six:1", "-o"]
     for path, words in ((coco, "holds no results"), (weights, "holds no results"), (tmp_path / "x/y", "cannot be")):
         assert main([*command, str(path)]) == 1
         told = capsys.readouterr()
@@ -114,11 +114,11 @@ def test_other_people_s_files_stay(weights, photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--threshold", "-1"], "not a number from 0 up"),
-        (["--threshold", "nan"], "not a number from 0 up"),
-        (["--share", "1.5"], "not a number from 0 to 1"),
-        (["--share", "x"], "not a number from 0 to 1"),
-        (["--match", "iou"], "invalid choice"),
+        (["--match-threshold", "-1"], "not a number from 0 up"),
+        (["--match-threshold", "nan"], "not a number from 0 up"),
+        (["--relative-threshold", "1.5"], "not a number from 0 to 1"),
+        (["--relative-threshold", "x"], "not a number from 0 to 1"),
+        (["--average", "counts"], "unrecognized arguments"),
         (["-d", "x"], "unrecognized arguments"),
     ],
 )
@@ -129,7 +129,7 @@ def test_bad_flags(weights, photos, tmp_path, capsys, options, words):
 
 
 def test_weights_without_boxes(photos, tmp_path, capsys):
-    net = overfeat.load(common.SHIPPED_WEIGHTS)
+    net = overfeat.load(SHIPPED_WEIGHTS)
     overfeat.save(net, tmp_path / "net.safetensors")
     assert main(["localize", str(photos / "b.jpg"), "--weights", str(tmp_path / "net.safetensors")]) == 1
     assert "without a box regressor" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from PIL import Image
 from voc_files import voc
 
 from overfeat import load, load_multibox, save_multibox
-from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.models.architecture import ARCHITECTURES
@@ -143,21 +143,19 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
 def test_results_and_pictures(nets, tmp_path, capsys):
     photos, boxes, classifier = nets
     out = tmp_path / "found"
-    command = ["detect", photos, "--method", "multibox", "--weights", boxes, "-o", out, "--score", 0]
+    command = ["detect", photos, "--method", "multibox", "--weights", boxes, "-o", out, "--min-score", 0]
     command += [
         "--classifier",
         classifier,
-        "--top",
+        "--max-detections",
         3,
         "--crops",
         "centre",
-        "--threshold",
+        "--nms-iou",
         0.4,
-        "--square",
-        "minimum",
     ]
     assert run(*command) == 0
-    options = {"crops": "centre", "top": 3, "threshold": 0.4, "square": "minimum"}
+    options = {"crops": "centre", "top": 3, "threshold": 0.4}
     for file in sorted(out.glob("*.png.json")):
         image = read_image(photos / file.name.removesuffix(".json"))
         want = detect_multibox(load_multibox(boxes), load(classifier), image, least=0.0, **options)
@@ -173,13 +171,13 @@ def test_results_and_pictures(nets, tmp_path, capsys):
     capsys.readouterr()
     assert run(*command) == 0
     assert "6 of 6 images are done already" in capsys.readouterr().err
-    assert run(*command, "--top", 4) == 1
+    assert run(*command, "--max-detections", 4) == 1
     assert "results of other settings" in capsys.readouterr().err
 
 
 def test_boxes_of_anything(nets, capsys):
     """Without a classifier a box is an object."""
-    assert run("detect", nets[0] / "0.png", "--method", "multibox", "--weights", nets[1], "--score", 0.001) == 0
+    assert run("detect", nets[0] / "0.png", "--method", "multibox", "--weights", nets[1], "--min-score", 0.001) == 0
     lines = capsys.readouterr().out.splitlines()
     assert 1 <= len(lines) <= 10 and all(line.startswith("object ") for line in lines)
 
@@ -188,15 +186,23 @@ def test_boxes_of_anything(nets, capsys):
     ("setting", "words"),
     [
         (["--method", "multibox"], "needs --weights"),
-        (["--method", "multibox", "--weights", "BOXES", "--merge", "nms"], "--merge has no part in --method multibox"),
-        (["--method", "multibox", "--weights", "BOXES", "--scales", "1"], "--scales has no part in --method multibox"),
-        (["--method", "multibox", "--weights", "BOXES", "--memory", "9"], "--memory has no part in --method multibox"),
-        (["--crops", "centre"], "--crops has no part in --method overfeat"),
-        (["--classifier", "WHAT"], "--classifier has no part in --method overfeat"),
+        (
+            ["--method", "multibox", "--weights", "BOXES", "--postprocess", "nms"],
+            "--postprocess does not apply to --method multibox",
+        ),
+        (
+            ["--method", "multibox", "--weights", "BOXES", "--scales", "six:1"],
+            "--scales does not apply to --method multibox",
+        ),
+        (
+            ["--method", "multibox", "--weights", "BOXES", "--memory-limit", "9"],
+            "--memory-limit does not apply to --method multibox",
+        ),
+        (["--crops", "centre"], "--crops does not apply to --method overfeat"),
+        (["--classifier", "WHAT"], "--classifier does not apply to --method overfeat"),
         (["--method", "multibox", "--weights", "WHAT"], "holds no DeepMultiBox; train one"),
         (["--method", "multibox", "--weights", "BOXES", "--classifier", "BOXES"], "holds a DeepMultiBox"),
         (["--weights", "BOXES"], "holds a DeepMultiBox, which gives boxes"),
-        (["--method", "multibox", "--weights", "BOXES", "--threshold", "2"], "--threshold 2: for DeepMultiBox"),
         (["--method", "multibox", "--weights", "BOXES", "--labels", "x"], "have no names; give --classifier"),
     ],
 )
@@ -243,7 +249,7 @@ def test_a_net_with_boxes_of_classes(multi_object, tmp_path, capsys):
     model = MultiBox(ARCHITECTURES["small"].with_input_size(47, (8,)), 3, names, torch.rand(3, 4).sort().values)
     save_multibox(model, tmp_path / "m.safetensors")
     command = ["evaluate", "multibox", "--data", multi_object, "--weights", tmp_path / "m.safetensors"]
-    assert run(*command, "-o", tmp_path / "r.json", "--limit", 3) == 0
+    assert run(*command, "-o", tmp_path / "r.json", "--max-images", 3) == 0
     found = json.loads((tmp_path / "r.json").read_text())
     assert "map" in found and "windows" not in found
     assert run(*command, "--classifier", SHIPPED_WEIGHTS) == 1
@@ -261,7 +267,7 @@ def test_two_processes_end_with_one_net(tmp_path):
     options = "--epochs 2 --squares 4 --batch 4 --predictions 4 --size 47 --device cpu --workers 0 --dropout 0"
     options += " --optimizer sgd --lr 0.001"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command += ["overfeat.cli.main", "train", "multibox", "--data", folder, "--out", tmp_path / "run", *options.split()]
+    command += ["overfeat", "train", "multibox", "--data", folder, "--out", tmp_path / "run", *options.split()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert run("train", "multibox", "--data", folder, "--out", tmp_path / "one", *options.split()) == 0
@@ -273,7 +279,7 @@ def test_two_processes_end_with_one_net(tmp_path):
 
 def test_what_is_refused_leaves_nothing_behind(nets, tmp_path, capsys):
     command = ["detect", nets[0] / "0.png", "--method", "multibox", "--weights", nets[1], "-o", tmp_path / "out"]
-    assert run(*command, "--threshold", 5) == 1 and not (tmp_path / "out").exists()
+    assert run(*command, "--postprocess", "nms") == 1 and not (tmp_path / "out").exists()
     assert run(*command) == 0
     both = tmp_path / "same.png"
     assert run("evaluate", "multibox", "--data", nets[0], "--weights", nets[1], "-o", both, "--plot", both) == 1

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import overfeat
-from overfeat.cli import common
+from overfeat.cli.assets import ASSETS
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
 from overfeat.data.synthetic.images import make_image
@@ -37,7 +37,7 @@ def photos(tmp_path):
     """A folder of six real pictures of different sizes and kinds."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    scene = Image.open(list_images(common.ASSETS / "scenes")[0]).convert("RGB")
+    scene = Image.open(list_images(ASSETS / "scenes")[0]).convert("RGB")
     scene.save(folder / "a.jpg")
     scene.resize((90, 130)).convert("L").save(folder / "b.png")
     scene.resize((120, 100)).convert("CMYK").save(folder / "c.jpg")
@@ -51,14 +51,14 @@ def photos(tmp_path):
 
 def run(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "overfeat.cli.main", *map(str, arguments)], capture_output=True, text=True, **options
+        [sys.executable, "-m", "overfeat", *map(str, arguments)], capture_output=True, text=True, **options
     )
 
 
 def test_shipped_net_knows_the_shipped_scenes(capsys):
-    coco = json.loads((common.ASSETS / "scenes" / "labels.json").read_text())
+    coco = json.loads((ASSETS / "scenes" / "labels.json").read_text())
     right, found = 0, 0
-    for path in list_images(common.ASSETS / "scenes"):
+    for path in list_images(ASSETS / "scenes"):
         assert main(["classify", "-n", "1", str(path)]) == 0
         name, score = capsys.readouterr().out.split()
         assert 0 < float(score) <= 1
@@ -85,7 +85,7 @@ def test_classify_prints_the_library_s_scores(weights, photos, capsys):
     [
         ["--voting", "centre"],
         ["--voting", "ten"],
-        ["--scales", "1,3,native,100x120", "--stride", "coarse", "--no-flip", "--memory", "8"],
+        ["--scales", "1.0,100x120", "--stride", "coarse", "--no-flip", "--memory-limit", "8"],
     ],
 )
 def test_ways_of_voting(weights, photos, options, capsys):
@@ -133,7 +133,7 @@ def test_a_killed_folder_run_leaves_whole_files_and_continues(weights, photos, t
     for i in range(40):
         os.link(photos / "a.jpg", many / f"{i:02}.jpg")
     out = tmp_path / "features"
-    command = [sys.executable, "-m", "overfeat.cli.main", "features", "--weights", weights, "-L", "3", many, "-o", out]
+    command = [sys.executable, "-m", "overfeat", "features", "--weights", weights, "-L", "3", many, "-o", out]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(out.glob("[0-9]*.npz"))) < 3 and time.monotonic() < deadline:
@@ -205,7 +205,7 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["features", "{photo}", "-o", "{photo}"], "is the image itself"),
         (["convert", "--net", "fast", "{photo}", "{photo}"], "is the file to convert"),
         (["classify", "--device", "meta", "{photo}"], "runs on cpu and cuda"),
-        (["classify", "--memory", "1", "--scales", "native", "{photo}"], None),
+        (["classify", "--memory-limit", "1", "--scales", "1.0", "{photo}"], None),
         (["classify", "--device", "abacus", "{photo}"], "--device 'abacus'"),
         (["classify", "--max-pixels", "100", "{photo}"], "more than the limit of 100"),
         (["classify", "--labels", "{photo}", "{photo}"], "not a text file"),
@@ -231,7 +231,13 @@ def test_bad_input_is_one_clear_line(arguments, message, photos, tmp_path, monke
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["dance"], ["classify"], ["classify", "--scales", "big", "x.jpg"], ["classify", "--scales", "7", "x.jpg"]],
+    [
+        ["dance"],
+        ["classify"],
+        ["classify", "--scales", "big", "x.jpg"],
+        ["classify", "--scales", "six:7", "x.jpg"],
+        ["classify", "--scales", "2", "x.jpg"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -294,10 +300,8 @@ def test_demo_draws_every_scene(tmp_path):
     found = run("demo", "-o", tmp_path / "pictures")
     assert found.returncode == 0, found.stderr
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
-    multi_object = list_images(common.ASSETS / "multi-object" / "test")
-    assert (
-        len(pictures) == 2 * len(list_images(common.ASSETS / "scenes")) + len(multi_object) and len(multi_object) >= 5
-    )
+    multi_object = list_images(ASSETS / "multi-object" / "test")
+    assert len(pictures) == 2 * len(list_images(ASSETS / "scenes")) + len(multi_object) and len(multi_object) >= 5
     for picture in pictures:
         assert str(picture) in found.stdout
         with Image.open(picture) as image:
@@ -306,9 +310,7 @@ def test_demo_draws_every_scene(tmp_path):
 
 
 def test_output_to_a_closed_pipe_is_no_traceback(weights, photos):
-    command = (
-        f"{sys.executable} -m overfeat.cli.main features --format text --weights {weights} {photos}/a.jpg | head -c 5"
-    )
+    command = f"{sys.executable} -m overfeat features --format text --weights {weights} {photos}/a.jpg | head -c 5"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in found.stderr
 

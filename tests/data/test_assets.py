@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import overfeat
-from overfeat.cli.common import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.data.images import list_images
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.synthetic.images import make_image

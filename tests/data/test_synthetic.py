@@ -12,11 +12,10 @@ import pytest
 from PIL import Image
 
 from overfeat.cli import scenes as command
-from overfeat.data.synthetic import compositing, dataset, images, sources
+from overfeat.data.synthetic import SPLITS, compositing, dataset, images, sources
 from overfeat.data.synthetic.compositing import Canvas
 from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.data.synthetic.images import SyntheticImage, make_image
-from overfeat.data.synthetic.sources import SPLITS
 from overfeat.errors import InputError
 
 

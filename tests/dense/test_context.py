@@ -5,7 +5,6 @@ import torch
 
 import overfeat
 from bench.tolerance import assert_matches
-from overfeat.cli.common import scale_list
 from overfeat.data.resize import resize
 from overfeat.dense import context, evaluate, scales
 from overfeat.dense.grid import grids
@@ -109,13 +108,6 @@ def test_factors_are_sizes_without_a_rest(net):
     for wrong in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(InputError, match=r"a factor such as 0\.5"):
             scales.scale_sizes(net.architecture, 200, 301, [wrong])
-    assert scale_list("1,0.5,1.0,.25,2.,native,90x100") == [1, 0.5, 1.0, 0.25, 2.0, "native", (90, 100)]
-
-
-@pytest.mark.parametrize("text", ["0.0", "7", "-0.5", "1e3", "nan", ".", "0.5x2"])
-def test_what_is_no_scale(text):
-    with pytest.raises(Exception, match="is no scale"):
-        scale_list(text)
 
 
 def test_files_keep_it(net, tmp_path):

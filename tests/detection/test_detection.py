@@ -7,7 +7,7 @@ import torch
 
 from bench.tolerance import assert_matches
 from overfeat import load
-from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.train_boxes import choices
 from overfeat.data.items import collate_list
 from overfeat.data.readers.coco import read_coco

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from overfeat import load
-from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.resize import resize

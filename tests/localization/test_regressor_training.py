@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from overfeat import load, load_regressor
-from overfeat.cli.common import SHIPPED_WEIGHTS
+from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.annotated import align_boxes
 from overfeat.data.items import collate_list
@@ -43,7 +43,7 @@ def data(scenes):
 
 
 def flags(scenes, out, *more):
-    common = "--batch 6 --workers 0 --device cpu --scales 1,2 --lr 0.01 --epochs 2"
+    common = "--batch 6 --workers 0 --device cpu --scales six:1,2 --lr 0.01 --epochs 2"
     given = ["train", "regressor", "--data", scenes, "--from", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
     return [str(part) for part in given]
 
@@ -89,7 +89,7 @@ def test_two_processes_with_images_that_teach_nothing(scenes, tmp_path):
     coco = json.loads((scenes / "train.json").read_text())
     coco["annotations"] = [note for note in coco["annotations"] if note["image_id"] % 2]
     (scenes / "half.json").write_text(json.dumps(coco))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "overfeat.cli.main"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "overfeat"]
     arguments = flags(scenes / "half.json", tmp_path / "run", "--train-backbone", "--epochs", "1", "--batch", "2")
     done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -270,11 +270,11 @@ def test_splits_of_a_folder(scenes, tmp_path, capsys):
     (folder / "test.json").rename(folder / "other.json")
     (folder / "val.json").unlink()
     weights = str(tmp_path / "run/net.safetensors")
-    evaluate = ["evaluate", "localization", "--data", str(folder), "--weights", weights, "--scales", "1"]
+    evaluate = ["evaluate", "localization", "--data", str(folder), "--weights", weights, "--scales", "six:1"]
     capsys.readouterr()
     assert main(evaluate) == 1
     assert "has none of the splits test, validation, val, but mine, other" in capsys.readouterr().err
-    assert main([*evaluate, "--split", "other", "--limit", "2"]) == 0
+    assert main([*evaluate, "--split", "other", "--max-images", "2"]) == 0
     assert "2 images of" in capsys.readouterr().out
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import overfeat
 from overfeat.errors import InputError
-from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
-from overfeat.models.released import RELEASED_FILES, load_released, read_labels, save_released
+from overfeat.models.architecture import ARCHITECTURES, RELEASED_FILES, Architecture, Conv
+from overfeat.models.released import load_released, read_labels, save_released
 
 CONVS = (Conv(4, 3, stride=2, pad=1, pool=2), Conv(6, 3, pool=2))
 CUSTOM = Architecture("mine", CONVS, 2, (7, 5), 40, mean=100.0, std=50.0, scales=((48, 64),) * 6)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from overfeat import load, load_regressor, regions
-from overfeat.cli.common import ASSETS, SHIPPED_DETECTOR
+from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.dense.grid import grids

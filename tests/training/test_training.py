@@ -56,7 +56,7 @@ def flags(data, out, *more):
 
 
 def command(data, out, *more, launcher=()):
-    return [str(part) for part in (sys.executable, *launcher, "-m", "overfeat.cli.main", *flags(data, out, *more))]
+    return [str(part) for part in (sys.executable, *launcher, "-m", "overfeat", *flags(data, out, *more))]
 
 
 def environment():

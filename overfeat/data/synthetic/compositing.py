@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from overfeat.data.synthetic import DIGITS
 from overfeat.data.synthetic.shapes import (
     MIN_SIDE,
     distort,
@@ -14,7 +15,7 @@ from overfeat.data.synthetic.shapes import (
     tight_box,
     uniform,
 )
-from overfeat.data.synthetic.sources import DIGIT_RANGES, DIGITS, mnist_digits, pick, random_crop
+from overfeat.data.synthetic.sources import DIGIT_RANGES, mnist_digits, pick, random_crop
 
 MAX_HIDDEN = 0.30  # fraction of a digit's ink that later layers may cover
 MAX_OVERLAP = 0.35  # fraction of the smaller of two boxes that the other may overlap

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from overfeat.data.synthetic import DIGITS
 from overfeat.data.synthetic.images import check_arguments, make_image
-from overfeat.data.synthetic.sources import DIGITS, PHOTOGRAPHS, mnist_digits, photograph
+from overfeat.data.synthetic.sources import PHOTOGRAPHS, mnist_digits, photograph
 from overfeat.errors import ArgumentError, InputError
 from overfeat.files import atomic_write, ensure_dir
 

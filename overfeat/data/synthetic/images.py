@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from overfeat.data.synthetic import DIGITS, MAX_OBJECTS, SPLITS
 from overfeat.data.synthetic.compositing import Canvas
 from overfeat.data.synthetic.shapes import MAX_SIDE, MIN_SIDE, log_uniform, tight_box, uniform
-from overfeat.data.synthetic.sources import DIGITS, PHOTOGRAPHS, SPLITS, pick, random_crop
+from overfeat.data.synthetic.sources import PHOTOGRAPHS, pick, random_crop
 from overfeat.errors import ArgumentError
-
-MAX_OBJECTS = 10
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from overfeat.data.synthetic import DIGITS
 from overfeat.data.synthetic.shapes import log_uniform, uniform
 from overfeat.errors import InputError
 
-SPLITS = ("train", "validation", "test")
-DIGITS = tuple(range(10))
 PHOTOGRAPHS = {
     "train": tuple(
         "astronaut.png coffee.png motorcycle_left.png hubble_deep_field.jpg ihc.png "

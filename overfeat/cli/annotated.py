@@ -1,0 +1,89 @@
+"""Annotated images that a command works on: their options, and reading them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overfeat.errors import InputError, shorten
+
+if TYPE_CHECKING:
+    from overfeat.data.annotated import Annotated
+    from overfeat.models.overfeat import OverFeat
+
+# Names of a split in a folder; the first that exists is read.
+TRAINING, VALIDATION, TESTING = ("train", "trainval"), ("validation", "val"), ("test", "validation", "val")
+
+
+def add_annotated_options(group: argparse._ActionsContainer, splits: Sequence[str]) -> None:
+    """The options that name annotated images; `read_annotated` reads them."""
+    text = (
+        "a COCO .json file; a folder with SPLIT.json; a PASCAL VOC folder, or one of XML files beside their images; "
+        "with --devkit the ILSVRC images"
+    )
+    group.add_argument("--data", type=Path, required=True, metavar="PATH", help=text)
+    group.add_argument("--split", metavar="NAME", help=f"of a folder (default: {' or '.join(splits)})")
+    group.add_argument("--images", type=Path, metavar="DIR", help="the images, if they do not lie beside --data")
+    group.add_argument("--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit")
+    group.add_argument("--boxes", type=Path, metavar="DIR", help="with --devkit: the folder of XML files")
+    group.add_argument("--skip-invalid", action="store_true", help="leave invalid annotations out, do not stop")
+
+
+def read_annotated(
+    args: argparse.Namespace,
+    path: Path,
+    splits: Sequence[str],
+    split: str | None = None,
+    images: Path | None = None,
+    boxes: Path | None = None,
+) -> "Annotated":
+    """Read annotated images; annotations that are left out are listed on stderr.
+
+    Args:
+        args: With the options of `add_annotated_options`.
+        path: The annotations, in the place of --data.
+        splits: The splits to look for in a folder; a folder that has others alone is refused.
+        split: The split that was asked for.
+        images: In the place of --images.
+        boxes: In the place of --boxes.
+    """
+    from overfeat.data.readers.annotations import read_annotations
+    from overfeat.data.readers.ilsvrc import read_ilsvrc_boxes
+
+    if args.devkit:
+        if not args.boxes:
+            raise InputError("--devkit needs --boxes, the folder of ILSVRC's XML files")
+        kind = "train" if splits == TRAINING else "validation"
+        data = read_ilsvrc_boxes(args.devkit, path, boxes or args.boxes, kind, skip_invalid=args.skip_invalid)
+    else:
+        existing = splits_in(path)
+        split = split or next((name for name in splits if name in existing), None)
+        if split is None and existing:
+            raise InputError(
+                f"{path}: has none of the splits {', '.join(splits)}, but {shorten(existing)}; name the file, or the "
+                "split with --split"
+            )
+        data = read_annotations(path, images or args.images, split, skip_invalid=args.skip_invalid)
+    report_problems(data, "invalid annotations")
+    return data
+
+
+def report_problems(data: "Annotated", kind: str) -> None:
+    """List on stderr what was left out, if anything was."""
+    if data.problems:
+        print(f"left out: {len(data.problems)} {kind}", *data.problems, sep="\n  ", file=sys.stderr)
+
+
+def splits_in(folder: Path) -> list[str]:
+    """The splits of a folder of annotations: its .json files and VOC's lists."""
+    lists = folder / "ImageSets" / "Main"
+    # VOC also has a list for every class there, "dog_train".
+    voc = [file.stem for file in sorted(lists.glob("*.txt")) if "_" not in file.stem]
+    return [*(file.stem for file in sorted(folder.glob("*.json"))), *voc]
+
+
+def adopt_class_names(net: "OverFeat", names: Sequence[str]) -> None:
+    """Give a net without class names, such as a released one, those of the data, which are in the same order."""
+    if net.class_names == [f"class {i}" for i in range(net.num_classes)]:
+        net.class_names = list(names[: net.num_classes])

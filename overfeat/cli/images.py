@@ -1,0 +1,86 @@
+"""Images that a command works on: their options, reading them, and passing over bad ones."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overfeat.data.limits import MAX_PIXELS
+from overfeat.errors import InputError, WriteError, with_path
+from overfeat.options import positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overfeat.models.overfeat import OverFeat
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """The images, and --max-pixels."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    add_max_pixels(parser)
+
+
+def add_max_pixels(parser: argparse._ActionsContainer) -> None:
+    """--max-pixels."""
+    help = "refuse images with more pixels (default: %(default)s)"
+    parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=help)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files that paths name, folders replaced by the images in them."""
+    from overfeat.data.images import list_images
+
+    return [image for path in paths for image in (list_images(path) if path.is_dir() else [path])]
+
+
+def read_enlarged(net: "OverFeat", path: Path, max_pixels: int) -> "Tensor":
+    """Read an image; enlarge one smaller than the net's window to the window, as the 2013 program does."""
+    from overfeat.data.images import read_image
+    from overfeat.data.resize import resize_short_side
+
+    image, window = read_image(path, max_pixels), net.architecture.window
+    height, width = image.shape[1:]
+    if min(height, width) >= window:
+        return image
+    if max(height, width) / min(height, width) * window**2 > max_pixels:
+        raise InputError(f"{path}: {width}x{height} is too narrow to be enlarged to the net's window; crop it")
+    return resize_short_side(image[None], window)[0]
+
+
+def process_images(
+    images: Sequence[Path], process: Callable[[Path], None], output: Callable[[Path], Path] | None = None
+) -> int:
+    """Process every image; report a bad one, go on, and list all bad ones at the end.
+
+    A result that cannot be written ends the run: the next one could not be written either.
+
+    Args:
+        images: The images.
+        process: What to do with each.
+        output: The path of an image's result; images whose result exists are skipped, so that a second run continues
+            an interrupted one.
+
+    Returns:
+        The exit status: 1 if any image failed.
+    """
+    from tqdm import tqdm
+
+    failed: list[str] = []
+    pending = [path for path in images if output is None or not output(path).exists()]
+    if len(pending) < len(images):
+        print(f"{len(images) - len(pending)} of {len(images)} images are done already", file=sys.stderr)
+    for path in tqdm(pending, unit="image", disable=len(pending) < 2 or None, leave=False):
+        try:
+            process(path)
+        except WriteError:
+            raise
+        except InputError as error:
+            if len(images) == 1:
+                raise
+            failed.append(with_path(path, error))
+            tqdm.write(f"skipped: {failed[-1]}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,133 @@
+"""The net that a command uses: its options, and loading it."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overfeat.cli.assets import SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.cli.results import digest
+from overfeat.errors import InputError
+
+if TYPE_CHECKING:
+    from overfeat.models.box_regressor import BoxRegressor
+    from overfeat.models.multibox import MultiBox
+    from overfeat.models.overfeat import OverFeat
+
+
+def add_net_options(parser: argparse.ArgumentParser, released: bool = True, ensemble: bool = False) -> None:
+    """Options of the net.
+
+    Args:
+        parser: The command's parser.
+        released: The raw weights of the 2013 release, which have no boxes, are accepted too.
+        ensemble: Several --weights are accepted.
+    """
+    group = parser.add_argument_group("net")
+    text = "weights written by overfeat (safetensors; default: those that ship)"
+    text += "; the scores of several nets are averaged" if ensemble else ""
+    group.add_argument("--weights", type=Path, nargs="+" if ensemble else None, metavar="FILE", help=text)
+    if released:
+        text = "folder with the released net_weight_0 (fast) and net_weight_1 (accurate)"
+        group.add_argument("-d", "--data-dir", type=Path, metavar="DIR", help=text)
+        group.add_argument("-l", "--large-net", action="store_true", help="the accurate net of --data-dir")
+    else:
+        parser.set_defaults(data_dir=None, large_net=False)
+    group.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+
+
+def load_net(args: argparse.Namespace) -> "OverFeat":
+    """The net of --weights, -d and -l; by default the shipped small net (digits)."""
+    from overfeat.models.checkpoint import load
+    from overfeat.models.released import RELEASED_FILES, load_released, read_labels
+    from overfeat.training.distributed import choose_device
+
+    if args.weights and args.data_dir:
+        raise InputError("--weights and --data-dir both name weights; give one of them")
+    if args.large_net and not args.data_dir:
+        raise InputError(
+            "-l is the accurate net, which needs its weights: -d FOLDER with the released net_weight_1; "
+            "other weights are chosen with --weights"
+        )
+    if args.data_dir:
+        name = "accurate" if args.large_net else "fast"
+        net = load_released(args.data_dir / RELEASED_FILES[name], name)
+    else:
+        net = load(args.weights or SHIPPED_WEIGHTS)
+    if args.labels:
+        net.class_names = read_labels(args.labels, net.num_classes)
+    return net.to(choose_device(args.device))
+
+
+def load_ensemble(args: argparse.Namespace) -> "list[OverFeat]":
+    """The nets of several --weights, which have the same classes; else the one net of `load_net`."""
+    from overfeat.models.checkpoint import load
+    from overfeat.training.distributed import choose_device
+
+    if not args.weights or len(args.weights) == 1:
+        return [load_net(argparse.Namespace(**vars(args) | {"weights": args.weights and args.weights[0]}))]
+    if args.data_dir or args.labels or args.large_net:
+        raise InputError("an ensemble is given by --weights alone")
+    nets = [load(path).to(choose_device(args.device)) for path in args.weights]
+    for net, path in zip(nets, args.weights, strict=True):
+        if net.class_names != nets[0].class_names:
+            raise InputError(f"{path}: has other classes than {args.weights[0]}; the nets of an ensemble share them")
+    return nets
+
+
+def load_localizer(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor]":
+    """The net of the options, and the box regressor in its file."""
+    from overfeat.models.checkpoint import load_regressor
+
+    net = load_net(args)
+    return net, load_regressor(args.weights or SHIPPED_WEIGHTS).to(net.device)
+
+
+def load_detector(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor]":
+    """The detector of --weights; by default the shipped one (digits)."""
+    from overfeat.models.checkpoint import find_regressor
+
+    args.weights = args.weights or SHIPPED_DETECTOR
+    net, regressor = load_net(args), find_regressor(args.weights)
+    if regressor is None or not net.background:
+        lacks = "no box regressor" if regressor is None else "no background class"
+        raise InputError(f"{args.weights}: no detector, since it has {lacks}; train one with `overfeat train detector`")
+    return net, regressor.to(net.device)
+
+
+def load_multibox_nets(args: argparse.Namespace) -> "tuple[MultiBox, OverFeat | None]":
+    """DeepMultiBox's two nets: that of --weights, and that of --classifier if it is given."""
+    from overfeat.models.checkpoint import load, load_multibox
+    from overfeat.models.released import read_labels
+    from overfeat.multibox.predict import names_of
+    from overfeat.training.distributed import choose_device
+
+    if not args.weights:
+        raise InputError("DeepMultiBox needs --weights: none ship; train some with `overfeat train multibox`")
+    model, net = load_multibox(args.weights), load(args.classifier) if args.classifier else None
+    if model.class_names is not None and net is not None:
+        raise InputError(f"{args.weights}: its boxes have classes already; leave --classifier out")
+    named = net or model
+    if args.labels:
+        if named.class_names is None:
+            raise InputError(f"--labels {args.labels}: class-agnostic boxes have no names; give --classifier")
+        own = read_labels(args.labels, len(names_of(model, net)))
+        named.class_names = [*own, *named.class_names[len(own) :]]
+    device = choose_device(args.device)
+    return model.to(device), net and net.to(device)
+
+
+def net_settings(args: argparse.Namespace, net: "OverFeat") -> dict:
+    """What identifies the net in the settings of results: the file's SHA-256, and the class names."""
+    from overfeat.models.released import RELEASED_FILES
+
+    path = args.weights or SHIPPED_WEIGHTS
+    if args.data_dir:
+        path = args.data_dir / RELEASED_FILES[net.architecture.name]
+    return {"weights": digest(path), "classes": net.class_names}
+
+
+def multibox_settings(args: argparse.Namespace) -> dict:
+    """What identifies DeepMultiBox's two nets in the settings of results."""
+    files = {"weights": args.weights, "classifier": args.classifier}
+    return {name: path and digest(path) for name, path in files.items()}

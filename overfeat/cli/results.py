@@ -1,0 +1,151 @@
+"""Where results go: a folder with a file for each image, or one file of figures."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overfeat.errors import InputError
+from overfeat.files import Journal, atomic_write, check_result, ensure_dir
+
+if TYPE_CHECKING:
+    from overfeat.data.annotated import Annotated
+
+SETTINGS = "settings.json"
+
+
+def result_folder(
+    folder: Path,
+    images: Sequence[Path],
+    settings: dict,
+    suffix: str,
+    beside: Sequence[str] = (),
+    shared: Sequence[str] = (),
+) -> Callable[[Path], Path]:
+    """Prepare a folder for one result an image.
+
+    `settings.json` in it records what the results depend on: a second run with other settings is refused, not mixed in.
+
+    Args:
+        folder: The folder; made if missing.
+        images: The images.
+        settings: What the results depend on.
+        suffix: The end of a result's name, after the image's name.
+        beside: The ends of other files' names that are written for each image, such as pictures; these must not lie
+            among the images.
+        shared: Names of files for all images.
+
+    Returns:
+        A function from an image's path to its result's.
+
+    Raises:
+        InputError: for names that collide, and for a folder that holds other results.
+    """
+    names: dict[str, Path] = {}
+    for path in images:
+        if f"{path.name}{suffix}" in (SETTINGS, *shared):
+            raise InputError(f"{path}: its result would be called {path.name}{suffix}, as another file is; rename it")
+        other = names.setdefault(path.name, path)
+        if other != path:
+            raise InputError(f"{other} and {path} would both write {path.name}{suffix}; run them into two folders")
+    if beside and folder.resolve() in {path.resolve().parent for path in images}:
+        raise InputError(f"{folder}: holds the images themselves; choose another folder for the results")
+    results = [*shared, *(f"{path.name}{end}" for path in images for end in (suffix, *beside))]
+    _check_settings(folder, settings | {"folders": _folders(images)}, results)
+    return lambda path: folder / f"{path.name}{suffix}"
+
+
+def _check_settings(folder: Path, settings: dict, results: Sequence[str]) -> None:
+    """Write the settings of a new folder; refuse one whose settings differ or that holds other people's files."""
+    file = ensure_dir(folder) / SETTINGS
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    if not file.exists():
+        foreign = [name for name in results if (folder / name).exists()]
+        if foreign:
+            raise InputError(f"{folder}: holds {foreign[0]} of something else; choose another folder")
+        with atomic_write(file) as part:
+            part.write_text(text)
+    elif file.read_bytes() != text.encode():
+        raise InputError(f"{folder}: holds results of other settings (see {SETTINGS}); choose another folder")
+
+
+def _folders(images: Sequence[Path]) -> list[str]:
+    return sorted({str(path.resolve().parent) for path in images})
+
+
+def digest(path: Path) -> str:
+    """A file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Figures of an evaluation
+
+
+def add_out(parser: argparse.ArgumentParser, resumable: bool = False) -> None:
+    """-o for the figures of an evaluation."""
+    text = "write the results as JSON" + ("; a second run continues a killed one" if resumable else "")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help=text)
+
+
+def add_plot(parser: argparse.ArgumentParser, curves: str) -> None:
+    """--plot for an evaluation's curves."""
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw {curves} as PNG (needs the extra demo)")
+
+
+def check_outputs(args: argparse.Namespace, keys: Sequence[str]) -> None:
+    """Before the evaluation: check that -o, for results with these keys, and --plot can be written."""
+    if args.out:
+        check_result(args.out, keys)
+    if getattr(args, "plot", None):
+        from overfeat.visualize import check_picture, figure_class
+
+        figure_class()
+        check_picture(args.plot)
+        if args.out and args.out.resolve() == args.plot.resolve():
+            raise InputError(f"{args.plot}: named by -o and by --plot; name two files")
+
+
+def open_journal(out: Path | None, settings: dict) -> Journal | None:
+    """The journal beside the file of results; None without one."""
+    if out is None:
+        return None
+    journal = Journal(out.with_name(f".images-{out.name}"), settings)
+    if journal.done:
+        print(f"{len(journal.done)} images are done already", file=sys.stderr)
+    elif journal.dropped:
+        print("the results of an earlier, unfinished run with other settings are not used", file=sys.stderr)
+    return journal
+
+
+def data_settings(data: "Annotated") -> dict:
+    """What identifies the data in the settings of results."""
+    return {"data": data.describe(), "folders": _folders([sample.path for sample in data.samples])}
+
+
+def write_results(
+    args: argparse.Namespace,
+    results: dict,
+    journal: Journal | None = None,
+    draw: Callable[[dict, Path], None] | None = None,
+) -> int:
+    """Write the results to -o and draw them to --plot, where given, and name the images that were left out.
+
+    Returns:
+        The exit status: 1 if images were left out.
+    """
+    if args.out:
+        with atomic_write(args.out) as part:
+            part.write_text(json.dumps(results, indent=1))
+        print(f"written to {args.out}")
+    for message in results["unreadable"]:
+        print(f"not counted: {message}")
+    if journal:
+        journal.finish()
+    if draw and args.plot:
+        draw(results, args.plot)
+        print(f"drawn to {args.plot}")
+    return 1 if results["unreadable"] else 0
