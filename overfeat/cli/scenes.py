@@ -19,7 +19,7 @@ def add_parser(commands: Commands) -> None:
         "the images lie in a folder for each class. A second run continues an interrupted one.",
         examples=(
             "overfeat scenes scenes --split train --count 4000",
-            "overfeat scenes crowds --objects 0 8 --num-workers 4",
+            "overfeat scenes images --objects 0 8 --num-workers 4",
         ),
     )
     parser.add_argument("folder", metavar="FOLDER", help="where to write; made if missing")
