@@ -1,27 +1,37 @@
-"""What `overfeat bench` measured, for BENCHMARKS.md and README."""
+"""The suite's results: its page, the headline table of README and BENCHMARKS.md, and the speed targets."""
 
-from bench.pages.tables import table, where
+from bench.pages.tables import measured_on, milliseconds, number, table
 from bench.suite.cases import DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS, PAPER_LOOP, WBF
-from bench.suite.runner import SINGLE_RUN_SECONDS as LONG
+from bench.suite.runner import SINGLE_RUN_SECONDS
 
 TITLES = {
-    "end-to-end": "an image to its classes",
+    "end-to-end": "an image to class scores",
     "dense": "every window of a scale",
-    "classifier": "the interleaved classifier",
+    "classifier": "the classifier at every offset",
     "train": "training steps",
     "merge": "merging boxes",
 }
-BY_HAND = {1: 87, 4: 214, 6: 217}  # GFLOP/s of the first full layer, once measured by hand with packed weights
+FIRST_LAYER_GFLOPS = {1: 87, 4: 214, 6: 217}  # target at each scale, from a manual measurement with packed weights
+
+METHOD = f"""`overfeat` is the library on the eager backend and `overfeat.fast` with `import overfeat.fast` (`-direct`:
+without Winograd convolutions); `torch.eager` and `torch.compile` are plain PyTorch; the other implementations are in
+`bench/suite/baselines.py`. Every result was compared with the case's reference (its first implementation, same dtype)
+before it was timed, except where the last column says otherwise: {NAIVE}, nms and wbf give other results by design. The
+implementations of a case were timed in turns: median with the 20th and 80th percentile; what takes more than
+{SINGLE_RUN_SECONDS:.0f} seconds was timed once. GFLOP/s count the multiplications and additions of direct convolutions
+and matmuls, so Winograd convolutions, which need fewer, can exceed the measured peak. GB/s count weights, inputs and
+outputs once each. Peak memory excludes what was allocated before: weights and their packed copies.
+"""
 
 
 def has_headline(results: dict) -> bool:
-    """Whether a run came as far as what the headline tells; an interrupted one need not."""
+    """Whether a run measured the headline's cases; an interrupted one may not have."""
     kinds = {(row["op"], row["dtype"]) for row in results["rows"]}
     return {("accurate net, six scales", "float32"), ("first full layer", "float32")} <= kinds
 
 
 def headline(results: dict) -> str:
-    """The table that README shows: the whole evaluation by every way."""
+    """Six scales of the accurate net by each implementation."""
     rows = [row for row in results["rows"] if row["suite"] == "end-to-end"]
     fast = {row["dtype"]: row["median"] for row in rows if row["backend"] == FAST}
     lines = [
@@ -32,120 +42,133 @@ def headline(results: dict) -> str:
         ]
         for row in sorted(rows, key=lambda row: (row["dtype"] != "float32", row["median"]))
     ]  # fmt: skip
-    head = [f"{rows[0]['op']}: {rows[0]['shape']}", "seconds an image", f"times {FAST}'s", "GFLOP/s", "of the ceiling"]
+    head = [f"{rows[0]['op']}: {rows[0]['shape']}", "s per image", f"relative to {FAST}", "GFLOP/s", "of measured peak"]
     return table(head, lines)
 
 
-def targets(results: dict) -> str:
-    """What was promised, beside what was found."""
+def targets(results: dict) -> list[tuple[str, float, float, bool]]:
+    """(name, measured, bound, whether the bound is a minimum) of every speed target."""
 
-    def row(suite: str, backend: str, part: str = "", op: str = "", dtype: str = "float32") -> dict:
-        rows = [
+    def row(suite: str, backend: str, part: str = "", op: str = "") -> dict:
+        return next(
             r for r in results["rows"]
-            if r["suite"] == suite and r["backend"] == backend and r["dtype"] == dtype and part in r["shape"]
-            and op in r["op"]
-        ]  # fmt: skip
-        return rows[0]
+            if (r["suite"], r["backend"], r["dtype"]) == (suite, backend, "float32")
+            and part in r["shape"] and op in r["op"]
+        )  # fmt: skip
 
-    six, one, stages = row("end-to-end", FAST), row("dense", FAST, "scale 6"), row("classifier", OURS, op="all")
-    merge, grown = row("merge", OURS, "1575"), {entry["what"]: entry for entry in results["growth"]}
-    crowd = next(entry for what, entry in grown.items() if "crowd" in what)
-    named = next(point for point in crowd["points"] if point["size"] == 33337)
-    memory = {way: found["peak"] - found["weights"] for way, found in results["process memory"].items()}
-    lines = [
-        [f"six scales, {FAST}: share of the ceiling", six["fraction"], 0.8, True],
-        [f"six scales, {DIRECT}: share of the ceiling", row("end-to-end", DIRECT)["fraction"], 0.8, True],
-        [f"six scales, {FAST}: times as fast as {EAGER}", six["times"][EAGER], 2, True],
-        [f"six scales, {OURS}: share of the ceiling", row("end-to-end", OURS)["fraction"], 0.6, True],
-        [f"scale 6, {FAST}: times as fast as {NAIVE}", one["times"][NAIVE], 20, True],
-        [f"scale 6, {FAST}: times as fast as {MONAI}", one["times"][MONAI], 15, True],
-        [f"all full layers in one pass, {OURS}: times as fast as the {LOOP}", stages["times"][LOOP], 3, True],
+    six, one, layers = row("end-to-end", FAST), row("dense", FAST, "scale 6"), row("classifier", OURS, op="all")
+    merge = row("merge", OURS, "1575")
+    many = next(entry for entry in results["growth"] if "many objects" in entry["what"])
+    large = next(point for point in many["points"] if point["size"] == 33337)
+    memory = results["process memory"][OURS]
+    return [
+        (f"six scales, {FAST}: fraction of the measured peak", six["fraction"], 0.8, True),
+        (f"six scales, {DIRECT}: fraction of the measured peak", row("end-to-end", DIRECT)["fraction"], 0.8, True),
+        (f"six scales, {FAST}: speed-up over {EAGER}", six["speedups"][EAGER], 2, True),
+        (f"six scales, {OURS}: fraction of the measured peak", row("end-to-end", OURS)["fraction"], 0.6, True),
+        (f"scale 6, {FAST}: speed-up over {NAIVE}", one["speedups"][NAIVE], 20, True),
+        (f"scale 6, {FAST}: speed-up over {MONAI}", one["speedups"][MONAI], 15, True),
+        (f"all full layers in one pass, {OURS}: speed-up over {LOOP}", layers["speedups"][LOOP], 3, True),
         *(
-            [f"first full layer at scale {number}, {FAST}: GFLOP/s (by hand, with packed weights)",
-             row("classifier", FAST, f"scale {number}", "first")["gflops"], least, True]
-            for number, least in BY_HAND.items()
+            (f"first full layer at scale {number}, {FAST}: GFLOP/s (target: measured manually with packed weights)",
+             row("classifier", FAST, f"scale {number}", "first")["gflops"], bound, True)
+            for number, bound in FIRST_LAYER_GFLOPS.items()
         ),
-        ["merging 1,575 boxes: times as fast as the paper's loop", merge["times"][PAPER_LOOP], 100, True],
-        ["merging 1,575 boxes: times as fast as weighted box fusion", merge["times"][WBF], 1, True],
-        ["merging a crowd of 33,337: seconds (a public tree-based merger reports 0.118 on another machine)",
-         named["median"], 1, False],
-        ["merging a crowd: exponent of time", crowd["time exponent"], 1.5, False],
-        [f"a process, six scales, {OURS}: GB at its peak beyond the weights", memory[OURS] / 1e9, 1.5, False],
+        ("merging 1,575 boxes: speed-up over the paper's loop", merge["speedups"][PAPER_LOOP], 100, True),
+        ("merging 1,575 boxes: speed-up over weighted box fusion", merge["speedups"][WBF], 1, True),
+        ("merging 33,337 boxes of many objects: seconds (a public tree-based merger reports 0.118 on another machine)",
+         large["median"], 1, False),
+        ("merging boxes of many objects: exponent of time", many["time exponent"], 1.5, False),
+        (f"a process, six scales, {OURS}: peak memory beyond the weights, GB",
+         (memory["peak"] - memory["weights"]) / 1e9, 1.5, False),
     ]  # fmt: skip
+
+
+def missed(results: dict) -> list[str]:
+    """One line for every target that was missed."""
+    return [
+        f"{name}: {number(measured)}, target {'at least' if minimum else 'at most'} {bound:g}"
+        for name, measured, bound, minimum in targets(results)
+        if not _met(measured, bound, minimum)
+    ]
+
+
+def page(name: str, results: dict) -> str:
+    """Every row of a run, suite by suite, then memory and growth."""
+    packages = ", ".join(f"{package} {version}" for package, version in results["packages"].items())
+    peaks = "; ".join(
+        f"{dtype}: GEMM {p['gemm'] / 1e9:.0f} GFLOP/s, convolution {p['convolution'] / 1e9:.0f} GFLOP/s, copy "
+        f"{p['copy'] / 1e9:.1f} GB/s" for dtype, p in results["peaks"].items()
+    )  # fmt: skip
+    device = "" if results["device"] == "cpu" else f" on {results['machine']['gpu']}"
+    sections = [
+        f"# The bench suite{device}\n\n{measured_on(results)} {packages}.\n",
+        f"Peaks measured in the same run (the highest of each): {peaks}.\n\n{METHOD}",
+    ]
+    if not results["complete"]:
+        sections.append("The run was interrupted: rows are missing.\n")
+    if name == "cpu" and results["complete"]:
+        sections.append(f"## Targets\n\n{_target_table(results)}\n")
+    for suite, title in TITLES.items():
+        rows = [row for row in results["rows"] if row["suite"] == suite]
+        if rows:
+            sections.append(f"## {suite}: {title}\n\n{_rows(rows)}\n")
+    if "process memory" in results:
+        sections.append(f"## Memory of a process\n\n{memory(results)}\n")
+    if results["growth"]:
+        chart = f"![Time and memory against size]({name}-growth.svg)"
+        text = f"With {FAST}; evaluations are of the small net, in tiles of the default memory limit."
+        sections.append(f"## Growth\n\n{text}\n\n{_growth(results['growth'])}\n\n{chart}\n")
+    return "\n".join(sections)
+
+
+def memory(results: dict) -> str:
+    """The peak memory of whole processes, in a sentence."""
+    processes = results["process memory"]
+    peaks = ", ".join(f"{(p['peak'] - p['weights']) / 1e9:.2f} GB with {name}" for name, p in processes.items())
+    weights = next(iter(processes.values()))["weights"] / 1e9
+    return (
+        "A process that classifies one image three times at six scales with horizontal flips, float32 "
+        "(`python -m bench.suite.memory`, `python -m bench.suite.memory fast`), peaks above the "
+        f"{weights:.2f} GB of the weights at {peaks}, packed weights included."
+    )
+
+
+def growth_summary(results: dict) -> str:
+    """The exponents of time and memory."""
     rows = [
-        [name, number(found), f"{'at least' if least else 'at most'} {bound:g}",
-         "met" if (found >= bound if least else found <= bound) else "missed"]
-        for name, found, bound, least in lines
+        [f"{entry['what']}, by {entry['unit']}",
+         " to ".join(f"{entry['points'][end]['size']:.4g}" for end in (0, -1)),
+         *(f"{entry[key]:.2f}" if key in entry else "" for key in ("time exponent", "memory exponent"))]
+        for entry in results["growth"]
+    ]  # fmt: skip
+    return table(["growth", "sizes", "exponent of time", "exponent of memory"], rows)
+
+
+def _met(measured: float, bound: float, minimum: bool) -> bool:
+    return measured >= bound if minimum else measured <= bound
+
+
+def _target_table(results: dict) -> str:
+    rows = [
+        [name, number(measured), f"{'at least' if minimum else 'at most'} {bound:g}",
+         "met" if _met(measured, bound, minimum) else "missed"]
+        for name, measured, bound, minimum in targets(results)
     ]  # fmt: skip
     return table(["", "measured", "target", ""], rows)
 
 
-def number(value: float, digits: int = 3) -> str:
-    """With so many digits that count, and without an exponent."""
-    return f"{value:,.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
-
-
-def milliseconds(row: dict) -> str:
-    """Median with the 20th and 80th percentile; a single run has no spread."""
-    median, low, high = (number(1e3 * row[key], 4) for key in ("median", "p20", "p80"))
-    return f"{median} (one run)" if row["repeats"] == 1 else f"{median} ({low} to {high})"
-
-
-HOW_MEASURED = f"""overfeat is the library on stock torch, overfeat.fast what `import overfeat.fast` makes of it
-(-direct: without Winograd's convolutions), torch.eager and torch.compile what one writes in torch alone; the other ways
-stand in `bench/suite/baselines.py`. Every result but those that the last column speaks of was compared with that
-of the first way of its case (in the same dtype) before it was timed; {NAIVE}, nms and wbf give other results by
-design. The ways of a case were timed in turns: median, 20th and 80th percentile; what takes more than {LONG:.0f}
-seconds was timed once. GFLOP/s count the multiplications and additions of direct convolutions and products (computed),
-so that Winograd's convolutions, which do fewer, can pass the ceiling; GB/s the weights, inputs and outputs, once each
-(computed). Peaks are of memory beyond what was held before, so without the weights and what was prepared of them.
-"""
-
-
-def section(results: dict, picture: str) -> str:
-    """Every row, suite by suite; growth, with its picture's place in the project."""
-    told = "; ".join(
-        f"{name}: product {c['product'] / 1e9:.0f} GFLOP/s, convolution {c['convolution'] / 1e9:.0f} GFLOP/s, copy "
-        f"{c['copy'] / 1e9:.1f} GB/s" for name, c in results["ceilings"].items()
-    )  # fmt: skip
-    parts = [
-        f"## The bench suite{'' if results['device'] == 'cpu' else ' on ' + results['machine']['gpu']}\n\n"
-        f"{where(results)} {', '.join(f'{name} {version}' for name, version in results['packages'].items())}.\n",
-        f"Ceilings, the best of the run: {told}.\n\n{HOW_MEASURED}",
-    ]
-    if not results["complete"]:
-        parts.append("The run was interrupted: rows are missing.\n")
-    for suite, title in TITLES.items():
-        rows = [row for row in results["rows"] if row["suite"] == suite]
-        if rows:
-            parts.append(f"### {suite}: {title}\n\n{_rows(rows)}\n")
-    if "process memory" in results:
-        told = ", ".join(
-            f"{(found['peak'] - found['weights']) / 1e9:.2f} GB with {way}"
-            for way, found in results["process memory"].items()
-        )
-        weights = next(iter(results["process memory"].values()))["weights"] / 1e9
-        parts.append(
-            "A process that classifies one image three times at six scales with their mirror images, float32 "
-            "(`python -m bench.suite.memory`, `python -m bench.suite.memory fast`), peaks "
-            f"beyond the weights' {weights:.2f} GB at {told}; what is prepared of them included.\n"
-        )
-    if results["growth"]:
-        parts.append(f"### growth\n\n{_growth(results['growth'])}\n\n![Time and memory against size]({picture})\n")
-    return "\n".join(parts)
-
-
 def _rows(rows: list[dict]) -> str:
     columns = {
-        "way": lambda row: row["backend"],
+        "implementation": lambda row: row["backend"],
         "ms": milliseconds,
         "GFLOP/s": lambda row: number(row["gflops"]) if "gflops" in row else "",
-        "of the ceiling": lambda row: f"{row['fraction']:.2f}" if "fraction" in row else "",
+        "of measured peak": lambda row: f"{row['fraction']:.2f}" if "fraction" in row else "",
         "images/s": lambda row: number(row["images_per_s"]) if "images_per_s" in row else "",
         "GB/s": lambda row: number(row["gbs"]) if row.get("gbs", 0) > 0.1 else "",
         "peak, MB": lambda row: "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
-        "times as fast as": lambda row: (
-            "" if row["baseline"] else ", ".join(f"{name} {number(ratio)}" for name, ratio in row["times"].items())
+        "speed-up over": lambda row: (
+            "" if row["baseline"] else ", ".join(f"{name} {number(ratio)}" for name, ratio in row["speedups"].items())
         ),
         "": lambda row: row["remark"],
     }
@@ -156,7 +179,7 @@ def _rows(rows: list[dict]) -> str:
     return table(["op, shape, dtype", *cells], [list(line) for line in zip(titles, *cells.values(), strict=True)])
 
 
-def _growth(found: list[dict]) -> str:
+def _growth(entries: list[dict]) -> str:
     rows = [
         [
             entry["what"], entry["unit"], ", ".join(f"{point['size']:.4g}" for point in entry["points"]),
@@ -165,7 +188,6 @@ def _growth(found: list[dict]) -> str:
                       for point in entry["points"]),
             f"{entry['time exponent']:.2f}", f"{entry['memory exponent']:.2f}" if "memory exponent" in entry else "",
         ]
-        for entry in found
+        for entry in entries
     ]  # fmt: skip
-    head = ["", "grows with", "sizes", "ms", "peak, MB", "exponent of time", "exponent of memory"]
-    return f"With {FAST}; evaluations are of the small net, in tiles of the default `memory`.\n\n{table(head, rows)}"
+    return table(["", "grows with", "sizes", "ms", "peak, MB", "exponent of time", "exponent of memory"], rows)

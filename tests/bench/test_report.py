@@ -1,43 +1,59 @@
-"""BENCHMARKS.md and README.md say what bench/results say."""
+"""README, BENCHMARKS.md and the pages and charts in bench/results are those that bench/results/*.json give."""
 
 import json
 
 import pytest
 
 from bench.common import RESULTS, ROOT
-from bench.report import PAGE, README, claims, drawings, page, readme
-from bench.suite.pictures import digest, drawn_from
+from bench.report import README, claims, drawings, pages
+from bench.suite.charts import digest, embedded_digest
 from overfeat.dense.scales import six_scales
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.flops import work
 
-
-def test_the_page_is_what_the_results_give():
-    assert PAGE.read_text() == page(), "BENCHMARKS.md is stale: make report"
+RESULT_FILES = sorted(RESULTS.rglob("*.json"))
 
 
-def test_readme_says_what_the_results_give():
-    assert README.read_text() == readme(), "README.md's table is stale: make report"
-    said = " ".join(README.read_text().split())
+@pytest.fixture(scope="module")
+def texts():
+    return pages()
+
+
+def test_every_page_is_up_to_date(texts):
+    for path, text in texts.items():
+        assert path.read_text() == text, f"{path.relative_to(ROOT)} is out of date: python -m bench.report"
+    expected = {path.with_suffix(".md") for path in RESULT_FILES} | {ROOT / "BENCHMARKS.md", README}
+    assert texts.keys() == expected and {*RESULTS.rglob("*.md")} <= expected
+
+
+def test_readme_states_the_results():
+    text = " ".join(README.read_text().split())
     for claim in claims():
-        assert claim in said, f"README.md should say: {claim}"
+        assert claim in text, f"README.md must contain: {claim}"
 
 
-def test_pictures_are_drawn_from_the_results():
-    found = drawings()
-    assert found
-    for path, (_, results) in found.items():
-        assert drawn_from(path) == digest(results), f"{path.name} is stale: make report"
+def test_benchmarks_is_short_and_its_links_exist(texts):
+    for path, text in texts.items():
+        for link in (part.split(")")[0] for part in text.split("](")[1:]):
+            assert link.startswith("http") or (path.parent / link.split("#")[0]).exists(), f"{path.name}: {link}"
+    assert len(texts[ROOT / "BENCHMARKS.md"].splitlines()) <= 250
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.name)
-def test_results_say_how_they_came_about(path):
+def test_charts_are_up_to_date():
+    charts = drawings()
+    assert charts
+    for path, (_, results) in charts.items():
+        assert embedded_digest(path) == digest(results), f"{path.name} is out of date: python -m bench.report"
+
+
+@pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.name)
+def test_results_record_their_origin(path, texts):
     results = json.loads(path.read_text())
     assert results["command"] and results["machine"]["date"] and results["machine"]["commit"] != "unknown"
-    assert str(path.relative_to(ROOT)) in page()
+    assert f"[{path.relative_to(RESULTS)}]" in texts[ROOT / "BENCHMARKS.md"]
 
 
-def test_work_is_that_of_the_paper():
+def test_multiplications_are_those_of_the_paper():
     accurate, fast = ARCHITECTURES["accurate"], ARCHITECTURES["fast"]
     for architecture, millions in ((fast, 2801), (accurate, 5355)):
         window = architecture.window

@@ -1,0 +1,1 @@
+"""Markdown pages from bench/results: a page in detail per result file, and the tables of BENCHMARKS.md."""
