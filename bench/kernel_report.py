@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
 from triton.backends.compiler import GPUTarget
 
 from bench.common import write_results
-from overfeat.kernels import best_scores, box_merge, launch, offset_pool, skip_classifier
+from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier
 
 COMMAND = "python -m bench.kernel_report"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -138,7 +138,7 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
             for tile in sizes:
                 lengths = [3 * tile.block] if tile.tiled else [tile.most] * 3
                 boxes = torch.empty(3 * tile.block, 4, dtype=number, device="meta")
-                matches = box_merge.MATCHES if (tile.tiled or tile == sizes[0]) else ["normalised"]
+                matches = box_merge.MATCH_METRICS if (tile.tiled or tile == sizes[0]) else ["normalised"]
                 for match, average in zip(matches, ("pairwise", "counts", "pairwise")):  # noqa: B905
                     yield lambda b=boxes, n=lengths, m=match, a=average: box_merge.merge(b, b[:, 0], n, 0.5, m, a, 0.5)
     else:  # what multiplies nothing knows no precision
@@ -148,7 +148,7 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
             )
             yield lambda size=size: offset_pool.forward(empty(1, 1024, 35, 44), size)
         yield lambda: offset_pool.forward(torch.empty(1, 1024, 35, 44, dtype=dtype, device="meta"), 3)
-        yield lambda: best_scores.forward(empty(630, 1000), [630])
+        yield lambda: class_scores.forward(empty(630, 1000), [630])
 
 
 def compile_for(chip: Chip, kind: str) -> list[Compiled]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from overfeat.kernels.launch import MERGE_TILES, ROWS_BLOCK, ROWS_COLUMNS, ROWS_WARPS
 
-MATCHES = {"normalised": 0, "sum": 1, "centres": 2}
+MATCH_METRICS = {"normalised": 0, "sum": 1, "centres": 2}
 EXACT = {"enable_fp_fusion": False}  # no product is fused with a sum
 
 
@@ -288,9 +288,10 @@ def _lowest(best, start, end, BLOCK: tl.constexpr):
 
 
 def merge(
-    boxes: Tensor, scores: Tensor, lengths: list[int], threshold: float, match: str, average: str, overlap: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As overfeat.merging.merge_boxes, within runs of `lengths` boxes."""
+    boxes: Tensor, scores: Tensor, lengths: list[int], *,
+    match_threshold: float, match_metric: str, box_average: str, min_iou: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See ops.merge_boxes, within runs of `lengths` boxes."""
     device, total = boxes.device, len(boxes)
     corners, sums, largest = boxes.t().contiguous(), scores.clone(), scores.clone()
     counts = torch.ones(total, dtype=torch.int64, device=device)
@@ -300,14 +301,14 @@ def merge(
         table = each.cumsum(0)
         groups = torch.stack([table - each, table], dim=1)
         ends = table.repeat_interleave(each).to(device)
-        limits = torch.tensor([threshold, overlap], dtype=boxes.dtype, device=device)
+        limits = torch.tensor([match_threshold, min_iou], dtype=boxes.dtype, device=device)
         best, partner = torch.empty_like(sums), torch.empty(total, dtype=torch.int32, device=device)
-        rule = {"MATCH": MATCHES[match], **EXACT}
+        rule = {"MATCH": MATCH_METRICS[match_metric], **EXACT}
         best_partner_kernel[(triton.cdiv(total, ROWS_BLOCK),)](
             corners, ends, limits, best, partner, total,
             BLOCK=ROWS_BLOCK, COLUMNS=ROWS_COLUMNS, num_warps=ROWS_WARPS, **rule,
         )  # fmt: skip
-        rule["WEIGHTED"] = average == "counts"
+        rule["WEIGHTED"] = box_average == "counts"
         smaller = 1
         for tile in MERGE_TILES[boxes.dtype]:
             chosen = groups[[smaller < length <= tile.most for length in lengths]].to(device)

@@ -11,10 +11,10 @@ import op_checks
 import pytest
 import torch
 
-from overfeat import ops
 from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.models.architecture import ARCHITECTURES, Architecture
 from overfeat.models.overfeat import OverFeat
+from overfeat.ops import registry
 from overfeat.ops.backends import eager
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,16 +22,17 @@ KERNELS = INTERPRETED or torch.cuda.is_available()
 if KERNELS:
     import overfeat.fast  # noqa: F401
 
-# Files that see the backends of overfeat.fast, whoever imported it; the others test stock torch, bit for bit.
+# Files that see the backends of overfeat.fast, whoever imported it; the others test eager PyTorch, bit for bit.
 FAST = {"test_fast", "test_prepacked", "test_kernels"}
 FAST |= {"test_ops", "test_ops_in_torch", "test_merge_boxes"} if KERNELS else set()
 
 
 @pytest.fixture(autouse=True)
-def stock_alone(request, monkeypatch):
-    """Hides the backends that overfeat.fast adds from all files but those in FAST."""
+def eager_alone(request, monkeypatch):
+    """Hides the backends that overfeat.fast registers from all files but those in FAST."""
     if request.path.stem not in FAST:
-        monkeypatch.setattr(ops, "_backends", {"torch": ops._backends["torch"]})
+        known = {name: registry._backends[name] for name in ("reference", "torch")}
+        monkeypatch.setattr(registry, "_backends", known)
 
 
 @pytest.fixture(autouse=True)
@@ -81,28 +82,28 @@ def thin(architecture: Architecture) -> Architecture:
     return replace(architecture, name=f"thin {architecture.name}", convs=convs, hidden=(16, 12))
 
 
-@pytest.fixture(params=["few places", "many places"])
-def places(request, monkeypatch):
-    """Both of the stock backend's ways through the classifier on a CPU, at any size of the maps."""
-    if request.param == "few places" and INTERPRETED:
-        pytest.skip("the kernels know no such difference")
-    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 10**9 if request.param == "few places" else 0)
+@pytest.fixture(params=["gathered", "convolved"])
+def eager_path(request, monkeypatch):
+    """Both paths of the eager skip classifier on a CPU, at any size of the maps."""
+    if request.param == "gathered" and INTERPRETED:
+        pytest.skip("the kernels have one path")
+    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 10**9 if request.param == "gathered" else 0)
 
 
-# PackedWeight weights do not have all ops; and where Triton is interpreted, another run has tested stock torch.
-NOT_HERE = {"packed", "torch"} if INTERPRETED else {"packed"}
+# The packed backend does not have all ops; where Triton is interpreted, another run has tested eager PyTorch.
+NOT_HERE = {"reference", "packed"} | ({"torch"} if INTERPRETED else set())
 
 
-@pytest.fixture(params=sorted(set(ops._backends) - NOT_HERE))
+@pytest.fixture(params=sorted(set(registry._backends) - NOT_HERE))
 def implementation(request, device, monkeypatch):
-    """Every backend that has all ops runs the tests, where it takes what they give it."""
+    """The test runs on every backend that has all ops and supports the device."""
     if request.param == "triton":
         monkeypatch.setattr(op_checks, "DTYPE", torch.float32)
-    takes = ops._takes[request.param]
-    probe = torch.zeros(1, 1, 4, 4, device=device, dtype=op_checks.DTYPE)
-    if not all(takes(op, probe, 2) for op in ops._backends[request.param]):
-        pytest.skip(f"backend {request.param} does not run on {device}")
-    with ops.backend(request.param):
+    backend = registry._backends[request.param]
+    refusals = [backend.supports(op, device, op_checks.DTYPE) for op in backend.functions]
+    if any(refusals):
+        pytest.skip(f"backend {request.param}: {next(filter(None, refusals))}")
+    with registry.backend(request.param):
         yield request.param
 
 

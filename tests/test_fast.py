@@ -16,7 +16,8 @@ from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.cli.main import main
 from overfeat.models import checkpoint
-from overfeat.ops.backends import prepacked
+from overfeat.ops import registry
+from overfeat.ops.backends import prepacked, triton, winograd
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -31,9 +32,9 @@ def switched(request):
         return
     if not INTERPRETED:
         pytest.skip("prepared weights are what is fastest here, or do not run here")
-    kept = ops._backends.pop("triton")
+    kept = registry._backends.pop("triton")
     yield
-    ops._backends["triton"] = kept
+    registry._backends["triton"] = kept
 
 
 def both(run):
@@ -50,7 +51,7 @@ def image():
 
 
 def test_the_backends_are_there():
-    assert list(ops._backends)[:3] == ["torch", "packed", "triton"]
+    assert list(registry._backends)[:4] == ["reference", "torch", "packed", "triton"]
     names = {name for name in fast.__all__ if name not in ("Status", "status")}
     assert names == set(overfeat.__all__)
     assert all(getattr(fast, name) is getattr(overfeat, name) for name in names)
@@ -58,9 +59,7 @@ def test_the_backends_are_there():
 
 @pytest.mark.parametrize("name", ["small", "thin accurate", "thin fast"])
 def test_classification(switched, make_net, image, name, monkeypatch):
-    monkeypatch.setattr(
-        prepacked, "MAX_COST_RATIO", float("inf")
-    )  # the transformed form even for maps as small as these
+    monkeypatch.setattr(winograd, "MAX_COST_RATIO", float("inf"))  # even for maps as small as these
     net = make_net(name).to(DEVICE)
     side = net.architecture.window
     scales = [(side, side + 13), (side + 20, side + 30)]
@@ -127,25 +126,25 @@ def test_training_from_the_command_line(tmp_path):
 
 def test_status_here():
     rows = fast.status()
-    assert {row.op for row in rows} == {*fast.TRITON, *fast.PACKED}
+    assert {row.op for row in rows} == {*triton.BACKEND.functions, *prepacked.BACKEND.functions}
     on_cpu = {(row.op, row.dtype): row for row in rows if row.device == "cpu"}
     pool = on_cpu["offset_max_pool", torch.float32]
     first = on_cpu["skip_classifier_flat", torch.float32]
     if INTERPRETED:
-        assert (pool.backend, first.backend) == ("triton", "triton") and "interpreted" in pool.why
+        assert (pool.backend, first.backend) == ("triton", "triton") and "interpreted" in pool.reason
     else:
-        assert pool.backend == "torch" and "Triton" in pool.why
-        assert first.backend == "packed" or "oneDNN" in first.why
+        assert pool.backend == "torch" and "Triton" in pool.reason
+        assert first.backend == "packed" or "oneDNN" in first.reason
     wide = on_cpu["skip_classifier_flat", torch.float64]
-    assert wide.backend == "torch" and "float64" in wide.why
+    assert wide.backend == "torch" and "float64" in wide.reason
     assert len(str(rows).splitlines()) == len(rows) + 1
     with fast.backend("torch"):
-        assert all(row.backend == "torch" and "in force" in row.why for row in fast.status())
+        assert all(row.backend == "torch" and "in force" in row.reason for row in fast.status())
     with fast.backend("reference"):
         assert all(row.backend == "reference" for row in fast.status())
     with fast.backend("triton"):
         rows = [row for row in fast.status() if row.op == "convolution"]
-        assert all(row.backend in ("torch", "packed") and "does not have it" in row.why for row in rows)
+        assert all(row.backend in ("torch", "packed") and "does not have it" in row.reason for row in rows)
         assert all(row.backend == "none" for row in fast.status() if row.op == "merge_boxes") != KERNELS
 
 
@@ -193,15 +192,19 @@ def test_import_probes_nothing():
 @pytest.mark.skipif(not KERNELS, reason="the kernels run on a GPU or under Triton's interpreter")
 def test_the_kernels_run_by_default(monkeypatch):
     ran = []
-    for op, kernel in fast.TRITON.items():
-        monkeypatch.setitem(ops._backends["triton"], op, lambda *a, op=op, kernel=kernel: ran.append(op) or kernel(*a))
+
+    def spied(op, kernel):
+        return lambda *arguments, **options: ran.append(op) or kernel(*arguments, **options)
+
+    for op, kernel in triton.BACKEND.functions.items():
+        monkeypatch.setitem(triton.BACKEND.functions, op, spied(op, kernel))
     maps = numbers((1, 3, 8, 9), DEVICE, dtype=torch.float32).requires_grad_()
     weight = numbers((4, 3, 2, 2), DEVICE, dtype=torch.float32)
     ops.offset_max_pool(maps, 2).sum().backward()
     ops.skip_classifier(maps, weight, None, 3).sum().backward()
-    ops.best_scores(maps.detach().flatten(0, 2), [24])
+    ops.class_scores(maps.detach().flatten(0, 2), [24])
     ops.merge_boxes(torch.rand(3, 4, device=DEVICE).cumsum(1), torch.ones(3, device=DEVICE))
-    assert set(ran) == set(fast.TRITON)
+    assert set(ran) == set(triton.BACKEND.functions)
 
 
 def test_not_for_empty_maps_or_odd_types():

@@ -91,7 +91,7 @@ def guess(raw: Candidates, image: Tensor, rule: str, threshold: float) -> Guess:
     match, _, more = rule.split(": ")[1].partition(", ")
     raw = _strong(raw, float(more.removeprefix("share ")) if more.startswith("share ") else SHARE)
     if match == "NMS":
-        kept = nms(raw.boxes, raw.scores, raw.labels, threshold)
+        kept = nms(raw.boxes, raw.scores, raw.labels, iou_threshold=threshold)
         return _first(raw.labels[kept], raw.boxes[kept])
     found = merge(raw, tuple(image.shape[1:]), threshold, match, "counts" if more == "counts" else "pairwise")
     return _first(found.labels, found.boxes)

@@ -99,7 +99,7 @@ def proposed(name: str, image: Tensor, crops: str) -> Detections:
 
 
 def suppressed(every: Detections, threshold: float) -> Detections:
-    return every[nms(every.boxes, every.scores, every.labels, threshold)]
+    return every[nms(every.boxes, every.scores, every.labels, iou_threshold=threshold)]
 
 
 def classified(found: Detections, image: Tensor, square: str, top: int) -> Found:

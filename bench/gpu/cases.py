@@ -21,7 +21,7 @@ from overfeat import (
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops import reference
-from overfeat.ops.layout import result_shapes
+from overfeat.ops.layout import output_shapes
 
 GUARD = 256  # elements of NaN on both sides of an input: a read past its ends shows
 SAMPLES = 16  # outputs and channels whose gradients are compared; all places and taps enter into each
@@ -134,7 +134,7 @@ class Layer:
 
     @property
     def places(self) -> int:
-        return sum(n * h * w for n, h, w in result_shapes(self.maps, self.kernel, self.pool))
+        return sum(n * h * w for n, h, w in output_shapes(self.maps, self.kernel, self.pool))
 
     @property
     def flop(self) -> int:
@@ -265,8 +265,7 @@ def compiled(function: Callable, dry: bool, **options: object) -> Callable:
 
 def has_kernels(kind: Kind, device: torch.device) -> bool:
     """Whether overfeat.fast runs Triton kernels there."""
-    probe = torch.empty(1, 1, 4, 4, dtype=kind.dtype, device=device)
-    return ops.chosen("skip_classifier_flat", probe, 2) == "triton"
+    return ops.select_backend("skip_classifier_flat", device, kind.dtype).name == "triton"
 
 
 def untrained(

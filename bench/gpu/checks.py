@@ -28,7 +28,7 @@ from bench.gpu.run import FAST, Run
 from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.ops import reference
-from overfeat.ops.boxes import MATCHES
+from overfeat.ops.boxes import MATCH_METRICS
 
 POOL, LAYER, SCORES, MERGING = "offset pooling", "first full layer", "best scores", "merging"
 WIDE = 24 << 30  # bytes that must be free for the map that spans 2^31 elements
@@ -36,7 +36,7 @@ WIDE = 24 << 30  # bytes that must be free for the map that spans 2^31 elements
 
 def short(run: Run) -> None:
     """Every op, dtype and way to launch, at small sizes."""
-    for dtype, match in itertools.product((torch.float32, torch.float64), MATCHES):
+    for dtype, match in itertools.product((torch.float32, torch.float64), MATCH_METRICS):
         name = str(dtype).removeprefix("torch.")
         run.check(f"merging, {match}, {name}", MERGING, FAST, name, lambda d=dtype, m=match: merging(run, d, m))
     for kind in sizes(run).kinds:
@@ -147,8 +147,8 @@ def scores(run: Run, kind: Kind) -> None:
     logits[:, classes:] = torch.nan
     logits = logits[:, :classes]
     with poisoned():
-        got = ops.best_scores(logits, counts)
-    # In float64, which reference.best_scores would turn to float32.
+        got = ops.class_scores(logits, counts)
+    # In float64, which reference.class_scores would turn to float32.
     want = torch.stack([part.softmax(dim=1).amax(dim=0) for part in logits.double().split(counts)])
     assert_matches(got, want, torch.float32)
 
@@ -163,8 +163,8 @@ def merging(run: Run, dtype: torch.dtype, match: str) -> None:
     scores = torch.rand(len(groups), generator=generator, dtype=dtype)
     given = [t.to(run.device) for t in (torch.cat([corner, corner + side], dim=1).to(dtype), scores, groups)]
     threshold = {"normalised": 1.1, "sum": 50.0, "centres": 0.3}[match]
-    for average in ops.AVERAGES:
-        options = {"threshold": threshold, "match": match, "average": average, "overlap": 0.1}
+    for average in ops.BOX_AVERAGES:
+        options = {"match_threshold": threshold, "match_metric": match, "box_average": average, "min_iou": 0.1}
         with poisoned():
             got = ops.merge_boxes(*given, **options)
         with ops.backend("reference"):

@@ -195,7 +195,7 @@ def classification(run: Run) -> None:
         def plain(logits: Tensor = logits, runs: Sequence[int] = runs) -> Tensor:
             return torch.stack([part.amax(dim=0) for part in logits.softmax(dim=1, dtype=torch.float32).split(runs)])
 
-        for name, function in ((STOCK, plain), (FAST, lambda x=logits, r=runs: ops.best_scores(x, r))):
+        for name, function in ((STOCK, plain), (FAST, lambda x=logits, r=runs: ops.class_scores(x, r))):
             run.row("classification", SCORES, str(list(logits.shape)), main(run).name, name, function, moved=moved,
                     images=images)  # fmt: skip
 
@@ -260,7 +260,7 @@ def timed(run: Run, section: str, layer: Layer, shape: str, name: str, way, *, b
         step = _raising(error)
     runs = None
     if name.startswith(FAST) and layer.pool > 1:  # at one place a map the op is a linear layer
-        runs = ops.chosen("skip_classifier_flat", layer.maps[0], layer.pool)
+        runs = ops.select_backend("skip_classifier_flat", layer.maps[0].device, layer.maps[0].dtype).name
     return run.row(section, LAYER, shape, kind, name, step, correct=correct, flop=passes * layer.flop,
                    moved=(1 + backward) * layer.moved, runs=runs,
                    **{"pass": "forward and backward" if backward else "forward"}, **more)  # fmt: skip

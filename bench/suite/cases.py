@@ -34,7 +34,7 @@ from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.flops import work
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import backend, merge_boxes
-from overfeat.ops.backends import prepacked
+from overfeat.ops.backends.winograd import without_winograd
 
 OURS, FAST, DIRECT = "overfeat", "overfeat.fast", "overfeat.fast-direct"  # -direct: without Winograd convolutions
 EAGER, COMPILED = "torch.eager", "torch.compile"
@@ -66,8 +66,7 @@ class Machine:
     @cached_property
     def fast(self) -> bool:
         """Whether overfeat.fast has a backend for this device; if not, that is recorded."""
-        probe = torch.zeros(1, 8, 30, 30, device=self.device)
-        available = ops.chosen("skip_classifier_flat", probe, 3) != "torch"
+        available = ops.select_backend("skip_classifier_flat", self.device, torch.float32).name != "torch"
         if not available:
             self.run.skip(FAST, "no backend for this device; see `overfeat.fast.status()`")
         return available
@@ -344,7 +343,7 @@ def end_to_end(machine: Machine) -> Iterator[Case]:
             )
             implementations |= machine.windows(by)
             if machine.fast and machine.device.type == "cpu":
-                implementations[DIRECT] = Implementation(torch.no_grad()(_within(prepacked.direct, ours)))
+                implementations[DIRECT] = Implementation(torch.no_grad()(_within(without_winograd, ours)))
         yield Case(
             "end-to-end", "accurate net, six scales", f"{_size(IMAGE)}, {positions} windows", EAGER, implementations,
             partial(call, _create_inputs), dtype,

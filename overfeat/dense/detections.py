@@ -1,6 +1,7 @@
 """Merged boxes of an image."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,10 +45,11 @@ def merge(
     """Merge the boxes of each class (section 4.3, d-g), clip them to the image's (height, width), sort by score."""
     if not raw.boxes.isfinite().all():
         raise InputError("the net gives NaN or infinite boxes; its weights are broken")
-    merged = regions.run("merge", merge_boxes, raw.boxes, raw.scores, raw.labels, threshold, match, average)
+    run = partial(merge_boxes, match_threshold=threshold, match_metric=match, box_average=average)
+    merged = regions.run("merge", run, raw.boxes, raw.scores, raw.labels)
     order = merged.scores.argsort(descending=True, stable=True)
     boxes = clipped(merged.boxes, size)
-    return Detections(boxes, merged.groups, merged.scores, merged.counts, merged.scores, merged.best)[order]
+    return Detections(boxes, merged.groups, merged.scores, merged.counts, merged.scores, merged.max_score)[order]
 
 
 def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:

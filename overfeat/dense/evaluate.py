@@ -101,7 +101,7 @@ def best_scores(net: OverFeat, images: Tensor, found: Sequence[Grid], stride: St
     best = torch.zeros(len(found), len(images), net.num_classes, dtype=torch.float32, device=net.device)
     for parts, logits, shapes, _ in evaluate_tiles(net, images, found, stride, memory):
         counts = [height * width for n, height, width in shapes for _ in range(n)]
-        scores = regions.run("scores", ops.best_scores, logits, counts).split([n for n, _, _ in shapes])
+        scores = regions.run("scores", ops.class_scores, logits, counts).split([n for n, _, _ in shapes])
         for part, of_images in zip(parts, scores, strict=True):
             so_far = best[part.grid, part.batch]
             torch.maximum(so_far, of_images, out=so_far)

@@ -75,12 +75,12 @@ def combine(
     """Objects from the boxes of all places of these grids, best first; the arguments of `detect`."""
     threshold = THRESHOLDS[merging] if threshold is None else threshold
     if merging == "nms":
-        kept = raw[nms(raw.boxes, raw.scores, raw.labels, threshold)]
+        kept = raw[nms(raw.boxes, raw.scores, raw.labels, iou_threshold=threshold)]
         boxes, counts = clipped(kept.boxes, found[0].image), torch.ones_like(kept.labels)
         return Detections(boxes, kept.labels, kept.scores, counts, kept.scores, kept.scores)
     merged = merge(raw, found[0].image, threshold, match, average)
     scores = normalize_scores(merged.sums, merged.boxes, found)
-    return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, overlap)]
+    return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, iou_threshold=overlap)]
 
 
 def normalize_scores(sums: Tensor, boxes: Tensor, found: Sequence[Grid]) -> Tensor:

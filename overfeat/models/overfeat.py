@@ -267,7 +267,7 @@ def first_fc(
     elif stride != "fine":
         raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
     rows = ops.skip_classifier_flat(maps, layer.weight, layer.bias, size, relu=relu)
-    return rows, layout.result_shapes(maps, layer.kernel_size[0], size)
+    return rows, layout.output_shapes(maps, layer.kernel_size[0], size)
 
 
 def _check_classes(count: int) -> None:

@@ -119,7 +119,7 @@ def class_agnostic(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict
 def _of_anything(found: Detections) -> Detections:
     if len(found.labels.unique()) < 2:
         return found
-    return found[nms(found.boxes, found.scores, None, OVERLAP)]
+    return found[nms(found.boxes, found.scores, iou_threshold=OVERLAP)]
 
 
 def at_5(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict[str, float]:

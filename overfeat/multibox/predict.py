@@ -63,7 +63,7 @@ def propose(model: MultiBox, image: Tensor, crops: str = "both", threshold: floa
     held = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     boxes, scores, labels = boxes[held], scores[held], labels[held]
     found = Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores)
-    return found[nms(boxes, scores, labels, threshold)]
+    return found[nms(boxes, scores, labels, iou_threshold=threshold)]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How results lie in memory: maps as flat features, flat features as maps, memory formats."""
+"""Shapes and memory formats: maps as flat features, flat features as maps."""
 
 from collections.abc import Sequence
 
@@ -6,34 +6,43 @@ import torch
 from torch import Tensor
 
 
-def result_shapes(maps: Sequence[Tensor], kernel: int, size: int) -> list[tuple[int, int, int]]:
-    """(N, rows, columns) of the result of each map."""
+def output_shapes(maps: Sequence[Tensor], kernel: int, size: int) -> list[tuple[int, int, int]]:
+    """(N, height, width) of the skip classifier's output for each of the maps."""
     reach = kernel * size - 1
     return [(m.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
 
 
-def as_rows(maps: Tensor, whole: bool = False) -> Tensor:
-    """[N, C, H, W] as one row a place, [N*H*W, C]; or, `whole`, one a map, [N, H*W*C]."""
-    last = maps.permute(0, 2, 3, 1)
-    return last.reshape(maps.shape[0], -1) if whole else last.reshape(-1, maps.shape[1])
+def flatten_positions(maps: Tensor) -> Tensor:
+    """Maps [N, C, H, W] as flat features [N*H*W, C]."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
-def concat(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def flatten_maps(maps: Tensor) -> Tensor:
+    """Maps [N, C, H, W] as one vector each, channels last: [N, H*W*C]."""
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1)
 
 
-def as_maps(rows: Tensor, maps: Sequence[Tensor], kernel: int, size: int) -> list[Tensor]:
-    """The rows as a map for each of `maps`, in its memory format; channels-last ones share memory."""
-    results, start = [], 0
-    for m, (n, height, width) in zip(maps, result_shapes(maps, kernel, size), strict=True):
-        count = n * height * width
-        part = rows[start : start + count].view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
-        results.append(part.contiguous(memory_format=format_of(m)))
-        start += count
+def concat(chunks: Sequence[Tensor]) -> Tensor:
+    """torch.cat that does not copy a single tensor."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
+
+
+def unflatten_positions(flat: Tensor, maps: Sequence[Tensor], kernel: int, size: int) -> list[Tensor]:
+    """Flat outputs [positions, O] as one map for each of `maps`, in its memory format; a view if channels-last."""
+    shapes = output_shapes(maps, kernel, size)
+    results = []
+    for m, chunk, (n, height, width) in zip(maps, flat.split([n * h * w for n, h, w in shapes]), shapes, strict=True):
+        result = chunk.view(n, height, width, flat.shape[1]).permute(0, 3, 1, 2)
+        results.append(result.contiguous(memory_format=memory_format_of(m)))
     return results
 
 
-def format_of(maps: Tensor) -> torch.memory_format:
-    """Channels-last maps give channels-last results; all else comes out contiguous."""
-    last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def memory_format_of(maps: Tensor) -> torch.memory_format:
+    """The memory format of results for these maps: channels-last if they are, else contiguous."""
+    channels_last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def empty_in_format(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor of a shape, with the dtype, device and memory format of `like`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))

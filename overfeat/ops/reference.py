@@ -1,4 +1,4 @@
-"""Every op the way the paper says it, slow and obvious: the truth that the tests hold others to.
+"""Every op as the paper describes it, slow and obvious: the reference that all backends are tested against.
 
 Plain torch throughout, so that autograd gives the reference gradients as well.
 """
@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from overfeat.ops.backends import eager
 from overfeat.ops.boxes import match_score
+from overfeat.ops.layout import flatten_positions
+from overfeat.ops.registry import Backend
 
 
 def offset_max_pool(maps: Tensor, size: int) -> Tensor:
@@ -47,37 +50,56 @@ def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int
     return output
 
 
-def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
-    """Softmax at every place, then for each class the maximum over the places of a run (section 3.3, i)."""
-    return torch.stack([part.softmax(dim=1).max(dim=0).values for part in scores.float().split(list(counts))])
+def skip_classifier_flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
+    """`skip_classifier` on each of the maps, as flat features [positions, O]."""
+    return torch.cat([flatten_positions(skip_classifier(m, weight, bias, size, relu)) for m in maps])
+
+
+def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
+    """Softmax at every position, then each class's maximum over the positions of a segment (section 3.3, i)."""
+    segments = logits.float().split(list(counts))
+    return torch.stack([s.softmax(dim=1).amax(dim=0) for s in segments]) if segments else logits.float()[:0]
 
 
 def merge_boxes(
-    boxes: Tensor, scores: Tensor, lengths: Sequence[int], threshold: float, match: str, average: str, overlap: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The steps (d)-(g) of section 4.3 for each run of `lengths` boxes; O(n^3) for each.
+    boxes: Tensor, scores: Tensor, lengths: Sequence[int], *,
+    match_threshold: float, match_metric: str, box_average: str, min_iou: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Steps (d)-(g) of section 4.3 for each run of `lengths` boxes; O(n^3) for each.
 
-    Gives boxes, sums, largest scores, counts (0 for a box that went into another), and for every
-    box the number of the one that it went into, or -1.
+    Returns:
+        boxes [T, 4], summed scores [T], maximum scores [T], counts int64 [T] (0 for a box that was merged into
+        another), and int64 [T], the index of the box that it was merged into, or -1.
     """
-    boxes, sums, largest = boxes.clone(), scores.clone(), scores.clone()
+    boxes, sums, max_score = boxes.clone(), scores.clone(), scores.clone()
     counts = torch.ones(len(boxes), dtype=torch.int64, device=boxes.device)
-    into = torch.full_like(counts, -1)
+    merged_into = torch.full_like(counts, -1)
+    limit = torch.tensor(match_threshold, dtype=boxes.dtype)
     for left in torch.arange(len(boxes), device=boxes.device).split(list(lengths)):
         while len(left) > 1:
-            pairs = match_score(boxes[left], boxes[left], match, overlap)
+            pairs = match_score(boxes[left], boxes[left], match_metric=match_metric, min_iou=min_iou)
             pairs = pairs.masked_fill(torch.ones_like(pairs, dtype=torch.bool).tril(), torch.inf)
-            at = int(pairs.argmin())  # the first of the smallest: by i, then by j
-            if not pairs.view(-1)[at] <= torch.tensor(threshold, dtype=boxes.dtype) or pairs.view(-1)[at] == torch.inf:
+            first = int(pairs.argmin())  # of the smallest: by i, then by j
+            if not pairs.view(-1)[first] <= limit or pairs.view(-1)[first] == torch.inf:
                 break
-            i, j = left[at // len(left)], left[at % len(left)]
-            first, second = (counts[i], counts[j]) if average == "counts" else (1, 1)
-            mean = (boxes[i] * first + boxes[j] * second) / (first + second)
-            boxes[i] = mean.clamp(boxes[i].minimum(boxes[j]), boxes[i].maximum(boxes[j]))  # rounding may leave them
+            i, j = left[first // len(left)], left[first % len(left)]
+            weight_i, weight_j = (counts[i], counts[j]) if box_average == "counts" else (1, 1)
+            mean = (boxes[i] * weight_i + boxes[j] * weight_j) / (weight_i + weight_j)
+            boxes[i] = mean.clamp(boxes[i].minimum(boxes[j]), boxes[i].maximum(boxes[j]))  # rounding may exceed them
             sums[i] += sums[j]
-            largest[i] = torch.maximum(largest[i], largest[j])
+            max_score[i] = torch.maximum(max_score[i], max_score[j])
             counts[i] += counts[j]
             counts[j] = 0
-            into[j] = i
+            merged_into[j] = i
             left = left[left != j]
-    return boxes, sums, largest, counts, into
+    return boxes, sums, max_score, counts, merged_into
+
+
+# What has no slow twin (gradients in compiled code, convolutions) runs in eager PyTorch.
+BACKEND = Backend("reference", {
+    **eager.FUNCTIONS,
+    "offset_max_pool": offset_max_pool,
+    "skip_classifier_flat": skip_classifier_flat,
+    "class_scores": class_scores,
+    "merge_boxes": merge_boxes,
+})  # fmt: skip

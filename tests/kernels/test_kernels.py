@@ -14,7 +14,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no GPU; `make test` runs these with TRITON_INTERPRET=1 as well", allow_module_level=True)
 
-from overfeat.kernels import best_scores, box_merge, launch, offset_pool, skip_classifier  # noqa: E402
+from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier  # noqa: E402
 from overfeat.kernels.launch import MergeTile, Tile  # noqa: E402
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -188,20 +188,20 @@ def test_one_pooling_pass_for_a_list():
 
 
 @pytest.mark.parametrize("classes", [1, 10, 1000])
-def test_best_scores(dtype, classes):
+def test_class_scores(dtype, classes):
     counts = [1, 40, 16, 3]
     scores = made((60, classes + 3), dtype)[:, :classes] * 5
-    got = best_scores.forward(scores, counts)
+    got = class_scores.forward(scores, counts)
     assert got.dtype == torch.float32
-    assert_matches(got, reference.best_scores(scores, counts), torch.float32)
+    assert_matches(got, reference.class_scores(scores, counts), torch.float32)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_best_scores_that_are_not_finite(value):
+def test_class_scores_that_are_not_finite(value):
     scores = made((20, 7))
     scores[3, 2] = value
     scores[18] = value
-    assert_matches(best_scores.forward(scores, [10, 5, 5]), reference.best_scores(scores, [10, 5, 5]), torch.float32)
+    assert_matches(class_scores.forward(scores, [10, 5, 5]), reference.class_scores(scores, [10, 5, 5]), torch.float32)
 
 
 # Launching
@@ -319,8 +319,8 @@ def test_merging_in_every_variant(monkeypatch, tiles, dtype):
     side = (numbers((sum(lengths), 2), DEVICE, 1, torch.float32).abs() * 6).round().to(dtype)
     boxes, scores = torch.cat([corner, corner + side], dim=1), torch.rand(sum(lengths), dtype=dtype, device=DEVICE)
     for match, threshold, average in (("normalised", 1.4, "pairwise"), ("sum", 12, "counts"), ("centres", 2, "counts")):
-        rule = (lengths, threshold, match, average, 0.05)
-        got, want = box_merge.merge(boxes, scores, *rule), reference.merge_boxes(boxes, scores, *rule)
+        rule = {"match_threshold": threshold, "match_metric": match, "box_average": average, "min_iou": 0.05}
+        got, want = (f(boxes, scores, lengths, **rule) for f in (box_merge.merge, reference.merge_boxes))
         assert torch.equal(got[3], want[3]) and torch.equal(got[4], want[4])
         left = want[3] > 0
         assert all(torch.equal(a[left], b[left]) for a, b in zip(got[:3], want[:3], strict=True))

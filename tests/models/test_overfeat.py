@@ -252,7 +252,7 @@ def test_maps_that_are_too_small_are_refused(make_net, stride):
     for shape in ((1, 128, 5, 9), (1, 128, 2, 9)):
         with pytest.raises(ValueError, match="smaller than"):
             net.classifier(torch.zeros(shape), stride)
-    with pytest.raises(ValueError, match="maps have 64 channels, the weight takes 128"):
+    with pytest.raises(ValueError, match="maps have 64 channels, the weight has 128"):
         net.classifier(torch.zeros(1, 64, 9, 9), stride)
 
 

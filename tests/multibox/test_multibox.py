@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused(classifier):
         detect_multibox(fixed([[0.1, 0.1, 0.5, 0.5]], [0.0], ["cat", "dog"]), classifier, IMAGE)
     with pytest.raises(ValueError, match="one image at a time"):
         propose(model, IMAGE[None].repeat(2, 1, 1, 1))
-    with pytest.raises(InputError, match="square is one of"):
+    with pytest.raises(InputError, match="square must be one of"):
         detect_multibox(model, classifier, IMAGE, square="round")
     with pytest.raises(ValueError, match="one image at a time"):
         classify_boxes(classifier, IMAGE[None].repeat(2, 1, 1, 1), torch.rand(1, 4))

@@ -1,12 +1,15 @@
 """What the ops refuse, and which backend runs them."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from op_checks import numbers, parameters
 
 from bench.tolerance import assert_matches
 from overfeat import ops
-from overfeat.ops import reference
+from overfeat.ops import Backend, reference, registry
 from overfeat.ops.backends import eager
 
 # Errors
@@ -39,10 +42,10 @@ WEIGHT = zeros(4, 3, 2, 2)
         ((zeros(3, 7, 7), WEIGHT, None, 2), r"maps must be \[N, C, H, W\]; these have shape \(3, 7, 7\)"),
         ((zeros(1, 3, 7, 7), WEIGHT, None, 0), "size must be at least 1, not 0"),
         ((zeros(1, 3, 5, 7), WEIGHT, None, 3), "maps of 5x7 are smaller than the 6x6"),
-        ((zeros(1, 2, 7, 7), WEIGHT, None, 3), "maps have 2 channels, the weight takes 3"),
+        ((zeros(1, 2, 7, 7), WEIGHT, None, 3), "maps have 2 channels, the weight has 3 input channels"),
         ((zeros(1, 3, 7, 7), zeros(4, 3), None, 3), r"weight must be \[O, C, k, k\]; it has shape \(4, 3\)"),
         ((zeros(1, 3, 7, 7), zeros(4, 3, 2, 3), None, 3), r"weight must be .* shape \(4, 3, 2, 3\)"),
-        ((zeros(1, 3, 7, 7), WEIGHT, zeros(3), 3), r"bias must be \[4\], as the weight; it is \[3\]"),
+        ((zeros(1, 3, 7, 7), WEIGHT, zeros(3), 3), r"bias must be \[4\] to fit the weight; it is \[3\]"),
         ((zeros(1, 3, 7, 7), WEIGHT, zeros(4, 1), 3), r"bias must be \[4\].* it is \[4, 1\]"),
         (
             (zeros(1, 3, 7, 7).half(), WEIGHT, None, 3),
@@ -70,21 +73,21 @@ def test_classifier_refuses(arguments, words, backend):
 
 
 def test_backend_is_chosen_and_restored():
-    assert ops._forced is None
+    assert ops.active_override() is None
     with ops.backend("reference"):
-        assert ops._forced == "reference"
+        assert ops.active_override() == "reference"
         with ops.backend("torch"):
-            assert ops._forced == "torch"
-        assert ops._forced == "reference"
+            assert ops.active_override() == "torch"
+        assert ops.active_override() == "reference"
     with pytest.raises(KeyError), ops.backend("reference"):
         raise KeyError
-    assert ops._forced is None
+    assert ops.active_override() is None
     with (
         pytest.raises(ValueError, match="no backend 'cudnn'; there are reference, torch"),
         ops.backend("cudnn"),
     ):
         pass
-    assert ops._forced is None
+    assert ops.active_override() is None
 
 
 def test_the_reference_backend_runs_the_reference(monkeypatch):
@@ -115,6 +118,60 @@ def test_gradients_inside_the_block(name):
     assert_matches(torch.autograd.grad(result.sum(), maps), want, torch.float64)
 
 
+def test_threads_have_their_own_blocks(doubling):
+    """Two threads inside different blocks at the same time, through forward and backward passes."""
+    inside = threading.Barrier(2, timeout=60)
+
+    def run(name):
+        maps = numbers((1, 3, 7, 8)).requires_grad_()
+        with ops.backend(name):
+            inside.wait()
+            pooled = ops.offset_max_pool(maps, 2)
+            inside.wait()
+            (gradient,) = torch.autograd.grad(pooled.sum(), maps)
+            inside.wait()
+            return ops.active_override(), pooled.detach(), gradient
+
+    with ThreadPoolExecutor(2) as pool, ops.backend("reference"):
+        eager_run, doubling_run = pool.map(run, ["torch", "doubling"])
+        assert (eager_run[0], doubling_run[0], ops.active_override()) == ("torch", "doubling", "reference")
+    assert all(torch.equal(d, 2 * e) for d, e in zip(doubling_run[1:], eager_run[1:], strict=True))
+
+
+def test_a_new_thread_starts_outside_of_blocks():
+    with ThreadPoolExecutor(1) as pool, ops.backend("reference"):
+        assert pool.submit(ops.active_override).result() is None
+
+
+def test_gradients_run_on_the_backend_of_the_forward_pass(doubling):
+    """Whatever block the backward pass is in, and in whatever thread it runs, as autograd's do for GPUs."""
+    maps = numbers((1, 3, 7, 8)).requires_grad_()
+    with ops.backend("torch"):
+        pooled = ops.offset_max_pool(maps, 2)
+    with ops.backend("doubling"):
+        (plain,) = torch.autograd.grad(pooled.sum(), maps)
+        pooled = ops.offset_max_pool(maps, 2)
+    assert doubling == ["offset_max_pool"]
+    with ThreadPoolExecutor(1) as pool, ops.backend("torch"):
+        (doubled,) = pool.submit(torch.autograd.grad, pooled.sum(), maps).result()
+    assert torch.equal(doubled, 2 * plain)
+    with ops.backend("torch"), ops.backend(None):
+        ops.offset_max_pool(maps, 2)
+    assert doubling == ["offset_max_pool", "offset_max_pool_backward", "offset_max_pool"]
+
+
+@pytest.mark.parametrize("name", ["torch", "doubling", "reference"])
+def test_compiled_code_looks_at_the_block_around_the_call(doubling, name):
+    maps = numbers((1, 3, 7, 8))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda m: ops.offset_max_pool(m, 2) + 1, fullgraph=True, backend="aot_eager")
+    compiled(maps)
+    doubling.clear()
+    with ops.backend(name):
+        assert torch.equal(compiled(maps), ops.offset_max_pool(maps, 2) + 1)
+    assert len(doubling) == (2 if name == "doubling" else 0)
+
+
 @pytest.fixture
 def doubling():
     """A backend that pools, doubles, and notes what it ran; it takes poolings of 2 alone."""
@@ -129,9 +186,13 @@ def doubling():
         return 2 * eager.offset_max_pool_backward(grad, maps, size)
 
     functions = {"offset_max_pool": pool, "offset_max_pool_backward": pool_backward}
-    ops.register_backend("doubling", functions, takes=lambda op, maps, size: size == 2)
+
+    def supports(op, device, dtype, *, size=None, num_classes=None):
+        return None if size == 2 else f"{size} is not 2"
+
+    ops.register_backend(Backend("doubling", functions, supports))
     yield ran
-    del ops._backends["doubling"], ops._takes["doubling"]
+    registry._backends.pop("doubling", None)
 
 
 def test_a_backend_that_was_added_runs_first(doubling):
@@ -154,19 +215,15 @@ def test_a_named_backend_refuses_what_it_does_not_take(doubling):
     maps = numbers((1, 3, 7, 8))
     with ops.backend("doubling"):
         ops.offset_max_pool(maps, 2)
-        words = "'doubling' does not run offset_max_pool on torch.float64 maps on cpu"
+        words = "'doubling' does not run offset_max_pool on torch.float64 on cpu: 3 is not 2"
         with pytest.raises(ValueError, match=words):
             ops.offset_max_pool(maps, 3)
         assert ops.skip_classifier(maps, parameters(4, 3, 2)[0], None, 2).shape == (1, 4, 4, 5)  # it has no such op
 
 
 def test_a_backend_that_was_removed_is_gone(doubling):
-    assert "doubling" in ops._backends
-    del ops._backends["doubling"]
-    try:
-        with pytest.raises(ValueError, match="no backend 'doubling'"), ops.backend("doubling"):
-            pass
-        ops.offset_max_pool(numbers((1, 3, 7, 8)), 2)
-        assert doubling == []
-    finally:
-        ops._backends["doubling"] = {}
+    del registry._backends["doubling"]
+    with pytest.raises(ValueError, match="no backend 'doubling'"), ops.backend("doubling"):
+        pass
+    ops.offset_max_pool(numbers((1, 3, 7, 8)), 2)
+    assert doubling == []

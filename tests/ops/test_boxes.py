@@ -50,26 +50,33 @@ def test_the_normalised_score():
 
 def test_the_papers_literal_score_prefers_distant_boxes():
     large = one(0, 0, 100, 100)
-    assert box_ops.match_score(large, one(2, 0, 102, 100), "sum").item() == 2 + 98 * 100
-    assert box_ops.match_score(large, one(160, 0, 260, 100), "sum").item() == 160
+    assert box_ops.match_score(large, one(2, 0, 102, 100), match_metric="sum").item() == 2 + 98 * 100
+    assert box_ops.match_score(large, one(160, 0, 260, 100), match_metric="sum").item() == 160
 
 
 def test_the_gated_distance():
     other = one(5, 0, 15, 10)  # IoU 1/3
-    assert box_ops.match_score(A, other, "centres", overlap=0.3).item() == pytest.approx(5 / (10 * math.sqrt(2)))
-    assert box_ops.match_score(A, other, "centres", overlap=0.5).item() == math.inf
+    assert box_ops.match_score(A, other, match_metric="centres", min_iou=0.3).item() == pytest.approx(
+        5 / (10 * math.sqrt(2))
+    )
+    assert box_ops.match_score(A, other, match_metric="centres", min_iou=0.5).item() == math.inf
 
 
 def test_unknown_score():
     with pytest.raises(ValueError, match="normalised, sum, centres, not 'iou'"):
-        box_ops.match_score(A, A, "iou")
+        box_ops.match_score(A, A, match_metric="iou")
 
 
 def test_suppression():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 10], [2, 0, 12, 10]])
     scores = torch.tensor([0.5, 0.9, 0.7, 0.8, 0.5])
     assert box_ops.nms(boxes, scores).tolist() == [1, 2]
-    assert box_ops.nms(boxes, scores, threshold=0.82).tolist() == [1, 3, 2, 4]  # IoU 9/11; the first equals the fourth
+    assert box_ops.nms(boxes, scores, iou_threshold=0.82).tolist() == [
+        1,
+        3,
+        2,
+        4,
+    ]  # IoU 9/11; the first equals the fourth
     groups = torch.tensor([0, 0, 0, 1, 1])
     assert box_ops.nms(boxes, scores, groups).tolist() == [1, 3, 2]
     assert box_ops.nms(boxes[:0], scores[:0]).tolist() == []
@@ -126,8 +133,8 @@ def test_paired_overlaps():
         ({"boxes": torch.full((3, 4), torch.nan)}, InputError),
         ({"boxes": torch.tensor([[5.0, 0, 1, 1]]).expand(3, 4)}, InputError),
         ({"scores": torch.tensor([1.0, torch.nan, 1])}, InputError),
-        ({"threshold": -1}, InputError),
-        ({"threshold": math.nan}, InputError),
+        ({"iou_threshold": -1}, InputError),
+        ({"iou_threshold": math.nan}, InputError),
     ],
 )
 def test_nms_refuses_what_makes_no_sense(change, error):

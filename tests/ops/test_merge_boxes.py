@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from overfeat import InputError, backend, merge_boxes, ops
-from overfeat.ops import AVERAGES, boxes
+from overfeat.ops import BOX_AVERAGES, boxes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -58,11 +58,11 @@ def check_sums(merged, corners, scores, groups):
     sums = torch.zeros_like(merged.scores).index_add(0, merged.members, scores)
     torch.testing.assert_close(merged.scores, sums)
     best = torch.zeros_like(sums).scatter_reduce(0, merged.members, scores, "amax", include_self=True)
-    assert torch.equal(merged.best, best)
+    assert torch.equal(merged.max_score, best)
 
 
-@pytest.mark.parametrize("average", ops.AVERAGES)
-@pytest.mark.parametrize("match", boxes.MATCHES)
+@pytest.mark.parametrize("average", ops.BOX_AVERAGES)
+@pytest.mark.parametrize("match", boxes.MATCH_METRICS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_the_reference_does(any_backend, kind, match, average):
     """Bit for bit, on random problems with ties; thousands of them in all."""
@@ -70,7 +70,7 @@ def test_as_the_reference_does(any_backend, kind, match, average):
     for seed, threshold in itertools.product(range(ROUNDS), THRESHOLDS[match]):
         dtype = (torch.float32, torch.float64)[seed % 2]
         given = draw(kind, (7 * seed) % 61 % (25 if INTERPRETED else 61), seed, dtype)
-        options = {"threshold": threshold, "match": match, "average": average, "overlap": 0.1}
+        options = {"match_threshold": threshold, "match_metric": match, "box_average": average, "min_iou": 0.1}
         got = merge_boxes(*given, **options)
         with backend("reference"):
             want = merge_boxes(*given, **options)
@@ -85,9 +85,9 @@ def test_a_larger_problem(any_backend):
     """Hundreds of boxes that all overlap; then the same order, whichever comes first."""
     count = 60 if INTERPRETED else 400
     corners, scores, _ = draw("clustered", count, 5)
-    merged = merge_boxes(corners, scores, threshold=0.6)
+    merged = merge_boxes(corners, scores, match_threshold=0.6)
     with backend("reference"):
-        want = merge_boxes(corners, scores, threshold=0.6)
+        want = merge_boxes(corners, scores, match_threshold=0.6)
     assert all(torch.equal(getattr(merged, name), value) for name, value in vars(want).items())
     assert len(merged.boxes) < count / 4
 
@@ -110,9 +110,9 @@ def test_two_boxes_by_hand(any_backend):
     merged = merge_boxes(corners, scores)
     assert merged.boxes.tolist() == [[1.25, 0, 11.25, 10], [50, 50, 60, 60]]
     assert merged.scores.tolist() == [0.875, 0.5]
-    assert (merged.counts.tolist(), merged.best.tolist()) == ([3, 1], [0.5, 0.5])
+    assert (merged.counts.tolist(), merged.max_score.tolist()) == ([3, 1], [0.5, 0.5])
     assert merged.members.tolist() == [0, 1, 0, 0]
-    weighted = merge_boxes(corners, scores, average="counts")
+    weighted = merge_boxes(corners, scores, box_average="counts")
     assert weighted.boxes[0].tolist() == [1, 0, 11, 10]
 
 
@@ -122,8 +122,8 @@ def test_none_one_and_equal_boxes(any_backend):
     one = merge_boxes(torch.tensor([[1.0, 2, 3, 4]], device=DEVICE), torch.ones(1, device=DEVICE))
     assert one.boxes.tolist() == [[1, 2, 3, 4]] and one.counts.tolist() == [1]
     same = torch.tensor([[0.1, 0.2, 77.7, 33.3]], device=DEVICE).repeat(30, 1)
-    for threshold, average in itertools.product((0.0, 0.5), AVERAGES):
-        merged = merge_boxes(same, torch.ones(30, device=DEVICE), threshold=threshold, average=average)
+    for threshold, average in itertools.product((0.0, 0.5), BOX_AVERAGES):
+        merged = merge_boxes(same, torch.ones(30, device=DEVICE), match_threshold=threshold, box_average=average)
         assert torch.equal(merged.boxes, same[:1])
         assert (merged.scores.tolist(), merged.counts.tolist()) == ([30], [30])
 
@@ -192,12 +192,10 @@ def test_wrong_arguments():
         merge_boxes(corners.half(), scores.half())
     with pytest.raises(ValueError, match="groups int64"):
         merge_boxes(corners, scores, torch.zeros(3))
-    for options in ({"match": "iou"}, {"average": "median"}):
-        with pytest.raises(InputError, match="match is one of"):
-            merge_boxes(corners, scores, **options)
-    for options in ({"threshold": -1.0}, {"threshold": float("nan")}, {"overlap": 2.0}):
-        with pytest.raises(InputError, match="threshold must be 0 or more"):
-            merge_boxes(corners, scores, **options)
+    invalid = {"match_metric": "iou", "box_average": "median", "match_threshold": -1.0, "min_iou": 2.0}
+    for name, value in [*invalid.items(), ("match_threshold", float("nan")), ("min_iou", "0.5")]:
+        with pytest.raises(InputError, match=f"{name} must be"):
+            merge_boxes(corners, scores, **{name: value})
 
 
 def test_in_a_compiled_graph(any_backend):

@@ -21,31 +21,31 @@ def test_pool(implementation, device, shape, out, kernel, size, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @CASE
-def test_classifier(implementation, device, places, shape, out, kernel, size, layout):
+def test_classifier(implementation, device, eager_path, shape, out, kernel, size, layout):
     maps = laid_out(numbers(shape, device), layout)
     check_classifier([maps], *parameters(out, shape[1], kernel, device), size)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
-def test_classifier_without_bias_and_without_relu(implementation, device, places, relu, bias):
+def test_classifier_without_bias_and_without_relu(implementation, device, eager_path, relu, bias):
     weight, some = parameters(4, 3, 2, device)
     check_classifier([numbers((2, 3, 8, 9), device)], weight, some if bias else None, 3, relu)
 
 
 @pytest.mark.parametrize("weight_layout", ["channels last", "transposed", "strided"])
-def test_layout_of_the_weight(implementation, device, places, weight_layout):
+def test_layout_of_the_weight(implementation, device, eager_path, weight_layout):
     weight, bias = parameters(4, 3, 2, device)
     check_classifier([numbers((2, 3, 8, 9), device)], laid_out(weight, weight_layout), bias, 3)
 
 
 @pytest.mark.parametrize("arrange", [lambda b: b.repeat_interleave(2)[::2], lambda b: b[:1].expand(len(b))])
-def test_layout_of_the_bias(implementation, device, places, arrange):
+def test_layout_of_the_bias(implementation, device, eager_path, arrange):
     weight, bias = parameters(4, 3, 2, device)
     check_classifier(scales(device), weight, arrange(bias), 3)
 
 
-def test_maps_of_different_sizes_in_one_call(implementation, device, places):
+def test_maps_of_different_sizes_in_one_call(implementation, device, eager_path):
     check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
 
 
@@ -82,7 +82,7 @@ def test_few_places_avoid_the_convolution(monkeypatch, few):
         raise AssertionError("the convolution ran")
 
     monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 25 if few else 24)
-    monkeypatch.setattr(ops.F, "conv2d", refuse)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", refuse)
     if few:
         assert_matches(ops.skip_classifier(maps, weight, bias, 3), want, op_checks.DTYPE)
     else:
@@ -91,7 +91,7 @@ def test_few_places_avoid_the_convolution(monkeypatch, few):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_narrow_types(implementation, device, places, dtype):
+def test_narrow_types(implementation, device, eager_path, dtype):
     """The truth is the reference on the same numbers in float64."""
     if dtype == torch.bfloat16 and implementation == "triton" and device.type == "cpu":
         pytest.skip("Triton's interpreter gets bfloat16 products wrong by design: for a GPU")
@@ -104,7 +104,7 @@ def test_narrow_types(implementation, device, places, dtype):
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_float32_gradients(implementation, device, places, relu):
+def test_float32_gradients(implementation, device, eager_path, relu):
     weight, bias = parameters(16, 32, 3, device, torch.float32)
     maps = [numbers((2, 32, 13, 11), device, dtype=torch.float32)]
     check_classifier(maps, weight, bias, 3, relu, torch.float32)
@@ -129,7 +129,7 @@ def test_gradient_of_a_constant_map():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
-def test_negative_maps(implementation, device, places, layout):
+def test_negative_maps(implementation, device, eager_path, layout):
     maps = -numbers((2, 3, 7, 8), device).abs() - 1
     check_pool(laid_out(maps, layout), 3)
     check_classifier([laid_out(maps, layout)], *parameters(4, 3, 2, device), 3)
@@ -137,7 +137,7 @@ def test_negative_maps(implementation, device, places, layout):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
-def test_nan_and_infinities(implementation, device, places, value, layout):
+def test_nan_and_infinities(implementation, device, eager_path, value, layout):
     maps = numbers((2, 3, 9, 10), device)
     maps[0, 1, 4, 5] = value
     maps[1, :, 0, 9] = value
@@ -149,13 +149,13 @@ def test_nan_and_infinities(implementation, device, places, value, layout):
     assert_matches(got, reference.skip_classifier(maps, weight, bias, 3), op_checks.DTYPE)
 
 
-def test_gradients_of_nan_under_relu(implementation, device, places):
+def test_gradients_of_nan_under_relu(implementation, device, eager_path):
     maps = numbers((1, 3, 9, 10), device)
     maps[0, 1, 4, 5] = float("nan")
     check_classifier([maps], *parameters(4, 3, 2, device), 3)
 
 
-def test_a_map_of_minus_infinity(implementation, device, places):
+def test_a_map_of_minus_infinity(implementation, device, eager_path):
     maps = torch.full((1, 2, 6, 7), -float("inf"), dtype=op_checks.DTYPE, device=device)
     check_pool(maps, 3)
     weight = parameters(3, 2, 2, device)[0].abs()
@@ -163,7 +163,7 @@ def test_a_map_of_minus_infinity(implementation, device, places):
     assert_matches(got, reference.skip_classifier(maps, weight, None, 3, relu=False), op_checks.DTYPE)
 
 
-def test_infinite_gradients_stop_at_a_dead_output(implementation, device, places):
+def test_infinite_gradients_stop_at_a_dead_output(implementation, device, eager_path):
     """Where the ReLU is 0 its gradient is 0, whatever comes from above."""
     maps = numbers((1, 3, 6, 6), device).requires_grad_()
     weight = parameters(4, 3, 2, device)[0].requires_grad_()
@@ -210,7 +210,7 @@ def test_second_gradients_are_refused():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("last", [True, False])
-def test_results_keep_the_memory_format(implementation, device, places, size, last):
+def test_results_keep_the_memory_format(implementation, device, eager_path, size, last):
     layout = torch.channels_last if last else torch.contiguous_format
     maps = numbers((2, 3, 8, 9), device).contiguous(memory_format=layout).requires_grad_()
     weight, bias = parameters(4, 3, 2, device)
@@ -225,7 +225,7 @@ def test_results_keep_the_memory_format(implementation, device, places, size, la
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [1, 2])
-def test_results_are_new_and_inputs_untouched(implementation, device, places, layout, size):
+def test_results_are_new_and_inputs_untouched(implementation, device, eager_path, layout, size):
     maps = laid_out(numbers((2, 3, 6, 7), device), layout)
     before = maps.clone()
     weight, bias = parameters(4, 3, 2, device)
@@ -238,26 +238,26 @@ def test_results_are_new_and_inputs_untouched(implementation, device, places, la
 # The best scores, and the convolution
 
 
-def test_best_scores(implementation, device):
+def test_class_scores(implementation, device):
     scores = numbers((30, 12), device) * 3
     for counts in ([30], [1, 29], [10, 1, 19]):
-        got = ops.best_scores(scores, counts)
+        got = ops.class_scores(scores, counts)
         assert got.dtype == torch.float32 and got.shape == (len(counts), 12)
-        assert_matches(got, reference.best_scores(scores, counts), torch.float32)
-    assert ops.best_scores(scores[:0], []).shape == (0, 12)
+        assert_matches(got, reference.class_scores(scores, counts), torch.float32)
+    assert ops.class_scores(scores[:0], []).shape == (0, 12)
 
 
 @pytest.mark.parametrize(
     ("scores", "counts", "words"),
     [
-        (torch.zeros(4, 5, 6), [4], r"scores must be \[M, classes\]"),
-        (torch.zeros(4, 5), [3], r"runs of \[3\] rows do not make 4 rows"),
-        (torch.zeros(4, 5), [4, 0], "one of them is empty"),
+        (torch.zeros(4, 5, 6), [4], r"logits must be \[M, num_classes\]"),
+        (torch.zeros(4, 5), [3], r"add up to 4 positions, not \[3\]"),
+        (torch.zeros(4, 5), [4, 0], "counts must be positive"),
     ],
 )
-def test_best_scores_refuses(scores, counts, words):
+def test_class_scores_refuses(scores, counts, words):
     with pytest.raises(ValueError, match=words):
-        ops.best_scores(scores, counts)
+        ops.class_scores(scores, counts)
 
 
 @pytest.mark.parametrize("relu", [True, False])

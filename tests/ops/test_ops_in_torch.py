@@ -35,7 +35,7 @@ def op_samples(layout, size):
             (free, *leaves(weight, bias), size, True),
             (maps, weight, None, size, False),
         ],
-        "best_scores": [(torch.ones(5, 7), [2, 3])],
+        "class_scores": [(torch.ones(5, 7), [2, 3])],
         "merge_boxes": [
             (
                 torch.tensor([[0.0, 0, 4, 4], [1, 0, 5, 4], [9, 9, 10, 10]]),
@@ -65,7 +65,7 @@ def test_opcheck(name, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("name", op_samples("contiguous", 1))
-def test_fakes_have_the_strides_of_results(places, name, layout, size):
+def test_fakes_have_the_strides_of_results(eager_path, name, layout, size):
     for arguments in op_samples(layout, size)[name]:
         checks = ("test_schema", "test_faketensor")
         torch.library.opcheck(getattr(torch.ops.overfeat, name).default, arguments, test_utils=checks)
@@ -78,7 +78,7 @@ def test_every_op_is_checked():
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_gradcheck(implementation, device, places, size, layout):
+def test_gradcheck(implementation, device, eager_path, size, layout):
     if implementation == "triton":
         pytest.skip("gradcheck is for float64, which the kernels do not take")
     maps = [laid_out(numbers((1, 2, 7, 6 + i), device, seed=i), layout).requires_grad_() for i in range(2)]
@@ -134,7 +134,7 @@ def test_compiles_on_every_layout(layout):
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-def test_autocast_computes_in_bfloat16(device, places, backend):
+def test_autocast_computes_in_bfloat16(device, eager_path, backend):
     maps = numbers((1, 16, 7, 8), device, dtype=torch.float32).requires_grad_()
     weight, bias = (t.requires_grad_() for t in parameters(8, 16, 2, device, torch.float32))
     with ops.backend(backend), torch.autocast(device.type, torch.bfloat16):

@@ -1,6 +1,7 @@
-"""PackedWeight weights on the CPU: the same results as the stock backend, for as long as the weights stay the same."""
+"""Pre-packed weights on the CPU: the same results as eager PyTorch, for as long as the weights stay the same."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,15 +10,20 @@ from op_checks import CASE, LAYOUTS, laid_out, numbers
 from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.ops import reference
-from overfeat.ops.backends import prepacked
+from overfeat.ops.backends import prepacked, winograd
 
-if prepacked.unsupported_reason(torch.float32):
-    pytest.skip(prepacked.unsupported_reason(torch.float32), allow_module_level=True)
+
+def unsupported(dtype):
+    return prepacked.supports("linear", torch.device("cpu"), dtype)
+
+
+if unsupported(torch.float32):
+    pytest.skip(unsupported(torch.float32), allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(prepacked, "FEW_WEIGHTS", 0)  # the tests' are small
+    monkeypatch.setattr(prepacked, "MIN_WEIGHTS", 0)  # the tests' are small
     prepacked.clear_cache()
     yield
     prepacked.clear_cache()
@@ -26,7 +32,7 @@ def fresh(monkeypatch):
 @pytest.fixture(params=["packed", "transformed"])
 def form(request, monkeypatch):
     """Either form at any size of the maps; the transformed one where the kernel is large enough."""
-    monkeypatch.setattr(prepacked, "MAX_COST_RATIO", 0.0 if request.param == "packed" else float("inf"))
+    monkeypatch.setattr(winograd, "MAX_COST_RATIO", 0.0 if request.param == "packed" else float("inf"))
     return request.param
 
 
@@ -73,8 +79,8 @@ def test_classifier_of_every_transform(form, kernel, size):
 
 
 def test_many_tiles_and_outputs(form, monkeypatch):
-    monkeypatch.setattr(prepacked, "TILES_AT_ONCE", 5)
-    monkeypatch.setattr(prepacked, "OUTPUTS_AT_ONCE", 3)
+    monkeypatch.setattr(winograd, "TILES_AT_ONCE", 5)
+    monkeypatch.setattr(winograd, "OUTPUTS_AT_ONCE", 3)
     check_rows([single((2, 4, 25, 31))], single((8, 4, 5, 5), 8), single((8,), 9), 3)
 
 
@@ -122,16 +128,16 @@ def test_linear(relu, count, arrange):
 
 
 def test_a_linear_layer_in_bfloat16():
-    if prepacked.unsupported_reason(torch.bfloat16):
-        pytest.skip(prepacked.unsupported_reason(torch.bfloat16))
+    if unsupported(torch.bfloat16):
+        pytest.skip(unsupported(torch.bfloat16))
     rows, weight, bias = (t.bfloat16() for t in (single((30, 64)), single((24, 64, 1, 1), 1), single((24,), 2)))
     want = torch.nn.functional.linear(rows.double(), weight.double().flatten(1), bias.double())
     assert_matches(twice(prepacked.linear, rows, weight, bias, False), want, torch.bfloat16)
 
 
 def test_bfloat16(form):
-    if prepacked.unsupported_reason(torch.bfloat16):
-        pytest.skip(prepacked.unsupported_reason(torch.bfloat16))
+    if unsupported(torch.bfloat16):
+        pytest.skip(unsupported(torch.bfloat16))
     weight, bias = single((16, 32, 3, 3), 1).bfloat16(), single((16,), 2).bfloat16()
     check_rows([single((2, 32, 13, 11)).bfloat16()], weight, bias, 3, dtype=torch.bfloat16)
     assert prepacked._seen[id(weight)].transformed is None, "bfloat16 is too coarse for the transform"
@@ -185,11 +191,24 @@ def test_prepared_weights_go_with_the_weight(form):
     assert not prepacked._seen
 
 
+def test_without_winograd(monkeypatch):
+    """Every convolution is a direct sum inside the block, in this thread alone."""
+    monkeypatch.setattr(winograd, "MAX_COST_RATIO", float("inf"))
+    maps, weight = single((1, 4, 20, 20)), single((6, 4, 3, 3), 1)
+    with winograd.without_winograd(), ThreadPoolExecutor(1) as pool:
+        assert not winograd.pays_off([maps], weight, 1)
+        assert pool.submit(winograd.pays_off, [maps], weight, 1).result()
+        twice(prepacked.convolution, maps, weight, None, 1, 0, True)
+        assert prepacked._seen[id(weight)].transformed is None
+    prepacked.convolution(maps, weight, None, 1, 0, True)
+    assert prepacked._seen[id(weight)].transformed is not None
+
+
 def test_transforms_are_exact():
     """In float64 the transforms give the convolution, to rounding."""
     for k in range(3, 8):
-        of_outputs, of_weights, of_maps = prepacked.transforms(k, torch.float64)
-        tile, m = prepacked._tile(k), prepacked._tile(k) - k + 1
+        of_outputs, of_weights, of_maps = winograd.transforms(k, torch.float64)
+        tile, m = winograd._input_tile(k), winograd._input_tile(k) - k + 1
         cells, weight = numbers((tile, tile), dtype=torch.float64), numbers((k, k), seed=1, dtype=torch.float64)
         got = of_outputs @ ((of_weights @ weight.flatten()) * (of_maps @ cells.flatten()))
         want = torch.nn.functional.conv2d(cells[None, None], weight[None, None]).flatten()
@@ -208,7 +227,7 @@ def test_training_uses_stock_torch(monkeypatch):
     rows, matrix = single((5, 3)), single((4, 3, 1, 1), 1).requires_grad_()
     for op, parameter, arguments in (("convolution", weight, (maps, weight, None, 1, 1)),
                                      ("linear", matrix, (rows, matrix, None))):  # fmt: skip
-        monkeypatch.setitem(ops._backends["packed"], op, refuse)
+        monkeypatch.setitem(prepacked.BACKEND.functions, op, refuse)
         getattr(ops, op)(*arguments).sum().backward()
         assert parameter.grad is not None
         with torch.no_grad(), pytest.raises(AssertionError, match="in training"):
@@ -238,7 +257,7 @@ def test_few_weights_are_not_prepared(monkeypatch):
     maps, weight = single((1, 4, 9, 9)), single((8, 4, 3, 3), seed=1)
     for few, known in ((8 * 4 * 9, 1), (8 * 4 * 9 + 1, 0)):
         prepacked.clear_cache()
-        monkeypatch.setattr(prepacked, "FEW_WEIGHTS", few)
+        monkeypatch.setattr(prepacked, "MIN_WEIGHTS", few)
         twice(prepacked.convolution, maps, weight, None, 1, 0, True)
         assert len(prepacked._seen) == known
         matrix = single((8, 36, 1, 1), seed=1)

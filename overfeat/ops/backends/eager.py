@@ -1,124 +1,140 @@
-"""What every device runs: the ops in stock torch, and how their results lie in memory.
+"""The ops in eager PyTorch, for every device."""
 
-The functions are those of `ops.register_backend`, with arguments that ops.py has checked.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat.errors import InputError
-from overfeat.ops.layout import as_maps, as_rows, concat, format_of, result_shapes
+from overfeat.ops.layout import (
+    concat,
+    flatten_maps,
+    flatten_positions,
+    memory_format_of,
+    output_shapes,
+    unflatten_positions,
+)
+from overfeat.ops.registry import Backend
 
-# Below this many places, a product with weights that are not re-packed beats the CPU's convolution.
+# Below this many positions, a GEMM on gathered windows beats the CPU's convolution, which repacks its weights.
 GATHER_MAX_POSITIONS = 512
 
 
 def offset_max_pool(maps: Tensor, size: int) -> Tensor:
-    pooled = _pooled(maps, size)
-    return pooled.clone(memory_format=format_of(maps)) if pooled is maps else pooled  # an op may not return its input
+    """See ops.offset_max_pool."""
+    pooled = _pool(maps, size)
+    return pooled.clone(memory_format=memory_format_of(maps)) if pooled is maps else pooled  # an op must not alias
 
 
-def _pooled(maps: Tensor, size: int) -> Tensor:
+def _pool(maps: Tensor, size: int) -> Tensor:
     if size == 1:
         return maps
-    # In two passes, along rows and then along columns: 2*size comparisons a place, not size*size.
+    # Separable: along rows, then along columns, 2*size comparisons a position in place of size*size.
     pooled = F.max_pool2d(F.max_pool2d(maps, (1, size), 1), (size, 1), 1)
-    return pooled.contiguous(memory_format=format_of(maps))
+    return pooled.contiguous(memory_format=memory_format_of(maps))
 
 
 def offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
-    _, winners = torch.ops.aten.max_pool2d_with_indices(maps, [size, size], [1, 1])
-    found = torch.ops.aten.max_pool2d_with_indices_backward(
-        grad, maps, [size, size], [1, 1], [0, 0], [1, 1], False, winners
+    """The gradient of the maps."""
+    _, indices = torch.ops.aten.max_pool2d_with_indices(maps, [size, size], [1, 1])
+    grad_maps = torch.ops.aten.max_pool2d_with_indices_backward(
+        grad, maps, [size, size], [1, 1], [0, 0], [1, 1], False, indices
     )
-    return found.contiguous(memory_format=format_of(maps))
+    return grad_maps.contiguous(memory_format=memory_format_of(maps))
 
 
-def skip_classifier_flat(maps, weight, bias, size, relu):
-    results: list[Tensor | None] = []
-    few = []
-    for i, (m, (n, height, width)) in enumerate(zip(maps, result_shapes(maps, weight.shape[2], size), strict=True)):
-        pooled = _pooled(m, size)
+def skip_classifier_flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
+    """See ops.skip_classifier_flat: a dilated convolution of the pooled maps."""
+    results: dict[int, Tensor] = {}
+    small = []
+    for i, (m, (n, height, width)) in enumerate(zip(maps, output_shapes(maps, weight.shape[2], size), strict=True)):
+        pooled = _pool(m, size)
         if m.device.type == "cpu" and n * height * width < GATHER_MAX_POSITIONS:
-            few.append((i, pooled))
-            results.append(None)
+            small.append((i, pooled))
         else:
-            results.append(as_rows(F.conv2d(pooled, weight, bias, dilation=size)))
-    for i, result in _few_places(few, weight, bias, size):
-        results[i] = result
-    rows = concat(results)
-    return rows.relu_() if relu else rows
+            results[i] = flatten_positions(F.conv2d(pooled, weight, bias, dilation=size))
+    results.update(_gathered(small, weight, bias, size))
+    flat = concat([results[i] for i in range(len(maps))])
+    return flat.relu_() if relu else flat
 
 
-def _few_places(pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, size: int):
-    """The dilated convolution of several small maps as one matrix product over all their places.
+def _gathered(
+    pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """The dilated convolution of several small maps as one GEMM: yields (index, flat outputs) in the order given.
 
-    The CPU's convolution re-packs its weights at every call, 420 MB in the accurate net; for few
-    places that costs more than the arithmetic. Yields (index, rows of the result) in the order given.
+    The CPU's convolution repacks its weights at every call, 420 MB in the accurate net, which costs more than the
+    arithmetic of few positions.
     """
     if not pooled:
         return
     k = weight.shape[2]
-    rows = []
+    windows = []
     for _, p in pooled:
         last = p.permute(0, 2, 3, 1).contiguous()
         n, h, w, c = last.shape
         shape = (n, h - (k - 1) * size, w - (k - 1) * size)
         s = last.stride()
         taps = last.as_strided((*shape, k, k, c), (s[0], s[1], s[2], size * s[1], size * s[2], 1))
-        rows.append(taps.reshape(-1, k * k * c))
-    product = F.linear(torch.cat(rows), as_rows(weight, whole=True), bias)
-    for (i, _), block in zip(pooled, product.split([len(r) for r in rows]), strict=True):
-        yield i, block
+        windows.append(taps.reshape(-1, k * k * c))
+    flat = F.linear(torch.cat(windows), flatten_maps(weight), bias)
+    for (i, _), chunk in zip(pooled, flat.split([len(w) for w in windows]), strict=True):
+        yield i, chunk
 
 
-def skip_classifier_flat_backward(grad, maps, weight, output, size, need_maps, need_weight):
+def skip_classifier_flat_backward(
+    grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
+    need_maps: bool, need_weight: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the maps (if needed), then of the weight and the bias (if needed)."""
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    of_maps, of_weight, of_bias = [], None, None
-    for m, part in zip(maps, as_maps(grad, maps, weight.shape[2], size), strict=True):
-        pooled = _pooled(m, size)
-        found = torch.ops.aten.convolution_backward(
-            part, pooled, weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
+    grad_maps, grad_weight, grad_bias = [], None, None
+    for m, chunk in zip(maps, unflatten_positions(grad, maps, weight.shape[2], size), strict=True):
+        of_pooled, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            chunk, _pool(m, size), weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
             [need_maps, need_weight, need_weight],
         )  # fmt: skip
         if need_maps:
-            of_pooled = found[0].contiguous(memory_format=format_of(m))
-            of_maps.append(of_pooled if size == 1 else offset_max_pool_backward(of_pooled, m, size))
+            of_pooled = of_pooled.contiguous(memory_format=memory_format_of(m))
+            grad_maps.append(of_pooled if size == 1 else offset_max_pool_backward(of_pooled, m, size))
         if need_weight:
-            of_weight = found[1] if of_weight is None else of_weight + found[1]
-            of_bias = found[2] if of_bias is None else of_bias + found[2]
-    if need_weight:
-        of_maps += [of_weight.contiguous(memory_format=format_of(weight)), of_bias]
-    return of_maps
+            grad_weight = of_weight if grad_weight is None else grad_weight + of_weight
+            grad_bias = of_bias if grad_bias is None else grad_bias + of_bias
+    if grad_weight is not None:
+        grad_maps += [grad_weight.contiguous(memory_format=memory_format_of(weight)), grad_bias]
+    return grad_maps
 
 
-def convolution(maps, weight, bias, stride, pad, relu):
+def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool) -> Tensor:
+    """See ops.convolution."""
     result = F.conv2d(maps, weight, bias, stride, pad)
     return result.relu_() if relu else result
 
 
-def linear(rows, weight, bias, relu):
-    result = F.linear(rows, weight.flatten(1), bias)
+def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """See ops.linear."""
+    result = F.linear(flat, weight.flatten(1), bias)
     return result.relu_() if relu else result
 
 
-def best_scores(scores: Tensor, counts: Sequence[int]) -> Tensor:
-    best = scores.new_empty(len(counts), scores.shape[1], dtype=torch.float32)
-    for run, part in zip(best, scores.split(list(counts)), strict=True):
-        torch.amax(part.float().softmax(dim=1), dim=0, out=run)
-    return best
+def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
+    """See ops.class_scores."""
+    scores = logits.new_empty(len(counts), logits.shape[1], dtype=torch.float32)
+    for row, segment in zip(scores, logits.split(list(counts)), strict=True):
+        torch.amax(segment.float().softmax(dim=1), dim=0, out=row)
+    return scores
 
 
-def merge_boxes(boxes: Tensor, *rest: object) -> tuple[Tensor, ...]:
+def merge_boxes(boxes: Tensor, scores: Tensor, lengths: list[int], **rule: Any) -> tuple[Tensor, ...]:
+    """See ops.merge_boxes and numba_merge.merge_boxes, which runs it on the CPU."""
     try:
-        from overfeat.ops.backends import numba_merge  # numba takes a second to import
+        from overfeat.ops.backends import numba_merge  # importing numba takes a second
     except ImportError as error:
         raise InputError(f"merging boxes on a CPU needs numba (pip install numba): {error}") from error
-    return numba_merge.merge_boxes(boxes, *rest)
+    return numba_merge.merge_boxes(boxes, scores, lengths, **rule)
 
 
 FUNCTIONS = {
@@ -126,8 +142,9 @@ FUNCTIONS = {
     "offset_max_pool_backward": offset_max_pool_backward,
     "skip_classifier_flat": skip_classifier_flat,
     "skip_classifier_flat_backward": skip_classifier_flat_backward,
-    "best_scores": best_scores,
+    "class_scores": class_scores,
     "convolution": convolution,
     "linear": linear,
     "merge_boxes": merge_boxes,
 }
+BACKEND = Backend("torch", FUNCTIONS)

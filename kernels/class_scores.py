@@ -50,7 +50,7 @@ def segment_max_kernel(
 
 
 def forward(scores: Tensor, counts: list[int]) -> Tensor:
-    """[M, classes] -> float32 [len(counts), classes]: see ops.best_scores. Every count is at least 1."""
+    """[M, classes] -> float32 [len(counts), classes]: see ops.class_scores. Every count is at least 1."""
     classes = scores.shape[1]
     if scores.stride(1) != 1:
         scores = scores.contiguous()

@@ -1,0 +1,40 @@
+"""Softmax and the maximum over positions: the class scores of a scale (section 3.3, step i)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from overfeat.ops.registry import CUDAGRAPH_UNSAFE, implementation
+
+
+def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
+    """Softmax at every position, then each class's maximum over the positions of a segment (section 3.3, i).
+
+    For evaluation: it has no gradient.
+
+    Args:
+        logits: flat logits [M, num_classes].
+        counts: positions of each segment (of a scale or a flip); they add up to M.
+
+    Returns:
+        float32 [len(counts), num_classes].
+
+    Raises:
+        ValueError: if the counts do not fit.
+    """
+    if logits.dim() != 2:
+        raise ValueError(f"logits must be [M, num_classes]; these have shape {tuple(logits.shape)}")
+    if min(counts, default=1) < 1 or sum(counts) != len(logits):
+        raise ValueError(f"counts must be positive and add up to {len(logits)} positions, not {list(counts)}")
+    return torch.ops.overfeat.class_scores(logits, list(counts))
+
+
+@torch.library.custom_op("overfeat::class_scores", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
+def _class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
+    return implementation("class_scores", logits, num_classes=logits.shape[1])(logits, counts)
+
+
+@_class_scores.register_fake
+def _(logits: Tensor, counts: Sequence[int]) -> Tensor:
+    return logits.new_empty(len(counts), logits.shape[1], dtype=torch.float32)

@@ -1,0 +1,52 @@
+"""The net's other layers: eager PyTorch in training, a backend in evaluation."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from overfeat.ops.backends import eager
+from overfeat.ops.registry import implementation
+
+
+def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool = True) -> Tensor:
+    """A convolution and its ReLU.
+
+    Eager PyTorch if gradients are enabled, under autocast and in compiled code; otherwise a backend that has it.
+
+    Args:
+        maps: [N, C, H, W].
+        weight: [O, C, k, k].
+        bias: [O] or None.
+        stride: of the convolution.
+        pad: zeros added on each side.
+        relu: apply a ReLU.
+
+    Returns:
+        [N, O, h, w].
+    """
+    return _evaluation("convolution", maps, weight, bias)(maps, weight, bias, stride, pad, relu)
+
+
+def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True) -> Tensor:
+    """A fully connected layer after the first, and its ReLU; backends as for `convolution`.
+
+    Args:
+        flat: flat features [positions, C].
+        weight: [O, C, 1, 1].
+        bias: [O] or None.
+        relu: apply a ReLU.
+
+    Returns:
+        [positions, O].
+    """
+    return _evaluation("linear", flat, weight, bias)(flat, weight, bias, relu)
+
+
+def _evaluation(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    """The implementation of an op that backends run in evaluation only."""
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type == "meta"
+    plain = plain or torch.is_autocast_enabled(x.device.type)
+    if plain or x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        return eager.BACKEND.functions[op]
+    return implementation(op, x)

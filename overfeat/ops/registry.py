@@ -1,0 +1,118 @@
+"""The registry of backends: which implementation of an op runs a call.
+
+A backend is a named set of implementations. "torch" (eager PyTorch) supports every input, "reference" (the steps
+of the papers) runs only inside `backend("reference")`, and backends registered later take precedence for the
+inputs that they support.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# Cached tables would lie in the graph's memory pool, so torch.compile's CUDA graphs must leave the ops out.
+CUDAGRAPH_UNSAFE = (torch.Tag.cudagraph_unsafe,)
+
+
+class Supports(Protocol):
+    """Why a backend does not run an op on such inputs, or None if it does.
+
+    size is the pool size, num_classes the width of class scores; None where only device and dtype are asked about.
+    """
+
+    def __call__(
+        self, op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None,
+        num_classes: int | None = None,
+    ) -> str | None: ...  # fmt: skip
+
+
+def _supports_everything(
+    op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None, num_classes: int | None = None
+) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A named set of implementations.
+
+    Attributes:
+        name: the name for `backend(name)`.
+        functions: implementation of each op that it has; their arguments have been checked.
+        supports: the reason why an input is not supported, see `Supports`; asked about ops in `functions` only.
+        note: shown by `overfeat.fast.status()` beside what it runs.
+    """
+
+    name: str
+    functions: Mapping[str, Callable[..., Any]]
+    supports: Supports = _supports_everything
+    note: str = ""
+
+
+_backends: dict[str, Backend] = {}
+_override: ContextVar[str | None] = ContextVar("overfeat_backend", default=None)
+
+
+def register_backend(backend: Backend) -> None:
+    """Add a backend; it takes precedence over those registered before for the inputs that it supports."""
+    _backends[backend.name] = backend
+
+
+@contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """Run every op of this thread on one backend inside the block, for comparisons.
+
+    The gradients of an op run on the backend that was in force at its forward pass. Code under torch.compile looks
+    at the block around the call; a block inside of it is not supported.
+
+    Args:
+        name: "reference" (the steps of the papers, slow), "torch", or the name of a registered backend. None
+            leaves the choice to the library, inside another block.
+
+    Raises:
+        ValueError: for an unknown name. Inside the block, an op that the backend has raises it for inputs that
+            the backend does not support; an op that it does not have runs on another backend.
+    """
+    if name is not None and name not in _backends:
+        raise ValueError(f"no backend {name!r}; there are {', '.join(_backends)}")
+    token = _override.set(name)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def active_override() -> str | None:
+    """The backend of the innermost `backend` block, or None; None while torch.compile traces."""
+    return None if torch.compiler.is_compiling() else _override.get()
+
+
+def backends_of(op: str) -> list[Backend]:
+    """The backends that have an op, by precedence."""
+    return [b for b in reversed(_backends.values()) if op in b.functions]
+
+
+def select_backend(
+    op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None, num_classes: int | None = None
+) -> Backend:
+    """The backend that runs an op on such inputs; see `Supports` for the arguments.
+
+    Raises:
+        ValueError: if a `backend` block names one that has the op and does not support the inputs.
+    """
+    override = active_override()
+    if override is not None and op in _backends[override].functions:
+        reason = _backends[override].supports(op, device, dtype, size=size, num_classes=num_classes)
+        if reason is not None:
+            raise ValueError(f"backend {override!r} does not run {op} on {dtype} on {device.type}: {reason}")
+        return _backends[override]
+    return next(b for b in backends_of(op) if b.supports(op, device, dtype, size=size, num_classes=num_classes) is None)
+
+
+def implementation(op: str, tensor: Tensor, *, size: int | None = None, num_classes: int | None = None) -> Callable:
+    """The function that runs an op on inputs of this tensor's device and dtype."""
+    return select_backend(op, tensor.device, tensor.dtype, size=size, num_classes=num_classes).functions[op]
