@@ -18,7 +18,7 @@ from PIL import Image
 
 from bench.common import ROOT, measure_peak_memory, write_results
 from overfeat import backend, regions
-from overfeat.cli.common import SHIPPED_DETECTOR
+from overfeat.cli.assets import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco

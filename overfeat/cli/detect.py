@@ -76,6 +76,12 @@ def add_parser(commands: Commands) -> None:
     )
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
     add_multibox_options(parser, skip=("nms_iou_threshold",))
+    _add_output_options(parser)
+    add_net_options(parser, released=False)
+    add_dense_options(parser)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--out",
@@ -91,8 +97,6 @@ def add_parser(commands: Commands) -> None:
         help=f"COCO annotations with the ids of images, by file name, and of categories for {COCO} (default: both are "
         "numbered from 1, images by name)",
     )
-    add_net_options(parser, released=False)
-    add_dense_options(parser)
 
 
 def add_multibox_options(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()) -> None:
@@ -192,7 +196,7 @@ def _entries(detections: "Detections", names: Sequence[str]) -> list[dict]:
     """The objects of an image as JSON holds them."""
     return [
         {
-            "class": names[detections.labels[i]],
+            "class": names[int(detections.labels[i])],
             "score": round(float(detections.scores[i]), 4),
             "box": [round(edge, 2) for edge in detections.boxes[i].tolist()],
             "confidence_sum": round(float(detections.sums[i]), 3),

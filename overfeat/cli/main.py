@@ -85,8 +85,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _message(args: argparse.Namespace, error: InputError) -> str:
     """The error's message; an argument of the library is written as its flag."""
-    flag = flag_of(args.parser, error.argument) if isinstance(error, ArgumentError) and "parser" in args else None
-    return f"{flag} {error.requirement}" if flag else str(error)
+    if isinstance(error, ArgumentError) and "parser" in args and (flag := flag_of(args.parser, error.argument)):
+        return f"{flag} {error.requirement}"
+    return str(error)
 
 
 def _fail(args: argparse.Namespace, message: str, status: int = 1) -> int:

@@ -52,13 +52,13 @@ def test_error_rates_by_hand():
 
 def test_votes_are_those_of_classify(net, data):
     image = read_image(data / "red" / "3.png")
-    found = score_by_protocol(net, image, PROTOCOLS)
-    assert tuple(found) == PROTOCOLS
-    for way, (numbers, stride) in DENSE_PROTOCOLS.items():
-        want = overfeat.classify(net, image, scales=numbers, stride=stride)[0]
-        torch.testing.assert_close(found[way], want)
-    torch.testing.assert_close(found["10 views"], overfeat.ten_views(net, image)[0])
-    torch.testing.assert_close(found["centre crop"], overfeat.centre_crop(net, image)[0])
+    actual = score_by_protocol(net, image, PROTOCOLS)
+    assert tuple(actual) == PROTOCOLS
+    for protocol, (numbers, stride) in DENSE_PROTOCOLS.items():
+        expected = overfeat.classify(net, image, scales=numbers, stride=stride)[0]
+        torch.testing.assert_close(actual[protocol], expected)
+    torch.testing.assert_close(actual["10 views"], overfeat.ten_views(net, image)[0])
+    torch.testing.assert_close(actual["centre crop"], overfeat.centre_crop(net, image)[0])
 
 
 def test_evaluate_writes_what_it_prints(net, data, tmp_path, capsys):
@@ -67,12 +67,12 @@ def test_evaluate_writes_what_it_prints(net, data, tmp_path, capsys):
     out = tmp_path / "results.json"
     command = ["evaluate", "classifier", "--data", str(data), "--weights", str(tmp_path / "net.safetensors")]
     assert main([*command, "-o", str(out)]) == 1  # one image was unreadable
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     results = json.loads(out.read_text())
     assert results["images"] == 16 and list(results["errors"]) == list(DEFAULT_PROTOCOLS)
-    assert "broken.png" in results["unreadable"][0] and "broken.png" in told.out
-    for way, rates in results["errors"].items():
-        line = next(line for line in told.out.splitlines() if line.startswith(way))
+    assert "broken.png" in results["unreadable"][0] and "broken.png" in printed.out
+    for protocol, rates in results["errors"].items():
+        line = next(line for line in printed.out.splitlines() if line.startswith(protocol))
         assert f"{rates['top1']:.2f}" in line
 
     (data / "red" / "broken.png").unlink()
@@ -80,16 +80,16 @@ def test_evaluate_writes_what_it_prints(net, data, tmp_path, capsys):
     assert "4 images" in capsys.readouterr().out
 
 
-def test_a_committee_averages(net, data):
+def test_an_ensemble_averages(net, data):
     torch.manual_seed(2)
     other = overfeat.build("small", 2)
     other.init_weights(None)
     other.class_names = net.class_names
     samples = [(path, label) for label, name in enumerate(net.class_names) for path in sorted((data / name).iterdir())]
-    found = evaluate_classifier([net, other], samples, ["centre crop"])["errors"]["centre crop"]
+    actual = evaluate_classifier([net, other], samples, ["centre crop"])["errors"]["centre crop"]
     images = [read_image(path) for path, _ in samples]
     labels = torch.tensor([label for _, label in samples])
-    assert found == error_rates(overfeat.centre_crop([net, other], images), labels)
+    assert actual == error_rates(overfeat.centre_crop([net, other], images), labels)
 
 
 def test_a_net_of_other_classes_is_refused(net, data, tmp_path, capsys):

@@ -17,7 +17,7 @@ from overfeat.models.box_regressor import BoxRegressor
 
 @pytest.fixture
 def weights(tmp_path):
-    """The shipped net with a regressor that gives the middle of every window."""
+    """The shipped net with a regressor that predicts the middle of every window."""
     net = overfeat.load(SHIPPED_WEIGHTS)
     regressor = BoxRegressor(net.architecture)
     torch.nn.init.zeros_(regressor.fc_layers[-1].weight)
@@ -37,18 +37,18 @@ def photos(tmp_path):
     return folder
 
 
-def test_prints_what_the_library_finds(weights, photos, capsys):
+def test_prints_the_library_s_predictions(weights, photos, capsys):
     """Boxes are in pixels of the file, also of one smaller than the window."""
     for path in (photos / "b.jpg", photos / "small.png"):
         assert main(["localize", str(path), "--weights", weights, "-n", "3"]) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         net, regressor = overfeat.load(weights), overfeat.load_regressor(weights)
         image = read_image(path)
-        found = overfeat.localize(net, regressor, image, top=3)
-        assert [line[0] for line in lines] == [net.class_names[label] for label in found.labels]
+        expected = overfeat.localize(net, regressor, image, top=3)
+        assert [line[0] for line in lines] == [net.class_names[label] for label in expected.labels]
         printed = torch.tensor([[float(number) for number in line[1:]] for line in lines])
-        torch.testing.assert_close(printed[:, 1:], found.boxes, rtol=0, atol=0.06)
-        torch.testing.assert_close(printed[:, 0], found.scores, rtol=1e-4, atol=0)
+        torch.testing.assert_close(printed[:, 1:], expected.boxes, rtol=0, atol=0.06)
+        torch.testing.assert_close(printed[:, 0], expected.scores, rtol=1e-4, atol=0)
         assert printed[:, 3].max() <= image.shape[2] and printed[:, 4].max() <= image.shape[1]
 
 
@@ -57,12 +57,12 @@ def test_a_folder_with_pictures_continues(weights, photos, tmp_path, capsys):
     out = tmp_path / "results"
     command = ["localize", str(photos), "--weights", weights, "-o", str(out)]
     assert main(command) == 1
-    told = capsys.readouterr()
-    assert "1 of 4 images failed" in told.err and "bad.png" in told.err
+    printed = capsys.readouterr()
+    assert "1 of 4 images failed" in printed.err and "bad.png" in printed.err
     for name in ("cash_$5_to_$6_.png", "b.jpg", "small.png"):
-        guesses = json.loads((out / f"{name}.json").read_text())["predictions"]
-        assert guesses[0]["score"] >= guesses[-1]["score"] > 0 and guesses[0]["count"] >= 1
-        assert len({guess["class"] for guess in guesses}) == len(guesses) <= 5
+        predictions = json.loads((out / f"{name}.json").read_text())["predictions"]
+        assert predictions[0]["score"] >= predictions[-1]["score"] > 0 and predictions[0]["count"] >= 1
+        assert len({prediction["class"] for prediction in predictions}) == len(predictions) <= 5
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 500
     (photos / "bad.png").unlink()
@@ -93,8 +93,8 @@ def test_evaluation_writes_over_nothing_but_its_results(weights, tmp_path, capsy
     command = ["evaluate", "localization", "--data", str(tmp_path), "--weights", weights, "--scales", "six:1", "-o"]
     for path, words in ((coco, "holds no results"), (weights, "holds no results"), (tmp_path / "x/y", "cannot be")):
         assert main([*command, str(path)]) == 1
-        told = capsys.readouterr()
-        assert words in told.err and "images of" not in told.out, "said before the work"
+        printed = capsys.readouterr()
+        assert words in printed.err and "images of" not in printed.out, "reported before the work"
     assert coco.read_bytes() == before
     for _ in range(2):
         assert main([*command, str(tmp_path / "results.json")]) == 0

@@ -22,7 +22,7 @@ from overfeat.data.synthetic.images import make_image
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A small net of three classes with weights that tell images apart."""
+    """A small net of three classes whose scores differ between images."""
     torch.manual_seed(0)
     net = overfeat.build("small", 3)
     net.init_weights(None)
@@ -55,29 +55,29 @@ def run(*arguments, **options):
     )
 
 
-def test_shipped_net_knows_the_shipped_scenes(capsys):
+def test_shipped_net_classifies_and_localizes_the_shipped_images(capsys):
     coco = json.loads((ASSETS / "scenes" / "labels.json").read_text())
-    right, found = 0, 0
+    correct, localized = 0, 0
     for path in list_images(ASSETS / "scenes"):
         assert main(["classify", "-n", "1", str(path)]) == 0
         name, score = capsys.readouterr().out.split()
         assert 0 < float(score) <= 1
-        right += name == coco[path.name]
+        correct += name == coco[path.name]
         assert main(["localize", str(path)]) == 0
-        guesses = [line.split() for line in capsys.readouterr().out.splitlines()]
+        predictions = [line.split() for line in capsys.readouterr().out.splitlines()]
         true = torch.from_numpy(make_image("test", 0, int(path.stem)).boxes)
-        boxes = torch.tensor([[float(edge) for edge in guess[2:]] for guess in guesses]).double()
-        found += bool((overfeat.iou(boxes, true)[[g[0] == coco[path.name] for g in guesses]] >= 0.5).any())
-    assert right >= len(coco) - 1 and found >= len(coco) - 2 and len(coco) >= 4
+        boxes = torch.tensor([[float(edge) for edge in prediction[2:]] for prediction in predictions]).double()
+        localized += bool((overfeat.iou(boxes, true)[[p[0] == coco[path.name] for p in predictions]] >= 0.5).any())
+    assert correct >= len(coco) - 1 and localized >= len(coco) - 2 and len(coco) >= 4
 
 
 def test_classify_prints_the_library_s_scores(weights, photos, capsys):
     assert main(["classify", "--weights", str(weights), "-n", "9", str(photos / "a.jpg")]) == 0
     lines = capsys.readouterr().out.splitlines()
     net = overfeat.load(weights)
-    want = overfeat.classify(net, read_image(photos / "a.jpg"))[0]
-    assert [line.split()[0] for line in lines] == [net.class_names[i] for i in want.argsort(descending=True)]
-    assert np.allclose([float(line.split()[1]) for line in lines], want.sort(descending=True).values, rtol=1e-4)
+    expected = overfeat.classify(net, read_image(photos / "a.jpg"))[0]
+    assert [line.split()[0] for line in lines] == [net.class_names[i] for i in expected.argsort(descending=True)]
+    assert np.allclose([float(line.split()[1]) for line in lines], expected.sort(descending=True).values, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -88,21 +88,21 @@ def test_classify_prints_the_library_s_scores(weights, photos, capsys):
         ["--scales", "1.0,100x120", "--stride", "coarse", "--no-flip", "--memory-limit", "8"],
     ],
 )
-def test_ways_of_voting(weights, photos, options, capsys):
+def test_voting(weights, photos, options, capsys):
     assert main(["classify", "--weights", str(weights), *options, str(photos / "a.jpg")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_a_folder_goes_on_past_bad_images_and_continues(weights, photos, tmp_path, capsys):
+def test_bad_images_are_skipped_and_a_second_run_continues(weights, photos, tmp_path, capsys):
     (photos / "empty.png").write_bytes(b"")
     (photos / "text.jpg").write_text("no picture")
     (photos / "cut.jpg").write_bytes((photos / "a.jpg").read_bytes()[:700])
     out = tmp_path / "results"
     command = ["classify", "--weights", str(weights), str(photos), "-o", str(out)]
     assert main(command) == 1
-    told = capsys.readouterr().err
-    assert "3 of 9 images failed" in told
-    assert all(name in told for name in ("empty.png", "text.jpg", "cut.jpg"))
+    printed = capsys.readouterr().err
+    assert "3 of 9 images failed" in printed
+    assert all(name in printed for name in ("empty.png", "text.jpg", "cut.jpg"))
     done = sorted(path.name for path in out.glob("*.json") if path.name != "settings.json")
     assert done == [f"{name}.json" for name in ("a.jpg", "b.png", "c.jpg", "d.png", "e.png", "f.jpg")]
     assert json.loads((out / "a.jpg.json").read_text())["classes"][0]["class"] in ("ash", "birch", "cedar")
@@ -154,17 +154,17 @@ def test_features_are_the_layer_s_output(weights, photos, tmp_path, file_format)
     target = tmp_path / "out.features"
     command = ["features", "--weights", weights, "-L", "9", "--format", file_format, "-o", target, photos / "b.png"]
     assert main(list(map(str, command))) == 0
-    want = overfeat.load(weights).layer_output(read_image(photos / "b.png")[None], 9)[0].detach().numpy()
+    expected = overfeat.load(weights).layer_output(read_image(photos / "b.png")[None], 9)[0].detach().numpy()
     if file_format == "npz":
-        found = np.load(target)["features"]
+        actual = np.load(target)["features"]
     elif file_format == "safetensors":
         with safe_open(target, "np") as file:
-            found = file.get_tensor("features")
+            actual = file.get_tensor("features")
     else:
         head, values, *rest = target.read_text().split("\n")
-        found = np.array(values.split(), dtype=float).reshape([int(side) for side in head.split()])
+        actual = np.array(values.split(), dtype=float).reshape([int(side) for side in head.split()])
         assert rest == [""]
-    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_features_as_in_2013(weights, photos, capsys):
@@ -222,10 +222,10 @@ def test_bad_input_is_one_clear_line(arguments, message, photos, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     names = {"photo": photos / "a.jpg", "folder": photos, "out": tmp_path / "out"}
     status = main([argument.format(**names) for argument in arguments])
-    told = capsys.readouterr().err
-    assert status == (0 if message is None else 1), told
+    printed = capsys.readouterr().err
+    assert status == (0 if message is None else 1), printed
     if message:
-        assert message in told and "Traceback" not in told
+        assert message in printed and "Traceback" not in printed
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.rglob(".part-*"))
 
 
@@ -255,10 +255,10 @@ def test_a_full_disk_leaves_no_half_file(weights, photos, tmp_path):
         "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = ["features", "--weights", weights, "-L", "1", photos, "-o", out]
-    found = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
-    assert found.returncode == 1
-    assert "a.jpg.npz: cannot be written" in found.stderr and "Traceback" not in found.stderr
-    assert "b.png" not in found.stderr  # the run stops: the next file would not fit either
+    process = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "a.jpg.npz: cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert "b.png" not in process.stderr  # the run stops: the next file would not fit either
     assert [path.name for path in out.iterdir()] == ["settings.json"]
     assert run(*command).returncode == 0  # there is room again: the second run continues
 
@@ -296,14 +296,14 @@ def test_labels_travel_with_the_weights(weights, photos, tmp_path, capsys):
     assert overfeat.load(named).class_names == ["red maple", "green oak", "blue fir"]
 
 
-def test_demo_draws_every_scene(tmp_path):
-    found = run("demo", "-o", tmp_path / "pictures")
-    assert found.returncode == 0, found.stderr
+def test_demo_draws_every_image(tmp_path):
+    process = run("demo", "-o", tmp_path / "pictures")
+    assert process.returncode == 0, process.stderr
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
     multi_object = list_images(ASSETS / "multi-object" / "test")
     assert len(pictures) == 2 * len(list_images(ASSETS / "scenes")) + len(multi_object) and len(multi_object) >= 5
     for picture in pictures:
-        assert str(picture) in found.stdout
+        assert str(picture) in process.stdout
         with Image.open(picture) as image:
             pixels = np.asarray(image.convert("RGB"))
         assert pixels.shape[0] > 300 and pixels.std() > 20
@@ -311,20 +311,20 @@ def test_demo_draws_every_scene(tmp_path):
 
 def test_output_to_a_closed_pipe_is_no_traceback(weights, photos):
     command = f"{sys.executable} -m overfeat features --format text --weights {weights} {photos}/a.jpg | head -c 5"
-    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert "Traceback" not in found.stderr
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in process.stderr
 
 
 def test_fast_gives_the_same(photos, weights, tmp_path):
-    """Six pictures, so that the weights are seen more than once and prepared."""
-    for out, flags in (("stock", ()), ("fast", ("--fast",))):
+    """Six images, so that the weights are used more than once and pre-packed."""
+    for out, flags in (("eager", ()), ("fast", ("--fast",))):
         done = run(*flags, "classify", photos, "--weights", weights, "-o", tmp_path / out)
         assert done.returncode == 0, done.stderr
-    names = sorted(path.name for path in (tmp_path / "stock").glob("*.*.json"))
+    names = sorted(path.name for path in (tmp_path / "eager").glob("*.*.json"))
     assert len(names) == 6
     for name in names:
-        stock, fast = (json.loads((tmp_path / out / name).read_text()) for out in ("stock", "fast"))
-        assert stock.keys() == fast.keys()
-        assert [c["class"] for c in stock["classes"]] == [c["class"] for c in fast["classes"]]
-        got, want = ([c["score"] for c in found["classes"]] for found in (fast, stock))
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        eager, fast = (json.loads((tmp_path / out / name).read_text()) for out in ("eager", "fast"))
+        assert eager.keys() == fast.keys()
+        assert [c["class"] for c in eager["classes"]] == [c["class"] for c in fast["classes"]]
+        actual, expected = ([c["score"] for c in results["classes"]] for results in (fast, eager))
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
