@@ -21,8 +21,8 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# Beside a lower level: errors serves files; only ops.boxes serves metrics; only the Triton backend runs kernels.
-ALSO = {("files", "errors"), ("multibox", "classification"), ("visualize", "profiling")}
+# Beside a lower level: errors serves files and options; only ops.boxes serves metrics; only the Triton backend runs kernels.
+ALSO = {("files", "errors"), ("options", "errors"), ("multibox", "classification"), ("visualize", "profiling")}
 FILES = sorted([*ROOT.glob("overfeat/**/*.py"), *ROOT.glob("kernels/*.py")])
 
 
