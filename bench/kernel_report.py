@@ -1,9 +1,9 @@
-"""What the compiler makes of every kernel, without a GPU: python -m bench.kernel_report
+"""Compile every kernel and report its resources, without a GPU: python -m bench.kernel_report
 
-Every kernel is compiled for each chip with every dtype and every launch configuration that
-overfeat.kernels.launch chooses, through the same functions that launch it: a stand-in for Triton's driver
-keeps what would have been loaded, and tensors without memory stand for the real ones. The report is
-of registers, spills, shared memory and matrix instructions; nothing runs, and no speed is known.
+Every kernel is compiled for each chip with every dtype and every launch configuration that overfeat.kernels.launch
+chooses, through the functions that launch it: a substitute for Triton's driver keeps the binaries, and meta tensors
+stand in for real ones. The report has registers, spills, shared memory and matrix instructions. Nothing runs, and no
+speed is measured.
 """
 
 import argparse
@@ -34,12 +34,12 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Chip:
-    """What one kernel may use there. capability: whose launch configurations it takes."""
+    """A GPU architecture; `capability` selects the launch configurations."""
 
     name: str
     capability: tuple[int, int]
-    shared: int  # bytes a program
-    matrix: str  # its matrix instruction for tiles of 64 rows or more, a regular expression; below it is HMMA
+    shared: int  # bytes of shared memory available to a program
+    matrix: str  # a regular expression of its matrix instruction for tiles of 64 rows or more; HMMA for smaller ones
 
     @property
     def target(self) -> GPUTarget:
@@ -64,7 +64,7 @@ KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.flo
 
 @dataclass(frozen=True)
 class Compiled:
-    """One row of the report. spills: bytes a thread keeps in local memory; shared: bytes a program."""
+    """One row of the report. spills: bytes of local memory per thread; shared: bytes per program."""
 
     chip: str
     kernel: str
@@ -75,14 +75,14 @@ class Compiled:
     registers: int
     spills: int
     shared: int
-    matrix: str  # matrix instructions in the machine code, and how many
+    matrix: str  # matrix instructions in the machine code, with their counts
 
 
 class _Driver:
-    """Stands for Triton's driver: gives the target, keeps binaries, launches nothing."""
+    """Substitute for Triton's driver: names the target, keeps binaries, launches nothing."""
 
     def __init__(self, chip: Chip):
-        self.chip, self.utils, self.found, self.source = chip, self, [], None
+        self.chip, self.utils, self.binaries, self.source = chip, self, [], None
 
     def get_current_target(self) -> GPUTarget:
         return self.chip.target
@@ -104,12 +104,12 @@ class _Driver:
         source, metadata = self.source
         names = source.fn.arg_names
         constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
-        self.found.append((name, constants, metadata, binary))
+        self.binaries.append((name, constants, metadata, binary))
         return "loaded", None, 0, 0, 1024  # the module, function, registers, spills, threads
 
 
 def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
-    """Every way this library launches its kernels there: tiles by number of places, pooling, channels, bias, parts."""
+    """Every launch configuration of the library: tiles by number of positions, pooling, channels, bias, split-K."""
     dtype = KINDS[kind]
 
     def empty(*shape: int) -> torch.Tensor:
@@ -131,8 +131,8 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
         places = min(most, 200)
         yield lambda places=places: call(places, 1024, pool="apart", backward=True)
         yield lambda places=places: call(places, 1024, parts=4, pool="apart")
-    yield lambda: call(200, 96, bias=False, backward=True)  # channels that the tile's do not divide
-    yield lambda: call(200, 1000, bias=False, pool="apart")  # and that 16 does not
+    yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's
+    yield lambda: call(200, 1000, bias=False, pool="apart")  # channels not divisible by 16
     if kind == "ieee":  # boxes are float32 or float64
         for number, sizes in launch.MERGE_TILES.items():
             for tile in sizes:
@@ -141,7 +141,7 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
                 matches = box_merge.MATCH_METRICS if (tile.tiled or tile == sizes[0]) else ["normalised"]
                 for match, average in zip(matches, ("pairwise", "counts", "pairwise")):  # noqa: B905
                     yield lambda b=boxes, n=lengths, m=match, a=average: box_merge.merge(b, b[:, 0], n, 0.5, m, a, 0.5)
-    else:  # what multiplies nothing knows no precision
+    else:  # kernels without matmuls do not depend on the precision
         for size in (2, 3):
             yield lambda size=size: offset_pool.backward(
                 empty(1, 1024, 36 - size, 45 - size), empty(1, 1024, 35, 44), size
@@ -152,9 +152,9 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
 
 
 def compile_for(chip: Chip, kind: str) -> list[Compiled]:
-    """Compile everything for one chip and one kind of arithmetic."""
+    """Compile all kernels for one chip and one kind of arithmetic."""
     driver, before = _Driver(chip), torch.get_float32_matmul_precision()
-    previous = triton.runtime.driver._active  # the property would look for a GPU
+    previous = triton.runtime.driver._active  # the property would initialize a GPU driver
     triton.runtime.driver.set_active(driver)
     torch.set_float32_matmul_precision("highest" if kind == "ieee" else "high")
     try:
@@ -164,7 +164,7 @@ def compile_for(chip: Chip, kind: str) -> list[Compiled]:
     finally:
         triton.runtime.driver.set_active(previous)
         torch.set_float32_matmul_precision(before)
-    return sorted({_row(chip, kind, *found) for found in driver.found}, key=str)
+    return sorted({_row(chip, kind, *binary) for binary in driver.binaries}, key=str)
 
 
 def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes) -> Compiled:
@@ -185,15 +185,15 @@ def _nvidia(binary: bytes) -> tuple[int, int, str]:
             for what in ("--dump-resource-usage", "--dump-sass")
         )
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
-    found = Counter(re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", code))
-    return registers, stack + local, " ".join(f"{name} x{count}" for name, count in sorted(found.items()))
+    instructions = Counter(re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", code))
+    return registers, stack + local, " ".join(f"{name} x{count}" for name, count in sorted(instructions.items()))
 
 
 def _amd(binary: bytes) -> tuple[int, int, str]:
-    """The same of an hsaco, from the notes in it; there is no disassembler at hand."""
+    """The same of an hsaco, from its notes; no disassembler is at hand."""
 
     def note(key: bytes) -> int:
-        at = binary.index(key) + len(key)  # a number of MessagePack follows
+        at = binary.index(key) + len(key)  # a MessagePack number follows
         length = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(binary[at], 0)
         return int.from_bytes(binary[at + 1 : at + 1 + length], "big") if length else binary[at]
 
@@ -205,14 +205,14 @@ def compile_all(
 ) -> list[Compiled]:
     """All kernels for these chips with these kinds of arithmetic, in `workers` processes."""
     pairs = [(CHIPS[name], kind) for name in names for kind in kinds]
-    # A process each: one that has compiled a kernel for one kind would not load it again for the next.
+    # One process each: a process that has compiled a kernel for one kind would not load it again for the next.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         return [row for rows in pool.map(compile_for, *zip(*pairs, strict=True)) for row in rows]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chip", choices=CHIPS, action="append", help="only this one; may be given again")
+    parser.add_argument("--chip", choices=CHIPS, action="append", help="only this one; repeatable")
     args = parser.parse_args()
     rows = compile_all(args.chip or tuple(CHIPS))
     for row in rows:

@@ -1,9 +1,8 @@
-"""Localization error of every variant on made-up test scenes: python -m bench.accuracy.localization
+"""Localization error of every variant on synthetic test images: python -m bench.accuracy.localization
 
-What the paper's figure 9 compares, and what decides the merging: scales, strides, one box for all
-classes or one a class, the losses, the match scores; merging against suppression and the best single
-box. The threshold of each rule is the best of those tried on the validation scenes. The regressors
-come from `make regressors`.
+The variants of the paper's figure 9 and of merging: scales, strides, one box for all classes or one per class, losses
+and match metrics; merging beside NMS and the highest-confidence box. The threshold of each rule is the best of those
+tried on the validation images. The regressors come from bench/accuracy/regressors.sh.
 """
 
 import argparse
@@ -29,24 +28,25 @@ from overfeat.metrics.localization import localization_errors
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.ops.boxes import nms
 
-COMMAND = "make scenes regressors && python -m bench.accuracy.localization"
+COMMAND = "bench/accuracy/regressors.sh && python -m bench.accuracy.localization"
 REGRESSORS = ("scr-l2", "pcr-l2", "scr-iou")
 BASE = REGRESSORS[0]
 SCALES = {"1 scale": (1,), "2 scales": (1, 2), "3 scales": (1, 2, 3), "4 scales": (1, 2, 3, 4),
           "scales 1, 2, 4, 6": (1, 2, 4, 6), "6 scales": (1, 2, 3, 4, 5, 6)}  # fmt: skip
-CLOSE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-# Rule -> the thresholds that are tried on the validation scenes.
-SHARES = {0.0: (0.4,), 0.3: CLOSE, 0.5: CLOSE, 0.8: CLOSE, 0.9: CLOSE}  # beside the default, SHARE
+MATCH_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+# Relative score threshold -> match thresholds tried with it on the validation images; beside the default, SHARE.
+RELATIVE = {0.0: (0.4,), **dict.fromkeys((0.3, 0.5, 0.8, 0.9), MATCH_THRESHOLDS)}
+# Rule -> thresholds tried on the validation images.
 RULES = {
-    **{f"{name}: normalised": CLOSE for name in REGRESSORS},
-    **{f"{BASE}: normalised, share {share:g}": thresholds for share, thresholds in SHARES.items()},
-    f"{BASE}: normalised, counts": CLOSE,
+    **{f"{name}: normalised": MATCH_THRESHOLDS for name in REGRESSORS},
+    **{f"{BASE}: normalised, relative threshold {relative:g}": thresholds for relative, thresholds in RELATIVE.items()},
+    f"{BASE}: normalised, counts": MATCH_THRESHOLDS,
     f"{BASE}: centres": (0.05, 0.1, 0.2, 0.3, 0.4),
     f"{BASE}: sum": (2.0, 10.0, 50.0, 200.0),
     f"{BASE}: NMS": (0.3, 0.4, 0.5, 0.6),
 }
-GUESSES = 5
-Guess = tuple[np.ndarray, np.ndarray]  # labels, boxes; tensors would each take an open file between processes
+TOP_K = 5
+Prediction = tuple[np.ndarray, np.ndarray]  # labels, boxes; a tensor would need an open file between processes
 Chosen = dict[str, float]  # rule -> threshold
 
 _loaded: dict[str, tuple] = {}  # of a worker process
@@ -57,55 +57,56 @@ def _start(weights: dict[str, Path]) -> None:
     _loaded.update({name: (load(path), load_regressor(path)) for name, path in weights.items()})
 
 
-def tried(sample: Sample) -> dict[tuple[str, float], Guess]:
-    """The guesses for one scene by every rule with every threshold, at six scales."""
+def predict_validation(sample: Sample) -> dict[tuple[str, float], Prediction]:
+    """Predictions for one image by every rule with every threshold, at six scales."""
     image = read_image(sample.path)
     raw = {name: candidates(*loaded, image, share=0.0) for name, loaded in _loaded.items()}
     return {
-        (rule, threshold): guess(raw[rule.split(":")[0]], image, rule, threshold)
+        (rule, threshold): predict(raw[rule.split(":")[0]], image, rule, threshold)
         for rule, thresholds in RULES.items()
         for threshold in thresholds
     }
 
 
-def measured(sample: Sample, chosen: Chosen) -> dict[str, Guess]:
-    """The guesses for one scene by every variant."""
-    image, found = read_image(sample.path), {}
+def predict_test(sample: Sample, chosen: Chosen) -> dict[str, Prediction]:
+    """Predictions for one image by every variant."""
+    image, predictions = read_image(sample.path), {}
     for name, (net, regressor) in _loaded.items():
         rule = f"{name}: normalised"
         for stride in ("coarse", "fine"):
             raw = candidates(net, regressor, image, stride=stride, share=0.0)
             for scales, numbers in SCALES.items():
-                found[f"{name}, {scales}, {stride}"] = guess(_at(raw, numbers), image, rule, chosen[rule])
+                predictions[f"{name}, {scales}, {stride}"] = predict(_at(raw, numbers), image, rule, chosen[rule])
         if name == BASE:
-            for other in [rule for rule in RULES if rule.startswith(BASE) and ", share 0" not in rule]:
-                found[other] = guess(raw, image, other, chosen[other])
+            for other in [rule for rule in RULES if rule.startswith(BASE) and "relative threshold" not in rule]:
+                predictions[other] = predict(raw, image, other, chosen[other])
             best = raw.scores.argsort(descending=True, stable=True)
-            found["best single box"] = _first(raw.labels[best], raw.boxes[best])
-            found["centre crop"] = centre_crop(net, regressor, image)
-    return found
+            predictions["best single box"] = _first(raw.labels[best], raw.boxes[best])
+            predictions["centre crop"] = centre_crop(net, regressor, image)
+    return predictions
 
 
-def guess(raw: Candidates, image: Tensor, rule: str, threshold: float) -> Guess:
-    """The guesses by one rule; raw: with no box left out yet."""
+def predict(raw: Candidates, image: Tensor, rule: str, threshold: float) -> Prediction:
+    """Predictions by one rule; raw: all candidates, before the relative score threshold."""
     match, _, more = rule.split(": ")[1].partition(", ")
-    raw = _strong(raw, float(more.removeprefix("share ")) if more.startswith("share ") else SHARE)
+    prefix = "relative threshold "
+    raw = _above(raw, float(more.removeprefix(prefix)) if more.startswith(prefix) else SHARE)
     if match == "NMS":
         kept = nms(raw.boxes, raw.scores, raw.labels, iou_threshold=threshold)
         return _first(raw.labels[kept], raw.boxes[kept])
-    found = merge(raw, tuple(image.shape[1:]), threshold, match, "counts" if more == "counts" else "pairwise")
-    return _first(found.labels, found.boxes)
+    merged = merge(raw, tuple(image.shape[1:]), threshold, match, "counts" if more == "counts" else "pairwise")
+    return _first(merged.labels, merged.boxes)
 
 
-def _strong(raw: Candidates, share: float) -> Candidates:
-    """What `candidates` keeps with this share."""
+def _above(raw: Candidates, relative: float) -> Candidates:
+    """The candidates that a relative score threshold keeps."""
     best = torch.zeros(int(raw.labels.max()) + 1).scatter_reduce(0, raw.labels, raw.scores, "amax")
-    kept = raw.scores >= share * best[raw.labels]
+    kept = raw.scores >= relative * best[raw.labels]
     return raw[kept]
 
 
-def centre_crop(net, regressor, image: Tensor) -> Guess:
-    """One window in the middle of the image, as in training: each class with its box."""
+def centre_crop(net, regressor, image: Tensor) -> Prediction:
+    """One centred window of the image, as in training: each class with its box."""
     window, short = net.architecture.window, net.architecture.short_side
     side = round(min(image.shape[1:]) * window / short)
     y, x = ((length - side) // 2 for length in image.shape[1:])
@@ -121,23 +122,23 @@ def _at(raw: Candidates, scales: Iterable[int]) -> Candidates:
     return raw[kept]
 
 
-def _first(labels: Tensor, boxes: Tensor) -> Guess:
-    kept = first_of_each(labels)[:GUESSES]
+def _first(labels: Tensor, boxes: Tensor) -> Prediction:
+    kept = first_of_each(labels)[:TOP_K]
     return labels[kept].numpy(), boxes[kept].numpy()
 
 
-def errors(data: Annotated, pool, work) -> dict:
-    """Localization errors of every variant that `work` gives guesses of."""
-    found = list(tqdm(pool.imap(work, data.samples, chunksize=4), total=len(data), unit="scene"))
+def errors(data: Annotated, pool, predict_sample) -> dict:
+    """Localization errors of every variant."""
+    of_images = list(tqdm(pool.imap(predict_sample, data.samples, chunksize=4), total=len(data), unit="image"))
     truths = [(torch.from_numpy(s.labels), torch.from_numpy(s.boxes)) for s in data.samples]
     return {
-        way: localization_errors([tuple(map(torch.from_numpy, guesses[way])) for guesses in found], truths)
-        for way in found[0]
+        name: localization_errors([tuple(map(torch.from_numpy, image[name])) for image in of_images], truths)
+        for name in of_images[0]
     }
 
 
 def plot(results: dict, path: Path) -> None:
-    """Error against the number of scales, as the paper's figure 9, a line a variant."""
+    """Error against the number of scales, as the paper's figure 9, one line per variant."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -149,7 +150,7 @@ def plot(results: dict, path: Path) -> None:
             colour = f"C{REGRESSORS.index(name)}"
             axis.plot(shown, values, line, marker="o", color=colour, label=f"{name}, {stride}")
     axis.axhline(rates["centre crop"]["top5"], color="grey", linewidth=1, label="centre crop (scr-l2)")
-    axis.set_ylabel("localization error with five guesses, %")
+    axis.set_ylabel("top-5 localization error, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     with atomic_write(path) as part:
@@ -158,33 +159,33 @@ def plot(results: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=Path, default=ROOT / "runs/scenes")
-    parser.add_argument("--count", type=int, default=1200, help="test scenes")
-    parser.add_argument("--tried", type=int, default=300, help="validation scenes")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--data", type=Path, default=ROOT / "runs/single")
+    parser.add_argument("--max-images", type=int, default=1200, help="test images")
+    parser.add_argument("--validation-images", type=int, default=300)
+    parser.add_argument("--num-workers", type=int, default=2, help="processes")
     args = parser.parse_args()
     weights = {name: ROOT / f"runs/regressor-{name}/net.safetensors" for name in REGRESSORS}
     names = load(weights[BASE]).class_names
 
-    def scenes(split: str, count: int) -> Annotated:
-        data = align_boxes(read_coco(args.scenes / f"{split}.json"), names)
+    def images(split: str, count: int) -> Annotated:
+        data = align_boxes(read_coco(args.data / f"{split}.json"), names)
         return Annotated(data.class_names, data.samples[:count])
 
-    validation, test = scenes("validation", args.tried), scenes("test", args.count)
-    with multiprocessing.get_context("spawn").Pool(args.workers, _start, [weights]) as pool:
-        by_threshold = errors(validation, pool, tried)
+    validation, test = images("validation", args.validation_images), images("test", args.max_images)
+    with multiprocessing.get_context("spawn").Pool(args.num_workers, _start, [weights]) as pool:
+        by_threshold = errors(validation, pool, predict_validation)
         rules = {rule: {t: by_threshold[rule, t] for t in thresholds} for rule, thresholds in RULES.items()}
         chosen = {rule: min(rates, key=lambda t: (rates[t]["top5"], rates[t]["top1"])) for rule, rates in rules.items()}
-        found = errors(test, pool, partial(measured, chosen=chosen))
+        of_variants = errors(test, pool, partial(predict_test, chosen=chosen))
     results = {
-        "validation": {"scenes": len(validation), "errors": rules},
+        "validation": {"images": len(validation), "errors": rules},
         "chosen": chosen,
-        "test": {"scenes": len(test), "errors": found},
+        "test": {"images": len(test), "errors": of_variants},
     }
     for rule, threshold in chosen.items():
         print(f"{rule:30} threshold {threshold:g}")
-    for way, rates in found.items():
-        print(f"{way:40} {rates['top1']:6.2f} {rates['top5']:6.2f}")
+    for name, rates in of_variants.items():
+        print(f"{name:40} {rates['top1']:6.2f} {rates['top5']:6.2f}")
     write_results("accuracy-localization", COMMAND, results)
     plot(results, RESULTS / "localization.png")
 

@@ -1,8 +1,8 @@
-"""DeepMultiBox on made-up test scenes, beside OverFeat's detection and localization: python -m bench.accuracy.multibox
+"""DeepMultiBox on synthetic images, beside OverFeat's detection and localization: python -m bench.accuracy.multibox
 
-Its paper's figure 1 (objects found by so many boxes), table 1 (average precision), table 2 (detection@5 and
-classification@5) and figure 5 (across data sets); what matching and priors are worth; digits never seen; time.
-Suppression and square are the best of those tried on validation scenes. The nets come from `make multiboxes`.
+Its paper's figure 1 (recall by number of boxes), table 1 (average precision), table 2 (detection@5 and
+classification@5) and figure 5 (across data sets); matching and priors; unseen digits; time. NMS threshold and square
+are the best of those tried on validation images. The nets come from bench/accuracy/regressors.sh and multibox.sh.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from overfeat.multibox.predict import LEAST, OVERLAP, TOP, classify_boxes, crops
 from overfeat.ops.boxes import SQUARES, nms
 from overfeat.profiling.profile import evaluation_work
 
-COMMAND = "make scenes crowds regressors detectors multiboxes && python -m bench.accuracy.multibox"
+COMMAND = "bench/accuracy/regressors.sh && bench/accuracy/multibox.sh && python -m bench.accuracy.multibox"
 LONG = "long"
 SHORT = {
     "prior": "prior matching",
@@ -44,49 +44,49 @@ SHORT = {
     "prediction-30": "prediction matching, alpha 30",
     "no-priors": "no priors",
 }
-MODELS = (LONG, *SHORT, "scenes", "low")  # the short ones had equal training
+MODELS = (LONG, *SHORT, "single", "digits-0-4")  # all but the first: short trainings of equal length
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
-SETS = {"crowds": 600, "scenes": 400, "low": 200, "high": 200}  # test scenes of each
-GROUPS = 10  # of scenes that are left out in turn, for the errors
-TIMED = 24  # scenes, each in turn by every method
+SETS = {"multi": 600, "single": 400, "digits-0-4": 200, "digits-5-9": 200}  # test images of each
+JACKKNIFE_GROUPS = 10  # of images, left out in turn, for the standard errors
+TIMED = 24  # images, each in turn by every method
 
 
 @dataclass(frozen=True)
-class Found:
-    """Boxes of one image, best first; arrays, since tensors would each take an open file between processes.
+class Result:
+    """Boxes of one image by descending score, as arrays: a tensor would need an open file between processes.
 
-    shares: [n, classes], what is in the first of them.
+    probabilities: float32 [n, classes] of the first n boxes, of those that were classified.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
-    shares: np.ndarray = field(default_factory=lambda: np.empty((0, 10), dtype=np.float32))
+    probabilities: np.ndarray = field(default_factory=lambda: np.empty((0, 10), dtype=np.float32))
 
     @staticmethod
-    def of(found: Detections, shares: Tensor | None = None) -> "Found":
-        found = found[:KEPT]
-        arrays = [values.numpy() for values in (found.boxes, found.labels, found.scores)]
-        return Found(*arrays) if shares is None else Found(*arrays, shares.numpy())
+    def of(detections: Detections, probabilities: Tensor | None = None) -> "Result":
+        kept = detections[:KEPT]
+        arrays = [values.numpy() for values in (kept.boxes, kept.labels, kept.scores)]
+        return Result(*arrays) if probabilities is None else Result(*arrays, probabilities.numpy())
 
     def detections(self) -> Detections:
         boxes, labels, scores = map(torch.from_numpy, (self.boxes, self.labels, self.scores))
         return Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores)
 
-    def classified(self, top: int, least: float = LEAST) -> Detections:
-        return with_classes(self.detections()[:top], torch.from_numpy(self.shares[:top]), least)
+    def classified(self, count: int, score_threshold: float = LEAST) -> Detections:
+        return with_classes(self.detections()[:count], torch.from_numpy(self.probabilities[:count]), score_threshold)
 
 
 _loaded: dict = {}  # of a worker process
 
 
-def file_of(name: str) -> Path:
+def weights_of(name: str) -> Path:
     return ROOT / f"runs/multibox{'' if name == LONG else f'-{name}'}/net.safetensors"
 
 
 def _start(threads: int = 1) -> None:
     torch.set_num_threads(threads)
-    _loaded.update({name: load_multibox(file_of(name)) for name in MODELS})
+    _loaded.update({name: load_multibox(weights_of(name)) for name in MODELS})
     _loaded["classifier"] = load(ROOT / "runs/box-classifier/net.safetensors")
     for name, run in (("detector", "detector"), ("localizer", "regressor-scr-iou")):
         path = ROOT / f"runs/{run}/net.safetensors"
@@ -94,105 +94,105 @@ def _start(threads: int = 1) -> None:
 
 
 def proposed(name: str, image: Tensor, crops: str) -> Detections:
-    """All boxes of a model, before suppression."""
+    """All boxes of a model, before NMS."""
     return propose(_loaded[name], image, crops, 1.0)
 
 
-def suppressed(every: Detections, threshold: float) -> Detections:
-    return every[nms(every.boxes, every.scores, every.labels, iou_threshold=threshold)]
+def after_nms(detections: Detections, threshold: float) -> Detections:
+    return detections[nms(detections.boxes, detections.scores, detections.labels, iou_threshold=threshold)]
 
 
-def classified(found: Detections, image: Tensor, square: str, top: int) -> Found:
-    """Boxes with what is in the best of them."""
-    return Found.of(found, classify_boxes(_loaded["classifier"], image, found.boxes[:top], square))
+def classified(detections: Detections, image: Tensor, square: str, count: int) -> Result:
+    """Boxes, of which the first `count` are classified."""
+    return Result.of(detections, classify_boxes(_loaded["classifier"], image, detections.boxes[:count], square))
 
 
-def tried(sample: Sample) -> dict[tuple, Found]:
-    """What a validation scene gives with every threshold and square."""
+def propose_validation(sample: Sample) -> dict[tuple, Result]:
+    """Boxes of a validation image with every NMS threshold and square."""
     image = sample.read()
-    every = proposed(LONG, image, "both")
-    of_thresholds = {t: suppressed(every, t) for t in THRESHOLDS}
-    return {(t, s): classified(found, image, s, TOP) for t, found in of_thresholds.items() for s in SQUARES}
+    proposals = proposed(LONG, image, "both")
+    of_thresholds = {t: after_nms(proposals, t) for t in THRESHOLDS}
+    return {(t, s): classified(kept, image, s, TOP) for t, kept in of_thresholds.items() for s in SQUARES}
 
 
-def measured(sample: Sample, of: str, threshold: float, square: str) -> dict[str, Found]:
-    """What a test scene of a set gives by every way that is compared there."""
-    image, found = sample.read(), {}
-    names = {"crowds": MODELS, "scenes": (LONG, "prior", "scenes")}.get(of, ("prior", "low"))
-    second = {"crowds": (LONG,), "scenes": (LONG, "scenes")}.get(of, ())
+def propose_test(sample: Sample, data: str, threshold: float, square: str) -> dict[str, Result]:
+    """Boxes of a test image by every method that is compared on its data set."""
+    image, results = sample.read(), {}
+    names = {"multi": MODELS, "single": (LONG, "prior", "single")}.get(data, ("prior", "digits-0-4"))
+    second = {"multi": (LONG,), "single": (LONG, "single")}.get(data, ())
     for name in names:
         for crops in ("centre", "both"):
-            every = proposed(name, image, crops)
-            found[f"{name}, {crops}"] = Found.of(suppressed(every, OVERLAP))
+            proposals = proposed(name, image, crops)
+            results[f"{name}, {crops}"] = Result.of(after_nms(proposals, OVERLAP))
             if name in second:
-                best = suppressed(every, threshold)
-                found[f"{name}, {crops}, classified"] = classified(best, image, square, max(WINDOWS))
-                way = f"{name}, {crops}, classified as in the paper"
-                found[way] = classified(suppressed(every, OVERLAP), image, SQUARES[0], max(WINDOWS))
+                tuned, as_in_paper = after_nms(proposals, threshold), after_nms(proposals, OVERLAP)
+                key = f"{name}, {crops}, classified"
+                results[key] = classified(tuned, image, square, max(WINDOWS))
+                results[f"{key} as in the paper"] = classified(as_in_paper, image, SQUARES[0], max(WINDOWS))
     if second:
-        way, pair = (detect, "detector") if of == "crowds" else (localize, "localizer")
-        found["OverFeat"] = Found.of(way(*_loaded[pair], image))
-        true = torch.from_numpy(sample.boxes).float()
-        shares, sure = classify_boxes(_loaded["classifier"], image, true, square), torch.ones(len(true))
-        found["true boxes"] = Found(true.numpy(), sample.labels, sure.numpy(), shares.numpy())
-    return found
+        predict, pair = (detect, "detector") if data == "multi" else (localize, "localizer")
+        results["OverFeat"] = Result.of(predict(*_loaded[pair], image))
+        boxes = torch.from_numpy(sample.boxes).float()
+        probabilities, scores = classify_boxes(_loaded["classifier"], image, boxes, square), torch.ones(len(boxes))
+        results["true boxes"] = Result(boxes.numpy(), sample.labels, scores.numpy(), probabilities.numpy())
+    return results
 
 
-def everywhere(data: Annotated, pool, each: Callable) -> tuple[dict[str, list[Found]], list[Boxes]]:
-    """What `each` finds in all scenes by every way, and what is there."""
-    of_scenes = list(tqdm(pool.imap(each, data.samples, chunksize=4), total=len(data), unit="scene"))
+def propose_all(data: Annotated, pool, propose_sample: Callable) -> tuple[dict[str, list[Result]], list[Boxes]]:
+    """Boxes of all images by every method, and the ground truth."""
+    of_images = list(tqdm(pool.imap(propose_sample, data.samples, chunksize=4), total=len(data), unit="image"))
     truths = [Boxes(torch.from_numpy(s.boxes), torch.from_numpy(s.labels)) for s in data.samples]
-    return {way: [found[way] for found in of_scenes] for way in of_scenes[0]}, truths
+    return {name: [image[name] for image in of_images] for name in of_images[0]}, truths
 
 
-def rate_error(one: Sequence[Found], other: Sequence[Found] | None, truths: Sequence[Boxes]) -> float:
-    """The standard error of the objects found by ten boxes, or of the difference of two ways, from groups left out."""
+def recall_error(one: Sequence[Result], other: Sequence[Result] | None, truths: Sequence[Boxes]) -> float:
+    """The standard error of the recall with ten boxes, or of the difference of two methods, by the jackknife."""
     values = []
-    for group in range(GROUPS):
-        kept = [i for i in range(len(truths)) if i % GROUPS != group]
+    for group in range(JACKKNIFE_GROUPS):
+        kept = [i for i in range(len(truths)) if i % JACKKNIFE_GROUPS != group]
         rates = [
-            detection_rate([found[i].detections() for i in kept], [truths[i] for i in kept])[TOP - 1]
-            for found in (one, other)
-            if found
+            detection_rate([results[i].detections() for i in kept], [truths[i] for i in kept])[TOP - 1]
+            for results in (one, other)
+            if results
         ]
         values.append(rates[0] - sum(rates[1:]))
-    return float(np.sqrt((GROUPS - 1) * np.var(values)))
+    return float(np.sqrt((JACKKNIFE_GROUPS - 1) * np.var(values)))
 
 
-def mean_precisions(found: Sequence[Detections], truths: Sequence[Boxes], names: list[str]) -> dict:
-    whole = average_precisions([Boxes(f.boxes, f.labels, f.scores) for f in found], truths, names)
-    return {"map": whole["map"], "classes": {name: figures["voc"] for name, figures in whole["ap"].items()}}
+def mean_precisions(images: Sequence[Detections], truths: Sequence[Boxes], names: list[str]) -> dict:
+    precisions = average_precisions([Boxes(d.boxes, d.labels, d.scores) for d in images], truths, names)
+    return {"map": precisions["map"], "classes": {name: values["voc"] for name, values in precisions["ap"].items()}}
 
 
-def five_guesses(found: Sequence[Found], truths: Sequence[Boxes]) -> dict[str, dict[str, float]]:
-    """Table 2: by how many boxes were classified."""
-    return {str(count): at_5([f.classified(count, 0.0) for f in found], truths) for count in WINDOWS}
+def top_5(results: Sequence[Result], truths: Sequence[Boxes]) -> dict[str, dict[str, float]]:
+    """Table 2, by the number of boxes that are classified."""
+    return {str(count): at_5([result.classified(count, 0.0) for result in results], truths) for count in WINDOWS}
 
 
 def times(data: Annotated, threshold: float, square: str) -> dict:
-    """Seconds an image of each method, in turn on the same scenes, and its work."""
+    """Seconds per image of each method, in turns on the same images, and its multiplications."""
     _start(torch.get_num_threads())
     detector, regressor = _loaded["detector"]
     boxes, classifier = _loaded[LONG], _loaded["classifier"]
 
     def multibox(image: Tensor, crops: str) -> None:
-        found = propose(boxes, image, crops, threshold)[:TOP]
-        with_classes(found, classify_boxes(classifier, image, found.boxes, square))
+        proposals = propose(boxes, image, crops, threshold)[:TOP]
+        with_classes(proposals, classify_boxes(classifier, image, proposals.boxes, square))
 
-    ways = {
+    methods = {
         "OverFeat": lambda image: detect(detector, regressor, image),
         "DeepMultiBox, both": partial(multibox, crops="both"),
         "DeepMultiBox, centre": partial(multibox, crops="centre"),
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     images = [sample.read() for sample in data.samples[:TIMED]]
-    for image in (images[0], *images):  # the first time warms up
-        for way, run in ways.items():
+    for image in (images[0], *images):  # the first run warms up
+        for name, run in methods.items():
             start = time.perf_counter()
             run(image)
-            seconds[way].append(time.perf_counter() - start)
-    evaluations: dict[str, list[int]] = {way: [] for way in ways}
-    multiplied: dict[str, list[float]] = {way: [] for way in ways}
+            seconds[name].append(time.perf_counter() - start)
+    evaluations: dict[str, list[int]] = {name: [] for name in methods}
+    macs: dict[str, list[float]] = {name: [] for name in methods}
     one_crop = work(boxes.net.architecture, boxes.side, boxes.side, 5 * boxes.boxes, "coarse")
     window = classifier.architecture.window
     one_box = work(classifier.architecture, window, window, classifier.num_classes, "coarse")
@@ -201,51 +201,51 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
         of_scales = grids(
             detector, size, clamp_scales(detector.architecture, *size, detector.scale_factors), None, "fine"
         )
-        by_stage, places = evaluation_work(detector, of_scales, "fine")
-        evaluations["OverFeat"].append(places)
-        multiplied["OverFeat"].append(sum(by_stage.values()))
+        by_stage, positions = evaluation_work(detector, of_scales, "fine")
+        evaluations["OverFeat"].append(positions)
+        macs["OverFeat"].append(sum(by_stage.values()))
         for crops in ("both", "centre"):
-            way, count = f"DeepMultiBox, {crops}", len(crops_of(*size, crops))
-            evaluations[way].append(count + TOP)
+            name, count = f"DeepMultiBox, {crops}", len(crops_of(*size, crops))
+            evaluations[name].append(count + TOP)
             of_crops = count * (one_crop["features"] + one_crop["first"] + one_crop["rest"])
-            multiplied[way].append(of_crops + TOP * (one_box["features"] + one_box["first"] + one_box["rest"]))
+            macs[name].append(of_crops + TOP * (one_box["features"] + one_box["first"] + one_box["rest"]))
     return {
-        way: {
-            "seconds": statistics.median(taken[1:]),
-            "p20": float(np.quantile(taken[1:], 0.2)),
-            "p80": float(np.quantile(taken[1:], 0.8)),
-            "ratio": statistics.median(a / b for a, b in zip(seconds["OverFeat"][1:], taken[1:], strict=True)),
-            "evaluations": statistics.mean(evaluations[way]),
-            "gmac": statistics.mean(multiplied[way]) / 1e9,
+        name: {
+            "seconds": statistics.median(elapsed[1:]),
+            "p20": float(np.quantile(elapsed[1:], 0.2)),
+            "p80": float(np.quantile(elapsed[1:], 0.8)),
+            "ratio": statistics.median(a / b for a, b in zip(seconds["OverFeat"][1:], elapsed[1:], strict=True)),
+            "evaluations": statistics.mean(evaluations[name]),
+            "gmac": statistics.mean(macs[name]) / 1e9,
         }
-        for way, taken in seconds.items()
+        for name, elapsed in seconds.items()
     }
 
 
 def plot(results: dict, path: Path) -> None:
-    """Objects found by so many boxes (figure 1); precision across data sets and for digits never seen (figure 5)."""
+    """Recall by number of boxes (figure 1); precision across data sets and for unseen digits (figure 5)."""
     from matplotlib.figure import Figure
 
     shown = {
-        "crowds": (("prior, both", "trained there"), ("scenes, both", "trained on one digit")),
-        "scenes": (("scenes, both", "trained there"), ("prior, both", "trained on crowds")),
-        "high": (("prior, both", "trained on all digits"), ("low, both", "trained on 0 to 4")),
+        "multi": (("prior, both", "trained on these"), ("single, both", "trained on one digit")),
+        "single": (("single, both", "trained on these"), ("prior, both", "trained on multi-object images")),
+        "digits-5-9": (("prior, both", "trained on all digits"), ("digits-0-4, both", "trained on 0 to 4")),
     }
-    titles = {"crowds": "crowds", "scenes": "scenes of one digit", "high": "crowds of digits 5 to 9"}
+    titles = {"multi": "multi-object images", "single": "images of one digit", "digits-5-9": "digits 5 to 9"}
     figure = Figure(figsize=(11, 8), layout="constrained")
     first, *others = figure.subplots(2, 2).ravel()
     lines = [(f"{LONG}, both", "long training, 10 crops"), (f"{LONG}, centre", "long training, 1 crop")]
     lines += [(f"{name}, both", f"{text}, 10 crops") for name, text in SHORT.items()] + [("OverFeat", "OverFeat")]
-    for way, text in lines:
-        values = results["rate"]["crowds"][way]
+    for name, text in lines:
+        values = results["recall"]["multi"][name]
         first.plot(range(1, len(values) + 1), values, label=text, linewidth=1.2)
-    first.set(title="crowds", xlabel="boxes of a scene", ylabel="objects found", xscale="log", xlim=(1, 100))
-    for axis, (of, ways) in zip(others, shown.items(), strict=True):
-        more = (("OverFeat", "OverFeat"),) if of != "high" else ()
-        for way, label in (*ways, *more):
-            curve = results["agnostic"][of][way]
+    first.set(title="multi-object images", xlabel="boxes per image", ylabel="recall", xscale="log", xlim=(1, 100))
+    for axis, (data, names) in zip(others, shown.items(), strict=True):
+        more = (("OverFeat", "OverFeat"),) if data != "digits-5-9" else ()
+        for name, label in (*names, *more):
+            curve = results["class-agnostic"][data][name]
             axis.plot(curve["recall"], curve["precision"], label=f"{label}: {100 * curve['ap']:.1f} %", linewidth=1.2)
-        axis.set(title=titles[of], xlabel="recall", xlim=(0, 1), ylabel="precision, whatever the digit")
+        axis.set(title=titles[data], xlabel="recall", xlim=(0, 1), ylabel="class-agnostic precision")
     for axis in (first, *others):
         axis.set_ylim(0, 1.01)
         axis.grid(alpha=0.3)
@@ -256,78 +256,96 @@ def plot(results: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the scenes are")
-    parser.add_argument("--tried", type=int, default=200, help="validation scenes")
-    parser.add_argument("--share", type=float, default=1.0, help="of the test scenes, for a quick look")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the data sets")
+    parser.add_argument("--validation-images", type=int, default=200)
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the test images, for a quick run")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes")
     args = parser.parse_args()
     names = load(ROOT / "runs/box-classifier/net.safetensors").class_names[:-1]
 
-    def scenes(of: str, split: str, count: int) -> Annotated:
-        data = align_boxes(read_coco(args.runs / of / f"{split}.json"), names)
-        return Annotated(data.class_names, data.samples[:count])
+    def images(data: str, split: str, count: int) -> Annotated:
+        samples = align_boxes(read_coco(args.runs / data / f"{split}.json"), names)
+        return Annotated(samples.class_names, samples.samples[:count])
 
-    test = {of: scenes(of, "test", max(GROUPS, round(args.share * count))) for of, count in SETS.items()}
-    validation = scenes("crowds", "validation", args.tried)
-    with multiprocessing.get_context("spawn").Pool(args.workers, _start) as pool:
-        found, truths = everywhere(validation, pool, tried)
+    test = {
+        data: images(data, "test", max(JACKKNIFE_GROUPS, round(args.fraction * count))) for data, count in SETS.items()
+    }
+    validation = images("multi", "validation", args.validation_images)
+    with multiprocessing.get_context("spawn").Pool(args.num_workers, _start) as pool:
+        methods, truths = propose_all(validation, pool, propose_validation)
         maps = {}
-        for way, of_way in found.items():
-            maps[way] = mean_precisions([f.classified(TOP) for f in of_way], truths, names)["map"]["voc"]
-            print(f"threshold {way[0]}, {way[1]} square: {100 * maps[way]:.2f}", flush=True)
+        for key, results in methods.items():
+            maps[key] = mean_precisions([result.classified(TOP) for result in results], truths, names)["map"]["voc"]
+            print(f"threshold {key[0]}, {key[1]} square: {100 * maps[key]:.2f}", flush=True)
         threshold, square = max(maps, key=maps.get)
         of_sets = {
-            of: everywhere(data, pool, partial(measured, of=of, threshold=threshold, square=square))
-            for of, data in test.items()
+            name: propose_all(data, pool, partial(propose_test, data=name, threshold=threshold, square=square))
+            for name, data in test.items()
         }
-    plain = {
-        of: {way: values for way, values in found.items() if "classified" not in way and way != "true boxes"}
-        for of, (found, _) in of_sets.items()
-    }
-    rates = {
-        of: {way: detection_rate([f.detections() for f in values], of_sets[of][1]) for way, values in ways.items()}
-        for of, ways in plain.items()
-    }
-    (crowds, truths), high = of_sets["crowds"], of_sets["high"][0]
-    precisions = {
-        f"{way}, {top}": mean_precisions([f.classified(top) for f in values], truths, names)
-        for way, values in crowds.items()
-        if "classified" in way
-        for top in WINDOWS
-    }
-    precisions["OverFeat"] = mean_precisions([f.detections() for f in crowds["OverFeat"]], truths, names)
-    of_truth = [f.classified(len(f.boxes)) for f in crowds["true boxes"]]
-    precisions["true boxes"] = mean_precisions(of_truth, truths, names)
-    alone, there = of_sets["scenes"]
-    windows = {way: five_guesses(v, there) for way, v in alone.items() if "classified" in way or way == "true boxes"}
-    of_overfeat = at_5([f.detections() for f in alone["OverFeat"]], there)
     results = {
-        "scenes": {of: len(data) for of, data in test.items()},
-        "objects": {of: sum(len(sample.labels) for sample in data.samples) for of, data in test.items()},
-        "validation": {"scenes": len(validation), "map": [[*way, value] for way, value in maps.items()]},
+        "images": {name: len(data) for name, data in test.items()},
+        "objects": {name: sum(len(sample.labels) for sample in data.samples) for name, data in test.items()},
+        "validation": {"images": len(validation), "map": [[*key, value] for key, value in maps.items()]},
         "chosen": {"threshold": threshold, "square": square},
-        "rate": rates,
-        "errors": {
-            "long, both": rate_error(crowds[f"{LONG}, both"], None, truths),
-            **{
-                f"prior - {name}, {w}": rate_error(crowds[f"prior, {w}"], crowds[f"{name}, {w}"], truths)
-                for name in ("prediction", "no-priors")
-                for w in ("centre", "both")
-            },
-            "high: prior - low": rate_error(high["prior, both"], high["low, both"], of_sets["high"][1]),
-        },
-        "agnostic": {
-            of: {way: class_agnostic([f.detections() for f in v], of_sets[of][1]) for way, v in ways.items()}
-            for of, ways in plain.items()
-        },
-        "precision": precisions,
-        "windows": {**windows, "OverFeat": of_overfeat},
-        "time": times(test["crowds"], threshold, square),
+        **summarize(of_sets, names),
+        "time": times(test["multi"], threshold, square),
     }
-    for way, values in rates["crowds"].items():
-        print(f"{way:30} {100 * values[TOP - 1]:6.2f} % of the objects by {TOP} boxes", flush=True)
+    for name, values in results["recall"]["multi"].items():
+        print(f"{name:30} recall {100 * values[TOP - 1]:6.2f} % with {TOP} boxes", flush=True)
     write_results("accuracy-multibox", COMMAND, results)
     plot(results, RESULTS / "multibox.png")
+
+
+def summarize(of_sets: dict[str, tuple[dict[str, list[Result]], list[Boxes]]], names: list[str]) -> dict:
+    """Recall with its standard errors, class-agnostic and average precision, and table 2, of the test images."""
+    (multi, truths), (single, single_truths) = of_sets["multi"], of_sets["single"]
+    unseen, unseen_truths = of_sets["digits-5-9"]
+    unclassified = {
+        data: {
+            name: [result.detections() for result in results]
+            for name, results in methods.items()
+            if "classified" not in name and name != "true boxes"
+        }
+        for data, (methods, _) in of_sets.items()
+    }
+
+    def of_all(measure: Callable) -> dict:
+        return {
+            data: {name: measure(detections, of_sets[data][1]) for name, detections in methods.items()}
+            for data, methods in unclassified.items()
+        }
+
+    precisions = {
+        f"{name}, {count}": mean_precisions([result.classified(count) for result in results], truths, names)
+        for name, results in multi.items()
+        if "classified" in name
+        for count in WINDOWS
+    }
+    precisions["OverFeat"] = mean_precisions(unclassified["multi"]["OverFeat"], truths, names)
+    of_truth = [result.classified(len(result.boxes)) for result in multi["true boxes"]]
+    precisions["true boxes"] = mean_precisions(of_truth, truths, names)
+    windows = {
+        name: top_5(results, single_truths)
+        for name, results in single.items()
+        if "classified" in name or name == "true boxes"
+    }
+    return {
+        "recall": of_all(detection_rate),
+        "standard errors": {
+            "long, both": recall_error(multi[f"{LONG}, both"], None, truths),
+            **{
+                f"prior - {name}, {crops}": recall_error(multi[f"prior, {crops}"], multi[f"{name}, {crops}"], truths)
+                for name in ("prediction", "no-priors")
+                for crops in ("centre", "both")
+            },
+            "digits-5-9: prior - digits-0-4": recall_error(
+                unseen["prior, both"], unseen["digits-0-4, both"], unseen_truths
+            ),
+        },
+        "class-agnostic": of_all(class_agnostic),
+        "precision": precisions,
+        "windows": {**windows, "OverFeat": at_5(unclassified["single"]["OverFeat"], single_truths)},
+    }
 
 
 if __name__ == "__main__":
