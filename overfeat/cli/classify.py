@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from overfeat.cli import features
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.dense import add_dense_options, dense_arguments
+from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.results import result_folder
@@ -66,10 +66,8 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(args.images)
     output = None
     if args.out:
-        settings = {name: getattr(args, name) for name in ("voting", "scales", "top_k", "stride", "flip")}
-        output = result_folder(
-            args.out, images, {"command": "classify", **settings, **net_settings(args, net)}, ".json"
-        )
+        settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}
+        output = result_folder(args.out, images, settings | dense_settings(args) | net_settings(args, net), ".json")
 
     def process(path: Path) -> None:
         top = top_classes(_scores(net, read_image(path, args.max_pixels), args), net.class_names, args.top_k)

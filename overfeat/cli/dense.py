@@ -43,6 +43,11 @@ def dense_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {"scales": args.scales, "flip": args.flip, "stride": args.stride, "memory": args.memory_limit}
 
 
+def dense_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the arguments that results depend on, as JSON holds them."""
+    return {"scales": args.scales, "flip": args.flip, "stride": args.stride}
+
+
 def scale_list(text: str) -> Any:
     """An argparse type: "six", "six:1,2,4,6" or a list of factors and sizes, "0.5,245x317"."""
     name, colon, numbers = text.strip().lower().partition(":")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.dense import add_dense_options, dense_arguments
+from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import (
     add_net_options,
@@ -155,10 +155,9 @@ def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     from overfeat.detection.predict import detect
 
     net, regressor = load_detector(args)
-    config, dense = config_from_args(DetectionConfig, args), dense_arguments(args)
-    settings = {**asdict(config), **{name: dense[name] for name in ("scales", "flip", "stride")}}
-    detector = partial(detect, net, regressor, **detection_arguments(config), **dense)
-    return detector, net.class_names[:-1], {**settings, **net_settings(args, net)}
+    config = config_from_args(DetectionConfig, args)
+    detector = partial(detect, net, regressor, **detection_arguments(config), **dense_arguments(args))
+    return detector, net.class_names[:-1], {**asdict(config), **dense_settings(args), **net_settings(args, net)}
 
 
 def detection_arguments(config: DetectionConfig) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from overfeat.classification.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
 from overfeat.cli.annotated import TESTING, add_annotated_options, adopt_class_names, read_annotated
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.dense import add_dense_options, add_memory_limit, dense_arguments
+from overfeat.cli.dense import add_dense_options, add_memory_limit, dense_arguments, dense_settings
 from overfeat.cli.detect import (
     add_multibox_options,
     detection_arguments,
@@ -196,9 +196,8 @@ def _run_detector(args: argparse.Namespace) -> int:
     if args.ignore_list and data.problems:
         raise InputError("--ignore-list counts the images from 1, and some are left out; put them right instead")
     data = align_boxes(data, net.class_names[:-1])
-    config, dense = config_from_args(DetectionConfig, args), dense_arguments(args)
-    settings = {**asdict(config), **{name: dense[name] for name in ("scales", "flip", "stride")}}
-    settings |= {**net_settings(args, net), **data_settings(data)}
+    config = config_from_args(DetectionConfig, args)
+    settings = {**asdict(config), **dense_settings(args), **net_settings(args, net), **data_settings(data)}
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()
     results = evaluate_detection(
@@ -210,7 +209,7 @@ def _run_detector(args: argparse.Namespace) -> int:
         args.max_images,
         journal,
         **detection_arguments(config),
-        **dense,
+        **dense_arguments(args),
     )
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.dense import add_dense_options, dense_arguments
+from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_localizer, net_settings
 from overfeat.cli.options import add_options, config_from_args
@@ -53,17 +53,18 @@ def run(args: argparse.Namespace) -> int:
     from overfeat.visualize import figure_class, localization
 
     net, regressor = load_localizer(args)
-    images, config, dense = find_images(args.images), config_from_args(LocalizationConfig, args), dense_arguments(args)
+    images, config = find_images(args.images), config_from_args(LocalizationConfig, args)
     output = None
     if args.out:
         figure_class()
-        settings = {**asdict(config), **{name: dense[name] for name in ("scales", "flip", "stride")}}
-        settings |= {"command": "localize", **net_settings(args, net)}
+        settings = {"command": "localize", **asdict(config), **dense_settings(args), **net_settings(args, net)}
         output = result_folder(args.out, images, settings, ".json", [".png"])
 
     def process(path: Path) -> None:
         image = read_image(path, args.max_pixels)
-        raw = candidates(net, regressor, image, top=config.top_k, share=config.relative_threshold, **dense)
+        raw = candidates(
+            net, regressor, image, top=config.top_k, share=config.relative_threshold, **dense_arguments(args)
+        )
         predictions = guesses(merge(raw, tuple(image.shape[1:]), config.match_threshold), config.top_k)
         entries = _entries(predictions, net.class_names)
         if output:
