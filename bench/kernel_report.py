@@ -9,12 +9,15 @@ speed is measured.
 import argparse
 import multiprocessing
 import re
+import struct
 import subprocess
 import tempfile
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -24,6 +27,7 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit("the kernels' compiler is missing: pip install 'overfeat[bench]'") from error
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import sm_arch_from_capability
 
 from bench.common import write_results
 from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier
@@ -81,14 +85,19 @@ class Compiled:
 class _Driver:
     """Substitute for Triton's driver: names the target, keeps binaries, launches nothing."""
 
+<<<<<<< Updated upstream
     def __init__(self, chip: Chip):
         self.chip, self.utils, self.binaries, self.source = chip, self, [], None
+=======
+    def __init__(self, chip: Chip, kind: str):
+        self.chip, self.kind, self.utils, self.found, self.source = chip, kind, self, [], None
+>>>>>>> Stashed changes
 
     def get_current_target(self) -> GPUTarget:
         return self.chip.target
 
     def get_current_device(self) -> str:
-        return self.chip.name
+        return f"{self.chip.name} {self.kind}"  # Triton loads a kernel once for each device: here, for each kind
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -152,9 +161,15 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
 
 
 def compile_for(chip: Chip, kind: str) -> list[Compiled]:
+<<<<<<< Updated upstream
     """Compile all kernels for one chip and one kind of arithmetic."""
     driver, before = _Driver(chip), torch.get_float32_matmul_precision()
     previous = triton.runtime.driver._active  # the property would initialize a GPU driver
+=======
+    """Compile everything for one chip and one kind of arithmetic."""
+    driver, before = _Driver(chip, kind), torch.get_float32_matmul_precision()
+    previous = triton.runtime.driver._active  # the property would look for a GPU
+>>>>>>> Stashed changes
     triton.runtime.driver.set_active(driver)
     torch.set_float32_matmul_precision("highest" if kind == "ieee" else "high")
     try:
@@ -164,49 +179,97 @@ def compile_for(chip: Chip, kind: str) -> list[Compiled]:
     finally:
         triton.runtime.driver.set_active(previous)
         torch.set_float32_matmul_precision(before)
+<<<<<<< Updated upstream
     return sorted({_row(chip, kind, *binary) for binary in driver.binaries}, key=str)
+=======
+    amd = chip.target.backend == "hip"
+    matrix = [""] * len(driver.found) if amd else _matrix_instructions(chip, [found[-1] for found in driver.found])
+    rows = {_row(chip, kind, *found, text) for found, text in zip(driver.found, matrix, strict=True)}
+    return sorted(rows, key=str)
+>>>>>>> Stashed changes
 
 
-def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes) -> Compiled:
-    registers, spills, matrix = (_amd if chip.target.backend == "hip" else _nvidia)(binary)
+def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes, matrix: str) -> Compiled:
+    registers, spills = (_amd if chip.target.backend == "hip" else _nvidia)(binary)
     shown = {k: v for k, v in constants.items() if k not in ("num_warps", "num_stages") and v is not None}
     options = " ".join(f"{key}={value}" for key, value in sorted(shown.items()))
     return Compiled(chip.name, name, kind, options, metadata.num_warps, metadata.num_stages, registers, spills,
                     metadata.shared, matrix)  # fmt: skip
 
 
-def _nvidia(binary: bytes) -> tuple[int, int, str]:
-    """Registers, bytes spilled and matrix instructions of a cubin."""
+def _nvidia(binary: bytes) -> tuple[int, int]:
+    """Registers, and bytes spilled, of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        usage, code = (
-            subprocess.run([TOOLS / "cuobjdump", what, file.name], capture_output=True, text=True, check=True).stdout
-            for what in ("--dump-resource-usage", "--dump-sass")
-        )
+        command = [TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+<<<<<<< Updated upstream
     instructions = Counter(re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", code))
     return registers, stack + local, " ".join(f"{name} x{count}" for name, count in sorted(instructions.items()))
 
 
 def _amd(binary: bytes) -> tuple[int, int, str]:
     """The same of an hsaco, from its notes; no disassembler is at hand."""
+=======
+    return registers, stack + local
+
+
+def _matrix_instructions(chip: Chip, cubins: list[bytes]) -> list[str]:
+    """The matrix instructions of each cubin. The disassembler is slow to start, so it gets the code of all at once."""
+    codes = [_machine_code(cubin) for cubin in cubins]
+    ends = list(accumulate(map(len, codes)))
+    counts: list[Counter[str]] = [Counter() for _ in codes]
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(codes))
+        file.flush()
+        architecture = "SM" + sm_arch_from_capability(chip.target.arch).removeprefix("sm_")
+        command = [TOOLS / "nvdisasm", "--no-dataflow", "--binary", architecture, file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    instructions = re.findall(r"^\s*/\*([0-9a-f]+)\*/(.*)", listing, re.MULTILINE)
+    assert int(instructions[-1][0], 16) + 16 == ends[-1], "an instruction has 16 bytes, and all were disassembled"
+    for offset, text in instructions:
+        if match := re.search(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", text):
+            counts[bisect(ends, int(offset, 16))][match[1]] += 1
+    return [" ".join(f"{name} x{count}" for name, count in sorted(counter.items())) for counter in counts]
+
+
+def _machine_code(cubin: bytes) -> bytes:
+    """The code sections of a 64-bit ELF file."""
+    (headers,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
+    # A header: name, type, flags (64 bits), address, offset, length.
+    sections = [struct.unpack_from("<2I4Q", cubin, headers + number * size) for number in range(count)]
+    code = [s for s in sections if cubin.startswith(b".text.", sections[names][4] + s[0])]
+    return b"".join(cubin[offset : offset + length] for *_, offset, length in code)
+
+
+def _amd(binary: bytes) -> tuple[int, int]:
+    """The same of an hsaco, from the notes in it."""
+>>>>>>> Stashed changes
 
     def note(key: bytes) -> int:
         at = binary.index(key) + len(key)  # a MessagePack number follows
         length = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(binary[at], 0)
         return int.from_bytes(binary[at + 1 : at + 1 + length], "big") if length else binary[at]
 
-    return note(b".vgpr_count"), 4 * note(b".vgpr_spill_count"), ""
+    return note(b".vgpr_count"), 4 * note(b".vgpr_spill_count")
 
 
 def compile_all(
     names: Sequence[str] = tuple(CHIPS), kinds: Sequence[str] = tuple(KINDS), workers: int = 2
 ) -> list[Compiled]:
-    """All kernels for these chips with these kinds of arithmetic, in `workers` processes."""
+    """All kernels for these chips with these kinds of arithmetic, in `workers` processes; one is this process."""
     pairs = [(CHIPS[name], kind) for name in names for kind in kinds]
+<<<<<<< Updated upstream
     # One process each: a process that has compiled a kernel for one kind would not load it again for the next.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+=======
+    if workers == 1:
+        return [row for pair in pairs for row in compile_for(*pair)]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+>>>>>>> Stashed changes
         return [row for rows in pool.map(compile_for, *zip(*pairs, strict=True)) for row in rows]
 
 
