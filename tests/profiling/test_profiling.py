@@ -104,7 +104,7 @@ def test_times_of_a_detection():
 
 def test_the_command_writes_numbers_a_trace_and_a_picture(tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["profile", str(SCENE), "-o", str(out), "--repeats", "1", "--scales", "1,2", "--device", "cpu"]
+    command = ["profile", str(SCENE), "-o", str(out), "--repeats", "1", "--scales", "six:1,2", "--device", "cpu"]
     assert main(command) == 0
     told = capsys.readouterr().out
     assert "all of it" in told and "images/s" in told and "first full layer" in told
