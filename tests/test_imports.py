@@ -75,7 +75,10 @@ def test_import_needs_neither_triton_nor_the_extras():
         "import sys\n"
         "for name in ('triton', 'numba', 'matplotlib', 'skimage', 'mlxtend', 'scipy'):\n"
         "    sys.modules[name] = None\n"
-        "import overfeat, torch\n"
+        "import overfeat\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules), 'the public names are imported at their first use'\n"
+        "assert set(overfeat.__all__) <= set(dir(overfeat))\n"
+        "import torch\n"
         "print(overfeat.build('small', 2)(torch.zeros(1, 3, 47, 47)).shape)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -173,17 +173,13 @@ def _multibox(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     from overfeat.multibox.predict import detect_multibox, names_of
 
     model, net = load_multibox_nets(args)
-    config = proposal_config(args)
+    if args.nms_iou_threshold is None:  # the default of DetectionConfig
+        args.nms_iou_threshold = ProposalConfig.nms_iou_threshold
+    config = config_from_args(ProposalConfig, args)
     names = names_of(model, net)
     settings = {"method": args.method, **asdict(config), **multibox_settings(args), "classes": names}
     detector = partial(detect_multibox, model, net, least=args.min_score, **proposal_arguments(config))
     return detector, names, settings
-
-
-def proposal_config(args: argparse.Namespace) -> ProposalConfig:
-    """DeepMultiBox's options; its own IoU of NMS unless one is given."""
-    given = vars(args) if args.nms_iou_threshold is not None else {**vars(args), "nms_iou_threshold": 0.5}
-    return config_from_args(ProposalConfig, argparse.Namespace(**given))
 
 
 def proposal_arguments(config: ProposalConfig) -> dict:

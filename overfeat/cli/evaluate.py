@@ -12,7 +12,6 @@ from overfeat.cli.detect import (
     add_multibox_options,
     detection_arguments,
     proposal_arguments,
-    proposal_config,
 )
 from overfeat.cli.images import add_max_pixels
 from overfeat.cli.net import (
@@ -29,6 +28,7 @@ from overfeat.cli.results import add_out, add_plot, check_outputs, data_settings
 from overfeat.detection.config import DetectionConfig
 from overfeat.errors import InputError
 from overfeat.localization.config import LocalizationConfig
+from overfeat.multibox.config import ProposalConfig
 from overfeat.options import positive
 
 
@@ -252,7 +252,7 @@ def _run_multibox(args: argparse.Namespace) -> int:
     data = read_annotated(args, args.data, TESTING, args.split)
     if net is not None or model.class_names is not None:
         data = align_boxes(data, names_of(model, net))
-    config = proposal_config(args)
+    config = config_from_args(ProposalConfig, args)
     settings = {**asdict(config), **multibox_settings(args), **data_settings(data)}
     journal = open_journal(args.out, settings)
     given = proposal_arguments(config)
