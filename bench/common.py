@@ -10,16 +10,10 @@ import torch
 
 from overfeat.files import atomic_write
 from overfeat.profiling.measure import machine
-from overfeat.profiling.peaks import ceilings
+from overfeat.profiling.peaks import measured_peaks as measured_peaks
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-
-
-def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    """The best measured rates of this device: {"gemm", "convolution": FLOP/s, "copy": bytes/s}."""
-    rates = ceilings(device, dtype)
-    return {"gemm": rates["product"], "convolution": rates["convolution"], "copy": rates["copy"]}
 
 
 def process_kilobytes(field: str) -> int:

@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 
 from bench.common import ROOT, measure_peak_memory, measured_peaks, write_results
-from overfeat import backend, regions
+from overfeat import backend
 from overfeat.cli.assets import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.grid import grids
-from overfeat.detection.predict import clamp_scales, detect
+from overfeat.detection.predict import detect
 from overfeat.models.checkpoint import load, load_regressor
-from overfeat.models.flops import work
+from overfeat.models.flops import stage_macs
 from overfeat.profiling.measure import summary
-from overfeat.profiling.table import groups
+from overfeat.profiling.table import stage_seconds
+from overfeat.regions import collect_timings
 
 COMMAND = "bench/accuracy/images.sh && python -m bench.detect"
 IMAGES = 64
@@ -68,16 +69,16 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     start = time.perf_counter()
     images = [read_image(path) for path in paths]
     loading = time.perf_counter() - start
-    with regions.collect_timings(torch.device("cpu")) as watch:
+    with collect_timings(torch.device("cpu")) as timer:
         for image in images:
             detect(net, regressor, image)
     whole = time.perf_counter() - start
-    stages = {"loading": loading} | groups({"stages": {n: {"seconds": s} for n, s in watch.seconds().items()}})
+    stages = {"loading": loading} | stage_seconds({"regions": {n: {"seconds": s} for n, s in timer.seconds().items()}})
     stages["other"] = whole - sum(stages.values())
     sizes = [tuple(image.shape[1:]) for image in images]
-    of_images = [grids(net, size, clamp_scales(net.architecture, *size, net.scale_factors)) for size in sizes]
+    of_images = [grids(net, size) for size in sizes]
     of_scales = [grid for of_image in of_images for grid in of_image]
-    counts = [work(net.architecture, *grid.scaled, net.num_classes, "fine") for grid in of_scales]
+    counts = [stage_macs(net.architecture, *grid.scaled, net.num_classes, "fine") for grid in of_scales]
     macs = sum(count[layers] for count in counts for layers in ("features", "first", "rest"))
     positions = sum(grid.shape[0] * grid.shape[1] for grid in of_scales) / len(paths)
     return {
@@ -99,10 +100,12 @@ def memory(path: Path) -> dict[str, float]:
 def _memory(path: Path) -> dict[str, float]:
     importlib.import_module("overfeat.fast")
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
-    detect(net, regressor, torch.zeros(3, 200, 200, dtype=torch.uint8), memory=LIMIT)
+    detect(net, regressor, torch.zeros(3, 200, 200, dtype=torch.uint8), memory_limit=LIMIT)
     image = read_image(path)
     start = time.perf_counter()
-    detections, peak = measure_peak_memory(lambda: detect(net, regressor, image, memory=LIMIT), torch.device("cpu"))
+    detections, peak = measure_peak_memory(
+        lambda: detect(net, regressor, image, memory_limit=LIMIT), torch.device("cpu")
+    )
     return {
         "megabytes": peak / 2**20,
         "image": image.nbytes / 2**20,

@@ -6,6 +6,7 @@ from .classification.predict import classify as classify
 from .classification.predict import ten_views as ten_views
 from .dense.candidates import Candidates as Candidates
 from .dense.candidates import candidates as candidates
+from .dense.config import SixScales as SixScales
 from .dense.detections import Detections as Detections
 from .dense.evaluate import ScoreMap as ScoreMap
 from .dense.evaluate import score_maps as score_maps

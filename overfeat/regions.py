@@ -1,62 +1,77 @@
-"""The stages of an evaluation by name, and their times when somebody watches; otherwise they just run."""
+"""Named regions of an evaluation: their times, and their names in a profiler's trace, where `collect_timings` asks."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 
-# Of the full layers that classify, and of a box regressor: the first and the others.
-FULL, BOXES = ("first full layer", "other full layers"), ("boxes", "boxes")
-_watch: "RegionTimer | None" = None  # the one that takes times now
+# The fully connected layers of a classifier: the first, and those after it.
+FIRST_FC, REMAINING_FC = "first full layer", "other full layers"
+_Mark = float | torch.cuda.Event
 
 
 class RegionTimer:
-    """Times of stages on a device: on a GPU between events in its stream, elsewhere by the clock."""
+    """Times of regions on a device: on a GPU between events in its stream, elsewhere by the clock."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.taken: list[tuple[str, object, object]] = []
+        self._spans: list[tuple[str, _Mark, _Mark]] = []
 
-    def _now(self) -> object:
+    def _mark(self) -> _Mark:
+        """This point in time: an event in the current stream, or seconds."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def run(self, name: str, function: Callable, *arguments: object) -> object:
-        """The function's result; its time is noted, and its name in a trace that is being recorded."""
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Time the block as one execution of a region, which a profiler's trace shows under its name."""
         with torch.profiler.record_function(name):
-            start = self._now()
-            result = function(*arguments)
-            self.taken.append((name, start, self._now()))
-        return result
+            start = self._mark()
+            yield
+            self._spans.append((name, start, self._mark()))
 
     def seconds(self) -> dict[str, float]:
-        """The sum over all runs of each stage, in the order in which they first ran."""
+        """Total seconds of each region, in the order in which they first ran."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        found: dict[str, float] = {}
-        for name, start, stop in self.taken:
-            spent = start.elapsed_time(stop) / 1000 if self.device.type == "cuda" else stop - start
-            found[name] = found.get(name, 0.0) + spent
-        return found
+        totals: dict[str, float] = {}
+        for name, start, stop in self._spans:
+            if isinstance(start, torch.cuda.Event):
+                elapsed = start.elapsed_time(stop) / 1000
+            else:
+                elapsed = stop - start
+            totals[name] = totals.get(name, 0.0) + elapsed
+        return totals
 
 
-def run(name: str, function: Callable, *arguments: object) -> object:
-    """function(*arguments), as the stage `name`. Stages do not contain others."""
-    if _watch is None:
-        return function(*arguments)
-    return _watch.run(name, function, *arguments)
+_timer: ContextVar[RegionTimer | None] = ContextVar("overfeat_region_timer", default=None)
+
+
+def region(name: str) -> AbstractContextManager[None]:
+    """The block is the region `name`; regions do not contain other regions."""
+    # torch.compile does not trace ContextVars.
+    timer = None if torch.compiler.is_compiling() else _timer.get()
+    return nullcontext() if timer is None else timer.time(name)
 
 
 @contextmanager
 def collect_timings(device: torch.device) -> Iterator[RegionTimer]:
-    """Stages that run inside the block are timed."""
-    global _watch
-    before, _watch = _watch, RegionTimer(device)
+    """Time the regions that run inside the block, in this thread.
+
+    Args:
+        device: Where the work runs; on a GPU times are taken between events in its current stream.
+
+    Returns:
+        The timer; `seconds()` gives its totals.
+    """
+    timer = RegionTimer(device)
+    token = _timer.set(timer)
     try:
-        yield _watch
+        yield timer
     finally:
-        _watch = before
+        _timer.reset(token)

@@ -207,15 +207,15 @@ def stage_times(results: dict, path: str | Path) -> None:
     figure = _figure(10, 1.6 + 0.4 * len(entries))
     axis = figure.subplots()
     left = np.zeros(len(entries))
-    for name in dict.fromkeys(name for entry in entries for name in entry["stages"]):
-        spent = np.array([1000 * e["stages"].get(name, {"seconds": 0})["seconds"] for e in entries])
+    for name in dict.fromkeys(name for entry in entries for name in entry["regions"]):
+        spent = np.array([1000 * e["regions"].get(name, {"seconds": 0})["seconds"] for e in entries])
         axis.barh([title_of(entry) for entry in entries], spent, left=left, label=name)
         left += spent
     for place, entry in enumerate(entries):
         axis.text(left[place], place, f" {entry['gflops']:.0f} GFLOP/s, {100 * entry['fraction']:.0f} %", va="center")
     axis.invert_yaxis()
     axis.set(xlabel="ms", xlim=(0, 1.3 * left.max()))
-    rate = max(results["ceilings"]["gflops"].values())
+    rate = max(results["measured_peaks"]["gflops"].values())
     axis.set_title(f"{results['net']} net, {results['dtype']}; in percent of {rate:.0f} GFLOP/s, measured here")
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     with atomic_write(path) as part:

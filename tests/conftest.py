@@ -13,7 +13,7 @@ import torch
 
 from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.models.architecture import ARCHITECTURES, Architecture
-from overfeat.models.overfeat import OverFeat
+from overfeat.models.overfeat import OverFeat, initialise
 from overfeat.ops import registry
 from overfeat.ops.backends import eager
 
@@ -68,8 +68,8 @@ def make_net():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = OverFeat(architecture, classes)
-            net.init_weights(std=None)
             for layer in (*net.conv_layers, *net.fc_layers):
+                initialise(layer, None)
                 torch.nn.init.normal_(layer.bias, 0.0, 0.2)
         return net.eval()
 

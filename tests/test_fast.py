@@ -63,9 +63,9 @@ def test_classification(switched, make_net, image, name, monkeypatch):
     net = make_net(name).to(DEVICE)
     side = net.architecture.window
     scales = [(side, side + 13), (side + 20, side + 30)]
-    got, want = both(lambda: overfeat.classify(net, image, scales, flip=True))
+    got, want = both(lambda: overfeat.classify(net, image, scales=scales, flip=True))
     assert_matches(got, want, torch.float32)
-    got, want = both(lambda: [m.scores for m in overfeat.score_maps(net, image, scales)])
+    got, want = both(lambda: [m.scores for m in overfeat.score_maps(net, image, scales=scales)])
     assert_matches(got, want, torch.float32)
 
 

@@ -23,10 +23,12 @@ from overfeat.data.annotated import Annotated, Sample, align_boxes
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.candidates import Candidates, candidates
+from overfeat.dense.config import DenseConfig
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import grids
-from overfeat.dense.scales import STEP
-from overfeat.detection.predict import LEAST, clamp_scales, combine
+from overfeat.dense.scales import SCALE_STEP, clamp_scales
+from overfeat.detection.config import DetectionConfig
+from overfeat.detection.predict import combine
 from overfeat.files import atomic_write
 from overfeat.metrics.average_precision import Boxes, curves, mean_average_precision
 from overfeat.metrics.report import average_precisions
@@ -39,10 +41,10 @@ SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 # Post-processing -> the arguments of `combine`, and the thresholds tried on the validation images.
 RULES = {
     "greedy": ({}, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
-    "greedy, leftovers kept": ({"overlap": 1.0}, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
-    "greedy, pairwise average": ({"average": "pairwise"}, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
-    "greedy, gated centres": ({"match": "centres"}, (0.05, 0.1, 0.2, 0.4)),
-    "NMS": ({"merging": "nms"}, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "greedy, leftovers kept": ({"nms_iou_threshold": 1.0}, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
+    "greedy, pairwise average": ({"box_average": "pairwise"}, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+    "greedy, gated centres": ({"match_metric": "centres"}, (0.05, 0.1, 0.2, 0.4)),
+    "NMS": ({"postprocess": "nms"}, (0.1, 0.2, 0.3, 0.4, 0.5)),
 }
 GREEDY, NMS = "greedy", "NMS"
 SCALE_COUNTS = (1, 3, 6)
@@ -61,7 +63,7 @@ class Result:
 
     @staticmethod
     def of(d: Detections) -> "Result":
-        return Result(*(values.numpy() for values in (d.boxes, d.labels, d.scores, d.sums)))
+        return Result(*(values.numpy() for values in (d.boxes, d.labels, d.scores, d.confidence_sum)))
 
     def ranked(self, by: str = "scores") -> Boxes:
         return Boxes(*(torch.from_numpy(values) for values in (self.boxes, self.labels, getattr(self, by))))
@@ -77,7 +79,7 @@ def _start(weights: dict[str, Path]) -> None:
 
 def spread(scale_factors: Sequence[float], count: int) -> tuple[float, ...]:
     """`count` factors over the same range, each in the middle of an equal part of it."""
-    low, high = scale_factors[0] * STEP**-0.5, scale_factors[-1] * STEP**0.5
+    low, high = scale_factors[0] * SCALE_STEP**-0.5, scale_factors[-1] * SCALE_STEP**0.5
     return tuple(low * (high / low) ** ((i + 0.5) / count) for i in range(count))
 
 
@@ -86,13 +88,18 @@ def collect(name: str, image: Tensor, scale_factors: Sequence[float], stride: st
     net, regressor = _loaded[name]
     size = tuple(image.shape[1:])
     scale_factors = clamp_scales(net.architecture, *size, scale_factors)
-    raw = candidates(net, regressor, image, scale_factors, None, stride, None, 0.0, least=SCORE_THRESHOLDS[0])
-    return raw, grids(net, size, scale_factors, None, stride)
+    raw = candidates(
+        net, regressor, image, scales=scale_factors, stride=stride, top_k=None, relative_threshold=0.0,
+        score_threshold=SCORE_THRESHOLDS[0],
+    )  # fmt: skip
+    return raw, grids(net, size, DenseConfig(scale_factors, stride=stride))
 
 
 def post_process(raw: Candidates, of_scales: list, rule: str, threshold: float, score_threshold: float) -> Result:
     kept = raw[raw.scores >= score_threshold]
-    return Result.of(combine(kept, of_scales, threshold=threshold, **RULES[rule][0]))
+    options = RULES[rule][0]
+    name = "nms_iou_threshold" if options.get("postprocess") == "nms" else "match_threshold"
+    return Result.of(combine(kept, of_scales, **{name: threshold, **options}))
 
 
 def detect_validation(sample: Sample) -> dict[tuple[str, float, float], Result]:
@@ -228,7 +235,7 @@ def main() -> None:
     results = {
         "scale_factors": list(net.scale_factors),
         "scale_factors_by_count": {str(n): [round(f, 4) for f in spread(net.scale_factors, n)] for n in SCALE_COUNTS},
-        "default score_threshold": LEAST,
+        "default score_threshold": DetectionConfig.score_threshold,
         "validation": {
             "images": len(validation),
             "map": {rule: [[*key[1:], maps[key]] for key in maps if key[0] == rule] for rule in RULES},

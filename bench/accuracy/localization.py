@@ -21,9 +21,10 @@ from overfeat.data.annotated import Annotated, Sample, align_boxes
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.resize import resize
-from overfeat.dense.candidates import SHARE, Candidates, candidates
+from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.detections import first_of_each, merge
 from overfeat.files import atomic_write
+from overfeat.localization.config import LocalizationConfig
 from overfeat.metrics.localization import localization_errors
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.ops.boxes import nms
@@ -34,7 +35,7 @@ BASE = REGRESSORS[0]
 SCALES = {"1 scale": (1,), "2 scales": (1, 2), "3 scales": (1, 2, 3), "4 scales": (1, 2, 3, 4),
           "scales 1, 2, 4, 6": (1, 2, 4, 6), "6 scales": (1, 2, 3, 4, 5, 6)}  # fmt: skip
 MATCH_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-# Relative score threshold -> match thresholds tried with it on the validation images; beside the default, SHARE.
+# Relative score threshold -> match thresholds tried with it on the validation images; beside the default.
 RELATIVE = {0.0: (0.4,), **dict.fromkeys((0.3, 0.5, 0.8, 0.9), MATCH_THRESHOLDS)}
 # Rule -> thresholds tried on the validation images.
 RULES = {
@@ -60,7 +61,7 @@ def _start(weights: dict[str, Path]) -> None:
 def predict_validation(sample: Sample) -> dict[tuple[str, float], Prediction]:
     """Predictions for one image by every rule with every threshold, at six scales."""
     image = read_image(sample.path)
-    raw = {name: candidates(*loaded, image, share=0.0) for name, loaded in _loaded.items()}
+    raw = {name: candidates(*loaded, image, relative_threshold=0.0) for name, loaded in _loaded.items()}
     return {
         (rule, threshold): predict(raw[rule.split(":")[0]], image, rule, threshold)
         for rule, thresholds in RULES.items()
@@ -74,7 +75,7 @@ def predict_test(sample: Sample, chosen: Chosen) -> dict[str, Prediction]:
     for name, (net, regressor) in _loaded.items():
         rule = f"{name}: normalised"
         for stride in ("coarse", "fine"):
-            raw = candidates(net, regressor, image, stride=stride, share=0.0)
+            raw = candidates(net, regressor, image, stride=stride, relative_threshold=0.0)
             for scales, numbers in SCALES.items():
                 predictions[f"{name}, {scales}, {stride}"] = predict(_at(raw, numbers), image, rule, chosen[rule])
         if name == BASE:
@@ -90,11 +91,14 @@ def predict(raw: Candidates, image: Tensor, rule: str, threshold: float) -> Pred
     """Predictions by one rule; raw: all candidates, before the relative score threshold."""
     match, _, more = rule.split(": ")[1].partition(", ")
     prefix = "relative threshold "
-    raw = _above(raw, float(more.removeprefix(prefix)) if more.startswith(prefix) else SHARE)
+    raw = _above(
+        raw, float(more.removeprefix(prefix)) if more.startswith(prefix) else LocalizationConfig.relative_threshold
+    )
     if match == "NMS":
         kept = nms(raw.boxes, raw.scores, raw.labels, iou_threshold=threshold)
         return _first(raw.labels[kept], raw.boxes[kept])
-    merged = merge(raw, tuple(image.shape[1:]), threshold, match, "counts" if more == "counts" else "pairwise")
+    average = "counts" if more == "counts" else "pairwise"
+    merged = merge(raw, image.shape[1:], match_threshold=threshold, match_metric=match, box_average=average)
     return _first(merged.labels, merged.boxes)
 
 
@@ -111,7 +115,7 @@ def centre_crop(net, regressor, image: Tensor) -> Prediction:
     side = round(min(image.shape[1:]) * window / short)
     y, x = ((length - side) // 2 for length in image.shape[1:])
     crop = resize(image[None, :, y : y + side, x : x + side], (window, window))
-    raw = candidates(net, regressor, crop[0], [(window, window)], flip=False, share=0.0)
+    raw = candidates(net, regressor, crop[0], scales=[(window, window)], flip=False, relative_threshold=0.0)
     best = raw.scores.argsort(descending=True, stable=True)
     boxes = raw.boxes[best] * (side / window) + torch.tensor([x, y, x, y])
     return _first(raw.labels[best], boxes)

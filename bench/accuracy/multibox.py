@@ -24,17 +24,18 @@ from overfeat.data.annotated import Annotated, Sample, align_boxes
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import grids
-from overfeat.detection.predict import clamp_scales, detect
+from overfeat.detection.predict import detect
 from overfeat.files import atomic_write
 from overfeat.localization.predict import localize
 from overfeat.metrics.average_precision import Boxes
 from overfeat.metrics.report import average_precisions
 from overfeat.models.checkpoint import load, load_multibox, load_regressor
-from overfeat.models.flops import work
+from overfeat.models.flops import stage_macs
+from overfeat.multibox.config import ProposalConfig
 from overfeat.multibox.evaluate import KEPT, WINDOWS, at_5, class_agnostic, detection_rate
-from overfeat.multibox.predict import LEAST, OVERLAP, TOP, classify_boxes, crops_of, propose, with_classes
+from overfeat.multibox.predict import SCORE_THRESHOLD, classify_boxes, propose, square_crops, with_classes
 from overfeat.ops.boxes import SQUARES, nms
-from overfeat.profiling.profile import evaluation_work
+from overfeat.profiling.profile import evaluation_macs
 
 COMMAND = "bench/accuracy/regressors.sh && bench/accuracy/multibox.sh && python -m bench.accuracy.multibox"
 LONG = "long"
@@ -45,6 +46,7 @@ SHORT = {
     "no-priors": "no priors",
 }
 MODELS = (LONG, *SHORT, "single", "digits-0-4")  # all but the first: short trainings of equal length
+MAX_DETECTIONS, NMS_IOU = ProposalConfig.max_detections, ProposalConfig.nms_iou_threshold
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 SETS = {"multi": 600, "single": 400, "digits-0-4": 200, "digits-5-9": 200}  # test images of each
 JACKKNIFE_GROUPS = 10  # of images, left out in turn, for the standard errors
@@ -71,10 +73,11 @@ class Result:
 
     def detections(self) -> Detections:
         boxes, labels, scores = map(torch.from_numpy, (self.boxes, self.labels, self.scores))
-        return Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores)
+        return Detections.from_boxes(boxes, labels, scores)
 
-    def classified(self, count: int, score_threshold: float = LEAST) -> Detections:
-        return with_classes(self.detections()[:count], torch.from_numpy(self.probabilities[:count]), score_threshold)
+    def classified(self, count: int, score_threshold: float = SCORE_THRESHOLD) -> Detections:
+        probabilities = torch.from_numpy(self.probabilities[:count])
+        return with_classes(self.detections()[:count], probabilities, score_threshold=score_threshold)
 
 
 _loaded: dict = {}  # of a worker process
@@ -95,7 +98,7 @@ def _start(threads: int = 1) -> None:
 
 def proposed(name: str, image: Tensor, crops: str) -> Detections:
     """All boxes of a model, before NMS."""
-    return propose(_loaded[name], image, crops, 1.0)
+    return propose(_loaded[name], image, crops=crops, nms_iou_threshold=1.0)
 
 
 def after_nms(detections: Detections, threshold: float) -> Detections:
@@ -104,7 +107,8 @@ def after_nms(detections: Detections, threshold: float) -> Detections:
 
 def classified(detections: Detections, image: Tensor, square: str, count: int) -> Result:
     """Boxes, of which the first `count` are classified."""
-    return Result.of(detections, classify_boxes(_loaded["classifier"], image, detections.boxes[:count], square))
+    probabilities = classify_boxes(_loaded["classifier"], image, detections.boxes[:count], square=square)
+    return Result.of(detections, probabilities)
 
 
 def propose_validation(sample: Sample) -> dict[tuple, Result]:
@@ -112,7 +116,7 @@ def propose_validation(sample: Sample) -> dict[tuple, Result]:
     image = sample.read()
     proposals = proposed(LONG, image, "both")
     of_thresholds = {t: after_nms(proposals, t) for t in THRESHOLDS}
-    return {(t, s): classified(kept, image, s, TOP) for t, kept in of_thresholds.items() for s in SQUARES}
+    return {(t, s): classified(kept, image, s, MAX_DETECTIONS) for t, kept in of_thresholds.items() for s in SQUARES}
 
 
 def propose_test(sample: Sample, data: str, threshold: float, square: str) -> dict[str, Result]:
@@ -123,9 +127,9 @@ def propose_test(sample: Sample, data: str, threshold: float, square: str) -> di
     for name in names:
         for crops in ("centre", "both"):
             proposals = proposed(name, image, crops)
-            results[f"{name}, {crops}"] = Result.of(after_nms(proposals, OVERLAP))
+            results[f"{name}, {crops}"] = Result.of(after_nms(proposals, NMS_IOU))
             if name in second:
-                tuned, as_in_paper = after_nms(proposals, threshold), after_nms(proposals, OVERLAP)
+                tuned, as_in_paper = after_nms(proposals, threshold), after_nms(proposals, NMS_IOU)
                 key = f"{name}, {crops}, classified"
                 results[key] = classified(tuned, image, square, max(WINDOWS))
                 results[f"{key} as in the paper"] = classified(as_in_paper, image, SQUARES[0], max(WINDOWS))
@@ -133,7 +137,8 @@ def propose_test(sample: Sample, data: str, threshold: float, square: str) -> di
         predict, pair = (detect, "detector") if data == "multi" else (localize, "localizer")
         results["OverFeat"] = Result.of(predict(*_loaded[pair], image))
         boxes = torch.from_numpy(sample.boxes).float()
-        probabilities, scores = classify_boxes(_loaded["classifier"], image, boxes, square), torch.ones(len(boxes))
+        probabilities = classify_boxes(_loaded["classifier"], image, boxes, square=square)
+        scores = torch.ones(len(boxes))
         results["true boxes"] = Result(boxes.numpy(), sample.labels, scores.numpy(), probabilities.numpy())
     return results
 
@@ -151,7 +156,7 @@ def recall_error(one: Sequence[Result], other: Sequence[Result] | None, truths: 
     for group in range(JACKKNIFE_GROUPS):
         kept = [i for i in range(len(truths)) if i % JACKKNIFE_GROUPS != group]
         rates = [
-            detection_rate([results[i].detections() for i in kept], [truths[i] for i in kept])[TOP - 1]
+            detection_rate([results[i].detections() for i in kept], [truths[i] for i in kept])[MAX_DETECTIONS - 1]
             for results in (one, other)
             if results
         ]
@@ -176,8 +181,8 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
     boxes, classifier = _loaded[LONG], _loaded["classifier"]
 
     def multibox(image: Tensor, crops: str) -> None:
-        proposals = propose(boxes, image, crops, threshold)[:TOP]
-        with_classes(proposals, classify_boxes(classifier, image, proposals.boxes, square))
+        proposals = propose(boxes, image, crops=crops, nms_iou_threshold=threshold)[:MAX_DETECTIONS]
+        with_classes(proposals, classify_boxes(classifier, image, proposals.boxes, square=square))
 
     methods = {
         "OverFeat": lambda image: detect(detector, regressor, image),
@@ -193,22 +198,20 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
             seconds[name].append(time.perf_counter() - start)
     evaluations: dict[str, list[int]] = {name: [] for name in methods}
     macs: dict[str, list[float]] = {name: [] for name in methods}
-    one_crop = work(boxes.net.architecture, boxes.side, boxes.side, 5 * boxes.boxes, "coarse")
+    side = boxes.image_size
+    one_crop = stage_macs(boxes.net.architecture, side, side, boxes.net.num_classes, "coarse")
     window = classifier.architecture.window
-    one_box = work(classifier.architecture, window, window, classifier.num_classes, "coarse")
+    one_box = stage_macs(classifier.architecture, window, window, classifier.num_classes, "coarse")
     for image in images:
         size = tuple(image.shape[1:])
-        of_scales = grids(
-            detector, size, clamp_scales(detector.architecture, *size, detector.scale_factors), None, "fine"
-        )
-        by_stage, positions = evaluation_work(detector, of_scales, "fine")
+        by_region, positions = evaluation_macs(detector, grids(detector, size), "fine")
         evaluations["OverFeat"].append(positions)
-        macs["OverFeat"].append(sum(by_stage.values()))
+        macs["OverFeat"].append(sum(by_region.values()))
         for crops in ("both", "centre"):
-            name, count = f"DeepMultiBox, {crops}", len(crops_of(*size, crops))
-            evaluations[name].append(count + TOP)
+            name, count = f"DeepMultiBox, {crops}", len(square_crops(*size, crops))
+            evaluations[name].append(count + MAX_DETECTIONS)
             of_crops = count * (one_crop["features"] + one_crop["first"] + one_crop["rest"])
-            macs[name].append(of_crops + TOP * (one_box["features"] + one_box["first"] + one_box["rest"]))
+            macs[name].append(of_crops + MAX_DETECTIONS * (one_box["features"] + one_box["first"] + one_box["rest"]))
     return {
         name: {
             "seconds": statistics.median(elapsed[1:]),
@@ -275,7 +278,9 @@ def main() -> None:
         methods, truths = propose_all(validation, pool, propose_validation)
         maps = {}
         for key, results in methods.items():
-            maps[key] = mean_precisions([result.classified(TOP) for result in results], truths, names)["map"]["voc"]
+            maps[key] = mean_precisions([result.classified(MAX_DETECTIONS) for result in results], truths, names)[
+                "map"
+            ]["voc"]
             print(f"threshold {key[0]}, {key[1]} square: {100 * maps[key]:.2f}", flush=True)
         threshold, square = max(maps, key=maps.get)
         of_sets = {
@@ -291,7 +296,7 @@ def main() -> None:
         "time": times(test["multi"], threshold, square),
     }
     for name, values in results["recall"]["multi"].items():
-        print(f"{name:30} recall {100 * values[TOP - 1]:6.2f} % with {TOP} boxes", flush=True)
+        print(f"{name:30} recall {100 * values[MAX_DETECTIONS - 1]:6.2f} % with {MAX_DETECTIONS} boxes", flush=True)
     write_results("accuracy-multibox", COMMAND, results)
     plot(results, RESULTS / "multibox.png")
 

@@ -272,8 +272,7 @@ def untrained(
     sizes: Sizes, dtype: torch.dtype, device: torch.device, hidden: tuple[int, ...] | None = None
 ) -> OverFeat:
     """The net, or one with other `hidden` layers, with random weights that do not fade, in evaluation mode."""
-    architecture = replace(sizes.architecture, hidden=hidden or sizes.architecture.hidden)
+    architecture = replace(sizes.architecture, hidden=hidden or sizes.architecture.hidden, init_std=None)
     with torch.device(device):
         net = OverFeat(architecture, sizes.classes)
-        net.init_weights(std=None)
     return net.to(dtype).eval()

@@ -16,10 +16,10 @@ from bench.suite.synthetic import boxes_of_many_objects as crowd
 from bench.suite.synthetic import boxes_of_one_class as one_image
 from overfeat import ops
 from overfeat.data.resize import resize
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import six_scales
-from overfeat.dense.tiling import MEMORY
-from overfeat.models.flops import work
+from overfeat.models.flops import stage_macs
 
 SIX = "six scales"
 COMMON = (STOCK, "torch.compile", FAST)  # the ways that the first look compares, and the rest later
@@ -158,18 +158,18 @@ def classification(run: Run) -> None:
     """Six scales with the mirror images, from pixels on the device to votes; its parts; the vote alone."""
     net = untrained(sizes(run), main(run).dtype, run.device)
     a, image = net.architecture, sizes(run).image
-    counts = [work(a, *size, net.num_classes, "fine") for size in six_scales(a, *image)]
+    counts = [stage_macs(a, *size, net.num_classes, "fine") for size in six_scales(a, *image)]
     flop = 2 * 2 * sum(count[part] for count in counts for part in ("features", "first", "rest"))
     for images in sizes(run).batches:
         pixels = torch.randint(0, 256, (images, 3, *image), dtype=torch.uint8, device=run.device)
-        memory = MEMORY * 8 * images
+        memory = MEMORY_LIMIT * 8 * images
 
         def whole(pixels: Tensor = pixels, memory: int = memory) -> Tensor:
-            return overfeat.classify(net, pixels, flip=True, memory=memory)
+            return overfeat.classify(net, pixels, flip=True, memory_limit=memory)
 
         def features(pixels: Tensor = pixels) -> None:
             with torch.no_grad():
-                for grid in grids(net, image, flip=True):
+                for grid in grids(net, image, DenseConfig(flip=True)):
                     scaled = resize(pixels, grid.scaled)
                     net.features(scaled.flip(-1) if grid.flipped else scaled)
 
@@ -178,7 +178,7 @@ def classification(run: Run) -> None:
                 return whole()
 
         whole_of_all = [(STOCK, stock_whole), (FAST, whole),
-                        (f"{FAST}, default memory", lambda whole=whole: whole(memory=MEMORY))]  # fmt: skip
+                        (f"{FAST}, default memory", lambda whole=whole: whole(memory=MEMORY_LIMIT))]  # fmt: skip
         shape = f"{image[0]}x{image[1]}"
         for name, function in whole_of_all:
             row = run.row("classification", "classification", shape, main(run).name, name, function,
@@ -188,7 +188,7 @@ def classification(run: Run) -> None:
                 print(f"   {'':40} {row['images_per_s']:.1f} images/s", flush=True)
         run.row("classification", "features alone", shape, main(run).name, "cuDNN", features,
                 flop=4 * images * sum(count["features"] for count in counts), images=images)  # fmt: skip
-        runs = [count["places"] for count in counts for _ in range(2 * images)]
+        runs = [count["positions"] for count in counts for _ in range(2 * images)]
         logits = torch.randn(sum(runs), net.num_classes, device=run.device).to(main(run).dtype)
         moved = logits.numel() * 2 + len(runs) * net.num_classes * 4
 

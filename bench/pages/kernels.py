@@ -2,7 +2,7 @@
 
 from bench.pages.tables import measured_on, table
 from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.flops import work
+from overfeat.models.flops import stage_macs
 from overfeat.models.receptive_field import output_size
 
 FLOPS_PER_S, BYTES_PER_S = 989e12, 4.8e12  # an H200 by its vendor's figures: bfloat16 dense, memory
@@ -58,8 +58,8 @@ def _lower_bounds() -> str:
     cases += [("all six, batch 1", net.scales, 1), ("all six with flip, batch 8", net.scales, 16)]
     rows = []
     for name, sizes, images in cases:
-        counts = [work(net, *size, 1000, "fine") for size in sizes]
-        positions = images * sum(c["places"] for c in counts)
+        counts = [stage_macs(net, *size, 1000, "fine") for size in sizes]
+        positions = images * sum(c["positions"] for c in counts)
         flops = 2 * images * sum(c["first"] for c in counts)
         channels, outputs, taps = net.convs[-1].channels, net.hidden[0], net.kernel**2
         inputs = images * sum(

@@ -31,7 +31,7 @@ from overfeat.classification.predict import classify
 from overfeat.data.resize import resize
 from overfeat.dense.scales import six_scales
 from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.flops import work
+from overfeat.models.flops import stage_macs
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import backend, merge_boxes
 from overfeat.ops.backends.winograd import without_winograd
@@ -185,7 +185,7 @@ def compiled(function: Callable[..., object]) -> Callable[..., object]:
 def dense(machine: Machine) -> Iterator[Case]:
     """The accurate net at each scale, fine stride: image to class scores of every window."""
     for number in (1, 3) if machine.quick else range(1, 7):
-        counts = work(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
+        counts = stage_macs(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
 
         def call(function: Callable[[OverFeat, Tensor], object], number: int = number) -> object:
             return function(machine.net("accurate", torch.float32), machine.scaled(number))
@@ -198,10 +198,10 @@ def dense(machine: Machine) -> Iterator[Case]:
         if number == (1 if machine.quick else 6):
             implementations |= machine.windows(call)
         yield Case(
-            "dense", "accurate net", f"scale {number}: {_size(SIZES[number - 1])}, {counts['places']} windows", LOOP,
+            "dense", "accurate net", f"scale {number}: {_size(SIZES[number - 1])}, {counts['positions']} windows", LOOP,
             implementations, partial(call, _create_inputs),
             flop=2 * (counts["features"] + counts["first"] + counts["rest"]),
-            bytes_moved=weight_bytes("accurate") + 4 * CLASSES * counts["places"],
+            bytes_moved=weight_bytes("accurate") + 4 * CLASSES * counts["positions"],
         )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def classifier(machine: Machine) -> Iterator[Case]:
     """The accurate net's classifier: its first layer at each scale, and all layers for six scales in one call."""
     for dtype in machine.dtypes:
         for number in (1, 4) if machine.quick else range(1, 7):
-            counts = work(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
+            counts = stage_macs(ACCURATE, *SIZES[number - 1], CLASSES, "fine")
 
             def call(function: Callable[[OverFeat, Tensor], object], number: int = number, dtype=dtype) -> object:
                 return function(machine.net("accurate", dtype), machine.maps(number, dtype))
@@ -217,16 +217,17 @@ def classifier(machine: Machine) -> Iterator[Case]:
             implementations = machine.ours(partial(call, _our_first_layer)) | machine.torch(first_layer, call)
             implementations[LOOP] = baseline(partial(call, partial(offset_loop, layers=1)))
             # The feature maps are small beside the outputs and the weights.
-            outputs = 4 * ACCURATE.hidden[0] * counts["places"]
+            outputs = 4 * ACCURATE.hidden[0] * counts["positions"]
             yield Case(
-                "classifier", "first full layer", f"scale {number}: {counts['places']} windows", LOOP, implementations,
+                "classifier", "first full layer", f"scale {number}: {counts['positions']} windows", LOOP,
+                implementations,
                 partial(call, _create_inputs), dtype, 2 * counts["first"],
                 (weight_bytes("accurate", "fc_layers.0") + outputs) * dtype.itemsize / 4,
             )  # fmt: skip
         if machine.quick:
             continue
-        counts = [work(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
-        positions = sum(count["places"] for count in counts)
+        counts = [stage_macs(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
+        positions = sum(count["positions"] for count in counts)
 
         def on_all(function: Callable[[OverFeat, list[Tensor]], object], dtype: torch.dtype = dtype) -> object:
             return function(machine.net("accurate", dtype), [machine.maps(n, dtype) for n in range(1, 7)])
@@ -285,7 +286,7 @@ def train(machine: Machine) -> Iterator[Case]:
         batches = dict.fromkeys(batches, 128)
     for name, batch in batches.items():
         side = ARCHITECTURES[name].window
-        counts = work(ARCHITECTURES[name], side, side, CLASSES, "coarse")
+        counts = stage_macs(ARCHITECTURES[name], side, side, CLASSES, "coarse")
         flop = 2 * batch * (counts["features"] + counts["first"] + counts["rest"])
 
         def call(function: Callable[[OverFeat, Tensor], object], name=name, batch=batch, side=side) -> object:
@@ -325,8 +326,8 @@ def _step(function: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, windows
 
 def end_to_end(machine: Machine) -> Iterator[Case]:
     """An image to class scores: the accurate net at six scales, fine stride, no horizontal flip."""
-    counts = [work(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
-    positions = sum(count["places"] for count in counts)
+    counts = [stage_macs(ACCURATE, *size, CLASSES, "fine") for size in SIZES]
+    positions = sum(count["positions"] for count in counts)
     for dtype in machine.dtypes:
 
         def call(function: Callable[[OverFeat, Tensor], object], dtype: torch.dtype = dtype) -> object:

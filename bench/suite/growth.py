@@ -9,6 +9,7 @@ from torch import Tensor
 from bench.suite.cases import Machine
 from bench.suite.synthetic import NUM_BOXES, boxes_of_images, boxes_of_many_objects
 from overfeat.classification.predict import classify
+from overfeat.dense.config import SixScales
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import merge_boxes
 
@@ -35,10 +36,10 @@ def sweeps(machine: Machine) -> Iterator[tuple[str, str, Points]]:
         return partial(merge_boxes, *(t.to(machine.device) for t in make(count)))
 
     run, ten = partial(classify, flip=False), net(10)
-    of_area = [(side**2 / 1e6, partial(run, ten, image(side), ["native"])) for side in SIDES]
+    of_area = [(side**2 / 1e6, partial(run, ten, image(side), scales=[1.0])) for side in SIDES]
     yield "classify at the image's own size", "area, megapixels", of_area
     large = image(640)
-    of_scales = [(n, partial(run, ten, large, list(SCALES[:n]))) for n in SCALES]
+    of_scales = [(n, partial(run, ten, large, scales=SixScales(*SCALES[:n]))) for n in SCALES]
     yield "classify, scales 1 to n", "number of scales", of_scales
     yield "classify, six scales", "number of images", [(n, partial(run, ten, image(400, n))) for n in BATCHES]
     of_classes = [(n, partial(run, net(n), large)) for n in CLASSES]

@@ -43,14 +43,11 @@ def read_data(
         raise InputError(f"{validation}: {error}") from error
 
 
-def fit_classes(net: OverFeat, folder: ImageFolder, std: float) -> bool:
-    """Give the net the classes of the images: a new last layer unless it has them; whether it is new.
-
-    std: of the new layer's weights.
-    """
+def fit_classes(net: OverFeat, folder: ImageFolder) -> bool:
+    """Give the net the classes of the images: a new last layer unless it has them; whether it is new."""
     if sorted(net.class_names) == sorted(folder.class_names):
         return False
-    net.reset_classifier(folder.class_names, std)
+    net.reset_classifier(folder.class_names)
     return True
 
 

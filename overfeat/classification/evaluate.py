@@ -11,7 +11,7 @@ from tqdm import tqdm
 from overfeat.classification.predict import centre_crop, scale_scores, ten_views
 from overfeat.classification.protocols import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.data.images import MAX_PIXELS, read_image
-from overfeat.dense.tiling import MEMORY
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, SixScales
 from overfeat.errors import InputError, with_path
 from overfeat.metrics.classification import error_rates
 from overfeat.models.overfeat import OverFeat
@@ -22,22 +22,25 @@ def score_by_protocol(
     image: Tensor,
     ways: Sequence[str] = DEFAULT_PROTOCOLS,
     flip: bool | None = None,
-    memory: int = MEMORY,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> dict[str, Tensor]:
     """Scores [classes] of one image [3, H, W] by each way of voting; scales in common are run once."""
     found = {}
     for stride in ("coarse", "fine"):
-        dense = {way: DENSE_PROTOCOLS[way][0] for way in ways if way in DENSE_PROTOCOLS and DENSE_PROTOCOLS[way][1] == stride}
+        dense = {
+            way: DENSE_PROTOCOLS[way][0] for way in ways if way in DENSE_PROTOCOLS and DENSE_PROTOCOLS[way][1] == stride
+        }
         numbers = sorted(set().union(*dense.values()))
         if not numbers:
             continue
-        by_scale = scale_scores(net, image, numbers, flip, stride, memory).view(len(numbers), -1, net.num_classes)
+        config = DenseConfig(SixScales(*numbers), flip, stride, memory_limit)
+        by_scale = scale_scores(net, image, config).view(len(numbers), -1, net.num_classes)
         for way, chosen in dense.items():
             found[way] = by_scale[[numbers.index(n) for n in chosen]].mean(dim=(0, 1))
     if "centre crop" in ways:
         found["centre crop"] = centre_crop(net, image)[0]
     if "10 views" in ways:
-        found["10 views"] = ten_views(net, image, flip)[0]
+        found["10 views"] = ten_views(net, image, flip=flip)[0]
     return {way: found[way].cpu() for way in ways}
 
 
@@ -46,7 +49,7 @@ def evaluate_classifier(
     samples: Sequence[tuple[Path, int]],
     ways: Sequence[str] = DEFAULT_PROTOCOLS,
     flip: bool | None = None,
-    memory: int = MEMORY,
+    memory_limit: int = MEMORY_LIMIT,
     max_pixels: int = MAX_PIXELS,
 ) -> dict:
     """Error rates of a net, or of a committee of nets, over (image file, label) pairs.
@@ -63,7 +66,7 @@ def evaluate_classifier(
     for path, label in tqdm(samples, unit="image", file=sys.stderr, disable=None):
         try:
             image = read_image(path, max_pixels)
-            members = [score_by_protocol(net, image, ways, flip, memory) for net in nets]
+            members = [score_by_protocol(net, image, ways, flip, memory_limit) for net in nets]
         except InputError as error:
             unreadable.append(with_path(path, error))
             continue

@@ -1,4 +1,4 @@
-"""Classification: the ways of voting of sections 3.3 and 3.4."""
+"""Classification: the voting schemes of sections 3.3 and 3.4."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from overfeat.data.resize import resize_short_side
-from overfeat.dense.evaluate import best_scores
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
+from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import grids
-from overfeat.dense.scales import Scale
-from overfeat.dense.tiling import MEMORY
 from overfeat.errors import InputError
 from overfeat.models.architecture import Stride
 from overfeat.models.overfeat import OverFeat, as_batch, eval_mode
 
-VIEWS_AT_ONCE = 32  # images whose crops are held together
+CROP_BATCH = 32  # images whose crops are in memory together
 Nets = OverFeat | Sequence[OverFeat]
 Images = Tensor | Sequence[Tensor]
 
@@ -22,40 +21,48 @@ Images = Tensor | Sequence[Tensor]
 def classify(
     nets: Nets,
     images: Images,
-    scales: Sequence[Scale] | None = None,
+    *,
+    scales: Scales = None,
     flip: bool | None = None,
     stride: Stride = "fine",
-    memory: int = MEMORY,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> Tensor:
-    """Score of every class for each image, from all places of all scales (section 3.3).
+    """Score of every class for each image, from all positions of all scales (section 3.3).
 
-    At each scale and flip: softmax at every place, then for each class the maximum over the
-    places; then the mean over scales and flips. The scores of an image need not sum to 1.
+    At each scale and flip: softmax at every position, then for each class the maximum over the
+    positions; then the mean over scales and flips. The scores of an image need not sum to 1.
 
-    nets: one net, or several whose scores are averaged (a committee). images: [N, 3, H, W],
-    [3, H, W], or a list of [3, H, W] of any sizes, float or uint8, RGB in 0..255. scales:
-    see `dense.scale_sizes`; all six by default. flip: None does as each net was trained. memory:
-    see `dense.score_maps`. Gives float32 [N, classes] on the net's device.
+    Args:
+        nets: One net, or an ensemble whose scores are averaged (the paper's "7 models").
+        images: [N, 3, H, W], [3, H, W], or a list of [3, H, W] of any sizes, float or uint8, RGB in 0..255.
+        scales: See `DenseConfig`, as for all that follow.
+        flip: Whether mirror images are evaluated as well; None: as each net was trained.
+        stride: "fine" or "coarse".
+        memory_limit: Bytes for intermediate maps.
+
+    Returns:
+        float32 [N, classes] on the first net's device.
+
+    Raises:
+        InputError: For sizes below the window, too little memory, or nets of different classes.
     """
+    config = DenseConfig(scales, flip, stride, memory_limit)
+    return _mean_over_nets(nets, images, lambda net, batch: scale_scores(net, batch, config).mean(dim=0))
 
-    return _vote(nets, images, lambda net, batch: scale_scores(net, batch, scales, flip, stride, memory).mean(dim=0))
 
+def scale_scores(net: OverFeat, images: Tensor, config: DenseConfig) -> Tensor:
+    """Each class's best score over the positions of each scale and flip (section 3.3, i).
 
-def scale_scores(
-    net: OverFeat,
-    images: Tensor,
-    scales: Sequence[Scale] | None = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
-    memory: int = MEMORY,
-) -> Tensor:
-    """Each class's best score over the places of each scale and flip (section 3.3, i).
+    Args:
+        net: One net.
+        images: Of one size: [N, 3, H, W] or [3, H, W].
+        config: How they are evaluated.
 
-    Arguments as in `classify`, but one net and images of one size. Gives [scales * flips, N,
-    classes], in the order of `dense.grids`; `classify` is the mean over the first axis.
+    Returns:
+        [scales * flips, N, classes], in the order of `dense.grid.grids`; `classify` is the mean over the first axis.
     """
     images = as_batch(images)
-    return best_scores(net, images, grids(net, tuple(images.shape[2:]), scales, flip, stride), stride, memory)
+    return max_scores(net, images, grids(net, (images.shape[2], images.shape[3]), config), config)
 
 
 def centre_crop(nets: Nets, images: Images) -> Tensor:
@@ -64,27 +71,30 @@ def centre_crop(nets: Nets, images: Images) -> Tensor:
     The image's shorter side is first resized as in training (architecture.short_side).
     Arguments as in `classify`.
     """
-    return _vote(nets, images, lambda net, batch: _views(net, batch, [(0.5, 0.5)], flip=False))
+    return _mean_over_nets(nets, images, lambda net, batch: _crop_scores(net, batch, [(0.5, 0.5)], flip=False))
 
 
-def ten_views(nets: Nets, images: Images, flip: bool | None = None) -> Tensor:
+def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor:
     """Mean softmax of the four corners and the centre, with their mirror images: [N, classes].
 
     The voting of Krizhevsky et al. that section 3.3 compares with; five views where `flip` is
     False, or None and the net was not trained on mirror images. Arguments as in `classify`.
     """
-    places = [(0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)]
-    return _vote(nets, images, lambda net, batch: _views(net, batch, places, net.flip if flip is None else flip))
+    corners = [(0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)]
+    return _mean_over_nets(
+        nets, images, lambda net, batch: _crop_scores(net, batch, corners, net.flip if flip is None else flip)
+    )
 
 
 @torch.no_grad()
-def _views(net: OverFeat, batch: Tensor, places: Sequence[tuple[float, float]], flip: bool) -> Tensor:
+def _crop_scores(net: OverFeat, batch: Tensor, corners: Sequence[tuple[float, float]], flip: bool) -> Tensor:
+    """Mean softmax over windows at these fractions of the room for them (y, x): [N, classes]."""
     window = net.architecture.window
-    if len(batch) > VIEWS_AT_ONCE:
-        return torch.cat([_views(net, part, places, flip) for part in batch.split(VIEWS_AT_ONCE)])
+    if len(batch) > CROP_BATCH:
+        return torch.cat([_crop_scores(net, chunk, corners, flip) for chunk in batch.split(CROP_BATCH)])
     batch = resize_short_side(batch, net.architecture.short_side).to(net.device)
     crops = []
-    for y, x in places:
+    for y, x in corners:
         top, left = round(y * (batch.shape[2] - window)), round(x * (batch.shape[3] - window))
         crop = batch[:, :, top : top + window, left : left + window]
         crops += [crop, crop.flip(-1)] if flip else [crop]
@@ -93,23 +103,23 @@ def _views(net: OverFeat, batch: Tensor, places: Sequence[tuple[float, float]], 
     return scores.view(len(crops), len(batch), -1).mean(dim=0)
 
 
-def _vote(nets: Nets, images: Images, vote: Callable[[OverFeat, Tensor], Tensor]) -> Tensor:
-    """The committee's mean vote on every image; images of one size go through together."""
+def _mean_over_nets(nets: Nets, images: Images, score: Callable[[OverFeat, Tensor], Tensor]) -> Tensor:
+    """The ensemble's mean score of every image; images of one size are evaluated together."""
     nets = [nets] if isinstance(nets, OverFeat) else list(nets)
     if not nets:
-        raise InputError("a committee needs at least one net")
+        raise InputError("an ensemble needs at least one net")
     for net in nets[1:]:
         if net.class_names != nets[0].class_names:
-            raise InputError("the nets of a committee must have the same classes in the same order")
+            raise InputError("the nets of an ensemble must have the same classes in the same order")
     if isinstance(images, Tensor):
-        batches = [(slice(None), as_batch(images))]
-        count = len(as_batch(images))
+        batch = as_batch(images)
+        batches = [(list(range(len(batch))), batch)]
     else:
-        count, sizes = len(images), {}
+        sizes: dict[tuple, list[int]] = {}
         for i, image in enumerate(images):
             sizes.setdefault((tuple(image.shape[-2:]), image.dtype), []).append(i)
         batches = [(alike, torch.cat([as_batch(images[i]) for i in alike])) for alike in sizes.values()]
-    scores = torch.empty(count, nets[0].num_classes, device=nets[0].conv_layers[0].weight.device)
-    for where, batch in batches:
-        scores[where] = torch.stack([vote(net, batch).to(scores.device) for net in nets]).mean(dim=0)
+    scores = torch.empty(sum(len(numbers) for numbers, _ in batches), nets[0].num_classes, device=nets[0].device)
+    for numbers, batch in batches:
+        scores[numbers] = torch.stack([score(net, batch).to(scores.device) for net in nets]).mean(dim=0)
     return scores

@@ -89,7 +89,7 @@ def _scores(net: "OverFeat", image: "Tensor", args: argparse.Namespace) -> "Tens
     if args.voting == "centre":
         scores = centre_crop(net, image)
     elif args.voting == "ten":
-        scores = ten_views(net, image, args.flip)
+        scores = ten_views(net, image, flip=args.flip)
     else:
         scores = classify(net, image, **dense_arguments(args))
     if not scores.isfinite().all():

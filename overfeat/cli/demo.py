@@ -43,8 +43,9 @@ def _single_objects(out: Path) -> None:
     from overfeat.classification.predict import classify
     from overfeat.data.images import list_images, read_image
     from overfeat.dense.candidates import candidates
-    from overfeat.dense.detections import guesses, merge
+    from overfeat.dense.detections import best_per_class, merge
     from overfeat.dense.evaluate import score_maps
+    from overfeat.localization.config import LocalizationConfig
     from overfeat.models.checkpoint import load, load_regressor
 
     net, regressor = load(SHIPPED_WEIGHTS), load_regressor(SHIPPED_WEIGHTS)
@@ -59,7 +60,8 @@ def _single_objects(out: Path) -> None:
         picture, boxes = (out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
         visualize.heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {top}", picture)
         raw = candidates(net, regressor, image)
-        predictions = guesses(merge(raw, tuple(image.shape[1:])))
+        merged = merge(raw, image.shape[1:], match_threshold=LocalizationConfig.match_threshold)
+        predictions = best_per_class(merged)
         visualize.localization(image, raw, predictions, net.class_names, path.name, boxes)
         x1, y1, x2, y2 = (round(edge) for edge in predictions.boxes[0].tolist())
         name, count = net.class_names[predictions.labels[0]], int(predictions.counts[0])

@@ -4,6 +4,7 @@ import argparse
 import re
 from typing import Any
 
+from overfeat.dense.config import MEMORY_LIMIT, Scale, Scales, SixScales
 from overfeat.options import mebibytes
 
 
@@ -32,7 +33,7 @@ def add_memory_limit(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--memory-limit",
         type=mebibytes,
-        default=1 << 30,
+        default=MEMORY_LIMIT,
         metavar="MIB",
         help="memory for maps; larger images are evaluated in tiles (default: 1024)",
     )
@@ -40,26 +41,26 @@ def add_memory_limit(group: argparse._ActionsContainer) -> None:
 
 def dense_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of dense evaluation, as the predictors take them."""
-    return {"scales": args.scales, "flip": args.flip, "stride": args.stride, "memory": args.memory_limit}
+    return {"scales": args.scales, "flip": args.flip, "stride": args.stride, "memory_limit": args.memory_limit}
 
 
 def dense_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Those of the arguments that results depend on, as JSON holds them."""
-    return {"scales": args.scales, "flip": args.flip, "stride": args.stride}
+    return {"scales": args.scales and str(args.scales), "flip": args.flip, "stride": args.stride}
 
 
-def scale_list(text: str) -> Any:
+def scale_list(text: str) -> Scales:
     """An argparse type: "six", "six:1,2,4,6" or a list of factors and sizes, "0.5,245x317"."""
     name, colon, numbers = text.strip().lower().partition(":")
     if name == "six":
         chosen = re.findall(r"[1-6]", numbers) if colon else "123456"
         if colon and not re.fullmatch(r"[1-6](,[1-6])*", numbers):
             raise argparse.ArgumentTypeError(f"{text!r}: the six scales have the numbers 1 to 6, as in six:1,2,4,6")
-        return [int(number) for number in chosen]
+        return SixScales(*map(int, chosen))
     return [_scale(part.strip().lower()) for part in text.split(",")]
 
 
-def _scale(text: str) -> Any:
+def _scale(text: str) -> Scale:
     if re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         height, width = text.split("x")
         return int(height), int(width)

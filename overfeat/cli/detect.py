@@ -156,35 +156,22 @@ def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
 
     net, regressor = load_detector(args)
     config = config_from_args(DetectionConfig, args)
-    detector = partial(detect, net, regressor, **detection_arguments(config), **dense_arguments(args))
+    detector = partial(detect, net, regressor, **asdict(config), **dense_arguments(args))
     return detector, net.class_names[:-1], {**asdict(config), **dense_settings(args), **net_settings(args, net)}
-
-
-def detection_arguments(config: DetectionConfig) -> dict:
-    """The keyword arguments of `detect`."""
-    merge, iou = config.postprocess == "merge", config.nms_iou_threshold
-    threshold = config.match_threshold if merge else iou
-    given = {"merging": "greedy" if merge else "nms", "threshold": threshold, "least": config.score_threshold}
-    return given | ({"overlap": iou} if merge and iou is not None else {})
 
 
 def _multibox(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     """The same of DeepMultiBox."""
-    from overfeat.multibox.predict import detect_multibox, names_of
+    from overfeat.multibox.predict import detect_multibox, label_names
 
     model, net = load_multibox_nets(args)
     if args.nms_iou_threshold is None:  # the default of DetectionConfig
         args.nms_iou_threshold = ProposalConfig.nms_iou_threshold
     config = config_from_args(ProposalConfig, args)
-    names = names_of(model, net)
+    names = label_names(model, net)
     settings = {"method": args.method, **asdict(config), **multibox_settings(args), "classes": names}
-    detector = partial(detect_multibox, model, net, least=args.min_score, **proposal_arguments(config))
+    detector = partial(detect_multibox, model, net, score_threshold=args.min_score, **asdict(config))
     return detector, names, settings
-
-
-def proposal_arguments(config: ProposalConfig) -> dict:
-    """The keyword arguments of `detect_multibox`."""
-    return {"crops": config.crops, "top": config.max_detections, "threshold": config.nms_iou_threshold}
 
 
 def _entries(detections: "Detections", names: Sequence[str]) -> list[dict]:
@@ -194,7 +181,7 @@ def _entries(detections: "Detections", names: Sequence[str]) -> list[dict]:
             "class": names[int(detections.labels[i])],
             "score": round(float(detections.scores[i]), 4),
             "box": [round(edge, 2) for edge in detections.boxes[i].tolist()],
-            "confidence_sum": round(float(detections.sums[i]), 3),
+            "confidence_sum": round(float(detections.confidence_sum[i]), 3),
             "count": int(detections.counts[i]),
         }
         for i in range(len(detections))

@@ -10,8 +10,6 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, add_memory_limit, dense_arguments, dense_settings
 from overfeat.cli.detect import (
     add_multibox_options,
-    detection_arguments,
-    proposal_arguments,
 )
 from overfeat.cli.images import add_max_pixels
 from overfeat.cli.net import (
@@ -153,8 +151,8 @@ def _run_localization(args: argparse.Namespace) -> int:
         ignore_list=read_ignore_list(args.ignore_list) if args.ignore_list else (),
         max_pixels=args.max_pixels,
         limit=args.max_images,
-        threshold=config.match_threshold,
-        share=config.relative_threshold,
+        match_threshold=config.match_threshold,
+        relative_threshold=config.relative_threshold,
         **dense_arguments(args),
     )
     print(f"{results['images']} images of {args.data}")
@@ -208,7 +206,7 @@ def _run_detector(args: argparse.Namespace) -> int:
         args.max_pixels,
         args.max_images,
         journal,
-        **detection_arguments(config),
+        **asdict(config),
         **dense_arguments(args),
     )
     results["settings"] = settings
@@ -244,19 +242,18 @@ def _run_multibox(args: argparse.Namespace) -> int:
     from overfeat.data.annotated import align_boxes
     from overfeat.metrics.report import precision_table
     from overfeat.multibox.evaluate import evaluate_multibox, rate_table
-    from overfeat.multibox.predict import names_of
+    from overfeat.multibox.predict import label_names
     from overfeat.visualize import multibox
 
     check_outputs(args, ("rate", "unreadable"))
     model, net = load_multibox_nets(args)
     data = read_annotated(args, args.data, TESTING, args.split)
     if net is not None or model.class_names is not None:
-        data = align_boxes(data, names_of(model, net))
+        data = align_boxes(data, label_names(model, net))
     config = config_from_args(ProposalConfig, args)
     settings = {**asdict(config), **multibox_settings(args), **data_settings(data)}
     journal = open_journal(args.out, settings)
-    given = proposal_arguments(config)
-    results = evaluate_multibox(model, net, data, args.max_pixels, args.max_images, journal, **given)
+    results = evaluate_multibox(model, net, data, args.max_pixels, args.max_images, journal, **asdict(config))
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects")
     print(rate_table(results))

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Localize the objects of the images."""
     from overfeat.data.images import read_image
     from overfeat.dense.candidates import candidates
-    from overfeat.dense.detections import guesses, merge
+    from overfeat.dense.detections import best_per_class, merge
     from overfeat.files import atomic_write
     from overfeat.visualize import figure_class, localization
 
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
     def process(path: Path) -> None:
         image = read_image(path, args.max_pixels)
-        raw = candidates(
-            net, regressor, image, top=config.top_k, share=config.relative_threshold, **dense_arguments(args)
-        )
-        predictions = guesses(merge(raw, tuple(image.shape[1:]), config.match_threshold), config.top_k)
+        thresholds = {"top_k": config.top_k, "relative_threshold": config.relative_threshold}
+        raw = candidates(net, regressor, image, **thresholds, **dense_arguments(args))
+        merged = merge(raw, image.shape[1:], match_threshold=config.match_threshold)
+        predictions = best_per_class(merged, config.top_k)
         entries = _entries(predictions, net.class_names)
         if output:
             localization(image, raw, predictions, net.class_names, path.name, args.out / f"{path.name}.png")

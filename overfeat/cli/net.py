@@ -99,7 +99,7 @@ def load_multibox_nets(args: argparse.Namespace) -> "tuple[MultiBox, OverFeat | 
     """DeepMultiBox's two nets: that of --weights, and that of --classifier if it is given."""
     from overfeat.models.checkpoint import load, load_multibox
     from overfeat.models.released import read_labels
-    from overfeat.multibox.predict import names_of
+    from overfeat.multibox.predict import label_names
     from overfeat.training.distributed import choose_device
 
     if not args.weights:
@@ -111,7 +111,7 @@ def load_multibox_nets(args: argparse.Namespace) -> "tuple[MultiBox, OverFeat | 
     if args.labels:
         if named.class_names is None:
             raise InputError(f"--labels {args.labels}: class-agnostic boxes have no names; give --classifier")
-        own = read_labels(args.labels, len(names_of(model, net)))
+        own = read_labels(args.labels, len(label_names(model, net)))
         named.class_names = [*own, *named.class_names[len(own) :]]
     device = choose_device(args.device)
     return model.to(device), net and net.to(device)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,7 @@ def _check_folder(folder: Path) -> None:
 
 def _nets(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor | None]":
     """The net to time, and its box regressor if it has one."""
+    from overfeat.models.architecture import ARCHITECTURES
     from overfeat.models.checkpoint import find_regressor
     from overfeat.models.overfeat import build
     from overfeat.training.distributed import choose_device
@@ -90,9 +92,9 @@ def _nets(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor | None]":
     if args.net and (args.weights or args.data_dir):
         raise InputError(f"--net {args.net} is for a net with random weights; leave --net out, or the weights")
     if args.net:
-        net = build(args.net).eval().to(choose_device(args.device))
-        net.init_weights(None)  # activations of N(0, 0.01) vanish over so many layers
-        return net, None
+        # With the paper's N(0, 0.01) the activations of so many untrained layers vanish.
+        architecture = replace(ARCHITECTURES[args.net], init_std=None)
+        return build(architecture).eval().to(choose_device(args.device)), None
     net = load_net(args)
     regressor = None if args.data_dir else find_regressor(args.weights or SHIPPED_WEIGHTS)
     return net, regressor and regressor.to(net.device)

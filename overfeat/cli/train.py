@@ -78,13 +78,6 @@ def _add_classifier(heads) -> None:
         metavar="WEIGHTS",
         help="fine-tune this net (safetensors); its last layer is new where its classes are others",
     )
-    net.add_argument(
-        "--init-std",
-        type=_std,
-        metavar="STD|he",
-        help="standard deviation of new weights, or He initialisation of all layers but the last "
-        "(default: 0.01; small net he)",
-    )
     net.add_argument("--dropout", type=float, default=0.5, metavar="P", help="on the hidden full layers")
     add_loop(parser)
     parser.set_defaults(run=_run_classifier)
@@ -127,24 +120,4 @@ def _net(args: argparse.Namespace, data: ImageFolder) -> tuple[OverFeat, bool]:
             raise InputError(f"--from {args.source} is a {net.architecture.name} net; leave --net {args.net} out")
     else:
         net = build(args.net or "fast", len(data.class_names))
-    # The paper's 0.01 suits layers of thousands of inputs; through the small net nothing would come.
-    std = args.init_std or ("he" if net.architecture.name == "small" else 0.01)
-    std = None if std == "he" else std
-    if not args.source:
-        net.init_weights(std)
-    # He initialisation is for layers before a ReLU; as a last layer it makes the first losses, and
-    # their gradients, several times too large.
-    return net, fit_classes(net, data, std or 0.01)
-
-
-def _std(text: str) -> float | str:
-    """An argparse type: a positive number or "he"."""
-    if text.lower() == "he":
-        return "he"
-    try:
-        std = float(text)
-    except ValueError:
-        std = 0.0
-    if not 0 < std < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor 'he'")
-    return std
+    return net, fit_classes(net, data)

@@ -23,7 +23,8 @@ from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated, align_boxes, readable
 from overfeat.data.images import MAX_PIXELS
 from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
-from overfeat.dense.scales import FIT, MAX_ZOOM, choose_scales
+from overfeat.dense.config import SixScales
+from overfeat.dense.scales import BEST_OBJECT_SIZE, MAX_SCALE_FACTOR, choose_scales
 from overfeat.detection.train import (
     NEGATIVES,
     TILES,
@@ -140,8 +141,8 @@ def add_annotated(parser: argparse.ArgumentParser):
 
 def _add_boxes(head) -> None:
     """The flags of a box regressor."""
-    head.add_argument("--form", choices=tuple(BOX_CODERS), default="edges", help="how a box is written: its edges; or its "
-                      "centre and the logarithms of its sides")  # fmt: skip
+    head.add_argument("--form", choices=tuple(BOX_CODERS), default="xyxy", help="how a box is written: its edges; or "
+                      "its centre and the logarithms of its sides")  # fmt: skip
     head.add_argument("--per-class", action="store_true", help="a box for every class; otherwise one for all")
     head.add_argument(
         "--maps", choices=("pooled", "unpooled"), default="pooled",
@@ -188,9 +189,9 @@ def _run_regressor(args: argparse.Namespace) -> int:
     regressor = BoxRegressor(
         net.architecture,
         net.num_foreground_classes if args.per_class else None,
-        args.form,
-        args.hidden,
-        args.maps == "pooled",
+        box_coder=args.form,
+        hidden=args.hidden,
+        box_features=args.maps,
     )
     regressor.dropout = args.dropout
     task = RegressorTask(
@@ -251,7 +252,6 @@ def _detector_start(args: argparse.Namespace, data: Annotated) -> tuple[OverFeat
             raise InputError("--fixed leaves the feature layers as they are, so they must come from a trained net")
         source, known = None, None
         net = build(args.net or net_for(longer_sides(data), cuda), len(data.class_names))
-        net.init_weights(None if net.architecture.name == "small" else 0.01)
     same = net.class_names[: len(data.class_names)] == data.class_names
     net = detector_from(net, data.class_names)
     net.flip, net.dropout = args.flip, args.dropout
@@ -262,8 +262,10 @@ def _detector_start(args: argparse.Namespace, data: Annotated) -> tuple[OverFeat
         net.context = None
     classes = len(data.class_names) if args.per_class else None
     # Large windows have finer pooled maps, and unpooled ones would make most of the net's weights.
-    pooled = args.maps == "pooled" if args.maps else net.architecture.name != "small"
-    regressor = BoxRegressor(net.architecture, classes, args.form, args.hidden, pooled)
+    box_features = args.maps or ("unpooled" if net.architecture.name == "small" else "pooled")
+    regressor = BoxRegressor(
+        net.architecture, classes, box_coder=args.form, hidden=args.hidden, box_features=box_features
+    )
     if known and known.to_json() == regressor.to_json() and (classes is None or same):
         regressor = known
     return net, regressor, source
@@ -280,7 +282,11 @@ def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, tol
         why_net = "as told"
     else:
         why_net = "for any boxes" if net.architecture.name == "small" else "for boxes as large as these, on a GPU"
-    why_zooms = "as told" if "scales" in told else f"so that nearly every object is about {FIT:g} of the window at one"
+    why_zooms = (
+        "as told"
+        if "scales" in told
+        else f"so that nearly every object is about {BEST_OBJECT_SIZE:g} of the window at one"
+    )
     lines = [
         f"data: {data.describe()}, {empty} images without a box",
         f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g}",
@@ -310,6 +316,8 @@ def choices(data: Annotated, net: OverFeat, source: Path | None, tiles: int, tol
 def _zooms(text: str) -> tuple[float, ...]:
     """An argparse type: "0.5,1.0" as (0.5, 1.0); 1 is refused, since elsewhere it is the first of six scales."""
     scale_factors = scale_list(text)
-    if not all(isinstance(zoom, float) and zoom <= MAX_ZOOM for zoom in scale_factors):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of factors up to {MAX_ZOOM} such as 0.5,0.7,1.0")
+    if isinstance(scale_factors, SixScales) or not all(
+        isinstance(zoom, float) and zoom <= MAX_SCALE_FACTOR for zoom in scale_factors
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of factors up to {MAX_SCALE_FACTOR} such as 0.5,0.7,1.0")
     return tuple(sorted(set(scale_factors)))

@@ -11,13 +11,13 @@ from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
 from overfeat.data.annotated import Annotated
 from overfeat.detection.train import detector_from
 from overfeat.errors import InputError
-from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.architecture import ARCHITECTURES, MULTIBOX_ARCHITECTURES
 from overfeat.models.checkpoint import load_any
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.multibox.data import BUCKETS, KINDS, SquareDataset
 from overfeat.multibox.matching import ALPHA, fit_priors
-from overfeat.multibox.train import MATCHING, NETS, PRIOR_BOXES, BoxClassifierTask, MultiBoxTask, copy_matching_weights
+from overfeat.multibox.train import MATCHING, PRIOR_BOXES, BoxClassifierTask, MultiBoxTask, copy_matching_weights
 from overfeat.ops.boxes import SQUARES
 from overfeat.options import positive
 from overfeat.training.sampler import derive_seed
@@ -47,7 +47,8 @@ def add_multibox(heads) -> None:
     head.add_argument("--fixed", action="store_true", help="leave the feature layers of --from as they are")
     head.add_argument(
         "--size", type=positive, metavar="PX",
-        help=f"side of the square that is looked at (default: the net's window; small: {NETS['small'].window})",
+        help="side of the square image (default: the net's window; small: "
+        f"{MULTIBOX_ARCHITECTURES['small'].window})",
     )  # fmt: skip
     head.add_argument(
         "--hidden", type=positive, nargs="*", metavar="N",
@@ -141,8 +142,9 @@ def _run_multibox(args: argparse.Namespace) -> int:
     architecture, layers = model.net.architecture, len(model.net.conv_layers) + len(model.net.fc_layers)
     tell(
         f"data: {data.describe()}",
-        f"net: {architecture.name}, squares of {model.side} px (--size), hidden layers of {list(architecture.hidden)} "
-        f"(--hidden), {model.boxes} boxes" + (f" for each of {model.groups} classes" if args.per_class else ""),
+        f"net: {architecture.name}, squares of {model.image_size} px (--size), hidden layers of "
+        f"{list(architecture.hidden)} (--hidden), {model.num_boxes} boxes"
+        + (f" for each of {model.num_groups} classes" if args.per_class else ""),
         f"start: {known} of {layers} layers are those of {path} (--from)" if path else "start: new weights",
         f"squares: {squares} of each image and epoch (--squares)",
     )
@@ -154,28 +156,27 @@ def _model(args: argparse.Namespace, data: Annotated, source: OverFeat | MultiBo
     """The net as training starts, and how many of its layers are the source's."""
     earlier = source if isinstance(source, MultiBox) else None
     of_source = earlier.net if earlier else source
-    architecture = of_source.architecture if of_source else NETS[args.net or "small"]
+    architecture = of_source.architecture if of_source else MULTIBOX_ARCHITECTURES[args.net or "small"]
     if not earlier and ARCHITECTURES.get(architecture.name) == architecture:
-        architecture = NETS[architecture.name]
+        architecture = MULTIBOX_ARCHITECTURES[architecture.name]
     if args.size or args.hidden is not None:
         try:
             architecture = architecture.with_input_size(args.size or architecture.window, args.hidden)
         except ValueError as error:
             raise InputError(f"--size {args.size}: {error}; give a larger one") from error
     priors = None
-    if args.priors and earlier and earlier.priors is not None and earlier.boxes == args.predictions:
+    if args.priors and earlier and earlier.priors is not None and earlier.num_boxes == args.predictions:
         priors = earlier.priors
     elif args.priors:
         every = SquareDataset(data, architecture.window, squares, args.flip, args.seed).truths(PRIOR_BOXES)
         priors = fit_priors(every, args.predictions, args.seed)
     model = MultiBox(architecture, args.predictions, data.class_names if args.per_class else None, priors)
     model.flip = args.flip
-    model.init_weights(None if architecture.name.startswith("small") else 0.01)
     model.net.dropout = args.dropout
     if of_source is None:
         return model, 0
     known = copy_matching_weights(model.net.conv_layers, of_source.conv_layers)
-    if earlier and (earlier.boxes, earlier.class_names) == (model.boxes, model.class_names):
+    if earlier and (earlier.num_boxes, earlier.class_names) == (model.num_boxes, model.class_names):
         known += copy_matching_weights(model.net.fc_layers, of_source.fc_layers)
     model.net.conv_layers[: known if args.fixed else 0].requires_grad_(False)
     return model, known
@@ -193,7 +194,6 @@ def _run_box_classifier(args: argparse.Namespace) -> int:
     net = source
     if net is None:
         net = build(args.net or "small", len(data.class_names))
-        net.init_weights(None if net.architecture.name == "small" else 0.01)
     net = detector_from(net, data.class_names)
     net.context, net.scale_factors = None, None
     net.flip, net.dropout = args.flip, args.dropout

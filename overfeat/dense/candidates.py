@@ -1,34 +1,32 @@
 """Candidate boxes of an image, before merging (section 4.3, a to c)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from overfeat.dense.evaluate import box_parts
-from overfeat.dense.grid import grids
-from overfeat.dense.scales import Scale
-from overfeat.dense.tiling import MEMORY, Tile
-from overfeat.errors import InputError
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
+from overfeat.dense.evaluate import EvaluatedTile, TileGroup, evaluate_groups
+from overfeat.dense.grid import Grid, grids
+from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat, as_batch
-
-TOP = 5  # classes taken from each scale; guesses for an image
-# Both were chosen on validation scenes: bench/accuracy/localization.md.
-SHARE = 0.7  # of the class's best score in the image, at least, for a place's box to count
-THRESHOLD = 0.4
+from overfeat.models.overfeat import OverFeat, as_image, eval_mode
+from overfeat.ops.boxes import decode, mirrored
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The raw boxes of one image, before merging: what steps (a) to (c) of section 4.3 collect.
+    """The raw boxes of one image, before merging: the union of section 4.3's sets of boxes.
 
-    boxes float32 [T, 4] in pixels of the image; scores [T], the class's softmax at the place; labels
-    int64 [T]; scales int64 [T], which of the scales given, from 0. They come scale by scale, the image
-    before its mirror image, line by line.
+    They come scale by scale, the image before its mirror image, row by row.
+
+    Attributes:
+        boxes: float32 [T, 4], (x1, y1, x2, y2) in pixels of the image.
+        scores: [T], the class's softmax at the position.
+        labels: int64 [T].
+        scales: int64 [T], index of the scale.
     """
 
     boxes: Tensor
@@ -36,70 +34,141 @@ class Candidates:
     labels: Tensor
     scales: Tensor
 
-    def __getitem__(self, chosen: Tensor) -> "Candidates":
-        return Candidates(*(values[chosen] for values in vars(self).values()))
+    def __getitem__(self, index: Tensor) -> "Candidates":
+        return Candidates(*(values[index] for values in vars(self).values()))
 
 
 def candidates(
     net: OverFeat,
     regressor: BoxRegressor,
     image: Tensor,
-    scales: Sequence[Scale] | None = None,
+    *,
+    scales: Scales = None,
     flip: bool | None = None,
     stride: Stride = "fine",
-    top: int | None = TOP,
-    share: float = SHARE,
-    memory: int = MEMORY,
-    least: float = 0.0,
+    memory_limit: int = MEMORY_LIMIT,
+    top_k: int | None = 5,
+    relative_threshold: float = 0.7,
+    score_threshold: float = 0.0,
 ) -> Candidates:
-    """The boxes predicted for the best `top` classes of each scale, at all its places (section 4.3, a-c).
+    """The boxes predicted for the best classes of each scale, at all its positions (section 4.3, a-c).
 
-    The best classes of a scale are those with the largest scores anywhere on it; None: all. The background
-    has no boxes. share: boxes of places that score less than this part of what the class scores at its
-    best place in the image are left out; with 0 none are, as in the paper's words. least: so are those of places
-    that score less than that. Other arguments as in `localize`.
+    Args:
+        net: A classifier or detector. A background class has no boxes.
+        regressor: Of the same file, see `load_regressor`.
+        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        scales: See `DenseConfig`, as for the next three.
+        flip: Whether the mirror image is evaluated as well.
+        stride: "fine" or "coarse".
+        memory_limit: Bytes for intermediate maps.
+        top_k: Classes of each scale, those with the largest scores at any of its positions; None: all.
+        relative_threshold: Lowest score of a position, as a fraction of the class's maximum in the image; 0 keeps
+            every position, as in the paper's text.
+        score_threshold: Lowest score of a position.
+
+    Raises:
+        InputError: For a regressor of another net, thresholds out of range, NaN scores, and as `score_maps`.
     """
-    image = as_batch(image)
-    if len(image) != 1:
-        raise ValueError(f"one image at a time; these are {len(image)}")
+    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
+    own_grids = grids(net, (image.shape[1], image.shape[2]), config)
+    return collect_candidates(
+        net, regressor, image, own_grids, config,
+        top_k=top_k, relative_threshold=relative_threshold, score_threshold=score_threshold,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def collect_candidates(
+    net: OverFeat,
+    regressor: BoxRegressor,
+    image: Tensor,
+    grids: Sequence[Grid],
+    config: DenseConfig,
+    *,
+    top_k: int | None,
+    relative_threshold: float,
+    score_threshold: float,
+) -> Candidates:
+    """`candidates` of an image [3, H, W] at these grids."""
+    _check_regressor(net, regressor)
+    if top_k is not None and top_k < 1:
+        raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
+    for name, value in (("relative_threshold", relative_threshold), ("score_threshold", score_threshold)):
+        if not 0 <= value <= 1:
+            raise ArgumentError(name, f"must be between 0 and 1, not {value}")
+    flips = 2 if any(grid.flipped for grid in grids) else 1
+    maxima = torch.zeros(len(grids) // flips, net.num_foreground_classes, device=net.device)
+    chunks = [_no_boxes(net)]
+    for group in evaluate_groups(net, image[None], grids, config, regressor.fc_layers[-1].out_channels):
+        scores = [_foreground_scores(net, tile) for tile in group.tiles]
+        for tile, flat in zip(group.tiles, scores, strict=True):
+            running = maxima[tile.index // flips]
+            torch.maximum(running, flat.amax(dim=0), out=running)
+        # The maxima only grow, so scores below these thresholds now stay below them.
+        lowest = (relative_threshold * maxima.amax(dim=0)).clamp(min=score_threshold)
+        chunks += _group_boxes(regressor, group, scores, lowest, config.stride)
+    boxes, confidence, labels, index, position = (torch.cat(values) for values in zip(*chunks, strict=True))
+    # By grid, then position, then class, however the grids were tiled.
+    starts = torch.tensor([0, *(grid.num_positions for grid in grids)], device=net.device).cumsum(0)
+    order = ((starts[index] + position) * net.num_classes + labels).argsort()
+    every = Candidates(boxes, confidence, labels, index // flips)[order]
+    strong = every.scores >= relative_threshold * maxima.amax(dim=0)[every.labels]
+    return every[strong & _of_best_classes(every, maxima, top_k)]
+
+
+def _check_regressor(net: OverFeat, regressor: BoxRegressor) -> None:
     if regressor.architecture != net.architecture:
-        raise InputError("the regressor is of another net; load both from one file")
-    classes = net.num_foreground_classes
-    if regressor.num_classes not in (None, classes):
-        raise InputError(f"the regressor is of {regressor.num_classes} classes, the net of {classes}")
-    if not ((top is None or top >= 1) and 0 <= share <= 1 and 0 <= least <= 1):
-        raise InputError(f"top is 1 or more, share and least between 0 and 1; not {top}, {share} and {least}")
-    found = grids(net, tuple(image.shape[2:]), scales, flip, stride)
-    mirrors = 2 if any(grid.flipped for grid in found) else 1
-    device = net.device
-    best = torch.zeros(len(found) // mirrors, classes, device=device)
-    before = [sum(math.prod(grid.shape) for grid in found[:i]) for i in range(len(found))]
-    floor = torch.zeros(classes, device=device)
+        raise InputError("the regressor was made for another net; load both from one file")
+    if regressor.num_classes not in (None, net.num_foreground_classes):
+        raise InputError(
+            f"the regressor has boxes for {regressor.num_classes} classes, the net {net.num_foreground_classes}"
+        )
 
-    def choose(part: Tile, scores: Tensor) -> Tensor:
-        if not scores.isfinite().all():
-            raise InputError("the net gives NaN scores; the image or the weights are broken")
-        of_scale = best[part.grid // mirrors]
-        torch.maximum(of_scale, scores[:, :classes].amax(dim=0), out=of_scale)
-        # What is too little for the best so far is too little for the best of all.
-        floor.copy_((share * best.amax(dim=0)).clamp(min=least))
-        return (scores[:, :classes] >= floor).any(dim=1)
 
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    parts = [(nothing, torch.empty(0, 4, device=device), torch.empty(0, device=device), nothing, nothing)]
-    for part, scores, chosen, boxes in box_parts(net, regressor, image, found, stride, memory, choose):
-        scores = scores[chosen, :classes]
-        place, label = (scores >= floor).nonzero(as_tuple=True)
+def _foreground_scores(net: OverFeat, tile: EvaluatedTile) -> Tensor:
+    """Softmax of a tile's positions without the background: [positions, classes]."""
+    scores = tile.scores()
+    if not scores.isfinite().all():
+        raise InputError("the net gives NaN scores; the image or the weights are broken")
+    return scores[:, : net.num_foreground_classes]
+
+
+def _of_best_classes(boxes: Candidates, maxima: Tensor, top_k: int | None) -> Tensor:
+    """Which boxes are of the `top_k` classes with the largest scores at their scale: bool [T]."""
+    if top_k is None:
+        return torch.ones_like(boxes.labels, dtype=torch.bool)
+    best = torch.zeros_like(maxima, dtype=torch.bool)
+    best.scatter_(1, maxima.topk(min(top_k, maxima.shape[1]), dim=1).indices, True)
+    return best[boxes.scales, boxes.labels]
+
+
+_Chunk = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # boxes, scores, labels, index of the grid, position in it
+
+
+def _no_boxes(net: OverFeat) -> _Chunk:
+    empty = torch.empty(0, device=net.device)
+    return empty.view(0, 4), empty, empty.long(), empty.long(), empty.long()
+
+
+def _group_boxes(
+    regressor: BoxRegressor, group: TileGroup, scores: Sequence[Tensor], lowest: Tensor, stride: Stride
+) -> list[_Chunk]:
+    """The boxes of all positions and classes of a group of tiles whose score is at least `lowest` [classes]."""
+    positions = [(flat >= lowest).any(dim=1).nonzero()[:, 0] for flat in scores]
+    if not any(len(of_tile) for of_tile in positions):
+        return []
+    with eval_mode(regressor):
+        flat_boxes, _ = regressor.forward_flat([tile.features for tile in group.tiles], stride, positions)
+    chunks = []
+    split = flat_boxes.float().split([len(of_tile) for of_tile in positions])
+    for tile, flat, chosen, values in zip(group.tiles, scores, positions, split, strict=True):
+        windows = tile.windows().to(values)[chosen, None]
+        if tile.grid.flipped:
+            values = mirrored(values, regressor.box_coder)
+        boxes = decode(values, windows, regressor.box_coder)
+        number, label = (flat[chosen] >= lowest).nonzero(as_tuple=True)
         of_class = label if regressor.num_classes else torch.zeros_like(label)
-        position, width = chosen.nonzero()[place, 0], part.columns.stop - part.columns.start
-        row, column = part.rows.start + position // width, part.columns.start + position % width
-        number = before[part.grid] + row * found[part.grid].shape[1] + column
-        of_scale = torch.full_like(label, part.grid // mirrors)
-        parts.append((number * net.num_classes + label, boxes[place, of_class], scores[place, label], label, of_scale))
-    number, *values = (torch.cat(values) for values in zip(*parts, strict=True))
-    order = number.argsort()  # whatever the tiles were
-    every = Candidates(*values)[order]
-    chosen = torch.zeros_like(best, dtype=torch.bool)
-    chosen.scatter_(1, best.topk(min(top or classes, classes), dim=1).indices, True)
-    kept = chosen[every.scales, every.labels] & (every.scores >= share * best.amax(dim=0)[every.labels])
-    return every[kept]
+        position = tile.grid_positions(chosen[number])
+        index = torch.full_like(label, tile.index)
+        chunks.append((boxes[number, of_class], flat[chosen[number], label], label, index, position))
+    return chunks

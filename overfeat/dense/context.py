@@ -1,44 +1,52 @@
 """Context: what each position sees of its surroundings at half the resolution."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from overfeat.data.resize import resize
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import round_to_stride
-from overfeat.dense.tiling import part_features
+from overfeat.dense.scales import Size, round_to_stride
+from overfeat.dense.tiling import Tile, tile_features
 from overfeat.models.architecture import Stride
 from overfeat.models.overfeat import ContextFeatures, OverFeat
 
 
-def half_resolution(net: OverFeat, images: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """What a net with context sees around the places of images at this size: the images at half of it.
+def half_resolution(net: OverFeat, images: Tensor, size: Size) -> Tensor | None:
+    """The images [N, 3, H, W] at half of a scale's (height, width), for a net with context.
 
-    None for a net without context, and where that is less than a window.
+    None for a net without context, and where half the size is less than a window.
     """
-    sides = tuple(round_to_stride(net.architecture, side / 2) for side in size)
-    return None if net.context is None or min(sides) < net.architecture.window else resize(images, sides)
+    height, width = (round_to_stride(net.architecture, side / 2) for side in size)
+    if net.context is None or min(height, width) < net.architecture.window:
+        return None
+    return resize(images, (height, width))
 
 
-def context_features(
-    net: OverFeat, half: Tensor | None, images: int, grid: Grid, rows: slice, columns: slice, stride: Stride
-) -> ContextFeatures:
-    """What outputs [rows, columns] of a grid of so many images see of their surroundings.
+def context_features(net: OverFeat, half: Tensor | None, tile: Tile, stride: Stride) -> ContextFeatures:
+    """What a tile's positions see of their surroundings.
 
-    half: see `half_resolution`, not mirrored.
+    Args:
+        net: With context.
+        half: All images at half the resolution, see `half_resolution`; not mirrored.
+        tile: Which images, and which outputs of each.
+        stride: Of the outputs.
     """
-    device = net.device
+    grid, images = tile.grid, tile.shape[0]
     if half is None:
-        places = images * (rows.stop - rows.start) * (columns.stop - columns.start)
-        return ContextFeatures(None, torch.full((places,), -1, device=device))
-    there = Grid(grid.window, grid.stride, tuple(half.shape[2:]), grid.image, grid.flipped)
-    spans, places = [], []
-    for part, scaled, halved, last in zip((rows, columns), grid.scaled, there.scaled, there.shape, strict=True):
-        centres = (torch.arange(part.start, part.stop) * grid.stride + grid.window / 2) * (halved / scaled)
-        nearest = ((centres - grid.window / 2) / grid.stride).round().long().clamp(0, last - 1)
-        spans.append(slice(int(nearest[0]), int(nearest[-1]) + 1))
-        places.append(nearest - nearest[0])
+        return ContextFeatures(None, torch.full((tile.num_positions,), -1, device=net.device))
+    coarse = Grid(grid.window, grid.stride, (half.shape[2], half.shape[3]), grid.image, grid.flipped)
+    spans, nearest = [], []
+    for outputs, scaled, halved, last in zip(
+        (tile.rows, tile.columns), grid.scaled, coarse.scaled, coarse.shape, strict=True
+    ):
+        centres = (torch.arange(outputs.start, outputs.stop) * grid.stride + grid.window / 2) * (halved / scaled)
+        cells = ((centres - grid.window / 2) / grid.stride).round().long().clamp(0, last - 1)
+        spans.append(slice(int(cells[0]), int(cells[-1]) + 1))
+        nearest.append(cells - cells[0])
     height, width = (span.stop - span.start for span in spans)
-    places = (places[0][:, None] * width + places[1]).flatten()
-    places = (torch.arange(len(half))[:, None] * height * width + places).flatten()
-    return ContextFeatures(part_features(net, half, there, *spans, stride), places.to(device))
+    positions = (nearest[0][:, None] * width + nearest[1]).flatten()
+    positions = (torch.arange(images)[:, None] * height * width + positions).flatten()
+    behind = replace(tile, grid=coarse, rows=spans[0], columns=spans[1])
+    return ContextFeatures(tile_features(net, half, behind, stride), positions.to(net.device))

@@ -1,27 +1,30 @@
-"""Grids: which window of the image each output position sees."""
+"""Which window of an image each output sees."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from overfeat.dense.scales import Scale, scale_sizes
-from overfeat.models.architecture import Stride
+from overfeat.dense.config import DenseConfig
+from overfeat.dense.scales import Size, clamp_scales, scale_sizes
 from overfeat.models.overfeat import OverFeat
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Which window of the image each place of an output map sees.
+    """Which window of the image each position of an output map sees.
 
-    window, stride: pixels of the scaled image. scaled, image: (height, width) of the image as
-    the net saw it and as it was given. flipped: the net saw the mirror image.
+    Attributes:
+        window: Side of the windows, in pixels of the scaled image.
+        stride: Pixels of the scaled image between neighbouring windows.
+        scaled: (height, width) of the scaled image, which the net sees.
+        image: (height, width) of the image as given.
+        flipped: Whether the net sees the mirror image.
     """
 
     window: int
     stride: int
-    scaled: tuple[int, int]
-    image: tuple[int, int]
+    scaled: Size
+    image: Size
     flipped: bool = False
 
     @property
@@ -30,9 +33,14 @@ class Grid:
         rows, columns = ((side - self.window) // self.stride + 1 for side in self.scaled)
         return rows, columns
 
+    @property
+    def num_positions(self) -> int:
+        """The number of windows."""
+        return self.shape[0] * self.shape[1]
+
     def boxes(self, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
-        """float64 [rows, columns, 4]: the window of every place, or of these, in pixels of the image as given."""
-        y, x = (np.arange(count)[part] * self.stride for count, part in zip(self.shape, (rows, columns), strict=True))
+        """The windows of output positions [rows, columns], in pixels of the image as given: float64 [h, w, 4]."""
+        y, x = (np.arange(count)[span] * self.stride for count, span in zip(self.shape, (rows, columns), strict=True))
         if self.flipped:
             x = self.scaled[1] - self.window - x
         up = self.image[0] / self.scaled[0]
@@ -44,7 +52,7 @@ class Grid:
         boxes[..., 3] = ((y + self.window) * up)[:, None]
         return boxes
 
-    def place(self, x: float, y: float) -> tuple[int, int]:
+    def position(self, x: float, y: float) -> tuple[int, int]:
         """The (row, column) whose window is centred nearest to pixel (x, y) of the image as given."""
         x = x * self.scaled[1] / self.image[1]
         y = y * self.scaled[0] / self.image[0]
@@ -56,21 +64,25 @@ class Grid:
         return min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
 
 
-def grids(
-    net: OverFeat,
-    image: tuple[int, int],
-    scales: Sequence[Scale] | None = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
-) -> list[Grid]:
-    """The grids of an evaluation: for every scale the image and, with `flip`, its mirror image.
+def grids(net: OverFeat, image: Size, config: DenseConfig | None = None) -> list[Grid]:
+    """The grids of an evaluation: for every scale that of the image and, with `flip`, of its mirror image.
 
-    flip None: as the net was trained (net.flip).
+    Args:
+        net: Gives the window, the strides, and what `config` leaves open.
+        image: (height, width).
+        config: Its scales, flip and stride count.
+
+    Raises:
+        InputError: For sizes below the net's window.
     """
-    architecture = net.architecture
-    flips = (False, True) if (net.flip if flip is None else flip) else (False,)
+    config = config or DenseConfig()
+    scales = config.scales
+    if scales is None and net.scale_factors is not None:
+        scales = clamp_scales(net.architecture, *image, net.scale_factors)
+    flips = (False, True) if (net.flip if config.flip is None else config.flip) else (False,)
+    window, stride = net.architecture.window, net.architecture.stride(config.stride)
     return [
-        Grid(architecture.window, architecture.stride(stride), size, image, flipped)
-        for size in scale_sizes(architecture, *image, scales)
+        Grid(window, stride, size, image, flipped)
+        for size in scale_sizes(net.architecture, *image, scales)
         for flipped in flips
     ]

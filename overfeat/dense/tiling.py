@@ -1,9 +1,12 @@
-"""Tiling: evaluate a large map in tiles that fit a memory limit, to the same result."""
+"""Tiling: large maps are evaluated in tiles that fit a memory limit, to the same result."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from overfeat.dense.config import DenseConfig
 from overfeat.dense.grid import Grid
 from overfeat.errors import InputError
 from overfeat.models.architecture import Architecture, Stride
@@ -11,119 +14,160 @@ from overfeat.models.overfeat import OverFeat
 from overfeat.models.receptive_field import SlidingWindow, input_size, input_span, output_size
 from overfeat.ops.backends import eager
 
-MEMORY = 1 << 30  # bytes that the maps of one evaluation may take, by default
-
 
 @dataclass(frozen=True)
 class Tile:
-    """Part of a map: of grid number `grid`, for images `batch`, outputs [rows, columns]."""
+    """Output positions [rows, columns] of a grid, for the images `batch`; `index` is the grid's in its list."""
 
-    grid: int
+    grid: Grid
+    index: int
     batch: slice
     rows: slice
     columns: slice
 
+    @classmethod
+    def whole(cls, grid: Grid, num_images: int = 1, index: int = 0) -> "Tile":
+        """The tile of all positions of a grid."""
+        height, width = grid.shape
+        return cls(grid, index, slice(0, num_images), slice(0, height), slice(0, width))
 
-def part_features(net: OverFeat, scaled: Tensor, grid: Grid, rows: slice, columns: slice, stride: Stride) -> Tensor:
-    """The last maps behind outputs [rows, columns] of a grid, from just the pixels that they need.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(images, rows, columns)."""
+        n, height, width = (span.stop - span.start for span in (self.batch, self.rows, self.columns))
+        return n, height, width
 
-    scaled: [N, 3, *grid.scaled], the image at this scale, not mirrored. The maps are those of the whole
-    image, cut to what these outputs need.
+    @property
+    def num_positions(self) -> int:
+        """Of all its images together."""
+        n, height, width = self.shape
+        return n * height * width
+
+    def windows(self) -> Tensor:
+        """The window of each position of one image, in pixels of the image as given: float64 [rows * columns, 4]."""
+        return torch.from_numpy(self.grid.boxes(self.rows, self.columns)).view(-1, 4)
+
+    def grid_positions(self, positions: Tensor) -> Tensor:
+        """Numbers, row by row in its grid, of positions that are numbered within the tile; of a single image."""
+        width = self.columns.stop - self.columns.start
+        row, column = self.rows.start + positions // width, self.columns.start + positions % width
+        return row * self.grid.shape[1] + column
+
+
+def tile_features(net: OverFeat, scaled: Tensor, tile: Tile, stride: Stride) -> Tensor:
+    """The last maps that a tile's outputs depend on, computed from just the pixels that they need.
+
+    Args:
+        net: Its feature layers run.
+        scaled: All images at the grid's scale, not mirrored: [N, 3, *grid.scaled].
+        tile: Which images, and which outputs of each.
+        stride: Of the outputs.
+
+    Returns:
+        [n, C, h, w], equal to a crop of the whole images' maps.
     """
-    device = net.device
-    if (rows.start, columns.start) == (0, 0) and (rows.stop, columns.stop) == grid.shape:
-        tile = scaled.to(device)
-        return net.features(tile.flip(-1) if grid.flipped else tile)
-    steps, spans, pads = net.architecture.feature_steps, [], []
-    for length, part in zip(scaled.shape[2:], (rows, columns), strict=True):
-        span, pad = input_span(steps, length, *maps_span(net.architecture, part, stride))
+    grid, images = tile.grid, scaled[tile.batch]
+    if tile.shape[1:] == grid.shape:
+        images = images.to(net.device)
+        return net.features(images.flip(-1) if grid.flipped else images)
+    spans, pads = [], []
+    for length, outputs in zip(images.shape[2:], (tile.rows, tile.columns), strict=True):
+        span, pad = input_span(net.architecture.feature_steps, length, *maps_span(net.architecture, outputs, stride))
         spans.append(span)
         pads.append(pad)
     (top, bottom), (left, right) = spans
     if grid.flipped:
-        width = scaled.shape[3]
-        tile = scaled[:, :, top:bottom, width - right : width - left].to(device).flip(-1)
+        width = images.shape[3]
+        crop = images[:, :, top:bottom, width - right : width - left].to(net.device).flip(-1)
     else:
-        tile = scaled[:, :, top:bottom, left:right].to(device)
-    return net.features(tile, pads)
+        crop = images[:, :, top:bottom, left:right].to(net.device)
+    return net.features(crop, pads)
 
 
-def maps_span(architecture: Architecture, part: slice, stride: Stride) -> tuple[int, int]:
-    """Which cells of the last maps the outputs `part` of one axis come from."""
+def maps_span(architecture: Architecture, outputs: slice, stride: Stride) -> tuple[int, int]:
+    """Which cells of the last maps these outputs of one axis depend on: (start, stop)."""
     step = 1 if stride == "fine" else architecture.pool
-    return part.start * step, (part.stop - 1) * step + architecture.kernel * architecture.pool
+    return outputs.start * step, (outputs.stop - 1) * step + architecture.kernel * architecture.pool
 
 
-def plan_tiles(net: OverFeat, count: int, grid: Grid, stride: Stride, memory: int, outputs: int):
-    """Cut N images' outputs so that no part takes more than half the memory twice over.
+def plan_tiles(
+    net: OverFeat, num_images: int, grid: Grid, index: int, config: DenseConfig, outputs: int
+) -> Iterator[Tile]:
+    """Cut the outputs of N images into tiles of which two fit the memory limit.
 
-    Whole images together where they fit; else tiles of one image, halved along the side with more
-    outputs until they fit.
+    Whole images together where they fit; else tiles of one image, halved along the longer side until they fit.
+    outputs: numbers per position, see `outputs_per_position`.
     """
-    height, width = grid.shape
-    tile = [height, width]
+    (height, width), budget = grid.shape, config.memory_limit // 2
+    sides = [height, width]
 
     def cost(images: int) -> int:
-        rows, columns = slice(0, tile[0]), slice(0, tile[1])
-        features = feature_bytes(net.architecture, images, rows, columns, stride, grid)
-        return max(features, classifier_bytes(net, slice(0, images), rows, columns, stride, outputs))
+        tile = Tile(grid, index, slice(0, images), slice(0, sides[0]), slice(0, sides[1]))
+        features = feature_bytes(net.architecture, tile, config.stride)
+        return max(features, classifier_bytes(net, tile, config.stride, outputs))
 
-    while cost(1) > memory // 2 and tile != [1, 1]:
-        longer = 0 if tile[0] >= tile[1] else 1
-        tile[longer] = (tile[longer] + 1) // 2
-    if cost(1) > memory // 2:
+    while cost(1) > budget and sides != [1, 1]:
+        longer = 0 if sides[0] >= sides[1] else 1
+        sides[longer] = (sides[longer] + 1) // 2
+    if cost(1) > budget:
         raise InputError(
-            f"a memory limit of {memory / 2**20:.3g} MiB is too little for one window of the "
+            f"a memory limit of {config.memory_limit / 2**20:.3g} MiB is too little for one window of the "
             f"{net.architecture.name} net; it needs {-(-2 * cost(1) >> 20)} MiB"
         )
-    images = max(1, min(count, (memory // 2) // cost(1))) if tile == [height, width] else 1
-    for n in range(0, count, images):
-        for row in range(0, height, tile[0]):
-            for column in range(0, width, tile[1]):
-                yield (
-                    slice(n, min(n + images, count)),
-                    slice(row, min(row + tile[0], height)),
-                    slice(column, min(column + tile[1], width)),
-                )
+    images = max(1, min(num_images, budget // cost(1))) if sides == [height, width] else 1
+    for batch in _slices(num_images, images):
+        for rows in _slices(height, sides[0]):
+            for columns in _slices(width, sides[1]):
+                yield Tile(grid, index, batch, rows, columns)
 
 
-def feature_bytes(
-    architecture: Architecture, images: int, rows: slice, columns: slice, stride: Stride, grid: Grid
-) -> int:
-    """A bound on the bytes that are held at once on the way to the last maps, as float32.
+def _slices(length: int, size: int) -> list[slice]:
+    """Consecutive slices of `size` that cover the length; the last may be shorter."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
-    That is a map, its padded copy where there is one, and the map made of it. The bound is of a
-    tile inside the image, which needs pixels on all its sides.
+
+def feature_bytes(architecture: Architecture, tile: Tile, stride: Stride) -> int:
+    """A bound on the bytes that are held at once on the way to a tile's last maps, as float32.
+
+    That is a map, its padded copy if it is padded, and the next map. The bound is that of a tile inside the image,
+    which needs pixels on all its sides.
     """
     steps = architecture.feature_steps
-    inner = [SlidingWindow(step.kernel, step.stride) for step in steps]
+    unpadded = [SlidingWindow(step.kernel, step.stride) for step in steps]
     sides = []
-    for length, part in zip(grid.scaled, (rows, columns), strict=True):
-        start, stop = maps_span(architecture, part, stride)
-        sides.append(min(length, input_size(inner, stop - start)))
+    for length, outputs in zip(tile.grid.scaled, (tile.rows, tile.columns), strict=True):
+        start, stop = maps_span(architecture, outputs, stride)
+        sides.append(min(length, input_size(unpadded, stop - start)))
     channels, step = 3, 0
     before = channels * sides[0] * sides[1]
-    most = 3 * before  # the image, less the mean, over the deviation
+    largest = 3 * before  # the image, less the mean, over the deviation
     for conv in architecture.convs:
         channels = conv.channels
         for _ in range(2 if conv.pool > 1 and conv is not architecture.convs[-1] else 1):
             copies = 2 if steps[step].pad else 1
             sides = [output_size([steps[step]], side) for side in sides]
             after = channels * sides[0] * sides[1]
-            most, before, step = max(most, copies * before + after), after, step + 1
-    return 4 * images * most
+            largest, before, step = max(largest, copies * before + after), after, step + 1
+    return 4 * tile.shape[0] * largest
 
 
-def classifier_bytes(net: OverFeat, batch: slice, rows: slice, columns: slice, stride: Stride, outputs: int) -> int:
-    """Bytes of the last maps, pooled, and of what is made of them, `outputs` numbers a place, as float32."""
-    architecture = net.architecture
-    sides = []
-    for part in (rows, columns):
-        start, stop = maps_span(architecture, part, stride)
-        sides.append(stop - start)
-    places = (rows.stop - rows.start) * (columns.stop - columns.start)
+def classifier_bytes(net: OverFeat, tile: Tile, stride: Stride, outputs: int) -> int:
+    """Bytes of a tile's last maps, the pooled maps, and everything computed from them, as float32.
+
+    outputs: numbers per position, see `outputs_per_position`.
+    """
+    architecture, (images, height, width) = net.architecture, tile.shape
+    start, stop = zip(*(maps_span(architecture, span, stride) for span in (tile.rows, tile.columns)), strict=True)
+    cells, positions = (stop[0] - start[0]) * (stop[1] - start[1]), height * width
     channels = architecture.convs[-1].channels
-    # What a place takes beside its outputs: its window's taps, or its share of a transformed tile (packed.py).
-    inner = channels * (architecture.kernel**2 if places < eager.GATHER_MAX_POSITIONS else 4)
-    each = inner + 4 * max((*architecture.hidden, net.num_classes)) + outputs
-    return 4 * (batch.stop - batch.start) * (3 * channels * sides[0] * sides[1] + places * each)
+    # Beside its outputs, a position's gathered window, or its fraction of a transformed Winograd tile.
+    inner = channels * (architecture.kernel**2 if positions < eager.GATHER_MAX_POSITIONS else 4)
+    per_position = inner + 4 * max((*architecture.hidden, net.num_classes)) + outputs
+    return 4 * images * (3 * channels * cells + positions * per_position)
+
+
+def outputs_per_position(net: OverFeat, box_channels: int = 0) -> int:
+    """Numbers per position for the scores, the context and, with a regressor, boxes of so many channels."""
+    # A position's box is written, decoded and scaled before the next tile comes.
+    outputs = 3 * net.num_classes + 16 * box_channels
+    return outputs + (3 * net.fc_layers[0].out_channels if net.context is not None else 0)

@@ -9,7 +9,7 @@ from overfeat.data.image_cache import CACHE_BYTES
 from overfeat.data.items import empty_image, mirror_image
 from overfeat.data.random_tiles import RandomTileDataset
 from overfeat.data.resize import resize
-from overfeat.dense.scales import STEP, round_to_stride
+from overfeat.dense.scales import SCALE_STEP, round_to_stride
 from overfeat.detection.targets import HIGH, LOW
 from overfeat.models.architecture import Architecture
 
@@ -19,7 +19,7 @@ BACKGROUND = 0.25  # of the tiles lie anywhere, the others around an object
 class TileDataset(RandomTileDataset):
     """Random parts of images, each near one of the sizes `scale_factors`, with the boxes that reach into them.
 
-    Every size is as frequent, times STEP to the power of -0.5 to 0.5; the tile
+    Every size is as frequent, times SCALE_STEP to the power of -0.5 to 0.5; the tile
     then lies around an object of the image that fits a window at that size, if there is one. tile: its side
     at that size; what is cut out of the image is no more than that. flip: half of them are mirrored. Items
     are dicts: "image" uint8 [3, h, w]; "boxes" float32 [n, 4] in its pixels, which may reach out of it;
@@ -65,7 +65,7 @@ class TileDataset(RandomTileDataset):
     def _region(self, rng: np.random.Generator, shape: tuple[int, int], boxes: np.ndarray):
         """A size, and the part of the image [y1:y2, x1:x2] that makes a tile there."""
         window = self.architecture.window
-        zoom = self.scale_factors[int(rng.random() * len(self.scale_factors))] * STEP ** (rng.random() - 0.5)
+        zoom = self.scale_factors[int(rng.random() * len(self.scale_factors))] * SCALE_STEP ** (rng.random() - 0.5)
         zoom = max(zoom, window / min(shape))
         sides = zoom * (boxes[:, 2:] - boxes[:, :2]).max(axis=1) / window if len(boxes) else np.empty(0)
         fitting = np.flatnonzero((sides >= LOW) & (sides <= HIGH))

@@ -3,97 +3,118 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from overfeat.dense.candidates import Candidates, candidates
-from overfeat.dense.detections import Detections, clipped, merge
+from overfeat.dense.candidates import Candidates, collect_candidates
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
+from overfeat.dense.detections import Detections, clip_boxes, merge
 from overfeat.dense.grid import Grid, grids
-from overfeat.dense.scales import Scale
-from overfeat.dense.tiling import MEMORY
+from overfeat.detection.config import DetectionConfig
 from overfeat.detection.targets import expected_votes
-from overfeat.errors import InputError
-from overfeat.models.architecture import Architecture, Stride
+from overfeat.errors import ArgumentError, InputError
+from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat, as_batch
+from overfeat.models.overfeat import OverFeat, as_image
 from overfeat.ops.boxes import nms
 
-# Chosen on validation scenes: bench/accuracy/detection.md.
-THRESHOLDS = {"greedy": 0.5, "nms": 0.2}  # a match score; an IoU
-OVERLAP = 0.3  # IoU of merged boxes
-AVERAGE = "counts"  # the paper's pairwise average gives the last box merged as much weight as all before it
-LEAST = 0.3  # a place's score for a class, at least, for its box to count
+NMS_IOU_THRESHOLDS = {"merge": 0.3, "nms": 0.2}  # of the merged boxes, of the candidates; chosen on validation images
+BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged last as much as all before it
 
 
 def detect(
     net: OverFeat,
     regressor: BoxRegressor,
     image: Tensor,
-    scales: Sequence[Scale] | None = None,
+    *,
+    scales: Scales = None,
     flip: bool | None = None,
     stride: Stride = "fine",
-    merging: str = "greedy",
-    threshold: float | None = None,
-    match: str = "normalised",
-    average: str = AVERAGE,
-    memory: int = MEMORY,
-    least: float = LEAST,
-    overlap: float = OVERLAP,
+    memory_limit: int = MEMORY_LIMIT,
+    postprocess: str = DetectionConfig.postprocess,
+    match_threshold: float = DetectionConfig.match_threshold,
+    nms_iou_threshold: float | None = None,
+    box_average: str = BOX_AVERAGE,
+    score_threshold: float = DetectionConfig.score_threshold,
 ) -> Detections:
     """The objects in an image, best first (section 5).
 
-    net: with a background class, of one file with its regressor. image: [3, H, W] or [1, 3, H, W], float or
-    uint8, RGB in 0..255. scales None: those that the net was trained for (net.scale_factors). merging "greedy":
-    boxes that match merge, and their confidences add up, see ops.merge_boxes for threshold, match and
-    average; the scores are `comparable`; of merged boxes of a class that overlap by more than `overlap`
-    (IoU) the best stays, since the others are what was left of the same object. "nms": of boxes of a class
-    that overlap by more than `threshold` (IoU) the best stays, with its own confidence as score. threshold
-    None: THRESHOLDS. least: see localize.candidates. flip, stride, memory: as in `classify`. Raises InputError
-    as those do.
+    Args:
+        net: A detector: with a background class, of one file with its regressor.
+        regressor: See `load_regressor`.
+        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        scales: See `DenseConfig`, as for the next three; None: those of the net's training.
+        flip: Whether the mirror image is evaluated as well.
+        stride: "fine" or "coarse".
+        memory_limit: Bytes for intermediate maps.
+        postprocess: "merge": boxes that match are merged and their confidences summed (section 4.3); scores are
+            `normalize_scores`; then NMS, since overlapping merged boxes are of one object. "nms": NMS alone; scores are
+            the boxes' own confidences.
+        match_threshold: Largest match score at which boxes merge, see `merge_boxes`.
+        nms_iou_threshold: Largest IoU with a better box of its class that a box may have; None: 0.3 for "merge", 0.2
+            for "nms".
+        box_average: See `merge_boxes`.
+        score_threshold: Lowest score of a position whose box counts.
+
+    Raises:
+        InputError: For a net without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
-    image = as_batch(image)
-    if merging not in THRESHOLDS:
-        raise InputError(f"merging is one of {', '.join(THRESHOLDS)}, not {merging!r}")
+    _check_postprocess(postprocess)
     if not net.background:
         raise InputError("the net has no background class; train a detector, or use localize")
-    size = tuple(image.shape[2:])
-    scales = scales or (net.scale_factors and clamp_scales(net.architecture, *size, net.scale_factors))
-    raw = candidates(net, regressor, image, scales, flip, stride, None, 0.0, memory, least)
-    found = grids(net, size, scales, flip, stride)
-    return combine(raw, found, merging, threshold, match, average, overlap)
+    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
+    own_grids = grids(net, (image.shape[1], image.shape[2]), config)
+    boxes = collect_candidates(
+        net, regressor, image, own_grids, config,
+        top_k=None, relative_threshold=0.0, score_threshold=score_threshold,
+    )  # fmt: skip
+    return combine(
+        boxes, own_grids, postprocess=postprocess, match_threshold=match_threshold,
+        nms_iou_threshold=nms_iou_threshold, box_average=box_average,
+    )  # fmt: skip
 
 
 def combine(
-    raw: Candidates,
-    found: Sequence[Grid],
-    merging: str = "greedy",
-    threshold: float | None = None,
-    match: str = "normalised",
-    average: str = AVERAGE,
-    overlap: float = OVERLAP,
+    candidates: Candidates,
+    grids: Sequence[Grid],
+    *,
+    postprocess: str = DetectionConfig.postprocess,
+    match_threshold: float = DetectionConfig.match_threshold,
+    match_metric: str = "normalised",
+    nms_iou_threshold: float | None = None,
+    box_average: str = BOX_AVERAGE,
 ) -> Detections:
-    """Objects from the boxes of all places of these grids, best first; the arguments of `detect`."""
-    threshold = THRESHOLDS[merging] if threshold is None else threshold
-    if merging == "nms":
-        kept = raw[nms(raw.boxes, raw.scores, raw.labels, iou_threshold=threshold)]
-        boxes, counts = clipped(kept.boxes, found[0].image), torch.ones_like(kept.labels)
-        return Detections(boxes, kept.labels, kept.scores, counts, kept.scores, kept.scores)
-    merged = merge(raw, found[0].image, threshold, match, average)
-    scores = normalize_scores(merged.sums, merged.boxes, found)
-    return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, iou_threshold=overlap)]
+    """Objects from the candidate boxes of all positions of these grids, best first; arguments as in `detect`."""
+    _check_postprocess(postprocess)
+    iou = NMS_IOU_THRESHOLDS[postprocess] if nms_iou_threshold is None else nms_iou_threshold
+    if postprocess == "nms":
+        kept = candidates[nms(candidates.boxes, candidates.scores, candidates.labels, iou_threshold=iou)]
+        return Detections.from_boxes(clip_boxes(kept.boxes, grids[0].image), kept.labels, kept.scores)
+    merged = merge(
+        candidates, grids[0].image,
+        match_threshold=match_threshold, match_metric=match_metric, box_average=box_average,
+    )  # fmt: skip
+    scores = normalize_scores(merged.confidence_sum, merged.boxes, grids)
+    return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, iou_threshold=iou)]
 
 
-def normalize_scores(sums: Tensor, boxes: Tensor, found: Sequence[Grid]) -> Tensor:
-    """Accumulated confidences [n] of boxes [n, 4] as scores in 0..1 that mean the same in all images.
+def _check_postprocess(postprocess: str) -> None:
+    if postprocess not in NMS_IOU_THRESHOLDS:
+        raise ArgumentError("postprocess", f"must be one of {', '.join(NMS_IOU_THRESHOLDS)}, not {postprocess!r}")
 
-    s / (s + e), e being how many windows of these grids are to find an object there (windows.expected): 0.5
-    is an object that all of them are certain of and no other window sees, whatever its size, the sizes of
-    the image, the stride, and the border that keeps windows away.
+
+def normalize_scores(confidence_sum: Tensor, boxes: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Accumulated confidences as scores in 0..1 that are comparable between images and object sizes.
+
+    They are s / (s + e), e being how many windows of the grids are positive for an object there
+    (`detection.targets.expected_votes`). 0.5 is an object to which all of these give full confidence and no other
+    window any, whatever its size, the sizes of the image, the stride, and its distance from the border.
+
+    Args:
+        confidence_sum: s, [n].
+        boxes: [n, 4] in pixels of the image.
+        grids: Those of the evaluation.
+
+    Returns:
+        [n].
     """
-    return sums / (sums + expected_votes(boxes, found))
-
-
-def clamp_scales(architecture: Architecture, height: int, width: int, scale_factors: Sequence[float]) -> list[float]:
-    """The factors, those that would leave the image less than a window raised to the one that makes it a window."""
-    least = architecture.window / min(height, width)
-    return sorted({max(float(zoom), least) for zoom in scale_factors})
+    return confidence_sum / (confidence_sum + expected_votes(boxes, grids))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from overfeat.data.annotated import Annotated
 from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import FIT
+from overfeat.dense.scales import BEST_OBJECT_SIZE
+from overfeat.dense.tiling import Tile
 from overfeat.detection.data import TileDataset
 from overfeat.detection.targets import HIGH, LOW, assign_targets
 from overfeat.errors import InputError
@@ -53,13 +54,11 @@ class Detector(nn.Module):
                 maps.append(net.features(image[None]))
                 if net.context is not None:
                     half = half_resolution(net, image[None], size)
-                    seen.append(
-                        context_features(net, half, 1, grid, *(slice(0, length) for length in grid.shape), stride)
-                    )
+                    seen.append(context_features(net, half, Tile.whole(grid), stride))
         logits = net.forward_head_flat(maps, stride, seen)[0]
         if net.context is not None:  # takes part even where no image is large enough for it
             logits = logits + 0 * net.context.weight.sum()
-        return logits, self.regressor.rows(maps, stride, places)[0]
+        return logits, self.regressor.forward_flat(maps, stride, places)[0]
 
 
 class DetectorTask(BoxTask):
@@ -106,7 +105,8 @@ class DetectorTask(BoxTask):
             if not (fitting(annotated, net) & easy).any():
                 raise InputError(
                     f"no object of the {what} data fits the window of {net.architecture.window} px when images are "
-                    f"searched at {', '.join(f'{zoom:g}' for zoom in net.scale_factors)} times their size; give other --scales"
+                    f"searched at {', '.join(f'{zoom:g}' for zoom in net.scale_factors)} times their size; "
+                    "give other --scales"
                 )
         if negatives not in NEGATIVES or count < 1:
             raise InputError(f"--negatives is one of {', '.join(NEGATIVES)}, and 1 or more; not {negatives}, {count}")
@@ -130,7 +130,7 @@ class DetectorTask(BoxTask):
             "net": net.architecture.name,
             "scales": ",".join(f"{zoom:g}" for zoom in net.scale_factors),
             "context": net.context is not None,
-            **regressor.settings(),
+            **regressor.fingerprint(),
             "dropout": net.dropout,
             "flip": net.flip,
             "negatives": f"{negatives} {count}",
@@ -142,7 +142,7 @@ class DetectorTask(BoxTask):
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Cross entropy of objects' windows and of background, and the boxes' 1 - IoU; sums over tiles with objects."""
-        net, form = self.module.net, self.module.regressor.form
+        net, form = self.module.net, self.module.regressor.box_coder
         found, asked = [], []
         for image, boxes, labels, difficult in zip(*(batch[key] for key in OF_IMAGE), strict=True):
             size = tuple(image.shape[1:])
@@ -253,7 +253,7 @@ def net_for(sides: np.ndarray, gpu: bool) -> str:
 
     On a CPU that is the small one, whatever the objects: images are resized until they fit its window.
     """
-    small, fast = (FIT * ARCHITECTURES[name].window for name in ("small", "fast"))
+    small, fast = (BEST_OBJECT_SIZE * ARCHITECTURES[name].window for name in ("small", "fast"))
     return "fast" if gpu and np.median(sides) > math.sqrt(small * fast) else "small"
 
 

@@ -1,7 +1,5 @@
 """What box regressors train on: whole images at each of a net's scales, with their boxes (section 4.2)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,8 @@ from overfeat.data.annotated import Annotated
 from overfeat.data.image_cache import CACHE_BYTES, ImageCache
 from overfeat.data.items import mirror_image
 from overfeat.data.resize import resize
-from overfeat.dense.scales import Scale, scale_sizes
+from overfeat.dense.config import Scales, SixScales, check_scales
+from overfeat.dense.scales import scale_sizes
 from overfeat.errors import InputError
 from overfeat.models.architecture import Architecture
 
@@ -29,19 +28,18 @@ class ScaledDataset(Dataset):
         self,
         annotated: Annotated,
         architecture: Architecture,
-        scales: Sequence[Scale] | None = None,
+        scales: Scales = None,
         flip: bool = False,
         max_pixels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
         self.annotated, self.architecture, self.flip = annotated, architecture, flip
-        self.scales = list(scales or range(1, 7))
+        self.scales = check_scales(scales) or SixScales()
         paths = [sample.path for sample in annotated.samples]
-        fixed = [scale for scale in self.scales if scale != "native"]
-        largest = (
-            max(min(size) for size in scale_sizes(architecture, 100, 100, fixed)) if fixed else architecture.window
-        )
-        sides = (architecture.window, largest + 1)
+        # Factors give sizes that depend on the image: the cache does not count with these.
+        fixed = self.scales if isinstance(self.scales, SixScales) else [s for s in self.scales if isinstance(s, tuple)]
+        sizes = scale_sizes(architecture, 100, 100, fixed) if fixed else [(architecture.window, architecture.window)]
+        sides = (architecture.window, max(min(size) for size in sizes) + 1)
         self.cache = ImageCache(paths, sides, max_pixels=max_pixels, cache_bytes=cache_bytes, check=self._check)
 
     def __len__(self) -> int:
@@ -56,7 +54,7 @@ class ScaledDataset(Dataset):
             side = self.architecture.window
             nothing = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
             return {"image": torch.zeros(3, side, side, dtype=torch.uint8), **nothing, "unreadable": number}
-        (size,) = scale_sizes(self.architecture, *image.shape[1:], [self.scales[scale]])
+        size = scale_sizes(self.architecture, *image.shape[1:], self.scales)[scale]
         grow = np.array([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
         boxes = torch.from_numpy(sample.boxes * grow).float()
         image = resize(image[None], size)[0]

@@ -1,39 +1,54 @@
-"""Localization: boxes predicted at every place of every scale, merged so that they add up (section 4)."""
-
-from collections.abc import Sequence
+"""Localization: boxes predicted at every position of every scale, merged, their confidences summed (section 4)."""
 
 from torch import Tensor
 
-from overfeat.dense.candidates import SHARE, THRESHOLD, TOP, candidates
-from overfeat.dense.detections import Detections, guesses, merge
-from overfeat.dense.scales import Scale
-from overfeat.dense.tiling import MEMORY
+from overfeat.dense.candidates import collect_candidates
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
+from overfeat.dense.detections import Detections, best_per_class, merge
+from overfeat.dense.grid import grids
+from overfeat.localization.config import LocalizationConfig
 from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat
+from overfeat.models.overfeat import OverFeat, as_image
 
 
 def localize(
     net: OverFeat,
     regressor: BoxRegressor,
     image: Tensor,
-    scales: Sequence[Scale] | None = None,
+    *,
+    scales: Scales = None,
     flip: bool | None = None,
     stride: Stride = "fine",
-    top: int = TOP,
-    threshold: float = THRESHOLD,
-    match: str = "normalised",
-    average: str = "pairwise",
-    memory: int = MEMORY,
-    share: float = SHARE,
+    memory_limit: int = MEMORY_LIMIT,
+    top_k: int = LocalizationConfig.top_k,
+    relative_threshold: float = LocalizationConfig.relative_threshold,
+    match_threshold: float = LocalizationConfig.match_threshold,
 ) -> Detections:
-    """Up to `top` guesses of a class and its box for an image, best first, as ILSVRC asks (section 4).
+    """Up to `top_k` predictions of a class and its box for an image, best first, as ILSVRC asks (section 4).
 
-    The boxes that the regressor predicts at all places of all scales are merged class by class, and
-    of each class the one with the largest accumulated score is its guess. net, regressor: of one
-    file, see `load` and `load_regressor`. image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in
-    0..255. scales, flip, stride, memory: as in `classify`. threshold, match, average: see
-    ops.merge_boxes. top, share: see `candidates`. Raises InputError as those do.
+    The boxes that the regressor predicts at all positions of all scales are merged class by class, and
+    of each class the one with the largest accumulated confidence is its prediction.
+
+    Args:
+        net: A classifier.
+        regressor: Of the same file, see `load_regressor`.
+        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        scales: See `DenseConfig`, as for the next three.
+        flip: Whether the mirror image is evaluated as well.
+        stride: "fine" or "coarse".
+        memory_limit: Bytes for intermediate maps.
+        top_k: Classes of each scale whose boxes are merged, and predictions at most.
+        relative_threshold: Lowest score of a position whose box counts, as a fraction of the class's maximum.
+        match_threshold: Largest match score at which boxes merge, see `merge_boxes`.
+
+    Raises:
+        InputError: As `candidates` and `merge_boxes` do.
     """
-    raw = candidates(net, regressor, image, scales, flip, stride, top, share, memory)
-    return guesses(merge(raw, tuple(image.shape[-2:]), threshold, match, average), top)
+    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
+    size = (image.shape[1], image.shape[2])
+    boxes = collect_candidates(
+        net, regressor, image, grids(net, size, config), config,
+        top_k=top_k, relative_threshold=relative_threshold, score_threshold=0.0,
+    )  # fmt: skip
+    return best_per_class(merge(boxes, size, match_threshold=match_threshold), top_k)

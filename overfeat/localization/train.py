@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overfeat.data.annotated import Annotated
+from overfeat.dense.config import Scales
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import Scale
-from overfeat.dense.tiling import part_features
+from overfeat.dense.tiling import Tile, tile_features
 from overfeat.errors import InputError
 from overfeat.localization.data import ScaledDataset
 from overfeat.models import checkpoint
@@ -51,23 +51,20 @@ class Localizer(nn.Module):
         """Boxes [chosen places, classes or 1, 4] and, if `whole`, class scores [all places, classes]."""
         with torch.set_grad_enabled(self.whole and torch.is_grad_enabled()):
             maps = [
-                part_features(self.net, image[None], p.grid, p.rows, p.columns, stride)
-                for image, p in zip(images, places, strict=True)
+                tile_features(self.net, image[None], p.tile, stride) for image, p in zip(images, places, strict=True)
             ]
-        values, _ = self.regressor.rows(maps, stride, [p.chosen for p in places])
+        values, _ = self.regressor.forward_flat(maps, stride, [p.chosen for p in places])
         return values, self.net.forward_head_flat(maps, stride)[0] if self.whole else None
 
 
 @dataclass(frozen=True)
 class _Places:
-    """The places of one image that train: `chosen`, int64 [k], of its grid's outputs [rows, columns], line by line.
+    """The positions of one image that train: `chosen`, int64 [k], of the tile's, row by row.
 
-    windows, boxes: [k, 4], of each place and of the object that it learns; labels: int64 [k].
+    windows, boxes: [k, 4], of each position and of the object that it learns; labels: int64 [k].
     """
 
-    grid: Grid
-    rows: slice
-    columns: slice
+    tile: Tile
     chosen: Tensor
     windows: Tensor
     boxes: Tensor
@@ -94,7 +91,7 @@ class RegressorTask(BoxTask):
         config: TrainConfig,
         validation: Annotated | None = None,
         loss: str = "l2",
-        scales: Sequence[Scale] | None = None,
+        scales: Scales = None,
         stride: Stride = "fine",
         whole: bool = False,
         max_pixels: int | None = None,
@@ -115,7 +112,7 @@ class RegressorTask(BoxTask):
             "from": _fingerprint(net),
             "data": data.describe(),
             "validation": validation and validation.describe(),
-            **regressor.settings(),
+            **regressor.fingerprint(),
             "dropout": regressor.dropout,
             "loss": loss,
             "scales": str(self.data.scales),
@@ -137,7 +134,7 @@ class RegressorTask(BoxTask):
         of_boxes = values.split([len(places.chosen) for places in found])
         for places, of_places in zip(found, of_boxes, strict=True) if some else ():
             rows = start + places.chosen
-            start += (places.rows.stop - places.rows.start) * (places.columns.stop - places.columns.start)
+            start += places.tile.num_positions
             own = places.labels if self.module.regressor.num_classes else torch.zeros_like(places.labels)
             loss, iou = self._losses(of_places[torch.arange(len(own)), own], places.windows, places.boxes)
             if scores is not None:
@@ -166,11 +163,12 @@ class RegressorTask(BoxTask):
         chosen = trains[rows, columns].flatten().nonzero()[:, 0]
         which = nearest.view(grid.shape)[rows, columns].flatten()[chosen]
         windows = windows[rows, columns].reshape(-1, 4)[chosen]
-        return _Places(grid, rows, columns, chosen, windows, boxes[which], labels[which])
+        tile = Tile(grid, 0, slice(0, 1), rows, columns)
+        return _Places(tile, chosen, windows, boxes[which], labels[which])
 
     def _losses(self, values: Tensor, windows: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """The loss [k] of each place, and the IoU [k] of its box."""
-        form, values = self.module.regressor.form, values.float()
+        form, values = self.module.regressor.box_coder, values.float()
         # In the windows' own frame, where all sizes are alike.
         target = encode(boxes, windows, form)
         unit = torch.zeros_like(windows)

@@ -1,4 +1,4 @@
-"""The networks as data: an `Architecture` says what the layers are; window, strides and sizes follow from it."""
+"""The networks as data: an `Architecture` describes the layers; window, strides and sizes follow. Imports no torch."""
 
 import json
 from collections.abc import Sequence
@@ -35,11 +35,15 @@ class Layer:
 class Architecture:
     """A network as data; window, strides and layer sizes are derived from it.
 
-    convs: the feature layers, the last with the pooling that fine stride applies at every offset.
-    kernel: of the first full layer, over the pooled maps. hidden: channels of the full layers but
-    the last, which has one per class. mean, std: (x - mean) / std for RGB in 0..255. short_side:
-    what training resizes an image's shorter side to. scales: six (height, width), landscape;
-    None derives them (geometry.Fit.six_scales).
+    Attributes:
+        name: In messages and files.
+        convs: The feature layers, the last with the pooling that fine stride applies at every offset.
+        kernel: Of the first fully connected layer, over the pooled maps.
+        hidden: Channels of the fully connected layers but the last, which has one per class.
+        short_side: What training resizes an image's shorter side to, in pixels.
+        mean, std: (x - mean) / std for RGB in 0..255.
+        scales: The six scales, landscape (height, width); None: see `dense.scales.six_scales`.
+        init_std: Weights are drawn from N(0, init_std) at first (section 3.1), or with He's scaling if None.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Architecture:
     mean: float = 118.380948
     std: float = 61.896913
     scales: tuple[tuple[int, int], ...] | None = None
+    init_std: float | None = 0.01
 
     @cached_property
     def feature_steps(self) -> list[SlidingWindow]:
@@ -86,10 +91,14 @@ class Architecture:
         return self.fine_stride * (1 if stride == "fine" else self.pool)
 
     def with_input_size(self, size: int, hidden: Sequence[int] | None = None) -> "Architecture":
-        """The same feature layers, with a first full layer over all of an image of `size` px or a little less.
+        """The same feature layers, with a first fully connected layer over all of an image of this size.
 
-        hidden: channels of the hidden full layers, by default the same. Raises ValueError where size is less than
-        one output of the first full layer needs.
+        Args:
+            size: In pixels; the window becomes this or a little less.
+            hidden: Channels of the hidden fully connected layers, by default the same.
+
+        Raises:
+            ValueError: Where the size is less than one output of that layer needs.
         """
         kernel = output_size([*self.feature_steps, SlidingWindow(self.pool, self.pool)], size)
         if kernel < 1:
@@ -98,7 +107,7 @@ class Architecture:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Every layer in the released program's order; an output's number is its place here."""
+        """Every layer, in the order in which the released program numbers their outputs."""
         layers = [Layer("normalise")]
         for i, conv in enumerate(self.convs):
             if conv.pad:
@@ -110,9 +119,14 @@ class Architecture:
             layers += [Layer("full", i), Layer("threshold", i)]
         return [*layers, Layer("full", len(self.hidden))]
 
+    @cached_property
+    def feature_layers(self) -> list[Layer]:
+        """The layers up to the last maps, which are unpooled."""
+        return self.layers[: self.layers.index(Layer("full", 0)) - (self.pool > 1)]
+
     @property
     def feature_layer(self) -> int:
-        """Number of the layer that the released program gives as features: the last hidden full one."""
+        """Number of the layer that the released program gives as features: the last hidden fully connected one."""
         return len(self.layers) - 3
 
     def layer_shape(self, number: int, height: int, width: int, classes: int) -> tuple[int, int, int]:
@@ -141,15 +155,15 @@ class Architecture:
 
     @staticmethod
     def from_json(text: str) -> "Architecture":
-        """Raises ValueError, KeyError or TypeError where the text is no architecture."""
+        """What `to_json` wrote. Raises ValueError, KeyError or TypeError for any other text."""
         data = json.loads(text)
         data["convs"] = tuple(Conv(**conv) for conv in data["convs"])
         data["hidden"] = tuple(data["hidden"])
         numbers = [data["kernel"], *data["hidden"], *(getattr(c, k) for c in data["convs"] for k in POSITIVE)]
         if not all(type(n) is int and n > 0 for n in numbers) or not all(c.pad >= 0 for c in data["convs"]):
-            raise ValueError("a layer with sizes that are no whole numbers above 0")
+            raise ValueError("the sizes of a layer must be whole numbers above 0")
         if not data["convs"] or not data["std"] > 0:
-            raise ValueError("no layers, or pixels that are divided by 0")
+            raise ValueError("there are no layers, or std is not above 0")
         if data["scales"] is not None:
             data["scales"] = tuple((height, width) for height, width in data["scales"])
         return Architecture(**data)
@@ -188,8 +202,19 @@ ARCHITECTURES = {
             kernel=2,
             hidden=(256, 256),
             short_side=54,
+            init_std=None,
         ),
     )
 }  # fmt: skip
-
 RELEASED_FILES = {"fast": "net_weight_0", "accurate": "net_weight_1"}  # of the 2013 release
+# DeepMultiBox's networks. The small net's window is small: this one has more layers, and sees a larger square.
+MULTIBOX_ARCHITECTURES = {
+    **ARCHITECTURES,
+    "small": replace(
+        ARCHITECTURES["small"],
+        name="small multibox",
+        convs=(*ARCHITECTURES["small"].convs, Conv(192, 3, pad=1), Conv(128, 3, pad=1), Conv(64, 1)),
+        kernel=10,
+        hidden=(),
+    ),
+}

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors that hold all the net needs to know of itself, and the released raw files."""
+"""Weights on disk: safetensors files with the architecture and all other attributes of a net in their metadata."""
 
 import json
 import math
@@ -58,12 +58,12 @@ def load(path: str | os.PathLike) -> OverFeat:
         names = json.loads(metadata["class_names"])
         if not isinstance(names, list):
             raise TypeError("class_names is no list")
-        context = json.loads(metadata.get("context", "false"))
+        context = json.loads(metadata["context"])
         net = empty_net(Architecture.from_json(metadata["architecture"]), len(names), context)
         net.class_names = [str(name) for name in names]
         net.flip = bool(json.loads(metadata["flip"]))
-        net.background = bool(json.loads(metadata.get("background", "false")))
-        net.scale_factors = _zooms(json.loads(metadata.get("scale_factors", "null")))
+        net.background = bool(json.loads(metadata["background"]))
+        net.scale_factors = _scale_factors(json.loads(metadata["scale_factors"]))
         net.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
@@ -93,7 +93,7 @@ def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
                 raise ValueError(f"{name} is missing, or no {list(tensor.shape)} of floating point")
         regressor = regressor.to_empty(device="cpu").to(memory_format=torch.channels_last)
         regressor.load_state_dict(tensors)
-        classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata.get("background", "false")))
+        classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata["background"]))
         if regressor.num_classes not in (None, classes):
             raise ValueError(f"boxes of {regressor.num_classes} classes")
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -176,11 +176,11 @@ def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module
     return module.eval()
 
 
-def _zooms(values: object) -> tuple[float, ...] | None:
+def _scale_factors(values: list[float] | None) -> tuple[float, ...] | None:
     if values is None:
         return None
     scale_factors = tuple(float(value) for value in values)
-    if not scale_factors or not all(0 < zoom < math.inf for zoom in scale_factors):
+    if not scale_factors or not all(0 < factor < math.inf for factor in scale_factors):
         raise ValueError(f"scale_factors {values}")
     return scale_factors
 

@@ -1,36 +1,37 @@
-"""Multiply-accumulates of a network."""
+"""Multiply-accumulates (MACs) of a network."""
 
 import itertools
 
 from overfeat.models.architecture import Architecture, Stride
 from overfeat.models.receptive_field import output_size
+from overfeat.regions import FIRST_FC, REMAINING_FC
 
 
-def multiplications(
+def region_macs(
     architecture: Architecture, height: int, width: int, classes: int, stride: Stride
 ) -> tuple[dict[str, int], int]:
-    """Multiply-accumulates for one image by stage, named as in `stages`, and the number of places."""
-    channels, sides, found = 3, [height, width], {}
+    """MACs for one image of height x width by region (see `regions`), and the number of output positions."""
+    channels, sides, macs = 3, [height, width], {}
     steps = iter(architecture.feature_steps)
     for number, conv in enumerate(architecture.convs, 1):
         step = next(steps)
         sides = [output_size([step], side) for side in sides]
-        found[f"conv {number}"] = sides[0] * sides[1] * conv.channels * channels * conv.kernel**2
+        macs[f"conv {number}"] = sides[0] * sides[1] * conv.channels * channels * conv.kernel**2
         channels = conv.channels
         if conv.pool > 1 and number < len(architecture.convs):
             step = next(steps)
             sides = [output_size([step], side) for side in sides]
     reach = architecture.pool * architecture.kernel
-    step = 1 if stride == "fine" else architecture.pool
-    places = ((sides[0] - reach) // step + 1) * ((sides[1] - reach) // step + 1)
+    stride_in_maps = 1 if stride == "fine" else architecture.pool
+    positions = ((sides[0] - reach) // stride_in_maps + 1) * ((sides[1] - reach) // stride_in_maps + 1)
     widths = (*architecture.hidden, classes)
-    found["first full layer"] = places * channels * architecture.kernel**2 * widths[0]
-    found["other full layers"] = places * sum(a * b for a, b in itertools.pairwise(widths))
-    return found, places
+    macs[FIRST_FC] = positions * channels * architecture.kernel**2 * widths[0]
+    macs[REMAINING_FC] = positions * sum(a * b for a, b in itertools.pairwise(widths))
+    return macs, positions
 
 
-def work(architecture: Architecture, height: int, width: int, classes: int, stride: Stride) -> dict[str, int]:
-    """The same in sum: the features, the first full layer, the rest; and the places."""
-    found, places = multiplications(architecture, height, width, classes, stride)
-    first, rest = found.pop("first full layer"), found.pop("other full layers")
-    return {"features": sum(found.values()), "first": first, "rest": rest, "places": places}
+def stage_macs(architecture: Architecture, height: int, width: int, classes: int, stride: Stride) -> dict[str, int]:
+    """The same by stage: {"features", "first", "rest"}; and the number of "positions"."""
+    macs, positions = region_macs(architecture, height, width, classes, stride)
+    first, rest = macs.pop(FIRST_FC), macs.pop(REMAINING_FC)
+    return {"features": sum(macs.values()), "first": first, "rest": rest, "positions": positions}

@@ -1,5 +1,6 @@
 """The networks: `OverFeat` is the one module that runs any `Architecture`."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,17 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overfeat import ops, regions
+from overfeat import ops
 from overfeat.errors import InputError
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer, Stride
 from overfeat.ops import layout
+from overfeat.regions import FIRST_FC, REMAINING_FC, region
+
+Shape = tuple[int, int, int]  # (N, rows, columns) of a map of outputs
+Pads = Sequence[Sequence[tuple[int, int]]]  # for rows and for columns, (before, after) of every feature step
 
 
 def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
     """A new network with freshly initialised weights.
 
-    architecture: "fast", "accurate", "small", or an `Architecture`. Raises InputError for an
-    unknown name.
+    Args:
+        architecture: "fast", "accurate", "small", or an `Architecture`.
+        classes: Number of outputs.
+
+    Raises:
+        InputError: For an unknown name, or no classes.
     """
     if isinstance(architecture, str):
         if architecture not in ARCHITECTURES:
@@ -29,31 +38,40 @@ def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
 
 @dataclass(frozen=True)
 class ContextFeatures:
-    """What the places of one map see of their surroundings: twice as far, at half the resolution.
+    """What the positions of one map see of their surroundings: twice as far, at half the resolution.
 
-    maps: the last maps there, [N, C, h, w], or None where the image is too small. places: int64, for
-    every place of the map, line by line, the place of `maps` whose window has nearly the same
-    centre; -1 for none.
+    Attributes:
+        maps: The last maps there, [N, C, h, w], or None where the image is too small.
+        positions: For every position of the map, row by row, the position of `maps` whose window has nearly the same
+            centre; -1 for all where there are no maps. int64.
     """
 
     maps: Tensor | None
-    places: Tensor
+    positions: Tensor
 
 
 class OverFeat(nn.Module):
     """A network that gives one output for every window of an image (sections 3.1, 3.3 and 3.5).
 
-    Attributes: architecture; class_names, one per output; flip, whether mirror images were part
-    of training, so whether voting should use them; dropout, applied to the hidden full layers;
-    background, whether the last class is none of the others (section 5); scale_factors, the sizes that the
-    net was trained for, as factors of an image's own, or None for the six scales; context, None or
-    the part of the first full layer that sees each place at half the resolution (`ContextFeatures`).
+    Args:
+        architecture: Its layers.
+        classes: Number of outputs.
+        context: Whether it sees each position at half the resolution as well.
+
+    Attributes:
+        architecture: See `Architecture`.
+        class_names: One for each output.
+        flip: Whether mirror images were part of training, and so are part of evaluation by default.
+        background: Whether the last class is the background (section 5).
+        scale_factors: The scales that the net was trained for, as factors of an image's own size; None: the six scales.
+        dropout: Probability at the inputs of all fully connected layers but the first, in training.
+        context: None, or the part of the first fully connected layer that sees `ContextFeatures`.
     """
 
     def __init__(self, architecture: Architecture, classes: int = 1000, context: bool = False):
         super().__init__()
         _check_classes(classes)
-        self.architecture = architecture
+        self.architecture, self._feature_layers = architecture, architecture.feature_layers
         self.class_names = [f"class {i}" for i in range(classes)]
         self.flip = True
         self.background = False
@@ -73,7 +91,7 @@ class OverFeat(nn.Module):
         self.init_weights()
 
     def add_context(self) -> None:
-        """Let every place see its surroundings too; what it sees counts nothing until it is trained."""
+        """Let every position see its surroundings too; until training they contribute nothing."""
         self.context = self._context_layer().to(self.fc_layers[0].weight, memory_format=torch.channels_last)
         nn.init.zeros_(self.context.weight)
 
@@ -88,7 +106,7 @@ class OverFeat(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, with the background."""
         return self.fc_layers[-1].out_channels
 
     @property
@@ -96,58 +114,56 @@ class OverFeat(nn.Module):
         """Number of classes that have boxes: all but the background."""
         return self.num_classes - 1 if self.background else self.num_classes
 
-    def init_weights(self, std: float | None = 0.01) -> None:
-        """New weights: N(0, std) as in section 3.1, or He's scaling where std is None; biases 0."""
+    def init_weights(self) -> None:
+        """Initialise all weights as the architecture says (section 3.1), biases to 0."""
         for layer in (*self.conv_layers, *self.fc_layers, *([self.context] if self.context else [])):
-            initialise(layer, std)
+            initialise(layer, self.architecture.init_std)
 
-    def reset_classifier(self, names: Sequence[str], std: float | None = 0.01) -> None:
-        """A new last layer for other classes; every other weight stays."""
+    def reset_classifier(self, names: Sequence[str]) -> None:
+        """Replace the last layer by a new one for these classes, N(0, 0.01) by default; every other weight stays."""
         _check_classes(len(names))
         old = self.fc_layers[-1]
         new = nn.Conv2d(old.in_channels, len(names), 1, device=old.weight.device, dtype=old.weight.dtype)
-        initialise(new, std)
+        # He's scaling is for layers before a ReLU: it would make the first losses several times too large.
+        initialise(new, self.architecture.init_std or 0.01)
         self.fc_layers[-1] = new
         self.class_names = list(names)
 
     def forward(self, images: Tensor, stride: Stride = "coarse") -> Tensor:
-        """Class scores (logits) of every window.
+        """Class scores (logits) of every window, without context.
 
-        images: float or uint8 [N, 3, H, W], RGB in 0..255, at least the window. Gives
-        [N, classes, h, w]; output (i, j) sees the window that starts at pixel s*(i, j), with
-        s = architecture.stride(stride). Without context, if the net has any. Raises ValueError for other shapes.
+        Args:
+            images: Float or uint8 [N, 3, H, W], RGB in 0..255, at least the window.
+            stride: "coarse" or "fine".
+
+        Returns:
+            [N, classes, h, w]; output (i, j) sees the window that starts at pixel s*(i, j), with
+            s = architecture.stride(stride).
+
+        Raises:
+            ValueError: For other shapes.
         """
         return self.classifier(self.features(images), stride)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std, in the dtype of the weights, channels last."""
         dtype = self.conv_layers[0].weight.dtype
-        # In at least float32: bfloat16 would round the pixels before the mean is taken off.
+        # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
         images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
         return ((images - self.architecture.mean) / self.architecture.std).to(dtype)
 
-    def features(self, images: Tensor, pads: Sequence[Sequence[tuple[int, int]]] | None = None) -> Tensor:
+    def features(self, images: Tensor, pads: Pads | None = None) -> Tensor:
         """The last maps, before the last pooling: [N, C, h, w].
 
-        pads: for rows and for columns, the (low, high) padding of every feature step, from
-        geometry.input_span, where `images` is a part of a larger image; by default the net's own.
+        Args:
+            images: As in `forward`.
+            pads: For rows and for columns, the (before, after) padding of every feature step, from
+                `receptive_field.input_span`, where `images` is a crop of larger images; None: the net's own.
         """
-        self._check(images, whole=pads is None)
-        maps = regions.run("normalise", self.normalise, images)
-        step = 0
-        for number, (conv, spec) in enumerate(zip(self.conv_layers, self.architecture.convs, strict=True), 1):
-            pad = spec.pad
-            if pads is not None:
-                (top, bottom), (left, right) = pads[0][step], pads[1][step]
-                maps, pad = regions.run(f"pad {number}", F.pad, maps, (left, right, top, bottom)), 0
-            maps = regions.run(f"conv {number}", ops.convolution, maps, conv.weight, conv.bias, spec.stride, pad)
-            step += 1
-            if spec.pool > 1 and conv is not self.conv_layers[-1]:
-                maps = regions.run(f"pool {number}", F.max_pool2d, maps, spec.pool)
-                step += 1
-        return maps
+        self._check(images, check_size=pads is None)
+        return self._run(images, self._feature_layers, pads)
 
-    def classifier(self, maps: Tensor | Sequence[Tensor], stride: Stride = "coarse"):
+    def classifier(self, maps: Tensor | Sequence[Tensor], stride: Stride = "coarse") -> Tensor | list[Tensor]:
         """Class scores from the last maps: [N, C, h, w] -> [N, classes, h', w'].
 
         A list of maps of different sizes gives the list of their scores, in one pass over the
@@ -155,35 +171,45 @@ class OverFeat(nn.Module):
         """
         if isinstance(maps, Tensor):
             return self.classifier([maps], stride)[0]
-        rows, shapes = self.forward_head_flat(maps, stride)
-        parts = rows.split([n * height * width for n, height, width in shapes])
-        return [p.view(*shape, self.num_classes).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes, strict=True)]
+        flat, shapes = self.forward_head_flat(maps, stride)
+        split = flat.split([n * height * width for n, height, width in shapes])
+        return [s.view(*shape, self.num_classes).permute(0, 3, 1, 2) for s, shape in zip(split, shapes, strict=True)]
 
     def forward_head_flat(
-        self, maps: Sequence[Tensor], stride: Stride = "coarse", around: Sequence["ContextFeatures"] = ()
-    ) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        """The same scores as one matrix [places, classes], and (N, h', w') of each map.
+        self, maps: Sequence[Tensor], stride: Stride = "coarse", context: Sequence[ContextFeatures] = ()
+    ) -> tuple[Tensor, list[Shape]]:
+        """The same scores as flat logits [positions, classes], and (N, h', w') of each map.
 
-        around: for a net with context what its places see of their surroundings, one for each map;
-        without it they see none.
+        Args:
+            maps: The last maps.
+            stride: As in `classifier`.
+            context: For a net with context, what the positions of each map see of their surroundings; nothing by
+                default.
         """
         dropout, pool = self.dropout if self.training else 0.0, self.architecture.pool
-        extra = None
-        if self.context is not None and any(a.maps is not None for a in around):
-            maps_around = [a.maps for a in around if a.maps is not None]
-            seen, shapes = regions.run(regions.FULL[0], first_fc, self.context, maps_around, pool, stride)
-            counts = iter(n * height * width for n, height, width in shapes)
-            places, start = [], 0
-            for a in around:
-                places.append(torch.where(a.places < 0, len(seen), a.places + start))
-                start += next(counts) if a.maps is not None else 0
-            extra = F.pad(seen, (0, 0, 0, 1))[torch.cat(places)]
-        return forward_fc_flat(self.fc_layers, maps, pool, stride, dropout, regions.FULL, extra)
+        context_logits = None
+        if self.context is not None and any(c.maps is not None for c in context):
+            with region(FIRST_FC):
+                coarse = [c.maps for c in context if c.maps is not None]
+                seen, shapes = first_fc(self.context, coarse, pool, stride)
+            starts = itertools.accumulate((n * h * w for n, h, w in shapes), initial=0)
+            shifted = [c.positions if c.maps is None else c.positions + next(starts) for c in context]
+            # Positions without context, of images that are too small for it, are -1: the row of zeros at the end.
+            context_logits = F.pad(seen, (0, 0, 0, 1))[torch.cat(shifted)]
+        return fc_flat(self.fc_layers, maps, pool, stride, dropout=dropout, context=context_logits)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
-        """Output of one layer as the released program numbers them (architecture.layers), from 0.
+        """Output of one layer as the released program numbers them, from 0.
 
-        images as in `forward`; gives [N, channels, h, w], at coarse stride.
+        Args:
+            images: As in `forward`.
+            number: Index into `architecture.layers`.
+
+        Returns:
+            [N, channels, h, w], at coarse stride.
+
+        Raises:
+            InputError: For a number that the net does not have.
         """
         layers = self.architecture.layers
         if not 0 <= number < len(layers):
@@ -192,82 +218,109 @@ class OverFeat(nn.Module):
                 f"its features are layer {self.architecture.feature_layer}"
             )
         self._check(images)
-        for layer in layers[: number + 1]:
-            images = self._run(layer, images)
-        return images
+        conv_part = len(self._feature_layers) + (self.architecture.pool > 1)
+        if number < conv_part:
+            return self._run(images, layers[: number + 1])
+        fc_layers = self.fc_layers[: layers[number].index + 1]
+        maps, relu = self.features(images), layers[number].kind == "threshold"
+        flat, (shape,) = fc_flat(fc_layers, [maps], self.architecture.pool, "coarse", last_relu=relu)
+        return flat.view(*shape, -1).permute(0, 3, 1, 2)
 
-    def _run(self, layer: Layer, x: Tensor) -> Tensor:
-        if layer.kind == "normalise":
-            return self.normalise(x)
-        if layer.kind == "threshold":
-            return x.relu_()  # the convolution's output, which nobody else holds
-        if layer.kind == "full":
-            full = self.fc_layers[layer.index]
-            return ops.skip_classifier(x, full.weight, full.bias, size=1, relu=False)
-        spec = self.architecture.convs[layer.index]
-        if layer.kind == "pad":
-            return F.pad(x, (spec.pad,) * 4)
-        if layer.kind == "pool":
-            return F.max_pool2d(x, spec.pool)
-        conv = self.conv_layers[layer.index]
-        return F.conv2d(x, conv.weight, conv.bias, conv.stride)
+    def _run(self, x: Tensor, layers: Sequence[Layer], pads: Pads | None = None) -> Tensor:
+        """Run feature layers; padding, convolution and ReLU are one op where all of them are asked for."""
+        pad, step = 0, 0
+        for number, layer in enumerate(layers):
+            following = layers[number + 1].kind if number + 1 < len(layers) else None
+            spec, name = self.architecture.convs[layer.index], f"{layer.kind} {layer.index + 1}"
+            if layer.kind == "normalise":
+                with region("normalise"):
+                    x = self.normalise(x)
+            elif layer.kind == "pad" and pads is None and following == "conv":
+                pad = spec.pad
+            elif layer.kind == "pad":
+                (top, bottom), (left, right) = [axis[step] for axis in pads] if pads else [(spec.pad, spec.pad)] * 2
+                with region(name):
+                    x = F.pad(x, (left, right, top, bottom))
+            elif layer.kind == "conv":
+                conv = self.conv_layers[layer.index]
+                with region(name):
+                    x = ops.convolution(x, conv.weight, conv.bias, spec.stride, pad, relu=following == "threshold")
+                pad, step = 0, step + 1
+            elif layer.kind == "pool":
+                with region(name):
+                    x = F.max_pool2d(x, spec.pool)
+                step += 1
+        return x
 
-    def _check(self, images: Tensor, whole: bool = True) -> None:
+    def _check(self, images: Tensor, check_size: bool = True) -> None:
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [N, 3, H, W]; these have shape {tuple(images.shape)}")
         window = self.architecture.window
-        if whole and min(images.shape[2:]) < window:
+        if check_size and min(images.shape[2:]) < window:
             raise ValueError(
                 f"an image of {images.shape[2]}x{images.shape[3]} is smaller than the "
                 f"{self.architecture.name} net's window of {window}x{window}; enlarge it first"
             )
 
 
-def forward_fc_flat(
+def fc_flat(
     layers: Sequence[nn.Conv2d],
     maps: Sequence[Tensor],
-    size: int,
+    pool: int,
     stride: Stride,
-    dropout: float,
-    names: tuple[str, str],
-    extra: Tensor | None = None,
-) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Full layers over unpooled maps: one matrix [places, outputs], and (N, h', w') of each map.
+    *,
+    dropout: float = 0.0,
+    context: Tensor | None = None,
+    last_relu: bool = False,
+    regions: tuple[str, str] = (FIRST_FC, REMAINING_FC),
+) -> tuple[Tensor, list[Shape]]:
+    """Fully connected layers over unpooled maps (section 3.3).
 
-    size: of the pooling before them, at every offset or, at coarse stride, at the first. A ReLU and
-    dropout follow all layers but the last. names: of the first layer and of the others, as stages. extra:
-    [places, hidden], added before the first ReLU.
+    Args:
+        layers: As convolutions; a ReLU and dropout follow all but the last.
+        maps: [N, C, h, w] each.
+        pool: Size of the pooling before the first layer.
+        stride: "fine" pools at every offset, "coarse" at the first.
+        dropout: Its probability; 0 in evaluation.
+        context: [positions, hidden], added before the first ReLU.
+        last_relu: Whether a ReLU follows the last layer as well.
+        regions: Names of the first layer's region and of the others'.
+
+    Returns:
+        Flat outputs [positions, channels], and (N, h', w') of each map.
     """
-    relu = len(layers) > 1
-    x, shapes = regions.run(names[0], first_fc, layers[0], maps, size, stride, relu and extra is None)
-    if extra is not None:
-        x = x + extra
-        x = x.relu_() if relu else x
-    return regions.run(names[1], remaining_fc, layers, x, dropout), shapes
-
-
-def remaining_fc(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float) -> Tensor:
-    """The full layers after the first, whose output is x [places, channels]."""
-    for layer in layers[1:]:
-        x = F.dropout(x, dropout, training=dropout > 0)
-        x = ops.linear(x, layer.weight, layer.bias, relu=layer is not layers[-1])
-    return x
+    relu = len(layers) > 1 or last_relu
+    with region(regions[0]):
+        x, shapes = first_fc(layers[0], maps, pool, stride, relu and context is None)
+        if context is not None:
+            x = x + context
+            x = x.relu_() if relu else x
+    with region(regions[1]):
+        return remaining_fc(layers, x, dropout, last_relu), shapes
 
 
 def first_fc(
-    layer: nn.Conv2d, maps: Sequence[Tensor], size: int, stride: Stride, relu: bool = False
-) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """`forward_fc_flat` of the first full layer. From here on every place is on its own, a row of one matrix."""
-    need = size * layer.kernel_size[0]
+    layer: nn.Conv2d, maps: Sequence[Tensor], pool: int, stride: Stride, relu: bool = False
+) -> tuple[Tensor, list[Shape]]:
+    """`fc_flat` of the first layer: from here on every position is independent, a row of one matrix."""
+    window = pool * layer.kernel_size[0]
     for m in maps:
-        if min(m.shape[2:]) < need:
-            raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {need}x{need}")
+        if min(m.shape[2:]) < window:
+            raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {window}x{window}")
     if stride == "coarse":
-        maps, size = [F.max_pool2d(m, size) for m in maps], 1
+        maps, pool = [F.max_pool2d(m, pool) for m in maps], 1
     elif stride != "fine":
-        raise ValueError(f"stride is 'coarse' or 'fine', not {stride!r}")
-    rows = ops.skip_classifier_flat(maps, layer.weight, layer.bias, size, relu=relu)
-    return rows, layout.output_shapes(maps, layer.kernel_size[0], size)
+        raise ValueError(f"stride must be 'coarse' or 'fine', not {stride!r}")
+    flat = ops.skip_classifier_flat(maps, layer.weight, layer.bias, pool, relu=relu)
+    return flat, layout.output_shapes(maps, layer.kernel_size[0], pool)
+
+
+def remaining_fc(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float, last_relu: bool = False) -> Tensor:
+    """The fully connected layers after the first, whose output is x [positions, channels]."""
+    for layer in layers[1:]:
+        x = F.dropout(x, dropout, training=dropout > 0)
+        x = ops.linear(x, layer.weight, layer.bias, relu=last_relu or layer is not layers[-1])
+    return x
 
 
 def _check_classes(count: int) -> None:
@@ -276,7 +329,7 @@ def _check_classes(count: int) -> None:
 
 
 def initialise(layer: nn.Conv2d, std: float | None) -> None:
-    """New weights: N(0, std), or He's scaling where std is None; biases 0."""
+    """Draw new weights from N(0, std), or with He's scaling where std is None; biases are 0."""
     if std is None:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:
@@ -308,3 +361,11 @@ def as_batch(images: Tensor) -> Tensor:
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"images must be [N, 3, H, W] or [3, H, W]; these have shape {tuple(images.shape)}")
     return images
+
+
+def as_image(image: Tensor) -> Tensor:
+    """One image as [3, H, W]; ValueError for several."""
+    images = as_batch(image)
+    if len(images) != 1:
+        raise ValueError(f"one image at a time; these are {len(images)}")
+    return images[0]

@@ -1,9 +1,11 @@
 """The weights of the 2013 release, as raw files."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from overfeat.errors import InputError
 from overfeat.files import atomic_write
@@ -13,11 +15,18 @@ from overfeat.models.overfeat import OverFeat
 
 
 def load_released(path: str | os.PathLike, name: str) -> OverFeat:
-    """Read the 2013 release's raw weights: net_weight_0 (name "fast") or net_weight_1 ("accurate").
+    """Read the 2013 release's raw weights.
 
-    Little-endian float32 without a header: for every convolution and full layer in order the
+    Little-endian float32 without a header: for every convolution and fully connected layer in order the
     weight as [out][in][height][width], then the bias. 1,000 classes in the order of the
-    ILSVRC2012 development kit. Raises InputError for a wrong size, naming those that are right.
+    ILSVRC2012 development kit.
+
+    Args:
+        path: Of net_weight_0 or net_weight_1.
+        name: "fast" for net_weight_0, "accurate" for net_weight_1.
+
+    Raises:
+        InputError: For a wrong size, naming those that are right.
     """
     path = existing_file(path)
     if name not in RELEASED_FILES:
@@ -25,8 +34,8 @@ def load_released(path: str | os.PathLike, name: str) -> OverFeat:
     size = path.stat().st_size
     right = {name: released_size(meta_net(ARCHITECTURES[name], 1000)) for name in RELEASED_FILES}
     if size != right[name]:
-        told = ", ".join(f"{RELEASED_FILES[name]} ({name}): {bytes_:,}" for name, bytes_ in right.items())
-        raise InputError(f"{path}: {size:,} bytes; the released files have {told}")
+        sizes = ", ".join(f"{RELEASED_FILES[name]} ({name}): {bytes_:,}" for name, bytes_ in right.items())
+        raise InputError(f"{path}: {size:,} bytes; the released files have {sizes}")
     net = empty_net(ARCHITECTURES[name], 1000)
     with open(path, "rb") as file, torch.no_grad():
         for parameter in released_order(net):
@@ -41,7 +50,7 @@ def save_released(net: OverFeat, path: str | os.PathLike) -> None:
     """Write a net's weights in the released layout; `load_released` reads those of 1,000 classes."""
     with atomic_write(path) as part, open(part, "wb") as file:
         for parameter in released_order(net):
-            # Not ndarray.tofile, which takes a full disk for success.
+            # Not ndarray.tofile, which reports success on a full disk.
             file.write(parameter.detach().cpu().float().contiguous().numpy().astype("<f4").data)
 
 
@@ -51,7 +60,7 @@ def released_size(net: OverFeat) -> int:
 
 
 def read_labels(path: str | os.PathLike, classes: int) -> list[str]:
-    """Class names from a text file, one a line. Raises InputError where their number is wrong."""
+    """Class names from a text file, one per line. Raises InputError where their number is wrong."""
     try:
         names = existing_file(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -62,7 +71,8 @@ def read_labels(path: str | os.PathLike, classes: int) -> list[str]:
     return names
 
 
-def released_order(net: OverFeat):
+def released_order(net: OverFeat) -> Iterator[Tensor]:
+    """The weight and bias of every layer, in the order of the released files."""
     for layer in (*net.conv_layers, *net.fc_layers):
         yield layer.weight
         yield layer.bias

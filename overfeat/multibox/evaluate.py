@@ -8,7 +8,7 @@ from torch import Tensor
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import MAX_PIXELS
 from overfeat.data.walk import each_image, subsample
-from overfeat.dense.detections import Detections, guesses
+from overfeat.dense.detections import Detections, best_per_class
 from overfeat.errors import InputError
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import Boxes, curves, ground_truth
@@ -16,7 +16,8 @@ from overfeat.metrics.localization import localization_errors
 from overfeat.metrics.report import average_precisions
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
-from overfeat.multibox.predict import LEAST, OVERLAP, TOP, classify_boxes, crops_of, propose, with_classes
+from overfeat.multibox.config import ProposalConfig
+from overfeat.multibox.predict import SCORE_THRESHOLD, classify_boxes, propose, square_crops, with_classes
 from overfeat.ops.boxes import SQUARES, iou, nms
 
 WINDOWS = (1, 3, 5, 10, 25)  # boxes that are classified, in the paper's table 2
@@ -32,25 +33,27 @@ def evaluate_multibox(
     limit: int | None = None,
     journal: Journal | None = None,
     crops: str = "both",
-    top: int = TOP,
-    threshold: float = OVERLAP,
+    max_detections: int = ProposalConfig.max_detections,
+    nms_iou_threshold: float = ProposalConfig.nms_iou_threshold,
     square: str = SQUARES[0],
-    least: float = LEAST,
+    score_threshold: float = SCORE_THRESHOLD,
 ) -> dict:
     """Figures over annotated images.
 
     data: labels count in the classes of net, if there is one, or of a model with K boxes per class. limit, journal: as
-    in evaluation.evaluate_detection; crops, top, threshold, square, least: as in multibox.detect_multibox. Gives
+    in evaluation.evaluate_detection; the last five: as in `detect_multibox`. Gives
     {"images", "objects": counts, "crops": evaluations of the model an image, "rate": what `detection_rate` gives,
-    "agnostic": what `class_agnostic` gives, "unreadable": [messages]}; where there are classes, for the `top` boxes,
+    "agnostic": what `class_agnostic` gives, "unreadable": [messages]}; where there are classes, for the best boxes,
     "map", "ap", "coco", "curves" as in evaluate_detection; with a net "windows": {number of boxes classified: what
     `at_5` gives}. Raises InputError as evaluation.each_image, and where all objects are marked difficult.
     """
 
     def work(image: Tensor) -> list:
-        boxes, probabilities = propose(model, image, crops, threshold)[: max(KEPT, top)], torch.empty(0)
+        proposals = propose(model, image, crops=crops, nms_iou_threshold=nms_iou_threshold)
+        boxes, probabilities = proposals[: max(KEPT, max_detections)], torch.empty(0)
         if net is not None:
-            probabilities = classify_boxes(net, image, boxes.boxes[: max(*WINDOWS, top)], square)
+            classified = boxes.boxes[: max(*WINDOWS, max_detections)]
+            probabilities = classify_boxes(net, image, classified, square=square)
         return [values.tolist() for values in (boxes.boxes, boxes.labels, boxes.scores, probabilities)]
 
     samples = subsample(data.samples, limit)
@@ -60,7 +63,7 @@ def evaluate_multibox(
     found, truths, of_classes = [], [], []
     for _, sample, (boxes, labels, scores, probabilities) in results:
         boxes, labels, scores = torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)
-        found.append(Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores))
+        found.append(Detections.from_boxes(boxes, labels, scores))
         of_classes.append(
             torch.tensor(probabilities).reshape(len(probabilities), net.num_foreground_classes if net else 0)
         )
@@ -68,19 +71,26 @@ def evaluate_multibox(
     figures = {
         "images": len(found),
         "objects": sum(len(truth.labels) for truth in truths),
-        "crops": sum(len(crops_of(*sample.size, crops)) for _, sample, _ in results) / len(found),
+        "crops": sum(len(square_crops(*sample.size, crops)) for _, sample, _ in results) / len(found),
         "rate": detection_rate(found, truths),
         "agnostic": class_agnostic(found, truths),
     }
     if net is not None or model.class_names is not None:
-        best = [f[:top] for f in found]
+        best = [f[:max_detections] for f in found]
         if net is not None:
-            best = [with_classes(b, p[:top], least) for b, p in zip(best, of_classes, strict=True)]
+            best = [
+                with_classes(b, p[:max_detections], score_threshold=score_threshold)
+                for b, p in zip(best, of_classes, strict=True)
+            ]
         figures |= average_precisions([Boxes(b.boxes, b.labels, b.scores) for b in best], truths, data.class_names)
     if net is not None:
         figures["windows"] = {
             str(count): at_5(
-                [with_classes(f[:count], p[:count], 0.0) for f, p in zip(found, of_classes, strict=True)], truths
+                [
+                    with_classes(f[:count], p[:count], score_threshold=0.0)
+                    for f, p in zip(found, of_classes, strict=True)
+                ],
+                truths,
             )
             for count in WINDOWS
         }
@@ -90,7 +100,7 @@ def evaluate_multibox(
 def detection_rate(found: Sequence[Detections], truths: Sequence[Boxes]) -> list[float]:
     """The share of all objects that the best 1, 2, ..., KEPT boxes of their images overlap by half (figure 1).
 
-    Whatever their classes: boxes of several are suppressed by OVERLAP first. VOC's difficult objects do not count.
+    Whatever their classes: boxes of several are suppressed by NMS first. VOC's difficult objects do not count.
     """
     hits, objects = torch.zeros(KEPT, dtype=torch.float64), 0
     for boxes, truth in zip(found, truths, strict=True):
@@ -105,7 +115,7 @@ def detection_rate(found: Sequence[Detections], truths: Sequence[Boxes]) -> list
 def class_agnostic(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict:
     """VOC's average precision of boxes of anything (figure 5), and its curve: {"ap", "recall", "precision"}.
 
-    Boxes of several classes are suppressed by OVERLAP first, as the paper does with those of one box per class.
+    Boxes of several classes are suppressed by NMS first, as the paper does with those of one box per class.
     """
     every = [_of_anything(f) for f in found]
     ours = [Boxes(f.boxes, torch.zeros_like(f.labels), f.scores) for f in every]
@@ -119,7 +129,7 @@ def class_agnostic(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict
 def _of_anything(found: Detections) -> Detections:
     if len(found.labels.unique()) < 2:
         return found
-    return found[nms(found.boxes, found.scores, iou_threshold=OVERLAP)]
+    return found[nms(found.boxes, found.scores, iou_threshold=ProposalConfig.nms_iou_threshold)]
 
 
 def at_5(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict[str, float]:
@@ -128,7 +138,7 @@ def at_5(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict[str, floa
     Of an image's five best guesses of different classes one is to name an object, and for detection5 to overlap it by
     half, as in ILSVRC's localization task.
     """
-    pairs = [(guesses(f), truth) for f, truth in zip(found, truths, strict=True) if len(truth.labels)]
+    pairs = [(best_per_class(f), truth) for f, truth in zip(found, truths, strict=True) if len(truth.labels)]
     guessed = [(guess.labels, guess.boxes) for guess, _ in pairs]
     true = [(truth.labels, truth.boxes) for _, truth in pairs]
     return {

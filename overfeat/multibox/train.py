@@ -1,7 +1,6 @@
 """Training DeepMultiBox (its sections 3 and 4): boxes matched with objects, and the net that tells what is in a box."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from overfeat.classification.train import ClassifierTask
 from overfeat.data.annotated import Annotated
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
-from overfeat.models.architecture import ARCHITECTURES, Conv
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
 from overfeat.multibox.data import BoxDataset, SquareDataset
@@ -22,17 +20,6 @@ from overfeat.training.box_task import BoxTask, check_classes
 from overfeat.training.config import TrainConfig
 from overfeat.training.sampler import SkippedFiles
 
-# What DeepMultiBox is made of. The small net has a small window: it looks at a larger square, with more layers.
-NETS = {
-    **ARCHITECTURES,
-    "small": replace(
-        ARCHITECTURES["small"],
-        name="small multibox",
-        convs=(*ARCHITECTURES["small"].convs, Conv(192, 3, pad=1), Conv(128, 3, pad=1), Conv(64, 1)),
-        kernel=10,
-        hidden=(),
-    ),
-}
 MATCHING = ("prior", "prediction")
 RECALL_AT = 10  # boxes that are judged by how many objects they find
 PRIOR_BOXES = 10_000  # that priors are the means of
@@ -83,18 +70,18 @@ class MultiBoxTask(BoxTask):
             if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
                 raise InputError(f"the {what} data has no object that is not marked difficult, and such teach nothing")
         self.matching, self.alpha = matching, alpha
-        judged = validation and SquareDataset(validation, model.side, max_pixels=max_pixels, centred=True)
+        judged = validation and SquareDataset(validation, model.image_size, max_pixels=max_pixels, centred=True)
         if judged and not len(judged.truths(1)):
             raise InputError("no object lies in the middle square of a validation image; give others")
-        trained = SquareDataset(data, model.side, squares, model.flip, config.seed, max_pixels)
+        trained = SquareDataset(data, model.image_size, squares, model.flip, config.seed, max_pixels)
         super().__init__(model, config, trained, judged)
         self.settings = {
             "data": data.describe(),
             "validation": validation and validation.describe(),
-            "size": model.side,
+            "size": model.image_size,
             "hidden": " ".join(map(str, model.net.architecture.hidden)),
             "net": model.net.architecture.to_json(),
-            "predictions": model.boxes,
+            "predictions": model.num_boxes,
             "per_class": model.class_names is not None,
             "priors": model.priors is not None,
             "matching": matching,
@@ -109,7 +96,7 @@ class MultiBoxTask(BoxTask):
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The mean of F over the squares, and sums over the objects."""
         boxes, logits = module(torch.stack(batch["image"]))
-        readable, groups = batch["unreadable"] < 0, self.module.groups
+        readable, groups = batch["unreadable"] < 0, self.module.num_groups
         every = zip(batch["boxes"], batch["labels"], batch["difficult"], strict=True)
         truths, difficult = [], []
         for true, labels, hard in every:

@@ -14,8 +14,8 @@ SQUARES = ("maximum", "minimum")
 MAX_COORDINATE = 1e9  # pixels; squares of larger ones would come near the limits of float32
 # Box coders, each with the code of a box of half the window's sides in its centre.
 BOX_CODERS = {
-    "edges": torch.tensor([0.25, 0.25, 0.75, 0.75]),
-    "centre": torch.tensor([0.5, 0.5, 0.5, 0.5]).where(torch.tensor([True, True, False, False]), -math.log(2)),
+    "xyxy": torch.tensor([0.25, 0.25, 0.75, 0.75]),
+    "cxcywh": torch.tensor([0.5, 0.5, 0.5, 0.5]).where(torch.tensor([True, True, False, False]), -math.log(2)),
 }
 
 
@@ -153,25 +153,25 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_thre
     return torch.cat(kept) if kept else left
 
 
-def encode(boxes: Tensor, windows: Tensor, box_coder: str = "edges") -> Tensor:
+def encode(boxes: Tensor, windows: Tensor, box_coder: str = "xyxy") -> Tensor:
     """Boxes [..., 4] in the frame of their windows [..., 4], where the window is the unit square (section 4.2).
 
     Args:
         boxes: [..., 4] in pixels.
         windows: [..., 4] in pixels.
-        box_coder: "edges", the paper's (x1, y1, x2, y2); "centre", the centre and the logarithms of width and height.
+        box_coder: "xyxy", the paper's (x1, y1, x2, y2); "cxcywh", the centre and the logarithms of width and height.
     """
     origin, size = windows[..., :2], windows[..., 2:] - windows[..., :2]
     low, high = (boxes[..., :2] - origin) / size, (boxes[..., 2:] - origin) / size
-    if box_coder == "edges":
+    if box_coder == "xyxy":
         return torch.cat([low, high], dim=-1)
     return torch.cat([(low + high) / 2, (high - low).log()], dim=-1)
 
 
-def decode(codes: Tensor, windows: Tensor, box_coder: str = "edges") -> Tensor:
+def decode(codes: Tensor, windows: Tensor, box_coder: str = "xyxy") -> Tensor:
     """The boxes that `encode` encoded; edges in the wrong order are exchanged."""
     origin, size = windows[..., :2], windows[..., 2:] - windows[..., :2]
-    if box_coder == "edges":
+    if box_coder == "xyxy":
         low, high = sorted_edges(codes).chunk(2, dim=-1)
     else:
         half = codes[..., 2:].clamp(max=MAX_LOG_RATIO).exp() / 2
@@ -185,10 +185,10 @@ def sorted_edges(boxes: Tensor) -> Tensor:
     return torch.cat([torch.minimum(low, high), torch.maximum(low, high)], dim=-1)
 
 
-def mirrored(codes: Tensor, box_coder: str = "edges") -> Tensor:
+def mirrored(codes: Tensor, box_coder: str = "xyxy") -> Tensor:
     """The codes of the same boxes in the horizontally flipped window."""
     x1, y1, x2, y2 = codes.unbind(dim=-1)
-    if box_coder == "edges":
+    if box_coder == "xyxy":
         return torch.stack([1 - x2, y1, 1 - x1, y2], dim=-1)
     return torch.stack([1 - x1, y1, x2, y2], dim=-1)
 

@@ -1,4 +1,4 @@
-"""Measuring: wall times, this machine, its ceilings, and the multiplications that a net takes."""
+"""Measuring: wall times, and what the machine is."""
 
 import datetime
 import importlib.util
@@ -15,7 +15,7 @@ import torch
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
-    """Median, 20th and 80th percentile of times, and their number."""
+    """Median, 20th and 80th percentile of times, and their number as "repeats"."""
     times = sorted(times)
     cut = int(0.2 * (len(times) - 1))
     return {"median": statistics.median(times), "p20": times[cut], "p80": times[-1 - cut], "repeats": len(times)}
@@ -34,9 +34,9 @@ def seconds(run: Callable[[], object], repeats: int = 5, warm: int = 1) -> dict[
 
 
 def machine() -> dict[str, str | int | float]:
-    """Device, versions, date and commit, for the head of a result; more about the GPU where there is one.
+    """Device, versions, date and commit, for the head of a result; with a GPU its properties as well.
 
-    The commit is the clone's, or what OVERFEAT_COMMIT says, or "unknown".
+    The commit is the clone's, or that of the environment variable OVERFEAT_COMMIT, or "unknown".
     """
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -48,7 +48,7 @@ def machine() -> dict[str, str | int | float]:
         with suppress(FileNotFoundError):  # a machine without git
             describe = ["git", "describe", "--always", "--dirty"]
             commit = subprocess.run(describe, cwd=clone, capture_output=True, text=True).stdout.strip()
-    found = {
+    info: dict[str, str | int | float] = {
         "cpu": model,
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -60,18 +60,18 @@ def machine() -> dict[str, str | int | float]:
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties()
-        found |= {
+        info |= {
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda or f"HIP {torch.version.hip}",
         }
     if importlib.util.find_spec("triton"):
-        found["triton"] = importlib.import_module("triton").__version__
-    return found
+        info["triton"] = importlib.import_module("triton").__version__
+    return info
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Where the time of a dense evaluation goes: scale by scale and layer by layer, beside what the machine can do."""
+"""Where the time of a dense evaluation goes: by scale and by layer, beside the machine's measured peaks."""
 
 import statistics
 import sys
@@ -9,150 +9,165 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from overfeat import regions
 from overfeat.classification.predict import classify
-from overfeat.dense.evaluate import best_scores
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
+from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import Grid, grids
-from overfeat.dense.scales import Scale, round_to_stride
-from overfeat.dense.tiling import MEMORY
-from overfeat.detection.predict import clamp_scales, detect
+from overfeat.dense.scales import round_to_stride
+from overfeat.detection.predict import detect
 from overfeat.files import atomic_write
 from overfeat.localization.predict import localize
 from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.flops import multiplications
-from overfeat.models.overfeat import OverFeat, as_batch
+from overfeat.models.flops import region_macs
+from overfeat.models.overfeat import OverFeat, as_image
 from overfeat.profiling import REPEATS
 from overfeat.profiling.measure import machine, seconds, synchronize
-from overfeat.profiling.peaks import ceilings
+from overfeat.profiling.peaks import measured_peaks
 from overfeat.profiling.table import OTHER
+from overfeat.regions import REMAINING_FC, collect_timings
 
 
 def profile(
     net: OverFeat,
     image: Tensor,
-    scales: Sequence[Scale] | None = None,
+    *,
+    scales: Scales = None,
     flip: bool | None = None,
     stride: Stride = "fine",
-    memory: int = MEMORY,
+    memory_limit: int = MEMORY_LIMIT,
     regressor: BoxRegressor | None = None,
     repeats: int = REPEATS,
     trace: Path | None = None,
 ) -> dict:
     """Times of an image's evaluation: each scale and flip on its own, then all of it as it is done.
 
-    image, scales, flip, stride, memory: as in `classify`; scales None is net.scale_factors for a detector. regressor: all
-    of it is then `localize`, or `detect` for a net with a background class, with boxes and merging. trace: where a
-    Chrome trace of one whole evaluation goes. Gives {"machine", "ceilings", "image", "net", "dtype", "stride",
-    "grids": [{"scaled", "flipped", ...}], "whole": {...}}; the last two have "windows", "gflop" (computed, boxes not
-    counted), "seconds" (median; "p20", "p80"), "gflops", "fraction" of the better ceiling of product and convolution,
-    and "stages": {name: {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Ceilings are
-    measured before and after, the better counts. Raises InputError for scales and memory as `classify` does.
+    Args:
+        net: A classifier or detector.
+        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        scales: See `DenseConfig`, as for the next three.
+        flip: Whether the mirror image is evaluated as well.
+        stride: "fine" or "coarse".
+        memory_limit: Bytes for intermediate maps.
+        regressor: With one, all of it is `localize`, or `detect` for a net with background, with boxes and merging.
+        repeats: Measurements, of which the medians count.
+        trace: Where a Chrome trace of one whole evaluation goes.
+
+    Returns:
+        {"machine", "measured_peaks", "image", "net", "dtype", "stride", "grids": [{"scaled", "flipped", ...}],
+        "whole": {...}}. The last two have "windows", "gflop" (computed, boxes not counted), "seconds" (median; "p20",
+        "p80"), "gflops", "fraction" of the better measured peak of GEMM and convolution, and "regions": {name:
+        {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Peaks are measured before and
+        after; the better counts.
+
+    Raises:
+        InputError: For scales and memory limits, as `classify`.
     """
-    image = as_batch(image)
-    weight = net.conv_layers[0].weight
-    device, size = weight.device, tuple(image.shape[2:])
-    if scales is None and net.scale_factors is not None:
-        scales = clamp_scales(net.architecture, *size, net.scale_factors)
-    found = grids(net, size, scales, flip, stride)
-    before = ceilings(device, weight.dtype)
-    timed = [
-        _timed(lambda grid=grid: best_scores(net, image, [grid], stride, memory), net, [grid], stride, repeats)
-        for grid in tqdm(found, "timing", unit="scale", disable=None, leave=False, file=sys.stderr)
+    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
+    dtype, device = net.conv_layers[0].weight.dtype, net.device
+    own_grids = grids(net, (image.shape[1], image.shape[2]), config)
+    before = measured_peaks(device, dtype)
+    entries = [
+        _timed(lambda grid=grid: max_scores(net, image[None], [grid], config), net, [grid], stride, repeats)
+        for grid in tqdm(own_grids, "timing", unit="scale", disable=None, leave=False, file=sys.stderr)
     ]
+    options = vars(config)
 
     def whole() -> None:
         if regressor is None:
-            classify(net, image, scales, flip, stride, memory)
+            classify(net, image, **options)
         elif net.background:
-            detect(net, regressor, image, scales, flip, stride, memory=memory)
+            detect(net, regressor, image, **options)
         else:
-            localize(net, regressor, image, scales, flip, stride, memory=memory)
+            localize(net, regressor, image, **options)
 
-    total = _timed(whole, net, found, stride, repeats)
+    total = _timed(whole, net, own_grids, stride, repeats)
     if trace is not None:
         _trace(whole, device, trace)
-    after = ceilings(device, weight.dtype)
-    best = {name: max(rate, after[name]) for name, rate in before.items()}
-    for entry in (*timed, total):
-        _against(entry, max(best["product"], best["convolution"]))
-    for entry, grid in zip(timed, found, strict=True):
+    after = measured_peaks(device, dtype)
+    peaks = {name: max(rate, after[name]) for name, rate in before.items()}
+    for entry in (*entries, total):
+        _add_rates(entry, max(peaks["gemm"], peaks["convolution"]))
+    for entry, grid in zip(entries, own_grids, strict=True):
         entry |= {"scaled": list(grid.scaled), "flipped": grid.flipped}
     return {
         "machine": machine(),
-        "ceilings": {"gflops": {k: best[k] / 1e9 for k in ("product", "convolution")}, "copy_gbs": best["copy"] / 1e9},
-        "image": list(size),
+        "measured_peaks": {
+            "gflops": {name: peaks[name] / 1e9 for name in ("gemm", "convolution")},
+            "copy_gbs": peaks["copy"] / 1e9,
+        },
+        "image": list(image.shape[1:]),
         "net": net.architecture.name,
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "stride": stride,
-        "grids": timed,
+        "grids": entries,
         "whole": total,
     }
 
 
-def evaluation_work(net: OverFeat, found: Sequence[Grid], stride: Stride) -> tuple[dict[str, int], int]:
-    """Multiply-accumulates of the classes at all places of these grids, by stage, and the number of places.
+def evaluation_macs(net: OverFeat, grids: Sequence[Grid], stride: Stride) -> tuple[dict[str, int], int]:
+    """MACs of the classes at all positions of these grids, by region, and the number of positions.
 
-    What a net with context sees at half the resolution is counted. Boxes are not.
+    Context, at half the resolution, is counted. Boxes are not.
     """
-    work: dict[str, int] = {}
+    macs: dict[str, int] = {}
     windows = 0
-    for grid in found:
-        of_grid, places = multiplications(net.architecture, *grid.scaled, net.num_classes, stride)
-        parts, half = [of_grid], [round_to_stride(net.architecture, side / 2) for side in grid.scaled]
+    for grid in grids:
+        of_grid, positions = region_macs(net.architecture, *grid.scaled, net.num_classes, stride)
+        passes, half = [of_grid], [round_to_stride(net.architecture, side / 2) for side in grid.scaled]
         if net.context is not None and min(half) >= net.architecture.window:
-            of_half, _ = multiplications(net.architecture, *half, net.num_classes, stride)
-            parts.append({name: count for name, count in of_half.items() if name != "other full layers"})
-        for part in parts:
-            for name, count in part.items():
-                work[name] = work.get(name, 0) + count
-        windows += places
-    return work, windows
+            of_half, _ = region_macs(net.architecture, half[0], half[1], net.num_classes, stride)
+            passes.append({name: count for name, count in of_half.items() if name != REMAINING_FC})
+        for of_pass in passes:
+            for name, count in of_pass.items():
+                macs[name] = macs.get(name, 0) + count
+        windows += positions
+    return macs, windows
 
 
-def _timed(run: Callable[[], object], net: OverFeat, found: Sequence[Grid], stride: Stride, repeats: int) -> dict:
-    """Median times of the run and its stages, and its work."""
-    device, taken = net.device, []
+def _timed(run: Callable[[], object], net: OverFeat, grids: Sequence[Grid], stride: Stride, repeats: int) -> dict:
+    """Median times of the run and its regions, and its work."""
+    by_run: list[dict[str, float]] = []
 
     def run_timed() -> None:
-        with regions.collect_timings(device) as watch:
+        with collect_timings(net.device) as timer:
             run()
-            synchronize(device)
-        taken.append(watch.seconds())
+            synchronize(net.device)
+        by_run.append(timer.seconds())
 
     times = seconds(run_timed, repeats)
-    taken = taken[-repeats:]
-    of_stages = {name: statistics.median(t.get(name, 0.0) for t in taken) for name in taken[-1]}
-    of_stages[OTHER] = max(0.0, times["median"] - sum(of_stages.values()))
-    work, windows = evaluation_work(net, found, stride)
+    by_run = by_run[-repeats:]
+    elapsed = {name: statistics.median(t.get(name, 0.0) for t in by_run) for name in by_run[-1]}
+    elapsed[OTHER] = max(0.0, times["median"] - sum(elapsed.values()))
+    macs, windows = evaluation_macs(net, grids, stride)
     return {
         "windows": windows,
-        "gflop": 2 * sum(work.values()) / 1e9,
+        "gflop": 2 * sum(macs.values()) / 1e9,
         "seconds": times["median"],
         "p20": times["p20"],
         "p80": times["p80"],
-        "stages": {
-            name: {"seconds": spent} | ({"gflop": 2 * work[name] / 1e9} if name in work else {})
-            for name, spent in of_stages.items()
+        "regions": {
+            name: {"seconds": t} | ({"gflop": 2 * macs[name] / 1e9} if name in macs else {})
+            for name, t in elapsed.items()
         },
     }
 
 
-def _against(entry: dict, ceiling: float) -> None:
-    """Rates, and their fractions of the ceiling, for an entry and its stages."""
-    for part in (entry, *entry["stages"].values()):
-        if "gflop" in part and part["seconds"]:
-            part["gflops"] = part["gflop"] / part["seconds"]
-            part["fraction"] = 1e9 * part["gflops"] / ceiling
+def _add_rates(entry: dict, peak: float) -> None:
+    """Add rates, and their fractions of the measured peak, to an entry and its regions."""
+    for timed in (entry, *entry["regions"].values()):
+        if "gflop" in timed and timed["seconds"]:
+            timed["gflops"] = timed["gflop"] / timed["seconds"]
+            timed["fraction"] = 1e9 * timed["gflops"] / peak
 
 
 def _trace(run: Callable[[], object], device: torch.device, path: Path) -> None:
-    """Write a Chrome trace of one run, in which stages have their names."""
+    """Write a Chrome trace of one run, with the regions' names."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as profiler, regions.collect_timings(device):
+    with torch.profiler.profile(activities=kinds) as profiler, collect_timings(device):
         run()
         synchronize(device)
-    with atomic_write(path) as part:
-        profiler.export_chrome_trace(str(part))
+    with atomic_write(path) as temporary:
+        profiler.export_chrome_trace(str(temporary))

@@ -9,7 +9,7 @@ from bench.report import README, claims, drawings, pages
 from bench.suite.charts import digest, embedded_digest
 from overfeat.dense.scales import six_scales
 from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.flops import work
+from overfeat.models.flops import stage_macs
 
 RESULT_FILES = sorted(RESULTS.rglob("*.json"))
 
@@ -57,11 +57,11 @@ def test_multiplications_are_those_of_the_paper():
     accurate, fast = ARCHITECTURES["accurate"], ARCHITECTURES["fast"]
     for architecture, millions in ((fast, 2801), (accurate, 5355)):
         window = architecture.window
-        count = work(architecture, window, window, 1000, "coarse")
-        assert count["places"] == 1
+        count = stage_macs(architecture, window, window, 1000, "coarse")
+        assert count["positions"] == 1
         assert round(sum(count[part] for part in ("features", "first", "rest")) / 1e6) == millions
-    six = [work(accurate, *size, 1000, "fine") for size in six_scales(accurate, 300, 400)]
-    assert sum(count["places"] for count in six) == 1575
+    six = [stage_macs(accurate, *size, 1000, "fine") for size in six_scales(accurate, 300, 400)]
+    assert sum(count["positions"] for count in six) == 1575
     assert [round(sum(count[part] for count in six) / 1e9) for part in ("features", "first", "rest")] == [
         120,
         165,

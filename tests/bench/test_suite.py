@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Tiny matmuls, convolutions and copies for the measured peaks."""
-    monkeypatch.setattr("overfeat.profiling.peaks.PRODUCTS", (64,))
+    monkeypatch.setattr("overfeat.profiling.peaks.GEMM_SIZES", (64,))
     monkeypatch.setattr("overfeat.profiling.peaks.CONVOLUTIONS", ((8, 16, 3),))
-    monkeypatch.setattr("overfeat.profiling.peaks.COPIED", 1 << 16)
+    monkeypatch.setattr("overfeat.profiling.peaks.COPY_BYTES", 1 << 16)
 
 
 class Clock:
@@ -236,7 +236,8 @@ def test_without_optional_packages(tmp_path):
     code = (
         "import sys\n"
         f"for name in {missing}: sys.modules[name] = None\n"
-        "import overfeat.profiling.peaks as m; m.PRODUCTS, m.CONVOLUTIONS, m.COPIED = (64,), ((8, 16, 3),), 1 << 16\n"
+        "import overfeat.profiling.peaks as m\n"
+        "m.GEMM_SIZES, m.CONVOLUTIONS, m.COPY_BYTES = (64,), ((8, 16, 3),), 1 << 16\n"
         "import torch; from bench.suite import cases, runner\n"
         "machine = cases.Machine(runner.Run(None, torch.device('cpu'), None, ''))\n"
         "listed = [case for suite in cases.SUITES.values() for case in suite(machine)]\n"
@@ -306,11 +307,12 @@ def bare(make_net):
     """A net without padding, whose scores of a single window equal those of the whole image there; and an image."""
     net = make_net("thin fast", 5)
     bare = dataclasses.replace(
-        net.architecture, convs=tuple(dataclasses.replace(conv, pad=0) for conv in net.architecture.convs)
+        net.architecture,
+        convs=tuple(dataclasses.replace(conv, pad=0) for conv in net.architecture.convs),
+        init_std=None,
     )
     torch.manual_seed(0)
     net = build(bare, 5).eval()
-    net.init_weights(None)
     sides = [bare.window + bare.fine_stride * more for more in (3, 1)]
     return net, torch.randint(0, 256, (1, 3, *sides), dtype=torch.uint8)
 

@@ -7,6 +7,7 @@ import overfeat
 from bench.tolerance import assert_matches
 from overfeat.classification.predict import scale_scores
 from overfeat.data.resize import resize, resize_short_side
+from overfeat.dense.config import DenseConfig, SixScales
 from overfeat.dense.scales import six_scales
 from overfeat.errors import InputError
 
@@ -42,7 +43,7 @@ def test_classify_is_its_definition(net, images, stride, flip):
         six = six_scales(net.architecture, *image.shape[1:])
         found = overfeat.classify(net, image, flip=flip, stride=stride)
         assert_matches(found, by_hand(net, image, six, stride, flip)[None], torch.float32)
-        found = overfeat.classify(net, image, scales=(1, 3), flip=flip, stride=stride)
+        found = overfeat.classify(net, image, scales=SixScales(1, 3), flip=flip, stride=stride)
         assert_matches(found, by_hand(net, image, [six[0], six[2]], stride, flip)[None], torch.float32)
 
 
@@ -60,7 +61,7 @@ def test_accurate_runs_at_the_paper_s_sizes(make_net):
 def test_classify_is_the_maximum_of_the_maps(net, images):
     maps = overfeat.score_maps(net, images[0], flip=True)
     want = torch.stack([found.scores.amax((2, 3)) for found in maps])
-    assert_matches(scale_scores(net, images[0], flip=True), want, torch.float32)
+    assert_matches(scale_scores(net, images[0], DenseConfig(flip=True)), want, torch.float32)
     assert_matches(overfeat.classify(net, images[0], flip=True), want.mean(0), torch.float32)
 
 
@@ -76,7 +77,7 @@ def test_a_list_is_each_image_alone(net, images, vote):
 
 def test_no_images_give_no_scores(net):
     assert overfeat.classify(net, []).shape == (0, 4)
-    assert overfeat.classify(net, torch.zeros(0, 3, 60, 70, dtype=torch.uint8), ["native"]).shape == (0, 4)
+    assert overfeat.classify(net, torch.zeros(0, 3, 60, 70, dtype=torch.uint8), scales=[1.0]).shape == (0, 4)
 
 
 def test_a_list_may_mix_types(net, images):
@@ -88,7 +89,7 @@ def test_a_list_may_mix_types(net, images):
 
 def test_memory_does_not_change_the_result(net, images):
     batch = torch.stack([images[0]] * 5)
-    assert_matches(overfeat.classify(net, batch, memory=4 << 20), overfeat.classify(net, batch), torch.float32)
+    assert_matches(overfeat.classify(net, batch, memory_limit=4 << 20), overfeat.classify(net, batch), torch.float32)
 
 
 def views(net, image):

@@ -42,7 +42,7 @@ def weights(tmp_path_factory):
     net = detector_from(load(SHIPPED_WEIGHTS), DIGITS)
     net.scale_factors, net.flip = (0.6, 1.0), False
     path = tmp_path_factory.mktemp("weights") / "detector.safetensors"
-    save(net, path, regressor=BoxRegressor(net.architecture, pooled=False))
+    save(net, path, regressor=BoxRegressor(net.architecture, box_features="unpooled"))
     return path
 
 
@@ -335,13 +335,13 @@ def test_what_training_cannot_use(tmp_path, capsys):
 def test_two_processes_with_images_too_small_for_context(tmp_path):
     """All weights take part in every process, whatever its images are; and both end with the same weights."""
     folder = voc(tmp_path / "photos", 8, size=(60, 64), objects=1)
-    options = "--epochs 2 --tiles 2 --batch 4 --device cpu --workers 0 --scales 1.0 --context --form centre --per-class"
+    options = "--epochs 2 --tiles 2 --batch 4 --device cpu --workers 0 --scales 1.0 --context --form cxcywh --per-class"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641", "-m"]
     command += ["overfeat", "train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
-    assert net.context is not None and regressor.num_classes == 2 and regressor.form == "centre"
+    assert net.context is not None and regressor.num_classes == 2 and regressor.box_coder == "cxcywh"
     image = read_image(folder / "0.png")
     found = detect(net, regressor, image, least=0.01)
     assert len(found) and found.boxes.isfinite().all()

@@ -11,6 +11,7 @@ from overfeat.classification.evaluate import evaluate_classifier, score_by_proto
 from overfeat.classification.protocols import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
+from overfeat.dense.config import SixScales
 from overfeat.errors import InputError
 from overfeat.metrics.classification import error_rates
 
@@ -30,7 +31,6 @@ def data(tmp_path):
 def net():
     torch.manual_seed(1)
     net = overfeat.build("small", 2)
-    net.init_weights(None)
     net.class_names = ["blue", "red"]
     return net.eval()
 
@@ -55,7 +55,7 @@ def test_votes_are_those_of_classify(net, data):
     actual = score_by_protocol(net, image, PROTOCOLS)
     assert tuple(actual) == PROTOCOLS
     for protocol, (numbers, stride) in DENSE_PROTOCOLS.items():
-        expected = overfeat.classify(net, image, scales=numbers, stride=stride)[0]
+        expected = overfeat.classify(net, image, scales=SixScales(*numbers), stride=stride)[0]
         torch.testing.assert_close(actual[protocol], expected)
     torch.testing.assert_close(actual["10 views"], overfeat.ten_views(net, image)[0])
     torch.testing.assert_close(actual["centre crop"], overfeat.centre_crop(net, image)[0])
@@ -83,7 +83,6 @@ def test_evaluate_writes_what_it_prints(net, data, tmp_path, capsys):
 def test_an_ensemble_averages(net, data):
     torch.manual_seed(2)
     other = overfeat.build("small", 2)
-    other.init_weights(None)
     other.class_names = net.class_names
     samples = [(path, label) for label, name in enumerate(net.class_names) for path in sorted((data / name).iterdir())]
     actual = evaluate_classifier([net, other], samples, ["centre crop"])["errors"]["centre crop"]

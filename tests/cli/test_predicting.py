@@ -25,7 +25,6 @@ def weights(tmp_path_factory):
     """A small net of three classes whose scores differ between images."""
     torch.manual_seed(0)
     net = overfeat.build("small", 3)
-    net.init_weights(None)
     net.class_names = ["ash", "birch", "cedar"]
     path = tmp_path_factory.mktemp("weights") / "net.safetensors"
     overfeat.save(net, path)

@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from overfeat.cli.dense import scale_list
+from overfeat.dense.config import SixScales
 
 
 def test_factors_and_sizes():
@@ -12,7 +13,7 @@ def test_factors_and_sizes():
 
 
 def test_the_six_scales():
-    assert scale_list("six") == [1, 2, 3, 4, 5, 6] and scale_list("six:1,2,4,6") == [1, 2, 4, 6]
+    assert scale_list("six") == SixScales() and scale_list("six:1,2,4,6") == SixScales(1, 2, 4, 6)
 
 
 @pytest.mark.parametrize(

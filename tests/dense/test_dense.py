@@ -1,4 +1,4 @@
-"""Dense evaluation: tiles, scales, flips and strides, and which window each place sees."""
+"""Dense evaluation: tiles, scales, flips and strides, and which window each position sees."""
 
 import re
 import subprocess
@@ -10,9 +10,12 @@ import torch
 
 from bench.tolerance import assert_matches
 from overfeat.data.resize import resize
-from overfeat.dense import evaluate, grid, scales, tiling
-from overfeat.dense.scales import six_scales
-from overfeat.errors import InputError
+from overfeat.dense import evaluate
+from overfeat.dense.config import DenseConfig, SixScales, check_scales
+from overfeat.dense.grid import Grid, grids
+from overfeat.dense.scales import scale_sizes, six_scales
+from overfeat.dense.tiling import Tile, classifier_bytes, feature_bytes, outputs_per_position
+from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
 
 # Paddings of every kind: wider than one, with stride, before and after poolings.
@@ -35,27 +38,30 @@ def picture(height, width, count=1, seed=0):
     return resize((255 * noise), (height, width)).to(torch.uint8)
 
 
+def tile_bytes(net, tile, stride):
+    features = feature_bytes(net.architecture, tile, stride)
+    return max(features, classifier_bytes(net, tile, stride, outputs_per_position(net)))
+
+
+def first_position(grid: Grid) -> Tile:
+    return Tile(grid, 0, slice(0, 1), slice(0, 1), slice(0, 1))
+
+
 @pytest.mark.parametrize("stride", ["coarse", "fine"])
 @pytest.mark.parametrize("architecture", ["small", "thin accurate", "thin fast", PADDED], ids=str)
-def test_tiles_give_the_whole(make_net, architecture, stride, device):
+def test_tiles_give_the_same_maps_as_whole_images(make_net, architecture, stride, device):
     net = make_net(architecture).to(device)
     window = net.architecture.window
     step = net.architecture.stride("coarse")
     images = picture(window + 2 * step + 5, window + 3 * step + 7, count=2)
-    options = {"scales": ["native", (window + step, window + step + 1)], "flip": True, "stride": stride}
+    options = {"scales": [1.0, (window + step, window + step + 1)], "flip": True, "stride": stride}
     whole = evaluate.score_maps(net, images, **options)
-    found = grid.grids(net, tuple(images.shape[2:]), options["scales"], True, stride)
-    least = 2 * max(
-        max(
-            tiling.feature_bytes(net.architecture, 1, slice(0, 1), slice(0, 1), stride, grid),
-            tiling.classifier_bytes(net, slice(0, 1), slice(0, 1), slice(0, 1), stride, 3 * net.num_classes),
-        )
-        for grid in found
-    )
-    parts = list(evaluate.score_parts(net, images, found, stride, least))
-    assert len(parts) > 3 * len(found), "nothing was cut: this compares the whole with itself"
-    for memory in (least, 3 * least):
-        tiled = evaluate.score_maps(net, images, memory=memory, **options)
+    own_grids = grids(net, tuple(images.shape[2:]), DenseConfig(**options))
+    smallest = 2 * max(tile_bytes(net, first_position(grid), stride) for grid in own_grids)
+    tiles = list(evaluate.evaluate_tiles(net, images, own_grids, DenseConfig(**options, memory_limit=smallest)))
+    assert len(tiles) > 3 * len(own_grids), "nothing was cut: this compares the whole with itself"
+    for memory_limit in (smallest, 3 * smallest):
+        tiled = evaluate.score_maps(net, images, memory_limit=memory_limit, **options)
         for one, other in zip(tiled, whole, strict=True):
             assert one.grid == other.grid
             assert_matches(one.scores, other.scores, torch.float32)
@@ -64,31 +70,31 @@ def test_tiles_give_the_whole(make_net, architecture, stride, device):
 def test_too_little_memory_says_how_much(make_net):
     net = make_net("small")
     with pytest.raises(InputError, match="MiB is too little for one window of the small net; it needs"):
-        evaluate.score_maps(net, picture(60, 70), memory=1000)
+        evaluate.score_maps(net, picture(60, 70), memory_limit=1000)
 
 
-def test_every_place_is_the_window_cropped(make_net):
+def test_every_position_is_the_window_cropped(make_net):
     """The small net has no padding, so the map and the crops are the same function."""
     net = make_net("small")
     image = picture(70, 92)
     window = net.architecture.window
     for stride in ("coarse", "fine"):
-        (found,) = evaluate.score_maps(net, image, ["native"], flip=False, stride=stride)
-        assert found.scores.shape[2:] == found.grid.shape
-        boxes = found.grid.boxes().round().astype(int)
+        (score_map,) = evaluate.score_maps(net, image, scales=[1.0], flip=False, stride=stride)
+        assert score_map.scores.shape[2:] == score_map.grid.shape
+        boxes = score_map.grid.boxes().round().astype(int)
         crops = torch.cat([image[:, :, y1:y2, x1:x2] for x1, y1, x2, y2 in boxes.reshape(-1, 4)])
         assert crops.shape[2:] == (window, window)
         with torch.no_grad():
-            want = net(crops).softmax(1).flatten(1).T.reshape(1, -1, *found.grid.shape)
-        assert_matches(found.scores, want, torch.float32)
+            expected = net(crops).softmax(1).flatten(1).T.reshape(1, -1, *score_map.grid.shape)
+        assert_matches(score_map.scores, expected, torch.float32)
 
 
 def test_flipped_maps_see_the_mirror_image(make_net):
     net = make_net("small")
     image = picture(80, 103)
-    plain, flipped = evaluate.score_maps(net, image, [(79, 103)], flip=True)
+    plain, flipped = evaluate.score_maps(net, image, scales=[(79, 103)], flip=True)
     assert (plain.grid.flipped, flipped.grid.flipped) == (False, True)
-    (mirrored,) = evaluate.score_maps(net, image.flip(-1), [(79, 103)], flip=False)
+    (mirrored,) = evaluate.score_maps(net, image.flip(-1), scales=[(79, 103)], flip=False)
     assert_matches(flipped.scores, mirrored.scores, torch.float32)
     np.testing.assert_allclose(flipped.grid.boxes(), plain.grid.boxes()[:, ::-1])
 
@@ -105,13 +111,13 @@ def test_the_best_window_holds_what_was_pasted(make_net, flip):
     image = torch.zeros(3, 150, 200, dtype=torch.uint8)
     image[:, 84:100, 120:136] = 255
     maps = evaluate.score_maps(net, image, flip=flip)
-    assert [found.grid.flipped for found in maps] == ([False, True] if flip else [False]) * 6
-    for found in maps:
-        place = found.scores[0, 1].argmax().item()
-        x1, y1, x2, y2 = found.grid.boxes().reshape(-1, 4)[place]
-        assert x1 <= 120 and y1 <= 84 and x2 >= 136 and y2 >= 100, found.grid
-        row, column = found.grid.place(128, 92)
-        bright = found.scores[0, 1] - found.scores[0, 1].min()
+    assert [m.grid.flipped for m in maps] == ([False, True] if flip else [False]) * 6
+    for m in maps:
+        best = m.scores[0, 1].argmax().item()
+        x1, y1, x2, y2 = m.grid.boxes().reshape(-1, 4)[best]
+        assert x1 <= 120 and y1 <= 84 and x2 >= 136 and y2 >= 100, m.grid
+        row, column = m.grid.position(128, 92)
+        bright = m.scores[0, 1] - m.scores[0, 1].min()
         assert bright[row, column] > 0.8 * bright.max()
 
 
@@ -120,27 +126,63 @@ def test_flip_follows_the_training(make_net):
     image = picture(60, 60)
     for trained in (True, False):
         net.flip = trained
-        assert any(found.grid.flipped for found in evaluate.score_maps(net, image, [1])) == trained
+        assert any(m.grid.flipped for m in evaluate.score_maps(net, image, scales=SixScales(1))) == trained
 
 
 def test_scale_sizes():
     accurate, small = ARCHITECTURES["accurate"], ARCHITECTURES["small"]
-    assert scales.scale_sizes(accurate, 300, 400, [1, 2, 4, 6]) == [
+    assert scale_sizes(accurate, 300, 400, SixScales(1, 2, 4, 6)) == [
         (245, 245),
         (281, 317),
         (389, 461),
         (461, 569),
     ]
-    assert scales.scale_sizes(accurate, 400, 300, [2]) == [(317, 281)]
-    assert scales.scale_sizes(small, 50, 80, ["native"]) == [(50, 80)]
-    assert scales.scale_sizes(small, 50, 80, [(100, 60), (60, 100)]) == [(60, 100), (60, 100)]
-    assert scales.scale_sizes(small, 80, 50, [(100, 60), (60, 100)]) == [(100, 60), (100, 60)]
-    assert scales.scale_sizes(small, 80, 50) == six_scales(small, 80, 50)
-    for chosen, message in (([], "no scales"), ([0], "scale 0"), ([7], "scale 7"), (["big"], "'big'")):
-        with pytest.raises(InputError, match=message):
-            scales.scale_sizes(small, 60, 60, chosen)
+    assert scale_sizes(accurate, 400, 300, SixScales(2)) == [(317, 281)]
+    assert scale_sizes(small, 50, 80, [1.0]) == [(50, 80)]
+    assert scale_sizes(small, 50, 80, [(100, 60), (60, 100)]) == [(60, 100), (60, 100)]
+    assert scale_sizes(small, 80, 50, [(100, 60), (60, 100)]) == [(100, 60), (100, 60)]
+    assert scale_sizes(small, 80, 50) == six_scales(small, 80, 50)
+    assert scale_sizes(small, 80, 50, "six") == six_scales(small, 80, 50)
     with pytest.raises(InputError, match="at 40x90 the image is smaller than the small net's window of 47x47"):
-        scales.scale_sizes(small, 60, 60, [(40, 90)])
+        scale_sizes(small, 60, 60, [(40, 90)])
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([], "at least one factor or size"), ([2], "SixScales(2)"), ([7], "not 7"), (["big"], "not 'big'"),
+        ("seven", "not 'seven'"), ([True], "not True"), ([0.0], "not 0.0"), ([-1.0], "not -1.0"),
+        ([float("inf")], "not inf"), ([float("nan")], "not nan"), ([(40,)], "not (40,)"), (0.5, "not 0.5"),
+    ],
+)  # fmt: skip
+def test_scales_that_are_none(scales, message):
+    """Whole numbers are refused: a scale never changes its meaning by its type."""
+    with pytest.raises(ArgumentError, match=f"scales must be .*{re.escape(message)}"):
+        DenseConfig(scales)
+
+
+def test_configurations():
+    assert DenseConfig("six").scales == SixScales() == SixScales(1, 2, 3, 4, 5, 6)
+    assert (str(SixScales()), str(SixScales(1, 2, 4, 6))) == ("six", "six:1,2,4,6")
+    assert DenseConfig([0.5, (60, 90)]) == DenseConfig((0.5, (60, 90))) and check_scales(None) is None
+    assert hash(DenseConfig([0.5])) == hash(DenseConfig((0.5,)))
+    for numbers in ((0,), (7,), (1.0,)):
+        with pytest.raises(ArgumentError, match="numbers of the six scales"):
+            SixScales(*numbers)
+    with pytest.raises(ArgumentError, match="stride must be 'fine' or 'coarse', not 'finer'"):
+        DenseConfig(stride="finer")
+    with pytest.raises(ArgumentError, match="memory_limit must be"):
+        DenseConfig(memory_limit=0)
+
+
+def test_scales_by_default(make_net):
+    """A detector's own, at which no image becomes smaller than the window; the six scales of any other net."""
+    net = make_net("small")
+    assert [grid.scaled for grid in grids(net, (60, 90), DenseConfig(flip=False))] == six_scales(
+        net.architecture, 60, 90
+    )
+    net.scale_factors = (0.5, 1.0)
+    assert [grid.scaled for grid in grids(net, (60, 90), DenseConfig(flip=False))] == [(47, 71), (60, 90)]
 
 
 def test_images_of_a_wrong_shape_are_refused(make_net):
@@ -155,28 +197,25 @@ def test_the_memory_that_the_message_asks_for_is_enough(make_net, name):
     window = net.architecture.window
     images = picture(window + 9, window + 60)
     with pytest.raises(InputError, match="it needs") as error:
-        evaluate.score_maps(net, images, ["native"], memory=1000)
+        evaluate.score_maps(net, images, scales=[1.0], memory_limit=1000)
     needed = float(re.search(r"it needs ([\d.]+) MiB", str(error.value))[1])
-    assert evaluate.score_maps(net, images, ["native"], memory=int(needed * 2**20))
+    assert evaluate.score_maps(net, images, scales=[1.0], memory_limit=int(needed * 2**20))
 
 
 def test_a_batch_beyond_the_memory_is_cut_by_images(make_net):
     net = make_net("small")
     images = picture(64, 80, count=7)
-    found = grid.grids(net, (64, 80), ["native"], False)
-    whole = slice(0, found[0].shape[0]), slice(0, found[0].shape[1])
-    one = max(
-        tiling.feature_bytes(net.architecture, 1, *whole, "fine", found[0]),
-        tiling.classifier_bytes(net, slice(0, 1), *whole, "fine", 3 * net.num_classes),
-    )
-    for images_at_once in (1, 3, 7):
-        parts = list(evaluate.score_parts(net, images, found, "fine", 2 * images_at_once * one))
-        assert all((part.rows, part.columns) == whole for part, _ in parts)
-        batches = [(part.batch.start, part.batch.stop) for part, _ in parts]
-        starts = range(0, 7, images_at_once)
-        assert batches == [(start, min(start + images_at_once, 7)) for start in starts]
-        scores = torch.cat([scores for _, scores in parts])
-        assert_matches(scores, evaluate.score_maps(net, images, ["native"], flip=False)[0].scores, torch.float32)
+    (grid,) = grids(net, (64, 80), DenseConfig([1.0], False))
+    one_image = tile_bytes(net, Tile.whole(grid), "fine")
+    expected = evaluate.score_maps(net, images, scales=[1.0], flip=False)[0].scores
+    for batch in (1, 3, 7):
+        config = DenseConfig(memory_limit=2 * batch * one_image)
+        tiles = list(evaluate.evaluate_tiles(net, images, [grid], config))
+        assert all(tile.shape[1:] == grid.shape for tile in tiles)
+        batches = [(tile.batch.start, tile.batch.stop) for tile in tiles]
+        assert batches == [(start, min(start + batch, 7)) for start in range(0, 7, batch)]
+        scores = torch.cat([tile.scores().view(*tile.shape, -1).permute(0, 3, 1, 2) for tile in tiles])
+        assert_matches(scores, expected, torch.float32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
@@ -184,17 +223,19 @@ def test_memory_stays_within_the_limit():
     """The peak of a process that evaluates a large image, without and with a limit of 32 MiB."""
     code = (
         "import sys, torch, overfeat\n"
-        "from overfeat.dense import evaluate, grid\n"
+        "from overfeat.dense.config import DenseConfig\n"
+        "from overfeat.dense.evaluate import evaluate_tiles\n"
+        "from overfeat.dense.grid import grids\n"
         "torch.set_num_threads(1)\n"
         "net = overfeat.build('small', 10).eval()\n"
         "image = torch.zeros(1, 3, 900, 1200, dtype=torch.uint8)\n"
-        "grids = grid.grids(net, (900, 1200), ['native'], False, 'fine')\n"
+        "config = DenseConfig([1.0], False, memory_limit=int(sys.argv[1]) << 20)\n"
         "def peak():\n"  # of this process alone; getrusage also counts the one that started it
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return int(next(line.split()[1] for line in lines if line.startswith('VmHWM'))) // 1024\n"
-        "overfeat.classify(net, image[:, :, :100, :100], ['native'])\n"
+        "overfeat.classify(net, image[:, :, :100, :100], scales=[1.0])\n"
         "before = peak()\n"
-        "for part in evaluate.score_parts(net, image, grids, 'fine', int(sys.argv[1]) << 20):\n"
+        "for tile in evaluate_tiles(net, image, grids(net, (900, 1200), config), config):\n"
         "    pass\n"
         "print(peak() - before)\n"
     )
@@ -203,4 +244,4 @@ def test_memory_stays_within_the_limit():
         for limit in ("32", "8192")
     ]
     assert grown[0] < 3 * 32, f"{grown[0]} MiB under a limit of 32"
-    assert grown[1] > 3 * grown[0], f"{grown} MiB: the image was too small to tell"
+    assert grown[1] > 3 * grown[0], f"{grown} MiB: the image was too small to show it"

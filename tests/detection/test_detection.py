@@ -13,7 +13,8 @@ from overfeat.data.items import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.grid import Grid
-from overfeat.detection.predict import clamp_scales, combine, detect, normalize_scores
+from overfeat.dense.scales import clamp_scales
+from overfeat.detection.predict import combine, detect, normalize_scores
 from overfeat.detection.targets import expected_votes
 from overfeat.detection.train import NEGATIVES, DetectorTask, detector_from
 from overfeat.errors import InputError
@@ -132,43 +133,46 @@ def test_difficult_objects_teach_nothing(pair, data):
 def test_the_background_is_no_object(pair):
     net, regressor = pair
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
-    raw = candidates(net, regressor, image, [1.0], top=None, share=0.0)
-    places = 12 * 19
-    assert raw.labels.max() == 9 and len(raw.labels) == 10 * places
+    raw = candidates(net, regressor, image, scales=[1.0], top_k=None, relative_threshold=0.0)
+    positions = 11 * 19
+    assert raw.labels.max() == 9 and len(raw.labels) == 10 * positions
     assert not raw.boxes.requires_grad  # a graph would hold the maps of the whole image
     torch.nn.init.constant_(net.fc_layers[-1].bias[-1:], 20.0)
     assert len(detect(net, regressor, image)) == 0
 
 
-def test_greedy_and_nms(pair):
-    """What was merged is counted; suppression leaves the best of each heap."""
+def test_merging_and_nms(pair):
+    """Merging counts all boxes; NMS leaves the best of those that overlap."""
     net, regressor = pair
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
-    raw = candidates(net, regressor, image, [0.6, 1.0], top=None, share=0.0, least=0.1)
-    greedy = detect(net, regressor, image, least=0.1, overlap=1.0)
-    fewer = detect(net, regressor, image, least=0.1, overlap=0.3)
+    raw = candidates(net, regressor, image, scales=[0.6, 1.0], top_k=None, relative_threshold=0.0, score_threshold=0.1)
+    merged = detect(net, regressor, image, score_threshold=0.1, nms_iou_threshold=1.0)
+    fewer = detect(net, regressor, image, score_threshold=0.1, nms_iou_threshold=0.3)
     overlaps = iou(fewer.boxes, fewer.boxes) * (fewer.labels[:, None] == fewer.labels)
-    assert 0 < len(fewer) < len(greedy) and (overlaps.fill_diagonal_(0) <= 0.3).all()
-    assert int(greedy.counts.sum()) == len(raw.labels) and (greedy.scores.diff() <= 0).all()
-    assert_matches(greedy.sums.sum(), raw.scores.sum(), torch.float32)
-    assert (greedy.scores < 1).all() and (greedy.scores > 0).all()
-    left = detect(net, regressor, image, merging="nms", least=0.1)
+    assert 0 < len(fewer) < len(merged) and (overlaps.fill_diagonal_(0) <= 0.3).all()
+    assert int(merged.counts.sum()) == len(raw.labels) and (merged.scores.diff() <= 0).all()
+    assert_matches(merged.confidence_sum.sum(), raw.scores.sum(), torch.float32)
+    assert (merged.scores < 1).all() and (merged.scores > 0).all()
+    left = detect(net, regressor, image, postprocess="nms", score_threshold=0.1)
     assert (left.counts == 1).all() and torch.equal(left.scores[0], raw.scores.max())
     concentric = Candidates(
         torch.tensor([[0.0, 0, 10, 10], [1, 1, 9, 9], [0, 0, 10, 10]]),
         torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3).long(), torch.zeros(3).long(),
     )  # fmt: skip
-    each = combine(concentric, [Grid(47, 4, (60, 60), (60, 60))], "nms", 1.0)
+    each = combine(concentric, [Grid(47, 4, (60, 60), (60, 60))], postprocess="nms", nms_iou_threshold=1.0)
     assert each.counts.tolist() == [1, 1, 1] and torch.equal(each.scores, concentric.scores)
-    few = detect(net, regressor, image, [0.6], merging="nms", threshold=1.0, least=0.1)
-    assert len(few) == len(candidates(net, regressor, image, [0.6], top=None, share=0.0, least=0.1).labels) > 5
-    with pytest.raises(InputError, match="merging is one of"):
-        detect(net, regressor, image, merging="max")
+    all_boxes = detect(
+        net, regressor, image, scales=[0.6], postprocess="nms", nms_iou_threshold=1.0, score_threshold=0.1
+    )
+    raw = candidates(net, regressor, image, scales=[0.6], top_k=None, relative_threshold=0.0, score_threshold=0.1)
+    assert len(all_boxes) == len(raw.labels) > 5
+    with pytest.raises(InputError, match="postprocess must be one of"):
+        detect(net, regressor, image, postprocess="max")
     with pytest.raises(InputError, match="no background class"):
         detect(load(SHIPPED_WEIGHTS), regressor, image)
 
 
-def test_sizes_of_small_images(pair):
+def test_scales_of_small_images(pair):
     net, regressor = pair
     assert clamp_scales(net.architecture, 60, 200, (0.5, 0.9, 1.3)) == [47 / 60, 0.9, 1.3]
     assert clamp_scales(net.architecture, 100, 100, (1, 2)) == [1.0, 2.0] and net.scale_factors is not None
@@ -177,11 +181,11 @@ def test_sizes_of_small_images(pair):
         detect(net, regressor, torch.zeros(shape, dtype=torch.uint8))
 
 
-def test_comparable_scores():
-    """Half where all windows that should find an object do, in the middle as at the border."""
-    found = [Grid(47, 4, (127, 127), (127, 127))]
+def test_normalized_scores():
+    """0.5 where all positive windows give full confidence, in the middle as at the border."""
+    grids = [Grid(47, 4, (127, 127), (127, 127))]
     boxes = torch.tensor([[48.5, 48.5, 78.5, 78.5], [8.5, 48.5, 38.5, 78.5]])  # centred on windows
     sums = torch.tensor([9.0, 6.0])  # 3 x 3 of them within 7.05 px; 2 x 3 beside the left border
-    assert expected_votes(boxes, found).tolist() == [9.0, 6.0]
-    assert normalize_scores(sums, boxes, found).tolist() == pytest.approx([0.5, 0.5])
-    assert normalize_scores(9 * sums, boxes, found).tolist() == pytest.approx([0.9, 0.9])
+    assert expected_votes(boxes, grids).tolist() == [9.0, 6.0]
+    assert normalize_scores(sums, boxes, grids).tolist() == pytest.approx([0.5, 0.5])
+    assert normalize_scores(9 * sums, boxes, grids).tolist() == pytest.approx([0.9, 0.9])

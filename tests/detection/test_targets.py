@@ -15,7 +15,7 @@ from overfeat.data.readers.coco import read_coco
 from overfeat.data.resize import resize
 from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import FIT, STEP, choose_scales
+from overfeat.dense.scales import BEST_OBJECT_SIZE, SCALE_STEP, choose_scales
 from overfeat.detection.data import TileDataset
 from overfeat.detection.targets import CENTRAL, HIGH, IGNORE_INDEX, LOW, assign_targets, expected_votes
 from overfeat.errors import InputError
@@ -81,12 +81,12 @@ def test_no_objects():
 @pytest.mark.parametrize("sides", [[10, 100], [24, 100], [47], [300, 400, 500], np.geomspace(8, 2000, 500)])
 def test_every_object_fits_at_one_of_the_sizes(sides):
     scale_factors = choose_scales(sides, 47)
-    assert all(1 < b / a <= STEP * 1.001 for a, b in itertools.pairwise(scale_factors))
+    assert all(1 < b / a <= SCALE_STEP * 1.001 for a, b in itertools.pairwise(scale_factors))
     low, high = np.percentile(sides, [1, 99])
     inner = np.array([side for side in sides if low <= side <= high])
     sizes = inner[:, None] * np.array(scale_factors) / 47
     assert ((sizes >= LOW) & (sizes <= HIGH)).any(axis=1).all()
-    assert (abs(np.log(sizes / FIT)).min(axis=1) <= np.log(STEP) / 2 + 1e-3).all()
+    assert (abs(np.log(sizes / BEST_OBJECT_SIZE)).min(axis=1) <= np.log(SCALE_STEP) / 2 + 1e-3).all()
 
 
 def test_sizes_need_boxes():

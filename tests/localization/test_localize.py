@@ -1,4 +1,4 @@
-"""Localization: boxes of every place against a window at a time, merging, the error, files."""
+"""Localization: boxes of every position against one window at a time, merging, the error, files."""
 
 import json
 from dataclasses import replace
@@ -14,6 +14,7 @@ from overfeat.data.resize import resize
 from overfeat.dense import evaluate
 from overfeat.dense import grid as dense_grid
 from overfeat.dense.candidates import Candidates, candidates
+from overfeat.dense.config import DenseConfig, SixScales
 from overfeat.dense.detections import first_of_each, merge
 from overfeat.errors import InputError
 from overfeat.localization.evaluate import evaluate_localization
@@ -32,13 +33,13 @@ def image():
 
 @pytest.fixture
 def pair(make_net):
-    """make(classes, form): a small net and a regressor with random weights."""
+    """make(classes, box_coder): a small net and a regressor with random weights."""
 
-    def make(classes=None, form="edges"):
+    def make(classes=None, box_coder="xyxy"):
         net = make_net("small")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            regressor = BoxRegressor(net.architecture, classes, form)
+            regressor = BoxRegressor(net.architecture, classes, box_coder=box_coder)
             torch.nn.init.normal_(regressor.fc_layers[-1].weight, 0.0, 0.1)
         return net, regressor.eval()
 
@@ -61,32 +62,32 @@ def test_layers_have_the_papers_sizes():
 
 def test_a_new_regressor_gives_the_middle_of_the_window(make_net, image):
     net = make_net("small")
-    for form in ("edges", "centre"):
-        regressor = BoxRegressor(net.architecture, form=form)
+    for box_coder in ("xyxy", "cxcywh"):
+        regressor = BoxRegressor(net.architecture, box_coder=box_coder)
         torch.nn.init.zeros_(regressor.fc_layers[-1].weight)
-        raw = candidates(net, regressor.eval(), image, ["native"], flip=False, top=5, share=0.0)
-        windows = dense_grid.grids(net, (70, 90), ["native"])[0].boxes().reshape(-1, 4)
+        raw = candidates(net, regressor.eval(), image, scales=[1.0], flip=False, top_k=5, relative_threshold=0.0)
+        windows = dense_grid.grids(net, (70, 90), DenseConfig([1.0]))[0].boxes().reshape(-1, 4)
         middle = torch.from_numpy(windows + 47 / 4 * torch.tensor([1, 1, -1, -1]).numpy()).float()
         assert_matches(raw.boxes[raw.labels == 0], middle, torch.float32)
 
 
-@pytest.mark.parametrize(("classes", "form"), [(0, "edges"), (None, "corners")])
-def test_wrong_regressors(make_net, classes, form):
+@pytest.mark.parametrize(("classes", "box_coder"), [(0, "xyxy"), (None, "corners")])
+def test_wrong_regressors(make_net, classes, box_coder):
     with pytest.raises(InputError):
-        BoxRegressor(make_net("small").architecture, classes, form)
+        BoxRegressor(make_net("small").architecture, classes, box_coder=box_coder)
 
 
-# At every place
+# At every position
 
 
 @pytest.mark.parametrize("stride", ["fine", "coarse"])
-@pytest.mark.parametrize(("classes", "form"), [(None, "edges"), (5, "centre")])
-@pytest.mark.parametrize("scale", ["native", (91, 63)])
-def test_boxes_are_those_of_each_window(pair, image, classes, form, stride, scale):
+@pytest.mark.parametrize(("classes", "box_coder"), [(None, "xyxy"), (5, "cxcywh")])
+@pytest.mark.parametrize("scale", [1.0, (91, 63)])
+def test_boxes_are_those_of_each_window(pair, image, classes, box_coder, stride, scale):
     """The small net pads nothing: a window cropped out of the image sees the same."""
-    net, regressor = pair(classes, form)
-    raw = candidates(net, regressor, image, scales=[scale], flip=True, stride=stride, top=5, share=0.0)
-    grids = dense_grid.grids(net, (70, 90), [scale], True, stride)
+    net, regressor = pair(classes, box_coder)
+    raw = candidates(net, regressor, image, scales=[scale], flip=True, stride=stride, top_k=5, relative_threshold=0.0)
+    grids = dense_grid.grids(net, (70, 90), DenseConfig([scale], True, stride))
     height, width = grids[0].scaled
     to_image = torch.tensor([90 / width, 70 / height] * 2)
     boxes, scores = [], []
@@ -97,93 +98,96 @@ def test_boxes_are_those_of_each_window(pair, image, classes, form, stride, scal
             for j in range(grid.shape[1]):
                 y, x = i * grid.stride, j * grid.stride
                 maps = net.features(seen[None, :, y : y + 47, x : x + 47])
-                (values,), _ = regressor.rows([maps])
+                (values,), _ = regressor.forward_flat([maps])
                 window = torch.tensor([x, y, x + 47, y + 47.0])
-                box = decode(values, window, form)
+                box = decode(values, window, box_coder)
                 if grid.flipped:
                     box = torch.stack([width - box[:, 2], box[:, 1], width - box[:, 0], box[:, 3]], dim=1)
                 boxes.append((box * to_image).expand(5, 4))
                 scores.append(net.classifier(maps)[0].flatten().softmax(0))
-    places = sum(grid.shape[0] * grid.shape[1] for grid in grids)
+    positions = sum(grid.num_positions for grid in grids)
     boxes, scores = torch.stack(boxes), torch.stack(scores)
     for label in range(5):
-        assert (raw.labels == label).sum() == places
+        assert (raw.labels == label).sum() == positions
         assert_matches(raw.boxes[raw.labels == label], boxes[:, label], torch.float32)
         assert_matches(raw.scores[raw.labels == label], scores[:, label], torch.float32)
 
 
 def test_tiles_give_the_same(pair, image):
     net, regressor = pair(5)
-    whole = candidates(net, regressor, image, share=0.0, top=5)
-    tiled = candidates(net, regressor, image, share=0.0, top=5, memory=3 << 20)
-    parts = list(evaluate.score_parts(net, image[None], dense_grid.grids(net, (70, 90)), "fine", 3 << 20))
-    assert len(parts) > 12, "some scales are cut"
+    whole = candidates(net, regressor, image, relative_threshold=0.0, top_k=5)
+    tiled = candidates(net, regressor, image, relative_threshold=0.0, top_k=5, memory_limit=3 << 20)
+    config = DenseConfig(memory_limit=3 << 20)
+    tiles = list(evaluate.evaluate_tiles(net, image[None], dense_grid.grids(net, (70, 90)), config))
+    assert len(tiles) > 12, "some scales are cut"
     assert torch.equal(tiled.labels, whole.labels) and torch.equal(tiled.scales, whole.scales)
     assert_matches([tiled.boxes, tiled.scores], [whole.boxes, whole.scores], torch.float32)
 
 
 def test_dropout_is_for_training(pair, image):
     net, regressor = pair()
-    want = candidates(net, regressor, image, scales=[1])
+    expected = candidates(net, regressor, image, scales=SixScales(1))
     regressor.dropout = 0.5
     regressor.train()
-    assert torch.equal(candidates(net, regressor, image, scales=[1]).boxes, want.boxes) and regressor.training
+    assert (
+        torch.equal(candidates(net, regressor, image, scales=SixScales(1)).boxes, expected.boxes) and regressor.training
+    )
     maps = [net.features(image[None])]
-    assert not torch.equal(regressor.rows(maps)[0], regressor.eval().rows(maps)[0])
+    assert not torch.equal(regressor.forward_flat(maps)[0], regressor.eval().forward_flat(maps)[0])
 
 
 def test_the_best_classes_of_each_scale(pair, image):
     net, regressor = pair()
-    every = candidates(net, regressor, image, scales=[1, 2, 3], top=5, share=0.0)
-    few = candidates(net, regressor, image, scales=[1, 2, 3], top=2, share=0.0)
+    every = candidates(net, regressor, image, scales=SixScales(1, 2, 3), top_k=5, relative_threshold=0.0)
+    best_two = candidates(net, regressor, image, scales=SixScales(1, 2, 3), top_k=2, relative_threshold=0.0)
     for scale in range(3):
         best = [every.scores[(every.scales == scale) & (every.labels == c)].max().item() for c in range(5)]
         expected = sorted(sorted(range(5), key=best.__getitem__)[-2:])
-        assert few.labels[few.scales == scale].unique().tolist() == expected
-    strong = candidates(net, regressor, image, scales=[1, 2, 3], top=2, share=0.8)
+        assert best_two.labels[best_two.scales == scale].unique().tolist() == expected
+    strong = candidates(net, regressor, image, scales=SixScales(1, 2, 3), top_k=2, relative_threshold=0.8)
     best = torch.stack([every.scores[every.labels == label].max() for label in range(5)])
-    enough = few.scores >= 0.8 * best[few.labels]
-    assert torch.equal(strong.boxes, few.boxes[enough]) and 0 < enough.sum() < len(enough)
+    enough = best_two.scores >= 0.8 * best[best_two.labels]
+    assert torch.equal(strong.boxes, best_two.boxes[enough]) and 0 < enough.sum() < len(enough)
 
 
 # Merged
 
 
-def test_guesses_by_hand():
+def test_merged_boxes_by_hand():
     boxes = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [0, 0, 10, 10], [50, 50, 70, 60], [-6, 80, 8, 120]])
     raw = Candidates(boxes, torch.tensor([0.5, 0.25, 0.9, 0.5, 0.1]), torch.tensor([1, 1, 0, 1, 2]), torch.zeros(5))
-    found = merge(raw, (100, 60), 0.5)
-    assert found.labels.tolist() == [0, 1, 1, 2]
-    assert found.boxes.tolist() == [[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [0, 80, 8, 100]]
-    assert found.scores.tolist() == pytest.approx([0.9, 0.75, 0.5, 0.1])
-    assert (found.counts.tolist(), found.best.tolist()) == ([1, 2, 1, 1], pytest.approx([0.9, 0.5, 0.5, 0.1]))
-    assert first_of_each(found.labels).tolist() == [0, 1, 3]
+    results = merge(raw, (100, 60), match_threshold=0.5)
+    assert results.labels.tolist() == [0, 1, 1, 2]
+    assert results.boxes.tolist() == [[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [0, 80, 8, 100]]
+    assert results.scores.tolist() == pytest.approx([0.9, 0.75, 0.5, 0.1])
+    assert (results.counts.tolist(), results.max_score.tolist()) == ([1, 2, 1, 1], pytest.approx([0.9, 0.5, 0.5, 0.1]))
+    assert first_of_each(results.labels).tolist() == [0, 1, 3]
 
 
-def test_five_guesses_of_different_classes(pair, image):
+def test_top_5_predictions_of_different_classes(pair, image):
     net, regressor = pair()
-    found = localize(net, regressor, image, scales=[1, 2])
-    assert 1 <= len(found) <= 5 and len(found.labels.unique()) == len(found)
-    assert (found.scores.diff() <= 0).all() and (found.counts >= 1).all()
-    assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= 90).all() and (found.boxes[:, 3] <= 70).all()
+    results = localize(net, regressor, image, scales=SixScales(1, 2))
+    assert 1 <= len(results) <= 5 and len(results.labels.unique()) == len(results)
+    assert (results.scores.diff() <= 0).all() and (results.counts >= 1).all()
+    assert (results.boxes >= 0).all() and (results.boxes[:, 2] <= 90).all() and (results.boxes[:, 3] <= 70).all()
 
 
 def test_odd_calls(pair, image):
     net, regressor = pair(4)
-    with pytest.raises(InputError, match="of 4 classes, the net of 5"):
+    with pytest.raises(InputError, match="boxes for 4 classes, the net 5"):
         localize(net, regressor, image)
-    with pytest.raises(InputError, match="of another net"):
+    with pytest.raises(InputError, match="for another net"):
         localize(net, BoxRegressor(replace(net.architecture, short_side=60)), image)
     with pytest.raises(InputError, match="NaN scores"):
         localize(net, pair()[1], torch.full((3, 70, 90), torch.nan))
     net, regressor = pair()
-    with pytest.raises(InputError, match="top is 1 or more"):
-        localize(net, regressor, image, top=0)
+    with pytest.raises(InputError, match="top_k must be 1 or more"):
+        localize(net, regressor, image, top_k=0)
     with pytest.raises(ValueError, match="one image at a time"):
         localize(net, regressor, torch.stack([image, image]))
     torch.nn.init.constant_(regressor.fc_layers[-1].bias, float("nan"))
     with pytest.raises(InputError, match="NaN or infinite boxes"):
-        localize(net, regressor, image, scales=[1])
+        localize(net, regressor, image, scales=SixScales(1))
 
 
 # The error
@@ -210,40 +214,43 @@ def test_the_error_by_hand():
         localization_errors([], [])
 
 
-def test_blacklisted_and_unreadable_images(pair, tmp_path):
+def test_ignored_and_unreadable_images(pair, tmp_path):
     from overfeat.data.readers.coco import read_coco
     from overfeat.data.synthetic.dataset import write_dataset
 
     net, regressor = pair()
     data = read_coco(write_dataset(tmp_path, "test", 4, progress=False))
     data.samples[2].path.write_bytes(b"no image")
-    found = evaluate_localization(net, regressor, data, ignore_list={1}, scales=[1])
-    assert found["images"] == 2 and len(found["unreadable"]) == 1
-    assert str(data.samples[2].path) in found["unreadable"][0]
+    results = evaluate_localization(net, regressor, data, ignore_list={1}, scales=SixScales(1))
+    assert results["images"] == 2 and len(results["unreadable"]) == 1
+    assert str(data.samples[2].path) in results["unreadable"][0]
     # The numbers are of all images, whatever part of them is taken; ILSVRC's are in the files' names.
     named = data.samples[3].path.rename(data.samples[3].path.with_name("ILSVRC2012_val_00000077.png"))
     data.samples[3] = replace(data.samples[3], path=named)
-    found = evaluate_localization(net, regressor, data, ignore_list={1, 3, 77}, scales=[1], limit=1)
-    assert found["images"] == 1 and not found["unreadable"]
+    results = evaluate_localization(net, regressor, data, ignore_list={1, 3, 77}, scales=SixScales(1), limit=1)
+    assert results["images"] == 1 and not results["unreadable"]
     # An image of another size than its annotation says.
     data.samples[3] = replace(data.samples[3], size=(7, 9))
-    found = evaluate_localization(net, regressor, data, ignore_list={3}, scales=[1])
-    assert found["images"] == 2 and "but its annotation is for 9x7" in found["unreadable"][0]
+    results = evaluate_localization(net, regressor, data, ignore_list={3}, scales=SixScales(1))
+    assert results["images"] == 2 and "but its annotation is for 9x7" in results["unreadable"][0]
     with pytest.raises(InputError, match="none of the 4 images"):
-        evaluate_localization(net, regressor, data, ignore_list={1, 2, 3, 4}, scales=[1])
+        evaluate_localization(net, regressor, data, ignore_list={1, 2, 3, 4}, scales=SixScales(1))
 
 
 # Files
 
 
 def test_net_and_regressor_in_one_file(pair, tmp_path, image):
-    net, regressor = pair(5, "centre")
+    net, regressor = pair(5, "cxcywh")
     path = tmp_path / "both.safetensors"
     overfeat.save(net, path, regressor=regressor)
     loaded, head = overfeat.load(path), overfeat.load_regressor(path)
-    assert (head.num_classes, head.form, head.hidden) == (5, "centre", regressor.hidden)
-    got, want = localize(loaded, head, image, scales=[1]), localize(net, regressor, image, scales=[1])
-    assert torch.equal(got.boxes, want.boxes) and torch.equal(got.scores, want.scores)
+    assert (head.num_classes, head.box_coder, head.hidden) == (5, "cxcywh", regressor.hidden)
+    actual, expected = (
+        localize(loaded, head, image, scales=SixScales(1)),
+        localize(net, regressor, image, scales=SixScales(1)),
+    )
+    assert torch.equal(actual.boxes, expected.boxes) and torch.equal(actual.scores, expected.scores)
     overfeat.save(net, path)
     with pytest.raises(InputError, match="without a box regressor"):
         overfeat.load_regressor(path)
@@ -278,7 +285,7 @@ def test_convert_keeps_the_boxes(pair, tmp_path, capsys):
 def test_broken_regressors_in_files(pair, tmp_path):
     net, regressor = pair()
     path = tmp_path / "broken.safetensors"
-    for what in ({"form": "corners"}, {"hidden": [3, 3]}, {"classes": 7}, {"classes": "x"}):
+    for what in ({"box_coder": "corners"}, {"hidden": [3, 3]}, {"num_classes": 7}, {"num_classes": "x"}):
         odd = json.loads(regressor.to_json()) | what
         regressor.to_json = lambda odd=odd: json.dumps(odd)
         checkpoint.save(net, path, regressor=regressor)
@@ -291,35 +298,39 @@ def test_broken_regressors_in_files(pair, tmp_path):
         overfeat.load_regressor(path)
 
 
-@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("box_features", ["pooled", "unpooled"])
 @pytest.mark.parametrize("stride", ["fine", "coarse"])
-def test_boxes_at_some_places(pooled, stride, monkeypatch):
-    """Those of all places, wherever they are asked for, with their gradients; a map may be asked for nothing."""
+def test_boxes_at_some_positions(box_features, stride, monkeypatch):
+    """Equal to those of all positions, with their gradients; a map may have none."""
     torch.manual_seed(0)
-    regressor = BoxRegressor(ARCHITECTURES["small"], 3, pooled=pooled).double()
+    regressor = BoxRegressor(ARCHITECTURES["small"], 3, box_features=box_features).double()
     maps = [torch.randn(n, 128, *size, dtype=torch.float64) for n, size in ((2, (9, 12)), (1, (6, 6)), (1, (8, 7)))]
-    every, shapes = regressor.rows(maps, stride)
+    every, shapes = regressor.forward_flat(maps, stride)
     counts = [n * h * w for n, h, w in shapes]
     assert len(every) == sum(counts) and every.shape[1:] == (3, 4)
-    places = [torch.tensor([counts[0] - 1, 3, 0]), torch.tensor([], dtype=torch.int64), torch.arange(counts[2])]
+    positions = [torch.tensor([counts[0] - 1, 3, 0]), torch.tensor([], dtype=torch.int64), torch.arange(counts[2])]
     monkeypatch.setattr("overfeat.models.box_regressor.GATHER_BYTES", 1)  # one window at a time
-    some, same = regressor.rows(maps, stride, places)
-    want = every[torch.cat([start + p for start, p in zip((0, counts[0], sum(counts[:2])), places, strict=True)])]
+    some, same = regressor.forward_flat(maps, stride, positions)
+    expected = every[
+        torch.cat([start + p for start, p in zip((0, counts[0], sum(counts[:2])), positions, strict=True)])
+    ]
     assert same == shapes
-    assert_matches(some, want, torch.float64)
+    assert_matches(some, expected, torch.float64)
     weights = list(regressor.parameters())
-    for a, b in zip(torch.autograd.grad(some.sum(), weights), torch.autograd.grad(want.sum(), weights), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(some.sum(), weights), torch.autograd.grad(expected.sum(), weights), strict=True
+    ):
         assert_matches(a, b, torch.float64)
 
 
 def test_unpooled_boxes_are_a_convolution():
     """What a k * p convolution over the maps before the pooling gives."""
     torch.manual_seed(0)
-    regressor = BoxRegressor(ARCHITECTURES["small"], pooled=False).double()
+    regressor = BoxRegressor(ARCHITECTURES["small"], box_features="unpooled").double()
     maps = torch.randn(2, 128, 9, 11, dtype=torch.float64)
     x = maps
     for layer in regressor.fc_layers:
         x = layer(x) if layer is regressor.fc_layers[-1] else layer(x).relu()
-    assert_matches(regressor.rows([maps])[0], x.permute(0, 2, 3, 1).reshape(-1, 1, 4), torch.float64)
+    assert_matches(regressor.forward_flat([maps])[0], x.permute(0, 2, 3, 1).reshape(-1, 1, 4), torch.float64)
     coarse = x[:, :, ::3, ::3].permute(0, 2, 3, 1).reshape(-1, 1, 4)
-    assert_matches(regressor.rows([maps], "coarse")[0], coarse, torch.float64)
+    assert_matches(regressor.forward_flat([maps], "coarse")[0], coarse, torch.float64)

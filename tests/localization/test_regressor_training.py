@@ -17,6 +17,7 @@ from overfeat.data.annotated import align_boxes
 from overfeat.data.items import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.synthetic.dataset import write_dataset
+from overfeat.dense.config import DenseConfig, SixScales
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import six_scales
 from overfeat.errors import InputError
@@ -59,7 +60,7 @@ def test_a_net_with_boxes_comes_out(scenes, tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert load_regressor(path).num_classes is None
     capsys.readouterr()
-    test = ["--data", str(scenes / "validation.json"), "--weights", str(path), "--scales", "1,2"]
+    test = ["--data", str(scenes / "validation.json"), "--weights", str(path), "--scales", "six:1,2"]
     assert main(["evaluate", "localization", *test, "-o", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["images"] == 4 and set(found["errors"]) == {"top1", "top5"}
@@ -67,18 +68,18 @@ def test_a_net_with_boxes_comes_out(scenes, tmp_path, capsys):
 
 
 def test_resumed_to_the_same_weights(scenes, tmp_path, capsys):
-    assert main(flags(scenes, tmp_path / "whole", "--per-class", "--form", "centre")) == 0
-    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "centre", "--epochs", "1")) == 0
-    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "centre", "--resume")) == 0
+    assert main(flags(scenes, tmp_path / "whole", "--per-class", "--form", "cxcywh")) == 0
+    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "cxcywh", "--epochs", "1")) == 0
+    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "cxcywh", "--resume")) == 0
     whole, parts = (load_regressor(tmp_path / name / "net.safetensors") for name in ("whole", "parts"))
-    assert whole.num_classes == 10 and whole.form == "centre"
+    assert whole.num_classes == 10 and whole.box_coder == "cxcywh"
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     assert main(flags(scenes, tmp_path / "parts", "--resume")) == 1
-    assert "--form was centre and is now edges" in capsys.readouterr().err
+    assert "--box-coder was cxcywh and is now xyxy" in capsys.readouterr().err
 
 
 def test_through_the_net(scenes, tmp_path):
-    assert main(flags(scenes, tmp_path / "run", "--train-backbone", "--epochs", "1", "--scales", "1")) == 0
+    assert main(flags(scenes, tmp_path / "run", "--train-backbone", "--epochs", "1", "--scales", "six:1")) == 0
     before, after = load(SHIPPED_WEIGHTS), load(tmp_path / "run/net.safetensors")
     for name in ("conv_layers.0.weight", "fc_layers.2.weight"):
         assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
@@ -100,7 +101,7 @@ def test_bad_annotations_start_nothing(scenes, tmp_path, capsys):
     broken = json.loads((scenes / "train.json").read_text())
     broken["annotations"][3]["bbox"][2] = -4
     (scenes / "broken.json").write_text(json.dumps(broken))
-    arguments = flags(scenes / "broken.json", tmp_path / "run", "--epochs", "1", "--scales", "1")
+    arguments = flags(scenes / "broken.json", tmp_path / "run", "--epochs", "1", "--scales", "six:1")
     assert main(arguments) == 1
     assert f"annotation {broken['annotations'][3]['id']}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -109,7 +110,7 @@ def test_bad_annotations_start_nothing(scenes, tmp_path, capsys):
 
 def test_images_at_every_scale(data):
     architecture = load(SHIPPED_WEIGHTS).architecture
-    plain, mirrored = (ScaledDataset(data, architecture, [1, 4], flip) for flip in (False, True))
+    plain, mirrored = (ScaledDataset(data, architecture, SixScales(1, 4), flip) for flip in (False, True))
     assert (len(plain), len(mirrored)) == (24, 48)
     for number, sample in enumerate(data.samples):
         sizes = six_scales(architecture, *sample.size)
@@ -130,13 +131,15 @@ def test_windows_that_hold_half_of_an_object_train(data):
     # Windows of 47 px start at 0 or 4 down, 0 to 16 across; an object of 8 px that a window has half of or more.
     box, image = torch.tensor([[47.0, 10, 55, 18]]), torch.zeros(3, 51, 63)
     places = task._places(image, box, torch.tensor([7]))
-    assert (places.rows, places.columns) == (slice(0, 2), slice(1, 5)) and places.chosen.tolist() == list(range(8))
+    assert (places.tile.rows, places.tile.columns) == (slice(0, 2), slice(1, 5)) and places.chosen.tolist() == list(
+        range(8)
+    )
     assert places.windows[:, 0].tolist() == [4, 8, 12, 16] * 2 and places.windows[:, 1].tolist() == [0] * 4 + [4] * 4
     assert torch.equal(places.boxes, box.expand(8, 4)) and places.labels.tolist() == [7] * 8
     # Of two objects a window learns the one that it holds more of; between them some windows hold neither.
     far = torch.tensor([[0.0, 0, 2, 2], [61, 49, 63, 51]])
     places = task._places(image, far, torch.tensor([1, 2]))
-    assert (places.rows, places.columns) == (slice(0, 2), slice(0, 5))
+    assert (places.tile.rows, places.tile.columns) == (slice(0, 2), slice(0, 5))
     assert places.chosen.tolist() == [0, 9] and places.labels.tolist() == [1, 2]
     # Nothing to learn from an image whose object no window holds.
     image = torch.zeros(3, 99, 99)
@@ -153,42 +156,42 @@ def test_only_the_places_that_train_are_computed(data, stride):
     net = load(SHIPPED_WEIGHTS)
     torch.manual_seed(0)
     regressor = BoxRegressor(net.architecture)
-    task = RegressorTask(net, regressor, data, TrainConfig(), scales=[1, 3], stride=stride)
+    task = RegressorTask(net, regressor, data, TrainConfig(), scales=SixScales(1, 3), stride=stride)
     items = [task.dataset()[number] for number in range(8)]
     loss, sums = task.loss(task.module, collate_list(items))
     losses = []
     for item in items:
         size = tuple(item["image"].shape[1:])
-        rows, _ = regressor.rows([net.features(item["image"][None])], stride)
-        windows = torch.from_numpy(grids(net, size, ["native"], False, stride)[0].boxes()).float().view(-1, 4)
+        rows, _ = regressor.forward_flat([net.features(item["image"][None])], stride)
+        windows = torch.from_numpy(grids(net, size, DenseConfig([1.0], False, stride))[0].boxes()).float().view(-1, 4)
         holds = intersections(windows, item["boxes"])[:, 0] >= areas(item["boxes"]) / 2
-        true = encode(item["boxes"].expand(len(windows), 4), windows, "edges")
+        true = encode(item["boxes"].expand(len(windows), 4), windows, "xyxy")
         losses += [(rows[holds, 0] - true[holds]).square().sum(dim=1).mean()] if holds.any() else []
     assert sums["samples"] == len(losses) >= 6
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("form", ["edges", "centre"])
+@pytest.mark.parametrize("form", ["xyxy", "cxcywh"])
 def test_losses_by_hand(data, name, form):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, BoxRegressor(net.architecture, form=form), data, TrainConfig(), loss=name)
+    task = RegressorTask(net, BoxRegressor(net.architecture, box_coder=form), data, TrainConfig(), loss=name)
     window, box = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[10.0, 10, 20, 50]])
-    guess = torch.tensor([[0.0, 0, 1, 1]]) if form == "edges" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
+    guess = torch.tensor([[0.0, 0, 1, 1]]) if form == "xyxy" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
     loss, iou = task._losses(guess, window, box)
     assert iou.item() == pytest.approx(0.5)
     apart = torch.tensor([[30.0, 10, 50, 50]])  # beside it, the hull twice as wide
     far = task._losses(guess, window, apart)[0].item()
-    assert far == pytest.approx({"l2": 2.0 if form == "edges" else 1.0, "iou": 1.0, "giou": 1.0}[name])
+    assert far == pytest.approx({"l2": 2.0 if form == "xyxy" else 1.0, "iou": 1.0, "giou": 1.0}[name])
     farther = task._losses(guess, window, apart + torch.tensor([20.0, 0, 20, 0]))[0].item()  # an empty third between
-    assert farther == pytest.approx({"l2": 8.0 if form == "edges" else 4.0, "iou": 1.0, "giou": 4 / 3}[name])
-    squared = 0.25 if form == "edges" else 0.25**2 + torch.tensor(0.5).log().item() ** 2
+    assert farther == pytest.approx({"l2": 8.0 if form == "xyxy" else 4.0, "iou": 1.0, "giou": 4 / 3}[name])
+    squared = 0.25 if form == "xyxy" else 0.25**2 + torch.tensor(0.5).log().item() ** 2
     assert loss.item() == pytest.approx(squared if name == "l2" else 0.5)
 
 
 def test_each_class_learns_its_own_box(data):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, BoxRegressor(net.architecture, 10), data, TrainConfig(), scales=[1])
+    task = RegressorTask(net, BoxRegressor(net.architecture, 10), data, TrainConfig(), scales=SixScales(1))
     item = next(item for item in map(task.dataset().__getitem__, range(12)) if len(item["boxes"]))
     loss, _ = task.loss(task.module, collate_list([item]))
     loss.backward()
@@ -201,7 +204,7 @@ def test_through_the_net_the_classes_are_learnt_too(data):
     net = load(SHIPPED_WEIGHTS)
     tasks = [
         RegressorTask(
-            net, BoxRegressor(net.architecture), data, TrainConfig(), scales=[1], stride="coarse", whole=whole
+            net, BoxRegressor(net.architecture), data, TrainConfig(), scales=SixScales(1), stride="coarse", whole=whole
         )
         for whole in (False, True)
     ]
@@ -212,8 +215,10 @@ def test_through_the_net_the_classes_are_learnt_too(data):
     for item in items:
         places = tasks[0]._places(item["image"], item["boxes"], item["labels"])
         scores = net.features(item["image"][None])
-        rows = net.forward_head_flat([scores], "coarse")[0].view(*places.grid.shape, -1)[places.rows, places.columns]
-        chosen = rows.flatten(0, 1)[places.chosen].log_softmax(dim=1)
+        tile, logits = places.tile, net.forward_head_flat([scores], "coarse")[0]
+        chosen = (
+            logits.view(*tile.grid.shape, -1)[tile.rows, tile.columns].flatten(0, 1)[places.chosen].log_softmax(dim=1)
+        )
         entropies += [-chosen[:, item["labels"][0]].mean()] if len(chosen) else []
     assert (both - boxes).item() == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-3)
     nothing = {"image": [items[0]["image"]], "boxes": [torch.empty(0, 4)], "labels": [torch.empty(0).long()]}
@@ -226,7 +231,7 @@ def test_through_the_net_the_classes_are_learnt_too(data):
 def test_nothing_to_train_on_is_said(scenes, tmp_path, capsys):
     """At sixteen times the size no window holds half of a digit."""
     arguments = flags(scenes / "train.json", tmp_path / "run", "--epochs", "1")
-    arguments[arguments.index("1,2")] = "900x1100"
+    arguments[arguments.index("six:1,2")] = "900x1100"
     assert main([*arguments, "--validation", str(scenes / "validation.json")]) == 1
     assert "no sample had anything to learn from" in capsys.readouterr().err
     assert not (tmp_path / "run/net.safetensors").exists()
@@ -237,15 +242,13 @@ def test_images_that_are_not_as_annotated(scenes, tmp_path, capsys):
     coco = json.loads((scenes / "train.json").read_text())
     coco["images"][2]["width"] += 30
     (scenes / "odd.json").write_text(json.dumps(coco))
-    assert main(flags(scenes / "odd.json", tmp_path / "run", "--epochs", "1", "--scales", "1")) == 0
+    assert main(flags(scenes / "odd.json", tmp_path / "run", "--epochs", "1", "--scales", "six:1")) == 0
     told = capsys.readouterr().err
     assert f"{coco['images'][2]['file_name']}: " in told and "its annotation is for" in told
     data = align_boxes(read_coco(scenes / "train.json"), load(SHIPPED_WEIGHTS).class_names)
     Image.new("RGB", (40, 40)).save(tmp_path / "small.png")
     small = replace(data.samples[0], path=tmp_path / "small.png", size=(40, 40), boxes=np.array([[1.0, 1, 20, 20]]))
-    dataset = ScaledDataset(
-        replace(data, samples=[small, data.samples[1]]), load(SHIPPED_WEIGHTS).architecture, ["native"]
-    )
+    dataset = ScaledDataset(replace(data, samples=[small, data.samples[1]]), load(SHIPPED_WEIGHTS).architecture, [1.0])
     assert [dataset[number]["unreadable"] for number in (0, 1)] == [0, -1]
     assert "smaller than the small net's window" in dataset.error_for(0)[1]
 
@@ -258,7 +261,7 @@ def test_splits_of_a_folder(scenes, tmp_path, capsys):
         (folder / name).symlink_to(scenes / name)
     (folder / "trainval.json").write_bytes((scenes / "train.json").read_bytes())
     (folder / "test.json").write_bytes((scenes / "validation.json").read_bytes())
-    arguments = flags(folder, tmp_path / "run", "--epochs", "1", "--scales", "1")
+    arguments = flags(folder, tmp_path / "run", "--epochs", "1", "--scales", "six:1")
     assert main(arguments) == 0
     assert "12 images" in capsys.readouterr().out
     assert "validation" not in (tmp_path / "run/log.jsonl").read_text(), "the test scenes judge no epoch"
@@ -294,7 +297,7 @@ def test_unreadable_images_are_left_out(data, tmp_path):
     kept = path.read_bytes()
     path.write_bytes(b"no image")
     try:
-        task = RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), scales=[1])
+        task = RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), scales=SixScales(1))
         batch = collate_list([task.dataset()[0], task.dataset()[1]])
         assert batch["unreadable"].tolist() == [0, -1]
         loss, sums = task.loss(task.module, batch)

@@ -1,5 +1,7 @@
 """The nets: their layers as released, and dense evaluation against cropping every window."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -242,7 +244,7 @@ def test_images_of_other_shapes_are_refused(make_net, images, words):
 
 @pytest.mark.parametrize("stride", ["medium", 1, None])
 def test_other_strides_are_refused(make_net, stride):
-    with pytest.raises(ValueError, match=f"stride is 'coarse' or 'fine', not {stride!r}"):
+    with pytest.raises(ValueError, match=f"stride must be 'coarse' or 'fine', not {stride!r}"):
         make_net("small")(pixels(60, 60), stride)
 
 
@@ -276,10 +278,10 @@ def test_what_cannot_be_built_is_refused():
             build("small", classes)
 
 
-def test_replace_classes_changes_the_last_layer_alone(make_net):
+def test_reset_classifier_changes_the_last_layer_alone(make_net):
     net = make_net("small").half()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    net.reset_classifier(["cat", "dog", "owl"], std=0.5)
+    net.reset_classifier(["cat", "dog", "owl"])
     assert net.num_classes == 3 and net.class_names == ["cat", "dog", "owl"]
     after = net.state_dict()
     assert before.keys() == after.keys()
@@ -287,7 +289,7 @@ def test_replace_classes_changes_the_last_layer_alone(make_net):
         if not name.startswith("fc_layers.2"):
             assert torch.equal(before[name], after[name])
     assert after["fc_layers.2.weight"].shape == (3, 256, 1, 1) and after["fc_layers.2.weight"].dtype == torch.float16
-    assert after["fc_layers.2.weight"].std().item() == pytest.approx(0.5, rel=0.2)
+    assert after["fc_layers.2.weight"].std().item() == pytest.approx(0.01, rel=0.2)
     assert not after["fc_layers.2.bias"].any()
     assert net.float()(pixels(47, 47)).shape == (1, 3, 1, 1)
 
@@ -297,11 +299,12 @@ def test_replacing_all_classes_by_none_is_refused(make_net):
         make_net("small").reset_classifier([])
 
 
-def test_fresh_weights_are_those_of_the_paper():
-    net = build("small", 10)
+def test_initial_weights_follow_the_architecture():
+    small = ARCHITECTURES["small"]
+    net = build(replace(small, init_std=0.01), 10)
     for layer in (*net.conv_layers, *net.fc_layers):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1) and not layer.bias.any()
-    net.init_weights(std=None)
+    net = build("small", 10)
     for layer in (*net.conv_layers, *net.fc_layers):
         he = (2 / layer.weight[0].numel()) ** 0.5
         assert layer.weight.std().item() == pytest.approx(he, rel=0.1)
@@ -320,7 +323,7 @@ def test_dropout_in_training_only(make_net):
         assert torch.equal(net(images, "fine"), calm)
 
 
-def test_dropout_keeps_the_mean_and_drops_its_share(make_net):
+def test_dropout_keeps_the_mean_and_drops_its_fraction(make_net):
     """With identities for the later layers, what dropout did to the first is what comes out."""
     net = make_net("small", classes=256).train()
     images = image_for(net, 12, 15)

@@ -1,5 +1,6 @@
 """Sizes, strides, scales and windows, against the released nets' tables and against brute force."""
 
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_six_scales_of_the_accurate_net(size, maps, pooled, fine):
     assert Grid(221, 36, size, size).shape == tuple(n // 3 for n in fine)
 
 
-def test_six_scales_have_1575_fine_places_and_turn_with_the_image():
+def test_six_scales_have_1575_fine_positions_and_turn_with_the_image():
     accurate = ARCHITECTURES["accurate"]
     sizes = [size for size, *_ in SIX_SCALES]
     assert six_scales(accurate, 300, 400) == six_scales(accurate, 256, 256) == sizes
@@ -113,19 +114,23 @@ def test_slab_pads_only_at_the_border(name):
 
 
 @pytest.mark.parametrize("name", STRIDES)
-@pytest.mark.parametrize("image", [(54, 54), (300, 400), (375, 500), (64, 640), (199, 200)])
-def test_derived_scales_fit_exactly_grow_and_keep_proportions(name, image):
+def test_derived_scales_fit_exactly_with_the_ratios_of_table_5(name):
     fit, step = FITS[name], FITS[name].stride * FITS[name].pool
-    sizes = fit.six_scales(*image)
-    assert len(sizes) == 6
-    for k, size in enumerate(sizes):
-        for side in size:
+    sizes = fit.six_scales()
+    ratios = [(1.11, 1.11), (1.27, 1.43), (1.43, 1.76), (1.76, 2.09), (1.92, 2.25), (2.09, 2.57)]
+    for size, ratio in zip(sizes, ratios, strict=True):
+        for side, of_window in zip(size, ratio, strict=True):
             assert ((side - fit.window) // fit.stride + 1) % fit.pool == 0
             assert (side - fit.window) % fit.stride == 0  # no pixel is left over
-        assert abs(size[0] - sizes[0][0] * 1.4**k) <= step / 2
-        assert abs(size[1] - size[0] * image[1] / image[0]) <= step / 2
+            assert abs(side - of_window * fit.window) <= step / 2 + 0.006 * fit.window  # ratios of two digits
     assert min(sizes[0]) == fit.window + fit.stride * (fit.pool - 1)
-    assert fit.six_scales(image[1], image[0]) == [size[::-1] for size in sizes]
+    architecture = replace(ARCHITECTURES[name], scales=None)
+    assert six_scales(architecture, 400, 300) == [size[::-1] for size in six_scales(architecture, 300, 400)]
+    assert six_scales(architecture, 300, 400) == six_scales(architecture, 10, 900) == sizes
+
+
+def test_table_5_is_what_is_derived_for_the_accurate_net():
+    assert FITS["accurate"].six_scales() == list(ARCHITECTURES["accurate"].scales)
 
 
 def test_nearest_fit_is_the_nearest():
@@ -171,10 +176,10 @@ def test_place_is_the_nearest_window(grid, flipped):
     boxes = grid.boxes()
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2
     for i, j in np.ndindex(*grid.shape):
-        assert grid.place(*centres[i, j]) == (i, j)
+        assert grid.position(*centres[i, j]) == (i, j)
     random = np.random.default_rng(0)
     for x, y in random.uniform(-20, np.array(grid.image[::-1]) + 20, (50, 2)):
-        i, j = grid.place(x, y)
+        i, j = grid.position(x, y)
         assert abs(centres[i, j, 0] - x) == pytest.approx(np.abs(centres[0, :, 0] - x).min())
         assert abs(centres[i, j, 1] - y) == pytest.approx(np.abs(centres[:, 0, 1] - y).min())
 

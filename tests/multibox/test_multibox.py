@@ -10,87 +10,87 @@ from safetensors.torch import load_file, save_file
 from overfeat import InputError, load, load_multibox, save, save_multibox
 from overfeat.cli.main import main
 from overfeat.data.resize import resize_crop
-from overfeat.dense.detections import Detections, guesses
+from overfeat.dense.detections import Detections, best_per_class
 from overfeat.metrics.average_precision import Boxes
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.multibox import OUTPUT_SCALE, MultiBox
 from overfeat.multibox.evaluate import at_5, class_agnostic, detection_rate, rate_table
-from overfeat.multibox.predict import classify_boxes, crops_of, detect_multibox, names_of, propose, with_classes
+from overfeat.multibox.predict import classify_boxes, detect_multibox, label_names, propose, square_crops, with_classes
 from overfeat.ops.boxes import iou
 
 IMAGE = torch.randint(0, 256, (3, 120, 200), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def fixed(boxes, logits, names=None):
-    """A model that gives these boxes [K, 4] (for every class), whatever it sees."""
+    """A model that gives these boxes [K, 4] (for every class) for any image."""
     architecture = ARCHITECTURES["small"].with_input_size(47, (8,))
     model = MultiBox(architecture, len(boxes), names, torch.tensor(boxes))
     last = model.net.fc_layers[-1]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.zero_()
-        last.bias.view(model.groups, len(boxes), 5)[..., 4] = torch.tensor(logits)
+        last.bias.view(model.num_groups, len(boxes), 5)[..., 4] = torch.tensor(logits)
     return model.eval()
 
 
 def test_crops_are_the_middle_and_nine_windows_that_cover_the_image():
-    assert crops_of(120, 200, "centre") == [(40, 0, 160, 120)]
-    # 60 % of 200 is the shorter side: three places are left, one of them the middle.
-    assert crops_of(120, 200, "both") == [(40, 0, 160, 120), (0, 0, 120, 120), (80, 0, 200, 120)]
-    found = crops_of(100, 100, "both")
-    assert found[0] == (0, 0, 100, 100) and len(found) == 10
-    assert {(x2 - x1, y2 - y1) for x1, y1, x2, y2 in found[1:]} == {(60, 60)}
-    assert {(x1, y1) for x1, y1, _, _ in found[1:]} == {(x, y) for x in (0, 20, 40) for y in (0, 20, 40)}
+    assert square_crops(120, 200, "centre") == [(40, 0, 160, 120)]
+    # 60 % of 200 is the shorter side: three crops are left, one of them the middle.
+    assert square_crops(120, 200, "both") == [(40, 0, 160, 120), (0, 0, 120, 120), (80, 0, 200, 120)]
+    results = square_crops(100, 100, "both")
+    assert results[0] == (0, 0, 100, 100) and len(results) == 10
+    assert {(x2 - x1, y2 - y1) for x1, y1, x2, y2 in results[1:]} == {(60, 60)}
+    assert {(x1, y1) for x1, y1, _, _ in results[1:]} == {(x, y) for x in (0, 20, 40) for y in (0, 20, 40)}
     for height, width in ((1, 1), (1, 50), (37, 20), (500, 3)):
-        for x1, y1, x2, y2 in crops_of(height, width, "both"):
+        for x1, y1, x2, y2 in square_crops(height, width, "both"):
             assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and x2 - x1 == y2 - y1
-    with pytest.raises(InputError, match="one of both, centre, not 'all'"):
-        crops_of(10, 10, "all")
+    with pytest.raises(InputError, match="must be one of both, centre, not 'all'"):
+        square_crops(10, 10, "all")
 
 
-def test_boxes_are_mapped_back_and_cut():
+def test_boxes_are_mapped_back_and_clipped():
     model = fixed([[0.25, 0.25, 0.5, 0.75], [-0.5, 0.5, 0.2, 1.5], [0.9, 0.9, 0.7, 0.6]], [0.0, 1.0, 2.0])
-    found = propose(model, IMAGE, "centre")
+    results = propose(model, IMAGE, crops="centre")
     # Edges in the wrong order are exchanged; only the image cuts, not the square, which starts at 40.
     expected = [[124, 72, 148, 108], [0, 60, 64, 120], [70, 30, 100, 90]]
-    torch.testing.assert_close(found.boxes, torch.tensor(expected, dtype=torch.float32))
-    torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid())
-    assert found.labels.tolist() == [0, 0, 0]
+    torch.testing.assert_close(results.boxes, torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(results.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid())
+    assert results.labels.tolist() == [0, 0, 0]
 
 
 def test_boxes_are_mapped_back_in_a_tall_image():
-    found = propose(fixed([[0.25, 0.25, 0.5, 0.75]], [0.0]), IMAGE.transpose(1, 2), "centre")
-    torch.testing.assert_close(found.boxes, torch.tensor([[30.0, 70, 60, 130]]))
+    results = propose(fixed([[0.25, 0.25, 0.5, 0.75]], [0.0]), IMAGE.transpose(1, 2), crops="centre")
+    torch.testing.assert_close(results.boxes, torch.tensor([[30.0, 70, 60, 130]]))
 
 
 def test_of_overlapping_boxes_the_surest_stays():
     model = fixed([[0.1, 0.1, 0.5, 0.5], [0.12, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.95]], [0.0, 1.0, -1.0])
-    assert len(propose(model, IMAGE, "centre", 1.0)) == 3
-    found = propose(model, IMAGE, "centre", 0.5)
-    assert found.scores.tolist() == [pytest.approx(0.7310586), pytest.approx(0.26894143)]
-    assert (iou(found.boxes, found.boxes).fill_diagonal_(0) <= 0.5).all()
+    assert len(propose(model, IMAGE, crops="centre", nms_iou_threshold=1.0)) == 3
+    results = propose(model, IMAGE, crops="centre", nms_iou_threshold=0.5)
+    assert results.scores.tolist() == [pytest.approx(0.7310586), pytest.approx(0.26894143)]
+    assert (iou(results.boxes, results.boxes).fill_diagonal_(0) <= 0.5).all()
 
 
 def test_boxes_out_of_the_image_are_none():
     model = fixed([[1.5, 0.1, 1.9, 0.5], [0.2, 0.2, 0.2, 0.9], [0.1, 0.1, 0.5, 0.5]], [3.0, 2.0, 1.0])
-    assert len(propose(model, IMAGE[:, :, :120], "centre")) == 1
+    assert len(propose(model, IMAGE[:, :, :120], crops="centre")) == 1
 
 
 def test_all_crops_give_their_boxes():
     model = fixed([[0.4, 0.4, 0.6, 0.6]], [0.0])
-    found = propose(model, IMAGE[:, :100, :100], "both")
-    middles = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    results = propose(model, IMAGE[:, :100, :100], crops="both")
+    middles = (results.boxes[:, :2] + results.boxes[:, 2:]) / 2
     # The nine windows of 60 px around 30, 50, 70; the whole image's box is suppressed by the first of equals.
     expected = {(50.0, 50.0)} | {(x, y) for x in (30.0, 50.0, 70.0) for y in (30.0, 50.0, 70.0)}
     assert {tuple(round(v, 3) for v in middle) for middle in middles.tolist()} == expected
 
 
-def test_boxes_of_classes_are_suppressed_class_by_class():
+def test_nms_is_by_class():
     model = fixed([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52]], [0.0, 1.0], ["cat", "dog"])
-    found = propose(model, IMAGE, "centre")
-    assert sorted(found.labels.tolist()) == [0, 1] and names_of(model, None) == ["cat", "dog"]
-    found = detect_multibox(model, None, IMAGE, "centre")
-    assert sorted(found.labels.tolist()) == [0, 1]
+    results = propose(model, IMAGE, crops="centre")
+    assert sorted(results.labels.tolist()) == [0, 1] and label_names(model, None) == ["cat", "dog"]
+    results = detect_multibox(model, None, IMAGE, crops="centre")
+    assert sorted(results.labels.tolist()) == [0, 1]
 
 
 @pytest.fixture
@@ -103,41 +103,46 @@ def classifier(make_net):
 
 @pytest.mark.parametrize("square", ["maximum", "minimum"])
 def test_boxes_are_classified_on_their_squares(classifier, square, monkeypatch):
-    monkeypatch.setattr("overfeat.multibox.predict.AT_ONCE", 2)
+    monkeypatch.setattr("overfeat.multibox.predict.SQUARE_BATCH", 2)
     boxes = torch.tensor([[10.0, 20, 50, 60], [100, 10, 180, 90], [20, 20, 60, 100]])
-    found = classify_boxes(classifier, IMAGE, boxes, square)
+    results = classify_boxes(classifier, IMAGE, boxes, square=square)
     squares = {"maximum": [[10, 20, 50, 60], [100, 10, 180, 90], [0, 20, 80, 100]],
                "minimum": [[10, 20, 50, 60], [100, 10, 180, 90], [20, 40, 60, 80]]}[square]  # fmt: skip
-    parts = torch.stack([resize_crop(IMAGE, one, 47) for one in squares])
+    batch = torch.stack([resize_crop(IMAGE, one, 47) for one in squares])
     with torch.no_grad():
-        expected = classifier(parts).flatten(1).softmax(dim=1)[:, :2]
-    torch.testing.assert_close(found, expected)
+        expected = classifier(batch).flatten(1).softmax(dim=1)[:, :2]
+    torch.testing.assert_close(results, expected)
     assert classify_boxes(classifier, IMAGE, boxes[:0]).shape == (0, 2)
 
 
 def test_scores_are_products_and_every_class_counts(classifier):
     model = fixed([[0.1, 0.1, 0.5, 0.5], [0.6, 0.5, 0.9, 0.9]], [0.0, 1.0])
-    boxes = propose(model, IMAGE, "centre")
-    shares = classify_boxes(classifier, IMAGE, boxes.boxes)
-    found = detect_multibox(model, classifier, IMAGE, "centre", least=0.0)
-    assert len(found) == 4 and (found.scores.diff() <= 0).all()
+    boxes = propose(model, IMAGE, crops="centre")
+    probabilities = classify_boxes(classifier, IMAGE, boxes.boxes)
+    results = detect_multibox(model, classifier, IMAGE, crops="centre", score_threshold=0.0)
+    assert len(results) == 4 and (results.scores.diff() <= 0).all()
     for i in range(4):
-        box = (boxes.boxes == found.boxes[i]).all(dim=1).nonzero().item()
-        assert float(found.scores[i]) == pytest.approx(float(boxes.scores[box] * shares[box, found.labels[i]]))
-        assert found.sums[i] == boxes.scores[box] and found.best[i] == shares[box, found.labels[i]]
-    least = float(found.scores[1])
-    assert len(detect_multibox(model, classifier, IMAGE, "centre", least=least)) == 2
-    assert len(detect_multibox(model, classifier, IMAGE, "centre", top=1, least=0.0)) == 2
-    best = guesses(found)  # one box a class, as the localization task has it
+        box = (boxes.boxes == results.boxes[i]).all(dim=1).nonzero().item()
+        assert float(results.scores[i]) == pytest.approx(
+            float(boxes.scores[box] * probabilities[box, results.labels[i]])
+        )
+        assert (
+            results.confidence_sum[i] == boxes.scores[box]
+            and results.max_score[i] == probabilities[box, results.labels[i]]
+        )
+    least = float(results.scores[1])
+    assert len(detect_multibox(model, classifier, IMAGE, crops="centre", score_threshold=least)) == 2
+    assert len(detect_multibox(model, classifier, IMAGE, crops="centre", max_detections=1, score_threshold=0.0)) == 2
+    best = best_per_class(results)  # one box a class, as the localization task has it
     assert sorted(best.labels.tolist()) == [0, 1]
-    assert float(best.scores[0]) == float(found.scores[0])
+    assert float(best.scores[0]) == float(results.scores[0])
 
 
 def test_what_does_not_fit_is_refused(classifier):
     model = fixed([[0.1, 0.1, 0.5, 0.5]], [0.0])
-    with pytest.raises(InputError, match="top is 1 or more"):
-        detect_multibox(model, classifier, IMAGE, top=0)
-    with pytest.raises(InputError, match="of classes already"):
+    with pytest.raises(InputError, match="max_detections must be 1 or more"):
+        detect_multibox(model, classifier, IMAGE, max_detections=0)
+    with pytest.raises(InputError, match="have classes already"):
         detect_multibox(fixed([[0.1, 0.1, 0.5, 0.5]], [0.0], ["cat", "dog"]), classifier, IMAGE)
     with pytest.raises(ValueError, match="one image at a time"):
         propose(model, IMAGE[None].repeat(2, 1, 1, 1))
@@ -161,9 +166,9 @@ def test_what_does_not_fit_is_refused(classifier):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (40, 7), (900, 1200)])
 def test_images_of_any_size(classifier, size):
     model = fixed([[0.1, 0.1, 0.9, 0.9], [-3.0, -3.0, 3.0, 3.0]], [0.0, 1.0])
-    found = detect_multibox(model, classifier, torch.zeros(3, *size, dtype=torch.uint8), least=0.0)
-    assert len(found) >= 2 and found.scores.isfinite().all()
-    assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([size[1], size[0]] * 2)).all()
+    results = detect_multibox(model, classifier, torch.zeros(3, *size, dtype=torch.uint8), score_threshold=0.0)
+    assert len(results) >= 2 and results.scores.isfinite().all()
+    assert (results.boxes >= 0).all() and (results.boxes <= torch.tensor([size[1], size[0]] * 2)).all()
 
 
 @pytest.mark.parametrize("names", [None, ["cat", "dog"]])
@@ -174,10 +179,10 @@ def test_a_file_gives_the_same_model_back(tmp_path, names, priors):
     model = MultiBox(ARCHITECTURES["small"].with_input_size(60, (8, 6)), 7, names, given).eval()
     model.flip = False
     save_multibox(model, tmp_path / "a.safetensors")
-    found = load_multibox(tmp_path / "a.safetensors")
-    assert found.to_json() == model.to_json() and found.net.architecture == model.net.architecture
-    image = torch.rand(1, 3, model.side, model.side) * 255
-    for ours, theirs in zip(model(image), found(image), strict=True):
+    results = load_multibox(tmp_path / "a.safetensors")
+    assert results.to_json() == model.to_json() and results.net.architecture == model.net.architecture
+    image = torch.rand(1, 3, model.image_size, model.image_size) * 255
+    for ours, theirs in zip(model(image), results(image), strict=True):
         assert torch.equal(ours, theirs)
     save_multibox(model, tmp_path / "half.safetensors", torch.float16)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "a.safetensors").stat().st_size
@@ -199,7 +204,8 @@ def test_files_of_another_kind_are_refused(tmp_path, make_net):
 
     with safe_open(boxes, framework="pt") as file:
         metadata = file.metadata()
-    changes = ({"boxes": 2}, {"boxes": "many"}, {"boxes": 0}, {"boxes": 10**9}, {"boxes": True}, {"priors": False})
+    wrong_numbers = ({"num_boxes": value} for value in (2, "many", 0, 10**9, True))
+    changes = (*wrong_numbers, {"priors": False})
     names = ({"class_names": value} for value in ([], "x", {"x": 1}, [None], [["x"]]))
     for change in (*changes, *names):
         broken = {**metadata, "multibox": json.dumps({**json.loads(metadata["multibox"]), **change})}
@@ -217,14 +223,14 @@ def test_outputs_are_added_to_the_priors():
     torch.testing.assert_close(boxes[0, 0, 0], expected)
 
 
-def found_in(boxes, scores):
+def detections_of(boxes, scores):
     boxes, scores = torch.tensor(boxes).view(-1, 4).float(), torch.tensor(scores)
     labels = torch.zeros(len(boxes), dtype=torch.int64)
-    return Detections(boxes, labels, scores, torch.ones_like(labels), scores, scores)
+    return Detections.from_boxes(boxes, labels, scores)
 
 
-def labelled(found, labels):
-    return replace(found, labels=torch.tensor(labels))
+def labelled(detections, labels):
+    return replace(detections, labels=torch.tensor(labels))
 
 
 TRUTHS = [
@@ -233,53 +239,53 @@ TRUTHS = [
     Boxes(torch.tensor([[5.0, 5, 15, 15]]), torch.tensor([1]), difficult=torch.tensor([False])),
     Boxes(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), difficult=torch.empty(0, dtype=torch.bool)),
 ]  # fmt: skip
-FOUND = [
-    found_in(
+DETECTIONS = [
+    detections_of(
         [[40, 0, 50, 10], [0, 0, 10, 9], [1, 0, 10, 10], [20, 0, 30, 9], [0, 50, 10, 60]], [0.9, 0.8, 0.7, 0.6, 0.5]
     ),
-    found_in([[5, 5, 15, 13]], [0.95]),
-    found_in([[0, 0, 5, 5]], [0.1]),
+    detections_of([[5, 5, 15, 13]], [0.95]),
+    detections_of([[0, 0, 5, 5]], [0.1]),
 ]
 
 
 def test_detection_rate_counts_objects_found_by_the_best_boxes():
-    rate = detection_rate(FOUND, TRUTHS)
+    rate = detection_rate(DETECTIONS, TRUTHS)
     assert rate[:5] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1, 1], abs=1e-6) and rate[-1] == 1
-    assert detection_rate([found_in([], [])], TRUTHS[:1]) == [0.0] * len(rate)
+    assert detection_rate([detections_of([], [])], TRUTHS[:1]) == [0.0] * len(rate)
 
 
 def test_class_agnostic_precision():
     """In falling score: right, wrong, right, a second box for it, right, one that does not count, wrong."""
-    found = class_agnostic(FOUND, TRUTHS)
-    assert found["recall"] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1], abs=1e-3)
-    assert found["precision"] == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2, 3 / 5, 3 / 6], abs=1e-3)
-    assert found["ap"] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    results = class_agnostic(DETECTIONS, TRUTHS)
+    assert results["recall"] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1], abs=1e-3)
+    assert results["precision"] == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2, 3 / 5, 3 / 6], abs=1e-3)
+    assert results["ap"] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
 
 
-def test_five_guesses():
+def test_top_5_predictions():
     """One of them names an object, and overlaps it by half; an image without objects does not count."""
-    # A wrong place for class 1, the right one for class 0; class 1 as the sixth guess.
-    first = labelled(found_in([[40, 0, 50, 10], [0, 0, 10, 9]], [0.9, 0.5]), [1, 0])
-    others = labelled(found_in([[5, 5, 15, 13]] * 6, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), [2, 3, 4, 5, 6, 1])
-    assert at_5([first[:1], others, FOUND[2]], TRUTHS) == {"detection5": 0.0, "classification5": 0.5}
-    assert at_5([first, others, FOUND[2]], TRUTHS) == {"detection5": 0.5, "classification5": 0.5}
-    assert at_5([first, others[1:], FOUND[2]], TRUTHS) == {"detection5": 1.0, "classification5": 1.0}
+    # A wrong box for class 1, the right one for class 0; class 1 as the sixth prediction.
+    first = labelled(detections_of([[40, 0, 50, 10], [0, 0, 10, 9]], [0.9, 0.5]), [1, 0])
+    others = labelled(detections_of([[5, 5, 15, 13]] * 6, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), [2, 3, 4, 5, 6, 1])
+    assert at_5([first[:1], others, DETECTIONS[2]], TRUTHS) == {"detection5": 0.0, "classification5": 0.5}
+    assert at_5([first, others, DETECTIONS[2]], TRUTHS) == {"detection5": 0.5, "classification5": 0.5}
+    assert at_5([first, others[1:], DETECTIONS[2]], TRUTHS) == {"detection5": 1.0, "classification5": 1.0}
 
 
-def test_boxes_of_several_classes_around_one_object_are_one_of_anything():
-    several = labelled(found_in([[0, 0, 10, 10]] * 3, [0.9, 0.8, 0.7]), [0, 1, 2])
+def test_boxes_of_several_classes_around_one_object_are_one_class_agnostic_box():
+    several = labelled(detections_of([[0, 0, 10, 10]] * 3, [0.9, 0.8, 0.7]), [0, 1, 2])
     truth = [Boxes(torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), torch.tensor([0, 0]))]
     assert class_agnostic([several], truth)["precision"] == [1.0]
-    other = found_in([[50, 50, 60, 60]], [0.1])
+    other = detections_of([[50, 50, 60, 60]], [0.1])
     both = Detections(*(torch.cat(pair) for pair in zip(vars(several).values(), vars(other).values(), strict=True)))
     assert detection_rate([both], truth)[:2] == [0.5, 1.0]
 
 
 def test_figures_as_text():
-    rate = detection_rate(FOUND, TRUTHS)
+    rate = detection_rate(DETECTIONS, TRUTHS)
     results = {
         "rate": rate,
-        "agnostic": class_agnostic(FOUND, TRUTHS),
+        "agnostic": class_agnostic(DETECTIONS, TRUTHS),
         "windows": {"5": {"detection5": 0.25, "classification5": 0.5}},
     }
     lines = rate_table(results).splitlines()
@@ -287,13 +293,13 @@ def test_figures_as_text():
 
 
 def test_combining_keeps_the_order_of_scores():
-    found = with_classes(FOUND[0], torch.rand(5, 3), 0.0)
-    assert len(found) == 15 and (found.scores.diff() <= 0).all()
+    results = with_classes(DETECTIONS[0], torch.rand(5, 3), score_threshold=0.0)
+    assert len(results) == 15 and (results.scores.diff() <= 0).all()
 
 
 def test_convert_halves_a_file(tmp_path, capsys):
     save_multibox(fixed([[0.1, 0.1, 0.5, 0.5]], [1.5]), tmp_path / "a.safetensors")
     assert main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--half"]) == 0
-    assert len(propose(load_multibox(tmp_path / "b.safetensors"), IMAGE, "centre")) == 1
+    assert len(propose(load_multibox(tmp_path / "b.safetensors"), IMAGE, crops="centre")) == 1
     assert main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "net_weight_9")]) == 1
     assert "go to .safetensors alone" in capsys.readouterr().err

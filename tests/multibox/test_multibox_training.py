@@ -10,12 +10,12 @@ import torch
 from overfeat.data.readers.coco import read_coco
 from overfeat.detection.train import detector_from
 from overfeat.errors import InputError
-from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.architecture import ARCHITECTURES, MULTIBOX_ARCHITECTURES
 from overfeat.models.checkpoint import load, load_multibox
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
 from overfeat.multibox.matching import ALPHA, fit_priors, hungarian_match, multibox_loss
-from overfeat.multibox.train import NETS, BoxClassifierTask, MultiBoxTask, _missed, copy_matching_weights
+from overfeat.multibox.train import BoxClassifierTask, MultiBoxTask, _missed, copy_matching_weights
 from overfeat.training.config import TrainConfig
 from overfeat.training.trainer import train
 
@@ -183,12 +183,12 @@ def test_settings_that_do_not_fit_are_refused(multi_object, changes, message):
 
 
 def test_the_nets_see_the_squares_they_are_made_for():
-    for name, architecture in NETS.items():
+    for name, architecture in MULTIBOX_ARCHITECTURES.items():
         with torch.device("meta"):
             model = MultiBox(architecture, 3)
-        assert model.side == architecture.window, name
-    model = MultiBox(NETS["small"], 3)
-    boxes, logits = model(torch.zeros(2, 3, model.side, model.side))
+        assert model.image_size == architecture.window, name
+    model = MultiBox(MULTIBOX_ARCHITECTURES["small"], 3)
+    boxes, logits = model(torch.zeros(2, 3, model.image_size, model.image_size))
     assert boxes.shape == (2, 1, 3, 4) and logits.shape == (2, 1, 3)
     with pytest.raises(ValueError, match="143 px squares"):
         model(torch.zeros(1, 3, 150, 150))
@@ -249,7 +249,7 @@ def test_objects_that_the_surest_boxes_miss(monkeypatch):
 
 
 def test_layers_are_adopted_up_to_the_first_of_another_form():
-    model, source = MultiBox(NETS["small"], 3), OverFeat(ARCHITECTURES["small"], 2)
+    model, source = MultiBox(MULTIBOX_ARCHITECTURES["small"], 3), OverFeat(ARCHITECTURES["small"], 2)
     assert copy_matching_weights(model.net.conv_layers, source.conv_layers) == 6 and len(model.net.conv_layers) == 9
     for layer, known in zip(model.net.conv_layers, source.conv_layers, strict=False):
         assert torch.equal(layer.weight, known.weight)

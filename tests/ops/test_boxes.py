@@ -94,7 +94,7 @@ WINDOW = one(10, 20, 30, 60)
 
 @pytest.mark.parametrize(
     ("form", "values"),
-    [("edges", [0.25, 0.25, 0.75, 0.75]), ("centre", [0.5, 0.5, math.log(0.5), math.log(0.5)])],
+    [("xyxy", [0.25, 0.25, 0.75, 0.75]), ("cxcywh", [0.5, 0.5, math.log(0.5), math.log(0.5)])],
 )
 def test_boxes_in_a_windows_frame(form, values):
     box, values = one(15, 30, 25, 50), one(*values)
@@ -111,7 +111,7 @@ def test_boxes_in_a_windows_frame(form, values):
 
 def test_decoded_boxes_are_boxes():
     assert box_ops.decode(one(0.75, 0.25, 0.25, 0.5), WINDOW).tolist() == [[15, 30, 25, 40]]
-    assert box_ops.decode(one(0, 0, 1e9, 1e9), WINDOW, "centre").isfinite().all()
+    assert box_ops.decode(one(0, 0, 1e9, 1e9), WINDOW, "cxcywh").isfinite().all()
 
 
 def test_paired_overlaps():

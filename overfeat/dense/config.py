@@ -1,0 +1,94 @@
+"""How an image is evaluated densely: scales, mirror image, stride, memory. Imports no torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Union
+
+from overfeat.errors import ArgumentError
+from overfeat.models.architecture import Stride
+
+STRIDES = ("fine", "coarse")
+MEMORY_LIMIT = 1 << 30  # bytes
+
+
+@dataclass(frozen=True, init=False)
+class SixScales:
+    """Some of a net's six scales (sections 3.3 and 4.2, table 5), by their numbers from 1 to 6.
+
+    `SixScales(1, 2, 4, 6)` are the paper's "4 scales"; `SixScales()` are all six.
+    """
+
+    numbers: tuple[int, ...]
+
+    def __init__(self, *numbers: int):
+        if not all(type(number) is int and 1 <= number <= 6 for number in numbers):
+            raise ArgumentError("scales", f"must be numbers of the six scales, 1 to 6; not {list(numbers)}")
+        object.__setattr__(self, "numbers", numbers or (1, 2, 3, 4, 5, 6))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __str__(self) -> str:
+        return "six" if len(self) == 6 else f"six:{','.join(map(str, self.numbers))}"
+
+
+Scale = float | tuple[int, int]  # a factor of the image's own size, or (height, width)
+Scales = Union[Literal["six"], SixScales, Sequence[Scale], None]  # noqa: UP007 (Literal | class fails at run time)
+
+
+def check_scales(scales: Scales) -> SixScales | tuple[Scale, ...] | None:
+    """The scales in one form: `SixScales`, or a tuple of factors and sizes; None stays None.
+
+    Raises:
+        ArgumentError: For anything else. Whole numbers are refused: a factor is a float.
+    """
+    if scales is None or isinstance(scales, SixScales):
+        return scales
+    if isinstance(scales, str):
+        if scales != "six":
+            raise ArgumentError("scales", f"must be 'six', factors or sizes, not {scales!r}")
+        return SixScales()
+    if not isinstance(scales, Sequence) or not scales:
+        raise ArgumentError("scales", f"must be 'six' or at least one factor or size, not {scales!r}")
+    return tuple(_check_scale(scale) for scale in scales)
+
+
+def _check_scale(scale: Scale) -> Scale:
+    if isinstance(scale, float) and 0 < scale < math.inf:
+        return float(scale)
+    if isinstance(scale, (tuple, list)) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
+        return scale[0], scale[1]
+    hint = f"; the six scales are 'six' or SixScales({scale})" if type(scale) is int and 1 <= scale <= 6 else ""
+    raise ArgumentError("scales", f"must be factors such as 0.5 or sizes (height, width), not {scale!r}{hint}")
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """Everything that steers a dense evaluation.
+
+    Attributes:
+        scales: `"six"`, or `SixScales(1, 2, 4, 6)` for some of the six scales; or a sequence of factors of the
+            image's own size (floats, rounded to an exact fit of the net's stride; 1.0 is the image as it is,
+            not resized) and sizes (height, width), turned so that the longer side lies along the image's. None:
+            the net's own, `net.scale_factors` for a detector, else the six scales.
+        flip: Whether the mirror image is evaluated as well; None: as the net was trained, `net.flip`.
+        stride: "fine" applies the last pooling at every offset (section 3.3), "coarse" at the first alone.
+        memory_limit: Bytes for intermediate maps; what needs more is evaluated in tiles, to the same result up to
+            rounding.
+
+    Raises:
+        ArgumentError: For values that none of these allow.
+    """
+
+    scales: Scales = None
+    flip: bool | None = None
+    stride: Stride = "fine"
+    memory_limit: int = MEMORY_LIMIT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", check_scales(self.scales))
+        if self.stride not in STRIDES:
+            raise ArgumentError("stride", f"must be 'fine' or 'coarse', not {self.stride!r}")
+        if not self.memory_limit > 0:
+            raise ArgumentError("memory_limit", f"must be a number of bytes above 0, not {self.memory_limit}")
