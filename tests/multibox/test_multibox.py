@@ -302,4 +302,4 @@ def test_convert_halves_a_file(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--half"]) == 0
     assert len(propose(load_multibox(tmp_path / "b.safetensors"), IMAGE, crops="centre")) == 1
     assert main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "net_weight_9")]) == 1
-    assert "go to .safetensors alone" in capsys.readouterr().err
+    assert "can only become .safetensors" in capsys.readouterr().err
