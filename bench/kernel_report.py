@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -85,13 +86,8 @@ class Compiled:
 class _Driver:
     """Substitute for Triton's driver: names the target, keeps binaries, launches nothing."""
 
-<<<<<<< Updated upstream
-    def __init__(self, chip: Chip):
-        self.chip, self.utils, self.binaries, self.source = chip, self, [], None
-=======
     def __init__(self, chip: Chip, kind: str):
-        self.chip, self.kind, self.utils, self.found, self.source = chip, kind, self, [], None
->>>>>>> Stashed changes
+        self.chip, self.kind, self.utils, self.binaries, self.source = chip, kind, self, [], None
 
     def get_current_target(self) -> GPUTarget:
         return self.chip.target
@@ -125,31 +121,34 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
         maps = torch.empty(shape, dtype=dtype, device="meta")
         return maps.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else maps
 
-    def call(places: int, channels: int, parts: int = 1, bias: bool = True, backward: bool = False, **forced) -> None:
-        maps, weight = [empty(1, channels, 15, 14 + places)], empty(4 * channels, channels, 5, 5)
-        with launch.forced(parts=parts, **forced):
+    def call(
+        positions: int, channels: int, split_k: int = 1, bias: bool = True, backward: bool = False,
+        pool: launch.Pool | None = None,
+    ) -> None:  # fmt: skip
+        maps, weight = [empty(1, channels, 15, 14 + positions)], empty(4 * channels, channels, 5, 5)
+        with launch.override(split_k=split_k, pool=pool):
             skip_classifier.forward(maps, weight, empty(4 * channels) if bias else None, 3, relu=True)
         if backward:
-            grad, output = empty(places, 4 * channels), empty(places, 4 * channels)
+            grad, output = empty(positions, 4 * channels), empty(positions, 4 * channels)
             skip_classifier.backward(grad, maps, weight, output, 3, True, True)
 
     name = launch.arithmetic(dtype, kind)
-    for most, _ in launch.tiles(f"{name}, inside", chip.capability):
-        yield lambda most=most: call(min(most, 200), 1024, pool="inside")
-    for most, _ in launch.tiles(name, chip.capability):
-        places = min(most, 200)
-        yield lambda places=places: call(places, 1024, pool="apart", backward=True)
-        yield lambda places=places: call(places, 1024, parts=4, pool="apart")
-    yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's
-    yield lambda: call(200, 1000, bias=False, pool="apart")  # channels not divisible by 16
+    for max_rows, _ in launch.tiles(f"{name}, fused", chip.capability):
+        yield partial(call, min(max_rows, 200), 1024, pool="fused")
+    for max_rows, _ in launch.tiles(name, chip.capability):
+        yield partial(call, min(max_rows, 200), 1024, pool="separate", backward=True)
+        yield partial(call, min(max_rows, 200), 1024, split_k=4, pool="separate")
+    yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's k
+    yield lambda: call(200, 1000, bias=False, pool="separate")  # channels not divisible by 16
     if kind == "ieee":  # boxes are float32 or float64
         for number, sizes in launch.MERGE_TILES.items():
             for tile in sizes:
-                lengths = [3 * tile.block] if tile.tiled else [tile.most] * 3
+                lengths = [3 * tile.block] if tile.tiled else [tile.max_boxes] * 3
                 boxes = torch.empty(3 * tile.block, 4, dtype=number, device="meta")
                 matches = box_merge.MATCH_METRICS if (tile.tiled or tile == sizes[0]) else ["normalised"]
-                for match, average in zip(matches, ("pairwise", "counts", "pairwise")):  # noqa: B905
-                    yield lambda b=boxes, n=lengths, m=match, a=average: box_merge.merge(b, b[:, 0], n, 0.5, m, a, 0.5)
+                for metric, average in zip(matches, ("pairwise", "counts", "pairwise")):  # noqa: B905
+                    rule = {"match_threshold": 0.5, "match_metric": metric, "box_average": average, "min_iou": 0.5}
+                    yield lambda b=boxes, n=lengths, r=rule: box_merge.merge(b, b[:, 0], n, **r)
     else:  # kernels without matmuls do not depend on the precision
         for size in (2, 3):
             yield lambda size=size: offset_pool.backward(
@@ -161,15 +160,9 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
 
 
 def compile_for(chip: Chip, kind: str) -> list[Compiled]:
-<<<<<<< Updated upstream
     """Compile all kernels for one chip and one kind of arithmetic."""
-    driver, before = _Driver(chip), torch.get_float32_matmul_precision()
-    previous = triton.runtime.driver._active  # the property would initialize a GPU driver
-=======
-    """Compile everything for one chip and one kind of arithmetic."""
     driver, before = _Driver(chip, kind), torch.get_float32_matmul_precision()
-    previous = triton.runtime.driver._active  # the property would look for a GPU
->>>>>>> Stashed changes
+    previous = triton.runtime.driver._active  # the property would initialize a GPU driver
     triton.runtime.driver.set_active(driver)
     torch.set_float32_matmul_precision("highest" if kind == "ieee" else "high")
     try:
@@ -179,14 +172,11 @@ def compile_for(chip: Chip, kind: str) -> list[Compiled]:
     finally:
         triton.runtime.driver.set_active(previous)
         torch.set_float32_matmul_precision(before)
-<<<<<<< Updated upstream
-    return sorted({_row(chip, kind, *binary) for binary in driver.binaries}, key=str)
-=======
     amd = chip.target.backend == "hip"
-    matrix = [""] * len(driver.found) if amd else _matrix_instructions(chip, [found[-1] for found in driver.found])
-    rows = {_row(chip, kind, *found, text) for found, text in zip(driver.found, matrix, strict=True)}
+    binaries = [binary for *_, binary in driver.binaries]
+    matrix = [""] * len(binaries) if amd else _matrix_instructions(chip, binaries)
+    rows = {_row(chip, kind, *binary, text) for binary, text in zip(driver.binaries, matrix, strict=True)}
     return sorted(rows, key=str)
->>>>>>> Stashed changes
 
 
 def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes, matrix: str) -> Compiled:
@@ -205,14 +195,6 @@ def _nvidia(binary: bytes) -> tuple[int, int]:
         command = [TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
-<<<<<<< Updated upstream
-    instructions = Counter(re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", code))
-    return registers, stack + local, " ".join(f"{name} x{count}" for name, count in sorted(instructions.items()))
-
-
-def _amd(binary: bytes) -> tuple[int, int, str]:
-    """The same of an hsaco, from its notes; no disassembler is at hand."""
-=======
     return registers, stack + local
 
 
@@ -247,7 +229,6 @@ def _machine_code(cubin: bytes) -> bytes:
 
 def _amd(binary: bytes) -> tuple[int, int]:
     """The same of an hsaco, from the notes in it."""
->>>>>>> Stashed changes
 
     def note(key: bytes) -> int:
         at = binary.index(key) + len(key)  # a MessagePack number follows
@@ -262,14 +243,9 @@ def compile_all(
 ) -> list[Compiled]:
     """All kernels for these chips with these kinds of arithmetic, in `workers` processes; one is this process."""
     pairs = [(CHIPS[name], kind) for name in names for kind in kinds]
-<<<<<<< Updated upstream
-    # One process each: a process that has compiled a kernel for one kind would not load it again for the next.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-=======
     if workers == 1:
         return [row for pair in pairs for row in compile_for(*pair)]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
->>>>>>> Stashed changes
         return [row for rows in pool.map(compile_for, *zip(*pairs, strict=True)) for row in rows]
 
 

@@ -1,43 +1,46 @@
-"""How kernels are launched, as data: tile sizes by dtype, chip and shape, and what pools where.
+"""How kernels are launched, as data: tile sizes by dtype, chip and shape, and where pooling happens.
 
-`choose` is computed on the host, once a call, from tables in this file. `forced` sets what a test or a
-tuning run wants. The tables were written from the chips' limits and the compiler's reports
-(python -m bench.kernel_report); none of them has been measured on a GPU yet.
+`choose` is computed on the host at each call, from the tables in this file; `override` forces a choice for tests and
+tuning. The tables were derived from the chips' limits and the compiler's reports (python -m bench.kernel_report); none
+has been measured on a GPU yet.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-FLAT = 1024  # elements a program of the elementwise kernels takes
-SUM_ROWS, SUM_BLOCK, SUM_COLUMNS = 512, 32, 64  # rows a program sums; the tile it holds
-INSIDE = 16  # places up to which pooling happens inside the product: there the weights' reading is all that counts
-INSIDE_SIZE = 3  # of the pooling, at most: every tap is loaded size * size times into shared memory
-MAX_SPLIT_K = 32  # programs that share a tile
+ELEMENTWISE_BLOCK = 1024  # elements a program of split_k_reduce_kernel handles
+SUM_ROWS, SUM_BLOCK_M, SUM_BLOCK_N = 512, 32, 64  # rows a program of relu_backward_kernel sums; its tile
+# Pooling is fused into the GEMM up to so many rows: there only the reading of the weights counts.
+FUSED_MAX_ROWS = 16
+FUSED_MAX_SIZE = 3  # of the pooling: every tap is loaded size * size times into shared memory
+MAX_SPLIT_K = 32
 
-Product = Literal["forward", "maps", "weight"]
-Pool = Literal["apart", "inside"]
+Gemm = Literal["forward", "input", "weight"]  # the output, the gradient of the pooled maps, that of the weight
+Pool = Literal["separate", "fused"]
+Precision = Literal["ieee", "tf32"]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program computes at a time, and how: rows x columns, k summands a step."""
+    """The m x n tile that one program computes at a time, k summands a step; group_m rows of tiles share the cache."""
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
-    group: int = 8
+    group_m: int = 8
 
     def options(self) -> dict[str, int]:
-        """As a kernel takes it."""
+        """The kernel's keyword arguments."""
         return {
-            "BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k, "GROUP": self.group,
+            "BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k, "GROUP_M": self.group_m,
             "num_warps": self.warps, "num_stages": self.stages,
         }  # fmt: skip
 
@@ -46,27 +49,31 @@ class Tile:
 class Plan:
     """A launch.
 
-    programs: in the grid. parts: programs that share a tile. even: a step takes tile.k channels everywhere, none
-    is cut short. precision: of float32 products.
+    Attributes:
+        tile: the tile of a program.
+        num_programs: programs of the grid; they are persistent.
+        split_k: programs that share a tile, each with a part of the sum.
+        even_k: tile.k divides the channels, so that no step needs a mask.
+        pool: a separate pass, or fused into the GEMM's loads.
+        precision: of float32 GEMMs.
     """
 
     tile: Tile
-    programs: int
-    parts: int
-    even: bool
+    num_programs: int
+    split_k: int
+    even_k: bool
     pool: Pool
-    precision: Literal["ieee", "tf32"]
+    precision: Precision
 
 
-# By kind of arithmetic, then capability at least, then rows at most (the first that fits is taken).
-# Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6, 8.9 and
-# 12.0, 163 KB on 8.0, 227 KB on 9.0 and 10.0, 64 KB on AMD's. Pooling inside the product holds the maps
-# size * size times.
 ANY = 1 << 62
-# Per multiprocessor, and of the chip: about what an H200 does. They weigh idle programs against the cost of sharing.
-RATE = {"16 bit": 5e12, "tf32": 2.5e12, "ieee": 0.3e12}  # FLOP/s
+# Per multiprocessor, and of the chip: about those of an H200. They weigh idle programs against the cost of split-K.
+FLOPS = {"16 bit": 5e12, "tf32": 2.5e12, "ieee": 0.3e12}  # FLOP/s
 BANDWIDTH = 4e12  # bytes/s
 LARGE_SHARED = 200 * 1024
+# By kind of arithmetic, then minimum capability, then maximum rows (the first that fits is used).
+# Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6, 8.9 and
+# 12.0, 163 KB on 8.0, 227 KB on 9.0 and 10.0, 64 KB on AMD's. Fused pooling holds the maps size * size times.
 TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
     "16 bit": {
         (8, 0): [
@@ -95,38 +102,38 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
     "ieee": {
         (8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(64, 64, 16, warps=8, stages=2))],
     },
-    "16 bit, inside": {
+    "16 bit, fused": {
         (8, 0): [(16, Tile(16, 128, 64, warps=4, stages=2)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
         (9, 0): [(16, Tile(16, 128, 64, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=3))],
     },
-    "tf32, inside": {
+    "tf32, fused": {
         (8, 0): [(16, Tile(16, 128, 32, warps=4, stages=2)), (ANY, Tile(32, 128, 32, warps=4, stages=2))],
         (9, 0): [(16, Tile(16, 128, 32, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
     },
-    "ieee, inside": {
+    "ieee, fused": {
         (8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(32, 64, 16, warps=4, stages=2))],
     },
 }
-# Where channels are no multiple of 16, numbers are loaded one by one, which takes registers.
-UNEVEN = Tile(64, 64, 32, warps=4, stages=3)
-INTERPRETED = Tile(16, 32, 16, warps=4, stages=1, group=2)
+# For channels that are no multiple of 16: masked loads of single elements need registers.
+UNEVEN_TILE = Tile(64, 64, 32, warps=4, stages=3)
+INTERPRETED_TILE = Tile(16, 32, 16, warps=4, stages=1, group_m=2)
 INTERPRETED_PROGRAMS = 6
 
 
 @dataclass(frozen=True)
 class MergeTile:
-    """How groups of up to `most` boxes are merged: a program each, which holds `block` boxes at a time.
+    """How groups of up to `max_boxes` boxes are merged: one program a group, which holds `block` boxes at a time.
 
-    tiled: the rest of the group waits in memory; otherwise the block is the group.
+    tiled: the state of the group stays in memory; otherwise the block holds the whole group in registers.
     """
 
-    most: int
+    max_boxes: int
     block: int
     warps: int
     tiled: bool = False
 
 
-# A box takes 14 registers, twice as many in float64, and the scores in between as many again.
+# A box needs 14 registers, twice as many in float64, and intermediate scores as many again.
 MERGE_TILES = {
     torch.float32: (
         MergeTile(64, 64, warps=1),
@@ -142,102 +149,143 @@ MERGE_TILES = {
         MergeTile(ANY, 1024, warps=16, tiled=True),
     ),
 }
-ROWS_BLOCK, ROWS_COLUMNS, ROWS_WARPS = 16, 32, 4  # boxes whose partners a program finds, among how many at a time
+# best_partner_kernel: boxes of a program, and candidates at a time.
+PARTNER_BLOCK_M, PARTNER_BLOCK_N, PARTNER_WARPS = 16, 32, 4
 
-_forced: dict[str, object] = {}
+
+@dataclass(frozen=True)
+class Override:
+    """Launch options that replace the choice of `choose`; num_programs is a maximum."""
+
+    tile: Tile | None = None
+    split_k: int | None = None
+    pool: Pool | None = None
+    num_programs: int | None = None
+
+
+_override: ContextVar[Override] = ContextVar("overfeat_launch", default=Override())  # noqa: B039  frozen
+_assumed_chip: ContextVar[tuple[tuple[int, int], int] | None] = ContextVar("overfeat_chip", default=None)
 
 
 @contextmanager
-def forced(
-    tile: Tile | None = None, parts: int | None = None, pool: Pool | None = None, programs: int | None = None
+def override(
+    tile: Tile | None = None, split_k: int | None = None, pool: Pool | None = None, num_programs: int | None = None
 ) -> Iterator[None]:
-    """Launch every product with these inside the block, whatever `choose` would say. programs: at most, in the grid."""
-    global _forced
-    before, given = _forced, {"tile": tile, "parts": parts, "pool": pool, "programs": programs}
-    _forced = {name: value for name, value in given.items() if value is not None}
+    """Launch every GEMM of this thread with these options inside the block, see `Override`; None leaves the choice."""
+    token = _override.set(Override(tile, split_k, pool, num_programs))
     try:
         yield
     finally:
-        _forced = before
+        _override.reset(token)
+
+
+def active_override() -> Override:
+    """The options of the innermost `override` block."""
+    return _override.get()
 
 
 def choose(
-    product: Product, dtype: torch.dtype, device: torch.device, m: int, n: int, taps: int, inner: int, size: int
+    gemm: Gemm, dtype: torch.dtype, device: torch.device, *, m: int, n: int, taps: int, channels: int, size: int
 ) -> Plan:
-    """How to launch a product of m x n, summed over `taps` runs of `inner` numbers, for pooling of this size."""
-    precision = _precision() if dtype == torch.float32 else "ieee"
-    inside = m <= INSIDE and size <= INSIDE_SIZE and inner % 16 == 0
-    pool = _forced.get("pool") or ("inside" if inside else "apart")
-    kind = arithmetic(dtype, precision)
-    if device.type == "cpu":
-        tile, programs = INTERPRETED, INTERPRETED_PROGRAMS
-    else:
-        capability, programs = _chip(device)
-        listed = tiles(f"{kind}, inside" if (product, pool) == ("forward", "inside") else kind, capability)
-        tile = next(tile for most, tile in listed if m <= most)
-        while product != "weight" and inner % tile.k and tile.k > 16:
-            tile = replace(tile, k=tile.k // 2)
-        if product != "weight" and inner % tile.k:
-            tile = UNEVEN
-    tile = _forced.get("tile") or tile
-    programs = _forced.get("programs") or programs
-    work = -(-m // tile.m) * -(-n // tile.n)
-    parts = 1
-    if product == "forward":  # the gradients have tiles enough
-        parts = _forced.get("parts") or _parts(work, taps * -(-inner // tile.k), programs, m * n, tile, kind)
-    if product == "weight":
-        work *= taps
-    return Plan(tile, min(work * parts, programs), parts, inner % tile.k == 0, pool, precision)
+    """How to launch a GEMM of m x n outputs.
 
-
-def _precision() -> Literal["ieee", "tf32"]:
-    """That of float32 products, by torch's setting; it has an old and a new way of setting, which do not mix."""
-    found = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
-    if found == "none":
-        found = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return "ieee" if found == "ieee" else "tf32"
-
-
-def _parts(work: int, steps: int, programs: int, results: int, tile: Tile, kind: str) -> int:
-    """Programs that share a tile, so that the last round leaves few idle, less what sharing costs.
-
-    Sharing writes and reads every result once more a part, in float32.
+    Args:
+        gemm: which of the skip classifier's three.
+        dtype: of the operands.
+        device: where it runs.
+        m: rows.
+        n: columns.
+        taps: the sum goes over taps * channels.
+        channels: summands a tap, contiguous in memory.
+        size: pool size.
     """
-    step = 2 * tile.m * tile.n * tile.k / RATE[kind]
+    forced = active_override()
+    precision = _precision() if dtype == torch.float32 else "ieee"
+    fused = m <= FUSED_MAX_ROWS and size <= FUSED_MAX_SIZE and channels % 16 == 0
+    pool: Pool = forced.pool or ("fused" if fused else "separate")
+    kind = arithmetic(dtype, precision)
+    tile, num_programs = _tile_and_programs(gemm, device, kind, pool, m, channels)
+    tile = forced.tile or tile
+    num_programs = forced.num_programs or num_programs
+    work = -(-m // tile.m) * -(-n // tile.n)
+    split_k = 1
+    if gemm == "forward":  # the gradients have tiles enough
+        steps = taps * -(-channels // tile.k)
+        split_k = forced.split_k or _choose_split_k(work, steps, num_programs, m * n, tile, kind)
+    if gemm == "weight":
+        work *= taps
+    return Plan(tile, min(work * split_k, num_programs), split_k, channels % tile.k == 0, pool, precision)
 
-    def seconds(parts: int) -> float:
-        rounds = -(-work * parts // programs)
-        return rounds * -(-steps // parts) * step + (8 * parts * results / BANDWIDTH if parts > 1 else 0)
+
+def _tile_and_programs(
+    gemm: Gemm, device: torch.device, kind: str, pool: Pool, m: int, channels: int
+) -> tuple[Tile, int]:
+    """The tile of the tables, and as many programs as fill the chip."""
+    if device.type == "cpu":
+        return INTERPRETED_TILE, INTERPRETED_PROGRAMS
+    capability, num_programs = _chip(device)
+    table = tiles(f"{kind}, fused" if (gemm, pool) == ("forward", "fused") else kind, capability)
+    tile = next(tile for max_rows, tile in table if m <= max_rows)
+    if gemm == "weight":  # its sum goes over positions, with masks
+        return tile, num_programs
+    while channels % tile.k and tile.k > 16:
+        tile = replace(tile, k=tile.k // 2)
+    return UNEVEN_TILE if channels % tile.k else tile, num_programs
+
+
+def _precision() -> Precision:
+    """The precision of float32 GEMMs by torch's setting, which has an old and a new interface that do not mix."""
+    setting = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+    if setting == "none":
+        setting = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "ieee" if setting == "ieee" else "tf32"
+
+
+def _choose_split_k(work: int, steps: int, num_programs: int, outputs: int, tile: Tile, kind: str) -> int:
+    """The split-K factor with the least estimated time.
+
+    Splitting leaves fewer programs idle in the last wave, but writes and reads every output once more for each
+    split, in float32.
+    """
+    step = 2 * tile.m * tile.n * tile.k / FLOPS[kind]
+
+    def seconds(split_k: int) -> float:
+        waves = -(-work * split_k // num_programs)
+        reduction = 8 * split_k * outputs / BANDWIDTH if split_k > 1 else 0
+        return waves * -(-steps // split_k) * step + reduction
 
     return min(range(1, min(MAX_SPLIT_K, steps) + 1), key=seconds)
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> str:
-    """The kind of arithmetic in TILES: "16 bit", or for float32 the precision of products."""
+    """The kind of arithmetic in TILES: "16 bit", or for float32 the precision of GEMMs."""
     return precision if dtype == torch.float32 else "16 bit"
 
 
 def tiles(kind: str, capability: tuple[int, int]) -> list[tuple[int, Tile]]:
-    """For a kind of arithmetic and a chip: rows at most, and the tile."""
+    """For a kind of arithmetic and a chip: maximum rows, and the tile."""
     return TILES[kind][max(known for known in TILES[kind] if known <= capability)]
 
 
 @contextmanager
 def on_chip(capability: tuple[int, int], multiprocessors: int) -> Iterator[None]:
-    """Choose for this chip inside the block, whatever is there: for compiling without a GPU."""
-    global _chip
-    before, _chip = _chip, lambda device: (capability, multiprocessors)
+    """Choose for this chip inside the block, whatever the device: for compiling without a GPU."""
+    token = _assumed_chip.set((capability, multiprocessors))
     try:
         yield
     finally:
-        _chip = before
+        _assumed_chip.reset(token)
+
+
+def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
+    """The capability whose tables apply, and the multiprocessors: one program each fills the chip."""
+    return _assumed_chip.get() or _actual_chip(device)
 
 
 @lru_cache
-def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
-    """Whose row of TILES to take, and multiprocessors: one program each fills the chip."""
-    properties = torch.cuda.get_device_properties(device)
-    # AMD's chips and the smaller ones of NVIDIA's, up to 12.0, have too little shared memory for the tiles of 9.0.
+def _actual_chip(device: torch.device) -> tuple[tuple[int, int], int]:
+    properties: Any = torch.cuda.get_device_properties(device)
+    # AMD's chips, and NVIDIA's smaller ones up to 12.0, have too little shared memory for the tiles of 9.0.
     large = torch.version.hip is None and properties.shared_memory_per_block_optin >= LARGE_SHARED
     capability = (properties.major, properties.minor) if large else (8, 0)
     return capability, properties.multi_processor_count

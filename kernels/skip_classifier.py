@@ -1,15 +1,15 @@
 """Offset pooling and the classifier's first layer, for maps of different sizes in one launch.
 
-One place of the result is one row of a matrix product: out[place] = W . window(place), where the window's
-k x k taps lie `size` cells apart in the pooled map. The rows of all maps, images and scales form one product
-that reads the weights once. A table says where each row's window starts (maps.Places), so nothing is shifted,
-gathered into columns or interleaved in memory. The gradients are products of the same form:
+An implicit GEMM: one output position is one row, out[position] = W . window(position), where the window's k x k taps
+lie `size` positions apart in the pooled map. The positions of all maps, images and scales form one GEMM that reads
+the weights once. A table holds where each row's window starts (maps.OutputPositions), so that nothing is shifted,
+gathered or interleaved in memory. The gradients are GEMMs of the same form:
 
-    of the pooled maps   rows: cells,     summed over taps and outputs
-    of the weight        rows: outputs,   columns: taps and channels, summed over places
+    of the pooled maps   rows: input positions,   sum over taps and outputs
+    of the weight        rows: outputs,           columns: taps and channels, sum over output positions
 
-The public functions at the end launch them; `launch.choose` gives tile sizes, and whether pooling is a pass
-of its own ("apart") or done as the product loads its input ("inside").
+All accumulate in float32. The public functions at the end launch them; `launch.choose` gives tile sizes, and whether
+pooling is a "separate" pass or "fused" into the loads of the GEMM.
 """
 
 from collections.abc import Sequence
@@ -20,123 +20,125 @@ import triton.language as tl
 from torch import Tensor
 
 from overfeat.kernels import launch, offset_pool
-from overfeat.kernels.maps import MOST_MAPS, address_of, cells, places
+from overfeat.kernels.maps import MAX_MAPS, OutputPositions, Shape, address_of, input_positions, output_positions
 
-ALIGNED = 16  # bytes: what the product is told of the maps' addresses
+ALIGNMENT = 16  # bytes: the forward kernel assumes it of the maps' addresses
 
 
 @triton.jit
-def tile_of(i_tile, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Row and column of a tile; GROUP rows of tiles go together, so that what they read is still in the cache."""
-    in_group = GROUP * tiles_n
-    first = i_tile // in_group * GROUP
-    rows = min(tiles_m - first, GROUP)
+def tile_of(i_tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """Row and column of a tile; GROUP_M rows of tiles run together, so that their operands stay in the L2 cache."""
+    in_group = GROUP_M * tiles_n
+    first = i_tile // in_group * GROUP_M
+    rows = min(tiles_m - first, GROUP_M)
     return first + i_tile % in_group % rows, i_tile % in_group // rows
 
 
-@triton.jit(do_not_specialize=["rows", "programs"])
+@triton.jit(do_not_specialize=["rows", "num_programs"])
 def skip_classifier_fwd_kernel(
-    maps,  # tuple of COUNT pointers: [cells, C] each, channels last: the maps, or their pooled maps where POOL is 1
-    which,  # int32 [M]: a place's map
-    base,  # int64 [M]: the first cell of its window
-    pitch,  # int32 [M]: cells in a row of its map
-    weight,  # [O, k, k, C], dtype of the maps
-    bias,  # [O], or anything where not BIAS
-    output,  # [M, O], dtype of the maps; where PARTS > 1 float32 [PARTS, M, O] without bias and ReLU
+    maps,  # tuple of COUNT pointers: [positions, C] each, contiguous, 16-byte aligned; pooled maps if POOL is 1
+    map_index,  # int32 [M]: the map of an output position
+    base_offset,  # int64 [M]: the first position of its window in that map
+    row_pitch,  # int32 [M]: positions in a row of that map
+    weight,  # [O, k, k, C], contiguous, dtype of the maps
+    bias,  # [O], dtype of the maps; unused unless BIAS
+    output,  # [M, O], dtype of the maps; if SPLIT_K > 1 float32 [SPLIT_K, M, O] without bias and ReLU
     rows,  # M
     columns,  # O
     channels,  # C
-    programs,
+    num_programs,
     COUNT: tl.constexpr,
     KERNEL: tl.constexpr,  # k
-    SIZE: tl.constexpr,  # cells between taps: size of the pooling
-    POOL: tl.constexpr,  # what is left to pool: SIZE, or 1
+    SIZE: tl.constexpr,  # pool size: positions between taps
+    POOL: tl.constexpr,  # SIZE if pooling is fused, else 1
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
-    PARTS: tl.constexpr,  # programs that share one tile, each with a part of the taps and channels
-    EVEN: tl.constexpr,  # C is a multiple of BLOCK_K
-    PRECISION: tl.constexpr,  # of float32 products
+    SPLIT_K: tl.constexpr,  # programs that share one tile, each with a slice of the taps and channels
+    EVEN_K: tl.constexpr,  # C is a multiple of BLOCK_K
+    PRECISION: tl.constexpr,  # of float32 GEMMs: ieee or tf32
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
+    """The output of every position: bias and ReLU in the epilogue, accumulated in float32."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     blocks_c = tl.cdiv(channels, BLOCK_K)
     steps = KERNEL * KERNEL * blocks_c
-    for i_work in range(tl.program_id(0), tiles_m * tiles_n * PARTS, programs):
-        part, i_tile = i_work % PARTS, i_work // PARTS
-        i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP)
+    for i_work in range(tl.program_id(0), tiles_m * tiles_n * SPLIT_K, num_programs):
+        i_split, i_tile = i_work % SPLIT_K, i_work // SPLIT_K
+        i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        # Rows and columns past the end read the last one, and are not stored. Where neighbours in a block are
-        # neighbours in memory there are masks instead: the compiler sees that it may load many at a time.
+        # Rows and columns past the end read the last one, and are not stored. Masks are used instead where neighbours
+        # in a block are neighbours in memory, so that the compiler can vectorise the loads.
         row, column = tl.minimum(o_m, rows - 1), tl.minimum(o_n, columns - 1)
-        b_base, b_pitch = tl.load(base + row), tl.load(pitch + row).to(tl.int64)
+        b_base, b_pitch = tl.load(base_offset + row), tl.load(row_pitch + row).to(tl.int64)
         o_k = tl.arange(0, BLOCK_K)
-        p_map = address_of(maps, tl.load(which + row), COUNT).to(maps[0].dtype)
+        p_map = address_of(maps, tl.load(map_index + row), COUNT).to(maps[0].dtype)
         p_map = tl.multiple_of(p_map, 16)[:, None] + o_k[None, :]
         p_weight = weight + column.to(tl.int64)[None, :] * (KERNEL * KERNEL * channels) + o_k[:, None]
-        product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(steps * part // PARTS, steps * (part + 1) // PARTS):
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for step in range(steps * i_split // SPLIT_K, steps * (i_split + 1) // SPLIT_K):
             tap, c = step // blocks_c, step % blocks_c * BLOCK_K
             m_k = c + o_k < channels
-            o_cell = b_base + tap // KERNEL * SIZE * b_pitch + tap % KERNEL * SIZE
-            b_map = _window(p_map, o_cell, b_pitch, c, channels, m_k, POOL, EVEN)
-            if EVEN:
+            o_position = b_base + tap // KERNEL * SIZE * b_pitch + tap % KERNEL * SIZE
+            b_map = _window(p_map, o_position, b_pitch, c, channels, m_k, POOL, EVEN_K)
+            if EVEN_K:
                 b_weight = tl.load(p_weight + tap * channels + c)
             else:
                 b_weight = tl.load(p_weight + tap * channels + c, mask=m_k[:, None], other=0.0)
-            product = tl.dot(b_map, b_weight, product, input_precision=PRECISION)
-        if PARTS > 1:
-            p_output = (
-                output + (part * (tl.zeros_like(row).to(tl.int64) + rows) + row)[:, None] * columns + o_n[None, :]
-            )
+            acc = tl.dot(b_map, b_weight, acc, input_precision=PRECISION)
+        if SPLIT_K > 1:
+            o_row = i_split * (tl.zeros_like(row).to(tl.int64) + rows) + row
+            p_output = output + o_row[:, None] * columns + o_n[None, :]
         else:
             p_output = output + row.to(tl.int64)[:, None] * columns + o_n[None, :]
             if BIAS:
-                product += tl.load(bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
+                acc += tl.load(bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
             if RELU:
-                product = tl.where(product < 0, 0.0, product)  # NaN stays
+                acc = tl.where(acc < 0, 0.0, acc)  # NaN stays
         m_output = (o_m < rows)[:, None] & (o_n < columns)[None, :]
-        tl.store(p_output, product.to(output.dtype.element_ty), mask=m_output)
+        tl.store(p_output, acc.to(output.dtype.element_ty), mask=m_output)
 
 
 @triton.jit
-def _window(p_map, o_cell, b_pitch, c, channels, m_k, POOL: tl.constexpr, EVEN: tl.constexpr):
-    """[BLOCK_M, BLOCK_K]: one tap of every row's window, BLOCK_K channels from c; pooled where POOL > 1."""
-    p_first = p_map + (o_cell * channels + c)[:, None]
-    if EVEN:
+def _window(p_map, o_position, b_pitch, c, channels, m_k, POOL: tl.constexpr, EVEN_K: tl.constexpr):
+    """[BLOCK_M, BLOCK_K]: one tap of every row's window, BLOCK_K channels from c; pooled if POOL > 1."""
+    p_first = p_map + (o_position * channels + c)[:, None]
+    if EVEN_K:
         best = tl.load(p_first)
     else:
         best = tl.load(p_first, mask=m_k[None, :], other=0.0)
-    for place in tl.static_range(1, POOL * POOL):
-        p_cell = p_first + ((place // POOL) * b_pitch * channels + (place % POOL) * channels)[:, None]
-        if EVEN:
-            value = tl.load(p_cell)
+    for offset in tl.static_range(1, POOL * POOL):
+        p_tap = p_first + ((offset // POOL) * b_pitch * channels + (offset % POOL) * channels)[:, None]
+        if EVEN_K:
+            value = tl.load(p_tap)
         else:
-            value = tl.load(p_cell, mask=m_k[None, :], other=0.0)
-        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(value.dtype)  # bfloat16 went to float32
+            value = tl.load(p_tap, mask=m_k[None, :], other=0.0)
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(
+            value.dtype
+        )  # bfloat16 was promoted to float32
     return best
 
 
 @triton.jit(do_not_specialize=["total"])
 def split_k_reduce_kernel(
-    parts,  # float32 [PARTS, M * O]
-    bias,  # [O], or anything where not BIAS
-    output,  # [M * O]
+    partial,  # float32 [SPLIT_K, M * O], contiguous
+    bias,  # [O], dtype of the output; unused unless BIAS
+    output,  # [M * O], contiguous; any float dtype
     total,  # M * O
     columns,  # O
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
-    PARTS: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sum over the parts, bias and ReLU, where several programs shared a tile."""
+    """Sum of the splits in float32, bias and ReLU: the epilogue if several programs share a tile."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < total
     value = tl.zeros([BLOCK], tl.float32)
-    for part in range(PARTS):
-        value += tl.load(parts + tl.full([], part, tl.int64) * total + index, mask=inside, other=0.0)
+    for i_split in range(SPLIT_K):
+        value += tl.load(partial + tl.full([], i_split, tl.int64) * total + index, mask=inside, other=0.0)
     if BIAS:
         value += tl.load(bias + index % columns, mask=inside, other=0.0).to(tl.float32)
     if RELU:
@@ -146,10 +148,10 @@ def split_k_reduce_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def relu_backward_kernel(
-    grad,  # [M, O], any strides
-    output,  # [M, O]: what the forward pass gave, or anything where not RELU
-    masked,  # [M, O]: gradient before the ReLU, written where RELU
-    sums,  # float32 [cdiv(M, ROWS), O]: its sum over ROWS rows
+    grad,  # [M, O], any strides and float dtype: gradient of the output
+    output,  # [M, O], contiguous, dtype of grad: the forward pass's; unused unless RELU
+    masked,  # [M, O], contiguous, dtype of grad: gradient before the ReLU, written if RELU
+    sums,  # float32 [cdiv(M, ROWS), O], contiguous, written: column sums over ROWS rows
     rows,  # M
     columns,  # O
     stride_m,  # of grad
@@ -159,7 +161,7 @@ def relu_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The gradient before the ReLU, and its column sums, which make the gradient of the bias."""
+    """The gradient before the ReLU, and its column sums in float32, which add up to the gradient of the bias."""
     i_m = tl.program_id(0)
     o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.zeros([BLOCK_N], tl.float32)
@@ -168,180 +170,198 @@ def relu_backward_kernel(
         inside = (o_m < rows)[:, None] & (o_n < columns)[None, :]
         b_grad = tl.load(grad + o_m[:, None] * stride_m + o_n.to(tl.int64)[None, :] * stride_n, mask=inside, other=0.0)
         if RELU:
-            o_place = o_m[:, None] * columns + o_n[None, :]
-            b_output = tl.load(output + o_place, mask=inside, other=0.0)
+            o_element = o_m[:, None] * columns + o_n[None, :]
+            b_output = tl.load(output + o_element, mask=inside, other=0.0)
             b_grad = tl.where(b_output <= 0, 0.0, b_grad)
-            tl.store(masked + o_place, b_grad, mask=inside)
+            tl.store(masked + o_element, b_grad, mask=inside)
         total += tl.sum(b_grad.to(tl.float32), axis=0)
     tl.store(sums + i_m.to(tl.int64) * columns + o_n, total, mask=o_n < columns)
 
 
-@triton.jit(do_not_specialize=["rows", "programs"])
+@triton.jit(do_not_specialize=["rows", "num_programs"])
 def skip_classifier_bwd_input_kernel(
-    grad,  # [M, O], before the ReLU
-    weight,  # [O, k, k, C]
-    result,  # [R, C]: gradient of the pooled maps
-    cell_y,  # int32 [R]: row of the cell
-    cell_x,
-    cell_height,  # int32 [R]: rows of its map's places
-    cell_width,
-    cell_first,  # int64 [R]: the first place of its image
+    grad,  # [M, O], contiguous: gradient before the ReLU
+    weight,  # [O, k, k, C], contiguous, dtype of grad
+    result,  # [R, C], contiguous, dtype of grad, written: gradient of the pooled maps
+    input_y,  # int32 [R]: row of an input position
+    input_x,  # int32 [R]: its column
+    output_height,  # int32 [R]: rows of its map's output
+    output_width,  # int32 [R]: columns of its map's output
+    first_output,  # int64 [R]: the first output position of its image
     rows,  # R
     columns,  # C
     outputs,  # O
-    programs,
+    num_programs,
     KERNEL: tl.constexpr,
     SIZE: tl.constexpr,
-    EVEN: tl.constexpr,  # O is a multiple of BLOCK_K
+    EVEN_K: tl.constexpr,  # O is a multiple of BLOCK_K
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
-    """A cell's gradient: over the taps, the places that see it through that tap, times the tap's weights."""
+    """Sum over taps: gradients of the outputs that use the position through that tap, times the tap's weights.
+
+    Accumulated in float32.
+    """
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     blocks_o = tl.cdiv(outputs, BLOCK_K)
-    for i_tile in range(tl.program_id(0), tiles_m * tiles_n, programs):
-        i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP)
+    for i_tile in range(tl.program_id(0), tiles_m * tiles_n, num_programs):
+        i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         row, m_n = tl.minimum(o_m, rows - 1), o_n < columns
-        b_y, b_x = tl.load(cell_y + row), tl.load(cell_x + row)
-        b_height, b_width = tl.load(cell_height + row), tl.load(cell_width + row)
-        b_first = tl.load(cell_first + row)
+        b_y, b_x = tl.load(input_y + row), tl.load(input_x + row)
+        b_height, b_width = tl.load(output_height + row), tl.load(output_width + row)
+        b_first = tl.load(first_output + row)
         o_k = tl.arange(0, BLOCK_K)
-        product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for step in range(KERNEL * KERNEL * blocks_o):
             tap, o = step // blocks_o, step % blocks_o * BLOCK_K + o_k
             y, x = b_y - tap // KERNEL * SIZE, b_x - tap % KERNEL * SIZE
-            seen = (y >= 0) & (y < b_height) & (x >= 0) & (x < b_width)
-            o_place = b_first + y.to(tl.int64) * b_width + x
-            p_grad = grad + o_place[:, None] * outputs + o[None, :]
+            m_row = (y >= 0) & (y < b_height) & (x >= 0) & (x < b_width)
+            o_output = b_first + y.to(tl.int64) * b_width + x
+            p_grad = grad + o_output[:, None] * outputs + o[None, :]
             p_weight = weight + (o.to(tl.int64)[:, None] * (KERNEL * KERNEL) + tap) * columns + o_n[None, :]
-            if EVEN:
-                b_grad = tl.load(p_grad, mask=seen[:, None], other=0.0)
+            if EVEN_K:
+                b_grad = tl.load(p_grad, mask=m_row[:, None], other=0.0)
                 b_weight = tl.load(p_weight, mask=m_n[None, :], other=0.0)
             else:
-                b_grad = tl.load(p_grad, mask=seen[:, None] & (o < outputs)[None, :], other=0.0)
+                b_grad = tl.load(p_grad, mask=m_row[:, None] & (o < outputs)[None, :], other=0.0)
                 b_weight = tl.load(p_weight, mask=(o < outputs)[:, None] & m_n[None, :], other=0.0)
-            product = tl.dot(b_grad, b_weight, product, input_precision=PRECISION)
+            acc = tl.dot(b_grad, b_weight, acc, input_precision=PRECISION)
         p_result = result + row.to(tl.int64)[:, None] * columns + o_n[None, :]
         m_result = (o_m < rows)[:, None] & m_n[None, :]
-        tl.store(p_result, product.to(result.dtype.element_ty), mask=m_result)
+        tl.store(p_result, acc.to(result.dtype.element_ty), mask=m_result)
 
 
-@triton.jit(do_not_specialize=["places", "programs"])
+@triton.jit(do_not_specialize=["positions", "num_programs"])
 def skip_classifier_bwd_weight_kernel(
-    grad,  # [M, O], before the ReLU
-    pooled,  # [cells, C]: the pooled maps, one behind the other
-    base,  # int64 [M]: the first cell of a place's window
-    pitch,  # int32 [M]: cells in a row of its map
-    result,  # [O, k, k, C]: gradient of the weight
+    grad,  # [M, O], contiguous: gradient before the ReLU
+    pooled,  # [R, C], contiguous, dtype of grad: the pooled maps, one after the other
+    base_offset,  # int64 [M]: the first position in `pooled` of an output's window
+    row_pitch,  # int32 [M]: positions in a row of its map
+    result,  # [O, k, k, C], contiguous, dtype of grad, written: gradient of the weight
     rows,  # O
     columns,  # C
-    places,  # M
-    programs,
+    positions,  # M
+    num_programs,
     KERNEL: tl.constexpr,
     SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
-    """A weight's gradient: over the places, the gradient of its output times what its tap saw."""
+    """Sum over output positions: the gradient of the output times the tap's inputs, accumulated in float32."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    for i_work in range(tl.program_id(0), tiles_m * tiles_n * KERNEL * KERNEL, programs):
+    for i_work in range(tl.program_id(0), tiles_m * tiles_n * KERNEL * KERNEL, num_programs):
         tap = i_work // (tiles_m * tiles_n)
-        i_m, i_n = tile_of(i_work % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP)
+        i_m, i_n = tile_of(i_work % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         m_m, m_n = o_m < rows, o_n < columns
-        product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for start in range(0, places, BLOCK_K):
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for start in range(0, positions, BLOCK_K):
             o_k = start + tl.arange(0, BLOCK_K)
-            m_k = o_k < places
-            o_cell = tl.load(base + o_k, mask=m_k, other=0)
-            o_cell += tap // KERNEL * SIZE * tl.load(pitch + o_k, mask=m_k, other=0).to(tl.int64) + tap % KERNEL * SIZE
+            m_k = o_k < positions
+            o_position = tl.load(base_offset + o_k, mask=m_k, other=0)
+            b_pitch = tl.load(row_pitch + o_k, mask=m_k, other=0).to(tl.int64)
+            o_position += tap // KERNEL * SIZE * b_pitch + tap % KERNEL * SIZE
             p_grad = grad + o_k.to(tl.int64)[:, None] * rows + o_m[None, :]
             b_grad = tl.load(p_grad, mask=m_k[:, None] & m_m[None, :], other=0.0)
-            p_pooled = pooled + o_cell[:, None] * columns + o_n[None, :]
+            p_pooled = pooled + o_position[:, None] * columns + o_n[None, :]
             b_pooled = tl.load(p_pooled, mask=m_k[:, None] & m_n[None, :], other=0.0)
-            product = tl.dot(tl.trans(b_grad), b_pooled, product, input_precision=PRECISION)
+            acc = tl.dot(tl.trans(b_grad), b_pooled, acc, input_precision=PRECISION)
         p_result = result + (o_m.to(tl.int64)[:, None] * (KERNEL * KERNEL) + tap) * columns + o_n[None, :]
-        tl.store(p_result, product.to(result.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+        tl.store(p_result, acc.to(result.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
 
 
 def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
-    """[places, O] from unpooled maps [N, C, H, W], weight [O, C, k, k]: see ops.skip_classifier_flat."""
-    if len(maps) > MOST_MAPS:
-        parts = (maps[i : i + MOST_MAPS] for i in range(0, len(maps), MOST_MAPS))
-        return torch.cat([forward(part, weight, bias, size, relu) for part in parts])
-    (outputs, channels, k, _), shapes = weight.shape, _shapes(maps)
-    device = maps[0].device
-    count = _places_in(shapes, k * size - 1)
+    """[positions, O] from unpooled maps [N, C, H, W], weight [O, C, k, k]: see ops.skip_classifier_flat."""
+    if len(maps) > MAX_MAPS:
+        chunks = (maps[i : i + MAX_MAPS] for i in range(0, len(maps), MAX_MAPS))
+        return torch.cat([forward(chunk, weight, bias, size, relu) for chunk in chunks])
+    (outputs, channels, k, _), device = weight.shape, maps[0].device
+    count = _num_positions(_shapes(maps), k * size - 1)
     output = weight.new_empty(count, outputs)
     if not output.numel():
         return output
-    plan = launch.choose("forward", weight.dtype, device, count, outputs, k * k, channels, size)
-    if plan.pool == "apart" or size == 1:
-        pooled = offset_pool.forward_list(maps, size) if not _one_buffer(maps, size) else maps[0]
-        sources, left = (pooled,), 1
-        table = places(tuple((n, h - size + 1, w - size + 1) for n, h, w in shapes), (k - 1) * size, True, device)
-    else:
-        sources, left = tuple(_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps), size
-        table = places(shapes, k * size - 1, False, device)
-    target = output if plan.parts == 1 else torch.empty(plan.parts, *output.shape, dtype=torch.float32, device=device)
+    plan = launch.choose("forward", weight.dtype, device, m=count, n=outputs, taps=k * k, channels=channels, size=size)
+    sources, table, pool = _sources(maps, plan.pool, k, size)
+    split = plan.split_k > 1
+    target = torch.empty(plan.split_k, *output.shape, dtype=torch.float32, device=device) if split else output
     bias_or_any = output if bias is None else bias.contiguous()
-    skip_classifier_fwd_kernel[(plan.programs,)](
-        sources, *table, _last(weight), bias_or_any, target, count, outputs, channels, plan.programs,
-        COUNT=len(sources), KERNEL=k, SIZE=size, POOL=left, BIAS=bias is not None, RELU=relu, PARTS=plan.parts,
-        EVEN=plan.even, PRECISION=plan.precision, **plan.tile.options(),
+    skip_classifier_fwd_kernel[(plan.num_programs,)](
+        sources, *table, _channels_last(weight), bias_or_any, target, count, outputs, channels, plan.num_programs,
+        COUNT=len(sources), KERNEL=k, SIZE=size, POOL=pool, BIAS=bias is not None, RELU=relu, SPLIT_K=plan.split_k,
+        EVEN_K=plan.even_k, PRECISION=plan.precision, **plan.tile.options(),
     )  # fmt: skip
-    if plan.parts > 1:
-        split_k_reduce_kernel[(triton.cdiv(output.numel(), launch.FLAT),)](
-            target, bias_or_any, output, output.numel(), outputs, BIAS=bias is not None, RELU=relu, PARTS=plan.parts,
-            BLOCK=launch.FLAT,
+    if split:
+        split_k_reduce_kernel[(triton.cdiv(output.numel(), launch.ELEMENTWISE_BLOCK),)](
+            target, bias_or_any, output, output.numel(), outputs, BIAS=bias is not None, RELU=relu,
+            SPLIT_K=plan.split_k, BLOCK=launch.ELEMENTWISE_BLOCK,
         )  # fmt: skip
     return output
+
+
+def _sources(
+    maps: Sequence[Tensor], pool: launch.Pool, k: int, size: int
+) -> tuple[tuple[Tensor, ...], OutputPositions, int]:
+    """The buffers that the forward kernel reads, the table of its rows, and the size that it pools by."""
+    shapes, device = _shapes(maps), maps[0].device
+    if pool == "separate" or size == 1:
+        pooled = maps[0] if _is_one_buffer(maps, size) else offset_pool.forward_list(maps, size)
+        return (pooled,), output_positions(_pooled_shapes(maps, size), (k - 1) * size, True, device), 1
+    sources = tuple(_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps)
+    return sources, output_positions(shapes, k * size - 1, False, device), size
 
 
 def backward(
     grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
     need_maps: bool, need_weight: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """The gradients that ops.skip_classifier_flat_backward lists."""
-    (outputs, channels, k, _), device = weight.shape, grad.device
-    shapes = tuple((n, h - size + 1, w - size + 1) for n, h, w in _shapes(maps))
-    reach = (k - 1) * size
-    grad, of_bias = _relu_backward(grad, output)
-    found = []
-    if need_maps:
-        of_pooled = weight.new_empty(sum(n * h * w for n, h, w in shapes), channels)
-        if of_pooled.numel():
-            plan = launch.choose("maps", weight.dtype, device, len(of_pooled), channels, k * k, outputs, size)
-            skip_classifier_bwd_input_kernel[(plan.programs,)](
-                grad, _last(weight), of_pooled, *cells(shapes, reach, device), len(of_pooled), channels, outputs,
-                plan.programs, KERNEL=k, SIZE=size, EVEN=plan.even, PRECISION=plan.precision,
-                **plan.tile.options(),
-            )  # fmt: skip
-        parts = of_pooled.split([n * h * w for n, h, w in shapes])
-        for m, part, (n, h, w) in zip(maps, parts, shapes, strict=True):
-            part = part.view(n, h, w, channels).permute(0, 3, 1, 2)
-            found.append(offset_pool.backward(part, m, size))
+    """The gradients of ops.skip_classifier_flat_backward: of the maps, then of the weight and the bias."""
+    grad, grad_bias = _relu_backward(grad, output)
+    gradients = _grad_maps(grad, maps, weight, size) if need_maps else []
     if need_weight:
-        of_weight = torch.zeros(outputs, k, k, channels, dtype=weight.dtype, device=device)
-        if len(grad) and of_weight.numel():
-            pooled = maps[0] if _one_buffer(maps, size) else offset_pool.forward_list(maps, size)
-            plan = launch.choose("weight", weight.dtype, device, outputs, channels, k * k, len(grad), size)
-            _, base, pitch = places(shapes, reach, True, device)
-            skip_classifier_bwd_weight_kernel[(plan.programs,)](
-                grad, pooled, base, pitch, of_weight, outputs, channels, len(grad), plan.programs,
-                KERNEL=k, SIZE=size, PRECISION=plan.precision, **plan.tile.options(),
-            )  # fmt: skip
-        of_weight = of_weight.permute(0, 3, 1, 2)
-        last = offset_pool.is_last(weight)
-        found += [of_weight.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format), of_bias]
-    return found
+        gradients += [_grad_weight(grad, maps, weight, size), grad_bias]
+    return gradients
+
+
+def _grad_maps(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int) -> list[Tensor]:
+    (outputs, channels, k, _), device, shapes = weight.shape, grad.device, _pooled_shapes(maps, size)
+    grad_pooled = weight.new_empty(_num_positions(shapes, 0), channels)
+    if grad_pooled.numel():
+        plan = launch.choose(
+            "input", weight.dtype, device, m=len(grad_pooled), n=channels, taps=k * k, channels=outputs, size=size
+        )
+        skip_classifier_bwd_input_kernel[(plan.num_programs,)](
+            grad, _channels_last(weight), grad_pooled, *input_positions(shapes, (k - 1) * size, device),
+            len(grad_pooled), channels, outputs, plan.num_programs, KERNEL=k, SIZE=size, EVEN_K=plan.even_k,
+            PRECISION=plan.precision, **plan.tile.options(),
+        )  # fmt: skip
+    chunks = grad_pooled.split([n * h * w for n, h, w in shapes])
+    return [
+        offset_pool.backward(chunk.view(n, h, w, channels).permute(0, 3, 1, 2), m, size)
+        for m, chunk, (n, h, w) in zip(maps, chunks, shapes, strict=True)
+    ]
+
+
+def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int) -> Tensor:
+    (outputs, channels, k, _), device = weight.shape, grad.device
+    grad_weight = torch.zeros(outputs, k, k, channels, dtype=weight.dtype, device=device)
+    if len(grad) and grad_weight.numel():
+        pooled = maps[0] if _is_one_buffer(maps, size) else offset_pool.forward_list(maps, size)
+        plan = launch.choose(
+            "weight", weight.dtype, device, m=outputs, n=channels, taps=k * k, channels=len(grad), size=size
+        )
+        table = output_positions(_pooled_shapes(maps, size), (k - 1) * size, True, device)
+        skip_classifier_bwd_weight_kernel[(plan.num_programs,)](
+            grad, pooled, table.base_offset, table.row_pitch, grad_weight, outputs, channels, len(grad),
+            plan.num_programs, KERNEL=k, SIZE=size, PRECISION=plan.precision, **plan.tile.options(),
+        )  # fmt: skip
+    return grad_weight.permute(0, 3, 1, 2).contiguous(memory_format=offset_pool.memory_format_of(weight))
 
 
 def _relu_backward(grad: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -349,35 +369,38 @@ def _relu_backward(grad: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]
     rows, columns = grad.shape
     chunks = triton.cdiv(rows, launch.SUM_ROWS)
     sums = torch.empty(chunks, columns, dtype=torch.float32, device=grad.device)
-    relu = output is not None
-    masked = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device) if relu else grad.contiguous()
+    masked = grad.contiguous() if output is None else torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
     if grad.numel():
-        relu_backward_kernel[(chunks, triton.cdiv(columns, launch.SUM_COLUMNS))](
-            grad, output if relu else grad, masked, sums, rows, columns, *grad.stride(),
-            RELU=relu, ROWS=launch.SUM_ROWS, BLOCK_M=launch.SUM_BLOCK, BLOCK_N=launch.SUM_COLUMNS,
+        relu_backward_kernel[(chunks, triton.cdiv(columns, launch.SUM_BLOCK_N))](
+            grad, grad if output is None else output, masked, sums, rows, columns, *grad.stride(),
+            RELU=output is not None, ROWS=launch.SUM_ROWS, BLOCK_M=launch.SUM_BLOCK_M, BLOCK_N=launch.SUM_BLOCK_N,
         )  # fmt: skip
     return masked, sums.sum(dim=0).to(grad.dtype)
 
 
-def _shapes(maps: Sequence[Tensor]) -> tuple[tuple[int, int, int], ...]:
+def _shapes(maps: Sequence[Tensor]) -> tuple[Shape, ...]:
     return tuple((m.shape[0], m.shape[2], m.shape[3]) for m in maps)
 
 
-def _places_in(shapes: Sequence[tuple[int, int, int]], reach: int) -> int:
+def _pooled_shapes(maps: Sequence[Tensor], size: int) -> tuple[Shape, ...]:
+    return tuple((n, h - size + 1, w - size + 1) for n, h, w in _shapes(maps))
+
+
+def _num_positions(shapes: Sequence[Shape], reach: int) -> int:
     return sum(n * (h - reach) * (w - reach) for n, h, w in shapes)
 
 
-def _one_buffer(maps: Sequence[Tensor], size: int) -> bool:
-    """There is nothing to pool, and one map, whose memory is [cells, C] already."""
-    last = maps[0].is_contiguous(memory_format=torch.channels_last)
-    return size == 1 and len(maps) == 1 and last and maps[0].data_ptr() % ALIGNED == 0
+def _is_one_buffer(maps: Sequence[Tensor], size: int) -> bool:
+    """Whether there is nothing to pool, and one map, whose memory is [positions, C] and aligned already."""
+    channels_last = maps[0].is_contiguous(memory_format=torch.channels_last)
+    return size == 1 and len(maps) == 1 and channels_last and maps[0].data_ptr() % ALIGNMENT == 0
 
 
 def _aligned(maps: Tensor) -> Tensor:
-    """The maps at an address that the kernels may load from 16 bytes at a time."""
-    return maps if maps.data_ptr() % ALIGNED == 0 else maps.clone()
+    """The maps at an address of which 16 bytes can be loaded at a time."""
+    return maps if maps.data_ptr() % ALIGNMENT == 0 else maps.clone()
 
 
-def _last(weight: Tensor) -> Tensor:
-    """The weight as it lies in memory for the kernels, [O, k, k, C]; a copy unless it is channels-last."""
+def _channels_last(weight: Tensor) -> Tensor:
+    """The weight in the kernels' layout, [O, k, k, C]; a copy unless it is channels-last."""
     return weight.permute(0, 2, 3, 1).contiguous()

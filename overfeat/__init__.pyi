@@ -1,5 +1,8 @@
 """The public names of the library; `__init__.py` imports them at their first use."""
 
+__all__: list[str]
+__version__: str
+
 from . import ops as ops
 from .classification.predict import centre_crop as centre_crop
 from .classification.predict import classify as classify

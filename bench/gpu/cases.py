@@ -223,7 +223,7 @@ def stock(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, size: int) -> li
 def ways(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> dict[str, Layered]:
     """The ways to compute the layer, by the name that their rows carry; stock torch first.
 
-    pools: with pooling apart and inside forced, where kernels run. singly: also with one call a scale.
+    pools: with separate and fused pooling forced, if kernels run. singly: also with one call a scale.
     """
 
     def loop(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -241,7 +241,7 @@ def ways(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> 
     if singly:
         found[f"{FAST}, one call a scale"] = each
     if pools and has_kernels(layer.kind, layer.weight.device):
-        for pool in ("apart", "inside"):
+        for pool in ("separate", "fused"):
             found[f"{FAST}, {pool}"] = forced(layer.ours, pool=pool)
     return found
 
@@ -251,7 +251,7 @@ def forced(way: Layered, **options: object) -> Layered:
     from overfeat.kernels import launch
 
     def run(*arguments: object) -> Results:
-        with launch.forced(**options):
+        with launch.override(**options):
             return way(*arguments)
 
     return run

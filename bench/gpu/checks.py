@@ -51,9 +51,9 @@ def short(run: Run) -> None:
             run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer: x.check_gradients(x.ours))
             if not has_kernels(kind, run.device):
                 continue
-            for pool, parts in itertools.product(("apart", "inside"), (1, 3)):
-                way = forced(layer.ours, pool=pool, parts=parts)
-                run.check(f"pooling {pool}, {parts} parts, {name}", LAYER, FAST, kind.name,
+            for pool, split_k in itertools.product(("separate", "fused"), (1, 3)):
+                way = forced(layer.ours, pool=pool, split_k=split_k)
+                run.check(f"{pool} pooling, split-K {split_k}, {name}", LAYER, FAST, kind.name,
                           lambda x=layer, w=way: x.check(w), forced=True)  # fmt: skip
 
 
@@ -75,11 +75,11 @@ def thorough(run: Run) -> None:
         if not has_kernels(kind, run.device):
             continue
         layer = small(run, kind, sizes(run).channels[0])
-        for tile, inside in tiles(run, kind):
-            way = forced(layer.ours, tile=tile, pool="inside" if inside else "apart", parts=1)
-            name = f"{kind.name}, {'inside, ' if inside else ''}{tile}"
+        for tile, fused in tiles(run, kind):
+            way = forced(layer.ours, tile=tile, pool="fused" if fused else "separate", split_k=1)
+            name = f"{kind.name}, {'fused, ' if fused else ''}{tile}"
             run.check(name, LAYER, FAST, kind.name, lambda x=layer, w=way: x.check(w), forced=True)
-            if not inside:
+            if not fused:
                 run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer, w=way: x.check_gradients(w),
                           forced=True)  # fmt: skip
 
@@ -115,16 +115,16 @@ def six(run: Run, kind: Kind, channels: int, outputs: int) -> Layer:
 
 
 def tiles(run: Run, kind: Kind) -> Iterator[tuple[object, bool]]:
-    """Tiles of launch.TILES for a kind of arithmetic, each once, and whether they are for pooling inside."""
+    """Tiles of launch.TILES for a kind of arithmetic, each once, and whether they are for fused pooling."""
     from overfeat.kernels import launch
 
     if run.dry:
-        yield from ((launch.INTERPRETED, False), (launch.INTERPRETED, True))
+        yield from ((launch.INTERPRETED_TILE, False), (launch.INTERPRETED_TILE, True))
         return
     name = launch.arithmetic(kind.dtype, "ieee" if kind.precision == "highest" else "tf32")
-    for table, inside in ((name, False), (f"{name}, inside", True)):
+    for table, fused in ((name, False), (f"{name}, fused", True)):
         for tile in dict.fromkeys(tile for rows in launch.TILES[table].values() for _, tile in rows):
-            yield tile, inside
+            yield tile, fused
 
 
 def pooling(run: Run, kind: Kind, size: int, last: bool) -> None:
@@ -246,7 +246,7 @@ def wide(run: Run, kind: Kind) -> None:
     strides = (1, 18 * 64, 64)
     far = flat.as_strided(near.shape, ((1 << 31) + 8, *strides)).copy_(near)
     weight = numbers((40, 64, 5, 5), kind, run.device, 1, 0.02)
-    for pool in ("apart", "inside"):
+    for pool in ("separate", "fused"):
         options = {"pool": pool} if has_kernels(kind, run.device) else {}
         got = forced(ops.skip_classifier_flat, **options)([far], weight, None, 3)
         want = rows_of([reference.skip_classifier(near.double(), weight.double(), None, 3)])
@@ -264,7 +264,7 @@ def odd_addresses(run: Run, kind: Kind) -> None:
     layer = small(run, kind, sizes(run).channels[0])
     layer.maps = [_moved(m) for m in layer.maps]
     layer.weight = _moved(layer.weight)
-    for pool in ("apart", "inside"):
+    for pool in ("separate", "fused"):
         layer.check(forced(layer.ours, pool=pool))
     layer.check_gradients(layer.ours)
 

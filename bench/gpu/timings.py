@@ -126,7 +126,7 @@ def tuning(run: Run) -> None:
         for images in sizes(run).batches:
             layer, found = layer_of(run, kind, images), []
             for tile in candidates(run, kind):
-                way = forced(layer.ours, tile=tile, pool="apart")
+                way = forced(layer.ours, tile=tile, pool="separate")
                 row = timed(run, "tuning", layer, SIX, f"{FAST}, forced", way, images=images, tile=str(tile))
                 found += [row] if row else []
             found.sort(key=lambda row: row["median"])
@@ -140,7 +140,7 @@ def candidates(run: Run, kind: Kind) -> Iterator[object]:
     from overfeat.kernels.launch import Tile
 
     if run.dry:
-        yield from (Tile(16, 16, 16, warps=4, stages=1), Tile(16, 32, 16, warps=4, stages=1, group=2))
+        yield from (Tile(16, 16, 16, warps=4, stages=1), Tile(16, 32, 16, warps=4, stages=1, group_m=2))
         return
     deep = 64 if kind.dtype.itemsize == 2 else 32  # summands a step: 128 bytes a row
     for m, n, warps, stages in (

@@ -1,6 +1,7 @@
 """The Triton kernels in every variant and launch configuration, on a GPU or under Triton's interpreter."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def poisoned():
 @pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
     if INTERPRETED and request.param == torch.bfloat16:
-        pytest.skip("Triton's interpreter gets bfloat16 products wrong by design: for a GPU")
+        pytest.skip("Triton's interpreter computes bfloat16 GEMMs wrongly by design: for a GPU")
     return request.param
 
 
@@ -43,7 +44,7 @@ def made(shape, dtype=torch.float32, seed=0, last=False):
 
 
 def truth(maps, weight, bias, size, relu=True):
-    """The reference in float64, as rows."""
+    """The reference in float64, as flat features."""
     results = [
         reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
         for m in maps
@@ -57,16 +58,16 @@ def unequal(channels, dtype=torch.float32):
     return [made(shape, dtype, seed, last=seed % 2 == 0) for seed, shape in enumerate(shapes)]
 
 
-# Products
+# GEMMs
 
 
-@pytest.mark.parametrize("pool", ["apart", "inside"])
-@pytest.mark.parametrize("parts", [1, 2, 7])
+@pytest.mark.parametrize("pool", ["separate", "fused"])
+@pytest.mark.parametrize("split_k", [1, 2, 7])
 @pytest.mark.parametrize(("channels", "outputs"), [(32, 32), (20, 33), (1, 1), (7, 50)])
-def test_forward_in_every_variant(dtype, pool, parts, channels, outputs):
+def test_forward_in_every_variant(dtype, pool, split_k, channels, outputs):
     maps, weight = unequal(channels, dtype), made((outputs, channels, 2, 2), dtype, 8)
     bias = made((outputs,), dtype, 9)
-    with launch.forced(pool=pool, parts=parts):
+    with launch.override(pool=pool, split_k=split_k):
         for relu, some in ((True, bias), (False, None)):
             got = skip_classifier.forward(maps, weight, some, 3, relu)
             assert got.dtype == dtype
@@ -76,9 +77,9 @@ def test_forward_in_every_variant(dtype, pool, parts, channels, outputs):
 @pytest.mark.parametrize(
     "tile", [Tile(16, 16, 16, 1, 1, 1), Tile(32, 64, 16, 4, 2, 3), Tile(64, 16, 32, 2, 3)], ids=str
 )
-def test_every_product_with_any_tile(dtype, tile):
+def test_every_gemm_with_any_tile(dtype, tile):
     maps, weight = unequal(20, dtype), made((33, 20, 2, 2), dtype, 8)
-    with launch.forced(tile=tile):
+    with launch.override(tile=tile):
         check_gradients(maps, weight, made((33,), dtype, 9), 3)
 
 
@@ -90,7 +91,7 @@ def check_gradients(maps, weight, bias, size, relu=True):
     want = truth(m, w, b, size, relu)
     assert_matches(output, want, dtype)
     grad = made(output.shape, dtype, 7)
-    # The kernels' own output says where the ReLU passes: rounding may put it on the other side of 0.
+    # The ReLU's mask is of the kernels' own output, since rounding may move a value across 0.
     mask = (output > 0) if relu else torch.ones_like(output, dtype=torch.bool)
     before = truth(m, w, b, size, relu=False)
     wanted = torch.autograd.grad(before, leaves, grad.double() * mask)
@@ -110,11 +111,11 @@ def test_gradients(dtype, kernel, size, relu):
     check_gradients(maps, made((18, 12, kernel, kernel), dtype, 8), made((18,), dtype, 9), size, relu)
 
 
-@pytest.mark.parametrize("pool", ["apart", "inside"])
+@pytest.mark.parametrize("pool", ["separate", "fused"])
 def test_the_six_scales_of_the_accurate_net(pool):
     maps = [made((1, 6, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
     weight, bias = made((8, 6, 5, 5), seed=8), made((8,), seed=9)
-    with launch.forced(pool=pool), ops.backend("torch"):
+    with launch.override(pool=pool), ops.backend("torch"):
         got = skip_classifier.forward(maps, weight, bias, 3, True)
         assert got.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
         assert_matches(got, ops.skip_classifier_flat(maps, weight, bias, 3), torch.float32)
@@ -124,13 +125,13 @@ def test_nan_passes_and_minus_infinity_pools():
     maps = [torch.full((1, 3, 7, 8), -float("inf"), device=DEVICE), made((1, 3, 9, 9), seed=1)]
     maps[1][0, 1, 4, 5] = float("nan")
     weight = made((5, 3, 2, 2), seed=8).abs()
-    for pool in ("apart", "inside"):
-        with launch.forced(pool=pool):
+    for pool in ("separate", "fused"):
+        with launch.override(pool=pool):
             got = skip_classifier.forward(maps, weight, None, 3, False)
         assert_matches(got, truth(maps, weight, None, 3, False), torch.float32)
 
 
-def test_tables_are_kept_per_shape():
+def test_tables_are_cached_per_shape():
     """The same list of shapes at other addresses, and other shapes at the same addresses."""
     weight = made((4, 3, 2, 2), seed=8)
     for seed in range(3):
@@ -144,7 +145,7 @@ def test_tables_are_kept_per_shape():
 @pytest.mark.skipif(not INTERPRETED and torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 << 30,
                     reason="needs 12 GB of GPU memory")  # fmt: skip
 def test_more_than_2_to_31_elements_apart():
-    """Two images so far apart in memory that 32 bits cannot tell; on a CPU, pages that nobody touches take none."""
+    """Images whose distance in memory needs more than 32 bits; on a CPU, untouched pages use no memory."""
     torch.use_deterministic_algorithms(False)
     stride = 2**31 + 8
     memory = torch.empty(stride + 400, dtype=torch.float16, device=DEVICE)
@@ -178,13 +179,13 @@ def test_pool_of_any_size(dtype, size, last):
     assert torch.equal(offset_pool.backward(grad, maps, size), found)
 
 
-def test_one_pooling_pass_for_a_list():
+def test_a_list_is_pooled_in_one_pass():
     maps = unequal(5)
     rows = [reference.offset_max_pool(m, 3).permute(0, 2, 3, 1).flatten(0, 2) for m in maps if len(m)]
     assert torch.equal(offset_pool.forward_list(maps, 3), torch.cat(rows))
 
 
-# The best scores
+# Class scores
 
 
 @pytest.mark.parametrize("classes", [1, 10, 1000])
@@ -197,7 +198,7 @@ def test_class_scores(dtype, classes):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_class_scores_that_are_not_finite(value):
+def test_class_scores_of_non_finite_logits(value):
     scores = made((20, 7))
     scores[3, 2] = value
     scores[18] = value
@@ -210,40 +211,40 @@ def test_class_scores_that_are_not_finite(value):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0)])
 @pytest.mark.parametrize("m", [1, 9, 54, 1575, 25200])
-def test_plans_fill_the_chip_and_not_more(capability, dtype, m):
+def test_plans_fill_the_chip(capability, dtype, m):
     device = torch.device("meta")
     with launch.on_chip(capability, multiprocessors=132):
-        plan = launch.choose("forward", dtype, device, m, 4096, 25, 1024, 3)
+        plan = launch.choose("forward", dtype, device, m=m, n=4096, taps=25, channels=1024, size=3)
         tiles = -(-m // plan.tile.m) * (4096 // plan.tile.n)
-        assert 1 <= plan.programs <= 132
-        assert plan.programs == min(132, tiles * plan.parts)
-        assert plan.even and 1 <= plan.parts <= launch.MAX_SPLIT_K
-        idle = [-(tiles * parts) % 132 / -(-tiles * parts // 132) for parts in (1, plan.parts)]
-        assert plan.parts == 1 or idle[1] < idle[0], "parts are for chips that are not full"
-        uneven = launch.choose("forward", dtype, device, m, 4096, 25, 1001, 3)
-        assert not uneven.even
+        assert 1 <= plan.num_programs <= 132
+        assert plan.num_programs == min(132, tiles * plan.split_k)
+        assert plan.even_k and 1 <= plan.split_k <= launch.MAX_SPLIT_K
+        idle = [-(tiles * split_k) % 132 / -(-tiles * split_k // 132) for split_k in (1, plan.split_k)]
+        assert plan.split_k == 1 or idle[1] < idle[0], "split-K is for chips that are not full"
+        uneven = launch.choose("forward", dtype, device, m=m, n=4096, taps=25, channels=1001, size=3)
+        assert not uneven.even_k
 
 
 def test_maps_at_odd_addresses():
-    """A map that starts 2 bytes off what the product loads at a time is copied first."""
+    """A map that is not aligned to the 16 bytes of a load is copied first."""
     memory = made((1 + 64 * 9 * 9,), torch.float16)
     maps = memory[1:].view(1, 9, 9, 64).permute(0, 3, 1, 2)
     assert maps.is_contiguous(memory_format=torch.channels_last) and maps.data_ptr() % 16
     weight = made((16, 64, 2, 2), torch.float16, 8)
-    for pool in ("apart", "inside"):
+    for pool in ("separate", "fused"):
         for size in (1, 3):
-            with launch.forced(pool=pool):
+            with launch.override(pool=pool):
                 got = skip_classifier.forward([maps], weight, None, size, True)
             assert_matches(got, truth([maps], weight, None, size), torch.float16)
     assert skip_classifier._aligned(maps).data_ptr() % 16 == 0
 
 
-def test_more_shapes_than_tables_are_kept(monkeypatch):
-    """A table that went is made again."""
+def test_more_shapes_than_the_cache_holds(monkeypatch):
+    """A table that was evicted is made again."""
     import overfeat.kernels.maps as tables
 
-    monkeypatch.setattr(tables, "KEPT", 2)
-    tables.places.tables.clear()
+    monkeypatch.setattr(tables, "MAX_TABLES", 2)
+    tables.output_positions.tables.clear()
     weight = made((4, 3, 2, 2), seed=8)
     want = {}
     for _ in range(2):
@@ -252,7 +253,22 @@ def test_more_shapes_than_tables_are_kept(monkeypatch):
             got = skip_classifier.forward([maps], weight, None, 3, True)
             assert torch.equal(got, want.setdefault(width, got))
             assert_matches(got, truth([maps], weight, None, 3), torch.float32)
-    assert len(tables.places.tables) <= 2
+    assert len(tables.output_positions.tables) <= 2
+
+
+def _plan_float32(device):
+    return launch.choose("forward", torch.float32, device, m=100, n=64, taps=4, channels=64, size=3)
+
+
+def test_overrides_are_of_a_thread():
+    """Another thread launches what the tables say; so does the code after the block."""
+    with launch.override(split_k=5, tile=Tile(16, 16, 16, 1, 1)), ThreadPoolExecutor(1) as pool:
+        assert launch.active_override() == launch.Override(tile=Tile(16, 16, 16, 1, 1), split_k=5)
+        assert pool.submit(launch.active_override).result() == launch.Override()
+        with launch.override(pool="fused"):
+            assert launch.active_override() == launch.Override(pool="fused")
+        assert _plan_float32(torch.device("cpu")).split_k == 5
+    assert launch.active_override() == launch.Override()
 
 
 def test_float32_follows_the_matmul_precision():
@@ -261,7 +277,7 @@ def test_float32_follows_the_matmul_precision():
         for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
             torch.set_float32_matmul_precision(setting)
             with launch.on_chip((9, 0), 132):
-                assert launch.choose("forward", torch.float32, device, 100, 64, 4, 64, 3).precision == precision
+                assert _plan_float32(device).precision == precision
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -286,7 +302,7 @@ def test_concurrent_streams():
 def test_cuda_graph():
     weight, bias = made((64, 64, 3, 3), seed=8, last=True), made((64,), seed=9)
     maps = [made((1, 64, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
-    ops.skip_classifier_flat(maps, weight, bias, 3)  # compiles, and makes the tables
+    ops.skip_classifier_flat(maps, weight, bias, 3)  # compiles the kernels and caches the tables
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
@@ -298,7 +314,7 @@ def test_cuda_graph():
         assert torch.equal(result, ops.skip_classifier_flat(maps, weight, bias, 3))
 
 
-# Merging
+# Box merging
 
 
 @pytest.mark.parametrize(
@@ -308,7 +324,7 @@ def test_cuda_graph():
         (MergeTile(launch.ANY, 16, 1, tiled=True),),
         (MergeTile(8, 8, 1), MergeTile(launch.ANY, 4, 1, tiled=True)),
     ],
-    ids=["held", "tiled", "both"],
+    ids=["in registers", "tiled", "both"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_merging_in_every_variant(monkeypatch, tiles, dtype):

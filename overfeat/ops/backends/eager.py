@@ -1,6 +1,6 @@
 """The ops in eager PyTorch, for every device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def merge_boxes(boxes: Tensor, scores: Tensor, lengths: list[int], **rule: Any) 
     return numba_merge.merge_boxes(boxes, scores, lengths, **rule)
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "offset_max_pool": offset_max_pool,
     "offset_max_pool_backward": offset_max_pool_backward,
     "skip_classifier_flat": skip_classifier_flat,

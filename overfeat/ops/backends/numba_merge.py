@@ -25,7 +25,7 @@ MATCH_METRICS = {"normalised": NORMALISED, "sum": SUM, "centres": CENTRES}
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, and cache the result on disk for other processes if a folder can be written."""
-    options = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:  # neither the package's folder nor the user's can be written

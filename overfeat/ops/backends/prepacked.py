@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,8 @@ def _direct(
     arguments = [pad, pad], [stride, stride], [dilation, dilation], 1
     if packed.packed is None:
         plain = weight.detach().contiguous().to_mkldnn()
-        packed.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *arguments, list(maps.shape))
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        packed.packed = reorder(plain, *arguments, list(maps.shape))
     bias = None if bias is None else bias.contiguous()  # oneDNN assumes a contiguous bias
     result = torch.ops.mkldnn._convolution_pointwise(maps, packed.packed, bias, *arguments, "none", [], "")
     return result.relu_() if relu else result
