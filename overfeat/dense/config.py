@@ -54,7 +54,7 @@ def check_scales(scales: Scales) -> SixScales | tuple[Scale, ...] | None:
     return tuple(_check_scale(scale) for scale in scales)
 
 
-def _check_scale(scale: Scale) -> Scale:
+def _check_scale(scale: object) -> Scale:
     if isinstance(scale, float) and 0 < scale < math.inf:
         return float(scale)
     if isinstance(scale, (tuple, list)) and len(scale) == 2 and all(isinstance(side, int) for side in scale):

@@ -156,8 +156,10 @@ class _ScaledImages:
     """The images at one scale and, for context, at half of it; a new scale frees the previous one first."""
 
     def __init__(self, net: OverFeat, images: Tensor):
-        self._net, self._original, self._size = net, images, None
-        self.images, self.half = images, None
+        self._net, self._original = net, images
+        self._size: Size | None = None
+        self.images = images
+        self.half: Tensor | None = None
 
     def resize(self, size: Size) -> None:
         if size == self._size:

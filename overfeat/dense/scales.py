@@ -56,9 +56,8 @@ def six_scales(architecture: Architecture, height: int, width: int) -> list[Size
     They are the architecture's own; without any, table 5's ratios to its window, each side an exact fit of its stride.
     Portrait images have them transposed.
     """
-    sizes = architecture.scales
-    if sizes is None:
-        sizes = ScaleFitter(architecture.window, architecture.fine_stride, architecture.pool).six_scales()
+    fitter = ScaleFitter(architecture.window, architecture.fine_stride, architecture.pool)
+    sizes = architecture.scales or fitter.six_scales()
     return [size if height <= width else size[::-1] for size in sizes]
 
 

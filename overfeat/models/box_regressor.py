@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from overfeat.errors import ArgumentError
 from overfeat.models.architecture import Architecture, Stride
-from overfeat.models.overfeat import Shape, fc_flat, initialise, remaining_fc
+from overfeat.models.overfeat import ConvList, Shape, channels_last, fc_flat, initialise, remaining_fc
 from overfeat.ops.boxes import BOX_CODERS
 from overfeat.regions import region
 
@@ -67,11 +67,11 @@ class BoxRegressor(nn.Module):
         self.architecture, self.num_classes = architecture, num_classes
         self.box_coder, self.box_features, self.dropout = box_coder, box_features, 0.0
         channels = architecture.convs[-1].channels
-        self.fc_layers = nn.ModuleList()
+        self.fc_layers = ConvList()
         for i, width in enumerate((*self.hidden, 4 * (num_classes or 1))):
             self.fc_layers.append(nn.Conv2d(channels, width, kernel if i == 0 else 1))
             channels = width
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -80,6 +80,7 @@ class BoxRegressor(nn.Module):
             initialise(layer, None)
         last = self.fc_layers[-1]
         initialise(last, 0.01)
+        assert last.bias is not None
         last.bias.data = BOX_CODERS[self.box_coder].to(last.bias).repeat(self.num_classes or 1)
 
     def forward_flat(
@@ -114,7 +115,7 @@ class BoxRegressor(nn.Module):
     ) -> tuple[Tensor, list[Shape]]:
         """The first layer over windows `step` apart, gathered a limited number at a time."""
         layer, kernel, chunks = self.fc_layers[0], self.fc_layers[0].kernel_size[0], []
-        shapes = [(len(m), *((side - kernel) // step + 1 for side in m.shape[2:])) for m in maps]
+        shapes = [(len(m), (m.shape[2] - kernel) // step + 1, (m.shape[3] - kernel) // step + 1) for m in maps]
         if positions is None:
             positions = [torch.arange(math.prod(shape), device=maps[0].device) for shape in shapes]
         weight = layer.weight.permute(0, 2, 3, 1).flatten(1)

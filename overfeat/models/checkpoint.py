@@ -16,7 +16,7 @@ from overfeat.files import atomic_write
 from overfeat.models.architecture import Architecture
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.multibox import MultiBox
-from overfeat.models.overfeat import OverFeat
+from overfeat.models.overfeat import OverFeat, channels_last
 
 FORMAT = "1"
 REGRESSOR = "regressor."  # the prefix of its tensors' names
@@ -91,7 +91,7 @@ def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
         for name, tensor in regressor.state_dict().items():
             if name not in tensors or tensors[name].shape != tensor.shape or not tensors[name].is_floating_point():
                 raise ValueError(f"{name} is missing, or no {list(tensor.shape)} of floating point")
-        regressor = regressor.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        regressor = channels_last(regressor.to_empty(device="cpu"))
         regressor.load_state_dict(tensors)
         classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata["background"]))
         if regressor.num_classes not in (None, classes):
@@ -118,7 +118,7 @@ def load_multibox(path: str | os.PathLike) -> MultiBox:
     try:
         with torch.device("meta"):
             model = MultiBox.from_json(metadata["multibox"], Architecture.from_json(metadata["architecture"]))
-        model = model.to_empty(device="cpu").to(memory_format=torch.channels_last)
+        model = channels_last(model.to_empty(device="cpu"))
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         why = str(error).splitlines()[0]
@@ -187,7 +187,7 @@ def _scale_factors(values: list[float] | None) -> tuple[float, ...] | None:
 
 def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
     """A net whose weights are allocated and not initialised: they are about to be overwritten."""
-    return meta_net(architecture, classes, context).to_empty(device="cpu").to(memory_format=torch.channels_last)
+    return channels_last(meta_net(architecture, classes, context).to_empty(device="cpu"))
 
 
 def meta_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:

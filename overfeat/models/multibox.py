@@ -78,6 +78,7 @@ class MultiBox(nn.Module):
         last = self.net.fc_layers[-1]
         initialise(last, 0.01)
         box = 0 * BOX_CODERS["xyxy"] if self.priors is not None else BOX_CODERS["xyxy"] / OUTPUT_SCALE
+        assert last.bias is not None
         with torch.no_grad():
             last.bias.view(-1, 5)[:, :4] = box.to(last.bias)
             last.bias.view(-1, 5)[:, 4] = INITIAL_LOGIT

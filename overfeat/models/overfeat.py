@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,24 @@ from overfeat.ops import layout
 from overfeat.regions import FIRST_FC, REMAINING_FC, region
 
 Shape = tuple[int, int, int]  # (N, rows, columns) of a map of outputs
+Module = TypeVar("Module", bound=nn.Module)
 Pads = Sequence[Sequence[tuple[int, int]]]  # for rows and for columns, (before, after) of every feature step
+
+
+if TYPE_CHECKING:
+
+    class ConvList(nn.ModuleList):
+        """A `ModuleList` of convolutions."""
+
+        @overload
+        def __getitem__(self, index: slice) -> "ConvList": ...
+        @overload
+        def __getitem__(self, index: int) -> nn.Conv2d: ...
+        def __getitem__(self, index: int | slice) -> "nn.Conv2d | ConvList": ...
+        def __iter__(self) -> Iterator[nn.Conv2d]: ...
+
+else:
+    ConvList = nn.ModuleList
 
 
 def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
@@ -78,26 +96,26 @@ class OverFeat(nn.Module):
         self.scale_factors: tuple[float, ...] | None = None
         self.dropout = 0.5
         channels = 3
-        self.conv_layers = nn.ModuleList()
+        self.conv_layers = ConvList()
         for conv in architecture.convs:
             self.conv_layers.append(nn.Conv2d(channels, conv.channels, conv.kernel, conv.stride, conv.pad))
             channels = conv.channels
-        self.fc_layers = nn.ModuleList()
+        self.fc_layers = ConvList()
         for i, width in enumerate((*architecture.hidden, classes)):
             self.fc_layers.append(nn.Conv2d(channels, width, architecture.kernel if i == 0 else 1))
             channels = width
         self.context = self._context_layer() if context else None
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
         self.init_weights()
 
     def add_context(self) -> None:
         """Let every position see its surroundings too; until training they contribute nothing."""
-        self.context = self._context_layer().to(self.fc_layers[0].weight, memory_format=torch.channels_last)
+        self.context = channels_last(self._context_layer()).to(self.fc_layers[0].weight)
         nn.init.zeros_(self.context.weight)
 
     def _context_layer(self) -> nn.Conv2d:
         first = self.fc_layers[0]
-        return nn.Conv2d(first.in_channels, first.out_channels, first.kernel_size, bias=False)
+        return nn.Conv2d(first.in_channels, first.out_channels, self.architecture.kernel, bias=False)
 
     @property
     def device(self) -> torch.device:
@@ -163,6 +181,10 @@ class OverFeat(nn.Module):
         self._check(images, check_size=pads is None)
         return self._run(images, self._feature_layers, pads)
 
+    @overload
+    def classifier(self, maps: Tensor, stride: Stride = "coarse") -> Tensor: ...
+    @overload
+    def classifier(self, maps: Sequence[Tensor], stride: Stride = "coarse") -> list[Tensor]: ...
     def classifier(self, maps: Tensor | Sequence[Tensor], stride: Stride = "coarse") -> Tensor | list[Tensor]:
         """Class scores from the last maps: [N, C, h, w] -> [N, classes, h', w'].
 
@@ -264,7 +286,7 @@ class OverFeat(nn.Module):
 
 
 def fc_flat(
-    layers: Sequence[nn.Conv2d],
+    layers: ConvList,
     maps: Sequence[Tensor],
     pool: int,
     stride: Stride,
@@ -315,7 +337,7 @@ def first_fc(
     return flat, layout.output_shapes(maps, layer.kernel_size[0], pool)
 
 
-def remaining_fc(layers: Sequence[nn.Conv2d], x: Tensor, dropout: float, last_relu: bool = False) -> Tensor:
+def remaining_fc(layers: ConvList, x: Tensor, dropout: float, last_relu: bool = False) -> Tensor:
     """The fully connected layers after the first, whose output is x [positions, channels]."""
     for layer in layers[1:]:
         x = F.dropout(x, dropout, training=dropout > 0)
@@ -336,6 +358,11 @@ def initialise(layer: nn.Conv2d, std: float | None) -> None:
         nn.init.normal_(layer.weight, 0.0, std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def channels_last(module: Module) -> Module:
+    """The module with its weights in channels-last memory format."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @contextmanager

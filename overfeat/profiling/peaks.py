@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +30,17 @@ def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32, rep
     larger, images = (GPU_FACTOR, GPU_BATCH) if device.type == "cuda" else (1, 1)
 
     def timed(run: Callable[[], object]) -> float:
-        return seconds(lambda: (run(), synchronize(device)), repeats)["median"]
+        def run_all() -> None:
+            run()
+            synchronize(device)
+
+        return seconds(run_all, repeats)["median"]
 
     best = {"gemm": 0.0, "convolution": 0.0}
     with torch.no_grad():
         for side in (larger * side for side in GEMM_SIZES):
             a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-            best["gemm"] = max(best["gemm"], 2 * side**3 / timed(lambda a=a, b=b: a @ b))
+            best["gemm"] = max(best["gemm"], 2 * side**3 / timed(partial(torch.matmul, a, b)))
         for channels, side, kernel in CONVOLUTIONS:
             maps = torch.randn(images, channels, side, side, device=device, dtype=dtype)
             weight = torch.randn(channels, channels, kernel, kernel, device=device, dtype=dtype)
@@ -54,7 +59,8 @@ def _convolutions(maps: Tensor, weight: Tensor) -> list[Callable[[], object]]:
     if maps.device.type == "cpu" and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight"):
         with suppress(RuntimeError):  # oneDNN does not support the type here
             plain = weight.contiguous().to_mkldnn()
-            arguments = [0, 0], [1, 1], [1, 1], 1
-            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *arguments, list(maps.shape))
-            runs.append(lambda: torch.ops.mkldnn._convolution_pointwise(maps, packed, None, *arguments, "none", [], ""))
+            geometry = [0, 0], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
+            pack = torch._C._nn.mkldnn_reorder_conv2d_weight
+            packed = pack(plain, *geometry, list(maps.shape))  # type: ignore[call-arg]
+            runs.append(lambda: torch.ops.mkldnn._convolution_pointwise(maps, packed, None, *geometry, "none", [], ""))
     return runs

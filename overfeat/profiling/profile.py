@@ -3,6 +3,7 @@
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def profile(
     own_grids = grids(net, (image.shape[1], image.shape[2]), config)
     before = measured_peaks(device, dtype)
     entries = [
-        _timed(lambda grid=grid: max_scores(net, image[None], [grid], config), net, [grid], stride, repeats)
+        _timed(partial(max_scores, net, image[None], [grid], config), net, [grid], stride, repeats)
         for grid in tqdm(own_grids, "timing", unit="scale", disable=None, leave=False, file=sys.stderr)
     ]
     options = vars(config)
