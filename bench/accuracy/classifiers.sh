@@ -8,5 +8,5 @@ for seed in 0 1 2 3 4; do
   train classifier "small-$seed-start" "${classifier[@]}" --net small --seed "$seed" --resize 54 \
     --epochs 6 --lr-milestones ''
   train classifier "small-$seed" "${classifier[@]}" --init "runs/small-$seed-start/net.safetensors" --seed "$seed" \
-    --resize 54 140 --epochs 9 --lr-milestones 4,6,7,8
+    --resize 54,140 --epochs 9 --lr-milestones 4,6,7,8
 done

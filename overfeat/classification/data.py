@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +12,30 @@ from torch.utils.data import Dataset
 from overfeat.data.image_cache import CACHE_BYTES, ImageCache, resize_shorter
 from overfeat.data.image_folder import ImageFolder, align, read_image_folder
 from overfeat.data.readers.ilsvrc import read_ilsvrc
-from overfeat.errors import InputError
-from overfeat.models.overfeat import OverFeat
+from overfeat.errors import ArgumentError, InputError
 
 
 def read_data(
     data: str | os.PathLike, validation: str | os.PathLike | None, devkit: str | os.PathLike | None
 ) -> tuple[ImageFolder, ImageFolder | None]:
-    """Training and validation images of --data, --validation and --devkit.
+    """Training and validation images.
 
-    Where `data` holds a folder train, its train and its validation or val, if any, are used.
-    Without a devkit these are class folders, and those of the validation images must have the
-    same names. Raises InputError as the readers do.
+    Args:
+        data: A folder of images per class; or a folder that holds one as train, and perhaps validation or val.
+        validation: A folder of validation images with the same classes; None: the one beside train, if any.
+        devkit: ILSVRC's development kit, for images laid out as there.
+
+    Raises:
+        InputError: As the readers do.
     """
     data = Path(data)
     if (data / "train").is_dir():
-        found = [data / name for name in ("validation", "val") if (data / name).is_dir()]
-        validation = validation or (found[0] if found else None)
+        folders = [data / name for name in ("validation", "val") if (data / name).is_dir()]
+        validation = validation or (folders[0] if folders else None)
         data = data / "train"
     if devkit:
         train = read_ilsvrc(devkit, data, "train")
-        return train, validation and read_ilsvrc(devkit, validation, "validation")
+        return train, read_ilsvrc(devkit, validation, "validation") if validation else None
     train = read_image_folder(data)
     if validation is None:
         return train, None
@@ -43,21 +45,8 @@ def read_data(
         raise InputError(f"{validation}: {error}") from error
 
 
-def fit_classes(net: OverFeat, folder: ImageFolder) -> bool:
-    """Give the net the classes of the images: a new last layer unless it has them; whether it is new."""
-    if sorted(net.class_names) == sorted(folder.class_names):
-        return False
-    net.reset_classifier(folder.class_names)
-    return True
-
-
-def relabel(folders: Sequence[ImageFolder | None], net: OverFeat) -> list[ImageFolder | None]:
-    """The images with labels that count in the net's classes."""
-    return [folder and align(folder, net.class_names) for folder in folders]
-
-
 def centre_crop(image: Tensor, window: int, short_side: int) -> Tensor:
-    """The middle of the resized image: uint8 [3, H, W] -> [3, window, window].
+    """The centre of the resized image: uint8 [3, H, W] -> [3, window, window].
 
     Raises InputError where short_side is less than the window, and as `resize_shorter`.
     """
@@ -70,12 +59,20 @@ def centre_crop(image: Tensor, window: int, short_side: int) -> Tensor:
 class CropDataset(Dataset):
     """Random crops of the resized images and their mirror images (section 3.1).
 
-    An item's key is (epoch, index); index counts images, then crops, then the crop and its mirror
-    image. All chance is seeded by (seed, epoch, image, crop), so an item is the same whichever
-    process makes it and whenever. resize: the shorter side is drawn log-uniformly from lo..hi;
-    the paper's is fixed at 256. Items are dicts: "image" uint8 [3, window, window], "label", and
-    "unreadable": -1, or the number of the image that could not be used and that the next
-    readable one stands in for.
+    An item's key is (epoch, index); index counts images, then crops, then the crop and its mirror image. All
+    randomness is seeded by (seed, epoch, image, crop), so an item does not depend on the process that makes it. Items
+    are dicts: "image" uint8 [3, window, window], "label", and "unreadable": -1, or the number of the image that could
+    not be used and that the next readable one replaces.
+
+    Args:
+        folder: The labelled images.
+        window: Side of the crops in pixels.
+        resize: Range of the shorter side, drawn log-uniformly; the paper's is fixed at 256.
+        crops: Crops per image and epoch.
+        flip: Add the mirror image of every crop.
+        seed: Of all randomness.
+        max_pixels: Larger images count as unreadable.
+        cache_bytes: Memory for decoded images.
     """
 
     def __init__(
@@ -83,6 +80,7 @@ class CropDataset(Dataset):
         folder: ImageFolder,
         window: int,
         resize: tuple[int, int],
+        *,
         crops: int = 5,
         flip: bool = True,
         seed: int = 0,
@@ -91,7 +89,7 @@ class CropDataset(Dataset):
     ):
         check_sizes(window, *resize)
         if crops < 1:
-            raise InputError(f"--crops must be at least 1, not {crops}")
+            raise ArgumentError("crops", f"must be at least 1, not {crops}")
         self.window, self.resize, self.crops, self.flip, self.seed = window, resize, crops, flip, seed
         self.samples = folder.samples
         paths = [path for path, _ in folder.samples]
@@ -107,22 +105,22 @@ class CropDataset(Dataset):
         draw = np.random.default_rng([self.seed, epoch, number, crop]).random(3)
         image, label = self._usable(number, draw[0])
         y, x = (
-            min(int(part * (side - self.window + 1)), side - self.window)
-            for part, side in zip(draw[1:], image.shape[1:], strict=True)
+            min(int(fraction * (side - self.window + 1)), side - self.window)
+            for fraction, side in zip(draw[1:], image.shape[1:], strict=True)
         )
         image = image[:, y : y + self.window, x : x + self.window]
         image = image.flip(-1) if mirror else image.contiguous()
         return {"image": image, "label": label, "unreadable": number if number in self.cache.invalid else -1}
 
     def error_for(self, number: int) -> tuple[str, str]:
-        """(file, what is wrong with it) of an image named in "unreadable"."""
+        """(file, message) of an image named in "unreadable"."""
         return self.cache.error_for(number)
 
-    def _usable(self, number: int, part: float) -> tuple[Tensor, int]:
-        """The image resized, or the next that can be used, and its label."""
+    def _usable(self, number: int, fraction: float) -> tuple[Tensor, int]:
+        """The image, or the next that can be used, resized, and its label."""
         low, high = self.resize
         # A size between lo and hi + 1 on the log scale, floored, so that lo and hi both occur.
-        size = min(high, math.floor(low * ((high + 1) / low) ** part))
+        size = min(high, math.floor(low * ((high + 1) / low) ** fraction))
         for candidate in (*range(number, len(self.samples)), *range(number)):
             image = self.cache.get(candidate)
             if image is not None:
@@ -130,10 +128,10 @@ class CropDataset(Dataset):
         raise InputError(f"none of the {len(self.samples)} images can be used; {self.error_for(0)[1]}")
 
 
-class CentreDataset(Dataset):
+class CentreCropDataset(Dataset):
     """The centre crop of every image, for validation; items as those of `CropDataset`.
 
-    An image that cannot be used comes as zeros with the label -1.
+    An image that cannot be used is replaced by zeros with the label -1.
     """
 
     def __init__(
@@ -141,6 +139,7 @@ class CentreDataset(Dataset):
         folder: ImageFolder,
         window: int,
         short_side: int,
+        *,
         max_pixels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
@@ -162,12 +161,13 @@ class CentreDataset(Dataset):
         return {"image": image, "label": self.samples[number][1], "unreadable": -1}
 
     def error_for(self, number: int) -> tuple[str, str]:
-        """(file, what is wrong with it) of an image named in "unreadable"."""
+        """(file, message) of an image named in "unreadable"."""
         return self.cache.error_for(number)
 
 
 def check_sizes(window: int, low: int, high: int) -> None:
+    """Raises ArgumentError for shorter sides below the window, or in the wrong order."""
     if low < window:
-        raise InputError(f"--resize {low}: the shorter side must be at least the net's window of {window} px")
+        raise ArgumentError("resize", f"must be at least the net's window of {window} px, not {low}")
     if high < low:
-        raise InputError(f"--resize {low} {high}: the smaller size comes first")
+        raise ArgumentError("resize", f"must be the smaller size, then the larger, not {low},{high}")

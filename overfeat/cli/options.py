@@ -46,7 +46,7 @@ def _arguments(metadata: Any, annotation: Any, default: Any) -> dict[str, Any]:
     text = metadata["help"].replace("%", "%%")
     if isinstance(default, tuple):
         default = ",".join(map(str, default))
-    if default not in (None, False, "") and "default:" not in text:
+    if default is not None and default is not False and default != "" and "default:" not in text:
         text += f" (default: {str(default).replace('%', '%%')})"
     given = {"default": default, "help": text}
     parse, value_type = metadata.get("parse"), _without_none(annotation)

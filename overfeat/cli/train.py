@@ -1,123 +1,313 @@
-"""`overfeat train HEAD`, and its classifiers: train on a folder of images, alone or under torchrun."""
+"""`overfeat train HEAD`: train a classifier, a box regressor, a detector or DeepMultiBox, alone or under torchrun."""
 
 import argparse
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from overfeat.classification import config as classification
+from overfeat.classification.config import ClassifierConfig
+from overfeat.cli.annotated import (
+    TRAINING,
+    VALIDATION,
+    add_annotated_options,
+    adopt_class_names,
+    read_annotated,
+    report_problems,
+    splits_in,
+)
+from overfeat.cli.assets import SHIPPED_WEIGHTS
+from overfeat.cli.command import Commands, add_command
+from overfeat.cli.dense import scale_list
+from overfeat.cli.options import add_options, config_from_args
+from overfeat.detection import config as detection
+from overfeat.detection.config import DetectorConfig
+from overfeat.errors import ArgumentError
+from overfeat.localization import config as localization
+from overfeat.localization.config import BoxRegressorConfig
+from overfeat.multibox import config as multibox
+from overfeat.multibox.config import BoxClassifierConfig, MultiBoxConfig
+from overfeat.options import Options
+from overfeat.training.config import TrainConfig
 
-from overfeat.classification.data import fit_classes, read_data, relabel
-from overfeat.classification.train import ClassifierTask
-from overfeat.cli.train_boxes import add_detector, add_regressor
-from overfeat.cli.train_multibox import add_box_classifier, add_multibox
-from overfeat.cli.training import Help, add_loop, check_dropout, config_of, tell
-from overfeat.data.image_folder import ImageFolder
-from overfeat.data.images import MAX_PIXELS
-from overfeat.errors import InputError
-from overfeat.models import checkpoint
-from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.overfeat import OverFeat, build
-from overfeat.options import positive
-from overfeat.training.sampler import derive_seed
-from overfeat.training.trainer import train
+if TYPE_CHECKING:
+    from overfeat.data.annotated import Annotated
+    from overfeat.training.task import Task
+
+# Makes the task of the parsed arguments, and the lines that describe it.
+Build = Callable[[argparse.Namespace, "TrainConfig"], "tuple[Task, list[str]]"]
 
 
-def add_parser(commands) -> None:
+@dataclass(frozen=True)
+class Head:
+    """One kind of training on the command line."""
+
+    name: str
+    summary: str
+    description: str
+    example: str
+    options: type[Options]
+    defaults: TrainConfig
+    build: Build
+
+
+def add_parser(commands: Commands) -> None:
+    """Add `train` with a parser for each head."""
     parser = commands.add_parser(
         "train",
-        help="train a classifier, a box regressor, a detector, DeepMultiBox",
-        description="Train a head. A classifier's defaults are the paper's (section 3.1).",
+        help="train a classifier, a box regressor, a detector or DeepMultiBox",
+        description="Train a head; a classifier's defaults are the paper's (section 3.1). On several GPUs or "
+        "processes: torchrun --nproc_per_node N -m overfeat train HEAD ...",
     )
     heads = parser.add_subparsers(required=True, metavar="HEAD", dest="head")
-    _add_classifier(heads)
-    add_regressor(heads)
-    add_detector(heads)
-    add_multibox(heads)
-    add_box_classifier(heads)
+    for head in HEADS:
+        _add_head(heads, head)
 
 
-def _add_classifier(heads) -> None:
-    parser = heads.add_parser(
-        "classifier",
-        help="a net, from images sorted into classes",
-        description="Train a net on images sorted into one folder a class. On several GPUs or processes: "
-        "torchrun --nproc_per_node N -m overfeat train classifier ...",
-        epilog="example: overfeat train classifier --data photos --out run --net small",
-        formatter_class=Help,
+def _add_head(heads: Commands, head: Head) -> None:
+    parser = add_command(
+        heads,
+        head.name,
+        lambda args: _run(head, args),
+        summary=head.summary,
+        description=head.description,
+        examples=[
+            f"overfeat train {head.name} {head.example}",
+            f"overfeat train {head.name} {head.example} --resume",
+        ],
     )
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="a folder of images for each class; or a folder that holds this as train, and perhaps validation or val",
-    )
-    data.add_argument("--validation", type=Path, metavar="DIR", help="images to judge every epoch by")
-    data.add_argument(
-        "--devkit",
-        type=Path,
-        metavar="DIR",
-        help="the ILSVRC2012 development kit, for images laid out as there",
-    )
-    data.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help="refuse larger images")
-    data.add_argument(
-        "--resize",
-        type=positive,
-        nargs="+",
-        metavar=("MIN", "MAX"),
-        help="the shorter side before cropping, drawn between the two (default: 256; small net 54)",
-    )
-    data.add_argument("--crops", type=positive, default=5, metavar="N", help="random crops an image and epoch")
-    data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="train on mirror images too")
-    net = parser.add_argument_group("net")
-    net.add_argument("--net", choices=tuple(ARCHITECTURES), help="which net (default: fast)")
-    net.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        metavar="WEIGHTS",
-        help="fine-tune this net (safetensors); its last layer is new where its classes are others",
-    )
-    net.add_argument("--dropout", type=float, default=0.5, metavar="P", help="on the hidden full layers")
-    add_loop(parser)
-    parser.set_defaults(run=_run_classifier)
+    if head.options is ClassifierConfig:
+        _add_folder_options(data)
+    else:
+        _add_box_data_options(data)
+    options = parser.add_argument_group("net and loss")
+    add_options(options, head.options)
+    if head.options is BoxRegressorConfig:
+        options.add_argument("--scales", type=scale_list, metavar="LIST", help="as in `overfeat classify`")
+    loop = parser.add_argument_group("training")
+    loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the log, checkpoint and nets")
+    loop.add_argument(
+        "--resume", action="store_true",
+        help="continue the interrupted run in --out; to the same weights on a CPU with as many processes as before",
+    )  # fmt: skip
+    add_options(loop, TrainConfig, **asdict(head.defaults))
 
 
-def _run_classifier(args: argparse.Namespace) -> int:
-    config = config_of(args)
-    check_dropout(args.dropout)
-    resize = args.resize
-    if resize and len(resize) > 2:
-        raise InputError(f"--resize takes one size or two, not {len(resize)}")
-    data, validation = read_data(args.data, args.validation, args.devkit)
-    net, new = _net(args, data)
-    data, validation = relabel([data, validation], net)
-    net.dropout = args.dropout
-    task = ClassifierTask(
-        net,
-        data,
-        config,
-        validation,
-        resize=resize and (resize[0], resize[-1]),
-        crops=args.crops,
-        flip=args.flip,
-        max_pixels=args.max_pixels,
-    )
-    layer = f"; fine-tuning {args.source}" if args.source else ""
-    if args.source and new:
-        layer += " with a new last layer, since its classes are others"
-    tell(f"{net.architecture.name} net, {net.num_classes} classes, {len(data)} images{layer}")
-    train(task, config, args.out, args.resume)
+def _run(head: Head, args: argparse.Namespace) -> int:
+    """Train; the description is printed by one process of torchrun's."""
+    train_config = config_from_args(TrainConfig, args)
+    config_from_args(head.options, args)  # bad values are reported before the data is read
+
+    from overfeat.training.trainer import train
+
+    task, lines = head.build(args, train_config)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(*lines, sep="\n", flush=True)
+    train(task, args.out, resume=args.resume)
     return 0
 
 
-def _net(args: argparse.Namespace, data: ImageFolder) -> tuple[OverFeat, bool]:
-    """The net to train, and whether its last layer is not that of --from."""
-    torch.manual_seed(derive_seed(args.seed))
-    if args.source:
-        net = checkpoint.load(args.source)
-        if args.net not in (None, net.architecture.name):
-            raise InputError(f"--from {args.source} is a {net.architecture.name} net; leave --net {args.net} out")
-    else:
-        net = build(args.net or "fast", len(data.class_names))
-    return net, fit_classes(net, data)
+# Data
+
+
+def _add_folder_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data", type=Path, required=True, metavar="DIR",
+        help="a folder of images per class; or a folder that holds this as train, and perhaps validation or val",
+    )  # fmt: skip
+    group.add_argument("--validation", type=Path, metavar="DIR", help="images to validate every epoch on")
+    group.add_argument(
+        "--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit, for images in its layout"
+    )
+
+
+def _add_box_data_options(group: argparse._ArgumentGroup) -> None:
+    add_annotated_options(group, TRAINING)
+    group.add_argument(
+        "--validation", type=Path, metavar="PATH",
+        help="annotations to validate every epoch on (default: those of validation or val beside the training data, "
+        "without --images and --devkit)",
+    )  # fmt: skip
+    group.add_argument("--validation-images", type=Path, metavar="DIR", help="the images of --validation, as --images")
+    group.add_argument("--validation-boxes", type=Path, metavar="DIR", help="the boxes of --validation, as --boxes")
+
+
+def _read(args: argparse.Namespace) -> "tuple[Annotated, Annotated | None]":
+    """Training and validation data."""
+    data, validation = read_annotated(args, args.data, TRAINING, args.split), None
+    folder = args.data if args.data.is_dir() else args.data.parent if args.data.stem in TRAINING else None
+    if args.validation:
+        more = args.validation_images, args.validation_boxes
+        validation = read_annotated(args, args.validation, VALIDATION, None, *more)
+    elif folder and not args.devkit and not args.images and set(VALIDATION) & set(splits_in(folder)):
+        validation = read_annotated(args, folder, VALIDATION)
+    return data, validation
+
+
+def _read_checked(args: argparse.Namespace) -> "tuple[Annotated, Annotated | None]":
+    """Training and validation data with the same classes, of which every image has been read."""
+    from overfeat.data.annotated import align_boxes, readable
+    from overfeat.models.transfer import check_class_names
+
+    data, validation = _read(args)
+    if validation is not None:
+        validation = align_boxes(validation, data.class_names, "the training data")
+    check_class_names(data.class_names)  # before all images are read
+    data = readable(data, args.max_pixels, args.skip_invalid)
+    validation = readable(validation, args.max_pixels, args.skip_invalid) if validation else None
+    for checked in filter(None, (data, validation)):
+        report_problems(checked, "images that cannot be read")
+    return data, validation
+
+
+def _seed(train: TrainConfig) -> None:
+    """Seed the initial weights."""
+    import torch
+
+    from overfeat.training.sampler import derive_seed
+
+    torch.manual_seed(derive_seed(train.seed))
+
+
+# Heads
+
+
+def _classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    from overfeat.classification.data import read_data
+    from overfeat.classification.train import ClassifierTask, build_classifier
+    from overfeat.data.image_folder import align
+
+    options = config_from_args(ClassifierConfig, args)
+    data, validation = read_data(args.data, args.validation, args.devkit)
+    _seed(train)
+    net, new_layer = build_classifier(data, options)
+    data = align(data, net.class_names)
+    validation = align(validation, net.class_names) if validation else None
+    task = ClassifierTask(net, data, validation, options, train)
+    start = f"; fine-tuning {options.init}" if options.init else ""
+    if options.init and new_layer:
+        start += " with a new last layer, since its classes differ"
+    return task, [f"{net.architecture.name} net, {net.num_classes} classes, {len(data)} images{start}"]
+
+
+def _regressor(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    from overfeat.data.annotated import align_boxes
+    from overfeat.localization.train import RegressorTask, build_regressor
+    from overfeat.models import checkpoint
+
+    options = config_from_args(BoxRegressorConfig, args)
+    if options.init is None:
+        raise ArgumentError("init", "is needed: a trained net")
+    net = checkpoint.load(options.init)
+    data, validation = _read(args)
+    if args.devkit:
+        adopt_class_names(net, data.class_names)
+    data = align_boxes(data, net.class_names)
+    validation = align_boxes(validation, net.class_names) if validation else None
+    _seed(train)
+    task = RegressorTask(net, build_regressor(net, options), data, validation, options, train)
+    boxes = sum(len(sample.labels) for sample in data.samples)
+    return task, [
+        f"{net.architecture.name} net, {len(data)} images with {boxes} boxes, {len(task.dataset)} with all scales"
+    ]
+
+
+def _detector(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    from overfeat.detection.build import build_detector, describe_choices
+    from overfeat.detection.train import DetectorTask
+    from overfeat.training.distributed import choose_device
+
+    options = config_from_args(DetectorConfig, args)
+    data, validation = _read_checked(args)
+    _seed(train)
+    gpu = choose_device(train.device).type == "cuda"
+    net, regressor, init = build_detector(data, options, gpu=gpu, shipped=SHIPPED_WEIGHTS)
+    task = DetectorTask(net, regressor, data, validation, options, train)
+    return task, describe_choices(data, net, options, init)
+
+
+def _multibox(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    from overfeat.multibox.build import build_multibox, describe_multibox
+    from overfeat.multibox.train import MultiBoxTask
+
+    options = config_from_args(MultiBoxConfig, args)
+    data, validation = _read_checked(args)
+    _seed(train)
+    model, copied, init = build_multibox(data, options, seed=train.seed, shipped=SHIPPED_WEIGHTS)
+    task = MultiBoxTask(model, data, validation, options, train)
+    return task, describe_multibox(data, model, options, copied, init)
+
+
+def _box_classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    from overfeat.multibox.build import build_box_classifier, samples_for
+    from overfeat.multibox.data import CROPS_PER_POSITIVE
+    from overfeat.multibox.train import BoxClassifierTask
+
+    options = config_from_args(BoxClassifierConfig, args)
+    data, validation = _read_checked(args)
+    _seed(train)
+    net, init = build_box_classifier(data, options, shipped=SHIPPED_WEIGHTS)
+    task = BoxClassifierTask(net, data, validation, options, train)
+    start = f"initial weights from {init}" if init else "random initial weights"
+    samples = options.samples_per_image or samples_for(len(data), CROPS_PER_POSITIVE)
+    return task, [
+        f"data: {data.describe()}",
+        f"net: {net.architecture.name}, squares of {net.architecture.window} px; {start}",
+        f"samples: {samples} squares per image and epoch",
+    ]
+
+
+HEADS = (
+    Head(
+        "classifier",
+        "a net, from images sorted into classes",
+        "Train a net on images sorted into one folder per class.",
+        "--data photos --out run --net small",
+        ClassifierConfig,
+        classification.TRAINING,
+        _classifier,
+    ),
+    Head(
+        "regressor",
+        "box regression for a trained net, from images with boxes",
+        "Train a box regressor on the last maps of a trained net (section 4.2), at all positions of all scales. The "
+        "files written hold the net and the regressor.",
+        "--data scenes --init net.safetensors --out run",
+        BoxRegressorConfig,
+        localization.TRAINING,
+        _regressor,
+    ),
+    Head(
+        "detector",
+        "a net that detects any number of objects, from images with boxes",
+        "Train a net with a background class and a box regressor (section 5), on tiles of the images at scales that "
+        "are chosen from the boxes. Images may be of any size.",
+        "--data annotated-photos --out run",
+        DetectorConfig,
+        detection.TRAINING,
+        _detector,
+    ),
+    Head(
+        "multibox",
+        "a net that predicts K boxes in one forward pass, from images with boxes",
+        "Train DeepMultiBox: K boxes and their confidences from one forward pass over a square image, matched with the "
+        "objects. A second net classifies the boxes (`overfeat train box-classifier`).",
+        "--data annotated-photos --out run",
+        MultiBoxConfig,
+        multibox.MULTIBOX_TRAINING,
+        _multibox,
+    ),
+    Head(
+        "box-classifier",
+        "a net that classifies boxes, or rejects them as background",
+        "Train the second net of DeepMultiBox: a classifier with a background class, on squares around boxes whose IoU "
+        "with an object is at least 0.5, and twice as many around background.",
+        "--data annotated-photos --out run",
+        BoxClassifierConfig,
+        multibox.BOX_CLASSIFIER_TRAINING,
+        _box_classifier,
+    ),
+)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from overfeat.data.annotated import Annotated, Sample
-from overfeat.data.image_cache import ImageCache
+from overfeat.data.image_cache import CACHE_BYTES, ImageCache
 
 MAX_WORKERS = 8  # that share the memory for images without any image being read twice
 
@@ -34,9 +34,10 @@ class RandomTileDataset(Dataset, ABC):
         annotated: Annotated,
         side: int,
         samples_per_image: int,
-        seed: int,
-        max_pixels: int | None,
-        cache_bytes: int,
+        *,
+        seed: int = 0,
+        max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ):
         self.annotated, self.samples_per_image, self.seed = annotated, samples_per_image, seed
         paths = [sample.path for sample in annotated.samples]

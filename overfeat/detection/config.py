@@ -1,9 +1,43 @@
-"""The options of detection."""
+"""The options of detection and of training a detector."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from overfeat.options import fraction, non_negative, option
+from overfeat.training.config import BOX_TRAINING, BoxHeadOptions, NetOptions, TaskOptions
+
+NEGATIVE_SAMPLING = ("half_hard", "hard", "random", "none")
+SAMPLES = 1000  # tiles in an epoch, at least
+TRAINING = replace(BOX_TRAINING, batch_size=16)  # the loop's defaults
+
+
+@dataclass(frozen=True)
+class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
+    """How to train a detector on tiles of images (section 5)."""
+
+    net: str | None = option(
+        None,
+        "architecture: fast, accurate or small (default: small; on a GPU fast, if the objects are large enough)",
+        metavar="NAME",
+    )
+    freeze_features: bool = option(False, "do not train the feature layers of the initial net")
+    samples_per_image: int | None = option(
+        None, f"tiles per image and epoch (default: enough for {SAMPLES} an epoch)", minimum=1
+    )
+    context: bool = option(True, "add features of each window's surroundings, at half the resolution")
+    scales: tuple[float, ...] | None = option(
+        None,
+        "scale factors at which images are searched, such as 0.5,0.7,1.0 (default: chosen from the boxes)",
+        minimum=0.001,
+        below=64,
+    )
+    negative_sampling: str = option(
+        NEGATIVE_SAMPLING[0],
+        "negative windows that contribute to the loss: those with the highest loss (hard), random ones, or half of "
+        "each",
+        choices=NEGATIVE_SAMPLING,
+    )
+    negatives_per_tile: int = option(16, "negative windows per tile", minimum=1)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,76 @@
-"""Which windows of which size are to find an object, and at which sizes of an image (section 5).
-
-A window finds an object that fits it: one whose longer side is LOW to HIGH of the window's, and whose
-centre lies within CENTRAL of the window's side from the window's centre, along both axes. A window that
-nearly does, up to the IGNORED limits, teaches nothing; all others are background. An object at an image's
-border, where no window's centre comes near, is found by the window whose centre is nearest, if it reaches no
-farther than INSIDE of the side from that centre.
-"""
+"""Target assignment: which windows are positive, negative or ignored for which objects (section 5)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from overfeat.dense.grid import Grid
 
-LOW, HIGH, CENTRAL = 0.45, 0.95, 0.15
-IGNORED_LOW, IGNORED_HIGH, IGNORED_CENTRAL = 0.3, 1.3, 0.35
-INSIDE = 0.55  # of the window's side, how far from its centre an object at the border may reach
 IGNORE_INDEX = -1
+Sizes = TypeVar("Sizes", Tensor, np.ndarray)
 
 
-def assign_targets(windows: Tensor, boxes: Tensor, labels: Tensor, background: int, ignored: Tensor | None = None):
-    """What each window is to say: labels int64 [rows, columns], and the number of its object, int64, or -1.
+@dataclass(frozen=True)
+class AssignmentRule:
+    """When a window is positive for an object; all lengths are fractions of the window's side.
 
-    windows: [rows, columns, 4], all of one size; boxes [n, 4] in the same pixels; labels int64 [n].
-    background: the label of windows without an object; IGNORED is that of windows that teach nothing.
-    ignored: bool [n], objects whose windows teach nothing, such as VOC's difficult ones.
+    A window is positive if the object's longer side is within min_size..max_size and the centres are within
+    center_tolerance of each other along both axes. Windows within the ignored limits do not contribute to the loss;
+    all others are negative. At an image's border, where no window's centre comes near, the window with the nearest
+    centre is positive if the object reaches no farther than border_reach from that centre.
+
+    Attributes:
+        min_size: Smallest longer side of a positive window's object.
+        max_size: Largest one.
+        center_tolerance: Largest distance of the centres along an axis.
+        ignored_min_size: min_size of ignored windows.
+        ignored_max_size: max_size of ignored windows.
+        ignored_center_tolerance: center_tolerance of ignored windows.
+        border_reach: Largest distance of an object's edge from the centre of its nearest window.
+    """
+
+    min_size: float = 0.45
+    max_size: float = 0.95
+    center_tolerance: float = 0.15
+    ignored_min_size: float = 0.3
+    ignored_max_size: float = 1.3
+    ignored_center_tolerance: float = 0.35
+    border_reach: float = 0.55
+
+    def fits(self, sizes: Sizes) -> Sizes:
+        """Whether objects of these sizes have positive windows."""
+        return (sizes >= self.min_size) & (sizes <= self.max_size)
+
+
+RULE = AssignmentRule()
+
+
+def assign_targets(
+    windows: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    *,
+    background: int,
+    ignored: Tensor | None = None,
+    rule: AssignmentRule = RULE,
+) -> tuple[Tensor, Tensor]:
+    """The class and the object of every window.
+
+    Args:
+        windows: [rows, columns, 4], all of one size.
+        boxes: [n, 4] in the same pixels.
+        labels: int64 [n].
+        background: The label of negative windows.
+        ignored: bool [n], objects whose windows are ignored, such as VOC's difficult ones.
+        rule: When a window is positive.
+
+    Returns:
+        Labels int64 [rows, columns], IGNORE_INDEX for ignored windows, and the index of each positive window's
+        object, int64, or -1.
     """
     shape = windows.shape[:2]
     targets = torch.full(shape, background, dtype=torch.int64, device=windows.device)
@@ -33,39 +78,46 @@ def assign_targets(windows: Tensor, boxes: Tensor, labels: Tensor, background: i
     if not len(boxes):
         return targets, objects
     side = windows[0, 0, 2] - windows[0, 0, 0]
-    centres, middles = (windows[..., :2] + windows[..., 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
+    window_centers, box_centers = (windows[..., :2] + windows[..., 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
     size = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) / side  # [n]
-    away = (centres[:, :, None] - middles).abs().amax(dim=3) / side  # [rows, columns, n]
-    fits, nearly = (size >= LOW) & (size <= HIGH), (size >= IGNORED_LOW) & (size <= IGNORED_HIGH)
-    # At the border the window that comes nearest will do, if the object is within it.
-    nearest = away == away.flatten(0, 1).amin(dim=0)
-    finds = fits & ((away <= CENTRAL) | (nearest & (away + size / 2 <= INSIDE)))
-    targets[(nearly & (away <= IGNORED_CENTRAL)).any(dim=2)] = IGNORE_INDEX
-    best = away.masked_fill(~finds, torch.inf).min(dim=2)
-    found = best.values < torch.inf
-    wanted = labels if ignored is None else labels.masked_fill(ignored, IGNORE_INDEX)
-    targets[found] = wanted[best.indices[found]]
-    objects[found] = best.indices[found].where(targets[found] != IGNORE_INDEX, -1)
+    distance = (window_centers[:, :, None] - box_centers).abs().amax(dim=3) / side  # [rows, columns, n]
+    nearest = distance == distance.flatten(0, 1).amin(dim=0)
+    at_border = nearest & (distance + size / 2 <= rule.border_reach)
+    matches = rule.fits(size) & ((distance <= rule.center_tolerance) | at_border)
+    near_size = (size >= rule.ignored_min_size) & (size <= rule.ignored_max_size)
+    targets[(near_size & (distance <= rule.ignored_center_tolerance)).any(dim=2)] = IGNORE_INDEX
+    best = distance.masked_fill(~matches, torch.inf).min(dim=2)
+    positive = best.values < torch.inf
+    expected = labels if ignored is None else labels.masked_fill(ignored, IGNORE_INDEX)
+    targets[positive] = expected[best.indices[positive]]
+    objects[positive] = best.indices[positive].where(targets[positive] != IGNORE_INDEX, -1)
     return targets, objects
 
 
-def expected_votes(boxes: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """How many windows of the grids are to find each object [n, 4]: at least 1; a tensor [n].
+def expected_votes(boxes: Tensor, grids: Sequence[Grid], *, rule: AssignmentRule = RULE) -> Tensor:
+    """The number of positive windows of each object, at least 1: its summed confidence if all windows are certain.
 
-    That is the accumulated confidence of an object which all of them are certain of.
+    Args:
+        boxes: [n, 4] in the image's pixels.
+        grids: The windows of each scale.
+        rule: When a window is positive.
+
+    Returns:
+        float32 [n].
     """
     counts = torch.zeros(len(boxes), dtype=torch.float64)
     device, boxes = boxes.device, boxes.double().cpu()
-    middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    box_centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     for grid in grids:
         first = slice(0, 1)
-        row, column = (torch.from_numpy(grid.boxes(*part)).view(-1, 4) for part in ((first,), (slice(None), first)))
+        row = torch.from_numpy(grid.boxes(first)).view(-1, 4)
+        column = torch.from_numpy(grid.boxes(slice(None), first)).view(-1, 4)
         width, height = (row[0, 2:] - row[0, :2]).tolist()
         size = torch.maximum(sides[:, 0] / width, sides[:, 1] / height)
         within = []
         for axis, (windows, side) in enumerate(((row, width), (column, height))):
-            centres = ((windows[:, axis] + windows[:, axis + 2]) / 2).sort().values
-            low, high = (middles[:, axis] + sign * CENTRAL * side for sign in (-1, 1))
-            within.append(torch.searchsorted(centres, high, right=True) - torch.searchsorted(centres, low))
-        counts += torch.where((size >= LOW) & (size <= HIGH), within[0] * within[1], 0)
+            centers = ((windows[:, axis] + windows[:, axis + 2]) / 2).sort().values
+            low, high = (box_centers[:, axis] + sign * rule.center_tolerance * side for sign in (-1, 1))
+            within.append(torch.searchsorted(centers, high, right=True) - torch.searchsorted(centers, low))
+        counts += torch.where(rule.fits(size), within[0] * within[1], 0)
     return counts.clamp(min=1).to(device, torch.float32)

@@ -1,6 +1,6 @@
-"""Training a detector: windows with objects, background chosen on the fly, boxes beside (section 5)."""
+"""Training a detector: positive windows, negatives chosen on the fly, and boxes (section 5)."""
 
-import math
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,251 +12,207 @@ from torch import Tensor, nn
 from overfeat.data.annotated import Annotated
 from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid
-from overfeat.dense.scales import BEST_OBJECT_SIZE
 from overfeat.dense.tiling import Tile
+from overfeat.detection.build import fitting, samples_for
+from overfeat.detection.config import TRAINING, DetectorConfig
 from overfeat.detection.data import TileDataset
-from overfeat.detection.targets import HIGH, LOW, assign_targets
+from overfeat.detection.hard_negatives import sample_negatives
+from overfeat.detection.targets import assign_targets
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
-from overfeat.models.architecture import ARCHITECTURES, Stride
+from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops.boxes import decode, encode, paired_iou
-from overfeat.training.box_task import BoxTask, check_classes
 from overfeat.training.config import TrainConfig
+from overfeat.training.task import Sums, Task, check_classes, check_objects, describe_data
 
-NEGATIVES = ("mixed", "hard", "random", "none")
-OF_IMAGE = ("image", "boxes", "labels", "difficult")
+TILE_WINDOWS = 4  # windows along a tile's side
+VALIDATION_TILES = 200  # at least
 FIGURES = ("loss", "missed_error", "false_error", "iou_error")
-TILE = 4  # windows along a tile's side
-TILES = 1000  # in an epoch, at least
-VALIDATED = 200  # tiles of validation images, at least
 
 
 class Detector(nn.Module):
-    """A net with a background class and its regressor in one pass: what one process trains.
+    """A net with a background class and its regressor in one forward pass.
 
-    fixed: the feature layers stay as they are.
+    Args:
+        net: The net.
+        regressor: Made for its architecture.
+        freeze_features: Do not train the feature layers.
     """
 
-    def __init__(self, net: OverFeat, regressor: BoxRegressor, fixed: bool = False):
+    def __init__(self, net: OverFeat, regressor: BoxRegressor, freeze_features: bool = False):
         super().__init__()
-        self.net, self.regressor, self.fixed = net, regressor, fixed
-        net.conv_layers.requires_grad_(not fixed)
+        self.net, self.regressor, self.freeze_features = net, regressor, freeze_features
+        net.conv_layers.requires_grad_(not freeze_features)
 
-    def forward(self, images: Sequence[Tensor], stride: Stride, places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class scores [all places, classes], and boxes [places, classes or 1, 4] at these places of each image."""
-        net, maps, seen = self.net, [], []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed):
+    def forward(self, images: Sequence[Tensor], stride: Stride, positives: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class scores of all windows [windows, classes], and boxes [positives, classes or 1, 4].
+
+        Args:
+            images: uint8 [3, H, W] each.
+            stride: Of the windows.
+            positives: int64 [k] of each image, the windows whose boxes are predicted.
+        """
+        net = self.net
+        maps: list[Tensor] = []
+        context = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_features):
             for image in images:
-                size = tuple(image.shape[1:])
+                size = (image.shape[1], image.shape[2])
                 grid = Grid(net.architecture.window, net.architecture.stride(stride), size, size)
                 maps.append(net.features(image[None]))
                 if net.context is not None:
                     half = half_resolution(net, image[None], size)
-                    seen.append(context_features(net, half, Tile.whole(grid), stride))
-        logits = net.forward_head_flat(maps, stride, seen)[0]
-        if net.context is not None:  # takes part even where no image is large enough for it
+                    context.append(context_features(net, half, Tile.whole(grid), stride))
+        logits = net.forward_head_flat(maps, stride, context)[0]
+        if net.context is not None:  # DDP needs its gradient even where no image is large enough for it
             logits = logits + 0 * net.context.weight.sum()
-        return logits, self.regressor.forward_flat(maps, stride, places)[0]
+        return logits, self.regressor.forward_flat(maps, stride, positives)[0]
 
 
-class DetectorTask(BoxTask):
-    """Trains a net with a background class on tiles of images, and the boxes of the windows with objects.
+class DetectorTask(Task):
+    """Trains a net with a background class on tiles of images, and the boxes of the positive windows.
 
-    Which window is to find which object: windows.assign. negatives: which `count` windows of background an
-    image teaches at each step: "random" ones, "hard" ones, those taken for objects most, half of each
-    ("mixed"; a random one may be among the hard), or "none". The objects' windows and those of background
-    count the same, whatever their numbers. data, validation: labelled by net.class_names without the last,
-    the background. tiles: of each image and epoch. The figures in the log are means over the tiles that
-    have an object. Raises InputError where classes or sizes do not fit.
+    `assign_targets` decides which window is positive for which object, `sample_negatives` which negatives contribute
+    to the loss. Positive and negative windows of a tile weigh the same, whatever their numbers. The figures of the
+    log are means over the tiles with positive windows.
+
+    Args:
+        net: With a background class and scale factors, see `build_detector`; its `flip` and `dropout` become those of
+            the options.
+        regressor: Made for its architecture.
+        data: Images with boxes, labelled by net.class_names without the last, the background.
+        validation: Images to validate on, labelled alike.
+        options: How to train; `net`, `init`, `context`, `scales` and the options of the box regressor have no effect
+            here, but in `build_detector`.
+        train: The options of the loop.
+
+    Raises:
+        InputError: Classes or sizes do not match.
     """
 
-    monitor = "validation_loss"
+    options: DetectorConfig
 
     def __init__(
         self,
         net: OverFeat,
         regressor: BoxRegressor,
         data: Annotated,
-        config: TrainConfig,
         validation: Annotated | None = None,
-        negatives: str = "mixed",
-        count: int = 16,
-        tiles: int = 4,
-        stride: Stride = "fine",
-        fixed: bool = False,
-        max_pixels: int | None = None,
+        options: DetectorConfig = DetectorConfig(),
+        train: TrainConfig = TRAINING,
     ):
-        if not net.background or net.scale_factors is None:
-            raise InputError("a detector's last class is the background, and it has the sizes of images it looks at")
-        if regressor.architecture != net.architecture or regressor.num_classes not in (
-            None,
-            net.num_foreground_classes,
-        ):
-            raise InputError("the regressor was made for another net")
-        check_classes(net.class_names[:-1], data, validation)
-        for annotated, what in ((data, "training"), (validation, "validation")):
-            if annotated is None:
-                continue
-            easy = ~np.concatenate([sample.difficult for sample in annotated.samples])
-            if not easy.any():
-                raise InputError(f"every object of the {what} data is marked difficult, and such teach nothing")
-            if not (fitting(annotated, net) & easy).any():
-                raise InputError(
-                    f"no object of the {what} data fits the window of {net.architecture.window} px when images are "
-                    f"searched at {', '.join(f'{zoom:g}' for zoom in net.scale_factors)} times their size; "
-                    "give other --scales"
-                )
-        if negatives not in NEGATIVES or count < 1:
-            raise InputError(f"--negatives is one of {', '.join(NEGATIVES)}, and 1 or more; not {negatives}, {count}")
-        self.stride, self.negatives, self.count = stride, negatives, count
-        tile, seed = TILE * net.architecture.window, config.seed
-        trained = TileDataset(data, net.architecture, net.scale_factors, tile, tiles, net.flip, seed, max_pixels)
-        judged = validation and TileDataset(
-            validation,
-            net.architecture,
-            net.scale_factors,
-            tile,
-            -(-VALIDATED // len(validation)),
-            False,
-            seed,
-            max_pixels,
-        )
-        super().__init__(Detector(net, regressor, fixed), config, trained, judged)
-        self.settings = {
-            "data": data.describe(),
-            "validation": validation and validation.describe(),
-            "net": net.architecture.name,
-            "scales": ",".join(f"{zoom:g}" for zoom in net.scale_factors),
+        _check(net, regressor, data, validation)
+        net.flip, net.dropout = options.flip, options.dropout
+        samples = options.samples_per_image or samples_for(len(data))
+        limit = options.max_pixels
+        tiles = _tiles(net, data, samples, flip=options.flip, seed=train.seed, max_pixels=limit)
+        judged = None
+        if validation:
+            samples = -(-VALIDATION_TILES // len(validation))
+            judged = _tiles(net, validation, samples, flip=False, seed=train.seed, max_pixels=limit)
+        description = {
+            **describe_data(data, validation),
+            "architecture": net.architecture.to_json(),
+            "scales": list(net.scale_factors or ()),
             "context": net.context is not None,
-            **regressor.fingerprint(),
-            "dropout": net.dropout,
-            "flip": net.flip,
-            "negatives": f"{negatives} {count}",
-            "tiles": tiles,
-            "stride": stride,
-            "fixed": fixed,
-            "max_pixels": max_pixels,
+            **json.loads(regressor.to_json()),
         }
+        self.detector = Detector(net, regressor, options.freeze_features)
+        super().__init__(self.detector, tiles, judged, options, train, description)
 
-    def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Cross entropy of objects' windows and of background, and the boxes' 1 - IoU; sums over tiles with objects."""
-        net, form = self.module.net, self.module.regressor.box_coder
-        found, asked = [], []
-        for image, boxes, labels, difficult in zip(*(batch[key] for key in OF_IMAGE), strict=True):
-            size = tuple(image.shape[1:])
-            grid = Grid(net.architecture.window, net.architecture.stride(self.stride), size, size)
-            windows = torch.from_numpy(grid.boxes()).to(boxes)
-            targets, objects = assign_targets(windows, boxes, labels, net.num_classes - 1, difficult)
-            found.append((windows.view(-1, 4), targets.flatten(), objects.flatten()))
-            asked.append((objects.flatten() >= 0).nonzero()[:, 0])
-        logits, values = module(batch["image"], self.stride, asked)
+    def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:
+        """Cross entropy of positive and negative windows, and 1 - IoU of the boxes; sums over tiles with positives."""
+        items = zip(batch["image"], batch["boxes"], batch["labels"], batch["difficult"], strict=True)
+        targets = [self._targets(*item) for item in items]
+        positives = [(objects >= 0).nonzero()[:, 0] for _, _, objects in targets]
+        logits, values = module(batch["image"], self.options.stride, positives)
         logits, values = logits.float(), values.float()
-        total = (logits.sum() + values.sum()) * 0  # all weights take part, whatever there is to learn
-        sums: dict[str, Tensor | float] = {"samples": 0, **dict.fromkeys(FIGURES, 0.0)}
+        total = (logits.sum() + values.sum()) * 0  # DDP needs gradients of all weights
+        sums: Sums = {"samples": 0, **dict.fromkeys(FIGURES, 0.0)}
         readable = max(1, int((batch["unreadable"] < 0).sum()))
-        of_classes = logits.split([len(targets) for _, targets, _ in found])
-        of_boxes = values.split([len(places) for places in asked])
-        for i, (windows, targets, objects) in enumerate(found):
+        scores = logits.split([len(labels) for _, labels, _ in targets])
+        boxes = values.split([len(indices) for indices in positives])
+        for i, (windows, labels, objects) in enumerate(targets):
             if batch["unreadable"][i] >= 0:
                 continue
-            entropy = F.cross_entropy(of_classes[i], targets.clamp(min=0), reduction="none")
-            positive, loss = asked[i], logits.new_zeros(())
-            chosen = self._background(entropy.detach(), targets == net.num_classes - 1)
-            if len(chosen):
-                loss = loss + entropy[chosen].mean()
-            if len(positive):
-                loss = loss + entropy[positive].mean()
-                own = objects[positive]
-                column = batch["labels"][i][own] if self.module.regressor.num_classes else torch.zeros_like(own)
-                unit = values.new_tensor([0.0, 0, 1, 1]).expand(len(own), 4)
-                true = decode(encode(batch["boxes"][i][own], windows[positive], form), unit, form)
-                predicted = of_boxes[i][torch.arange(len(own), device=own.device), column]
-                iou = paired_iou(decode(predicted, unit, form), true)
+            loss, figures = self._class_loss(scores[i], labels, positives[i])
+            if len(positives[i]):
+                own = objects[positives[i]]
+                iou = self._box_iou(boxes[i], windows[positives[i]], batch["boxes"][i][own], batch["labels"][i][own])
                 loss = loss + (1 - iou).mean()
-                sums["missed_error"] += (of_classes[i][positive].argmax(dim=1) != targets[positive]).float().mean()
-                sums["iou_error"] += (1 - iou.detach()).mean()
-                if len(chosen):
-                    sums["false_error"] += (of_classes[i][chosen].argmax(dim=1) != targets[chosen]).float().mean()
-                sums["samples"] += 1
-                sums["loss"] += loss.detach()
+                figures |= {"samples": 1, "iou_error": (1 - iou.detach()).mean(), "loss": loss.detach()}
+                sums = {key: value + figures.get(key, 0.0) for key, value in sums.items()}
             total = total + loss / readable
         return total, sums
 
-    def _background(self, entropy: Tensor, background: Tensor) -> Tensor:
-        """Which windows of background teach."""
-        places = background.nonzero()[:, 0]
-        hard = {"hard": self.count, "mixed": (self.count + 1) // 2}.get(self.negatives, 0)
-        hardest = places[entropy[places].topk(min(hard, len(places))).indices]
-        rest = 0 if self.negatives == "none" else self.count - hard
-        chosen = torch.randperm(len(places))[:rest].to(places.device)
-        return torch.cat([hardest, places[chosen]])
-
-    def validate(self) -> dict[str, object]:
-        """The figures of training on tiles of the validation images, the same in every epoch."""
-        torch.manual_seed(self.config.seed)
+    def validate(self) -> dict[str, float]:
+        """The figures of training on tiles of the validation images, the same tiles in every epoch."""
+        torch.manual_seed(self.train.seed)
         return super().validate()
 
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
-        checkpoint.save(self.module.net, path, regressor=self.module.regressor)
+        checkpoint.save(self.detector.net, path, regressor=self.detector.regressor)
 
+    def _targets(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, difficult: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows [n, 4] of a tile, their classes [n] and objects [n]."""
+        net, size = self.detector.net, (image.shape[1], image.shape[2])
+        grid = Grid(net.architecture.window, net.architecture.stride(self.options.stride), size, size)
+        windows = torch.from_numpy(grid.boxes()).to(boxes)
+        targets, objects = assign_targets(windows, boxes, labels, background=net.num_classes - 1, ignored=difficult)
+        return windows.view(-1, 4), targets.flatten(), objects.flatten()
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises InputError where a class has the background's name."""
-    if "background" in names:
-        raise InputError(
-            'a class is called "background", as a detector calls everything else; rename it in the annotations'
+    def _class_loss(self, logits: Tensor, labels: Tensor, positive: Tensor) -> tuple[Tensor, Sums]:
+        """The mean cross entropy of the positive windows plus that of the sampled negatives, and their errors."""
+        entropy = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+        background, options = self.detector.net.num_classes - 1, self.options
+        negative = sample_negatives(
+            entropy.detach(), labels == background, options.negative_sampling, options.negatives_per_tile
         )
+        loss = logits.new_zeros(())
+        errors: Sums = {}
+        for name, indices in (("false_error", negative), ("missed_error", positive)):
+            if len(indices):
+                loss = loss + entropy[indices].mean()
+                errors[name] = (logits[indices].argmax(dim=1) != labels[indices]).float().mean()
+        return loss, errors
+
+    def _box_iou(self, values: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """IoU [k] of the predicted boxes [k, classes or 1, 4] with those of the objects."""
+        coder = self.detector.regressor.box_coder
+        column = labels if self.detector.regressor.num_classes else torch.zeros_like(labels)
+        unit = values.new_tensor([0.0, 0, 1, 1]).expand(len(labels), 4)
+        true = decode(encode(boxes, windows, coder), unit, coder)
+        predicted = values[torch.arange(len(column), device=column.device), column]
+        return paired_iou(decode(predicted, unit, coder), true)
 
 
-def detector_from(net: OverFeat, names: Sequence[str]) -> OverFeat:
-    """The net with these classes and the background as its last layer; what it knows of them it keeps.
-
-    Raises InputError as check_names.
-    """
-    check_names(names)
-    old, known = net.fc_layers[-1], {name: label for label, name in enumerate(net.class_names)}
-    net.reset_classifier([*names, "background"])
-    with torch.no_grad():
-        for label, name in enumerate(net.class_names):
-            if name in known:
-                net.fc_layers[-1].weight[label] = old.weight[known[name]]
-                net.fc_layers[-1].bias[label] = old.bias[known[name]]
-    net.background = True
-    return net
+def _tiles(net: OverFeat, data: Annotated, samples: int, *, flip: bool, seed: int, max_pixels: int) -> TileDataset:
+    tile, factors = TILE_WINDOWS * net.architecture.window, net.scale_factors or ()
+    return TileDataset(
+        data, net.architecture, factors, tile, samples_per_image=samples, flip=flip, seed=seed, max_pixels=max_pixels
+    )
 
 
-def longer_sides(data: Annotated) -> np.ndarray:
-    """Of every box, in pixels of its image."""
-    boxes = np.concatenate([sample.boxes for sample in data.samples])
-    return (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-
-
-def fitting(data: Annotated, net: OverFeat) -> np.ndarray:
-    """Which boxes a window is to find at one of the net's sizes, bool.
-
-    An image is searched at the size that makes it a window where the net's sizes would make it smaller.
-    """
-    window, fits = net.architecture.window, []
-    for sample in data.samples:
-        scale_factors = np.maximum(net.scale_factors, window / min(sample.size))
-        sides = (sample.boxes[:, 2:] - sample.boxes[:, :2]).max(axis=1, initial=0)
-        relative = sides[:, None] * scale_factors / window
-        fits.append(((relative >= LOW) & (relative <= HIGH)).any(axis=1))
-    return np.concatenate(fits)
-
-
-def net_for(sides: np.ndarray, gpu: bool) -> str:
-    """The net whose window suits objects with these longer sides, of those that can be trained there.
-
-    On a CPU that is the small one, whatever the objects: images are resized until they fit its window.
-    """
-    small, fast = (BEST_OBJECT_SIZE * ARCHITECTURES[name].window for name in ("small", "fast"))
-    return "fast" if gpu and np.median(sides) > math.sqrt(small * fast) else "small"
-
-
-def tiles_for(images: int) -> int:
-    """Parts of each of so many images for an epoch of TILES."""
-    return -(-TILES // images)
+def _check(net: OverFeat, regressor: BoxRegressor, data: Annotated, validation: Annotated | None) -> None:
+    """Raises InputError where net, regressor and data do not match."""
+    if not net.background or net.scale_factors is None:
+        raise InputError("a detector's net needs a background class and scale factors; see detection.build")
+    if regressor.architecture != net.architecture or regressor.num_classes not in (None, net.num_foreground_classes):
+        raise InputError("the regressor was made for another net")
+    check_classes(net.class_names[:-1], data, validation)
+    check_objects(data, validation)
+    for annotated, name in ((data, "training"), (validation, "validation")):
+        if annotated is None:
+            continue
+        easy = ~np.concatenate([sample.difficult for sample in annotated.samples])
+        if not (fitting(annotated, net) & easy).any():
+            factors = ", ".join(f"{factor:g}" for factor in net.scale_factors)
+            raise InputError(
+                f"no object of the {name} data fits the window of {net.architecture.window} px when images are "
+                f"searched at {factors} times their size; give other scales"
+            )

@@ -1,8 +1,25 @@
-"""The options of localization."""
+"""The options of localization and of training a box regressor."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from overfeat.dense.config import Scales
 from overfeat.options import fraction, non_negative, option, positive
+from overfeat.training.config import BOX_TRAINING, BoxHeadOptions, TaskOptions
+
+LOSSES = ("l2", "iou", "giou")
+TRAINING = BOX_TRAINING  # the loop's defaults
+
+
+@dataclass(frozen=True)
+class BoxRegressorConfig(BoxHeadOptions, TaskOptions):
+    """How to train a box regressor on a trained net (section 4.2)."""
+
+    init: Path | None = option(None, "the trained net (safetensors); needed", metavar="WEIGHTS")
+    dropout: float = option(0.0, "dropout of the hidden layers of boxes", minimum=0, below=1)
+    loss: str = option("l2", "squared difference, or 1 - IoU or 1 - GIoU of the boxes", choices=LOSSES)
+    train_backbone: bool = option(False, "train the net's layers and classes as well")
+    scales: Scales = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What box regressors train on: whole images at each of a net's scales, with their boxes (section 4.2)."""
+"""Training data of box regressors: whole images at each of a net's scales, with their boxes (section 4.2)."""
 
 import numpy as np
 import torch
@@ -18,10 +18,18 @@ from overfeat.models.architecture import Architecture
 class ScaledDataset(Dataset):
     """Every image at every scale and, with `flip`, its mirror image.
 
-    Items are keyed by (epoch, index) or an index, which counts images, then scales, then the image
-    and its mirror image; nothing is random. They are dicts: "image" uint8 [3, H, W] at the scale;
-    "boxes" float32 [n, 4] in its pixels; "labels" int64 [n]; "unreadable": -1, or the number of the
-    image that cannot be used, which comes as a window of zeros without boxes.
+    Items are keyed by (epoch, index) or an index, which counts images, then scales, then the image and its mirror
+    image; nothing is random. They are dicts: "image" uint8 [3, H, W] at the scale; "boxes" float32 [n, 4] in its
+    pixels; "labels" int64 [n]; "unreadable": -1, or the number of the image that cannot be used, which is replaced by
+    a window of zeros without boxes.
+
+    Args:
+        annotated: Images with boxes.
+        architecture: Of the net whose scales these are.
+        scales: See `DenseConfig`; None: the six scales.
+        flip: Add the mirror images.
+        max_pixels: Larger images count as unreadable.
+        cache_bytes: Memory for decoded images.
     """
 
     def __init__(
@@ -29,6 +37,7 @@ class ScaledDataset(Dataset):
         annotated: Annotated,
         architecture: Architecture,
         scales: Scales = None,
+        *,
         flip: bool = False,
         max_pixels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
@@ -36,7 +45,7 @@ class ScaledDataset(Dataset):
         self.annotated, self.architecture, self.flip = annotated, architecture, flip
         self.scales = check_scales(scales) or SixScales()
         paths = [sample.path for sample in annotated.samples]
-        # Factors give sizes that depend on the image: the cache does not count with these.
+        # Factors give sizes that depend on the image; the cache does not consider them.
         fixed = self.scales if isinstance(self.scales, SixScales) else [s for s in self.scales if isinstance(s, tuple)]
         sizes = scale_sizes(architecture, 100, 100, fixed) if fixed else [(architecture.window, architecture.window)]
         sides = (architecture.window, max(min(size) for size in sizes) + 1)
@@ -52,24 +61,24 @@ class ScaledDataset(Dataset):
         image, sample = self.cache.get(number), self.annotated.samples[number]
         if image is None:
             side = self.architecture.window
-            nothing = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
-            return {"image": torch.zeros(3, side, side, dtype=torch.uint8), **nothing, "unreadable": number}
-        size = scale_sizes(self.architecture, *image.shape[1:], self.scales)[scale]
-        grow = np.array([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
-        boxes = torch.from_numpy(sample.boxes * grow).float()
+            empty = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
+            return {"image": torch.zeros(3, side, side, dtype=torch.uint8), **empty, "unreadable": number}
+        size = scale_sizes(self.architecture, image.shape[1], image.shape[2], self.scales)[scale]
+        factors = np.array([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
+        boxes = torch.from_numpy(sample.boxes * factors).float()
         image = resize(image[None], size)[0]
         if mirror:
             image, boxes = mirror_image(image, boxes)
         return {"image": image, "boxes": boxes, "labels": torch.from_numpy(sample.labels), "unreadable": -1}
 
     def _check(self, number: int, image: Tensor) -> None:
-        """Raises InputError for an image that is not as annotated, or too small for one of the scales."""
+        """Raises InputError for an image of another size than annotated, or too small for one of the scales."""
         self.annotated.samples[number].check(image)
         try:
-            scale_sizes(self.architecture, *image.shape[1:], self.scales)
+            scale_sizes(self.architecture, image.shape[1], image.shape[2], self.scales)
         except InputError as error:
             raise InputError(f"{self.annotated.samples[number].path}: {error}") from error
 
     def error_for(self, number: int) -> tuple[str, str]:
-        """(file, what is wrong with it) of an image named in "unreadable"."""
+        """(file, message) of an image named in "unreadable"."""
         return self.cache.error_for(number)

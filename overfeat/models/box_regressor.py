@@ -125,15 +125,6 @@ class BoxRegressor(nn.Module):
                 chunks.append(F.linear(_windows(m, kernel, step, shape, chunk), weight, layer.bias).relu_())
         return torch.cat(chunks), shapes
 
-    def fingerprint(self) -> dict[str, str | bool]:
-        """What a resumed training must have in common with the interrupted one, by option."""
-        return {
-            "box_coder": self.box_coder,
-            "per_class": self.num_classes is not None,
-            "hidden": " ".join(map(str, self.hidden)),
-            "box_features": self.box_features,
-        }
-
     def to_json(self) -> str:
         """All but the weights, as text for files; `from_json` gives it back."""
         names = ("num_classes", "box_coder", "hidden", "box_features")

@@ -1,4 +1,4 @@
-"""Matching predicted boxes with objects (DeepMultiBox, section 3)."""
+"""Matching of predicted boxes and objects, and the loss (DeepMultiBox, section 3)."""
 
 from collections.abc import Sequence
 
@@ -10,29 +10,38 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from overfeat.errors import InputError
-
-ALPHA = 0.3
+from overfeat.multibox.config import ALPHA
 
 
 def multibox_loss(
     boxes: Tensor,
     logits: Tensor,
     truths: Sequence[Tensor],
+    *,
     priors: Tensor | None = None,
     alpha: float = ALPHA,
     difficult: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """F of every image (equations 1 to 5): alpha * F_match + F_conf, at the best assignment of boxes to objects.
-
-    boxes float [P, K, 4] and logits [P, K] of their confidences, for P images (or classes of them); truths: [M, 4] of
-    each, in the same frame, in which the image is the unit square. priors [K, 4]: objects are assigned to the priors
-    nearest to them, all distances together as small as can be ("prior matching"); None: to the boxes for which F is
-    least. Where there are more objects than boxes, those that fit least are left over. difficult: bool [M] of each: an
-    assigned box learns nothing from such an object. NaN gives NaN. Gives F [P], F_match [P], and the assignment as
-    int64 [n, 3]: the image, the box, and the object, counted over all images. Raises ValueError for other shapes.
+    """F = alpha * F_match + F_conf of every image, at the optimal assignment of boxes to objects (equations 1 to 5).
 
     The derivatives are sum_j alpha x_ij (l_i - g_j) by l_i, where equation 6 leaves alpha out, and
     (c_i - sum_j x_ij) / (c_i (1 - c_i)) by c_i, where equation 7 lacks a term.
+
+    Args:
+        boxes: Float [P, K, 4], predictions of P images (or of P classes of images), in the unit square.
+        logits: [P, K], of their confidences.
+        truths: [M, 4] of each image, the objects.
+        priors: [K, 4]: objects are assigned to the priors with the smallest total distance ("prior matching"); None:
+            to the predictions with the smallest F. Where there are more objects than boxes, the worst are left out.
+        alpha: Weight of the localization loss.
+        difficult: Bool [M] of each image; a box assigned to such an object does not contribute to the loss.
+
+    Returns:
+        F [P]; F_match [P]; the assignment int64 [n, 3]: the image, the box, and the object, counted over all images.
+        NaN inputs give NaN.
+
+    Raises:
+        ValueError: Shapes do not match.
     """
     if len(truths) != len(boxes) or boxes.shape[:2] != logits.shape or boxes.shape[2:] != (4,):
         raise ValueError(
@@ -46,16 +55,16 @@ def multibox_loss(
         if priors is not None:
             costs = (true[:, None] - priors[None]).square().sum(dim=2)
         else:
-            away = (true[:, None] - boxes[owner]).square().sum(dim=2)
-            costs = alpha / 2 * away - logits[owner]  # -log c + log(1 - c) is minus the logit
+            distance = (true[:, None] - boxes[owner]).square().sum(dim=2)
+            costs = alpha / 2 * distance - logits[owner]  # -log c + log(1 - c) is minus the logit
         assigned = hungarian_match(costs, counts).to(boxes.device)
     object_, box = assigned.unbind(dim=1)
     image = owner[object_]
     easy = torch.ones(len(assigned), dtype=torch.bool, device=boxes.device)
     if difficult is not None:
         easy = ~torch.cat([easy[:0], *difficult])[object_]
-    apart = (boxes[image, box] - true[object_]).square().sum(dim=1) / 2
-    match = boxes.new_zeros(len(boxes)).index_add(0, image, apart * easy)
+    distance = (boxes[image, box] - true[object_]).square().sum(dim=1) / 2
+    match = boxes.new_zeros(len(boxes)).index_add(0, image, distance * easy)
     target, weight = torch.zeros_like(logits), torch.ones_like(logits)
     target[image, box], weight[image, box] = 1.0, easy.to(weight)
     confidence = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(dim=1)
@@ -63,29 +72,43 @@ def multibox_loss(
 
 
 def hungarian_match(costs: Tensor, counts: Sequence[int]) -> Tensor:
-    """The assignment of least total cost, problem by problem: int64 [n, 2], (row, column), rows counted over all.
+    """The assignment of smallest total cost, problem by problem.
 
-    costs [rows, K]; counts: the rows of each problem. No row and no column of a problem is taken twice, and as many
-    are taken as can be. Of equal assignments SciPy's choice, the same every time.
+    Args:
+        costs: [rows, K].
+        counts: The rows of each problem.
+
+    Returns:
+        int64 [n, 2], (row, column), rows counted over all problems. No row and no column of a problem is matched twice,
+        and as many are matched as possible; ties are broken as in SciPy, deterministically.
     """
-    every = np.nan_to_num(costs.cpu().double().numpy(), nan=1e9, posinf=1e9, neginf=-1e9)
-    found, start = [np.empty((0, 2), dtype=np.int64)], 0
+    finite = np.nan_to_num(costs.cpu().double().numpy(), nan=1e9, posinf=1e9, neginf=-1e9)
+    pairs, start = [np.empty((0, 2), dtype=np.int64)], 0
     for count in counts:
-        rows, columns = linear_sum_assignment(every[start : start + count])
-        found.append(np.stack([rows + start, columns], axis=1))
+        rows, columns = linear_sum_assignment(finite[start : start + count])
+        pairs.append(np.stack([rows + start, columns], axis=1))
         start += count
-    return torch.from_numpy(np.concatenate(found))
+    return torch.from_numpy(np.concatenate(pairs))
 
 
 def fit_priors(boxes: np.ndarray, count: int, seed: int = 0) -> Tensor:
-    """The means of `count` clusters of boxes [n, 4] (k-means, one k-means++ start), float32 [count, 4].
+    """The means of clusters of boxes (k-means with one k-means++ start).
 
-    Raises InputError where there are fewer different boxes.
+    Args:
+        boxes: [n, 4].
+        count: Number of clusters.
+        seed: Of the start.
+
+    Returns:
+        float32 [count, 4].
+
+    Raises:
+        InputError: There are fewer distinct boxes.
     """
-    different = len(np.unique(boxes, axis=0))
-    if not different:
-        raise InputError("no object lies by half in any square that training looks at; are the boxes right?")
-    if different < count:
-        raise InputError(f"{different} different boxes are too few for {count} priors; give fewer --predictions")
+    distinct = len(np.unique(boxes, axis=0))
+    if not distinct:
+        raise InputError("no training square holds half of an object; are the boxes right?")
+    if distinct < count:
+        raise InputError(f"{distinct} distinct boxes are too few for {count} priors; lower num_boxes")
     means, _ = kmeans2(boxes, count, iter=20, minit="++", missing="warn", rng=seed)
     return torch.from_numpy(means).float()

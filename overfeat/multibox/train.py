@@ -1,186 +1,163 @@
-"""Training DeepMultiBox (its sections 3 and 4): boxes matched with objects, and the net that tells what is in a box."""
+"""Training DeepMultiBox (its sections 3 and 4): boxes matched with objects, and the classifier of boxes."""
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overfeat.classification.train import ClassifierTask
 from overfeat.data.annotated import Annotated
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.models import checkpoint
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
-from overfeat.multibox.data import BoxDataset, SquareDataset
-from overfeat.multibox.matching import ALPHA, multibox_loss
-from overfeat.ops.boxes import SQUARES, iou, paired_iou, sorted_edges
-from overfeat.training.box_task import BoxTask, check_classes
+from overfeat.multibox.build import samples_for
+from overfeat.multibox.config import BOX_CLASSIFIER_TRAINING, MULTIBOX_TRAINING, BoxClassifierConfig, MultiBoxConfig
+from overfeat.multibox.data import COVERAGE_BINS, CROPS_PER_POSITIVE, BoxCropDataset, SquareDataset
+from overfeat.multibox.matching import multibox_loss
+from overfeat.ops.boxes import iou, paired_iou, sorted_edges
+from overfeat.training.classification import ClassificationTask
 from overfeat.training.config import TrainConfig
-from overfeat.training.sampler import SkippedFiles
+from overfeat.training.task import Sums, Task, check_classes, check_objects, describe_data
 
-MATCHING = ("prior", "prediction")
-RECALL_AT = 10  # boxes that are judged by how many objects they find
-PRIOR_BOXES = 10_000  # that priors are the means of
-
-
-def copy_matching_weights(layers: Sequence[nn.Conv2d], known: Sequence[nn.Conv2d]) -> int:
-    """Give layers the weights of others, from the first to the last of the same form; their number."""
-    count = 0
-    for layer, other in zip(layers, known, strict=False):
-        if layer.weight.shape != other.weight.shape:
-            break
-        layer.load_state_dict(other.state_dict())
-        count += 1
-    return count
+RECALL_AT = 10  # highest-confidence boxes whose recall is reported
+MIN_IOU = 0.5  # of a box that recalls an object
 
 
-class MultiBoxTask(BoxTask):
-    """Trains DeepMultiBox on squares of images.
+class MultiBoxTask(Task):
+    """Trains DeepMultiBox on square crops of images.
 
-    model: with the classes of data as its class_names, if it has any. matching: of objects with the "prior" boxes, or
-    with each "prediction". squares: of each image and epoch. The figures of the log are means over objects that are
-    not marked difficult: missed_error is the share that none of the FOUND boxes of most confidence (of its class, if
-    there are classes) overlaps by half; for the validation data, in the middle square of each image, it decides
-    which epoch is best. Raises InputError where things do not fit.
+    The figures of the log are means over objects that are not marked difficult: missed_error is the fraction whose IoU
+    with each of the RECALL_AT highest-confidence boxes (of its class, if there are classes) is below 0.5. On the centre
+    squares of the validation images it decides which epoch is best.
+
+    Args:
+        model: With the classes of data as its class_names, if it has any; its `flip` and dropout become those of the
+            options.
+        data: Images with boxes.
+        validation: Images to validate on.
+        options: How to train; those of the net have no effect here, but in `build_multibox`.
+        train: The options of the loop.
+
+    Raises:
+        InputError: Model, data and options do not match.
     """
 
     monitor = "validation_missed_error"
+    options: MultiBoxConfig
 
     def __init__(
         self,
         model: MultiBox,
         data: Annotated,
-        config: TrainConfig,
         validation: Annotated | None = None,
-        matching: str = MATCHING[0],
-        alpha: float = ALPHA,
-        squares: int = 4,
-        max_pixels: int | None = None,
+        options: MultiBoxConfig = MultiBoxConfig(),
+        train: TrainConfig = MULTIBOX_TRAINING,
     ):
-        if matching not in MATCHING:
-            raise InputError(f"--matching is one of {', '.join(MATCHING)}, not {matching!r}")
-        if matching == "prior" and model.priors is None:
-            raise InputError("--matching prior needs priors; give --matching prediction with --no-priors")
-        if not 0 < alpha < float("inf"):
-            raise InputError(f"--alpha is a number above 0, not {alpha}")
+        if options.matching == "prior" and model.priors is None:
+            raise ArgumentError("matching", "must be prediction for a model without priors")
         check_classes(model.class_names, data, validation)
-        for annotated, what in ((data, "training"), (validation, "validation")):
-            if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
-                raise InputError(f"the {what} data has no object that is not marked difficult, and such teach nothing")
-        self.matching, self.alpha = matching, alpha
-        judged = validation and SquareDataset(validation, model.image_size, max_pixels=max_pixels, centred=True)
-        if judged and not len(judged.truths(1)):
-            raise InputError("no object lies in the middle square of a validation image; give others")
-        trained = SquareDataset(data, model.image_size, squares, model.flip, config.seed, max_pixels)
-        super().__init__(model, config, trained, judged)
-        self.settings = {
-            "data": data.describe(),
-            "validation": validation and validation.describe(),
-            "size": model.image_size,
-            "hidden": " ".join(map(str, model.net.architecture.hidden)),
-            "net": model.net.architecture.to_json(),
-            "predictions": model.num_boxes,
-            "per_class": model.class_names is not None,
-            "priors": model.priors is not None,
-            "matching": matching,
-            "alpha": alpha,
-            "squares": squares,
-            "flip": model.flip,
-            "dropout": model.net.dropout,
-            "fixed": sum(not layer.weight.requires_grad for layer in model.net.conv_layers),
-            "max_pixels": max_pixels,
-        }
+        check_objects(data, validation)
+        model.flip, model.net.dropout = options.flip, options.dropout
+        size, limit = model.image_size, options.max_pixels
+        centres = SquareDataset(validation, size, centred=True, max_pixels=limit) if validation else None
+        if centres and not len(centres.ground_truth(1)):
+            raise InputError("no object lies in the centre square of a validation image; give others")
+        samples = options.samples_per_image or samples_for(len(data), len(COVERAGE_BINS))
+        squares = SquareDataset(data, size, samples, flip=options.flip, seed=train.seed, max_pixels=limit)
+        architecture = model.net.architecture.to_json()
+        description = {**describe_data(data, validation), "architecture": architecture, **json.loads(model.to_json())}
+        self.model = model
+        super().__init__(model, squares, centres, options, train, description)
 
-    def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:
         """The mean of F over the squares, and sums over the objects."""
         boxes, logits = module(torch.stack(batch["image"]))
-        readable, groups = batch["unreadable"] < 0, self.module.num_groups
-        every = zip(batch["boxes"], batch["labels"], batch["difficult"], strict=True)
-        truths, difficult = [], []
-        for true, labels, hard in every:
-            for group in range(groups):
-                own = labels == group if groups > 1 else torch.ones_like(hard)
-                truths.append(true[own])
-                difficult.append(hard[own])
         boxes, logits = boxes.flatten(0, 1), logits.flatten(0, 1)
-        priors = self.module.priors if self.matching == "prior" else None
-        losses, match, assigned = multibox_loss(boxes, logits, truths, priors, self.alpha, difficult)
-        losses = losses * readable.to(losses).repeat_interleave(groups)
-        total = losses.sum() / max(1, int(readable.sum()))
+        truths, difficult = self._by_group(batch)
+        priors = self.model.priors if self.options.matching == "prior" else None
+        losses, match, assigned = multibox_loss(
+            boxes, logits, truths, priors=priors, alpha=self.options.alpha, difficult=difficult
+        )
+        readable = batch["unreadable"] < 0
+        losses = losses * readable.to(losses).repeat_interleave(self.model.num_groups)
         with torch.no_grad():
-            hard, true = (torch.cat(of_all) for of_all in (difficult, truths))
-            image, box, object_ = assigned[~hard[assigned[:, 2]]].unbind(dim=1)
-            overlaps = paired_iou(sorted_edges(boxes[image, box]), true[object_])
-            every = zip(boxes, logits, truths, difficult, strict=True)
-            sums = {
-                "samples": int((~hard).sum()),
+            easy, true = ~torch.cat(difficult), torch.cat(truths)
+            image, box, number = assigned[easy[assigned[:, 2]]].unbind(dim=1)
+            overlaps = paired_iou(sorted_edges(boxes[image, box]), true[number])
+            items = zip(boxes, logits, truths, difficult, strict=True)
+            sums: Sums = {
+                "samples": int(easy.sum()),
                 "loss": losses.sum(),
                 "match_loss": match.sum(),
-                "iou_error": int((~hard).sum()) - overlaps.sum(),  # objects that were left over have no overlap
-                "missed_error": sum(_missed(found, sure, t[~d]) for found, sure, t, d in every),
+                "iou_error": int(easy.sum()) - overlaps.sum(),  # objects without a box have no overlap
+                "missed_error": sum(num_missed(b, logit, t[~d]) for b, logit, t, d in items),
             }
-        return total, sums
+        return losses.sum() / max(1, int(readable.sum())), sums
 
     def save(self, path: Path) -> None:
         """Write the net as `overfeat.load_multibox` reads it."""
-        checkpoint.save_multibox(self.module, path)
+        checkpoint.save_multibox(self.model, path)
+
+    def _by_group(self, batch: dict) -> tuple[list[Tensor], list[Tensor]]:
+        """Boxes and difficult flags of the objects of each image, or of each class in each image."""
+        truths, difficult = [], []
+        for boxes, labels, flags in zip(batch["boxes"], batch["labels"], batch["difficult"], strict=True):
+            for group in range(self.model.num_groups):
+                own = labels == group if self.model.class_names is not None else torch.ones_like(flags)
+                truths.append(boxes[own])
+                difficult.append(flags[own])
+        return truths, difficult
 
 
-class BoxClassifierTask(ClassifierTask):
-    """Trains the net that tells what is in a box, on squares around boxes of images (section 4.2.1).
+class BoxClassifierTask(ClassificationTask):
+    """Trains the classifier of boxes on square crops around boxes (section 4.2.1); validates it on such squares.
 
-    net: with the classes of data, and after them the background. Objects marked difficult are no positives. parts: of
-    each image and epoch, see BoxDataset; square: see boxes.squares_around. Validation is on such
-    squares of the validation images, the same in every epoch. Raises InputError where classes or files do not fit.
+    Objects marked difficult are no positives.
+
+    Args:
+        net: With the classes of data, and after them the background; its `flip` and `dropout` become those of the
+            options.
+        data: Images with boxes.
+        validation: Images to validate on.
+        options: How to train.
+        train: The options of the loop.
+
+    Raises:
+        InputError: Classes or files do not match.
     """
 
     def __init__(
         self,
         net: OverFeat,
         data: Annotated,
-        config: TrainConfig,
         validation: Annotated | None = None,
-        parts: int = 3,
-        square: str = SQUARES[0],
-        max_pixels: int | None = None,
+        options: BoxClassifierConfig = BoxClassifierConfig(),
+        train: TrainConfig = BOX_CLASSIFIER_TRAINING,
     ):
         check_classes(net.class_names[: net.num_foreground_classes], data, validation)
-        for annotated in (data, validation):
-            if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
-                raise InputError("every object is marked difficult, and such are not taken for objects")
+        check_objects(data, validation)
         if not net.background:
-            raise InputError("the net has no background class; see detector_training.detector_from")
+            raise InputError("the net has no background class; see models.transfer.with_background")
         if net.context is not None:
-            net.context.requires_grad_(False)  # a square has no surroundings
-        self.module, self.config = net, config
-        side = net.architecture.window
-        self.data = BoxDataset(data, side, parts, square, net.flip, config.seed, max_pixels)
-        self.data.cache.check()
-        self.validation = validation and BoxDataset(validation, side, 3, square, False, config.seed, max_pixels)
-        self.unreadable = SkippedFiles()
-        self.settings = {
-            "data": data.describe(),
-            "validation": validation and validation.describe(),
-            "net": net.architecture.to_json(),
-            "parts": parts,
-            "square": square,
-            "flip": net.flip,
-            "dropout": net.dropout,
-            "max_pixels": max_pixels,
-        }
+            net.context.requires_grad_(False)  # not used for squares
+        net.flip, net.dropout = options.flip, options.dropout
+        size = net.architecture.window
+        samples = options.samples_per_image or samples_for(len(data), CROPS_PER_POSITIVE)
+        common: dict[str, Any] = {"square": options.square, "seed": train.seed, "max_pixels": options.max_pixels}
+        crops = BoxCropDataset(data, size, samples, flip=options.flip, **common)
+        judged = BoxCropDataset(validation, size, CROPS_PER_POSITIVE, flip=False, **common) if validation else None
+        description = {**describe_data(data, validation), "architecture": net.architecture.to_json()}
+        self.net = net
+        super().__init__(net, crops, judged, options, train, description)
 
-    def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """That of a classifier, over the squares of images that can be used."""
-        scores, usable = module(batch["image"]).flatten(1), batch["label"] >= 0
-        labels = batch["label"][usable]
-        total = F.cross_entropy(scores[usable], labels, reduction="sum") + 0 * scores.sum()  # all weights take part
-        wrong = (scores.detach()[usable].argmax(1) != labels).sum()
-        return total / max(1, len(labels)), {"samples": len(labels), "loss": total.detach(), "top1_error": wrong}
+    def save(self, path: Path) -> None:
+        """Write the net as `overfeat.load` reads it."""
+        checkpoint.save(self.net, path)
 
 
-def _missed(boxes: Tensor, logits: Tensor, true: Tensor) -> float:
-    """How many objects [M, 4] none of the best boxes of [K, 4] overlaps by half."""
+def num_missed(boxes: Tensor, logits: Tensor, true: Tensor) -> float:
+    """How many objects [M, 4] have an IoU below MIN_IOU with each of the highest-confidence boxes of [K, 4]."""
     best = sorted_edges(boxes[logits.topk(min(RECALL_AT, len(logits))).indices])
-    return float((iou(best, true).amax(dim=0) < 0.5).sum()) if len(true) else 0.0
+    return float((iou(best, true).amax(dim=0) < MIN_IOU).sum()) if len(true) else 0.0

@@ -1,63 +1,91 @@
-"""How to train: the options of the training loop."""
+"""The options of the training loop, and those that the tasks share."""
 
-import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-import torch
+from overfeat.data.limits import MAX_PIXELS
+from overfeat.errors import ArgumentError
+from overfeat.options import Options, option
 
-from overfeat.errors import InputError
+OPTIMIZERS = ("sgd", "adagrad", "adam")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OPTIMIZERS = {
-    "sgd": lambda weights, c: torch.optim.SGD(weights, c.lr, c.momentum, weight_decay=c.weight_decay),
-    "adagrad": lambda weights, c: torch.optim.Adagrad(weights, c.lr, weight_decay=c.weight_decay),
-    "adam": lambda weights, c: torch.optim.Adam(weights, c.lr, weight_decay=c.weight_decay),
-}
+# What a resumed run may change: how long and where it runs, and the start that its checkpoint has superseded.
+RESUMABLE = ("epochs", "num_workers", "device", "checkpoint_steps", "net", "init", "from_scratch")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults are the paper's (section 3.1).
+class TrainConfig(Options):
+    """How to train; the defaults are the paper's (section 3.1). Raises ArgumentError for values out of range."""
 
-    batch: samples a step, over all processes. optimizer: "sgd", or "adagrad" or "adam", which
-    have no use for the momentum. lr_milestones: the rate is halved after these epochs.
-    precision: of the forward and backward pass; weights stay float32. checkpoint_steps: steps
-    between checkpoints within an epoch. Raises InputError for values that make no sense.
-    """
+    epochs: int = option(90, "passes over the samples", minimum=1)
+    batch_size: int = option(128, "samples per step, over all processes", minimum=1)
+    optimizer: str = option("sgd", "optimizer", choices=OPTIMIZERS)
+    lr: float = option(0.05, "initial learning rate", minimum=0)
+    momentum: float = option(0.6, "momentum of SGD", minimum=0)
+    weight_decay: float = option(1e-5, "weight decay, of biases too", minimum=0)
+    lr_milestones: tuple[int, ...] = option(
+        (30, 50, 60, 70, 80), "halve the learning rate after these epochs; '' for never", minimum=1
+    )
+    seed: int = option(0, "seed of weights, order, crops and dropout", minimum=0)
+    num_workers: int = option(min(4, os.cpu_count() or 1), "processes that read images", minimum=0)
+    precision: str = option("float32", "of the forward and backward pass", choices=PRECISIONS)
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", metavar="NAME")
+    checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch", minimum=1)
 
-    epochs: int = 90
-    batch: int = 128
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.6
-    weight_decay: float = 1e-5
-    lr_milestones: tuple[int, ...] = (30, 50, 60, 70, 80)
-    seed: int = 0
-    workers: int = min(4, os.cpu_count() or 1)
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    checkpoint_steps: int = 1000
-
-    def __post_init__(self):
-        least = {"epochs": 1, "batch": 1, "seed": 0, "workers": 0, "checkpoint_steps": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"{flag(name)} must be at least {low}, not {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{flag(name)} must be a number from 0 up, not {getattr(self, name)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"--optimizer is one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
-        if self.precision not in DTYPES:
-            raise InputError(f"--precision is one of {', '.join(DTYPES)}, not {self.precision!r}")
-
-    def rate(self, epoch: int) -> float:
+    def lr_at(self, epoch: int) -> float:
         """The learning rate in an epoch, counted from 0."""
-        return self.lr * 0.5 ** sum(after <= epoch for after in self.lr_milestones)
+        return self.lr * 0.5 ** sum(milestone <= epoch for milestone in self.lr_milestones)
 
 
-def flag(name: str) -> str:
-    """The command line's name of a setting."""
-    return "--" + name.replace("_", "-")
+# The loop's defaults for the tasks that train on annotated boxes.
+BOX_TRAINING = TrainConfig(optimizer="adam", lr=0.001, epochs=12, lr_milestones=(6, 8, 10, 11), batch_size=32)
+
+
+@dataclass(frozen=True)
+class TaskOptions(Options):
+    """Options of every task."""
+
+    init: Path | None = option(None, "start from this net (safetensors)", metavar="WEIGHTS")
+    dropout: float = option(0.2, "dropout of the hidden layers", minimum=0, below=1)
+    max_pixels: int = option(MAX_PIXELS, "refuse larger images", minimum=1)
+
+
+@dataclass(frozen=True)
+class NetOptions(Options):
+    """Options of the tasks that train a whole net on annotated boxes."""
+
+    net: str | None = option(None, "architecture: fast, accurate or small (default: small)", metavar="NAME")
+    init: Path | None = option(
+        None,
+        "start from the layers of this net (safetensors) that match (default: the shipped net, if the net is small)",
+        metavar="WEIGHTS",
+    )
+    from_scratch: bool = option(False, "start from random weights")
+    flip: bool = option(True, "train on mirror images too")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init and (self.net or self.from_scratch):
+            other = "net" if self.net else "from_scratch"
+            raise ArgumentError(other, f"does not go with init: {self.init} determines the net and its weights")
+
+
+@dataclass(frozen=True)
+class BoxHeadOptions(Options):
+    """Options of a box regressor (section 4.2)."""
+
+    per_class: bool = option(False, "predict a box for every class; otherwise one for all")
+    box_features: Literal["pooled", "unpooled"] | None = option(
+        None,
+        "features that boxes are predicted from: the pooled maps, as in the paper, or those before the last pooling, "
+        "which locate objects better (default: pooled; of detectors with the small net unpooled)",
+        choices=("pooled", "unpooled"),
+    )
+    hidden: tuple[int, ...] | None = option(
+        None, "channels of the two hidden layers of boxes (default: 4096,1024, less for smaller nets)", minimum=1
+    )
+    box_coder: str = "xyxy"
+    stride: Literal["coarse", "fine"] = "fine"

@@ -1,62 +1,72 @@
-"""The processes and devices of one training run: torchrun's environment, sums and errors over all of them."""
+"""Processes and devices of a training run: torchrun's process group, sums and errors across processes."""
 
 import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 
 
 @contextmanager
 def distributed_session(device: str) -> Iterator[torch.device]:
-    """Join torchrun's processes, if it started this one, for the length of the block; gives the device.
+    """Join torchrun's process group for the length of the block, if torchrun started this process.
 
-    gloo joins processes on CPUs, nccl those on GPUs. Raises InputError for a device that is not there.
+    The backend is gloo on CPUs and nccl on GPUs.
+
+    Args:
+        device: As in `choose_device`.
+
+    Yields:
+        The device of this process.
+
+    Raises:
+        ArgumentError: The device does not exist.
     """
-    chosen = choose_device(device)
+    selected = choose_device(device)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    if selected.type == "cuda":
+        torch.cuda.set_device(selected)
     if world == 1 or dist.is_initialized():
-        yield chosen
+        yield selected
         return
-    # DDP imports this module, whose default arguments are the group of that moment. Imported when
-    # there is none yet, it cannot keep gloo's threads alive into the interpreter's exit, where
-    # they now and then abort the process.
+    # DDP imports this module, whose default arguments capture the current process group. Imported before
+    # there is a group, it cannot keep gloo's threads alive into the interpreter's exit, where they sometimes
+    # abort the process.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if selected.type == "cuda" else "gloo")
     try:
-        yield chosen
+        yield selected
     finally:
         gc.collect()  # DDP refers to itself and to the group
         dist.destroy_process_group()
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """(rank, number of processes): (0, 1) outside `joined` or without torchrun."""
+    """(rank, number of processes): (0, 1) outside `distributed_session` or without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this process; "auto" is a GPU where there is one. Raises InputError."""
+    """The device of this process; "auto" is a GPU if there is one. Raises ArgumentError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name!r}: no such device; names are auto, cpu, cuda, cuda:1, ...") from error
+        raise ArgumentError("device", f"must be auto, cpu, cuda, cuda:1, ..., not {name!r}: no such device") from error
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise InputError(f"--device {name!r}: overfeat runs on cpu and cuda")
+        raise ArgumentError("device", f"must be a CPU or CUDA device, not {name!r}")
     if not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this torch sees no CUDA device; use --device cpu")
+        raise ArgumentError("device", f"cannot be {name}: torch detects no CUDA device; use cpu")
     if device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.cuda.device_count():
@@ -64,7 +74,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def to_device(batch: object, device: torch.device) -> object:
+def to_device(batch: Any, device: torch.device) -> Any:
     """A batch with every tensor in its dicts and lists on the device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
@@ -75,9 +85,9 @@ def to_device(batch: object, device: torch.device) -> object:
     return batch
 
 
-def all_gather(value: object) -> list:
+def all_gather(value: Any) -> list:
     """The value of every process, in order of rank; all processes must call it."""
-    values = [value]
+    values: list = [value]
     if dist.is_initialized():
         values = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
@@ -87,8 +97,8 @@ def all_gather(value: object) -> list:
 def all_reduce_sum(sums: dict[str, Tensor | float]) -> dict[str, float]:
     """Sums over all processes, key by key; a process may lack keys."""
     result: dict[str, float] = {}
-    for part in all_gather({key: float(value) for key, value in sums.items()}):
-        add(result, part)
+    for of_process in all_gather({key: float(value) for key, value in sums.items()}):
+        add(result, of_process)
     return result
 
 

@@ -1,12 +1,13 @@
-"""Which samples a process takes, and what it could not read: batches, shards and means over them."""
+"""Which samples a process trains on, and which could not be read: batches, shards and means over them."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from overfeat.errors import InputError
@@ -19,19 +20,34 @@ def derive_seed(*numbers: int) -> int:
 
 
 class ResumableBatchSampler(Sampler):
-    """This process' part of the global batches of an epoch, as lists of (epoch, index).
+    """This process' share of the global batches of an epoch, as lists of (epoch, index).
 
-    Every process draws the same permutation of all samples from (seed, epoch) and takes every
-    world-th sample of each batch. The last, incomplete batch is left out. `epoch` and `start`,
-    the batches to skip, are set before each pass. order(samples, generator=...): the permutation.
+    Every process draws the same permutation of all samples from (seed, epoch) and yields every world-th sample of
+    each batch. The last, incomplete batch is dropped. `epoch` and `start`, the number of batches to skip, are set
+    before each pass.
+
+    Args:
+        samples: Number of samples.
+        batch_size: Samples per batch, over all processes.
+        seed: Of the permutations.
+        rank: Of this process.
+        world: Number of processes.
+        order: order(samples, generator=...) returns the permutation.
     """
 
     def __init__(
-        self, samples: int, batch: int, seed: int, rank: int = 0, world: int = 1, order: Callable = torch.randperm
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        order: Callable[..., Tensor] = torch.randperm,
     ):
-        self.samples, self.batch, self.seed, self.rank, self.world = samples, batch, seed, rank, world
+        self.samples, self.batch_size, self.seed, self.rank, self.world = samples, batch_size, seed, rank, world
         self.order = order
-        self.steps = samples // batch
+        self.steps = samples // batch_size
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -41,68 +57,61 @@ class ResumableBatchSampler(Sampler):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = self.order(self.samples, generator=generator)
         for step in range(self.start, self.steps):
-            chosen = order[step * self.batch + self.rank : (step + 1) * self.batch : self.world]
-            yield [(self.epoch, index) for index in chosen.tolist()]
+            indices = order[step * self.batch_size + self.rank : (step + 1) * self.batch_size : self.world]
+            yield [(self.epoch, index) for index in indices.tolist()]
 
 
 class SkippedFiles:
-    """Files that samples had to do without; each is warned about once."""
+    """Files that could not be used as samples; each is warned about once."""
 
-    def __init__(self, files: list[str] | None = None):
-        self.files = set(files or [])
+    def __init__(self, files: Iterable[str] = ()):
+        self.files = set(files)
 
-    def record(self, dataset: Dataset, batch: object) -> None:
-        """Warn of the samples that the batch says were unreadable."""
+    def record(self, dataset: Any, batch: object) -> None:
+        """Warn of the unreadable samples of a batch."""
         if isinstance(batch, dict) and "unreadable" in batch:
             for number in batch["unreadable"][batch["unreadable"] >= 0].unique().tolist():
-                file, complaint = dataset.error_for(number)
+                file, message = dataset.error_for(number)
                 if file not in self.files:
                     self.files.add(file)
-                    tqdm.write(f"left out: {complaint}", file=sys.stderr)
+                    tqdm.write(f"left out: {message}", file=sys.stderr)
 
     def everywhere(self) -> list[str]:
         """The files of all processes, sorted."""
         return sorted(set().union(*all_gather(sorted(self.files))))
 
 
-def validation_loader(dataset: Dataset, batch: int, workers: int, collate: Callable | None = None) -> DataLoader:
-    """This process' part of validation data, in order."""
+def validation_loader(
+    dataset: Any, batch_size: int, num_workers: int, collate: Callable[[list[dict]], dict]
+) -> DataLoader:
+    """This process' share of validation data, in order."""
     rank, world = rank_and_world_size()
     return DataLoader(
         dataset,
-        batch_size=batch,
+        batch_size=batch_size,
         sampler=range(rank, len(dataset), world),
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         collate_fn=collate,
     )
 
 
 def evaluate_means(
     loader: DataLoader,
-    score: Callable[[object], dict[str, Tensor | float]],
+    score: Callable[[dict], dict[str, Tensor | float]],
     device: torch.device,
-    unreadable: SkippedFiles,
+    skipped: SkippedFiles,
 ) -> dict[str, float]:
-    """Means of what `score(batch)` sums up, over this loader and those of the other processes.
+    """Means of the sums that `score(batch)` returns, over this loader and those of the other processes.
 
-    The sums must hold "samples", the number that the others are divided by. Raises InputError
-    where that is 0.
+    The sums must hold "samples", the number that the others are divided by. Raises InputError where that is 0.
     """
-    sums: dict = {}
+    sums: dict[str, Tensor | float] = {}
     for batch in loader:
-        unreadable.record(loader.dataset, batch)
+        skipped.record(loader.dataset, batch)
         add(sums, score(to_device(batch, device)))
-    sums = all_reduce_sum(sums)
-    samples = sums.pop("samples", 0)
+    total = all_reduce_sum(sums)
+    samples = total.pop("samples", 0)
     if not samples:
         raise InputError("not one validation sample could be used")
-    return {key: value / samples for key, value in sums.items()}
-
-
-def validation_figures(
-    loader: DataLoader, loss: Callable[[object], tuple], device: torch.device, unreadable: SkippedFiles
-) -> dict[str, object]:
-    """What Task.validate gives of a loss(batch) -> (loss, sums): the means of the sums, and the files left out."""
-    means = evaluate_means(loader, lambda batch: loss(batch)[1], device, unreadable)
-    return {**{f"validation_{key}": value for key, value in means.items()}, "unreadable": sorted(unreadable.files)}
+    return {key: value / samples for key, value in total.items()}

@@ -1,47 +1,153 @@
-"""What the training loop asks of a task."""
+"""What the training loop asks of a task, and what all tasks share."""
 
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader
+
+from overfeat.data.annotated import Annotated
+from overfeat.data.items import collate_list
+from overfeat.errors import InputError
+from overfeat.options import Options
+from overfeat.training.config import RESUMABLE, TrainConfig
+from overfeat.training.sampler import SkippedFiles, evaluate_means, validation_loader
+
+Sums = dict[str, Tensor | float]
 
 
-class Task(Protocol):
-    """What the loop needs to know of a head: what to train, on what, and how to judge it.
+class TrainingDataset(Protocol):
+    """A dataset as the loop uses it: keys are (epoch, index); items that could not be read say so.
 
-    module: what is trained, where its parameters require gradients. settings: whatever must not
-    change when a run is resumed, by the name of the flag that sets it; plain values. monitor:
-    the key of `validate` that is lowest at the best epoch.
+    A batch that is a dict with "unreadable" (int64: -1, or the number of an image that could not be used) makes the
+    loop report `error_for(number)`, (file, message).
     """
 
-    module: nn.Module
-    settings: dict[str, str | int | float | bool | None]
-    monitor: str
+    cache: Any  # its ImageCache
 
-    def dataset(self) -> Dataset:
-        """The training samples; keys are (epoch, index), index in 0..len-1, in the order that it gives if it has one.
+    def __len__(self) -> int: ...
 
-        A batch that is a dict with "unreadable" (int64, -1 or the number of a sample that could
-        not be used) makes the loop report `dataset.error_for(number) -> (file, what is wrong)`.
-        """
+    def __getitem__(self, key: Any) -> dict: ...
 
-    def collate(self, samples: list) -> object:
-        """A batch from samples."""
+    def error_for(self, number: int) -> tuple[str, str]: ...
 
-    def loss(self, module: nn.Module, batch: object) -> tuple[Tensor, dict[str, Tensor | float]]:
+
+class Task(ABC):
+    """One kind of training: a module, its data, its loss and its validation figures.
+
+    Args:
+        module: What is trained, where its parameters require gradients.
+        dataset: Training samples.
+        validation: Validation samples, or None.
+        options: The task's options.
+        train: The options of the loop.
+        description: Further entries of the fingerprint: the data and the architecture of the module.
+
+    Raises:
+        InputError: Not one training image can be used.
+    """
+
+    monitor = "validation_loss"  # the validation figure that is lowest at the best epoch
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dataset: TrainingDataset,
+        validation: TrainingDataset | None,
+        options: Options,
+        train: TrainConfig,
+        description: Mapping[str, object],
+    ):
+        self.module, self.dataset, self.validation = module, dataset, validation
+        self.options, self.train, self.description = options, train, description
+        self.dataset.cache.check()
+        self.skipped = SkippedFiles()
+
+    def collate(self, samples: list[dict]) -> dict:
+        """A batch from samples; see `collate_list`."""
+        return collate_list(samples)
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:
         """The mean loss over a batch, and sums over it for the log.
 
-        module: what to call instead of self.module, which it wraps. The sums must hold "samples",
-        the number that the others are divided by, and "loss".
+        Args:
+            module: What to call instead of self.module, which it wraps.
+            batch: From `collate`, on the module's device.
+
+        Returns:
+            The loss, and sums that hold "samples", the number that the others are divided by, and "loss".
         """
 
-    def validate(self) -> dict[str, object]:
-        """Figures on the validation data, the same on every process; {} where there is none.
-
-        Called in evaluation mode and without gradients; `evaluate_means` does most of it. A list of
-        files under "unreadable" is joined with those of the training data.
-        """
-
+    @abstractmethod
     def save(self, path: Path) -> None:
         """Write the trained module to a file."""
+
+    def score(self, batch: dict) -> Sums:
+        """The sums of a validation batch; by default those of the loss."""
+        return self.loss(self.module, batch)[1]
+
+    def validate(self) -> dict[str, float]:
+        """Means over the validation data, the same on every process; {} without validation data.
+
+        Called in evaluation mode and without gradients.
+        """
+        if self.validation is None:
+            return {}
+        device = next(self.module.parameters()).device
+        means = evaluate_means(self._validation_loader, self.score, device, self.skipped)
+        return {f"validation_{key}": value for key, value in means.items()}
+
+    @cached_property
+    def fingerprint(self) -> dict[str, object]:
+        """What must not change when a run is resumed: options, data, architecture and the frozen weights."""
+        return {
+            **fingerprint(self.options),
+            **fingerprint(self.train),
+            **self.description,
+            "frozen_weights": _digest([weight for weight in self.module.parameters() if not weight.requires_grad]),
+        }
+
+    @cached_property
+    def _validation_loader(self) -> DataLoader:
+        return validation_loader(self.validation, self.train.batch_size, self.train.num_workers, self.collate)
+
+
+def fingerprint(options: Options) -> dict[str, object]:
+    """The options that decide the result, by name, as plain values."""
+    values = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in RESUMABLE}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def describe_data(data: Any, validation: Any) -> dict[str, object]:
+    """Training and validation data for the fingerprint."""
+    return {"data": data.describe(), "validation": validation and validation.describe()}
+
+
+def check_classes(names: Sequence[str] | None, *data: Annotated | None) -> None:
+    """Raises InputError where labels of annotated data do not index these class names; None: any will do."""
+    if any(annotated is not None and names not in (None, annotated.class_names) for annotated in data):
+        raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
+
+
+def check_objects(data: Annotated, validation: Annotated | None) -> None:
+    """Raises InputError where all objects are marked difficult."""
+    for annotated, name in ((data, "training"), (validation, "validation")):
+        if annotated is not None and all(sample.difficult.all() for sample in annotated.samples):
+            raise InputError(
+                f"every object of the {name} data is marked difficult, and those do not contribute to the loss"
+            )
+
+
+def _digest(weights: Sequence[Tensor]) -> str:
+    """The same for the same weights."""
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from overfeat.classification.data import CentreDataset, CropDataset, centre_crop
+from overfeat.classification.data import CentreCropDataset, CropDataset, centre_crop
 from overfeat.data.image_cache import ImageCache, resize_shorter
 from overfeat.data.image_folder import ImageFolder
 from overfeat.errors import InputError
@@ -46,15 +46,16 @@ def test_every_image_gives_crops_and_their_mirror_images(folder):
         assert torch.equal(item["image"], crop["image"])
 
 
-def test_crops_are_parts_of_the_resized_image_at_every_place(folder):
+def test_crops_come_from_every_position_of_the_resized_image(folder):
     data = CropDataset(folder, window=63, resize=(64, 64), crops=40, flip=False)
     image = data.cache.get(1)
     assert image.shape == (3, 64, 64)
-    places = {(y, x): image[:, y : y + 63, x : x + 63] for y in (0, 1) for x in (0, 1)}
-    found = Counter(
-        next(place for place, part in places.items() if torch.equal(part, data[0, 40 + i]["image"])) for i in range(40)
+    positions = {(y, x): image[:, y : y + 63, x : x + 63] for y in (0, 1) for x in (0, 1)}
+    drawn = Counter(
+        next(position for position, crop in positions.items() if torch.equal(crop, data[0, 40 + i]["image"]))
+        for i in range(40)
     )
-    assert set(found) == set(places)
+    assert set(drawn) == set(positions)
 
 
 def test_crops_depend_on_seed_epoch_image_and_crop_alone(folder):
@@ -96,8 +97,8 @@ def test_unreadable_images_are_replaced_by_the_next(folder):
     assert [item["label"] for item in items[20:]] == [0] * 10
     for item, before in zip(items[:20], whole, strict=False):
         assert torch.equal(item["image"], before["image"])
-    file, complaint = data.error_for(2)
-    assert file == str(folder.samples[2][0]) and file in complaint
+    file, message = data.error_for(2)
+    assert file == str(folder.samples[2][0]) and file in message
     data.cache.check()
     for path, _ in folder.samples:
         path.write_bytes(b"broken")
@@ -124,16 +125,16 @@ def test_centre_crop_takes_the_middle(folder):
     image[:, 15:25, 25:35] = 255
     assert (centre_crop(image, window=10, short_side=40) == 255).all()
     assert centre_crop(image, window=48, short_side=56).shape == (3, 48, 48)
-    data = CentreDataset(folder, window=48, short_side=56)
+    data = CentreCropDataset(folder, window=48, short_side=56)
     expected = centre_crop(data.cache._read(0), 48, 56)
     assert len(data) == 3 and torch.equal(data[0]["image"], expected) and data[2]["label"] == 2
     folder.samples[1][0].write_bytes(b"broken")
-    assert CentreDataset(folder, window=48, short_side=56)[1]["label"] == -1
+    assert CentreCropDataset(folder, window=48, short_side=56)[1]["label"] == -1
 
 
-@pytest.mark.parametrize(("resize", "words"), [((40, 60), "window of 48"), ((60, 50), "smaller size comes first")])
+@pytest.mark.parametrize(("resize", "words"), [((40, 60), "window of 48"), ((60, 50), "smaller size, then the larger")])
 def test_sizes_that_do_not_fit_are_refused(folder, resize, words):
     with pytest.raises(InputError, match=words):
         CropDataset(folder, window=48, resize=resize)
     with pytest.raises(InputError, match="window of 48"):
-        CentreDataset(folder, window=48, short_side=40)
+        CentreCropDataset(folder, window=48, short_side=40)

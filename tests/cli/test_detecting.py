@@ -21,25 +21,25 @@ from overfeat.cli.assets import ASSETS, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.detection.predict import detect
-from overfeat.detection.train import detector_from
 from overfeat.errors import InputError
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import PROTOCOLS
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.transfer import with_background
 
 DIGITS = [str(digit) for digit in range(10)]
 
 
 @pytest.fixture(autouse=True)
-def few_validated(monkeypatch):
-    monkeypatch.setattr("overfeat.detection.train.VALIDATED", 40)
+def few_validation_tiles(monkeypatch):
+    monkeypatch.setattr("overfeat.detection.train.VALIDATION_TILES", 40)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The shipped classifier as a detector that calls a few places objects."""
+    """The shipped classifier as a detector, with an untrained background class and regressor."""
     torch.manual_seed(0)
-    net = detector_from(load(SHIPPED_WEIGHTS), DIGITS)
+    net = with_background(load(SHIPPED_WEIGHTS), DIGITS)
     net.scale_factors, net.flip = (0.6, 1.0), False
     path = tmp_path_factory.mktemp("weights") / "detector.safetensors"
     save(net, path, regressor=BoxRegressor(net.architecture, box_features="unpooled"))
@@ -51,13 +51,13 @@ def run(*arguments):
 
 
 def flags(multi_object, out, *more):
-    common = "--batch 4 --workers 0 --device cpu --tiles 1 --epochs 1 --no-flip --scales 0.5,0.8"
+    common = "--batch-size 4 --num-workers 0 --device cpu --samples-per-image 1 --epochs 1 --no-flip --scales 0.5,0.8"
     given = [
         "train",
         "detector",
         "--data",
         multi_object,
-        "--from",
+        "--init",
         SHIPPED_WEIGHTS,
         "--out",
         out,
@@ -70,8 +70,8 @@ def flags(multi_object, out, *more):
 def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(flags(multi_object, folder, "--context", "--epochs", "2")) == 0
-    told = capsys.readouterr().out
-    assert "small, window 47 px, as told" in told and "images are searched at 0.5, 0.8" in told
+    printed = capsys.readouterr().out
+    assert "small, window 47 px, as given" in printed and "images are searched at 0.5, 0.8" in printed
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert len(log) == 2 and {"validation_loss", "train_missed_error", "train_iou_error"} <= set(log[0])
     weights = folder / "net.safetensors"
@@ -123,29 +123,27 @@ def test_the_shipped_detector_and_coco_s_own_tool(multi_object, tmp_path):
     assert found["coco"]["AP50"] == pytest.approx(judge.stats[1], abs=0.01) and found["coco"]["AP50"] > 0.5
 
 
-def test_from_nothing_and_resumed(multi_object, tmp_path, capsys):
-    """New weights, sizes chosen from the boxes; a resumed run ends with the same weights."""
-    given = flags(multi_object, "OUT", "--no-context", "--per-class", "--maps", "pooled", "--from", "none")
-    more = [part for part in given if part not in ("--scales", "0.5,0.8")]
-    for out, steps in (("whole", [["--epochs", "2"]]), ("parts", [[], ["--epochs", "2", "--resume"]])):
-        for step in steps:
-            assert main([part if part != "OUT" else str(tmp_path / out) for part in [*more, *step]]) == 0
+def test_from_scratch_and_resumed(multi_object, tmp_path, capsys):
+    """Random weights, scales chosen from the boxes; a resumed run ends with the same weights."""
+    given = flags(multi_object, "OUT", "--no-context", "--per-class", "--box-features", "pooled", "--from-scratch")
+    given = [part for part in given if part not in ("--scales", "0.5,0.8", "--init", str(SHIPPED_WEIGHTS))]
+    for out, runs in (("once", [["--epochs", "2"]]), ("twice", [[], ["--epochs", "2", "--resume"]])):
+        for more in runs:
+            assert main([part if part != "OUT" else str(tmp_path / out) for part in [*given, *more]]) == 0
     assert "so that nearly every object" in capsys.readouterr().out
-    whole, parts = (load(tmp_path / out / "net.safetensors") for out in ("whole", "parts"))
-    assert (
-        len(whole.scale_factors) >= 4
-        and load_regressor(tmp_path / "whole/net.safetensors").num_classes == whole.num_classes - 1
-    )
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    once, twice = (load(tmp_path / out / "net.safetensors") for out in ("once", "twice"))
+    assert len(once.scale_factors) >= 4
+    assert load_regressor(tmp_path / "once/net.safetensors").num_classes == once.num_classes - 1
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        (["--net", "small"], "leave --net small out"),
-        (["--dropout", "1"], "--dropout is at least 0"),
-        (["--from", "none", "--fixed"], "must come from a trained net"),
-        (["--from", "nothing.safetensors"], "no such file"),
+        (["--net", "small"], "does not go with init"),
+        (["--dropout", "1"], "dropout must be at least 0"),
+        (["--from-scratch"], "does not go with init"),
+        (["--init", "nothing.safetensors"], "no such file"),
         (["--scales", "60.0"], "no object of the training data fits the window"),
     ],
 )
@@ -154,44 +152,51 @@ def test_bad_settings(multi_object, tmp_path, capsys, setting, words):
     assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-# Other people's images
+# Other data sets
 
 
 def test_bad_images_are_listed_before_training(tmp_path, capsys):
     folder = voc(tmp_path / "photos", 6)
-    for xml in folder.glob("*.xml"):  # with a size stated, nothing needs the image itself yet
+    for xml in folder.glob("*.xml"):  # with the size in the annotation, its image is not read with it
         size = "</filename><size><width>200</width><height>150</height></size>"
         xml.write_text(xml.read_text().replace("</filename>", size))
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:300])
     (folder / "3.png").write_bytes(b"no picture")
-    options = "--epochs 1 --tiles 4 --batch 4 --device cpu --scales 1.0 --no-context --workers 0"
+    options = "--epochs 1 --samples-per-image 4 --batch-size 4 --device cpu --scales 1.0 --no-context --num-workers 0"
     command = ["train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
     assert run(*command) == 1
-    told = capsys.readouterr().err
-    assert "2 of 6 images cannot be used" in told and "2.png" in told and "3.png" in told and "--skip-invalid" in told
+    messages = capsys.readouterr().err
+    assert (
+        "2 of 6 images cannot be used" in messages
+        and "2.png" in messages
+        and "3.png" in messages
+        and "--skip-invalid" in messages
+    )
     assert not (tmp_path / "run").exists()
     assert run(*command, "--skip-invalid") == 0
-    out, told = capsys.readouterr()
-    assert "left out: 2 images" in told and "4 images with" in out and "1 images without a box" in out
+    out, messages = capsys.readouterr()
+    assert "left out: 2 images" in messages and "4 images with" in out and "1 images without a box" in out
 
 
-def test_every_choice_is_told(tmp_path):
-    """The sizes are those that bring the boxes to the window; the number of parts follows that of the images."""
+def test_choices_are_described(tmp_path):
+    """The scales resize the boxes to the window; the number of tiles follows from that of the images."""
     folder = voc(tmp_path / "photos", 3, size=(400, 500), objects=6)
     edges = (("xmin", 5), ("ymin", 5), ("xmax", 5), ("ymax", 6))
     box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
     dot = f"<object><name>dot</name><bndbox>{box}</bndbox></object></annotation>"
     (folder / "0.xml").write_text((folder / "0.xml").read_text().replace("</annotation>", dot))
-    code = "import sys\nfrom overfeat.cli import main, train_boxes as heads\n"
-    code += "heads.train = lambda *_: []\nmain.main(sys.argv[1:])"
+    code = "import sys\nfrom overfeat.cli import main\nfrom overfeat.training import trainer\n"
+    code += "trainer.train = lambda *_, **__: []\nmain.main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "train", "detector", "--data", folder, "--out", tmp_path / "run"]
-    told = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    lines = dict(line.split(": ", 1) for line in told.stdout.splitlines())
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert "3 images with 13 boxes of 3 classes" in lines["data"] and "1 images without" in lines["data"]
     assert lines["boxes"].startswith("longer sides of 2 to ") and "small, window 47 px" in lines["net"]
-    assert "small.safetensors" in lines["net"] and "334 of each image" in lines["parts"]
-    scale_factors = [float(zoom) for zoom in lines["sizes"].split(" searched at ")[1].split(" times")[0].split(", ")]
+    assert "small.safetensors" in lines["net"] and "334 tiles per image" in lines["samples"]
+    scale_factors = [
+        float(factor) for factor in lines["scales"].split(" searched at ")[1].split(" times")[0].split(", ")
+    ]
     assert scale_factors[0] < 1 < scale_factors[-1] and all(1 < b / a < 1.41 for a, b in pairwise(scale_factors))
 
 
@@ -273,8 +278,8 @@ def test_a_folder_goes_on_past_bad_images(weights, tmp_path, capsys):
     folder = voc(tmp_path / "photos", 3)
     (folder / "1.png").write_bytes(b"broken")
     assert run("detect", folder, "--weights", weights, "-o", tmp_path / "out") == 1
-    told = capsys.readouterr().err
-    assert "1 of 3 images failed" in told and "1.png" in told
+    messages = capsys.readouterr().err
+    assert "1 of 3 images failed" in messages and "1.png" in messages
     assert sorted(path.name for path in (tmp_path / "out").glob("?.png.json")) == ["0.png.json", "2.png.json"]
     assert (tmp_path / "out/coco.json").exists()
 
@@ -311,8 +316,8 @@ def test_difficult_objects_alone(weights, tmp_path, capsys):
     assert "no usable box" in capsys.readouterr().err
 
 
-def test_what_training_cannot_use(tmp_path, capsys):
-    """Difficult objects and those larger than the smallest searched image are told apart."""
+def test_objects_that_cannot_train(tmp_path, capsys):
+    """Difficult objects and those larger than the smallest searched image have their own messages."""
     folder, out = voc(tmp_path / "photos", 3), tmp_path / "run"
     texts = {xml: xml.read_text() for xml in folder.glob("*.xml")}
     for xml, text in texts.items():
@@ -333,15 +338,15 @@ def test_what_training_cannot_use(tmp_path, capsys):
 
 
 def test_two_processes_with_images_too_small_for_context(tmp_path):
-    """All weights take part in every process, whatever its images are; and both end with the same weights."""
+    """All weights have gradients in every process, whatever its images are; and both end with the same weights."""
     folder = voc(tmp_path / "photos", 8, size=(60, 64), objects=1)
-    options = "--epochs 2 --tiles 2 --batch 4 --device cpu --workers 0 --scales 1.0 --context --form cxcywh --per-class"
+    options = "--epochs 2 --samples-per-image 2 --batch-size 4 --device cpu --num-workers 0 --scales 1.0 --per-class"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641", "-m"]
     command += ["overfeat", "train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
-    assert net.context is not None and regressor.num_classes == 2 and regressor.box_coder == "cxcywh"
+    assert net.context is not None and regressor.num_classes == 2
     image = read_image(folder / "0.png")
     found = detect(net, regressor, image, least=0.01)
     assert len(found) and found.boxes.isfinite().all()
@@ -377,7 +382,7 @@ def test_a_second_run_adds_to_the_first(tmp_path):
     assert run("detect", shipped / "00004.png", "--coco-ids", shipped.parent / "test.json") == 1
 
 
-def test_memory_that_is_not_there_is_said(tmp_path, capsys):
+def test_out_of_memory_is_reported(tmp_path, capsys):
     command = ["train", "detector", "--data", voc(tmp_path / "photos", 4), "--out", tmp_path / "run", "--device", "cpu"]
-    assert run(*command, "--hidden", 99_999_999, 99_999_999) == 1
+    assert run(*command, "--hidden", "99999999,99999999") == 1
     assert "out of memory" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from overfeat.models.multibox import MultiBox
 from overfeat.multibox.predict import detect_multibox
 from overfeat.training.trainer import LAST
 
-QUICK = "--batch 8 --workers 0 --device cpu --epochs 1 --no-flip"
+QUICK = "--batch-size 8 --num-workers 0 --device cpu --epochs 1 --no-flip"
 
 
 def run(*arguments):
@@ -32,23 +32,24 @@ def nets(tmp_path_factory):
     """Both nets trained for a moment on VOC's layout: (photos, boxes, classifier)."""
     root = tmp_path_factory.mktemp("multibox")
     photos = voc(root / "photos", 6)
-    head = "--predictions 8 --squares 4 --size 59"
+    head = "--num-boxes 8 --samples-per-image 4 --image-size 59"
     assert run("train", "multibox", "--data", photos, "--out", root / "boxes", *QUICK.split(), *head.split()) == 0
-    assert run("train", "box-classifier", "--data", photos, "--out", root / "what", *QUICK.split(), "--parts", 6) == 0
-    return photos, root / "boxes" / LAST, root / "what" / LAST
+    command = ["train", "box-classifier", "--data", photos, "--out", root / "classifier", *QUICK.split()]
+    assert run(*command, "--samples-per-image", 6) == 0
+    return photos, root / "boxes" / LAST, root / "classifier" / LAST
 
 
-def test_training_says_what_it_does(nets, tmp_path, capsys):
+def test_training_describes_its_start(nets, tmp_path, capsys):
     photos, boxes, _ = nets
     command = ["train", "multibox", "--data", photos, "--out", tmp_path / "run", *QUICK.split()]
-    assert run(*command, "--from", boxes, "--predictions", 8, "--squares", 4, "--fixed") == 0
+    assert run(*command, "--init", boxes, "--num-boxes", 8, "--samples-per-image", 4, "--freeze-features") == 0
     told = capsys.readouterr().out
-    assert "6 images with 15 boxes of 2 classes" in told and "squares of 59 px" in told
-    assert f"10 of 10 layers are those of {boxes}" in told and "squares: 4 of each image" in told
+    assert "6 images with 15 boxes of 2 classes" in told and "input of 59 px" in told
+    assert f"10 of 10 layers have the weights of {boxes}" in told and "4 squares per image" in told
     before, after = load_multibox(boxes), load_multibox(tmp_path / "run" / LAST)
     assert torch.equal(before.priors, after.priors) and before.net.architecture == after.net.architecture
     pairs = list(zip(before.net.conv_layers.parameters(), after.net.conv_layers.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in pairs)  # --fixed
+    assert all(torch.equal(a, b) for a, b in pairs)  # frozen
     apart = (before.net.fc_layers[-1].weight - after.net.fc_layers[-1].weight).abs()
     assert (
         0 < apart.max() and apart.mean() < 0.2 * before.net.fc_layers[-1].weight.std()
@@ -63,34 +64,34 @@ def test_a_resumed_run_ends_with_the_same_weights(multi_object, tmp_path):
         "multibox",
         "--data",
         multi_object,
-        "--squares",
+        "--samples-per-image",
         4,
-        "--predictions",
+        "--num-boxes",
         5,
-        "--size",
+        "--image-size",
         47,
         *QUICK.split(),
     ]
     command += ["--matching", "prediction", "--no-priors", "--per-class"]
-    assert run(*command, "--out", tmp_path / "whole", "--epochs", 2) == 0
-    assert run(*command, "--out", tmp_path / "parts") == 0
-    assert run(*command, "--out", tmp_path / "parts", "--epochs", 2, "--resume") == 0
-    whole, parts = (load_multibox(tmp_path / out / LAST) for out in ("whole", "parts"))
-    assert whole.priors is None and len(whole.class_names) == 10
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    assert run(*command, "--out", tmp_path / "once", "--epochs", 2) == 0
+    assert run(*command, "--out", tmp_path / "twice") == 0
+    assert run(*command, "--out", tmp_path / "twice", "--epochs", 2, "--resume") == 0
+    once, twice = (load_multibox(tmp_path / out / LAST) for out in ("once", "twice"))
+    assert once.priors is None and len(once.class_names) == 10
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
 
 
-def test_a_resumed_run_with_other_settings_is_refused(multi_object, tmp_path, capsys):
+def test_a_resumed_run_with_other_options_is_refused(multi_object, tmp_path, capsys):
     command = [
         "train",
         "multibox",
         "--data",
         multi_object,
-        "--squares",
+        "--samples-per-image",
         4,
-        "--predictions",
+        "--num-boxes",
         5,
-        "--size",
+        "--image-size",
         47,
         *QUICK.split(),
     ]
@@ -98,30 +99,30 @@ def test_a_resumed_run_with_other_settings_is_refused(multi_object, tmp_path, ca
     assert run(*command) == 0
     assert run(*command, "--epochs", 2, "--resume", "--alpha", 2, "--matching", "prediction") == 1
     told = capsys.readouterr().err
-    assert "--alpha was" in told and "--matching was prior and is now prediction" in told
+    assert "alpha was" in told and "matching was prior and is now prediction" in told
 
 
 @pytest.mark.parametrize(
     ("head", "setting", "words"),
     [
-        ("multibox", ["--no-priors"], "add --matching prediction"),
-        ("multibox", ["--size", "20"], "--size 20: an image of 20 px is too small"),
-        ("multibox", ["--from", "none", "--fixed"], "must come from a trained net"),
-        ("multibox", ["--predictions", "99"], "are too few for 99 priors"),
-        ("multibox", ["--alpha", "-1", "--predictions", "2"], "--alpha is a number above 0"),
-        ("multibox", ["--squares", "6"], "--squares 6: give a multiple of 4"),
-        ("box-classifier", ["--parts", "4"], "--parts 4: give a multiple of 3"),
-        ("multibox", ["--from", "nothing.safetensors"], "no such file"),
-        ("multibox", ["--net", "small", "--from", str(SHIPPED_WEIGHTS)], "leave --net small out"),
-        ("multibox", ["--dropout", "1"], "--dropout is at least 0"),
-        ("box-classifier", ["--from", "BOXES"], "knows no classes"),
-        ("box-classifier", ["--lr", "nan"], "--lr must be a number"),
+        ("multibox", ["--no-priors"], "matching must be prediction"),
+        ("multibox", ["--image-size", "20"], "an image of 20 px is too small"),
+        ("multibox", ["--from-scratch", "--freeze-features"], "needs the weights of a trained net"),
+        ("multibox", ["--num-boxes", "99"], "are too few for 99 priors"),
+        ("multibox", ["--alpha", "-1", "--num-boxes", "2"], "alpha must be at least"),
+        ("multibox", ["--samples-per-image", "6"], "must be a multiple of 4"),
+        ("box-classifier", ["--samples-per-image", "4"], "must be a multiple of 3"),
+        ("multibox", ["--init", "nothing.safetensors"], "no such file"),
+        ("multibox", ["--net", "small", "--init", str(SHIPPED_WEIGHTS)], "does not go with init"),
+        ("multibox", ["--dropout", "1"], "dropout must be at least 0"),
+        ("box-classifier", ["--init", "BOXES"], "has no classes"),
+        ("box-classifier", ["--lr", "nan"], "lr must be at least 0"),
     ],
 )
 def test_bad_settings(nets, tmp_path, capsys, head, setting, words):
     given = [str(nets[1]) if part == "BOXES" else part for part in setting]
     command = ["train", head, "--data", nets[0], "--out", tmp_path / "run", *QUICK.split()]
-    command += ["--squares", 4] if head == "multibox" else []
+    command += ["--samples-per-image", 4] if head == "multibox" else []
     assert run(*command, *given) == 1
     assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
@@ -137,7 +138,7 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
         assert run(*command) == 1
         told = capsys.readouterr().err
         assert "1 of 4 images cannot be used" in told and "2.png" in told and not (tmp_path / head).exists()
-    assert run(*command, "--skip-invalid", "--parts", 3) == 0
+    assert run(*command, "--skip-invalid", "--samples-per-image", 3) == 0
 
 
 def test_results_and_pictures(nets, tmp_path, capsys):
@@ -264,8 +265,8 @@ def test_a_killed_evaluation_goes_on(nets, tmp_path):
 
 def test_two_processes_end_with_one_net(tmp_path):
     folder = voc(tmp_path / "photos", 6, size=(60, 64), objects=1)
-    options = "--epochs 2 --squares 4 --batch 4 --predictions 4 --size 47 --device cpu --workers 0 --dropout 0"
-    options += " --optimizer sgd --lr 0.001"
+    options = "--epochs 2 --samples-per-image 4 --batch-size 4 --num-boxes 4 --image-size 47 --dropout 0"
+    options += " --device cpu --num-workers 0 --optimizer sgd --lr 0.001"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     command += ["overfeat", "train", "multibox", "--data", folder, "--out", tmp_path / "run", *options.split()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
@@ -292,5 +293,5 @@ def test_difficult_objects_alone_train_nothing(tmp_path, capsys):
         xml.write_text(xml.read_text().replace("<bndbox>", "<difficult>1</difficult><bndbox>"))
     for head in ("multibox", "box-classifier"):
         command = ["train", head, "--data", folder, "--out", tmp_path / head, *QUICK.split()]
-        assert run(*command, *(["--predictions", 2] if head == "multibox" else [])) == 1
+        assert run(*command, *(["--num-boxes", 2] if head == "multibox" else [])) == 1
         assert "difficult" in capsys.readouterr().err and not (tmp_path / head).exists()

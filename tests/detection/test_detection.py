@@ -1,4 +1,4 @@
-"""Detectors: what trains and what is found."""
+"""Detectors: training and prediction."""
 
 from dataclasses import replace
 
@@ -8,19 +8,21 @@ import torch
 from bench.tolerance import assert_matches
 from overfeat import load
 from overfeat.cli.assets import SHIPPED_WEIGHTS
-from overfeat.cli.train_boxes import choices
 from overfeat.data.items import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.grid import Grid
 from overfeat.dense.scales import clamp_scales
+from overfeat.detection.build import describe_choices
+from overfeat.detection.config import NEGATIVE_SAMPLING, DetectorConfig
+from overfeat.detection.hard_negatives import sample_negatives
 from overfeat.detection.predict import combine, detect, normalize_scores
 from overfeat.detection.targets import expected_votes
-from overfeat.detection.train import NEGATIVES, DetectorTask, detector_from
+from overfeat.detection.train import DetectorTask
 from overfeat.errors import InputError
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.transfer import with_background
 from overfeat.ops.boxes import iou
-from overfeat.training.config import TrainConfig
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -34,7 +36,7 @@ def data(multi_object):
 def pair():
     """The shipped net as an untrained detector, and a regressor."""
     torch.manual_seed(0)
-    net = detector_from(load(SHIPPED_WEIGHTS), DIGITS)
+    net = with_background(load(SHIPPED_WEIGHTS), DIGITS)
     net.scale_factors, net.flip = (0.6, 1.0), False
     return net.eval(), BoxRegressor(net.architecture).eval()
 
@@ -42,36 +44,36 @@ def pair():
 # Training
 
 
-def test_what_a_classifier_knows_it_keeps():
+def test_known_classes_keep_their_weights():
     net, old = load(SHIPPED_WEIGHTS), load(SHIPPED_WEIGHTS)
-    detector_from(net, ["7", "cat"])
+    with_background(net, ["7", "cat"])
     assert net.class_names == ["7", "cat", "background"] and net.background
     assert torch.equal(net.fc_layers[-1].weight[0], old.fc_layers[-1].weight[7])
     assert torch.equal(net.fc_layers[-1].bias[0], old.fc_layers[-1].bias[7])
     with pytest.raises(InputError, match="background"):
-        detector_from(net, ["dog", "background"])
+        with_background(net, ["dog", "background"])
 
 
-@pytest.mark.parametrize("negatives", NEGATIVES)
-def test_which_background_teaches(pair, data, negatives):
-    task = DetectorTask(*pair, data, TrainConfig(), negatives=negatives, count=6)
-    entropy = torch.arange(100.0)
-    background = torch.arange(100) % 2 == 0
+@pytest.mark.parametrize("sampling", NEGATIVE_SAMPLING)
+def test_negative_sampling(sampling):
+    loss = torch.arange(100.0)
+    negative = torch.arange(100) % 2 == 0
     torch.manual_seed(0)
-    chosen = task._background(entropy, background).tolist()
-    assert len(chosen) == (0 if negatives == "none" else 6) and all(place % 2 == 0 for place in chosen)
-    hardest = {"hard": 6, "mixed": 3}.get(negatives, 0)
-    assert chosen[:hardest] == [98, 96, 94, 92, 90, 88][:hardest]
+    indices = sample_negatives(loss, negative, sampling, 6).tolist()
+    assert len(indices) == (0 if sampling == "none" else 6) and all(index % 2 == 0 for index in indices)
+    num_hard = {"hard": 6, "half_hard": 3}.get(sampling, 0)
+    assert indices[:num_hard] == [98, 96, 94, 92, 90, 88][:num_hard]
     torch.manual_seed(1)
-    again = task._background(entropy, background).tolist()
-    assert (again == chosen) == (negatives in ("hard", "none"))
+    again = sample_negatives(loss, negative, sampling, 6).tolist()
+    assert (again == indices) == (sampling in ("hard", "none"))
 
 
-def test_the_loss_falls_and_all_weights_take_part(pair, data):
+def test_the_loss_falls_and_all_weights_have_gradients(pair, data):
     net, regressor = pair
     net.add_context()
-    task = DetectorTask(net, regressor, data, TrainConfig(), count=4, stride="coarse")
-    batch = collate_list([task.dataset()[(0, number)] for number in range(5)])
+    options = DetectorConfig(negatives_per_tile=4, stride="coarse", flip=False)
+    task = DetectorTask(net, regressor, data, options=options)
+    batch = collate_list([task.dataset[(0, number)] for number in range(5)])
     optimizer = torch.optim.Adam(task.module.parameters(), 1e-3)
     losses = []
     for _ in range(10):
@@ -84,50 +86,51 @@ def test_the_loss_falls_and_all_weights_take_part(pair, data):
     assert losses[-1] < 0.7 * losses[0] and sums["samples"] >= 2
     optimizer.zero_grad(set_to_none=True)
     small = torch.zeros(3, 60, 60, dtype=torch.uint8)  # less than a window at half the resolution
-    nothing = {
+    empty = {
         name: [values[0][:0] if name != "image" else small] for name, values in batch.items() if name != "unreadable"
     }
-    nothing["unreadable"] = torch.tensor([0])
-    loss, sums = task.loss(task.module, nothing)
+    empty["unreadable"] = torch.tensor([0])
+    loss, sums = task.loss(task.module, empty)
     loss.backward()
     assert loss.item() == 0 and sums["samples"] == 0 and all(w.grad is not None for w in task.module.parameters())
 
 
-def test_fixed_features_stay(pair, data):
-    task = DetectorTask(*pair, data, TrainConfig(), fixed=True)
-    loss, _ = task.loss(task.module, collate_list([task.dataset()[(0, number)] for number in range(4)]))
+def test_frozen_features_stay(pair, data):
+    task = DetectorTask(*pair, data, options=DetectorConfig(freeze_features=True))
+    loss, _ = task.loss(task.module, collate_list([task.dataset[(0, number)] for number in range(4)]))
     loss.backward()
     assert all(weight.grad is None for weight in task.module.net.conv_layers.parameters())
     assert task.module.net.fc_layers[0].weight.grad.abs().sum() > 0
 
 
-def test_what_cannot_be_learnt_is_said(pair, data):
+def test_warnings_and_mismatches(pair, data):
     net, _ = pair
     named = replace(data, class_names=[*DIGITS[:9], "zebra"], samples=[
         replace(sample, labels=sample.labels.clip(0, 8)) for sample in data.samples
     ])  # fmt: skip
     net.scale_factors = (0.02, 0.9)
-    told = "\n".join(choices(named, net, None, 4, ["scales"]))
-    assert "never be found: " in told and "zebra" in told and "too small or too large" in told
+    text = "\n".join(describe_choices(named, net, DetectorConfig(scales=net.scale_factors), None))
+    assert "cannot be detected: " in text and "zebra" in text and "too small or too large" in text
     with pytest.raises(InputError, match="class_names"):
-        DetectorTask(net, BoxRegressor(net.architecture), named, TrainConfig())
+        DetectorTask(net, BoxRegressor(net.architecture), named)
     with pytest.raises(InputError, match="another net"):
-        DetectorTask(net, BoxRegressor(net.architecture, 11), data, TrainConfig())
+        DetectorTask(net, BoxRegressor(net.architecture, 11), data)
     net.scale_factors = (60.0,)
     with pytest.raises(InputError, match=r"no object of the training data fits the window .* at 60 times"):
-        DetectorTask(net, BoxRegressor(net.architecture), data, TrainConfig())
+        DetectorTask(net, BoxRegressor(net.architecture), data)
 
 
-# Prediction
-
-
-def test_difficult_objects_teach_nothing(pair, data):
-    """Neither their class nor that they are background."""
-    task = DetectorTask(*pair, data, TrainConfig(), negatives="random", count=10**6)
-    batch = collate_list([task.dataset()[(0, number)] for number in range(8)])
+def test_difficult_objects_do_not_contribute_to_the_loss(pair, data):
+    """Neither as objects nor as background."""
+    options = DetectorConfig(negative_sampling="random", negatives_per_tile=10**6)
+    task = DetectorTask(*pair, data, options=options)
+    batch = collate_list([task.dataset[(0, number)] for number in range(8)])
     batch["difficult"] = [torch.ones_like(flags) for flags in batch["difficult"]]
     _, sums = task.loss(task.module, batch)
     assert sums["samples"] == 0 and sums["iou_error"] == 0
+
+
+# Prediction
 
 
 def test_the_background_is_no_object(pair):

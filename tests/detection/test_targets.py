@@ -1,4 +1,4 @@
-"""Which windows find which objects, the sizes chosen for them, and the tiles that detectors train on."""
+"""Target assignment, the scale factors chosen for objects, and the tiles that detectors train on."""
 
 import itertools
 from dataclasses import replace
@@ -17,7 +17,7 @@ from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.dense.grid import Grid
 from overfeat.dense.scales import BEST_OBJECT_SIZE, SCALE_STEP, choose_scales
 from overfeat.detection.data import TileDataset
-from overfeat.detection.targets import CENTRAL, HIGH, IGNORE_INDEX, LOW, assign_targets, expected_votes
+from overfeat.detection.targets import IGNORE_INDEX, RULE, AssignmentRule, assign_targets, expected_votes
 from overfeat.errors import InputError
 
 NET = load(SHIPPED_WEIGHTS).architecture
@@ -27,6 +27,10 @@ def windows(height, width, stride=4):
     return torch.from_numpy(Grid(47, stride, (height, width), (height, width)).boxes()).float()
 
 
+def assign(windows, boxes, labels, background=7, **options):
+    return assign_targets(windows, torch.tensor(boxes), torch.tensor(labels), background=background, **options)
+
+
 def box(x, y, side, other=None):
     """Centred at (x, y)."""
     other = other or side
@@ -34,62 +38,75 @@ def box(x, y, side, other=None):
 
 
 def test_an_object_in_the_middle():
-    """Around a window's centre at (73.5, 73.5), whose places are 4 px apart: those within 0.15 of 47 px find it."""
-    targets, objects = assign_targets(windows(147, 147), torch.tensor([box(75.5, 73.5, 30, 12)]), torch.tensor([2]), 7)
-    found = (objects == 0).nonzero().tolist()
+    """Windows of stride 4 whose centres are within 0.15 of 47 px of the object's are positive."""
+    targets, objects = assign(windows(147, 147), [box(75.5, 73.5, 30, 12)], [2])
+    positive = (objects == 0).nonzero().tolist()
     # Centres 23.5 + 4 k: 67.5 to 79.5 across within 7.05 of 75.5 are 71.5, 75.5 and 79.5; 69.5... down of 73.5.
-    columns, rows = ({k for k in range(26) if abs(23.5 + 4 * k - at) <= CENTRAL * 47} for at in (75.5, 73.5))
-    assert {tuple(place) for place in found} == {(row, column) for row in rows for column in columns}
-    assert (targets[objects == 0] == 2).all() and len(found) >= 9
+    columns, rows = (
+        {k for k in range(26) if abs(23.5 + 4 * k - at) <= RULE.center_tolerance * 47} for at in (75.5, 73.5)
+    )
+    assert {tuple(position) for position in positive} == {(row, column) for row in rows for column in columns}
+    assert (targets[objects == 0] == 2).all() and len(positive) >= 9
     near = (targets == IGNORE_INDEX).nonzero()
-    assert len(near) and (targets == 7).sum() == targets.numel() - len(found) - len(near)
+    assert len(near) and (targets == 7).sum() == targets.numel() - len(positive) - len(near)
     centres = 23.5 + 4 * near.flip(1)
     assert ((centres - torch.tensor([75.5, 73.5])).abs().amax(dim=1) <= 0.35 * 47).all()
 
 
 @pytest.mark.parametrize(
-    ("share", "says"), [(0.2, 7), (0.35, IGNORE_INDEX), (0.5, 2), (0.9, 2), (1.1, IGNORE_INDEX), (1.4, 7)]
+    ("fraction", "target"), [(0.2, 7), (0.35, IGNORE_INDEX), (0.5, 2), (0.9, 2), (1.1, IGNORE_INDEX), (1.4, 7)]
 )
-def test_only_objects_that_fit(share, says):
-    """A window is background for objects much smaller or larger than it finds, even in its middle."""
-    targets, _ = assign_targets(windows(147, 147), torch.tensor([box(75.5, 75.5, 47 * share)]), torch.tensor([2]), 7)
-    assert targets[13, 13] == says
+def test_only_objects_that_fit(fraction, target):
+    """A window is negative for objects far from its size limits, even at its centre."""
+    targets, _ = assign(windows(147, 147), [box(75.5, 75.5, 47 * fraction)], [2])
+    assert targets[13, 13] == target
 
 
 def test_the_nearest_object_and_difficult_ones():
-    boxes = torch.tensor([box(71.5, 75.5, 30), box(77.5, 75.5, 30)])
-    targets, objects = assign_targets(windows(147, 147), boxes, torch.tensor([1, 2]), 7)
+    boxes = [box(71.5, 75.5, 30), box(77.5, 75.5, 30)]
+    targets, objects = assign(windows(147, 147), boxes, [1, 2])
     assert (targets[13, 12], targets[13, 13]) == (1, 2) and (objects[13, 12], objects[13, 13]) == (0, 1)
-    targets, objects = assign_targets(windows(147, 147), boxes, torch.tensor([1, 2]), 7, torch.tensor([False, True]))
+    targets, objects = assign(windows(147, 147), boxes, [1, 2], ignored=torch.tensor([False, True]))
     assert (targets[13, 12], targets[13, 13]) == (1, IGNORE_INDEX) and objects[13, 13] == -1
 
 
-def test_an_object_in_the_corner_is_found():
-    """No window's centre comes nearer than 8.5 px, 0.18 of a window: the corner's own will do."""
-    targets, objects = assign_targets(windows(147, 147), torch.tensor([box(15, 15, 30)]), torch.tensor([3]), 7)
+def test_an_object_in_the_corner_has_a_positive_window():
+    """No window's centre is nearer than 8.5 px, 0.18 of a window: the nearest is positive."""
+    targets, objects = assign(windows(147, 147), [box(15, 15, 30)], [3])
     assert targets[0, 0] == 3 and (objects == 0).sum() == 1
-    # One that reaches out of all windows is nobody's.
-    _, objects = assign_targets(windows(147, 147), torch.tensor([box(2, 15, 30)]), torch.tensor([3]), 7)
+    # An object that reaches out of all windows has none.
+    _, objects = assign(windows(147, 147), [box(2, 15, 30)], [3])
     assert not (objects == 0).any()
 
 
+def test_a_rule_of_one_s_own():
+    """A tighter tolerance leaves fewer positive windows, and as few expected votes."""
+    thing, rule = torch.tensor([box(75.5, 73.5, 30)]), AssignmentRule(center_tolerance=0.05)
+    _, objects = assign_targets(windows(147, 147), thing, torch.tensor([2]), background=7, rule=rule)
+    grid = Grid(47, 4, (147, 147), (147, 147))
+    assert int((objects == 0).sum()) == int(expected_votes(thing, [grid], rule=rule)[0]) == 2
+    assert int(expected_votes(thing, [grid])[0]) == 12
+
+
 def test_no_objects():
-    targets, objects = assign_targets(windows(60, 60), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), 4)
+    targets, objects = assign_targets(
+        windows(60, 60), torch.empty(0, 4), torch.empty(0, dtype=torch.int64), background=4
+    )
     assert (targets == 4).all() and (objects == -1).all()
 
 
 @pytest.mark.parametrize("sides", [[10, 100], [24, 100], [47], [300, 400, 500], np.geomspace(8, 2000, 500)])
-def test_every_object_fits_at_one_of_the_sizes(sides):
+def test_every_object_fits_at_one_of_the_scale_factors(sides):
     scale_factors = choose_scales(sides, 47)
     assert all(1 < b / a <= SCALE_STEP * 1.001 for a, b in itertools.pairwise(scale_factors))
     low, high = np.percentile(sides, [1, 99])
     inner = np.array([side for side in sides if low <= side <= high])
     sizes = inner[:, None] * np.array(scale_factors) / 47
-    assert ((sizes >= LOW) & (sizes <= HIGH)).any(axis=1).all()
+    assert RULE.fits(sizes).any(axis=1).all()
     assert (abs(np.log(sizes / BEST_OBJECT_SIZE)).min(axis=1) <= np.log(SCALE_STEP) / 2 + 1e-3).all()
 
 
-def test_sizes_need_boxes():
+def test_scale_factors_need_boxes():
     with pytest.raises(InputError, match="no boxes"):
         choose_scales([], 47)
     with pytest.raises(InputError, match="in pixels"):
@@ -97,14 +114,16 @@ def test_sizes_need_boxes():
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_expected_is_what_the_rule_gives(scale):
-    """As many windows as `assign` gives to an object that is alone, but for the nearest ones at a border."""
+def test_expected_votes_count_the_positive_windows(scale):
+    """As many as `assign_targets` gives a single object, but for the nearest ones at a border."""
     grids = [Grid(47, 4, (height, width), (120, 160)) for height, width in ((119, 159), (63, 79))]
     for x, y, side in ((80, 60, 30), (70, 60, 60), (23, 60, 30), (40, 50, 21), (60, 60, 100), (5, 5, 30)):
         thing = torch.tensor([box(x, y, side * scale, side)])
         count = 0
         for grid in grids:
-            _, objects = assign_targets(torch.from_numpy(grid.boxes()), thing.double(), torch.zeros(1).long(), 9)
+            _, objects = assign_targets(
+                torch.from_numpy(grid.boxes()), thing.double(), torch.zeros(1).long(), background=9
+            )
             count += int((objects == 0).sum())
         assert int(expected_votes(thing, grids)[0]) == max(1, count) or min(x, y) < 24
     assert expected_votes(torch.tensor([box(80, 60, 30), box(5, 5, 1)]), grids).tolist()[1] == 1
@@ -116,8 +135,10 @@ def scenes(tmp_path_factory):
 
 
 def test_mirrored_tiles(scenes):
-    """By chance, with their boxes."""
-    plain, flipped = (TileDataset(scenes, NET, (0.6, 1.2), 100, tiles=5, flip=flip) for flip in (False, True))
+    """At random, with their boxes."""
+    plain, flipped = (
+        TileDataset(scenes, NET, (0.6, 1.2), 100, samples_per_image=5, flip=flip) for flip in (False, True)
+    )
     mirrored = 0
     for index in range(len(plain)):
         one, other = plain[(0, index)], flipped[(0, index)]
@@ -132,8 +153,10 @@ def test_mirrored_tiles(scenes):
 
 
 def test_an_image_is_read_once_where_few_fit(scenes):
-    """In every order that training may ask for, and every tile once."""
-    plenty, few = (TileDataset(scenes, NET, (0.6,), 100, tiles=4, cache_bytes=size) for size in (10**9, 1_600_000))
+    """In the order of training, which has every tile once."""
+    plenty, few = (
+        TileDataset(scenes, NET, (0.6,), 100, samples_per_image=4, cache_bytes=size) for size in (10**9, 1_600_000)
+    )
     read = []
     few.cache._read = lambda number, of=few.cache._read: read.append(number) or of(number)
     few.cache.cache_bytes = 1_600_000 // 8  # as the eighth worker has it
@@ -148,9 +171,9 @@ def test_an_image_is_read_once_where_few_fit(scenes):
     assert few.cache.used <= 200_000
 
 
-def test_tiles_are_parts_of_the_images(scenes):
-    """Each tile, scaled back, is where its boxes say it is."""
-    tiles = TileDataset(scenes, NET, (0.6, 1.2), 100, tiles=5, flip=False, seed=3)
+def test_tiles_are_crops_of_the_images(scenes):
+    """Each tile, scaled back, is the region that its boxes imply."""
+    tiles = TileDataset(scenes, NET, (0.6, 1.2), 100, samples_per_image=5, flip=False, seed=3)
     assert len(tiles) == 6 * 5
     with_boxes = whole = 0
     for index in range(len(tiles)):
@@ -179,12 +202,12 @@ def test_tiles_are_parts_of_the_images(scenes):
     assert first["image"].shape != later["image"].shape or not torch.equal(first["image"], later["image"])
 
 
-def test_a_tile_shows_what_it_says(scenes):
-    """At its own size a tile is a cut-out, pixel by pixel."""
+def test_a_tile_shows_its_boxes(scenes):
+    """At scale 1 a tile is a crop, pixel by pixel."""
     sample = max(scenes.samples, key=lambda sample: len(sample.labels))
     image = read_image(sample.path)
     data = replace(scenes, samples=[sample])
-    tiles = TileDataset(data, NET, (1.0,), 60, tiles=40, flip=False)
+    tiles = TileDataset(data, NET, (1.0,), 60, samples_per_image=40, flip=False)
     tiles._region = lambda rng, shape, boxes: (1.0, (5, 9, 5 + 59, 9 + 59))
     item = tiles[(0, 0)]
     assert torch.equal(item["image"], image[:, 5:64, 9:68])
@@ -193,9 +216,9 @@ def test_a_tile_shows_what_it_says(scenes):
     assert item["labels"].tolist() == sample.labels[inside].tolist()
 
 
-def test_unreadable_images_have_nothing_to_teach(scenes, tmp_path):
+def test_unreadable_images_give_empty_tiles(scenes, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     data = replace(scenes, samples=[replace(scenes.samples[0], path=tmp_path / "bad.png"), scenes.samples[1]])
-    tiles = TileDataset(data, NET, (1.0,), 100, tiles=1, flip=False)
+    tiles = TileDataset(data, NET, (1.0,), 100, samples_per_image=1, flip=False)
     assert [tiles[(0, number)]["unreadable"] for number in (0, 1)] == [0, -1]
     assert not len(tiles[(0, 0)]["boxes"]) and "bad.png" in tiles.error_for(0)[1]

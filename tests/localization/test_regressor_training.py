@@ -1,4 +1,4 @@
-"""Training of box regressors: the commands, their results, and which places train."""
+"""Training of box regressors: the commands, their results, and which windows are positive."""
 
 import json
 import subprocess
@@ -21,12 +21,12 @@ from overfeat.dense.config import DenseConfig, SixScales
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import six_scales
 from overfeat.errors import InputError
+from overfeat.localization.config import LOSSES, BoxRegressorConfig
 from overfeat.localization.data import ScaledDataset
-from overfeat.localization.train import LOSSES, RegressorTask
+from overfeat.localization.train import RegressorTask
 from overfeat.models import checkpoint
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.ops.boxes import areas, encode, intersections
-from overfeat.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def data(scenes):
 
 
 def flags(scenes, out, *more):
-    common = "--batch 6 --workers 0 --device cpu --scales six:1,2 --lr 0.01 --epochs 2"
-    given = ["train", "regressor", "--data", scenes, "--from", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
+    common = "--batch-size 6 --num-workers 0 --device cpu --scales six:1,2 --lr 0.01 --epochs 2"
+    given = ["train", "regressor", "--data", scenes, "--init", SHIPPED_WEIGHTS, "--out", out, *common.split(), *more]
     return [str(part) for part in given]
 
 
-def test_a_net_with_boxes_comes_out(scenes, tmp_path, capsys):
-    """Trained, evaluated, used; the net's own weights are as they were."""
+def test_training_writes_a_net_with_boxes(scenes, tmp_path, capsys):
+    """Its evaluation runs; the weights of the net itself are unchanged."""
     assert main(flags(scenes, tmp_path / "run", "--epochs", "8", "--lr", "0.003")) == 0
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert len(log) == 8 and log[7]["train_loss"] < 0.9 * log[0]["train_loss"]
@@ -68,30 +68,30 @@ def test_a_net_with_boxes_comes_out(scenes, tmp_path, capsys):
 
 
 def test_resumed_to_the_same_weights(scenes, tmp_path, capsys):
-    assert main(flags(scenes, tmp_path / "whole", "--per-class", "--form", "cxcywh")) == 0
-    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "cxcywh", "--epochs", "1")) == 0
-    assert main(flags(scenes, tmp_path / "parts", "--per-class", "--form", "cxcywh", "--resume")) == 0
-    whole, parts = (load_regressor(tmp_path / name / "net.safetensors") for name in ("whole", "parts"))
-    assert whole.num_classes == 10 and whole.box_coder == "cxcywh"
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
-    assert main(flags(scenes, tmp_path / "parts", "--resume")) == 1
-    assert "--box-coder was cxcywh and is now xyxy" in capsys.readouterr().err
+    assert main(flags(scenes, tmp_path / "once", "--per-class")) == 0
+    assert main(flags(scenes, tmp_path / "twice", "--per-class", "--epochs", "1")) == 0
+    assert main(flags(scenes, tmp_path / "twice", "--per-class", "--resume")) == 0
+    once, twice = (load_regressor(tmp_path / name / "net.safetensors") for name in ("once", "twice"))
+    assert once.num_classes == 10
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
+    assert main(flags(scenes, tmp_path / "twice", "--resume")) == 1
+    assert "per_class was True and is now False" in capsys.readouterr().err
 
 
-def test_through_the_net(scenes, tmp_path):
+def test_train_backbone(scenes, tmp_path):
     assert main(flags(scenes, tmp_path / "run", "--train-backbone", "--epochs", "1", "--scales", "six:1")) == 0
     before, after = load(SHIPPED_WEIGHTS), load(tmp_path / "run/net.safetensors")
     for name in ("conv_layers.0.weight", "fc_layers.2.weight"):
         assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
 
 
-def test_two_processes_with_images_that_teach_nothing(scenes, tmp_path):
-    """Half of the images have no box, so that a process' share of a batch may have nothing to learn from."""
+def test_two_processes_with_images_without_boxes(scenes, tmp_path):
+    """Half of the images have no box, so that a process' share of a batch may have no positive window."""
     coco = json.loads((scenes / "train.json").read_text())
     coco["annotations"] = [note for note in coco["annotations"] if note["image_id"] % 2]
     (scenes / "half.json").write_text(json.dumps(coco))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "overfeat"]
-    arguments = flags(scenes / "half.json", tmp_path / "run", "--train-backbone", "--epochs", "1", "--batch", "2")
+    arguments = flags(scenes / "half.json", tmp_path / "run", "--train-backbone", "--epochs", "1", "--batch-size", "2")
     done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert load_regressor(tmp_path / "run/net.safetensors").num_classes is None
@@ -110,7 +110,7 @@ def test_bad_annotations_start_nothing(scenes, tmp_path, capsys):
 
 def test_images_at_every_scale(data):
     architecture = load(SHIPPED_WEIGHTS).architecture
-    plain, mirrored = (ScaledDataset(data, architecture, SixScales(1, 4), flip) for flip in (False, True))
+    plain, mirrored = (ScaledDataset(data, architecture, SixScales(1, 4), flip=flip) for flip in (False, True))
     assert (len(plain), len(mirrored)) == (24, 48)
     for number, sample in enumerate(data.samples):
         sizes = six_scales(architecture, *sample.size)
@@ -125,39 +125,40 @@ def test_images_at_every_scale(data):
             assert mirror["boxes"][0].tolist() == pytest.approx([size[1] - x2, y1, size[1] - x1, y2])
 
 
-def test_windows_that_hold_half_of_an_object_train(data):
+def test_windows_that_hold_half_of_an_object_are_positive(data):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), scales=[(51, 63)], stride="fine")
+    task = RegressorTask(net, BoxRegressor(net.architecture), data, options=BoxRegressorConfig(scales=[(51, 63)]))
     # Windows of 47 px start at 0 or 4 down, 0 to 16 across; an object of 8 px that a window has half of or more.
     box, image = torch.tensor([[47.0, 10, 55, 18]]), torch.zeros(3, 51, 63)
-    places = task._places(image, box, torch.tensor([7]))
-    assert (places.tile.rows, places.tile.columns) == (slice(0, 2), slice(1, 5)) and places.chosen.tolist() == list(
-        range(8)
-    )
-    assert places.windows[:, 0].tolist() == [4, 8, 12, 16] * 2 and places.windows[:, 1].tolist() == [0] * 4 + [4] * 4
-    assert torch.equal(places.boxes, box.expand(8, 4)) and places.labels.tolist() == [7] * 8
-    # Of two objects a window learns the one that it holds more of; between them some windows hold neither.
+    targets = task._targets(image, box, torch.tensor([7]))
+    assert (targets.tile.rows, targets.tile.columns) == (
+        slice(0, 2),
+        slice(1, 5),
+    ) and targets.positive.tolist() == list(range(8))
+    assert targets.windows[:, 0].tolist() == [4, 8, 12, 16] * 2 and targets.windows[:, 1].tolist() == [0] * 4 + [4] * 4
+    assert torch.equal(targets.boxes, box.expand(8, 4)) and targets.labels.tolist() == [7] * 8
+    # Of two objects a window regresses the one that it holds more of; between them some windows hold neither.
     far = torch.tensor([[0.0, 0, 2, 2], [61, 49, 63, 51]])
-    places = task._places(image, far, torch.tensor([1, 2]))
-    assert (places.tile.rows, places.tile.columns) == (slice(0, 2), slice(0, 5))
-    assert places.chosen.tolist() == [0, 9] and places.labels.tolist() == [1, 2]
-    # Nothing to learn from an image whose object no window holds.
+    targets = task._targets(image, far, torch.tensor([1, 2]))
+    assert (targets.tile.rows, targets.tile.columns) == (slice(0, 2), slice(0, 5))
+    assert targets.positive.tolist() == [0, 9] and targets.labels.tolist() == [1, 2]
+    # An image without positive windows does not contribute to the loss.
     image = torch.zeros(3, 99, 99)
-    for nothing in (torch.empty(0, 4), torch.tensor([[0.0, 0, 99, 99]])):
-        labels = torch.zeros(len(nothing), dtype=torch.int64)
-        assert not len(task._places(image, nothing, labels).chosen)
-        loss, sums = task.loss(task.module, {"image": [image], "boxes": [nothing], "labels": [labels]})
+    for empty in (torch.empty(0, 4), torch.tensor([[0.0, 0, 99, 99]])):
+        labels = torch.zeros(len(empty), dtype=torch.int64)
+        assert not len(task._targets(image, empty, labels).positive)
+        loss, sums = task.loss(task.module, {"image": [image], "boxes": [empty], "labels": [labels]})
         assert loss.item() == 0 and loss.requires_grad and sums["samples"] == 0
 
 
 @pytest.mark.parametrize("stride", ["coarse", "fine"])
-def test_only_the_places_that_train_are_computed(data, stride):
-    """The loss is that of all places of all images, those that do not train left out."""
+def test_the_loss_is_that_of_the_positive_windows(data, stride):
+    """Predicted boxes of all windows give the same loss once the others are masked."""
     net = load(SHIPPED_WEIGHTS)
     torch.manual_seed(0)
     regressor = BoxRegressor(net.architecture)
-    task = RegressorTask(net, regressor, data, TrainConfig(), scales=SixScales(1, 3), stride=stride)
-    items = [task.dataset()[number] for number in range(8)]
+    task = RegressorTask(net, regressor, data, options=BoxRegressorConfig(scales=SixScales(1, 3), stride=stride))
+    items = [task.dataset[number] for number in range(8)]
     loss, sums = task.loss(task.module, collate_list(items))
     losses = []
     for item in items:
@@ -172,79 +173,83 @@ def test_only_the_places_that_train_are_computed(data, stride):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("form", ["xyxy", "cxcywh"])
-def test_losses_by_hand(data, name, form):
+@pytest.mark.parametrize("box_coder", ["xyxy", "cxcywh"])
+def test_losses_by_hand(data, name, box_coder):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, BoxRegressor(net.architecture, box_coder=form), data, TrainConfig(), loss=name)
+    task = RegressorTask(
+        net, BoxRegressor(net.architecture, box_coder=box_coder), data, options=BoxRegressorConfig(loss=name)
+    )
     window, box = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[10.0, 10, 20, 50]])
-    guess = torch.tensor([[0.0, 0, 1, 1]]) if form == "xyxy" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
+    guess = torch.tensor([[0.0, 0, 1, 1]]) if box_coder == "xyxy" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
     loss, iou = task._losses(guess, window, box)
     assert iou.item() == pytest.approx(0.5)
     apart = torch.tensor([[30.0, 10, 50, 50]])  # beside it, the hull twice as wide
     far = task._losses(guess, window, apart)[0].item()
-    assert far == pytest.approx({"l2": 2.0 if form == "xyxy" else 1.0, "iou": 1.0, "giou": 1.0}[name])
+    assert far == pytest.approx({"l2": 2.0 if box_coder == "xyxy" else 1.0, "iou": 1.0, "giou": 1.0}[name])
     farther = task._losses(guess, window, apart + torch.tensor([20.0, 0, 20, 0]))[0].item()  # an empty third between
-    assert farther == pytest.approx({"l2": 8.0 if form == "xyxy" else 4.0, "iou": 1.0, "giou": 4 / 3}[name])
-    squared = 0.25 if form == "xyxy" else 0.25**2 + torch.tensor(0.5).log().item() ** 2
+    assert farther == pytest.approx({"l2": 8.0 if box_coder == "xyxy" else 4.0, "iou": 1.0, "giou": 4 / 3}[name])
+    squared = 0.25 if box_coder == "xyxy" else 0.25**2 + torch.tensor(0.5).log().item() ** 2
     assert loss.item() == pytest.approx(squared if name == "l2" else 0.5)
 
 
-def test_each_class_learns_its_own_box(data):
+def test_each_class_trains_its_own_box(data):
     net = load(SHIPPED_WEIGHTS)
-    task = RegressorTask(net, BoxRegressor(net.architecture, 10), data, TrainConfig(), scales=SixScales(1))
-    item = next(item for item in map(task.dataset().__getitem__, range(12)) if len(item["boxes"]))
+    task = RegressorTask(net, BoxRegressor(net.architecture, 10), data, options=BoxRegressorConfig(scales=SixScales(1)))
+    item = next(item for item in map(task.dataset.__getitem__, range(12)) if len(item["boxes"]))
     loss, _ = task.loss(task.module, collate_list([item]))
     loss.backward()
-    learnt = task.module.regressor.fc_layers[-1].bias.grad.view(10, 4).abs().sum(dim=1) > 0
-    assert learnt.nonzero().flatten().tolist() == item["labels"].tolist()
+    trained = task.module.regressor.fc_layers[-1].bias.grad.view(10, 4).abs().sum(dim=1) > 0
+    assert trained.nonzero().flatten().tolist() == item["labels"].tolist()
 
 
-def test_through_the_net_the_classes_are_learnt_too(data):
-    """The loss is that of the boxes and the cross entropy of the same places; all weights take part even without."""
+def test_train_backbone_adds_the_cross_entropy_of_the_classes(data):
+    """At the same windows; all weights have a gradient even without positive windows."""
     net = load(SHIPPED_WEIGHTS)
     tasks = [
         RegressorTask(
-            net, BoxRegressor(net.architecture), data, TrainConfig(), scales=SixScales(1), stride="coarse", whole=whole
+            net,
+            BoxRegressor(net.architecture),
+            data,
+            options=BoxRegressorConfig(scales=SixScales(1), stride="coarse", train_backbone=train_backbone),
         )
-        for whole in (False, True)
+        for train_backbone in (False, True)
     ]
     tasks[1].module.regressor.load_state_dict(tasks[0].module.regressor.state_dict())
-    items = [tasks[0].dataset()[number] for number in range(12)]
+    items = [tasks[0].dataset[number] for number in range(12)]
     (boxes, _), (both, _) = (task.loss(task.module.eval(), collate_list(items)) for task in tasks)
     entropies = []
     for item in items:
-        places = tasks[0]._places(item["image"], item["boxes"], item["labels"])
+        targets = tasks[0]._targets(item["image"], item["boxes"], item["labels"])
         scores = net.features(item["image"][None])
-        tile, logits = places.tile, net.forward_head_flat([scores], "coarse")[0]
-        chosen = (
-            logits.view(*tile.grid.shape, -1)[tile.rows, tile.columns].flatten(0, 1)[places.chosen].log_softmax(dim=1)
-        )
+        tile, logits = targets.tile, net.forward_head_flat([scores], "coarse")[0]
+        logits = logits.view(*tile.grid.shape, -1)[tile.rows, tile.columns]
+        chosen = logits.flatten(0, 1)[targets.positive].log_softmax(dim=1)
         entropies += [-chosen[:, item["labels"][0]].mean()] if len(chosen) else []
     assert (both - boxes).item() == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-3)
-    nothing = {"image": [items[0]["image"]], "boxes": [torch.empty(0, 4)], "labels": [torch.empty(0).long()]}
-    loss, _ = tasks[1].loss(tasks[1].module, nothing)
+    empty = {"image": [items[0]["image"]], "boxes": [torch.empty(0, 4)], "labels": [torch.empty(0).long()]}
+    loss, _ = tasks[1].loss(tasks[1].module, empty)
     net.zero_grad()
     loss.backward()
     assert all(weight.grad is not None and not weight.grad.any() for weight in net.parameters())
 
 
-def test_nothing_to_train_on_is_said(scenes, tmp_path, capsys):
+def test_data_without_positive_windows_is_refused(scenes, tmp_path, capsys):
     """At sixteen times the size no window holds half of a digit."""
     arguments = flags(scenes / "train.json", tmp_path / "run", "--epochs", "1")
     arguments[arguments.index("six:1,2")] = "900x1100"
     assert main([*arguments, "--validation", str(scenes / "validation.json")]) == 1
-    assert "no sample had anything to learn from" in capsys.readouterr().err
+    assert "no training sample contained a positive window" in capsys.readouterr().err
     assert not (tmp_path / "run/net.safetensors").exists()
 
 
-def test_images_that_are_not_as_annotated(scenes, tmp_path, capsys):
-    """One of another size, one too small for a scale: named and left out."""
+def test_images_of_another_size_than_annotated(scenes, tmp_path, capsys):
+    """And one too small for a scale: reported and left out."""
     coco = json.loads((scenes / "train.json").read_text())
     coco["images"][2]["width"] += 30
     (scenes / "odd.json").write_text(json.dumps(coco))
     assert main(flags(scenes / "odd.json", tmp_path / "run", "--epochs", "1", "--scales", "six:1")) == 0
-    told = capsys.readouterr().err
-    assert f"{coco['images'][2]['file_name']}: " in told and "its annotation is for" in told
+    errors = capsys.readouterr().err
+    assert f"{coco['images'][2]['file_name']}: " in errors and "its annotation is for" in errors
     data = align_boxes(read_coco(scenes / "train.json"), load(SHIPPED_WEIGHTS).class_names)
     Image.new("RGB", (40, 40)).save(tmp_path / "small.png")
     small = replace(data.samples[0], path=tmp_path / "small.png", size=(40, 40), boxes=np.array([[1.0, 1, 20, 20]]))
@@ -254,7 +259,7 @@ def test_images_that_are_not_as_annotated(scenes, tmp_path, capsys):
 
 
 def test_splits_of_a_folder(scenes, tmp_path, capsys):
-    """The splits that are meant, under either name; others are not taken for them."""
+    """Training and validation splits are read under either name, and no other split in their place."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("train", "validation"):
@@ -264,7 +269,7 @@ def test_splits_of_a_folder(scenes, tmp_path, capsys):
     arguments = flags(folder, tmp_path / "run", "--epochs", "1", "--scales", "six:1")
     assert main(arguments) == 0
     assert "12 images" in capsys.readouterr().out
-    assert "validation" not in (tmp_path / "run/log.jsonl").read_text(), "the test scenes judge no epoch"
+    assert "validation" not in (tmp_path / "run/log.jsonl").read_text(), "the test images validate no epoch"
     (folder / "val.json").write_bytes((scenes / "validation.json").read_bytes())
     arguments[arguments.index(str(folder))] = str(folder / "trainval.json")
     assert main([str(tmp_path / "two") if part == str(tmp_path / "run") else part for part in arguments]) == 0
@@ -281,14 +286,14 @@ def test_splits_of_a_folder(scenes, tmp_path, capsys):
     assert "2 images of" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_together(data, make_net):
+def test_mismatches_are_refused(data, make_net):
     net = load(SHIPPED_WEIGHTS)
     with pytest.raises(InputError, match="class_names"):
-        RegressorTask(make_net("small", 10), BoxRegressor(net.architecture), data, TrainConfig())
+        RegressorTask(make_net("small", 10), BoxRegressor(net.architecture), data)
     with pytest.raises(InputError, match="another net"):
-        RegressorTask(net, BoxRegressor(net.architecture, 4), data, TrainConfig())
-    with pytest.raises(InputError, match="the loss is one of"):
-        RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), loss="l1")
+        RegressorTask(net, BoxRegressor(net.architecture, 4), data)
+    with pytest.raises(InputError, match="loss must be one of"):
+        BoxRegressorConfig(loss="l1")
 
 
 def test_unreadable_images_are_left_out(data, tmp_path):
@@ -297,12 +302,12 @@ def test_unreadable_images_are_left_out(data, tmp_path):
     kept = path.read_bytes()
     path.write_bytes(b"no image")
     try:
-        task = RegressorTask(net, BoxRegressor(net.architecture), data, TrainConfig(), scales=SixScales(1))
-        batch = collate_list([task.dataset()[0], task.dataset()[1]])
+        task = RegressorTask(net, BoxRegressor(net.architecture), data, options=BoxRegressorConfig(scales=SixScales(1)))
+        batch = collate_list([task.dataset[0], task.dataset[1]])
         assert batch["unreadable"].tolist() == [0, -1]
         loss, sums = task.loss(task.module, batch)
         assert sums["samples"] == 1 and loss.isfinite()
-        assert str(path) in task.dataset().error_for(0)[1]
+        assert str(path) in task.dataset.error_for(0)[1]
     finally:
         path.write_bytes(kept)
     task.save(tmp_path / "net.safetensors")

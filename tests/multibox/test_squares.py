@@ -11,7 +11,14 @@ from PIL import Image
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.errors import InputError
-from overfeat.multibox.data import BUCKETS, NEGATIVE, POSITIVE, BoxDataset, SquareDataset, centre_square
+from overfeat.multibox.data import (
+    COVERAGE_BINS,
+    NEGATIVE_IOU,
+    POSITIVE_IOU,
+    BoxCropDataset,
+    SquareDataset,
+    centre_square,
+)
 from overfeat.ops.boxes import iou, squares_around
 
 
@@ -34,19 +41,19 @@ def pictures(tmp_path_factory):
     return read_coco(root / "all.json")
 
 
-def test_squares_are_covered_as_their_bucket_says(pictures):
-    """The share of white pixels in a square is what its boxes cover."""
+def test_squares_are_covered_as_their_bin_demands(pictures):
+    """The fraction of white pixels in a square is what its boxes cover."""
     data = SquareDataset(pictures, 64, 40)
     fits = []
     for index in range(80):  # of the two images with boxes
         white = float((data[index]["image"].float() > 127).float().mean())
-        low, high = BUCKETS[index % 4]
+        low, high = COVERAGE_BINS[index % 4]
         fits.append(low - 0.03 <= white <= high + 0.03)
     assert np.mean(fits) > 0.95
 
 
 def test_boxes_lie_where_the_objects_are(pictures):
-    """Painting an item's boxes gives its picture, but for objects that are in it by less than half."""
+    """Painting an item's boxes gives its image, but for objects of which it holds less than half."""
     data = SquareDataset(pictures, 64, 40)
     whole = 0
     for index in range(80):
@@ -61,13 +68,13 @@ def test_boxes_lie_where_the_objects_are(pictures):
     assert whole > 5
 
 
-def test_objects_stay_that_are_in_by_half(pictures):
+def test_squares_hold_half_of_their_objects_or_more(pictures):
     data = SquareDataset(pictures, 64, 40, flip=False)
     for index in range(80):
         boxes = data[index]["boxes"]
         seen = boxes.clamp(0, 1)
-        share = (seen[:, 2:] - seen[:, :2]).prod(dim=1) / (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-        assert (share >= 0.5 - 1e-5).all()
+        visible = (seen[:, 2:] - seen[:, :2]).prod(dim=1) / (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+        assert (visible >= 0.5 - 1e-5).all()
 
 
 def test_items_are_the_same_every_time_and_differ_between_epochs(pictures):
@@ -77,28 +84,28 @@ def test_items_are_the_same_every_time_and_differ_between_epochs(pictures):
     assert any(not torch.equal(one[1, index]["image"], one[2, index]["image"]) for index in range(len(one)))
 
 
-def test_truths_are_the_boxes_of_the_first_epoch(pictures):
+def test_ground_truth_is_that_of_the_first_epoch(pictures):
     data = SquareDataset(pictures, 32, 8, seed=1)
     expected = torch.cat([data[0, index]["boxes"] for index in range(len(data))])
-    found = torch.from_numpy(data.truths(10**6)).float()
-    assert len(found) == len(expected) > 8
-    assert torch.cdist(expected, found).amin(dim=1).max() < 1e-6
-    assert 5 <= len(data.truths(5)) < 8
+    actual = torch.from_numpy(data.ground_truth(10**6)).float()
+    assert len(actual) == len(expected) > 8
+    assert torch.cdist(expected, actual).amin(dim=1).max() < 1e-6
+    assert 5 <= len(data.ground_truth(5)) < 8
 
 
-def test_validation_looks_at_the_middle(pictures):
+def test_validation_uses_the_centre_square(pictures):
     data = SquareDataset(pictures, 150, centred=True)
     assert len(data) == 3 and centre_square(150, 200) == (25, 0, 175, 150)
     item, image = data[0], pictures.samples[0].read()
     assert torch.equal(item["image"], image[:, :, 25:175])
-    # The first object is in by 35 of its 40 columns, the second wholly.
+    # It holds 35 of the first object's 40 columns, and the whole second object.
     assert torch.allclose(
         item["boxes"] * 150 + torch.tensor([25.0, 0, 25, 0]), torch.from_numpy(pictures.samples[0].boxes).float()
     )
 
 
-def test_boxes_to_classify_overlap_objects_or_do_not(pictures, monkeypatch):
-    data = BoxDataset(pictures, 24, 12, flip=False)
+def test_boxes_overlap_objects_or_are_background(pictures, monkeypatch):
+    data = BoxCropDataset(pictures, 24, 12, flip=False)
     asked = []
 
     def noted(boxes, size, square):
@@ -110,21 +117,21 @@ def test_boxes_to_classify_overlap_objects_or_do_not(pictures, monkeypatch):
         item, sample = data[index], pictures.samples[index // 12]
         overlaps = iou(asked[-1], torch.from_numpy(sample.boxes))[0]
         if item["label"] == data.background:
-            assert not len(overlaps) or overlaps.max() <= NEGATIVE
+            assert not len(overlaps) or overlaps.max() <= NEGATIVE_IOU
             assert index % 3 or index >= 24  # an image without objects has no others
         else:
-            assert index % 3 == 0 and overlaps.max() >= POSITIVE
+            assert index % 3 == 0 and overlaps.max() >= POSITIVE_IOU
             assert item["label"] == sample.labels[overlaps.argmax()]
         assert item["image"].shape == (3, 24, 24)
 
 
-def test_an_image_that_cannot_be_read_is_named(pictures, tmp_path):
+def test_unreadable_images_are_reported(pictures, tmp_path):
     broken = tmp_path / "x.png"
     broken.write_bytes(b"no image")
     samples = [replace(pictures.samples[0], path=broken), *pictures.samples[1:]]
     for data in (
         SquareDataset(replace(pictures, samples=samples), 32),
-        BoxDataset(replace(pictures, samples=samples), 32),
+        BoxCropDataset(replace(pictures, samples=samples), 32),
     ):
         assert data[0]["unreadable"] == 0 and data[len(data) - 1]["unreadable"] == -1
         assert "x.png" in data.error_for(0)[1]
@@ -133,20 +140,20 @@ def test_an_image_that_cannot_be_read_is_named(pictures, tmp_path):
 @pytest.mark.parametrize("square", ["maximum", "minimum"])
 def test_squares_around_boxes(square):
     boxes = torch.tensor([[10.0, 20, 50, 40], [0, 0, 30, 90], [100, 10, 180, 90], [150, 95, 199, 100]])
-    found = squares_around(boxes, (100, 200), square)
-    sides = found[:, 2:] - found[:, :2]
+    squares = squares_around(boxes, (100, 200), square)
+    sides = squares[:, 2:] - squares[:, :2]
     wide, tall = (boxes[:, 2:] - boxes[:, :2]).unbind(dim=1)
     expected = torch.maximum(wide, tall) if square == "maximum" else torch.minimum(wide, tall)
     assert torch.equal(sides[:, 0], sides[:, 1]) and torch.equal(sides[:, 0], expected)
-    assert (found >= 0).all() and (found <= torch.tensor([200.0, 100, 200, 100])).all()
-    middles = (found[:, :2] + found[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
-    assert not middles[0].any()  # nothing in its way
+    assert (squares >= 0).all() and (squares <= torch.tensor([200.0, 100, 200, 100])).all()
+    middles = (squares[:, :2] + squares[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
+    assert not middles[0].any()  # far from the border
     if square == "maximum":
-        assert (found[:, :2] <= boxes[:, :2]).all() and (found[:, 2:] >= boxes[:, 2:]).all()
+        assert (squares[:, :2] <= boxes[:, :2]).all() and (squares[:, 2:] >= boxes[:, 2:]).all()
 
 
-def test_squares_of_scenes_are_in_their_buckets(tmp_path):
-    """Nearly all, of scenes where boxes cover much and little; numbers that would leave buckets out are refused."""
+def test_squares_of_synthetic_images_are_in_their_bins(tmp_path):
+    """Nearly all, with boxes that cover much and little; numbers that would leave bins out are refused."""
     scenes = read_coco(write_dataset(tmp_path, "train", 12, objects=(1, 8), progress=False))
     data = SquareDataset(scenes, 32, 8)
     fits = np.zeros(4)
@@ -157,18 +164,18 @@ def test_squares_of_scenes_are_in_their_buckets(tmp_path):
             mask = np.zeros(sample.size, dtype=bool)
             for a, b, c, d in sample.boxes.astype(int):
                 mask[b:d, a:c] = True
-            low, high = BUCKETS[part % 4]
+            low, high = COVERAGE_BINS[part % 4]
             fits[part % 4] += low - 0.02 <= mask[y1:y2, x1:x2].mean() <= high + 0.02
     assert (fits / (2 * len(scenes)) > 0.6).all() and fits.sum() / (8 * len(scenes)) > 0.8
-    with pytest.raises(InputError, match="--squares 6: give a multiple of 4"):
+    with pytest.raises(InputError, match="samples_per_image must be a multiple of 4"):
         SquareDataset(scenes, 32, 6)
-    with pytest.raises(InputError, match="--parts 2: give a multiple of 3"):
-        BoxDataset(scenes, 32, 2)
+    with pytest.raises(InputError, match="samples_per_image must be a multiple of 3"):
+        BoxCropDataset(scenes, 32, 2)
 
 
-def test_boxes_of_background_where_everything_is_an_object(pictures):
-    """The least overlap there is."""
+def test_background_where_everything_is_an_object(pictures):
+    """The boxes with the smallest overlap."""
     full = replace(pictures.samples[0], boxes=np.array([[0.0, 0, 200, 150]]), labels=np.array([0]))
     full = replace(full, difficult=np.array([False]))
-    data = BoxDataset(replace(pictures, samples=[full]), 24, 3)
+    data = BoxCropDataset(replace(pictures, samples=[full]), 24, 3)
     assert [data[i]["label"] for i in range(3)] == [0, 2, 2]

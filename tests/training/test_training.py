@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 
 def flags(data, out, *more):
-    common = "--net small --batch 32 --workers 0 --crops 1 --device cpu"
+    common = "--net small --batch-size 32 --num-workers 0 --crops 1 --device cpu"
     return ["train", "classifier", "--data", data, "--out", out, *common.split(), *more]
 
 
@@ -92,9 +92,9 @@ def assert_same(first, second):
 
 
 @pytest.fixture(scope="module")
-def learnt(data, tmp_path_factory):
-    """A run of 8 epochs over data with a broken file, as its users see it."""
-    root = tmp_path_factory.mktemp("learnt")
+def trained(data, tmp_path_factory):
+    """A run of 8 epochs over data with a broken file."""
+    root = tmp_path_factory.mktemp("trained")
     out, broken = root / "out", data / "train" / "noise" / "broken.png"
     broken.write_bytes(b"broken")
     try:
@@ -105,7 +105,7 @@ def learnt(data, tmp_path_factory):
                 out,
                 "--epochs",
                 "8",
-                "--batch",
+                "--batch-size",
                 "64",
                 "--crops",
                 "5",
@@ -120,8 +120,8 @@ def learnt(data, tmp_path_factory):
         broken.unlink()
 
 
-def test_error_falls_and_the_log_says_so(learnt):
-    out, done, _ = learnt
+def test_the_error_falls_and_is_logged(trained):
+    out, done, _ = trained
     records = log(out)
     assert [record["epoch"] for record in records] == list(range(1, 9))
     assert records[-1]["train_loss"] < 0.7 * records[0]["train_loss"]
@@ -133,14 +133,14 @@ def test_error_falls_and_the_log_says_so(learnt):
     assert json.loads((out / "log.jsonl").read_text().splitlines()[0]) == records[0]
 
 
-def test_an_unreadable_image_is_left_out_and_listed(learnt):
-    out, done, broken = learnt
+def test_an_unreadable_image_is_skipped_and_listed(trained):
+    out, done, broken = trained
     assert done.stderr.count("left out:") == 1 and str(broken) in done.stderr
     assert log(out)[-1]["unreadable"] == [str(broken)]
 
 
-def test_the_written_nets_know_their_classes(learnt):
-    out, _, _ = learnt
+def test_written_nets_have_their_class_names(trained):
+    out, _, _ = trained
     net = checkpoint.load(out / "net.safetensors")
     assert net.class_names == list(NAMES) and net.flip and net.architecture.name == "small"
     errors = [record["validation_top1_error"] for record in log(out)]
@@ -148,7 +148,7 @@ def test_the_written_nets_know_their_classes(learnt):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
-    settings = ("--epochs", "2", "--batch", "4", "--crops", "2", "--lr", "0.01", "--checkpoint-steps", "1")
+    settings = ("--epochs", "2", "--batch-size", "4", "--crops", "2", "--lr", "0.01", "--checkpoint-steps", "1")
     run(data, tmp_path / "whole", *settings)
     out, checkpoint = tmp_path / "killed", tmp_path / "killed" / "checkpoint.pt"
     victim = subprocess.Popen(
@@ -166,8 +166,8 @@ def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
     # What a killed run may leave: a log line after the checkpoint, and one cut short.
     with open(out / "log.jsonl", "a") as file:
         file.write('{"epoch": 1, "train_loss": 9}\n{"epo')
-    # Workers may differ: no chance hangs on who reads the images.
-    run(data, out, *settings, "--workers", "1", "--resume")
+    # The number of workers may differ: randomness does not depend on the process that reads an image.
+    run(data, out, *settings, "--num-workers", "1", "--resume")
     assert_same(tensors(out), tensors(tmp_path / "whole"))
     timeless = [
         [{k: v for k, v in record.items() if "second" not in k} for record in log(path)]
@@ -188,33 +188,33 @@ def test_two_processes_equal_one(data, tmp_path):
             assert two[key] == pytest.approx(one[key], rel=1e-4)
 
 
-def test_resume_goes_on_to_more_epochs_and_refuses_other_settings(data, tmp_path, capsys):
+def test_resume_continues_to_more_epochs_and_refuses_other_options(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_here(capsys, data, out, "--epochs", "1")[0] == 0
     before = (out / "checkpoint.pt").read_bytes()
     status, _, errors = run_here(capsys, data, out, "--epochs", "2")
-    assert status == 1 and "use --resume" in errors
+    assert status == 1 and "resume it" in errors
     status, _, errors = run_here(capsys, data, out, "--epochs", "2", "--lr", "0.1", "--seed", "3", "--resume")
-    assert status == 1 and "--lr was 0.05 and is now 0.1; --seed was 0 and is now 3" in errors
+    assert status == 1 and "lr was 0.05 and is now 0.1; seed was 0 and is now 3" in errors
     status, _, errors = run_here(capsys, data / "train", out, "--epochs", "2", "--resume")
-    assert status == 1 and "--validation was 15 images of 3 classes" in errors
+    assert status == 1 and "validation was 15 images of 3 classes" in errors
     assert (out / "checkpoint.pt").read_bytes() == before and len(log(out)) == 1
     assert run_here(capsys, data, out, "--epochs", "2", "--resume")[0] == 0
     assert len(log(out)) == 2
     assert run_here(capsys, data, tmp_path / "whole", "--epochs", "2")[0] == 0
     assert_same(tensors(out), tensors(tmp_path / "whole"))
     status, _, errors = run_here(capsys, data, out, "--epochs", "1", "--resume")
-    assert status == 1 and "--epochs 1" in errors
+    assert status == 1 and "epochs 1 are fewer than the 2" in errors
     (out / "checkpoint.pt").write_bytes(before[:1000])
     status, _, errors = run_here(capsys, data, out, "--epochs", "2", "--resume")
     assert status == 1 and "damaged" in errors
     status, _, errors = run_here(capsys, data, tmp_path / "new", "--resume")
-    assert status == 1 and "nothing to --resume" in errors
+    assert status == 1 and "no run to resume" in errors
 
 
-def test_fine_tuning_keeps_what_fits(learnt, data, tmp_path, capsys):
-    source = learnt[0] / "net.safetensors"
-    settings = ("--from", source, "--epochs", "1", "--lr", "0")
+def test_fine_tuning_keeps_matching_layers(trained, data, tmp_path, capsys):
+    source = trained[0] / "net.safetensors"
+    settings = ("--init", source, "--epochs", "1", "--lr", "0")
     status, printed, _ = run_here(capsys, data, tmp_path / "same", *settings)
     assert status == 0 and "new last layer" not in printed
     assert_same(tensors(tmp_path / "same"), checkpoint.load(source).state_dict())
@@ -222,27 +222,27 @@ def test_fine_tuning_keeps_what_fits(learnt, data, tmp_path, capsys):
     other.mkdir()
     for name in NAMES[:2]:
         (other / f"my {name}").symlink_to(data / "train" / name)
-    status, printed, errors = run_here(capsys, other, tmp_path / "new", *settings, "--batch", "100", "--no-flip")
-    assert status == 0 and "new last layer" in printed and "--batch shrinks to 28" in errors
+    status, printed, errors = run_here(capsys, other, tmp_path / "new", *settings, "--batch-size", "100", "--no-flip")
+    assert status == 0 and "new last layer" in printed and "batch size shrinks to 28" in errors
     net = checkpoint.load(tmp_path / "new" / "net.safetensors")
     assert net.class_names == ["my checks", "my noise"] and not net.flip
     kept = [key for key in net.state_dict() if not key.startswith(f"fc_layers.{len(net.fc_layers) - 1}.")]
-    assert_same({key: tensors(learnt[0])[key] for key in kept}, {key: net.state_dict()[key] for key in kept})
+    assert_same({key: tensors(trained[0])[key] for key in kept}, {key: net.state_dict()[key] for key in kept})
     status, _, errors = run_here(capsys, data, tmp_path / "fast", *settings, "--net", "fast")
-    assert status == 1 and "leave --net fast out" in errors
+    assert status == 1 and "not fast; leave the name out" in errors
 
 
 def test_a_diverging_run_stops_and_keeps_its_checkpoint(data, tmp_path, capsys):
     out = tmp_path / "out"
     status, _, errors = run_here(capsys, data, out, "--lr", "1e20", "--epochs", "9")
-    assert status == 1 and "lower --lr" in errors
+    assert status == 1 and "lower the learning rate" in errors
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     assert all(weight.isfinite().all() for weight in state["module"].values())
     assert not (out / "net.safetensors").exists()
 
 
 def test_bfloat16_trains(data, tmp_path, capsys):
-    settings = ("--epochs", "1", "--precision", "bfloat16", "--resize", "56", "80")
+    settings = ("--epochs", "1", "--precision", "bfloat16", "--resize", "56,80")
     assert run_here(capsys, data, tmp_path / "out", *settings)[0] == 0
     assert {tensor.dtype for tensor in tensors(tmp_path / "out").values()} == {torch.float32}
 
@@ -250,32 +250,34 @@ def test_bfloat16_trains(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("--epochs 0", "--epochs must be at least 1"),
-        ("--lr -1", "--lr must be a number from 0 up"),
-        ("--dropout 1", "--dropout is at least 0 and less than 1"),
+        ("--epochs 0", "epochs must be at least 1"),
+        ("--lr -1", "lr must be at least 0"),
+        ("--dropout 1", "dropout must be at least 0 and less than 1"),
         ("--resize 40", "must be at least the net's window"),
-        ("--resize 56 60 70", "--resize takes one size or two"),
+        ("--resize 56,60,70", "resize must be one size or two"),
         ("--device nowhere", "no such device"),
+        ("--crops 0", "crops must be at least 1"),
+        ("--net big", "no net is called 'big'"),
         ("--precision float16", "float16 needs a GPU"),
         ("--data nowhere", "no such folder"),
         ("--validation nowhere", "no such folder"),
-        ("--from nowhere", "no such file"),
+        ("--init nowhere", "no such file"),
     ],
 )
-def test_bad_settings_are_explained(data, tmp_path, capsys, setting, words):
+def test_bad_options_are_explained(data, tmp_path, capsys, setting, words):
     status, _, errors = run_here(capsys, data, tmp_path / "out", *setting.split())
     assert status == 1 and words in errors and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("setting", ["--lr-milestones 3,x", "--crops 0", "--net big", "--optimizer x"])
+@pytest.mark.parametrize("setting", ["--lr-milestones 3,x", "--crops x", "--optimizer x"])
 def test_bad_flags_are_refused(data, tmp_path, capsys, setting):
     with pytest.raises(SystemExit):
         run_here(capsys, data, tmp_path / "out", *setting.split())
     assert setting.split()[0] in capsys.readouterr().err
 
 
-def test_batches_are_shared_out_and_can_start_late():
-    whole = ResumableBatchSampler(samples=50, batch=8, seed=1)
+def test_batches_are_sharded_and_can_start_late():
+    whole = ResumableBatchSampler(samples=50, batch_size=8, seed=1)
     whole.epoch = 3
     steps = list(whole)
     assert len(steps) == len(whole) == 6 and len({key for step in steps for key in step}) == 48
@@ -288,16 +290,16 @@ def test_batches_are_shared_out_and_can_start_late():
     assert next(iter(whole)) != steps[0]
 
 
-def test_the_rate_is_halved_after_the_epochs_of_the_paper():
+def test_the_learning_rate_is_halved_at_the_paper_s_milestones():
     config = TrainConfig()
-    rates = [config.rate(epoch) for epoch in range(90)]
+    rates = [config.lr_at(epoch) for epoch in range(90)]
     assert rates[29] == 0.05 and rates[30] == 0.025 and rates[50] == 0.0125 and rates[89] == 0.05 / 32
-    with pytest.raises(InputError, match="--batch must be at least 1"):
-        TrainConfig(batch=0)
+    with pytest.raises(InputError, match="batch_size must be at least 1"):
+        TrainConfig(batch_size=0)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
-    """A limit on the size of files stands for the full disk: the run ends in words and can go on later."""
+    """A limit on the size of files simulates the full disk: the run ends with a message and can be resumed."""
     out = tmp_path / "run"
     run(data, out, "--epochs", "1")
     before = (out / "checkpoint.pt").read_bytes()
@@ -307,9 +309,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
         "from overfeat.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     more = [str(part) for part in flags(data, out, "--epochs", "2", "--resume")]
-    found = subprocess.run([sys.executable, "-c", code, *more], env=environment(), capture_output=True, text=True)
-    assert found.returncode == 1, found.stderr
-    assert "cannot be written" in found.stderr and "Traceback" not in found.stderr
+    done = subprocess.run([sys.executable, "-c", code, *more], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written" in done.stderr and "Traceback" not in done.stderr
     assert (out / "checkpoint.pt").read_bytes() == before and not list(out.glob(".part-*"))
     run(data, out, "--epochs", "2", "--resume")
     assert len((out / "log.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,34 @@
+"""The options of training a classifier."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from overfeat.errors import ArgumentError
+from overfeat.options import option
+from overfeat.training.config import TaskOptions, TrainConfig
+
+TRAINING = TrainConfig()  # the loop's defaults
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(TaskOptions):
+    """How to train a classifier on random crops; the defaults are the paper's (section 3.1)."""
+
+    net: str | None = option(None, "architecture: fast, accurate or small (default: fast)", metavar="NAME")
+    init: Path | None = option(
+        None, "fine-tune this net (safetensors); its last layer is replaced if its classes differ", metavar="WEIGHTS"
+    )
+    dropout: float = option(0.5, "dropout of the hidden layers", minimum=0, below=1)
+    flip: bool = option(True, "train on mirror images too")
+    resize: tuple[int, ...] | None = option(
+        None,
+        "shorter side of images before cropping, or the range it is drawn from (default: 256; small net 54)",
+        minimum=1,
+        metavar="MIN[,MAX]",
+    )
+    crops: int = option(5, "random crops per image and epoch", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resize is not None and len(self.resize) not in (1, 2):
+            raise ArgumentError("resize", f"must be one size or two, not {len(self.resize)}")
