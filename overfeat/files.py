@@ -1,27 +1,27 @@
-"""What every part of overfeat that touches files shares: the error for bad input, and safe writing."""
+"""Safe writing of files, journals of interrupted work, and checks of paths before the work."""
 
 import json
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from overfeat.errors import WriteError
+from overfeat.errors import InputError, WriteError
 
 os.umask(_UMASK := os.umask(0o22))  # the only way to read it is to set it
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it to `path` when the block ends without an error.
+    """Yield a temporary path beside `path`; move it to `path` when the block ends without an error.
 
-    Readers see the old file or the whole new one, whatever interrupts the writer. The temporary
-    name is always the same for one target, so what a killed run left is overwritten by the next.
-    Raises WriteError.
+    Readers see the old file or the complete new one, whatever interrupts the writer. The temporary name depends on the
+    target alone, so the next run overwrites what a killed one left. Raises WriteError.
     """
-    path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+    path = Path(os.path.realpath(path))  # the target of a link is replaced, not the link
     if os.path.exists(path) and not os.path.isfile(path):
         raise WriteError(f"{path}: cannot be written (it is no regular file); name a file to write to")
     part = path.with_name(f".part-{path.name}")
@@ -43,43 +43,46 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_result(path: Path, keys: Collection[str] = ("errors", "unreadable")) -> None:
-    """Before the work for a file of results with these keys: raises WriteError unless it can be written and nothing
-    else is there."""
+    """Raises WriteError unless results can be written to `path`: a file there must be JSON results with these keys.
+
+    Called before the work starts.
+    """
     if path.is_file():
         try:
             earlier = json.loads(path.read_bytes())
         except ValueError:
             earlier = None
         if not (isinstance(earlier, dict) and set(keys) <= set(earlier)):
-            raise WriteError(f"{path}: is there already, and holds no results; name another file")
+            raise WriteError(f"{path}: exists and holds no results; name another file")
     else:
         check_writable(path)
 
 
 def check_writable(path: Path) -> None:
-    """Raises WriteError unless a file can be written there; one that is there may be written over."""
+    """Raises WriteError unless a file can be written to `path`; an existing file may be overwritten."""
     folder = path.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.exists() and not path.is_file()):
-        raise WriteError(f"{path}: cannot be written; name a file in a folder that is there and can be written to")
+        raise WriteError(f"{path}: cannot be written; name a file in a folder that exists and can be written to")
 
 
 class Journal:
-    """The results of single pieces of work, kept until the whole is done, so that a killed run goes on.
+    """Results of single items, kept in a file until all are done, so that a killed run resumes.
 
-    A file of JSON, a line each: first what the results depend on, then [name, result]. What another run
-    with the same settings left is taken over; after other settings it starts anew (`dropped`). A torn last
-    line is lost.
+    A file of JSON lines: first what the results depend on, then [name, result] for each. Results of an earlier run with
+    the same settings are in `done`; those of other settings are discarded (`dropped`), and so is an incomplete last
+    line.
     """
 
     def __init__(self, path: str | os.PathLike, settings: object):
-        self.path, self.done = Path(path), {}
-        head, whole = json.dumps(settings, sort_keys=True) + "\n", 0
+        self.path = Path(path)
+        self.done: dict[str, Any] = {}
+        head, valid = json.dumps(settings, sort_keys=True) + "\n", 0
         try:
             lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         except (OSError, UnicodeDecodeError):
             lines = []
         if lines[:1] == [head]:
-            whole = len(head)
+            valid = len(head)
             for line in lines[1:]:
                 try:
                     name, result = json.loads(line)
@@ -87,12 +90,12 @@ class Journal:
                     break
                 if not line.endswith("\n"):
                     break
-                self.done[name], whole = result, whole + len(line)
+                self.done[name], valid = result, valid + len(line)
         try:
-            self.dropped = bool(lines) and not whole
-            self.file = open(self.path, "r+" if whole else "w")
-            self.file.truncate(self.file.seek(whole))
-            if not whole:
+            self.dropped = bool(lines) and not valid
+            self.file = open(self.path, "r+" if valid else "w")
+            self.file.truncate(self.file.seek(valid))
+            if not valid:
                 self.file.write(head)
                 self.file.flush()
         except OSError as error:
@@ -108,13 +111,21 @@ class Journal:
         self.done[name] = result
 
     def finish(self) -> None:
-        """The whole is done: the file goes."""
+        """All items are done: delete the file."""
         self.file.close()
         _remove(self.path)
 
 
+def existing_dir(path: str | os.PathLike) -> Path:
+    """The path of a folder. Raises InputError if there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: {'a file, not a folder' if path.exists() else 'no such folder'}")
+    return path
+
+
 def ensure_dir(path: str | os.PathLike) -> Path:
-    """The folder, made with those above it where missing. Raises WriteError."""
+    """Create the folder and its parents unless it exists; returns its path. Raises WriteError."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,5 +134,5 @@ def ensure_dir(path: str | os.PathLike) -> Path:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # the folder may be what is missing; the first error is the one to tell
+    with suppress(OSError):  # the folder may be missing; the first error is the one to report
         path.unlink(missing_ok=True)

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from bench.common import ROOT, write_results
 from overfeat.classification.evaluate import score_by_protocol
 from overfeat.classification.protocols import PROTOCOLS
-from overfeat.data.image_folder import align, read_image_folder
+from overfeat.data.image_folder import align
 from overfeat.data.images import read_image
-from overfeat.data.walk import subsample
+from overfeat.data.map_images import subsample
+from overfeat.data.readers.image_folder import read_image_folder
 from overfeat.metrics.classification import error_rates
 from overfeat.models.checkpoint import load
 from overfeat.models.overfeat import OverFeat
@@ -36,7 +37,9 @@ def _start(weights: list[Path]) -> None:
 def _scores(path: Path) -> Tensor:
     """Scores of one image: [protocols, nets, classes]."""
     image = read_image(path)
-    return torch.stack([torch.stack(list(score_by_protocol(net, image, PROTOCOLS).values())) for net in _nets], dim=1)
+    return torch.stack(
+        [torch.stack(list(score_by_protocol(net, image, protocols=PROTOCOLS).values())) for net in _nets], dim=1
+    )
 
 
 def measure(data: Path, weights: list[Path], count: int | None, workers: int) -> dict:

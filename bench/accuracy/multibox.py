@@ -32,7 +32,7 @@ from overfeat.metrics.report import average_precisions
 from overfeat.models.checkpoint import load, load_multibox, load_regressor
 from overfeat.models.flops import stage_macs
 from overfeat.multibox.config import ProposalConfig
-from overfeat.multibox.evaluate import KEPT, WINDOWS, at_5, class_agnostic, detection_rate
+from overfeat.multibox.evaluate import CLASSIFIED_BOXES, MAX_RANK, accuracy_at_5, class_agnostic, detection_rate
 from overfeat.multibox.predict import SCORE_THRESHOLD, classify_boxes, propose, square_crops, with_classes
 from overfeat.ops.boxes import SQUARES, nms
 from overfeat.profiling.profile import evaluation_macs
@@ -67,7 +67,7 @@ class Result:
 
     @staticmethod
     def of(detections: Detections, probabilities: Tensor | None = None) -> "Result":
-        kept = detections[:KEPT]
+        kept = detections[:MAX_RANK]
         arrays = [values.numpy() for values in (kept.boxes, kept.labels, kept.scores)]
         return Result(*arrays) if probabilities is None else Result(*arrays, probabilities.numpy())
 
@@ -131,8 +131,8 @@ def propose_test(sample: Sample, data: str, threshold: float, square: str) -> di
             if name in second:
                 tuned, as_in_paper = after_nms(proposals, threshold), after_nms(proposals, NMS_IOU)
                 key = f"{name}, {crops}, classified"
-                results[key] = classified(tuned, image, square, max(WINDOWS))
-                results[f"{key} as in the paper"] = classified(as_in_paper, image, SQUARES[0], max(WINDOWS))
+                results[key] = classified(tuned, image, square, max(CLASSIFIED_BOXES))
+                results[f"{key} as in the paper"] = classified(as_in_paper, image, SQUARES[0], max(CLASSIFIED_BOXES))
     if second:
         predict, pair = (detect, "detector") if data == "multi" else (localize, "localizer")
         results["OverFeat"] = Result.of(predict(*_loaded[pair], image))
@@ -171,7 +171,10 @@ def mean_precisions(images: Sequence[Detections], truths: Sequence[Boxes], names
 
 def top_5(results: Sequence[Result], truths: Sequence[Boxes]) -> dict[str, dict[str, float]]:
     """Table 2, by the number of boxes that are classified."""
-    return {str(count): at_5([result.classified(count, 0.0) for result in results], truths) for count in WINDOWS}
+    return {
+        str(count): accuracy_at_5([result.classified(count, 0.0) for result in results], truths)
+        for count in CLASSIFIED_BOXES
+    }
 
 
 def times(data: Annotated, threshold: float, square: str) -> dict:
@@ -324,7 +327,7 @@ def summarize(of_sets: dict[str, tuple[dict[str, list[Result]], list[Boxes]]], n
         f"{name}, {count}": mean_precisions([result.classified(count) for result in results], truths, names)
         for name, results in multi.items()
         if "classified" in name
-        for count in WINDOWS
+        for count in CLASSIFIED_BOXES
     }
     precisions["OverFeat"] = mean_precisions(unclassified["multi"]["OverFeat"], truths, names)
     of_truth = [result.classified(len(result.boxes)) for result in multi["true boxes"]]
@@ -349,7 +352,7 @@ def summarize(of_sets: dict[str, tuple[dict[str, list[Result]], list[Boxes]]], n
         },
         "class-agnostic": of_all(class_agnostic),
         "precision": precisions,
-        "windows": {**windows, "OverFeat": at_5(unclassified["single"]["OverFeat"], single_truths)},
+        "windows": {**windows, "OverFeat": accuracy_at_5(unclassified["single"]["OverFeat"], single_truths)},
     }
 
 

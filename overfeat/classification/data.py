@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from overfeat.data.image_cache import CACHE_BYTES, ImageCache, resize_shorter
-from overfeat.data.image_folder import ImageFolder, align, read_image_folder
+from overfeat.data.image_folder import ImageFolder, align
 from overfeat.data.readers.ilsvrc import read_ilsvrc
+from overfeat.data.readers.image_folder import read_image_folder
 from overfeat.errors import ArgumentError, InputError
 
 

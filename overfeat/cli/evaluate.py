@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from overfeat.classification.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
@@ -91,9 +92,9 @@ def _add_classifier(tasks: Commands) -> None:
 
 def _run_classifier(args: argparse.Namespace) -> int:
     from overfeat.classification.evaluate import evaluate_classifier
-    from overfeat.data.image_folder import align, read_image_folder
+    from overfeat.data.image_folder import align
     from overfeat.data.readers.ilsvrc import read_ilsvrc
-    from overfeat.data.walk import subsample
+    from overfeat.data.readers.image_folder import read_image_folder
     from overfeat.metrics.classification import error_table
 
     check_outputs(args, ("errors", "unreadable"))
@@ -102,8 +103,15 @@ def _run_classifier(args: argparse.Namespace) -> int:
     if args.devkit:
         for net in nets:
             adopt_class_names(net, folder.class_names)
-    samples = subsample(align(folder, nets[0].class_names).samples, args.max_images)
-    results = evaluate_classifier(nets, samples, args.voting, args.flip, args.memory_limit, args.max_pixels)
+    results = evaluate_classifier(
+        nets,
+        align(folder, nets[0].class_names).samples,
+        protocols=args.voting,
+        flip=args.flip,
+        memory_limit=args.memory_limit,
+        max_images=args.max_images,
+        max_pixels=args.max_pixels,
+    )
     print(f"{results['images']} images of {args.data}, {len(nets)} net{'s' if len(nets) > 1 else ''}")
     print(error_table(results["errors"]))
     if not (nets[0].flip if args.flip is None else args.flip):
@@ -135,6 +143,7 @@ def _run_localization(args: argparse.Namespace) -> int:
     from overfeat.data.annotated import align_boxes
     from overfeat.data.readers.ilsvrc import read_ignore_list
     from overfeat.localization.evaluate import evaluate_localization
+    from overfeat.localization.predict import localize
     from overfeat.metrics.classification import error_table
 
     check_outputs(args, ("errors", "unreadable"))
@@ -145,15 +154,18 @@ def _run_localization(args: argparse.Namespace) -> int:
     data = align_boxes(data, net.class_names)
     config = config_from_args(LocalizationConfig, args)
     results = evaluate_localization(
-        net,
-        regressor,
+        partial(
+            localize,
+            net,
+            regressor,
+            match_threshold=config.match_threshold,
+            relative_threshold=config.relative_threshold,
+            **dense_arguments(args),
+        ),
         data,
         ignore_list=read_ignore_list(args.ignore_list) if args.ignore_list else (),
+        max_images=args.max_images,
         max_pixels=args.max_pixels,
-        limit=args.max_images,
-        match_threshold=config.match_threshold,
-        relative_threshold=config.relative_threshold,
-        **dense_arguments(args),
     )
     print(f"{results['images']} images of {args.data}")
     print(error_table({"localization": results["errors"]}))
@@ -185,6 +197,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     from overfeat.data.annotated import align_boxes
     from overfeat.data.readers.ilsvrc import read_pairs
     from overfeat.detection.evaluate import evaluate_detection
+    from overfeat.detection.predict import detect
     from overfeat.metrics.report import precision_table
     from overfeat.visualize import precision_recall
 
@@ -199,15 +212,12 @@ def _run_detector(args: argparse.Namespace) -> int:
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()
     results = evaluate_detection(
-        net,
-        regressor,
+        partial(detect, net, regressor, **asdict(config), **dense_arguments(args)),
         data,
-        ignored,
-        args.max_pixels,
-        args.max_images,
-        journal,
-        **asdict(config),
-        **dense_arguments(args),
+        ignore_list=ignored,
+        max_images=args.max_images,
+        max_pixels=args.max_pixels,
+        journal=journal,
     )
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")
@@ -253,7 +263,9 @@ def _run_multibox(args: argparse.Namespace) -> int:
     config = config_from_args(ProposalConfig, args)
     settings = {**asdict(config), **multibox_settings(args), **data_settings(data)}
     journal = open_journal(args.out, settings)
-    results = evaluate_multibox(model, net, data, args.max_pixels, args.max_images, journal, **asdict(config))
+    results = evaluate_multibox(
+        model, net, data, config, max_images=args.max_images, max_pixels=args.max_pixels, journal=journal
+    )
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects")
     print(rate_table(results))

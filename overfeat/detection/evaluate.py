@@ -1,54 +1,56 @@
 """Average precision over annotated images."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
+from torch import Tensor
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import MAX_PIXELS
-from overfeat.data.walk import each_image
+from overfeat.data.map_images import map_annotated
 from overfeat.dense.detections import Detections
-from overfeat.detection.predict import detect
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import Boxes, ground_truth
 from overfeat.metrics.report import average_precisions
-from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat
 
 
 def evaluate_detection(
-    net: OverFeat,
-    regressor: BoxRegressor,
+    predict: Callable[[Tensor], Detections],
     data: Annotated,
+    *,
     ignore_list: Collection[tuple[int, str]] = (),
+    max_images: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    limit: int | None = None,
     journal: Journal | None = None,
-    **options: object,
+    progress: bool = True,
 ) -> dict:
-    """Average precision over annotated images by every protocol; options: those of `detect`.
+    """Average precision over annotated images by every protocol.
 
-    ignore_list: (number of an image from 1, class) pairs that ILSVRC's protocol alone does not count. limit: only so
-    many images, evenly spaced. journal: keeps what was found in each image, so that a killed run goes on. Gives
-    {"images", "objects": counts, "map": {protocol: in 0..1}, "ap": {class: {"objects": count, protocol: in 0..1}},
-    for those that have objects, "coco": figures by name or None, "curves": {class: {"scores", "recall", "precision",
-    "right"}}, VOC's, "unreadable": [messages]}. The protocols are average_precision.PROTOCOLS and "coco", the mean
-    over IoUs of 0.5 to 0.95. Raises InputError where no image can be used.
+    Args:
+        predict: The detections in an image uint8 [3, H, W], such as those of `detect`.
+        data: Images and boxes.
+        ignore_list: (number of an image from 1, class) pairs that ILSVRC's protocol, and it alone, does not count.
+        max_images, max_pixels, journal, progress: See `map_images`.
+
+    Returns:
+        What `average_precisions` returns, with "images": their number, and "unreadable": messages.
+
+    Raises:
+        InputError: No image with an object can be used.
     """
-    results, unreadable = each_image(
-        data, lambda image: listed_detections(detect(net, regressor, image, **options)), max_pixels, limit, journal
+
+    def predicted(image: Tensor) -> list:
+        """Boxes, labels and scores as lists."""
+        detections = predict(image)
+        return [values.tolist() for values in (detections.boxes, detections.labels, detections.scores)]
+
+    mapped = map_annotated(
+        data.samples, predicted, max_images=max_images, max_pixels=max_pixels, journal=journal, progress=progress
     )
-    found, truths, listed = [], [], set()
-    for place, sample, (boxes, labels, scores) in results:
-        listed |= {(len(found), name) for number, name in ignore_list if number == place + 1}
-        found.append(Boxes(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)))
+    detections, truths, ignored = [], [], set()
+    for position, (index, sample, (boxes, labels, scores)) in enumerate(mapped.results):
+        ignored |= {(position, name) for number, name in ignore_list if number == index + 1}
+        detections.append(Boxes(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)))
         truths.append(ground_truth(sample))
-    return {
-        "images": len(found),
-        **average_precisions(found, truths, data.class_names, listed),
-        "unreadable": unreadable,
-    }
-
-
-def listed_detections(found: Detections) -> list:
-    return [values.tolist() for values in (found.boxes, found.labels, found.scores)]
+    precisions = average_precisions(detections, truths, data.class_names, ignored)
+    return {"images": len(truths), **precisions, "unreadable": mapped.unreadable}

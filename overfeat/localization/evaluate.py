@@ -1,52 +1,59 @@
 """Localization error over annotated images."""
 
 import re
-import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import MAX_PIXELS
-from overfeat.data.walk import subsample
-from overfeat.errors import InputError, with_path
-from overfeat.localization.predict import localize
+from overfeat.data.map_images import map_images
+from overfeat.dense.detections import Detections
+from overfeat.errors import InputError
 from overfeat.metrics.localization import localization_errors
-from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat
 
 
 def evaluate_localization(
-    net: OverFeat,
-    regressor: BoxRegressor,
+    predict: Callable[[Tensor], Detections],
     data: Annotated,
+    *,
     ignore_list: Collection[int] = (),
+    max_images: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    limit: int | None = None,
-    **options: object,
+    progress: bool = True,
 ) -> dict:
-    """Localization error over annotated images; options: those of `localize`.
+    """Localization error (ILSVRC) over the annotated images that have boxes.
 
-    ignore_list: numbers of images that are not counted, as in ILSVRC's list: by their file's name, or
-    their place in the data, from 1. Images without boxes are not counted either. limit: only so many of the
-    rest, evenly spaced. Gives {"images":
-    count, "errors": {"top1": percent, "top5": percent}, "unreadable": [messages]}. Raises InputError
-    where no image can be used.
+    Args:
+        predict: The predictions for an image uint8 [3, H, W], best first, such as those of `localize`.
+        data: Images and boxes.
+        ignore_list: Numbers of images that are not counted, as in ILSVRC's list: the number in a file's name, or else
+            its position in the data, from 1.
+        max_images, max_pixels, progress: See `map_images`.
+
+    Returns:
+        {"images": count, "errors": {"top1": percent, "top5": percent}, "unreadable": messages}.
+
+    Raises:
+        InputError: No image can be used.
     """
-    guesses, truths, unreadable, samples = [], [], [], []
-    for place, sample in enumerate(data.samples, 1):
+    samples = []
+    for position, sample in enumerate(data.samples, 1):
         number = re.fullmatch(r"ILSVRC2012_val_(\d{8})", sample.path.stem)
-        if len(sample.labels) and (int(number[1]) if number else place) not in ignore_list:
+        if len(sample.labels) and (int(number[1]) if number else position) not in ignore_list:
             samples.append(sample)
-    for sample in tqdm(subsample(samples, limit), unit="image", file=sys.stderr, disable=None):
-        try:
-            found = localize(net, regressor, sample.read(max_pixels), **options)
-        except InputError as error:
-            unreadable.append(with_path(sample.path, error))
-            continue
-        guesses.append((found.labels.cpu(), found.boxes.cpu()))
-        truths.append((torch.from_numpy(sample.labels), torch.from_numpy(sample.boxes)))
-    if not truths:
-        raise InputError(f"none of the {len(data)} images can be used; the first: {(unreadable or ['no boxes'])[0]}")
-    return {"images": len(truths), "errors": localization_errors(guesses, truths), "unreadable": unreadable}
+
+    if not samples:
+        raise InputError(f"none of the {len(data)} images has boxes and is not ignored; give others")
+
+    def predicted(image: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and boxes."""
+        detections = predict(image)
+        return detections.labels.cpu(), detections.boxes.cpu()
+
+    mapped = map_images(samples, predicted, max_images=max_images, max_pixels=max_pixels, progress=progress)
+    predictions = [result for _, _, result in mapped.results]
+    truths = [(torch.from_numpy(sample.labels), torch.from_numpy(sample.boxes)) for _, sample, _ in mapped.results]
+    errors = localization_errors(predictions, truths)
+    return {"images": len(truths), "errors": errors, "unreadable": mapped.unreadable}

@@ -1,13 +1,15 @@
-"""How well DeepMultiBox does: objects found by so many boxes, average precision, the paper's table 2."""
+"""Figures of DeepMultiBox: detection rate, class-agnostic precision, average precision, and the paper's table 2."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import MAX_PIXELS
-from overfeat.data.walk import each_image, subsample
+from overfeat.data.map_images import map_annotated, subsample
 from overfeat.dense.detections import Detections, best_per_class
 from overfeat.errors import InputError
 from overfeat.files import Journal
@@ -18,147 +20,190 @@ from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
 from overfeat.multibox.config import ProposalConfig
 from overfeat.multibox.predict import SCORE_THRESHOLD, classify_boxes, propose, square_crops, with_classes
-from overfeat.ops.boxes import SQUARES, iou, nms
+from overfeat.ops.boxes import iou, nms
 
-WINDOWS = (1, 3, 5, 10, 25)  # boxes that are classified, in the paper's table 2
-KEPT = 100  # boxes of an image whose number the detection rate is told for
-Guessed = Sequence[tuple[Tensor, Tensor]]  # labels [n] and boxes [n, 4] of each image
+CLASSIFIED_BOXES = (1, 3, 5, 10, 25)  # numbers of boxes that are classified, in the paper's table 2
+MAX_RANK = 100  # boxes of an image up to which the detection rate is given
+Predictions = Sequence[tuple[Tensor, Tensor]]  # labels [n] and boxes [n, 4] of each image
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """The proposals in an image, the class probabilities [m, num_classes] of the first of them, and its objects."""
+
+    proposals: Detections
+    probabilities: Tensor
+    truth: Boxes
+
+    @classmethod
+    def from_lists(cls, lists: list, truth: Boxes) -> "_Predicted":
+        """From what `_predict` returns."""
+        boxes, labels, scores = (
+            torch.tensor(lists[0]).reshape(-1, 4),
+            torch.tensor(lists[1]).long(),
+            torch.tensor(lists[2]),
+        )
+        proposals = Detections.from_boxes(boxes, labels, scores)
+        return cls(proposals, torch.tensor(lists[3]).reshape(len(lists[3]), -1 if lists[3] else 0), truth)
+
+    def classified(self, count: int, score_threshold: float) -> Detections:
+        """The first `count` boxes with their classes."""
+        return with_classes(self.proposals[:count], self.probabilities[:count], score_threshold=score_threshold)
 
 
 def evaluate_multibox(
     model: MultiBox,
     net: OverFeat | None,
     data: Annotated,
+    config: ProposalConfig,
+    *,
+    max_images: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    limit: int | None = None,
     journal: Journal | None = None,
-    crops: str = "both",
-    max_detections: int = ProposalConfig.max_detections,
-    nms_iou_threshold: float = ProposalConfig.nms_iou_threshold,
-    square: str = SQUARES[0],
-    score_threshold: float = SCORE_THRESHOLD,
+    progress: bool = True,
 ) -> dict:
-    """Figures over annotated images.
+    """Figures of proposals, and of detections where there are classes, over annotated images.
 
-    data: labels count in the classes of net, if there is one, or of a model with K boxes per class. limit, journal: as
-    in evaluation.evaluate_detection; the last five: as in `detect_multibox`. Gives
-    {"images", "objects": counts, "crops": evaluations of the model an image, "rate": what `detection_rate` gives,
-    "agnostic": what `class_agnostic` gives, "unreadable": [messages]}; where there are classes, for the best boxes,
-    "map", "ap", "coco", "curves" as in evaluate_detection; with a net "windows": {number of boxes classified: what
-    `at_5` gives}. Raises InputError as evaluation.each_image, and where all objects are marked difficult.
+    Args:
+        model: Proposes boxes.
+        net: Classifies them; None: no classes but those of a model with K boxes per class.
+        data: Images and boxes, with labels that count in the classes of the net or the model.
+        config: How boxes are proposed and selected.
+        max_images, max_pixels, journal, progress: See `map_images`.
+
+    Returns:
+        {"images", "objects": counts, "crops": evaluations of the model per image, "rate": see `detection_rate`,
+        "agnostic": see `class_agnostic`, "unreadable": messages}; with classes, also what `average_precisions` returns
+        for the max_detections best boxes; with a net, "windows": {number of boxes classified: see `accuracy_at_5`}.
+
+    Raises:
+        InputError: No image with an object can be used, or all objects are marked difficult.
     """
 
-    def work(image: Tensor) -> list:
-        proposals = propose(model, image, crops=crops, nms_iou_threshold=nms_iou_threshold)
-        boxes, probabilities = proposals[: max(KEPT, max_detections)], torch.empty(0)
-        if net is not None:
-            classified = boxes.boxes[: max(*WINDOWS, max_detections)]
-            probabilities = classify_boxes(net, image, classified, square=square)
-        return [values.tolist() for values in (boxes.boxes, boxes.labels, boxes.scores, probabilities)]
-
-    samples = subsample(data.samples, limit)
+    samples = subsample(data.samples, max_images)
     if samples and all(sample.difficult.all() for sample in samples):
         raise InputError(f"no object of the {len(samples)} images counts: there are none, or all are marked difficult")
-    results, unreadable = each_image(data, work, max_pixels, limit, journal)
-    found, truths, of_classes = [], [], []
-    for _, sample, (boxes, labels, scores, probabilities) in results:
-        boxes, labels, scores = torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels).long(), torch.tensor(scores)
-        found.append(Detections.from_boxes(boxes, labels, scores))
-        of_classes.append(
-            torch.tensor(probabilities).reshape(len(probabilities), net.num_foreground_classes if net else 0)
-        )
-        truths.append(ground_truth(sample))
-    figures = {
-        "images": len(found),
-        "objects": sum(len(truth.labels) for truth in truths),
-        "crops": sum(len(square_crops(*sample.size, crops)) for _, sample, _ in results) / len(found),
-        "rate": detection_rate(found, truths),
-        "agnostic": class_agnostic(found, truths),
-    }
+    predict = partial(_predict, model, net, config)
+    mapped = map_annotated(
+        data.samples, predict, max_images=max_images, max_pixels=max_pixels, journal=journal, progress=progress
+    )
+    images = [_Predicted.from_lists(lists, ground_truth(sample)) for _, sample, lists in mapped.results]
+    crops = sum(len(square_crops(*sample.size, config.crops)) for _, sample, _ in mapped.results) / len(images)
+    figures = _figures_of_proposals(images, crops)
     if net is not None or model.class_names is not None:
-        best = [f[:max_detections] for f in found]
-        if net is not None:
-            best = [
-                with_classes(b, p[:max_detections], score_threshold=score_threshold)
-                for b, p in zip(best, of_classes, strict=True)
-            ]
-        figures |= average_precisions([Boxes(b.boxes, b.labels, b.scores) for b in best], truths, data.class_names)
+        figures |= _figures_of_classes(images, data.class_names, config, classified=net is not None)
+    return {**figures, "unreadable": mapped.unreadable}
+
+
+def _predict(model: MultiBox, net: OverFeat | None, config: ProposalConfig, image: Tensor) -> list:
+    """The boxes, labels, scores and class probabilities of the proposals in an image, as lists."""
+    proposals = propose(model, image, crops=config.crops, nms_iou_threshold=config.nms_iou_threshold)
+    boxes = proposals[: max(MAX_RANK, config.max_detections)]
+    probabilities = torch.empty(0)
     if net is not None:
-        figures["windows"] = {
-            str(count): at_5(
-                [
-                    with_classes(f[:count], p[:count], score_threshold=0.0)
-                    for f, p in zip(found, of_classes, strict=True)
-                ],
-                truths,
-            )
-            for count in WINDOWS
-        }
-    return {**figures, "unreadable": unreadable}
+        classified = boxes.boxes[: max(*CLASSIFIED_BOXES, config.max_detections)]
+        probabilities = classify_boxes(net, image, classified)
+    return [values.tolist() for values in (boxes.boxes, boxes.labels, boxes.scores, probabilities)]
 
 
-def detection_rate(found: Sequence[Detections], truths: Sequence[Boxes]) -> list[float]:
-    """The share of all objects that the best 1, 2, ..., KEPT boxes of their images overlap by half (figure 1).
+def _figures_of_proposals(images: Sequence[_Predicted], crops: float) -> dict:
+    """Counts and the class-agnostic figures."""
+    proposals, truths = [image.proposals for image in images], [image.truth for image in images]
+    return {
+        "images": len(images),
+        "objects": sum(len(truth.labels) for truth in truths),
+        "crops": crops,
+        "rate": detection_rate(proposals, truths),
+        "agnostic": class_agnostic(proposals, truths),
+    }
 
-    Whatever their classes: boxes of several are suppressed by NMS first. VOC's difficult objects do not count.
+
+def _figures_of_classes(
+    images: Sequence[_Predicted], names: list[str], config: ProposalConfig, *, classified: bool
+) -> dict:
+    """Average precision and, where a net classified the boxes, table 2's accuracies."""
+    top, truths = config.max_detections, [image.truth for image in images]
+    if not classified:
+        return average_precisions([_boxes(image.proposals[:top]) for image in images], truths, names)
+    best = [_boxes(image.classified(top, SCORE_THRESHOLD)) for image in images]
+    windows = {
+        str(count): accuracy_at_5([image.classified(count, 0.0) for image in images], truths)
+        for count in CLASSIFIED_BOXES
+    }
+    return {**average_precisions(best, truths, names), "windows": windows}
+
+
+def _boxes(detections: Detections) -> Boxes:
+    return Boxes(detections.boxes, detections.labels, detections.scores)
+
+
+def detection_rate(proposals: Sequence[Detections], truths: Sequence[Boxes]) -> list[float]:
+    """The fraction of all objects that the best 1, 2, ..., MAX_RANK boxes of their images overlap by half (figure 1).
+
+    Class-agnostic: boxes of several classes go through NMS first. VOC's difficult objects do not count.
     """
-    hits, objects = torch.zeros(KEPT, dtype=torch.float64), 0
-    for boxes, truth in zip(found, truths, strict=True):
+    hits, objects = torch.zeros(MAX_RANK, dtype=torch.float64), 0
+    for boxes, truth in zip(proposals, truths, strict=True):
         true = truth.boxes[~truth.difficult] if truth.difficult is not None else truth.boxes
         objects += len(true)
-        overlaps = iou(_of_anything(boxes).boxes[:KEPT].double(), true.double()) >= 0.5
-        first = torch.where(overlaps.any(dim=0), overlaps.int().argmax(dim=0), KEPT) if len(overlaps) else true[:0, 0]
-        hits += torch.bincount(first.long(), minlength=KEPT + 1)[:KEPT]
+        overlaps = iou(_merge_classes(boxes).boxes[:MAX_RANK].double(), true.double()) >= 0.5
+        ranks = (
+            torch.where(overlaps.any(dim=0), overlaps.int().argmax(dim=0), MAX_RANK) if len(overlaps) else true[:0, 0]
+        )
+        hits += torch.bincount(ranks.long(), minlength=MAX_RANK + 1)[:MAX_RANK]
     return [round(rate, 6) for rate in (hits.cumsum(0) / max(1, objects)).tolist()]
 
 
-def class_agnostic(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict:
-    """VOC's average precision of boxes of anything (figure 5), and its curve: {"ap", "recall", "precision"}.
+def class_agnostic(proposals: Sequence[Detections], truths: Sequence[Boxes]) -> dict:
+    """VOC's class-agnostic average precision (figure 5), and its curve: {"ap", "recall", "precision"}.
 
-    Boxes of several classes are suppressed by NMS first, as the paper does with those of one box per class.
+    Boxes of several classes go through NMS first, as in the paper with those of one box per class.
     """
-    every = [_of_anything(f) for f in found]
-    ours = [Boxes(f.boxes, torch.zeros_like(f.labels), f.scores) for f in every]
-    theirs = [Boxes(t.boxes, torch.zeros_like(t.labels), None, t.difficult) for t in truths]
-    (curve,) = curves(ours, theirs, 1, "voc")
-    kept = torch.linspace(0, max(0, len(curve.scores) - 1), min(len(curve.scores), 300)).long()
-    values = {key: [round(v, 4) for v in getattr(curve, key)[kept].tolist()] for key in ("recall", "precision")}
+    merged = [_merge_classes(boxes) for boxes in proposals]
+    predicted = [Boxes(boxes.boxes, torch.zeros_like(boxes.labels), boxes.scores) for boxes in merged]
+    objects = [Boxes(t.boxes, torch.zeros_like(t.labels), None, t.difficult) for t in truths]
+    (curve,) = curves(predicted, objects, 1, "voc")
+    points = torch.linspace(0, max(0, len(curve.scores) - 1), min(len(curve.scores), 300)).long()
+    values = {key: [round(v, 4) for v in getattr(curve, key)[points].tolist()] for key in ("recall", "precision")}
     return {"ap": curve.average, **values}
 
 
-def _of_anything(found: Detections) -> Detections:
-    if len(found.labels.unique()) < 2:
-        return found
-    return found[nms(found.boxes, found.scores, iou_threshold=ProposalConfig.nms_iou_threshold)]
+def _merge_classes(proposals: Detections) -> Detections:
+    """NMS over the boxes of all classes, where there are several."""
+    if len(proposals.labels.unique()) < 2:
+        return proposals
+    return proposals[nms(proposals.boxes, proposals.scores, iou_threshold=ProposalConfig.nms_iou_threshold)]
 
 
-def at_5(found: Sequence[Detections], truths: Sequence[Boxes]) -> dict[str, float]:
-    """{"detection5", "classification5"}: shares of the images with objects that are right (table 2).
+def accuracy_at_5(detections: Sequence[Detections], truths: Sequence[Boxes]) -> dict[str, float]:
+    """{"detection5", "classification5"}: fractions of the images with objects that are right (table 2).
 
-    Of an image's five best guesses of different classes one is to name an object, and for detection5 to overlap it by
-    half, as in ILSVRC's localization task.
+    One of an image's five best predictions of different classes has the class of an object and, for detection5,
+    overlaps it by half, as in ILSVRC's localization task.
     """
-    pairs = [(best_per_class(f), truth) for f, truth in zip(found, truths, strict=True) if len(truth.labels)]
-    guessed = [(guess.labels, guess.boxes) for guess, _ in pairs]
+    pairs = [(best_per_class(d), truth) for d, truth in zip(detections, truths, strict=True) if len(truth.labels)]
+    predicted = [(top.labels, top.boxes) for top, _ in pairs]
     true = [(truth.labels, truth.boxes) for _, truth in pairs]
     return {
-        "detection5": 1 - localization_errors(guessed, true)["top5"] / 100,
-        "classification5": 1 - localization_errors(_anywhere(guessed), _anywhere(true))["top5"] / 100,
+        "detection5": 1 - localization_errors(predicted, true)["top5"] / 100,
+        "classification5": 1 - localization_errors(_same_box(predicted), _same_box(true))["top5"] / 100,
     }
 
 
-def _anywhere(images: Guessed) -> Guessed:
-    """With boxes that all overlap."""
+def _same_box(images: Predictions) -> Predictions:
+    """With one box for all, so that labels alone decide."""
     return [(labels, torch.tensor([0.0, 0, 1, 1]).expand(len(labels), 4)) for labels, _ in images]
 
 
 def rate_table(results: dict) -> str:
-    """The figures that have no table in evaluation, as lines of text in percent."""
+    """Detection rate, class-agnostic precision and table 2's accuracies of `evaluate_multibox` as lines of text."""
     numbers = [n for n in (1, 2, 5, 10, 20, 50, 100) if n <= len(results["rate"])]
-    lines = ["objects found by so many boxes:"]
+    lines = ["detection rate by number of boxes:"]
     lines += [f"{n:5} {100 * results['rate'][n - 1]:6.2f} %" for n in numbers]
     lines.append(f"class-agnostic average precision: {100 * results['agnostic']['ap']:.2f} %")
-    for count, right in results.get("windows", {}).items():
-        lines.append(f"{count:>5} windows: detection@5 {100 * right['detection5']:6.2f} %, "
-                     f"classification@5 {100 * right['classification5']:6.2f} %")  # fmt: skip
+    for count, accuracy in results.get("windows", {}).items():
+        lines.append(
+            f"{count:>5} windows: detection@5 {100 * accuracy['detection5']:6.2f} %, "
+            f"classification@5 {100 * accuracy['classification5']:6.2f} %"
+        )
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from overfeat.classification.data import CentreCropDataset, CropDataset, centre_crop
 from overfeat.data.image_cache import ImageCache, resize_shorter
-from overfeat.data.image_folder import ImageFolder
+from overfeat.data.image_folder import ImageFolder, LabeledImage
 from overfeat.errors import InputError
 
 SIZES = [(70, 90), (64, 64), (100, 61)]  # height, width
@@ -23,7 +23,7 @@ def folder(tmp_path):
     for label, size in enumerate(SIZES):
         path = tmp_path / f"{label}.png"
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
-        samples.append((path, label))
+        samples.append(LabeledImage(path, label))
     return ImageFolder(["a", "b", "c"], samples)
 
 

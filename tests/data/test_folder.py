@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from overfeat.data.image_folder import ImageFolder, align, read_image_folder
+from overfeat.data.image_folder import ImageFolder, LabeledImage, align
 from overfeat.data.readers.ilsvrc import read_ilsvrc
+from overfeat.data.readers.image_folder import read_image_folder
 from overfeat.errors import InputError
 
 SYNSETS = [("n02119789", "kit fox, Vulpes macrotis"), ("n02012849", "crane"), ("n03126707", "crane")]
@@ -42,7 +43,7 @@ def test_folders_that_cannot_be_read_are_explained(tmp_path):
 
 
 def test_align_counts_labels_in_the_given_names(tmp_path):
-    folder = ImageFolder(["ant", "bee"], [(tmp_path / "a", 0), (tmp_path / "b", 1)])
+    folder = ImageFolder(["ant", "bee"], [LabeledImage(tmp_path / "a", 0), LabeledImage(tmp_path / "b", 1)])
     assert align(folder, ["bee", "ant"]).samples == [(tmp_path / "a", 1), (tmp_path / "b", 0)]
     with pytest.raises(InputError, match=r"does not know: ant.*without images: cat"):
         align(folder, ["bee", "cat"])
@@ -50,7 +51,7 @@ def test_align_counts_labels_in_the_given_names(tmp_path):
 
 def test_fingerprint_knows_files_and_labels_and_not_the_place(tmp_path):
     def folder(root, names, label=0):
-        return ImageFolder(["ant", "bee"], [(root / name, label) for name in names])
+        return ImageFolder(["ant", "bee"], [LabeledImage(root / name, label) for name in names])
 
     same = folder(tmp_path, ["a", "b"]).fingerprint
     assert folder(tmp_path / "moved", ["a", "b"]).fingerprint == same

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from op_checks import numbers
 import overfeat
 from bench.tolerance import assert_matches
 from overfeat.cli.main import main
+from overfeat.data.readers.coco import read_coco
 from overfeat.data.resize import resize
+from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.dense import evaluate
 from overfeat.dense import grid as dense_grid
 from overfeat.dense.candidates import Candidates, candidates
@@ -215,26 +218,25 @@ def test_the_error_by_hand():
 
 
 def test_ignored_and_unreadable_images(pair, tmp_path):
-    from overfeat.data.readers.coco import read_coco
-    from overfeat.data.synthetic.dataset import write_dataset
-
-    net, regressor = pair()
     data = read_coco(write_dataset(tmp_path, "test", 4, progress=False))
     data.samples[2].path.write_bytes(b"no image")
-    results = evaluate_localization(net, regressor, data, ignore_list={1}, scales=SixScales(1))
+    predict = partial(localize, *pair(), scales=SixScales(1))
+    results = evaluate_localization(predict, data, ignore_list={1}, progress=False)
     assert results["images"] == 2 and len(results["unreadable"]) == 1
     assert str(data.samples[2].path) in results["unreadable"][0]
-    # The numbers are of all images, whatever part of them is taken; ILSVRC's are in the files' names.
+    # Numbers count all images, also if only some are evaluated; ILSVRC's are in the files' names.
     named = data.samples[3].path.rename(data.samples[3].path.with_name("ILSVRC2012_val_00000077.png"))
     data.samples[3] = replace(data.samples[3], path=named)
-    results = evaluate_localization(net, regressor, data, ignore_list={1, 3, 77}, scales=SixScales(1), limit=1)
+    results = evaluate_localization(predict, data, ignore_list={1, 3, 77}, max_images=1, progress=False)
     assert results["images"] == 1 and not results["unreadable"]
-    # An image of another size than its annotation says.
+    # An image of another size than its annotation states.
     data.samples[3] = replace(data.samples[3], size=(7, 9))
-    results = evaluate_localization(net, regressor, data, ignore_list={3}, scales=SixScales(1))
+    results = evaluate_localization(predict, data, ignore_list={3}, progress=False)
     assert results["images"] == 2 and "but its annotation is for 9x7" in results["unreadable"][0]
-    with pytest.raises(InputError, match="none of the 4 images"):
-        evaluate_localization(net, regressor, data, ignore_list={1, 2, 3, 4}, scales=SixScales(1))
+    with pytest.raises(InputError, match="none of the 1 images can be used"):
+        evaluate_localization(predict, data, ignore_list={1, 2, 3}, progress=False)
+    with pytest.raises(InputError, match="none of the 4 images has boxes"):
+        evaluate_localization(predict, data, ignore_list={1, 2, 3, 77}, progress=False)
 
 
 # Files

@@ -14,7 +14,7 @@ from overfeat.dense.detections import Detections, best_per_class
 from overfeat.metrics.average_precision import Boxes
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.multibox import OUTPUT_SCALE, MultiBox
-from overfeat.multibox.evaluate import at_5, class_agnostic, detection_rate, rate_table
+from overfeat.multibox.evaluate import accuracy_at_5, class_agnostic, detection_rate, rate_table
 from overfeat.multibox.predict import classify_boxes, detect_multibox, label_names, propose, square_crops, with_classes
 from overfeat.ops.boxes import iou
 
@@ -267,9 +267,9 @@ def test_top_5_predictions():
     # A wrong box for class 1, the right one for class 0; class 1 as the sixth prediction.
     first = labelled(detections_of([[40, 0, 50, 10], [0, 0, 10, 9]], [0.9, 0.5]), [1, 0])
     others = labelled(detections_of([[5, 5, 15, 13]] * 6, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), [2, 3, 4, 5, 6, 1])
-    assert at_5([first[:1], others, DETECTIONS[2]], TRUTHS) == {"detection5": 0.0, "classification5": 0.5}
-    assert at_5([first, others, DETECTIONS[2]], TRUTHS) == {"detection5": 0.5, "classification5": 0.5}
-    assert at_5([first, others[1:], DETECTIONS[2]], TRUTHS) == {"detection5": 1.0, "classification5": 1.0}
+    assert accuracy_at_5([first[:1], others, DETECTIONS[2]], TRUTHS) == {"detection5": 0.0, "classification5": 0.5}
+    assert accuracy_at_5([first, others, DETECTIONS[2]], TRUTHS) == {"detection5": 0.5, "classification5": 0.5}
+    assert accuracy_at_5([first, others[1:], DETECTIONS[2]], TRUTHS) == {"detection5": 1.0, "classification5": 1.0}
 
 
 def test_boxes_of_several_classes_around_one_object_are_one_class_agnostic_box():

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.image_folder import existing_folder
 from overfeat.data.readers.checks import (
     Bad,
     FilePath,
@@ -23,6 +22,7 @@ from overfeat.data.readers.checks import (
     stated_size,
 )
 from overfeat.errors import InputError, shorten
+from overfeat.files import existing_dir
 
 MAX_JSON = 2_000_000_000  # bytes
 COCO_OVERHANG = 0.02  # pixels: x and w are each rounded to hundredths
@@ -40,7 +40,7 @@ def read_coco(
     """
     path = Path(json_path)
     data = _load_coco(path)
-    root = path.parent if images is None else existing_folder(images)
+    root = path.parent if images is None else existing_dir(images)
     problems, taken, named = Problems(path, skip_invalid), set(), set()
     names: dict[int, str] = {}  # of the categories
     for where, entry in _entries(data, "categories", path, problems):

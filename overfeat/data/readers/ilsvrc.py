@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.image_folder import ImageFolder, existing_folder, gather_images
+from overfeat.data.image_folder import ImageFolder, LabeledImage
 from overfeat.data.images import list_images
 from overfeat.data.readers.checks import FilePath, Problems, short, text_lines
+from overfeat.data.readers.image_folder import gather_images
 from overfeat.data.readers.voc import image_boxes, parse_xml
 from overfeat.errors import InputError
+from overfeat.files import existing_dir
 
 
 def read_ignore_list(path: FilePath) -> set[int]:
@@ -47,7 +49,7 @@ def read_ilsvrc_boxes(
     images there are; <name> is the WNID. Bad boxes and files, skip_invalid and InputError as for read_coco.
     """
     folder = read_ilsvrc(devkit, images, split)
-    annotations = existing_folder(annotations)
+    annotations = existing_dir(annotations)
     classes = {name.split()[0]: name for name in folder.class_names}
     xmls = {(xml.parent.name, xml.stem): xml for xml in annotations.glob("*/*.xml")} if split == "train" else {}
     xmls |= {("", xml.stem): xml for xml in annotations.glob("*.xml")}
@@ -74,14 +76,14 @@ def read_ilsvrc(devkit: str | os.PathLike, images: str | os.PathLike, split: str
     kit's ground truth file. Class names are "WNID names", since names alone repeat. Raises
     InputError where files are missing or do not fit together.
     """
-    devkit = existing_folder(devkit)
+    devkit = existing_dir(devkit)
     data = devkit / "data" if (devkit / "data").is_dir() else devkit
     synsets = _read_synsets(data)
     names = [f"{wnid} {words}".strip() for wnid, words in synsets]
     if split == "train":
-        return gather_images(existing_folder(images), names, [wnid for wnid, _ in synsets])
+        return gather_images(existing_dir(images), names, [wnid for wnid, _ in synsets])
     if split == "validation":
-        return ImageFolder(names, _validation_samples(existing_folder(images), data / GROUND_TRUTH, len(names)))
+        return ImageFolder(names, _validation_samples(existing_dir(images), data / GROUND_TRUTH, len(names)))
     raise InputError(f"the split is 'train' or 'validation', not {split!r}")
 
 
@@ -120,7 +122,7 @@ def _synset_meta(data: Path) -> list[tuple[int, str, str]]:
         raise InputError(f"{meta}: not the development kit's list of synsets ({error})") from error
 
 
-def _validation_samples(images: Path, truth: Path, classes: int) -> list[tuple[Path, int]]:
+def _validation_samples(images: Path, truth: Path, classes: int) -> list[LabeledImage]:
     if not truth.is_file():
         raise InputError(f"{truth}: no such file; it belongs to the development kit")
     lines = truth.read_text(encoding="utf-8", errors="replace").split()
@@ -131,7 +133,7 @@ def _validation_samples(images: Path, truth: Path, classes: int) -> list[tuple[P
     for path in list_images(images):
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})", path.stem)
         if match and 1 <= int(match[1]) <= len(lines):
-            samples.append((path, int(lines[int(match[1]) - 1]) - 1))
+            samples.append(LabeledImage(path, int(lines[int(match[1]) - 1]) - 1))
     if len(samples) != len(lines):
         raise InputError(
             f"{images}: {len(samples)} files named ILSVRC2012_val_00000001.JPEG and so on, but {truth.name} "

@@ -9,7 +9,6 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.image_folder import existing_folder
 from overfeat.data.readers.checks import (
     Bad,
     FilePath,
@@ -25,6 +24,7 @@ from overfeat.data.readers.checks import (
     stated_size,
     text_lines,
 )
+from overfeat.files import existing_dir
 
 MAX_XML = 5_000_000  # bytes
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -45,10 +45,10 @@ def read_voc(
     class_names. Coordinates are counted from 1 and inclusive. Boxes of <part> are ignored. Bad boxes and
     files, skip_invalid and InputError as for read_coco.
     """
-    folder = existing_folder(folder)
+    folder = existing_dir(folder)
     whole = (folder / "Annotations").is_dir()
     xmls = folder / "Annotations" if whole else folder
-    root = existing_folder(images if images is not None else folder / "JPEGImages" if whole else folder)
+    root = existing_dir(images if images is not None else folder / "JPEGImages" if whole else folder)
     problems, taken, found = Problems(folder, skip_invalid), set(), []
     classes = None if class_names is None else {name: name for name in class_names}
     if split is None:
