@@ -60,7 +60,7 @@ def _single_objects(out: Path) -> None:
         picture, boxes = (out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
         visualize.heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {top}", picture)
         raw = candidates(net, regressor, image)
-        merged = merge(raw, image.shape[1:], match_threshold=LocalizationConfig.match_threshold)
+        merged = merge(raw, (image.shape[1], image.shape[2]), match_threshold=LocalizationConfig.match_threshold)
         predictions = best_per_class(merged)
         visualize.localization(image, raw, predictions, net.class_names, path.name, boxes)
         x1, y1, x2, y2 = (round(edge) for edge in predictions.boxes[0].tolist())

@@ -21,6 +21,7 @@ from overfeat.cli.net import (
 )
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.cli.results import SETTINGS, result_folder
+from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import DetectionConfig
 from overfeat.errors import ArgumentError, InputError
 from overfeat.multibox.config import ProposalConfig
@@ -33,10 +34,9 @@ if TYPE_CHECKING:
 
 COCO = "coco.json"
 MIN_SCORE = 0.3
-DENSE = ("scales", "flip", "stride", "memory_limit")
 # What the options of one method have no part in.
 OPTIONS = {
-    "overfeat": {*DENSE, *(field.name for field in fields(DetectionConfig))},
+    "overfeat": {field.name for config in (DenseConfig, DetectionConfig) for field in fields(config)},
     "multibox": {"classifier", *(field.name for field in fields(ProposalConfig))},
 }
 Detector = Callable[["Tensor"], "Detections"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from overfeat.classification.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
 from overfeat.cli.annotated import TESTING, add_annotated_options, adopt_class_names, read_annotated
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.dense import add_dense_options, add_memory_limit, dense_arguments, dense_settings
+from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.detect import (
     add_multibox_options,
 )
@@ -24,6 +24,7 @@ from overfeat.cli.net import (
 )
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.cli.results import add_out, add_plot, check_outputs, data_settings, open_journal, write_results
+from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import DetectionConfig
 from overfeat.errors import InputError
 from overfeat.localization.config import LocalizationConfig
@@ -84,9 +85,7 @@ def _add_classifier(tasks: Commands) -> None:
     group = parser.add_argument_group("voting")
     help = f"any of: {'; '.join(PROTOCOLS)} (default: the first {len(DEFAULT_PROTOCOLS)})"
     group.add_argument("--voting", nargs="+", choices=PROTOCOLS, default=DEFAULT_PROTOCOLS, metavar="NAME", help=help)
-    help = "mirror images vote too (default: as the net was trained)"
-    group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None, help=help)
-    add_memory_limit(group)
+    add_options(group, DenseConfig, skip=("scales", "stride"))
     add_out(parser)
 
 

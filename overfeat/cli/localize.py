@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
     def process(path: Path) -> None:
         image = read_image(path, args.max_pixels)
-        thresholds = {"top_k": config.top_k, "relative_threshold": config.relative_threshold}
-        raw = candidates(net, regressor, image, **thresholds, **dense_arguments(args))
-        merged = merge(raw, image.shape[1:], match_threshold=config.match_threshold)
-        predictions = best_per_class(merged, config.top_k)
+        top_k, threshold = config.top_k, config.relative_threshold
+        raw = candidates(net, regressor, image, top_k=top_k, relative_threshold=threshold, **dense_arguments(args))
+        merged = merge(raw, (image.shape[1], image.shape[2]), match_threshold=config.match_threshold)
+        predictions = best_per_class(merged, top_k)
         entries = _entries(predictions, net.class_names)
         if output:
             localization(image, raw, predictions, net.class_names, path.name, args.out / f"{path.name}.png")

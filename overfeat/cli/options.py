@@ -60,9 +60,8 @@ def _arguments(metadata: Any, annotation: Any, default: Any) -> dict[str, Any]:
 
 def _without_none(annotation: Any) -> Any:
     """T of `T | None`."""
-    if get_origin(annotation) in (UnionType, Union):
-        (annotation,) = [part for part in get_args(annotation) if part is not NoneType]
-    return annotation
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    return parts[0] if get_origin(annotation) in (UnionType, Union) and len(parts) == 1 else annotation
 
 
 def _metavar(value_type: Any) -> str | None:

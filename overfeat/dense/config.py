@@ -1,12 +1,15 @@
 """How an image is evaluated densely: scales, mirror image, stride, memory. Imports no torch."""
 
+import argparse
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Union
 
 from overfeat.errors import ArgumentError
 from overfeat.models.architecture import Stride
+from overfeat.options import mebibytes, option
 
 STRIDES = ("fine", "coarse")
 MEMORY_LIMIT = 1 << 30  # bytes
@@ -63,6 +66,36 @@ def _check_scale(scale: object) -> Scale:
     raise ArgumentError("scales", f"must be factors such as 0.5 or sizes (height, width), not {scale!r}{hint}")
 
 
+def parse_scales(text: str) -> Scales:
+    """Parse "six", "six:1,2,4,6", or factors and sizes such as "0.5,245x317"."""
+    name, colon, numbers = text.strip().lower().partition(":")
+    if name == "six":
+        if colon and not re.fullmatch(r"[1-6](,[1-6])*", numbers):
+            raise argparse.ArgumentTypeError(f"{text!r}: the six scales have the numbers 1 to 6, as in six:1,2,4,6")
+        return SixScales(*map(int, numbers.split(",") if colon else ()))
+    return tuple(_parse_scale(part.strip().lower()) for part in text.split(","))
+
+
+def _parse_scale(text: str) -> Scale:
+    if re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        height, width = text.split("x")
+        return int(height), int(width)
+    if re.fullmatch(r"\d*\.\d*[1-9]\d*|[1-9]\d*\.0*", text):
+        return float(text)
+    hint = f"; a factor is written {text}.0, the net's own scale six:{text}" if text.isdecimal() else ""
+    raise argparse.ArgumentTypeError(f"{text!r} is neither six, a factor such as 0.5, nor HEIGHTxWIDTH{hint}")
+
+
+def format_scales(scales: Scales) -> str | None:
+    """The text that `parse_scales` reads."""
+    scales = check_scales(scales)
+    if scales is None:
+        return None
+    if isinstance(scales, SixScales):
+        return str(scales)
+    return ",".join(str(scale) if isinstance(scale, float) else f"{scale[0]}x{scale[1]}" for scale in scales)
+
+
 @dataclass(frozen=True)
 class DenseConfig:
     """Everything that steers a dense evaluation.
@@ -81,10 +114,17 @@ class DenseConfig:
         ArgumentError: For values that none of these allow.
     """
 
-    scales: Scales = None
-    flip: bool | None = None
-    stride: Stride = "fine"
-    memory_limit: int = MEMORY_LIMIT
+    scales: Scales = option(
+        None, "'six', the net's six scales; some of them, such as six:1,2,4,6; factors of the image's own size, such "
+        "as 0.5,1.0; sizes HEIGHTxWIDTH, such as 245x317, turned as the image is (default: six; a detector's own)",
+        parse=parse_scales, metavar="LIST",
+    )  # fmt: skip
+    flip: bool | None = option(None, "also evaluate the mirror image (default: as the net was trained)")
+    stride: Stride = option("fine", "between outputs: fine pools at every offset, coarse at the first alone")
+    memory_limit: int = option(
+        MEMORY_LIMIT, f"memory for maps; larger images are evaluated in tiles (default: {MEMORY_LIMIT >> 20})",
+        parse=mebibytes, metavar="MIB",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))

@@ -44,7 +44,7 @@ def test_prints_the_library_s_predictions(weights, photos, capsys):
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         net, regressor = overfeat.load(weights), overfeat.load_regressor(weights)
         image = read_image(path)
-        expected = overfeat.localize(net, regressor, image, top=3)
+        expected = overfeat.localize(net, regressor, image, top_k=3)
         assert [line[0] for line in lines] == [net.class_names[label] for label in expected.labels]
         printed = torch.tensor([[float(number) for number in line[1:]] for line in lines])
         torch.testing.assert_close(printed[:, 1:], expected.boxes, rtol=0, atol=0.06)

@@ -1,0 +1,34 @@
+"""Scales as text: what --scales reads."""
+
+import argparse
+
+import pytest
+
+from overfeat.dense.config import DenseConfig, SixScales, format_scales, parse_scales
+
+
+def test_factors_and_sizes():
+    assert parse_scales("0.5, 1.0,.25,2.,90x100") == (0.5, 1.0, 0.25, 2.0, (90, 100))
+
+
+def test_the_six_scales():
+    assert parse_scales("six") == SixScales() and parse_scales("six:1,2,4,6") == SixScales(1, 2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    "text", ["0.0", "7", "2", "-0.5", "1e3", "nan", ".", "0.5x2", "0x90", "six:", "six:7", "six:1,x", "six,1.0", ""]
+)
+def test_other_texts_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_scales(text)
+
+
+def test_a_number_is_not_reinterpreted():
+    with pytest.raises(argparse.ArgumentTypeError, match=r"a factor is written 2.0, the net's own scale six:2"):
+        parse_scales("2")
+
+
+@pytest.mark.parametrize("text", ["six", "six:1,2,4,6", "0.5,1.0,245x317"])
+def test_written_as_read(text):
+    assert format_scales(parse_scales(text)) == text == format_scales(DenseConfig(parse_scales(text)).scales)
+    assert format_scales(None) is None
