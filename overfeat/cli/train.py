@@ -20,8 +20,8 @@ from overfeat.cli.annotated import (
 )
 from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.dense import scale_list
 from overfeat.cli.options import add_options, config_from_args
+from overfeat.dense.config import parse_scales
 from overfeat.detection import config as detection
 from overfeat.detection.config import DetectorConfig
 from overfeat.errors import ArgumentError
@@ -86,7 +86,7 @@ def _add_head(heads: Commands, head: Head) -> None:
     options = parser.add_argument_group("net and loss")
     add_options(options, head.options)
     if head.options is BoxRegressorConfig:
-        options.add_argument("--scales", type=scale_list, metavar="LIST", help="as in `overfeat classify`")
+        options.add_argument("--scales", type=parse_scales, metavar="LIST", help="as in `overfeat classify`")
     loop = parser.add_argument_group("training")
     loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the log, checkpoint and nets")
     loop.add_argument(

@@ -10,6 +10,8 @@ import pytest
 import overfeat
 from overfeat.cli.main import _parser, main
 
+HEAVY = ("torch", "numba", "numpy", "scipy", "PIL", "matplotlib", "triton")
+
 
 def commands(parser=None):
     """Every command line of subcommands, such as ["evaluate", "detector"], with its parser."""
@@ -41,8 +43,9 @@ def test_answers_without_heavy_imports():
         "json.dump([statuses, sorted(set(sys.modules))], sys.stderr)\n"
     )
     process = subprocess.run([sys.executable, "-c", code, json.dumps(lines)], capture_output=True, text=True)
-    statuses, _ = json.loads(process.stderr.splitlines()[-1])
+    statuses, modules = json.loads(process.stderr.splitlines()[-1])
     assert statuses == [0] * (3 + len(HELP)) + [2] * len(ERRORS)
+    assert not set(HEAVY) & set(modules)
 
 
 def test_without_arguments_it_prints_its_help(capsys):
