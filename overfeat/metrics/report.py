@@ -5,37 +5,47 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from overfeat.metrics.average_precision import PROTOCOLS, Boxes, coco, curves, mean_average_precision
+from overfeat.metrics.average_precision import PROTOCOLS, Boxes, curves, mean_average_precision
+from overfeat.metrics.coco import coco
 
 
 def average_precisions(
-    found: Sequence[Boxes], truths: Sequence[Boxes], names: list[str], ignore_list: Collection[tuple[int, str]] = ()
+    detections: Sequence[Boxes],
+    truths: Sequence[Boxes],
+    names: list[str],
+    ignore_list: Collection[tuple[int, str]] = (),
 ) -> dict:
-    """The figures of `evaluate_detection`, from what was found; ignore_list: (place in found, class)."""
-    listed = {(image, names.index(name)) for image, name in ignore_list if name in names}
+    """Average precisions by PROTOCOLS and by "coco", the mean over IoUs of 0.5 to 0.95; in 0..1, None without objects.
+
+    Args:
+        detections: Of each image, with scores.
+        truths: The objects of the same images.
+        names: The classes that labels count in.
+        ignore_list: (index of an image, class) pairs that ILSVRC's protocol, and it alone, does not count.
+
+    Returns:
+        {"objects": count, "map": {protocol: mean}, "ap": {class: {"objects": count, protocol: average}} of classes that
+        have objects, "coco": COCO's figures by name, "curves": {class: {"scores", "recall", "precision", "right"}} by
+        VOC's protocol}.
+    """
+    ignored = {(image, names.index(name)) for image, name in ignore_list if name in names}
     of_classes = {
-        protocol: curves(found, truths, len(names), protocol, listed if protocol == "ilsvrc" else ())
+        protocol: curves(detections, truths, len(names), protocol, ignored if protocol == "ilsvrc" else ())
         for protocol in PROTOCOLS
     }
-    figures, of_coco = coco(found, truths, len(names))
+    figures, of_coco = coco(detections, truths, len(names))
     counts = torch.cat([truth.labels for truth in truths]).bincount(minlength=len(names)).tolist()
     with_objects = [label for label, count in enumerate(counts) if count]
-    ap = {
-        names[label]: {
-            "objects": counts[label],
-            **{protocol: known_or_none(of_classes[protocol][label].average) for protocol in PROTOCOLS},
-            "coco": known_or_none(of_coco[label]),
-        }
+    means = {protocol: mean_average_precision(every) for protocol, every in of_classes.items()}
+    averages = {
+        label: {protocol: of_classes[protocol][label].average for protocol in PROTOCOLS} | {"coco": of_coco[label]}
         for label in with_objects
     }
     return {
         "objects": sum(counts),
-        "map": {
-            **{protocol: known_or_none(mean_average_precision(found)) for protocol, found in of_classes.items()},
-            "coco": known_or_none(figures["AP"]),
-        },
-        "ap": ap,
-        "coco": {name: known_or_none(value) for name, value in figures.items()},
+        "map": _none_for_nan(means | {"coco": figures["AP"]}),
+        "ap": {names[label]: {"objects": counts[label], **_none_for_nan(averages[label])} for label in with_objects},
+        "coco": _none_for_nan(figures),
         "curves": {
             names[label]: {
                 key: getattr(of_classes["voc"][label], key).tolist()
@@ -47,17 +57,17 @@ def average_precisions(
     }
 
 
-def known_or_none(value: float) -> float | None:
-    """None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value
+def _none_for_nan(values: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def precision_table(results: dict) -> str:
-    """What `evaluate_detection` gives as aligned lines of text, in percent."""
+    """The result of `average_precisions` as aligned lines of text, in percent."""
     rows = [*results["ap"].items(), ("mean of all", {"objects": results["objects"], **results["map"]})]
     columns, width = (*PROTOCOLS, "coco"), max(len(name) for name, _ in rows)
     lines = [f"{'':{width}}  objects" + "".join(f"{name:>9}" for name in columns)]
     for name, row in rows:
-        figures = ("" if row[c] is None else f"{100 * row[c]:.2f}" for c in columns)
-        lines.append(f"{name:{width}}  {row['objects']:7}" + "".join(f"{figure:>9}" for figure in figures))
+        values = ("" if row[c] is None else f"{100 * row[c]:.2f}" for c in columns)
+        lines.append(f"{name:{width}}  {row['objects']:7}" + "".join(f"{value:>9}" for value in values))
     return "\n".join(lines)

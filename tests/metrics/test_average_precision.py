@@ -10,7 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from overfeat.errors import InputError
-from overfeat.metrics.average_precision import PROTOCOLS, Boxes, coco, curves, mean_average_precision
+from overfeat.metrics.average_precision import PROTOCOLS, Boxes, curves, mean_average_precision
+from overfeat.metrics.coco import coco
 
 
 def boxes(*corners, labels=None, scores=None, difficult=None):
@@ -29,8 +30,8 @@ NEAR_A = (0, 0, 100, 80)  # IoU 0.8 with A
 FAR = (500, 500, 600, 600)
 
 
-def only(found, truth, protocol, **more):
-    (curve,) = curves([found], [truth], 1, protocol, **more)
+def only(detections, truth, protocol, **more):
+    (curve,) = curves([detections], [truth], 1, protocol, **more)
     return curve
 
 
@@ -52,88 +53,88 @@ def test_averages_by_hand(protocol, average):
     assert curve.average == pytest.approx(average)
 
 
-def test_second_claims():
-    """VOC's detection claims the object that it overlaps most; ILSVRC's the best of those that are free."""
+def test_second_matches():
+    """VOC matches the object with the largest IoU; ILSVRC and COCO the best unmatched one."""
     pair = boxes((0, 0, 100, 100), (0, 20, 100, 120))
-    found = boxes((0, 0, 100, 100), (0, 5, 100, 105), scores=[0.9, 0.8])
-    assert only(found, pair, "ilsvrc").right.tolist() == [True, True]
-    assert only(found, pair, "coco50").right.tolist() == [True, True]
-    assert only(found, pair, "voc").right.tolist() == [True, False]
+    detections = boxes((0, 0, 100, 100), (0, 5, 100, 105), scores=[0.9, 0.8])
+    assert only(detections, pair, "ilsvrc").right.tolist() == [True, True]
+    assert only(detections, pair, "coco50").right.tolist() == [True, True]
+    assert only(detections, pair, "voc").right.tolist() == [True, False]
 
 
-def test_difficult_objects_count_nowhere():
+def test_difficult_objects_are_ignored():
     truth = boxes(A, B, difficult=[True, False])
-    found = boxes(NEAR_A, NEAR_A, B, scores=[0.9, 0.8, 0.7])
+    detections = boxes(NEAR_A, NEAR_A, B, scores=[0.9, 0.8, 0.7])
     for protocol in ("voc", "voc2007"):
-        curve = only(found, truth, protocol)
+        curve = only(detections, truth, protocol)
         assert (curve.right.tolist(), curve.objects, curve.average) == ([True], 1, 1.0)
-    assert only(found, truth, "ilsvrc").right.tolist() == [True, False, True]
+    assert only(detections, truth, "ilsvrc").right.tolist() == [True, False, True]
 
 
 def test_small_objects_need_less_overlap():
     """ILSVRC's threshold for 10 x 10 pixels is 100 / 400 = 0.25."""
     small = boxes((0, 0, 10, 10))
-    found = boxes((0, 0, 10, 26), scores=[1.0])  # IoU 0.385
-    assert only(found, small, "ilsvrc").average == 1.0
-    assert only(found, small, "voc").average == 0.0
+    detections = boxes((0, 0, 10, 26), scores=[1.0])  # IoU 0.385
+    assert only(detections, small, "ilsvrc").average == 1.0
+    assert only(detections, small, "voc").average == 0.0
     assert only(boxes((0, 0, 10, 41), scores=[1.0]), small, "ilsvrc").average == 0.0  # 0.244
 
 
-def test_blacklisted_pairs_count_nowhere():
-    found = [boxes(A, FAR, scores=[0.5, 0.9], labels=[0, 1]), boxes(A, scores=[0.4])]
+def test_pairs_of_the_ignore_list_are_ignored():
+    detections = [boxes(A, FAR, scores=[0.5, 0.9], labels=[0, 1]), boxes(A, scores=[0.4])]
     truths = [boxes(B), boxes(A)]
-    plain = curves(found, truths, 2, "ilsvrc")
+    plain = curves(detections, truths, 2, "ilsvrc")
     assert (plain[0].objects, plain[0].right.tolist()) == (2, [False, True])
-    listed = curves(found, truths, 2, "ilsvrc", ignore_list=[(0, 0)])
+    listed = curves(detections, truths, 2, "ilsvrc", ignore_list=[(0, 0)])
     assert (listed[0].objects, listed[0].right.tolist(), listed[0].average) == (1, [True], 1.0)
     assert listed[1].right.tolist() == [False]
 
 
-def test_nothing_found_and_nothing_there():
-    nothing = boxes(scores=[])
+def test_no_detections_and_no_objects():
+    empty = boxes(scores=[])
     for protocol in PROTOCOLS:
-        assert only(nothing, boxes(A), protocol).average == 0.0
+        assert only(empty, boxes(A), protocol).average == 0.0
         curve = only(boxes(A, scores=[0.5]), boxes(), protocol)
         assert curve.objects == 0 and math.isnan(curve.average) and curve.right.tolist() == [False]
-    both = curves([nothing, boxes(A, scores=[1.0])], [boxes(B, labels=[1]), boxes(A)], 3, "voc")
-    assert mean_average_precision(both) == 0.5  # one class perfect, one missed, one not there
-    assert math.isnan(mean_average_precision(curves([nothing], [boxes()], 1)))
-    with pytest.raises(InputError, match="the protocol is one of"):
-        curves([nothing], [boxes()], 1, "imagenet")
+    both = curves([empty, boxes(A, scores=[1.0])], [boxes(B, labels=[1]), boxes(A)], 3, "voc")
+    assert mean_average_precision(both) == 0.5  # one class perfect, one missed, one without objects
+    assert math.isnan(mean_average_precision(curves([empty], [boxes()], 1)))
+    with pytest.raises(InputError, match="protocol must be one of"):
+        curves([empty], [boxes()], 1, "imagenet")
 
 
 def test_equal_scores_keep_their_order():
-    found = [boxes(FAR, scores=[0.5]), boxes(A, scores=[0.5])]
-    (curve,) = curves(found, [boxes(), boxes(A)], 1, "voc")
+    detections = [boxes(FAR, scores=[0.5]), boxes(A, scores=[0.5])]
+    (curve,) = curves(detections, [boxes(), boxes(A)], 1, "voc")
     assert curve.right.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_agrees_with_pycocotools(seed):
     """COCO's AP at an IoU of 0.5, on crowded images with duplicates, ties and misses, class by class."""
-    draw = torch.Generator().manual_seed(seed)
-    classes, found, truths = 3, [], []
+    rng = torch.Generator().manual_seed(seed)
+    classes, detections, truths = 3, [], []
     for _ in range(12):
-        count = int(torch.randint(0, 9, (1,), generator=draw))
+        count = int(torch.randint(0, 9, (1,), generator=rng))
         corner, side = (
-            torch.randint(0, 60, (count, 2), generator=draw),
-            torch.randint(8, 50, (count, 2), generator=draw),
+            torch.randint(0, 60, (count, 2), generator=rng),
+            torch.randint(8, 50, (count, 2), generator=rng),
         )
         true = torch.cat([corner, corner + side], dim=1).double()
-        labels = torch.randint(0, classes, (count,), generator=draw)
+        labels = torch.randint(0, classes, (count,), generator=rng)
         truths.append(Boxes(true, labels))
-        twice = torch.cat([true, true, torch.randint(0, 60, (3, 4), generator=draw).double()])
-        twice = twice + torch.randint(-9, 10, twice.shape, generator=draw)
-        twice = torch.cat([twice[:, :2], twice[:, 2:].maximum(twice[:, :2] + 1)], dim=1)
-        of_boxes = torch.cat([labels, labels, torch.randint(0, classes, (3,), generator=draw)])
-        scores = torch.randint(1, 30, (len(twice),), generator=draw) / 30
-        found.append(Boxes(twice, of_boxes, scores))
-    ours = [curve.average for curve in curves(found, truths, classes, "coco50")]
-    assert ours == pytest.approx(of_pycocotools(found, truths, classes), abs=1e-6)
+        shifted = torch.cat([true, true, torch.randint(0, 60, (3, 4), generator=rng).double()])
+        shifted = shifted + torch.randint(-9, 10, shifted.shape, generator=rng)
+        shifted = torch.cat([shifted[:, :2], shifted[:, 2:].maximum(shifted[:, :2] + 1)], dim=1)
+        shifted_labels = torch.cat([labels, labels, torch.randint(0, classes, (3,), generator=rng)])
+        scores = torch.randint(1, 30, (len(shifted),), generator=rng) / 30
+        detections.append(Boxes(shifted, shifted_labels, scores))
+    ours = [curve.average for curve in curves(detections, truths, classes, "coco50")]
+    assert ours == pytest.approx(of_pycocotools(detections, truths, classes), abs=1e-6)
     assert 0.2 < sum(ours) / classes < 0.95
 
 
-def of_pycocotools(found, truths, classes):
+def of_pycocotools(detections, truths, classes):
     def entries(images):
         for number, image in enumerate(images):
             for i, ((x1, y1, x2, y2), label) in enumerate(
@@ -154,14 +155,14 @@ def of_pycocotools(found, truths, classes):
             "categories": [{"id": k} for k in range(classes)],
         }
         coco.createIndex()
-        judge = COCOeval(coco, coco.loadRes(list(entries(found))), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"][0, :, :, 0, -1].mean(axis=0).tolist()
+        evaluation = COCOeval(coco, coco.loadRes(list(entries(detections))), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][0, :, :, 0, -1].mean(axis=0).tolist()
 
 
 def test_all_of_coco_s_figures():
-    """Perfect boxes, boxes of an IoU of 0.62, none; crowds of difficult objects count nowhere."""
+    """Perfect boxes, boxes of an IoU of 0.62, none; difficult objects are ignored."""
     truths = [boxes([0, 0, 40, 40]), boxes([5, 5, 45, 45], labels=[1])]
     perfect = [boxes([0, 0, 40, 40], scores=[0.9]), boxes([5, 5, 45, 45], labels=[1], scores=[1.0])]
     figures, of_classes = coco(perfect, truths, 3)
@@ -173,8 +174,8 @@ def test_all_of_coco_s_figures():
     assert (
         figures["AP50"] == pytest.approx(1) and figures["AP75"] == 0 and figures["AP"] == pytest.approx(0.3)
     )  # 0.5, 0.55, 0.6
-    nothing, _ = coco([boxes(scores=[]), boxes(scores=[])], truths, 3)
-    assert nothing["AP"] == 0
+    empty, _ = coco([boxes(scores=[]), boxes(scores=[])], truths, 3)
+    assert empty["AP"] == 0
     hard = [Boxes(truths[0].boxes, truths[0].labels, difficult=torch.tensor([True])), truths[1]]
     figures, of_classes = coco([boxes(scores=[]), perfect[1]], hard, 2)
     assert figures["AP"] == pytest.approx(1) and math.isnan(of_classes[0])
