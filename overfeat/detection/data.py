@@ -22,9 +22,9 @@ class TileDataset(RandomTileDataset):
     """Random tiles of images, each near one of the scale factors, with the boxes that reach into them.
 
     All scale factors are equally frequent, times SCALE_STEP to the power of -0.5 to 0.5. Most tiles hold an object of
-    the image that fits a window at that scale, if there is one. Items are dicts: "image" uint8 [3, h, w]; "boxes" float32
-    [n, 4] in its pixels, which may reach out of it; "labels" int64 [n]; "difficult" bool [n]; "unreadable" as in
-    `RandomTileDataset`.
+    the image that fits a window at that scale, if there is one. Items are dicts: "image" uint8 [3, h, w]; "boxes"
+    float32 [n, 4] in its pixels, which may reach out of it; "labels" int64 [n]; "difficult" bool [n]; "unreadable" as
+    in `RandomTileDataset`.
 
     Args:
         annotated: Images with boxes.

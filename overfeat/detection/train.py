@@ -108,10 +108,10 @@ class DetectorTask(Task):
         samples = options.samples_per_image or samples_for(len(data))
         limit = options.max_pixels
         tiles = _tiles(net, data, samples, flip=options.flip, seed=train.seed, max_pixels=limit)
-        judged = None
+        validation_tiles = None
         if validation:
             samples = -(-VALIDATION_TILES // len(validation))
-            judged = _tiles(net, validation, samples, flip=False, seed=train.seed, max_pixels=limit)
+            validation_tiles = _tiles(net, validation, samples, flip=False, seed=train.seed, max_pixels=limit)
         description = {
             **describe_data(data, validation),
             "architecture": net.architecture.to_json(),
@@ -120,7 +120,7 @@ class DetectorTask(Task):
             **json.loads(regressor.to_json()),
         }
         self.detector = Detector(net, regressor, options.freeze_features)
-        super().__init__(self.detector, tiles, judged, options, train, description)
+        super().__init__(self.detector, tiles, validation_tiles, options, train, description)
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:
         """Cross entropy of positive and negative windows, and 1 - IoU of the boxes; sums over tiles with positives."""

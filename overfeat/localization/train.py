@@ -159,7 +159,7 @@ class RegressorTask(Task):
         regressor.dropout = options.dropout
         architecture, scales, limit = net.architecture, options.scales, options.max_pixels
         dataset = ScaledDataset(data, architecture, scales, flip=net.flip, max_pixels=limit)
-        judged = ScaledDataset(validation, architecture, scales, max_pixels=limit) if validation else None
+        validation_images = ScaledDataset(validation, architecture, scales, max_pixels=limit) if validation else None
         description = {
             **describe_data(data, validation),
             "architecture": architecture.to_json(),
@@ -168,7 +168,7 @@ class RegressorTask(Task):
             **json.loads(regressor.to_json()),
         }
         self.localizer = Localizer(net, regressor, options.train_backbone)
-        super().__init__(self.localizer, dataset, judged, options, train, description)
+        super().__init__(self.localizer, dataset, validation_images, options, train, description)
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:
         """The mean over the images of the mean over their positive windows, and sums over the images."""

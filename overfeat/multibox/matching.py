@@ -1,4 +1,8 @@
-"""Matching of predicted boxes and objects, and the loss (DeepMultiBox, section 3)."""
+"""Matching of predicted boxes and objects, and the loss (DeepMultiBox, section 3).
+
+The derivatives of the loss are sum_j alpha x_ij (l_i - g_j) by l_i, where equation 6 leaves alpha out, and
+(c_i - sum_j x_ij) / (c_i (1 - c_i)) by c_i, where equation 7 lacks a term.
+"""
 
 from collections.abc import Sequence
 
@@ -24,9 +28,6 @@ def multibox_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """F = alpha * F_match + F_conf of every image, at the optimal assignment of boxes to objects (equations 1 to 5).
 
-    The derivatives are sum_j alpha x_ij (l_i - g_j) by l_i, where equation 6 leaves alpha out, and
-    (c_i - sum_j x_ij) / (c_i (1 - c_i)) by c_i, where equation 7 lacks a term.
-
     Args:
         boxes: Float [P, K, 4], predictions of P images (or of P classes of images), in the unit square.
         logits: [P, K], of their confidences.
@@ -44,23 +45,20 @@ def multibox_loss(
         ValueError: Shapes do not match.
     """
     if len(truths) != len(boxes) or boxes.shape[:2] != logits.shape or boxes.shape[2:] != (4,):
-        raise ValueError(
-            f"boxes [P, K, 4], logits [P, K] and P truths are needed, not {tuple(boxes.shape)}, {tuple(logits.shape)} "
-            f"and {len(truths)}"
-        )
+        shapes = f"{tuple(boxes.shape)}, {tuple(logits.shape)} and {len(truths)}"
+        raise ValueError(f"boxes [P, K, 4], logits [P, K] and P truths are needed, not {shapes}")
     counts = [len(t) for t in truths]
     owner = torch.repeat_interleave(torch.tensor(counts, device=boxes.device))
     true = torch.cat([boxes.new_empty(0, 4), *truths])
+    reference = boxes[owner] if priors is None else priors[None]
     with torch.no_grad():
-        if priors is not None:
-            costs = (true[:, None] - priors[None]).square().sum(dim=2)
-        else:
-            distance = (true[:, None] - boxes[owner]).square().sum(dim=2)
-            costs = alpha / 2 * distance - logits[owner]  # -log c + log(1 - c) is minus the logit
+        costs = (true[:, None] - reference).square().sum(dim=2)
+        if priors is None:
+            costs = alpha / 2 * costs - logits[owner]  # -log c + log(1 - c) is minus the logit
         assigned = hungarian_match(costs, counts).to(boxes.device)
     object_, box = assigned.unbind(dim=1)
     image = owner[object_]
-    easy = torch.ones(len(assigned), dtype=torch.bool, device=boxes.device)
+    easy = torch.ones_like(box, dtype=torch.bool)
     if difficult is not None:
         easy = ~torch.cat([easy[:0], *difficult])[object_]
     distance = (boxes[image, box] - true[object_]).square().sum(dim=1) / 2

@@ -147,10 +147,12 @@ class BoxClassifierTask(ClassificationTask):
         samples = options.samples_per_image or samples_for(len(data), CROPS_PER_POSITIVE)
         common: dict[str, Any] = {"square": options.square, "seed": train.seed, "max_pixels": options.max_pixels}
         crops = BoxCropDataset(data, size, samples, flip=options.flip, **common)
-        judged = BoxCropDataset(validation, size, CROPS_PER_POSITIVE, flip=False, **common) if validation else None
+        validation_crops = (
+            BoxCropDataset(validation, size, CROPS_PER_POSITIVE, flip=False, **common) if validation else None
+        )
         description = {**describe_data(data, validation), "architecture": net.architecture.to_json()}
         self.net = net
-        super().__init__(net, crops, judged, options, train, description)
+        super().__init__(net, crops, validation_crops, options, train, description)
 
     def save(self, path: Path) -> None:
         """Write the net as `overfeat.load` reads it."""

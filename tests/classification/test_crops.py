@@ -89,13 +89,13 @@ def test_resize_draws_the_shorter_side_log_uniformly(folder, monkeypatch):
 
 
 def test_unreadable_images_are_replaced_by_the_next(folder):
-    whole = everything(CropDataset(folder, window=48, resize=(56, 56)))
+    expected = everything(CropDataset(folder, window=48, resize=(56, 56)))
     folder.samples[2][0].write_bytes(b"broken")
     data = CropDataset(folder, window=48, resize=(56, 56))
     items = everything(data)
     assert [item["unreadable"] for item in items] == [-1] * 20 + [2] * 10
     assert [item["label"] for item in items[20:]] == [0] * 10
-    for item, before in zip(items[:20], whole, strict=False):
+    for item, before in zip(items[:20], expected, strict=False):
         assert torch.equal(item["image"], before["image"])
     file, message = data.error_for(2)
     assert file == str(folder.samples[2][0]) and file in message

@@ -175,7 +175,7 @@ def test_tiles_are_crops_of_the_images(scenes):
     """Each tile, scaled back, is the region that its boxes imply."""
     tiles = TileDataset(scenes, NET, (0.6, 1.2), 100, samples_per_image=5, flip=False, seed=3)
     assert len(tiles) == 6 * 5
-    with_boxes = whole = 0
+    with_boxes = complete = 0
     for index in range(len(tiles)):
         item, again = tiles[(2, index)], tiles[(2, index)]
         assert torch.equal(item["image"], again["image"]) and torch.equal(item["boxes"], again["boxes"])
@@ -185,7 +185,7 @@ def test_tiles_are_crops_of_the_images(scenes):
         if len(item["boxes"]) < 2:
             continue
         with_boxes += 1
-        # The zoom and offset that make the tile's boxes of the image's, each axis by itself; and with them its pixels.
+        # The scale factor and offset from the boxes of the image to those of the tile, along each axis.
         boxes = item["boxes"].double().numpy()
         match = [sample.boxes[list(sample.labels).index(label)] for label in item["labels"].numpy()]
         if len(set(sample.labels)) < len(sample.labels):
@@ -194,10 +194,10 @@ def test_tiles_are_crops_of_the_images(scenes):
         (zx, x0), (zy, y0) = (np.polyfit(match[:, [k, k + 2]].ravel(), boxes[:, [k, k + 2]].ravel(), 1) for k in (0, 1))
         np.testing.assert_allclose(match * [zx, zy, zx, zy] + [x0, y0, x0, y0], boxes, atol=0.02)
         left, top = round(-x0 / zx), round(-y0 / zy)
-        part = sample.read()[None, :, top : top + round(height / zy), left : left + round(width / zx)]
-        assert (resize(part, (height, width))[0].int() - item["image"].int()).abs().max() <= 1
-        whole += int(((boxes[:, :2] >= 0) & (boxes[:, 2:] <= [width, height])).all(axis=1).any())
-    assert with_boxes > len(tiles) / 4 and whole >= 4
+        region = sample.read()[None, :, top : top + round(height / zy), left : left + round(width / zx)]
+        assert (resize(region, (height, width))[0].int() - item["image"].int()).abs().max() <= 1
+        complete += int(((boxes[:, :2] >= 0) & (boxes[:, 2:] <= [width, height])).all(axis=1).any())
+    assert with_boxes > len(tiles) / 4 and complete >= 4
     first, later = tiles[(0, 0)], tiles[(1, 0)]
     assert first["image"].shape != later["image"].shape or not torch.equal(first["image"], later["image"])
 

@@ -61,9 +61,9 @@ def test_training_writes_a_net_with_boxes(scenes, tmp_path, capsys):
     assert load_regressor(path).num_classes is None
     capsys.readouterr()
     test = ["--data", str(scenes / "validation.json"), "--weights", str(path), "--scales", "six:1,2"]
-    assert main(["evaluate", "localization", *test, "-o", str(tmp_path / "found.json")]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["images"] == 4 and set(found["errors"]) == {"top1", "top5"}
+    assert main(["evaluate", "localization", *test, "-o", str(tmp_path / "results.json")]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["images"] == 4 and set(results["errors"]) == {"top1", "top5"}
     assert "4 images of" in capsys.readouterr().out
 
 
@@ -272,7 +272,7 @@ def test_splits_of_a_folder(scenes, tmp_path, capsys):
     assert "validation" not in (tmp_path / "run/log.jsonl").read_text(), "the test images validate no epoch"
     (folder / "val.json").write_bytes((scenes / "validation.json").read_bytes())
     arguments[arguments.index(str(folder))] = str(folder / "trainval.json")
-    assert main([str(tmp_path / "two") if part == str(tmp_path / "run") else part for part in arguments]) == 0
+    assert main([str(tmp_path / "two") if word == str(tmp_path / "run") else word for word in arguments]) == 0
     assert "validation_iou_error" in (tmp_path / "two/log.jsonl").read_text()
     (folder / "trainval.json").rename(folder / "mine.json")
     (folder / "test.json").rename(folder / "other.json")

@@ -30,11 +30,11 @@ def literal(boxes, confidences, true, priors):
             loss = ALPHA * match
             for i, c in enumerate(confidences):
                 loss = loss - (np.log(c) if i in chosen else np.log(1 - c))
-            judged = loss
+            cost = loss
             if priors is not None:
-                judged = sum(((priors[i] - true[j]) ** 2).sum() for i, j in zip(chosen, objects, strict=True))
-            if best is None or judged < best[0]:
-                best = (judged, loss, sorted(zip(chosen, objects, strict=True)))
+                cost = sum(((priors[i] - true[j]) ** 2).sum() for i, j in zip(chosen, objects, strict=True))
+            if best is None or cost < best[0]:
+                best = (cost, loss, sorted(zip(chosen, objects, strict=True)))
     return best[1], best[2]
 
 
@@ -77,7 +77,7 @@ def test_gradients_are_equations_6_and_7():
 
 @pytest.mark.parametrize("matching", ["prior", "prediction"])
 def test_gradients_agree_with_differences(matching):
-    """Of the whole loss, where the assignment stays as it is."""
+    """Of the loss, where the assignment stays the same."""
     draw = torch.Generator().manual_seed(2)
     boxes = torch.rand(2, 6, 4, generator=draw, dtype=torch.float64, requires_grad=True)
     logits = torch.randn(2, 6, generator=draw, dtype=torch.float64, requires_grad=True)

@@ -55,7 +55,7 @@ def test_squares_are_covered_as_their_bin_demands(pictures):
 def test_boxes_lie_where_the_objects_are(pictures):
     """Painting an item's boxes gives its image, but for objects of which it holds less than half."""
     data = SquareDataset(pictures, 64, 40)
-    whole = 0
+    complete = 0
     for index in range(80):
         item, painted = data[index], torch.zeros(64, 64)
         for x1, y1, x2, y2 in (item["boxes"] * 64).round().int().clamp(0, 64).tolist():
@@ -63,9 +63,9 @@ def test_boxes_lie_where_the_objects_are(pictures):
         white = (item["image"][0] > 127).float()
         assert ((painted == 1) & (white == 0)).float().mean() < 0.03
         if len(item["boxes"]) == 2:  # all there are
-            whole += 1
+            complete += 1
             assert (painted - white).abs().mean() < 0.03
-    assert whole > 5
+    assert complete > 5
 
 
 def test_squares_hold_half_of_their_objects_or_more(pictures):
@@ -158,14 +158,14 @@ def test_squares_of_synthetic_images_are_in_their_bins(tmp_path):
     data = SquareDataset(scenes, 32, 8)
     fits = np.zeros(4)
     for number, sample in enumerate(scenes.samples):
-        for part in range(8):
-            square, _, _ = data._square(np.random.default_rng([number, part]), part, sample)
+        for tile in range(8):
+            square, _, _ = data._square(np.random.default_rng([number, tile]), tile, sample)
             x1, y1, x2, y2 = square.astype(int)
             mask = np.zeros(sample.size, dtype=bool)
             for a, b, c, d in sample.boxes.astype(int):
                 mask[b:d, a:c] = True
-            low, high = COVERAGE_BINS[part % 4]
-            fits[part % 4] += low - 0.02 <= mask[y1:y2, x1:x2].mean() <= high + 0.02
+            low, high = COVERAGE_BINS[tile % 4]
+            fits[tile % 4] += low - 0.02 <= mask[y1:y2, x1:x2].mean() <= high + 0.02
     assert (fits / (2 * len(scenes)) > 0.6).all() and fits.sum() / (8 * len(scenes)) > 0.8
     with pytest.raises(InputError, match="samples_per_image must be a multiple of 4"):
         SquareDataset(scenes, 32, 6)

@@ -148,11 +148,11 @@ def test_written_nets_have_their_class_names(trained):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
-    settings = ("--epochs", "2", "--batch-size", "4", "--crops", "2", "--lr", "0.01", "--checkpoint-steps", "1")
-    run(data, tmp_path / "whole", *settings)
+    options = ("--epochs", "2", "--batch-size", "4", "--crops", "2", "--lr", "0.01", "--checkpoint-steps", "1")
+    run(data, tmp_path / "uninterrupted", *options)
     out, checkpoint = tmp_path / "killed", tmp_path / "killed" / "checkpoint.pt"
     victim = subprocess.Popen(
-        command(data, out, *settings), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(data, out, *options), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     seen = set()
     while len(seen) < 4 and victim.poll() is None:
@@ -167,20 +167,20 @@ def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
     with open(out / "log.jsonl", "a") as file:
         file.write('{"epoch": 1, "train_loss": 9}\n{"epo')
     # The number of workers may differ: randomness does not depend on the process that reads an image.
-    run(data, out, *settings, "--num-workers", "1", "--resume")
-    assert_same(tensors(out), tensors(tmp_path / "whole"))
+    run(data, out, *options, "--num-workers", "1", "--resume")
+    assert_same(tensors(out), tensors(tmp_path / "uninterrupted"))
     timeless = [
         [{k: v for k, v in record.items() if "second" not in k} for record in log(path)]
-        for path in (out, tmp_path / "whole")
+        for path in (out, tmp_path / "uninterrupted")
     ]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 2
 
 
 def test_two_processes_equal_one(data, tmp_path):
-    settings = ("--epochs", "2", "--lr", "0.01", "--dropout", "0")
-    run(data, tmp_path / "one", *settings)
+    options = ("--epochs", "2", "--lr", "0.01", "--dropout", "0")
+    run(data, tmp_path / "one", *options)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = run(data, tmp_path / "two", *settings, launcher=launcher)
+    done = run(data, tmp_path / "two", *options, launcher=launcher)
     assert done.stdout.count("epoch ") == 2
     torch.testing.assert_close(tensors(tmp_path / "two"), tensors(tmp_path / "one"))
     for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
@@ -201,8 +201,8 @@ def test_resume_continues_to_more_epochs_and_refuses_other_options(data, tmp_pat
     assert (out / "checkpoint.pt").read_bytes() == before and len(log(out)) == 1
     assert run_here(capsys, data, out, "--epochs", "2", "--resume")[0] == 0
     assert len(log(out)) == 2
-    assert run_here(capsys, data, tmp_path / "whole", "--epochs", "2")[0] == 0
-    assert_same(tensors(out), tensors(tmp_path / "whole"))
+    assert run_here(capsys, data, tmp_path / "uninterrupted", "--epochs", "2")[0] == 0
+    assert_same(tensors(out), tensors(tmp_path / "uninterrupted"))
     status, _, errors = run_here(capsys, data, out, "--epochs", "1", "--resume")
     assert status == 1 and "epochs 1 are fewer than the 2" in errors
     (out / "checkpoint.pt").write_bytes(before[:1000])
@@ -214,21 +214,21 @@ def test_resume_continues_to_more_epochs_and_refuses_other_options(data, tmp_pat
 
 def test_fine_tuning_keeps_matching_layers(trained, data, tmp_path, capsys):
     source = trained[0] / "net.safetensors"
-    settings = ("--init", source, "--epochs", "1", "--lr", "0")
-    status, printed, _ = run_here(capsys, data, tmp_path / "same", *settings)
+    options = ("--init", source, "--epochs", "1", "--lr", "0")
+    status, printed, _ = run_here(capsys, data, tmp_path / "same", *options)
     assert status == 0 and "new last layer" not in printed
     assert_same(tensors(tmp_path / "same"), checkpoint.load(source).state_dict())
     other = tmp_path / "other"
     other.mkdir()
     for name in NAMES[:2]:
         (other / f"my {name}").symlink_to(data / "train" / name)
-    status, printed, errors = run_here(capsys, other, tmp_path / "new", *settings, "--batch-size", "100", "--no-flip")
+    status, printed, errors = run_here(capsys, other, tmp_path / "new", *options, "--batch-size", "100", "--no-flip")
     assert status == 0 and "new last layer" in printed and "batch size shrinks to 28" in errors
     net = checkpoint.load(tmp_path / "new" / "net.safetensors")
     assert net.class_names == ["my checks", "my noise"] and not net.flip
     kept = [key for key in net.state_dict() if not key.startswith(f"fc_layers.{len(net.fc_layers) - 1}.")]
     assert_same({key: tensors(trained[0])[key] for key in kept}, {key: net.state_dict()[key] for key in kept})
-    status, _, errors = run_here(capsys, data, tmp_path / "fast", *settings, "--net", "fast")
+    status, _, errors = run_here(capsys, data, tmp_path / "fast", *options, "--net", "fast")
     assert status == 1 and "not fast; leave the name out" in errors
 
 
@@ -242,13 +242,13 @@ def test_a_diverging_run_stops_and_keeps_its_checkpoint(data, tmp_path, capsys):
 
 
 def test_bfloat16_trains(data, tmp_path, capsys):
-    settings = ("--epochs", "1", "--precision", "bfloat16", "--resize", "56,80")
-    assert run_here(capsys, data, tmp_path / "out", *settings)[0] == 0
+    options = ("--epochs", "1", "--precision", "bfloat16", "--resize", "56,80")
+    assert run_here(capsys, data, tmp_path / "out", *options)[0] == 0
     assert {tensor.dtype for tensor in tensors(tmp_path / "out").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("option", "words"),
     [
         ("--epochs 0", "epochs must be at least 1"),
         ("--lr -1", "lr must be at least 0"),
@@ -264,30 +264,30 @@ def test_bfloat16_trains(data, tmp_path, capsys):
         ("--init nowhere", "no such file"),
     ],
 )
-def test_bad_options_are_explained(data, tmp_path, capsys, setting, words):
-    status, _, errors = run_here(capsys, data, tmp_path / "out", *setting.split())
+def test_bad_options_are_explained(data, tmp_path, capsys, option, words):
+    status, _, errors = run_here(capsys, data, tmp_path / "out", *option.split())
     assert status == 1 and words in errors and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("setting", ["--lr-milestones 3,x", "--crops x", "--optimizer x"])
-def test_bad_flags_are_refused(data, tmp_path, capsys, setting):
+@pytest.mark.parametrize("option", ["--lr-milestones 3,x", "--crops x", "--optimizer x"])
+def test_bad_flags_are_refused(data, tmp_path, capsys, option):
     with pytest.raises(SystemExit):
-        run_here(capsys, data, tmp_path / "out", *setting.split())
-    assert setting.split()[0] in capsys.readouterr().err
+        run_here(capsys, data, tmp_path / "out", *option.split())
+    assert option.split()[0] in capsys.readouterr().err
 
 
 def test_batches_are_sharded_and_can_start_late():
-    whole = ResumableBatchSampler(samples=50, batch_size=8, seed=1)
-    whole.epoch = 3
-    steps = list(whole)
-    assert len(steps) == len(whole) == 6 and len({key for step in steps for key in step}) == 48
+    sampler = ResumableBatchSampler(samples=50, batch_size=8, seed=1)
+    sampler.epoch = 3
+    steps = list(sampler)
+    assert len(steps) == len(sampler) == 6 and len({key for step in steps for key in step}) == 48
     assert {epoch for step in steps for epoch, _ in step} == {3}
     halves = [ResumableBatchSampler(50, 8, 1, rank, 2) for rank in (0, 1)]
     for half in halves:
         half.epoch, half.start = 3, 2
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(step) for step in steps[2:]]
-    whole.epoch = 4
-    assert next(iter(whole)) != steps[0]
+    sampler.epoch = 4
+    assert next(iter(sampler)) != steps[0]
 
 
 def test_the_learning_rate_is_halved_at_the_paper_s_milestones():
