@@ -1,4 +1,4 @@
-"""What is checked and timed: kinds of arithmetic, the first full layer, and the ways to compute it."""
+"""What is checked and timed: kinds of arithmetic, the first full layer, and its implementations."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu.run import FAST, STOCK
+from bench.gpu.run import EAGER, FAST
 from bench.suite.baselines import offset_loop
 from bench.tolerance import assert_matches
 from overfeat import (
-    fast,  # noqa: F401 (fast is imported for the backends that it adds)
+    fast,  # noqa: F401 (registers its backends)
     ops,
 )
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
@@ -23,8 +23,8 @@ from overfeat.models.overfeat import OverFeat
 from overfeat.ops import reference
 from overfeat.ops.layout import output_shapes
 
-GUARD = 256  # elements of NaN on both sides of an input: a read past its ends shows
-SAMPLES = 16  # outputs and channels whose gradients are compared; all places and taps enter into each
+GUARD = 256  # NaN elements on both sides of an input: reads out of bounds become visible
+SAMPLES = 16  # outputs and channels whose gradients are compared; each depends on all positions and taps
 
 Results = Tensor | list[Tensor]
 Layered = Callable[[Sequence[Tensor], Tensor, Tensor], Results]
@@ -32,7 +32,7 @@ Layered = Callable[[Sequence[Tensor], Tensor, Tensor], Results]
 
 @dataclass(frozen=True)
 class Kind:
-    """Arithmetic: a dtype, and for float32 the precision of its products."""
+    """Arithmetic: a dtype, and for float32 the precision of matmuls."""
 
     name: str
     dtype: torch.dtype
@@ -44,7 +44,7 @@ class Kind:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Products and convolutions of float32 have this precision inside the block."""
+        """Matmuls and convolutions of float32 have this precision inside the block."""
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision(self.precision)
         torch.backends.cudnn.allow_tf32 = self.precision == "high"
@@ -61,22 +61,23 @@ TF32, FLOAT32 = Kind("tf32", torch.float32, "high"), Kind("float32", torch.float
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is. maps: (height, width) of the last maps at each scale."""
+    """All problem sizes. maps: (height, width) of the last feature maps at each scale."""
 
     architecture: Architecture
     image: tuple[int, int]
     classes: int
     maps: tuple[tuple[int, int], ...]
-    small: tuple[tuple[int, int, int], ...]  # images, height, width of the maps of short checks
-    channels: tuple[int, int]  # of short checks: a multiple of 16, and not
-    products: tuple[tuple[int, int, int], ...]  # whose rate is the ceiling
-    copied: int  # bytes
+    small: tuple[tuple[int, int, int], ...]  # images, height, width of the feature maps of short checks
+    pooled: tuple[int, int, int, int]  # [N, C, H, W] of the pooling checks
+    channels: tuple[int, int]  # of short checks: divisible by 16, and not
+    gemms: tuple[tuple[int, int, int], ...]  # (m, n, k) for the measured peak
+    copied: int  # bytes, for the measured peak of copies
     batches: tuple[int, int]
     crops: int  # in a batch of training
-    kinds: tuple[Kind, ...]  # the first is the one that most is timed in
+    kinds: tuple[Kind, ...]  # the first is used for most timings
 
     def layer(self, kind: Kind, maps: Sequence[tuple[int, int, int]], device: torch.device) -> "Layer":
-        """The net's first full layer at these maps."""
+        """The net's first full layer on feature maps of these sizes."""
         a = self.architecture
         return Layer(kind, maps, a.convs[-1].channels, a.hidden[0], a.kernel, a.pool, device)
 
@@ -84,21 +85,22 @@ class Sizes:
 FULL = Sizes(
     architecture=ARCHITECTURES["accurate"], image=(375, 500), classes=1000,
     maps=((17, 17), (20, 23), (23, 29), (29, 35), (32, 38), (35, 44)),
-    small=((2, 17, 17), (1, 20, 23), (3, 16, 15)), channels=(128, 40),
-    products=((4096, 4096, 4096), (8192, 8192, 8192), (12600, 4096, 25600)), copied=1 << 30,
+    small=((2, 17, 17), (1, 20, 23), (3, 16, 15)), pooled=(2, 24, 17, 20), channels=(128, 40),
+    gemms=((4096, 4096, 4096), (8192, 8192, 8192), (12600, 4096, 25600)), copied=1 << 30,
     batches=(1, 8), crops=128, kinds=(BFLOAT16, TF32, FLOAT16, FLOAT32),
 )  # fmt: skip
 TINY = Sizes(
     architecture=Architecture("tiny", (Conv(8, 5, stride=2), Conv(16, 3, pool=3)), kernel=2, hidden=(16, 16),
                               short_side=20, scales=((23, 23),) * 5 + ((23, 25),)),
-    image=(30, 36), classes=5, maps=((8, 8), (8, 9)), small=((2, 6, 7), (1, 7, 8)), channels=(16, 6),
-    products=((64, 64, 64),), copied=1 << 12, batches=(1, 2), crops=4,
-    kinds=(FLOAT16, TF32, FLOAT32),  # Triton's interpreter multiplies bfloat16 as if it were integers
+    image=(30, 36), classes=5, maps=((8, 8), (8, 9)), small=((2, 6, 7), (1, 7, 8)), pooled=(2, 5, 7, 8),
+    channels=(16, 6),
+    gemms=((64, 64, 64),), copied=1 << 12, batches=(1, 2), crops=4,
+    kinds=(FLOAT16, TF32, FLOAT32),  # Triton's interpreter treats bfloat16 as integers
 )  # fmt: skip
 
 
-def numbers(shape: Sequence[int], kind: Kind, device: torch.device, seed: int, scale: float = 1.0) -> Tensor:
-    """Normal numbers between guards of NaN; four axes are channels-last."""
+def random_values(shape: Sequence[int], kind: Kind, device: torch.device, seed: int, scale: float = 1.0) -> Tensor:
+    """Normally distributed values between guards of NaN; four dimensions are channels-last."""
     generator = torch.Generator(device).manual_seed(seed)
     shape = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else tuple(shape)
     count = torch.Size(shape).numel()
@@ -110,10 +112,10 @@ def numbers(shape: Sequence[int], kind: Kind, device: torch.device, seed: int, s
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that is given out uninitialised holds NaN inside the block (integers: their largest)."""
+    """Uninitialised memory holds NaN inside the block (integers: their maximum)."""
     before = torch.are_deterministic_algorithms_enabled()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of ops without a deterministic form, which none of this is about
+        warnings.simplefilter("ignore")  # about ops without a deterministic implementation, which are not used here
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
@@ -122,90 +124,91 @@ def poisoned() -> Iterator[None]:
 
 
 class Layer:
-    """The classifier's first layer on maps of several sizes: inputs, truth, and checks against it."""
+    """The classifier's first layer on feature maps of several sizes: inputs, expected results, checks."""
 
     def __init__(self, kind: Kind, maps: Sequence[tuple[int, int, int]], channels: int, outputs: int, kernel: int,
                  pool: int, device: torch.device):  # fmt: skip
         self.kind, self.kernel, self.pool = kind, kernel, pool
-        self.maps = [numbers((n, channels, h, w), kind, device, seed) for seed, (n, h, w) in enumerate(maps)]
+        self.maps = [random_values((n, channels, h, w), kind, device, seed) for seed, (n, h, w) in enumerate(maps)]
         shape = (outputs, channels, kernel, kernel)
-        self.weight = numbers(shape, kind, device, 100, (channels * kernel**2) ** -0.5)
-        self.bias = numbers((outputs,), kind, device, 101, 0.2)
+        self.weight = random_values(shape, kind, device, 100, (channels * kernel**2) ** -0.5)
+        self.bias = random_values((outputs,), kind, device, 101, 0.2)
 
     @property
-    def places(self) -> int:
+    def positions(self) -> int:
         return sum(n * h * w for n, h, w in output_shapes(self.maps, self.kernel, self.pool))
 
     @property
     def flop(self) -> int:
-        return 2 * self.places * self.weight.numel()
+        return 2 * self.positions * self.weight.numel()
 
     @property
-    def moved(self) -> int:
-        """The least bytes: maps, weight and result once."""
-        elements = sum(m.numel() for m in self.maps) + self.weight.numel() + self.places * len(self.weight)
+    def bytes_moved(self) -> int:
+        """Lower bound: feature maps, weight and result once each."""
+        elements = sum(m.numel() for m in self.maps) + self.weight.numel() + self.positions * len(self.weight)
         return elements * self.weight.element_size()
 
     @cached_property
-    def want(self) -> Tensor:
-        """The result's rows by the reference, in float64."""
+    def expected(self) -> Tensor:
+        """The flat result [positions, outputs] of the reference, in float64."""
         with torch.no_grad():
             return self._reference(self.maps, self.weight, self.bias, relu=True)
 
-    def run(self, way: Layered) -> Results:
+    def run(self, implementation: Layered) -> Results:
         with self.kind.active(), torch.no_grad():
-            return way(self.maps, self.weight, self.bias)
+            return implementation(self.maps, self.weight, self.bias)
 
     def ours(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The library's own way."""
+        """The library's implementation."""
         return ops.skip_classifier_flat(maps, weight, bias, self.pool)
 
-    def check(self, way: Layered, poison: bool = True) -> None:
-        """Raises AssertionError where the results are not those of the reference."""
+    def check(self, implementation: Layered, poison: bool = True) -> None:
+        """Raise AssertionError if the results differ from the reference."""
         with poisoned() if poison else nullcontext():
-            got = rows_of(self.run(way))
-        assert_matches(got, self.want, self.kind.tolerance)
+            actual = flatten(self.run(implementation))
+        assert_matches(actual, self.expected, self.kind.tolerance)
 
-    def check_gradients(self, way: Layered, poison: bool = True) -> None:
-        """Of bias, maps and weight; of the latter two for some channels and some outputs, to bound the memory."""
+    def check_gradients(self, implementation: Layered, poison: bool = True) -> None:
+        """Check the gradients of bias, and of some channels and outputs of maps and weight, to bound the memory."""
         inputs = [t.detach().requires_grad_() for t in (self.weight, self.bias, *self.maps)]
         with poisoned() if poison else nullcontext(), self.kind.active():
-            rows = rows_of(way(inputs[2:], *inputs[:2]))
-            grad = numbers(rows.shape, self.kind, rows.device, 102)
-            of_weight, of_bias, *of_maps = torch.autograd.grad(rows, inputs, grad)
-        # Next to 0 rounding may turn the ReLU either way, and both are right: the mask is the result's own.
-        grad = torch.where(rows > 0, grad.double(), 0.0)
+            flat = flatten(implementation(inputs[2:], *inputs[:2]))
+            grad = random_values(flat.shape, self.kind, flat.device, 102)
+            of_weight, of_bias, *of_maps = torch.autograd.grad(flat, inputs, grad)
+        # Near 0, rounding may switch the ReLU, and both results are correct: use the mask of the actual result.
+        grad = torch.where(flat > 0, grad.double(), 0.0)
         assert_matches(of_bias, grad.sum(dim=0), self.kind.tolerance)
-        some, few = _spread(len(self.weight)), _spread(self.weight.shape[1])
-        part = self.weight[some].double().requires_grad_()
-        rows = self._reference(self.maps, part, None, relu=False)
-        assert_matches(of_weight[some], torch.autograd.grad(rows, part, grad[:, some])[0], self.kind.tolerance)
-        parts = [m[:, few].double().requires_grad_() for m in self.maps]
-        rows = self._reference(parts, self.weight[:, few], None, relu=False)
-        assert_matches([m[:, few] for m in of_maps], torch.autograd.grad(rows, parts, grad), self.kind.tolerance)
+        outputs, channels = _spread(len(self.weight)), _spread(self.weight.shape[1])
+        weight = self.weight[outputs].double().requires_grad_()
+        flat = self._reference(self.maps, weight, None, relu=False)
+        expected = torch.autograd.grad(flat, weight, grad[:, outputs])[0]
+        assert_matches(of_weight[outputs], expected, self.kind.tolerance)
+        maps = [m[:, channels].double().requires_grad_() for m in self.maps]
+        flat = self._reference(maps, self.weight[:, channels], None, relu=False)
+        assert_matches([m[:, channels] for m in of_maps], torch.autograd.grad(flat, maps, grad), self.kind.tolerance)
 
-    def training(self, way: Layered) -> Callable[[], object]:
-        """A forward and backward pass to be timed."""
+    def training(self, implementation: Layered) -> Callable[[], object]:
+        """A forward and backward pass to time."""
         inputs = [t.detach().requires_grad_() for t in (self.weight, self.bias, *self.maps)]
         with self.kind.active():
-            results = way(inputs[2:], *inputs[:2])
+            results = implementation(inputs[2:], *inputs[:2])
         grads = [torch.randn_like(r) for r in ([results] if isinstance(results, Tensor) else results)]
         del results
 
         def step() -> object:
             with self.kind.active():
-                results = way(inputs[2:], *inputs[:2])
+                results = implementation(inputs[2:], *inputs[:2])
                 return torch.autograd.grad([results] if isinstance(results, Tensor) else results, inputs, grads)
 
         return step
 
     def _reference(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
         weight, bias = weight.double().contiguous(), None if bias is None else bias.double()
-        return rows_of([reference.skip_classifier(m.double(), weight, bias, self.pool, relu) for m in maps])
+        return flatten([reference.skip_classifier(m.double(), weight, bias, self.pool, relu) for m in maps])
 
 
-def rows_of(results: Results) -> Tensor:
-    """Results as one matrix [places, outputs]."""
+def flatten(results: Results) -> Tensor:
+    """Results as one matrix [positions, outputs]."""
     if isinstance(results, Tensor):
         return results
     return torch.cat([r.permute(0, 2, 3, 1).flatten(0, 2) for r in results])
@@ -215,15 +218,15 @@ def _spread(count: int) -> list[int]:
     return sorted({round(x) for x in torch.linspace(0, count - 1, SAMPLES).tolist()})
 
 
-def stock(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, size: int) -> list[Tensor]:
-    """What anyone would write: pool at stride 1, convolve with dilation."""
+def pool_and_convolve(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, size: int) -> list[Tensor]:
+    """Plain PyTorch: pool at stride 1, convolve with dilation."""
     return [F.relu(F.conv2d(F.max_pool2d(m, size, 1), weight, bias, dilation=size)) for m in maps]
 
 
-def ways(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> dict[str, Layered]:
-    """The ways to compute the layer, by the name that their rows carry; stock torch first.
+def implementations(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> dict[str, Layered]:
+    """The implementations of the layer by the name in their rows, eager PyTorch first.
 
-    pools: with separate and fused pooling forced, if kernels run. singly: also with one call a scale.
+    pools: also with separate and fused pooling forced, if kernels run. singly: also with one call per scale.
     """
 
     def loop(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -235,43 +238,43 @@ def ways(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> 
     def each(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
         return [ops.skip_classifier(m, weight, bias, layer.pool) for m in maps]
 
-    plain = partial(stock, size=layer.pool)
-    found: dict[str, Layered] = {STOCK: plain, "torch.compile": compiled(plain, dry), "loop over offsets": loop,
+    plain = partial(pool_and_convolve, size=layer.pool)
+    named: dict[str, Layered] = {EAGER: plain, "torch.compile": compiled(plain, dry), "loop over offsets": loop,
                                  FAST: layer.ours}  # fmt: skip
     if singly:
-        found[f"{FAST}, one call a scale"] = each
+        named[f"{FAST}, one call per scale"] = each
     if pools and has_kernels(layer.kind, layer.weight.device):
         for pool in ("separate", "fused"):
-            found[f"{FAST}, {pool}"] = forced(layer.ours, pool=pool)
-    return found
+            named[f"{FAST}, {pool}"] = forced(layer.ours, pool=pool)
+    return named
 
 
-def forced(way: Layered, **options: object) -> Layered:
+def forced(implementation: Layered, **options: object) -> Layered:
     """With launch options forced (kernels/launch.py)."""
     from overfeat.kernels import launch
 
     def run(*arguments: object) -> Results:
         with launch.override(**options):
-            return way(*arguments)
+            return implementation(*arguments)
 
     return run
 
 
 def compiled(function: Callable, dry: bool, **options: object) -> Callable:
-    """Under torch.compile, anew: what was compiled before is forgotten, or its limit would be met."""
+    """The function under torch.compile; earlier compilations are discarded, or they would reach its limit."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False, backend="aot_eager" if dry else "inductor", **options)
 
 
 def has_kernels(kind: Kind, device: torch.device) -> bool:
-    """Whether overfeat.fast runs Triton kernels there."""
+    """Whether overfeat.fast runs Triton kernels on this device."""
     return ops.select_backend("skip_classifier_flat", device, kind.dtype).name == "triton"
 
 
 def untrained(
     sizes: Sizes, dtype: torch.dtype, device: torch.device, hidden: tuple[int, ...] | None = None
 ) -> OverFeat:
-    """The net, or one with other `hidden` layers, with random weights that do not fade, in evaluation mode."""
+    """The net, or one with other `hidden` layers, with random weights that keep the scale of activations."""
     architecture = replace(sizes.architecture, hidden=hidden or sizes.architecture.hidden, init_std=None)
     with torch.device(device):
         net = OverFeat(architecture, sizes.classes)

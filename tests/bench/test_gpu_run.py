@@ -1,4 +1,4 @@
-"""The run on a GPU, gone through on the CPU: its sections, its exit status, and that it finds a wrong kernel."""
+"""The run on a GPU, as a dry run on the CPU: its sections, its exit status, and that it detects a wrong kernel."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from bench.pages.gpu import page
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = [
-    "short checks", "ceilings", "packed", "classification", "tuning", "scales", "training", "merging",
+    "short checks", "measured peaks", "packed", "classification", "tuning", "scales", "training", "merging",
     "thorough checks", "other kinds", "naive windows", "fragile checks",
 ]  # fmt: skip
 
-# A kernel that leaves the last row of its result as the memory was.
+# A kernel that leaves the last row of its result uninitialised.
 WRONG = """
 import sys
 import overfeat.fast
@@ -39,9 +39,9 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def test_a_dry_run_goes_through_everything(tmp_path):
-    found = start("-m", "bench.gpu", "--dry-run", "--out", tmp_path, TRITON_INTERPRET="1")
-    assert found.returncode == 0, found.stdout + found.stderr
+def test_a_dry_run_completes_every_section(tmp_path):
+    done = start("-m", "bench.gpu", "--dry-run", "--out", tmp_path, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["dry-run.json"]
     results = json.loads((tmp_path / "dry-run.json").read_text())
     assert results["dry run"] is True
@@ -53,41 +53,41 @@ def test_a_dry_run_goes_through_everything(tmp_path):
         assert "error" not in row and row["check"], row
     packed = [row for row in results["rows"] if row["section"] == "packed" and row["backend"].startswith("overfeat")]
     assert packed and {row["runs"] for row in packed} == {"triton"}
-    assert all(row["times_stock"] and row["tflops"] and row["of_gemm"] for row in packed)
-    assert set(results["ceilings"]) == {"float16", "tf32", "float32", "copy"}
+    assert all(row["speedup_over_eager"] and row["tflops"] and row["fraction_of_gemm"] for row in packed)
+    assert set(results["peaks"]) == {"float16", "tf32", "float32", "copy"}
     assert len(results["targets"]) == 10
-    told = page(results)
-    assert "these times mean nothing" in told and "0 failed" in told
-    assert all(target["name"] in told for target in results["targets"])
-    assert all(f"{row['median']:.3f}" in told for row in packed)
+    text = page(results)
+    assert "its times have no meaning" in text and "0 failed" in text
+    assert all(target["name"] in text for target in results["targets"])
+    assert all(f"{row['median']:.3f}" in text for row in packed)
 
 
-def test_a_wrong_kernel_is_found(tmp_path):
-    found = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "12", TRITON_INTERPRET="1")
-    assert found.returncode == 1, found.stdout + found.stderr
+def test_a_wrong_kernel_is_detected(tmp_path):
+    done = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "12", TRITON_INTERPRET="1")
+    assert done.returncode == 1, done.stdout + done.stderr
     results = json.loads((tmp_path / "dry-run.json").read_text())
     failed = [check for check in results["checks"] if check["result"] == "failed"]
-    told = page(results)
-    assert f"{len(failed)} failed" in told and f"Failed: {failed[0]['name']}" in told
+    text = page(results)
+    assert f"{len(failed)} failed" in text and f"Failed: {failed[0]['name']}" in text
     assert {check["op"] for check in failed} == {"first full layer"}
-    assert "]: nan in place of" in failed[0]["message"], "which element is wrong"
-    assert f"FAILED {failed[0]['name']}" in found.stdout
-    # The budget was spent on the way, and that is said too.
+    assert "]: nan, expected" in failed[0]["message"], "which element is wrong"
+    assert f"FAILED {failed[0]['name']}" in done.stdout
+    # The time budget was used up as well, which is reported too.
     assert list(results["sections"]) == SECTIONS
-    assert results["sections"]["fragile checks"]["state"] == "cut short: the budget of 12 s is spent"
+    assert results["sections"]["fragile checks"]["state"] == "cut short: the time budget of 12 s is used up"
 
 
-def test_a_failed_check_voids_the_rows_that_it_speaks_of(tmp_path):
-    from bench.gpu.run import FAST, STOCK, Run
+def test_a_failed_check_invalidates_its_rows(tmp_path):
+    from bench.gpu.run import EAGER, FAST, Run
 
     def fail():
         raise AssertionError("no")
 
     run = Run(tmp_path, 60, dry=True)
-    for backend in (STOCK, f"{FAST}, inside", FAST):
+    for backend in (EAGER, f"{FAST}, fused", FAST):
         for kind in ("float16", "float32"):
             assert run.row("here", "first full layer", "", kind, backend, lambda: None)
-    assert run.check("fine", "first full layer", STOCK, "float16", lambda: None)
+    assert run.check("fine", "first full layer", EAGER, "float16", lambda: None)
     assert not run.check("bad", "first full layer", FAST, "float16", fail)
     run.save()
     rows = json.loads(run.path.read_text())["rows"]
@@ -109,12 +109,12 @@ def test_an_interrupted_section_is_not_complete(tmp_path):
 
 @pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf", "x"])
 def test_a_budget_is_a_time(budget):
-    found = start("-m", "bench.gpu", "--dry-run", "--budget", budget)
-    assert found.returncode == 2 and "--budget" in found.stderr
+    done = start("-m", "bench.gpu", "--dry-run", "--budget", budget)
+    assert done.returncode == 2 and "--budget" in done.stderr
 
 
-def test_without_a_gpu_it_says_so():
-    found = start("-m", "bench.gpu", CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
-    assert found.returncode == 2
-    assert found.stdout.startswith("no GPU that torch can use on this machine")
-    assert len(found.stdout.splitlines()) == 1
+def test_without_a_gpu():
+    done = start("-m", "bench.gpu", CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stdout.startswith("no GPU that torch can use on this machine")
+    assert len(done.stdout.splitlines()) == 1
