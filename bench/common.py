@@ -10,7 +10,6 @@ import torch
 
 from overfeat.files import atomic_write
 from overfeat.profiling.measure import machine
-from overfeat.profiling.peaks import measured_peaks as measured_peaks
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.common import ROOT, measure_peak_memory, measured_peaks, write_results
+from bench.common import ROOT, measure_peak_memory, write_results
 from overfeat import backend
 from overfeat.cli.assets import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
@@ -27,6 +27,7 @@ from overfeat.detection.predict import detect
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.models.flops import stage_macs
 from overfeat.profiling.measure import summary
+from overfeat.profiling.peaks import measured_peaks
 from overfeat.profiling.table import stage_seconds
 from overfeat.regions import collect_timings
 

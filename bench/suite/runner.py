@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from bench.common import measure_peak_memory, measured_peaks
+from bench.common import measure_peak_memory
 from bench.tolerance import Tensors, assert_matches
 from overfeat.errors import InputError
 from overfeat.fast import status
 from overfeat.files import atomic_write
 from overfeat.profiling.measure import machine, summary, synchronize
+from overfeat.profiling.peaks import measured_peaks
 
 MAX_REPEATS = 15
 SINGLE_RUN_SECONDS = 10.0  # an implementation that takes longer is timed once
