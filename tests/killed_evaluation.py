@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def check_a_killed_evaluation_goes_on(arguments: list, folder: Path) -> None:
-    """At most the image that was being looked at is lost, and the results are those of an unbroken run.
+    """At most the image in work is lost, and the results are those of an unbroken run.
 
     arguments: of `overfeat evaluate`, but for -o.
     """

@@ -52,19 +52,8 @@ def run(*arguments):
 
 def flags(multi_object, out, *more):
     common = "--batch-size 4 --num-workers 0 --device cpu --samples-per-image 1 --epochs 1 --no-flip --scales 0.5,0.8"
-    given = [
-        "train",
-        "detector",
-        "--data",
-        multi_object,
-        "--init",
-        SHIPPED_WEIGHTS,
-        "--out",
-        out,
-        *common.split(),
-        *more,
-    ]
-    return [str(part) for part in given]
+    given = ["train", "detector", "--data", multi_object, "--init", SHIPPED_WEIGHTS, "--out", out]
+    return [str(part) for part in (*given, *common.split(), *more)]
 
 
 def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
@@ -82,25 +71,26 @@ def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
     results, plot = tmp_path / "results.json", tmp_path / "curves.png"
     command = ["evaluate", "detector", "--data", multi_object, "--weights", weights, "-o", results, "--plot", plot]
     assert main([*map(str, command)]) == 0
-    found = json.loads(results.read_text())
-    assert found["images"] == 4 and set(found["map"]) == {*PROTOCOLS, "coco"}
-    for protocol, mean in found["map"].items():
-        averages = [figures[protocol] for figures in found["ap"].values()]
+    figures = json.loads(results.read_text())
+    assert figures["images"] == 4 and set(figures["map"]) == {*PROTOCOLS, "coco"}
+    for protocol, mean in figures["map"].items():
+        averages = [of_class[protocol] for of_class in figures["ap"].values()]
         assert mean == pytest.approx(sum(averages) / len(averages)) and 0 <= mean <= 1
     assert "mean" in capsys.readouterr().out
     with Image.open(plot) as picture:
         assert picture.width > 400
 
-    out = tmp_path / "found"
+    out = tmp_path / "detections"
     command = ["detect", multi_object / "test", "--weights", weights, "-o", out, "--min-score", "0"]
     assert main([str(part) for part in command]) == 0
     printed = capsys.readouterr().out
     for file in sorted(out.glob("*.png.json")):
         path = multi_object / "test" / file.name.removesuffix(".json")
-        want = detect(net, load_regressor(weights), read_image(path))
+        expected = detect(net, load_regressor(weights), read_image(path))
         objects = json.loads(file.read_text())["objects"]
-        assert len(objects) == len(want) and str(path) in printed
-        for one, box, label, count in zip(objects, want.boxes.tolist(), want.labels, want.counts, strict=True):
+        assert len(objects) == len(expected) and str(path) in printed
+        columns = (expected.boxes.tolist(), expected.labels, expected.counts)
+        for one, box, label, count in zip(objects, *columns, strict=True):
             assert one["box"] == pytest.approx(box, abs=0.01) and one["class"] == net.class_names[label]
             assert one["count"] == count and 0 <= one["score"] < 1
         assert (out / f"{path.name}.png").exists()
@@ -109,18 +99,18 @@ def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
 
 
 def test_the_shipped_detector_and_coco_s_own_tool(multi_object, tmp_path):
-    """That tool reads what `detect` writes and gives what `evaluate` gives; most digits are found."""
+    """That tool reads what `detect` writes and gives what `evaluate` gives; most digits are detected."""
     results, ids = tmp_path / "results.json", multi_object / "test.json"
     assert run("evaluate", "detector", "--data", multi_object, "-o", results) == 0
-    found = json.loads(results.read_text())
+    figures = json.loads(results.read_text())
     assert run("detect", multi_object / "test", "-o", tmp_path / "coco", "--min-score", 0, "--coco-ids", ids) == 0
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(multi_object / "test.json")
-        judge = COCOeval(truth, truth.loadRes(str(tmp_path / "coco/coco.json")), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    assert found["coco"]["AP50"] == pytest.approx(judge.stats[1], abs=0.01) and found["coco"]["AP50"] > 0.5
+        evaluator = COCOeval(truth, truth.loadRes(str(tmp_path / "coco/coco.json")), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    assert figures["coco"]["AP50"] == pytest.approx(evaluator.stats[1], abs=0.01) and figures["coco"]["AP50"] > 0.5
 
 
 def test_from_scratch_and_resumed(multi_object, tmp_path, capsys):
@@ -210,7 +200,7 @@ def test_a_killed_evaluation_goes_on(weights, tmp_path):
 
 
 def test_a_journal(tmp_path):
-    """Torn lines and other settings are not taken over."""
+    """Torn lines and the results of other settings are dropped."""
     path = tmp_path / "j"
     first = Journal(path, {"a": 1})
     first.add("x", [1, 2.5])
@@ -229,7 +219,7 @@ def test_a_journal(tmp_path):
         Journal(tmp_path / "no" / "j", {})
 
 
-def test_blacklisted_pairs(multi_object, tmp_path, capsys):
+def test_ignored_pairs(multi_object, tmp_path, capsys):
     """Lines of an image's number and a class take that class's objects there out of ILSVRC's figure alone."""
     truth = json.loads((multi_object / "test.json").read_text())
     name = {category["id"]: category["name"] for category in truth["categories"]}
@@ -238,10 +228,10 @@ def test_blacklisted_pairs(multi_object, tmp_path, capsys):
     listed.write_text("".join(f"{number} {label}\n" for number in range(1, len(truth["images"]) + 1)) + "\n1 zebra\n")
     command = [*plain, tmp_path / "r.json", "--ignore-list", listed]
     assert run(*command) == run(*plain, tmp_path / "all.json") == 0
-    found, every = (json.loads((tmp_path / file).read_text()) for file in ("r.json", "all.json"))
-    assert found["objects"] == every["objects"] == len(truth["annotations"])
-    assert found["ap"][label].pop("ilsvrc") is None and every["ap"][label].pop("ilsvrc") is not None
-    assert found["ap"] == every["ap"]
+    figures, every = (json.loads((tmp_path / file).read_text()) for file in ("r.json", "all.json"))
+    assert figures["objects"] == every["objects"] == len(truth["annotations"])
+    assert figures["ap"][label].pop("ilsvrc") is None and every["ap"][label].pop("ilsvrc") is not None
+    assert figures["ap"] == every["ap"]
     listed.write_text(f"1 {label}\nseven 7\n")
     assert run(*command) == 1
     assert "line 2: the number of an image and a class are needed, not 'seven 7'" in capsys.readouterr().err
@@ -249,32 +239,22 @@ def test_blacklisted_pairs(multi_object, tmp_path, capsys):
 
 def test_ids_of_coco(weights, multi_object, tmp_path, capsys):
     """Without annotations images and classes are numbered from 1; annotations of other images are refused."""
-    out = tmp_path / "found"
+    out = tmp_path / "detections"
     assert run("detect", multi_object / "test", "-o", out) == 0
     results = json.loads((out / "coco.json").read_text())
     objects = [json.loads(path.read_text())["objects"] for path in sorted(out.glob("*.png.json"))]
-    assert [entry["image_id"] for entry in results] == [i for i, things in enumerate(objects, 1) for _ in things]
-    assert [entry["category_id"] for entry in results] == [1 + int(t["class"]) for things in objects for t in things]
+    assert [entry["image_id"] for entry in results] == [i for i, entries in enumerate(objects, 1) for _ in entries]
+    classes = [int(entry["class"]) for entries in objects for entry in entries]
+    assert [entry["category_id"] for entry in results] == [1 + number for number in classes]
     capsys.readouterr()
     (tmp_path / "two").mkdir()
     shutil.copy(next((multi_object / "test").glob("*.png")), tmp_path / "two" / "other.png")
-    assert (
-        run(
-            "detect",
-            tmp_path / "two",
-            "--weights",
-            weights,
-            "-o",
-            tmp_path / "o2",
-            "--coco-ids",
-            multi_object / "test.json",
-        )
-        == 1
-    )
+    command = ["detect", tmp_path / "two", "--weights", weights, "-o", tmp_path / "o2"]
+    assert run(*command, "--coco-ids", multi_object / "test.json") == 1
     assert "other.png" in capsys.readouterr().err and not (tmp_path / "o2").exists()
 
 
-def test_a_folder_goes_on_past_bad_images(weights, tmp_path, capsys):
+def test_bad_images_are_skipped(weights, tmp_path, capsys):
     folder = voc(tmp_path / "photos", 3)
     (folder / "1.png").write_bytes(b"broken")
     assert run("detect", folder, "--weights", weights, "-o", tmp_path / "out") == 1
@@ -307,9 +287,9 @@ def test_difficult_objects_alone(weights, tmp_path, capsys):
         xml.write_text(text.replace("<bndbox>", "<difficult>1</difficult><bndbox>"))
     command = ["evaluate", "detector", "--data", folder, "--weights", weights, "-o", out, "--plot", tmp_path / "p.png"]
     assert run(*command) == 0
-    found = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert found["map"]["voc"] is None and found["map"]["coco"] is None and found["map"]["ilsvrc"] is not None
-    assert found["objects"] == 3 and (tmp_path / "p.png").exists()
+    figures = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert figures["map"]["voc"] is None and figures["map"]["coco"] is None and figures["map"]["ilsvrc"] is not None
+    assert figures["objects"] == 3 and (tmp_path / "p.png").exists()
     for xml in folder.glob("*.xml"):
         xml.write_text(f"<annotation><filename>{xml.stem}.png</filename></annotation>")
     assert run(*command) == 1
@@ -348,13 +328,13 @@ def test_two_processes_with_images_too_small_for_context(tmp_path):
     net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
     assert net.context is not None and regressor.num_classes == 2
     image = read_image(folder / "0.png")
-    found = detect(net, regressor, image, least=0.01)
-    assert len(found) and found.boxes.isfinite().all()
+    detections = detect(net, regressor, image, score_threshold=0.01)
+    assert len(detections) and detections.boxes.isfinite().all()
 
 
 def test_a_plot_writes_over_nothing_of_others(weights, multi_object, tmp_path, capsys):
-    """Its own it replaces; annotations, images and results stay, and that is said before the work."""
-    folder = tmp_path / "scenes"
+    """Earlier plots are replaced; annotations, images and results are refused before the work."""
+    folder = tmp_path / "images"
     shutil.copytree(multi_object, folder)
     image = next((folder / "test").glob("*.png"))
     command = ["evaluate", "detector", "--data", folder, "--weights", weights, "--max-images", 2, "--plot"]
@@ -367,7 +347,7 @@ def test_a_plot_writes_over_nothing_of_others(weights, multi_object, tmp_path, c
 
 
 @pytest.mark.parametrize("name", ["settings", "coco"])
-def test_names_that_are_taken(weights, tmp_path, capsys, name):
+def test_names_of_shared_files_are_refused(weights, tmp_path, capsys, name):
     shutil.copy(voc(tmp_path / "photos", 1) / "0.png", tmp_path / name)
     assert run("detect", tmp_path / name, "--weights", weights, "-o", tmp_path / "out") == 1
     assert f"its result would be called {name}.json" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -21,6 +21,7 @@ from overfeat.multibox.predict import detect_multibox
 from overfeat.training.trainer import LAST
 
 QUICK = "--batch-size 8 --num-workers 0 --device cpu --epochs 1 --no-flip"
+TINY = "--samples-per-image 4 --num-boxes 5 --image-size 47"
 
 
 def run(*arguments):
@@ -29,7 +30,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def nets(tmp_path_factory):
-    """Both nets trained for a moment on VOC's layout: (photos, boxes, classifier)."""
+    """Both nets after a short training on VOC's layout: (photos, boxes, classifier)."""
     root = tmp_path_factory.mktemp("multibox")
     photos = voc(root / "photos", 6)
     head = "--num-boxes 8 --samples-per-image 4 --image-size 59"
@@ -43,9 +44,9 @@ def test_training_describes_its_start(nets, tmp_path, capsys):
     photos, boxes, _ = nets
     command = ["train", "multibox", "--data", photos, "--out", tmp_path / "run", *QUICK.split()]
     assert run(*command, "--init", boxes, "--num-boxes", 8, "--samples-per-image", 4, "--freeze-features") == 0
-    told = capsys.readouterr().out
-    assert "6 images with 15 boxes of 2 classes" in told and "input of 59 px" in told
-    assert f"10 of 10 layers have the weights of {boxes}" in told and "4 squares per image" in told
+    printed = capsys.readouterr().out
+    assert "6 images with 15 boxes of 2 classes" in printed and "input of 59 px" in printed
+    assert f"10 of 10 layers have the weights of {boxes}" in printed and "4 squares per image" in printed
     before, after = load_multibox(boxes), load_multibox(tmp_path / "run" / LAST)
     assert torch.equal(before.priors, after.priors) and before.net.architecture == after.net.architecture
     pairs = list(zip(before.net.conv_layers.parameters(), after.net.conv_layers.parameters(), strict=True))
@@ -59,19 +60,7 @@ def test_training_describes_its_start(nets, tmp_path, capsys):
 
 
 def test_a_resumed_run_ends_with_the_same_weights(multi_object, tmp_path):
-    command = [
-        "train",
-        "multibox",
-        "--data",
-        multi_object,
-        "--samples-per-image",
-        4,
-        "--num-boxes",
-        5,
-        "--image-size",
-        47,
-        *QUICK.split(),
-    ]
+    command = ["train", "multibox", "--data", multi_object, *QUICK.split(), *TINY.split()]
     command += ["--matching", "prediction", "--no-priors", "--per-class"]
     assert run(*command, "--out", tmp_path / "once", "--epochs", 2) == 0
     assert run(*command, "--out", tmp_path / "twice") == 0
@@ -82,24 +71,12 @@ def test_a_resumed_run_ends_with_the_same_weights(multi_object, tmp_path):
 
 
 def test_a_resumed_run_with_other_options_is_refused(multi_object, tmp_path, capsys):
-    command = [
-        "train",
-        "multibox",
-        "--data",
-        multi_object,
-        "--samples-per-image",
-        4,
-        "--num-boxes",
-        5,
-        "--image-size",
-        47,
-        *QUICK.split(),
-    ]
+    command = ["train", "multibox", "--data", multi_object, *QUICK.split(), *TINY.split()]
     command += ["--out", tmp_path / "run"]
     assert run(*command) == 0
     assert run(*command, "--epochs", 2, "--resume", "--alpha", 2, "--matching", "prediction") == 1
-    told = capsys.readouterr().err
-    assert "alpha was" in told and "matching was prior and is now prediction" in told
+    printed = capsys.readouterr().err
+    assert "alpha was" in printed and "matching was prior and is now prediction" in printed
 
 
 @pytest.mark.parametrize(
@@ -136,33 +113,25 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
     for head in ("multibox", "box-classifier"):
         command = ["train", head, "--data", folder, "--out", tmp_path / head, *QUICK.split()]
         assert run(*command) == 1
-        told = capsys.readouterr().err
-        assert "1 of 4 images cannot be used" in told and "2.png" in told and not (tmp_path / head).exists()
+        printed = capsys.readouterr().err
+        assert "1 of 4 images cannot be used" in printed and "2.png" in printed and not (tmp_path / head).exists()
     assert run(*command, "--skip-invalid", "--samples-per-image", 3) == 0
 
 
 def test_results_and_pictures(nets, tmp_path, capsys):
     photos, boxes, classifier = nets
-    out = tmp_path / "found"
+    out = tmp_path / "detections"
     command = ["detect", photos, "--method", "multibox", "--weights", boxes, "-o", out, "--min-score", 0]
-    command += [
-        "--classifier",
-        classifier,
-        "--max-detections",
-        3,
-        "--crops",
-        "centre",
-        "--nms-iou",
-        0.4,
-    ]
+    command += ["--classifier", classifier, "--max-detections", 3, "--crops", "centre", "--nms-iou", 0.4]
     assert run(*command) == 0
-    options = {"crops": "centre", "top": 3, "threshold": 0.4}
+    options = {"crops": "centre", "max_detections": 3, "nms_iou_threshold": 0.4, "score_threshold": 0.0}
     for file in sorted(out.glob("*.png.json")):
         image = read_image(photos / file.name.removesuffix(".json"))
-        want = detect_multibox(load_multibox(boxes), load(classifier), image, least=0.0, **options)
+        expected = detect_multibox(load_multibox(boxes), load(classifier), image, **options)
         objects = json.loads(file.read_text())["objects"]
-        assert len(objects) == len(want)
-        for one, box, label, score in zip(objects, want.boxes.tolist(), want.labels, want.scores, strict=True):
+        assert len(objects) == len(expected)
+        columns = (expected.boxes.tolist(), expected.labels, expected.scores)
+        for one, box, label, score in zip(objects, *columns, strict=True):
             assert one["box"] == pytest.approx(box, abs=0.01) and one["class"] == ["disc", "square"][label]
             assert one["score"] == pytest.approx(float(score), abs=1e-4)
         with Image.open(out / file.name.replace(".json", ".png")) as picture:
@@ -176,7 +145,7 @@ def test_results_and_pictures(nets, tmp_path, capsys):
     assert "results of other settings" in capsys.readouterr().err
 
 
-def test_boxes_of_anything(nets, capsys):
+def test_class_agnostic_boxes(nets, capsys):
     """Without a classifier a box is an object."""
     assert run("detect", nets[0] / "0.png", "--method", "multibox", "--weights", nets[1], "--min-score", 0.001) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -213,12 +182,12 @@ def test_flags_that_do_not_go_together(nets, capsys, setting, words):
     assert words in capsys.readouterr().err
 
 
-def test_a_folder_goes_on_past_bad_images(nets, tmp_path, capsys):
+def test_bad_images_are_skipped(nets, tmp_path, capsys):
     folder = shutil.copytree(nets[0], tmp_path / "photos")
     (folder / "1.png").write_bytes(b"broken")
     assert run("detect", folder, "--method", "multibox", "--weights", nets[1], "-o", tmp_path / "out") == 1
-    told = capsys.readouterr().err
-    assert "1 of 6 images failed" in told and "1.png" in told
+    printed = capsys.readouterr().err
+    assert "1 of 6 images failed" in printed and "1.png" in printed
     assert len(list((tmp_path / "out").glob("*.png.json"))) == 5
 
 
@@ -227,11 +196,11 @@ def test_figures_of_a_data_set(nets, tmp_path, capsys):
     results, plot = tmp_path / "r.json", tmp_path / "p.png"
     command = ["evaluate", "multibox", "--data", photos, "--weights", boxes, "-o", results]
     assert run(*command, "--classifier", classifier, "--plot", plot) == 0
-    told, found = capsys.readouterr().out, json.loads(results.read_text())
-    assert found["images"] == 6 and found["objects"] == 15 and found["crops"] == 10
-    assert len(found["rate"]) == 100 and found["rate"] == sorted(found["rate"])
-    assert set(found["windows"]) == {"1", "3", "5", "10", "25"} and set(found["ap"]) == {"disc", "square"}
-    assert f"{100 * found['rate'][9]:6.2f} %" in told and "detection@5" in told and "mean of all" in told
+    printed, figures = capsys.readouterr().out, json.loads(results.read_text())
+    assert figures["images"] == 6 and figures["objects"] == 15 and figures["crops"] == 10
+    assert len(figures["rate"]) == 100 and figures["rate"] == sorted(figures["rate"])
+    assert set(figures["windows"]) == {"1", "3", "5", "10", "25"} and set(figures["ap"]) == {"disc", "square"}
+    assert f"{100 * figures['rate'][9]:6.2f} %" in printed and "detection@5" in printed and "mean of all" in printed
     with Image.open(plot) as picture:
         assert picture.width > 400
     assert run(*command, "--crops", "centre") == 0
@@ -251,8 +220,8 @@ def test_a_net_with_boxes_of_classes(multi_object, tmp_path, capsys):
     save_multibox(model, tmp_path / "m.safetensors")
     command = ["evaluate", "multibox", "--data", multi_object, "--weights", tmp_path / "m.safetensors"]
     assert run(*command, "-o", tmp_path / "r.json", "--max-images", 3) == 0
-    found = json.loads((tmp_path / "r.json").read_text())
-    assert "map" in found and "windows" not in found
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert "map" in figures and "windows" not in figures
     assert run(*command, "--classifier", SHIPPED_WEIGHTS) == 1
     assert "leave --classifier out" in capsys.readouterr().err
 
