@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser()
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.print_help()
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     return _run(args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="overfeat",
         description="Evaluate a ConvNet at every position and scale of an image: classify, localize and detect.",

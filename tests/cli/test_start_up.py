@@ -8,14 +8,14 @@ import sys
 import pytest
 
 import overfeat
-from overfeat.cli.main import _parser, main
+from overfeat.cli.main import build_parser, main
 
 HEAVY = ("torch", "numba", "numpy", "scipy", "PIL", "matplotlib", "triton")
 
 
 def commands(parser=None):
     """Every command line of subcommands, such as ["evaluate", "detector"], with its parser."""
-    parser = parser or _parser()
+    parser = parser or build_parser()
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, command in action.choices.items():
@@ -50,7 +50,7 @@ def test_answers_without_heavy_imports():
 
 def test_without_arguments_it_prints_its_help(capsys):
     assert main([]) == 0
-    assert capsys.readouterr().out == _parser().format_help()
+    assert capsys.readouterr().out == build_parser().format_help()
 
 
 def test_as_a_module():
