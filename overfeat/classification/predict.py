@@ -35,10 +35,7 @@ def classify(
     Args:
         nets: One net, or an ensemble whose scores are averaged (the paper's "7 models").
         images: [N, 3, H, W], [3, H, W], or a list of [3, H, W] of any sizes, float or uint8, RGB in 0..255.
-        scales: See `DenseConfig`, as for all that follow.
-        flip: Whether mirror images are evaluated as well; None: as each net was trained.
-        stride: "fine" or "coarse".
-        memory_limit: Bytes for intermediate maps.
+        scales, flip, stride, memory_limit: See `DenseConfig`.
 
     Returns:
         float32 [N, classes] on the first net's device.

@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(net, MultiBox):
         if args.labels or args.target.suffix != SAFETENSORS:
             raise InputError(f"{args.source}: a DeepMultiBox can only become .safetensors, and takes no --labels")
-        save_multibox(net, args.target, dtype)
+        save_multibox(net, args.target, dtype=dtype)
         print(f"{args.target}: DeepMultiBox, {net.num_boxes} boxes")
         return 0
     if args.labels:
         net.class_names = read_labels(args.labels, net.num_classes)
     regressor = find_regressor(args.source) if readable else None
     if args.target.suffix == SAFETENSORS:
-        save(net, args.target, dtype, regressor)
+        save(net, args.target, dtype=dtype, regressor=regressor)
     elif net.architecture.name in RELEASED_FILES:
         save_released(net, args.target)
     else:

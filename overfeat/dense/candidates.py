@@ -57,10 +57,7 @@ def candidates(
         net: A classifier or detector. A background class has no boxes.
         regressor: Of the same file, see `load_regressor`.
         image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
-        scales: See `DenseConfig`, as for the next three.
-        flip: Whether the mirror image is evaluated as well.
-        stride: "fine" or "coarse".
-        memory_limit: Bytes for intermediate maps.
+        scales, flip, stride, memory_limit: See `DenseConfig`.
         top_k: Classes of each scale, those with the largest scores at any of its positions; None: all.
         relative_threshold: Lowest score of a position, as a fraction of the class's maximum in the image; 0 keeps
             every position, as in the paper's text.
@@ -85,9 +82,9 @@ def collect_candidates(
     grids: Sequence[Grid],
     config: DenseConfig,
     *,
-    top_k: int | None,
-    relative_threshold: float,
-    score_threshold: float,
+    top_k: int | None = None,
+    relative_threshold: float = 0.0,
+    score_threshold: float = 0.0,
 ) -> Candidates:
     """`candidates` of an image [3, H, W] at these grids."""
     _check_regressor(net, regressor)

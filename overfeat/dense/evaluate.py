@@ -70,10 +70,7 @@ def score_maps(
     Args:
         net: A classifier or detector.
         images: Float or uint8 [N, 3, H, W] or [3, H, W], RGB in 0..255.
-        scales: See `DenseConfig`, as for all that follow.
-        flip: Whether the mirror image is evaluated as well.
-        stride: "fine" or "coarse".
-        memory_limit: Bytes for intermediate maps.
+        scales, flip, stride, memory_limit: See `DenseConfig`.
 
     Returns:
         A map for each scale and, with `flip`, its mirror image, with the window that each position sees.

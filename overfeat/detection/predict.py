@@ -39,20 +39,13 @@ def detect(
     """The objects in an image, best first (section 5).
 
     Args:
-        net: A detector: with a background class, of one file with its regressor.
-        regressor: See `load_regressor`.
+        net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`.
         image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
-        scales: See `DenseConfig`, as for the next three; None: those of the net's training.
-        flip: Whether the mirror image is evaluated as well.
-        stride: "fine" or "coarse".
-        memory_limit: Bytes for intermediate maps.
-        postprocess: "merge": boxes that match are merged and their confidences summed (section 4.3); scores are
-            `normalize_scores`; then NMS, since overlapping merged boxes are of one object. "nms": NMS alone; scores are
-            the boxes' own confidences.
-        match_threshold: Largest match score at which boxes merge, see `merge_boxes`.
-        nms_iou_threshold: Largest IoU with a better box of its class that a box may have; None: 0.3 for "merge", 0.2
-            for "nms".
-        box_average: See `merge_boxes`.
+        scales, flip, stride, memory_limit: See `DenseConfig`.
+        postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
+            gives the scores, then NMS; "nms": NMS alone.
+        match_threshold, box_average: See `merge_boxes`.
+        nms_iou_threshold: Largest IoU of two boxes of a class; None: 0.3 for "merge", 0.2 for "nms".
         score_threshold: Lowest score of a position whose box counts.
 
     Raises:
@@ -63,10 +56,7 @@ def detect(
         raise InputError("the net has no background class; train a detector, or use localize")
     image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
     own_grids = grids(net, (image.shape[1], image.shape[2]), config)
-    boxes = collect_candidates(
-        net, regressor, image, own_grids, config,
-        top_k=None, relative_threshold=0.0, score_threshold=score_threshold,
-    )  # fmt: skip
+    boxes = collect_candidates(net, regressor, image, own_grids, config, score_threshold=score_threshold)
     return combine(
         boxes, own_grids, postprocess=postprocess, match_threshold=match_threshold,
         nms_iou_threshold=nms_iou_threshold, box_average=box_average,

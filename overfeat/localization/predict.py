@@ -34,10 +34,7 @@ def localize(
         net: A classifier.
         regressor: Of the same file, see `load_regressor`.
         image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
-        scales: See `DenseConfig`, as for the next three.
-        flip: Whether the mirror image is evaluated as well.
-        stride: "fine" or "coarse".
-        memory_limit: Bytes for intermediate maps.
+        scales, flip, stride, memory_limit: See `DenseConfig`.
         top_k: Classes of each scale whose boxes are merged, and predictions at most.
         relative_threshold: Lowest score of a position whose box counts, as a fraction of the class's maximum.
         match_threshold: Largest match score at which boxes merge, see `merge_boxes`.
@@ -48,7 +45,6 @@ def localize(
     image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
     size = (image.shape[1], image.shape[2])
     boxes = collect_candidates(
-        net, regressor, image, grids(net, size, config), config,
-        top_k=top_k, relative_threshold=relative_threshold, score_threshold=0.0,
+        net, regressor, image, grids(net, size, config), config, top_k=top_k, relative_threshold=relative_threshold,
     )  # fmt: skip
     return best_per_class(merge(boxes, size, match_threshold=match_threshold), top_k)

@@ -24,12 +24,18 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def save(
-    net: OverFeat, path: str | os.PathLike, dtype: torch.dtype | None = None, regressor: BoxRegressor | None = None
+    net: OverFeat, path: str | os.PathLike, *, dtype: torch.dtype | None = None, regressor: BoxRegressor | None = None
 ) -> None:
     """Write a net with all its attributes to a safetensors file, atomically.
 
-    regressor: written beside it, for `load_regressor`. dtype: store the weights as this type (float16
-    halves the file); by default as they are. Raises InputError where the file cannot be written.
+    Args:
+        net: With its classes and the other attributes.
+        path: Of the file.
+        dtype: Of the weights in the file (float16 halves it); None: as they are.
+        regressor: Written to the same file, for `load_regressor`.
+
+    Raises:
+        InputError: Where the file cannot be written, or the dtype cannot represent a weight.
     """
     metadata = {
         "overfeat": FORMAT,
@@ -42,18 +48,19 @@ def save(
     }
     if regressor is not None:
         metadata["regressor"] = regressor.to_json()
-    _write(path, _named(net, regressor), metadata, dtype)
+    _write(path, _tensors(net, regressor), metadata, dtype)
 
 
 def load(path: str | os.PathLike) -> OverFeat:
     """Read a net that `save` wrote, as float32, in evaluation mode.
 
-    Raises InputError where the file is missing, no safetensors file, not written by overfeat,
-    at odds with its own architecture, or holds NaN or infinite weights.
+    Raises:
+        InputError: For a file that is missing, not a safetensors file, not written by overfeat, inconsistent with its
+            own architecture, or with NaN or infinite weights.
     """
     metadata, tensors = _read(path, lambda name: not name.startswith(REGRESSOR))
     if "multibox" in metadata:
-        raise InputError(f"{path}: holds a DeepMultiBox, which gives boxes of anything, and no net of classes")
+        raise InputError(f"{path}: holds a DeepMultiBox, whose boxes are class-agnostic, and no classifier")
     try:
         names = json.loads(metadata["class_names"])
         if not isinstance(names, list):
@@ -99,12 +106,12 @@ def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: the regressor and its metadata do not fit together ({why}); train it anew"
+            f"{path}: the regressor and its metadata do not fit together ({why}); train it again"
         ) from error
     return _finite(regressor, path, REGRESSOR)
 
 
-def save_multibox(model: MultiBox, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+def save_multibox(model: MultiBox, path: str | os.PathLike, *, dtype: torch.dtype | None = None) -> None:
     """Write DeepMultiBox's net to a safetensors file, atomically. dtype and InputError as in `save`."""
     metadata = {"overfeat": FORMAT, "architecture": model.net.architecture.to_json(), "multibox": model.to_json()}
     _write(path, model.state_dict(), metadata, dtype)
@@ -131,13 +138,13 @@ def load_any(path: str | os.PathLike) -> OverFeat | MultiBox:
     return load_multibox(path) if "multibox" in _read(path, lambda name: False)[0] else load(path)
 
 
-def _read(path: str | os.PathLike, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata of a file of ours, and the tensors whose names are wanted."""
+def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata of a file that overfeat wrote, and the tensors whose names `select` accepts."""
     path = existing_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+            tensors = {name: file.get_tensor(name) for name in file.keys() if select(name)}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     if metadata.get("overfeat") != FORMAT:
@@ -157,19 +164,19 @@ def _write(
     }
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if dtype is not None and broken:
-        raise InputError(f"{path}: not written; {broken[0]} is too large a number for {dtype}, or is none")
+        raise InputError(f"{path}: not written; {broken[0]} is too large for {dtype}, NaN or infinite")
     with atomic_write(path) as part:
         save_file(tensors, part, metadata)
 
 
-def _named(net: OverFeat, regressor: BoxRegressor | None) -> dict[str, torch.Tensor]:
-    """All tensors of a file, by name."""
+def _tensors(net: OverFeat, regressor: BoxRegressor | None) -> dict[str, torch.Tensor]:
+    """The tensors of a file, by name."""
     of_regressor = {} if regressor is None else regressor.state_dict()
     return net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
 
 
 def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module:
-    """The module in evaluation mode; InputError where a weight is no number."""
+    """The module in evaluation mode; InputError for NaN or infinite weights."""
     for name, tensor in module.state_dict().items():
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {prefix}{name} holds NaN or infinite values; the file or its training is broken")
@@ -186,7 +193,7 @@ def _scale_factors(values: list[float] | None) -> tuple[float, ...] | None:
 
 
 def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
-    """A net whose weights are allocated and not initialised: they are about to be overwritten."""
+    """A net whose weights are allocated and not initialised."""
     return channels_last(meta_net(architecture, classes, context).to_empty(device="cpu"))
 
 
@@ -197,6 +204,7 @@ def meta_net(architecture: Architecture, classes: int, context: bool = False) ->
 
 
 def existing_file(path: str | os.PathLike) -> Path:
+    """The path. Raises InputError where it is no file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")

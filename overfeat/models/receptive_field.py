@@ -1,8 +1,8 @@
-"""Where things are: output sizes, strides, exact-fit scales, and which window an output sees.
+"""Receptive fields: output sizes, strides, and the input that an output depends on.
 
 Conventions. Sizes are (height, width). Boxes are (x1, y1, x2, y2) in pixels, continuous and
-half-open: the whole image is (0, 0, width, height). A `Step` is anything that slides a window: a
-convolution or a pooling. This file knows no torch.
+half-open: the whole image is (0, 0, width, height). A `SlidingWindow` is a convolution or a
+pooling. Imports no torch.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def total_stride(steps: Sequence[SlidingWindow]) -> int:
 def input_span(
     steps: Sequence[SlidingWindow], size: int, start: int, stop: int
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """What outputs `start:stop` of an axis need: the input's (start, stop) and each step's padding.
+    """The input that outputs `start:stop` of an axis depend on: its (start, stop), and each step's padding.
 
     Running the steps on that slice with that padding, in place of their own on both sides, gives
     exactly the outputs `start:stop` of the whole axis: zeros are added only where the whole axis

@@ -128,24 +128,21 @@ def detect_multibox(
 ) -> Detections:
     """The objects in an image, best first: the highest-confidence boxes of `propose`, classified (section 4.2.2).
 
-    A box is a detection of every class for which its confidence times the class's probability, which is its score,
-    reaches the threshold. For one box per class, as the localization task asks, see `dense.detections.best_per_class`.
+    A box is a detection of every class for which its score, its confidence times the class's probability, reaches the
+    threshold. For one box per class, as the localization task asks, see `dense.detections.best_per_class`.
 
     Args:
-        model: See `load_multibox`.
+        model, image, crops, nms_iou_threshold: As in `propose`.
         net: Classifies the boxes, see `classify_boxes`; None: the boxes of `propose` with their own labels.
-        image: As in `propose`, as the next two.
-        crops: See `square_crops`.
         max_detections: Boxes that are classified.
-        nms_iou_threshold: As in `propose`.
         score_threshold: Lowest score of a detection.
         square: See `classify_boxes`.
 
     Returns:
-        With a net `confidence_sum` holds the boxes' confidences and `max_score` the classes' probabilities.
+        With a net, `confidence_sum` are the boxes' confidences and `max_score` the classes' probabilities.
 
     Raises:
-        InputError: As `propose` and `classify_boxes`, and for a model with K boxes per class together with a net.
+        InputError: As `propose` and `classify_boxes`; for a model with K boxes per class together with a net.
     """
     if max_detections < 1:
         raise ArgumentError("max_detections", f"must be 1 or more, not {max_detections}")

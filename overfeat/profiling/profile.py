@@ -46,10 +46,7 @@ def profile(
     Args:
         net: A classifier or detector.
         image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
-        scales: See `DenseConfig`, as for the next three.
-        flip: Whether the mirror image is evaluated as well.
-        stride: "fine" or "coarse".
-        memory_limit: Bytes for intermediate maps.
+        scales, flip, stride, memory_limit: See `DenseConfig`.
         regressor: With one, all of it is `localize`, or `detect` for a net with background, with boxes and merging.
         repeats: Measurements, of which the medians count.
         trace: Where a Chrome trace of one whole evaluation goes.
@@ -64,25 +61,25 @@ def profile(
     Raises:
         InputError: For scales and memory limits, as `classify`.
     """
-    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
+    return _profile(net, as_image(image), DenseConfig(scales, flip, stride, memory_limit), regressor, repeats, trace)
+
+
+def _profile(
+    net: OverFeat, image: Tensor, config: DenseConfig, regressor: BoxRegressor | None, repeats: int, trace: Path | None
+) -> dict:
+    """`profile` of an image [3, H, W]."""
     dtype, device = net.conv_layers[0].weight.dtype, net.device
     own_grids = grids(net, (image.shape[1], image.shape[2]), config)
     before = measured_peaks(device, dtype)
     entries = [
-        _timed(partial(max_scores, net, image[None], [grid], config), net, [grid], stride, repeats)
+        _timed(partial(max_scores, net, image[None], [grid], config), net, [grid], config.stride, repeats)
         for grid in tqdm(own_grids, "timing", unit="scale", disable=None, leave=False, file=sys.stderr)
     ]
-    options = vars(config)
-
-    def whole() -> None:
-        if regressor is None:
-            classify(net, image, **options)
-        elif net.background:
-            detect(net, regressor, image, **options)
-        else:
-            localize(net, regressor, image, **options)
-
-    total = _timed(whole, net, own_grids, stride, repeats)
+    whole: Callable[[], object] = partial(classify, net, image, **vars(config))
+    if regressor is not None:
+        predict: Callable[..., object] = detect if net.background else localize
+        whole = partial(predict, net, regressor, image, **vars(config))
+    total = _timed(whole, net, own_grids, config.stride, repeats)
     if trace is not None:
         _trace(whole, device, trace)
     after = measured_peaks(device, dtype)
@@ -100,7 +97,7 @@ def profile(
         "image": list(image.shape[1:]),
         "net": net.architecture.name,
         "dtype": str(dtype).removeprefix("torch."),
-        "stride": stride,
+        "stride": config.stride,
         "grids": entries,
         "whole": total,
     }

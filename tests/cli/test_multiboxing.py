@@ -172,7 +172,7 @@ def test_class_agnostic_boxes(nets, capsys):
         (["--classifier", "WHAT"], "--classifier does not apply to --method overfeat"),
         (["--method", "multibox", "--weights", "WHAT"], "holds no DeepMultiBox; train one"),
         (["--method", "multibox", "--weights", "BOXES", "--classifier", "BOXES"], "holds a DeepMultiBox"),
-        (["--weights", "BOXES"], "holds a DeepMultiBox, which gives boxes"),
+        (["--weights", "BOXES"], "holds a DeepMultiBox, whose boxes are class-agnostic"),
         (["--method", "multibox", "--weights", "BOXES", "--labels", "x"], "have no names; give --classifier"),
     ],
 )

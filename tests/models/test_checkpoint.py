@@ -52,7 +52,7 @@ def test_round_trip(make_net, tmp_path, architecture, flip):
 def test_stored_as_half_and_read_as_float32(make_net, tmp_path, dtype):
     net = make_net("small")
     overfeat.save(net, tmp_path / "whole")
-    overfeat.save(net, tmp_path / "half", dtype)
+    overfeat.save(net, tmp_path / "half", dtype=dtype)
     assert (tmp_path / "half").stat().st_size < 0.51 * (tmp_path / "whole").stat().st_size
     assert {t.dtype for t in load_file(tmp_path / "half").values()} == {dtype}
     found = overfeat.load(tmp_path / "half")
