@@ -1,37 +1,42 @@
-"""The error for input that the caller can put right."""
+"""The errors that the caller can put right."""
 
 from collections.abc import Sequence
 
 
 class InputError(ValueError):
-    """Something the caller can put right: a bad file, value or flag.
+    """Something the caller can put right: a bad file, value or argument.
 
-    The message names the file or value and says what to do. The command line prints it and
-    exits with a non-zero status; anything else that is raised is a bug and keeps its traceback.
+    The message names the file or value and the remedy. The command line prints it and exits with a non-zero status; any
+    other exception is a bug and keeps its traceback.
     """
 
 
 class ArgumentError(InputError):
-    """An argument with a value that makes no sense: `argument` and what it must be.
+    """An argument with a value that is not allowed: "`argument` requirement".
 
     The command line writes the argument as its flag.
+
+    Args:
+        argument: Its name in Python.
+        requirement: What it must be, or what it does about a problem.
+        report: Text before these two that describes the problem.
     """
 
-    def __init__(self, argument: str, requirement: str):
-        super().__init__(f"{argument} {requirement}")
-        self.argument, self.requirement = argument, requirement
-
-
-def with_path(path: object, error: Exception) -> str:
-    """The error's message, with the path before it unless it says it."""
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
+    def __init__(self, argument: str, requirement: str, report: str = ""):
+        super().__init__(f"{report}{argument} {requirement}")
+        self.argument, self.requirement, self.report = argument, requirement, report
 
 
 class WriteError(InputError):
-    """A file could not be written: no place, no permission. Trying the next one is of no use."""
+    """A file could not be written: no space, no permission. Trying the next one is of no use."""
+
+
+def with_path(path: object, error: Exception) -> str:
+    """The error's message, after the path unless it contains it."""
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
 def shorten(names: Sequence[str]) -> str:
-    """The first five names, and how many more there are, for a message."""
+    """The first five names, and the number of the others, for a message."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more

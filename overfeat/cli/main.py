@@ -86,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
 def _message(args: argparse.Namespace, error: InputError) -> str:
     """The error's message; an argument of the library is written as its flag."""
     if isinstance(error, ArgumentError) and "parser" in args and (flag := flag_of(args.parser, error.argument)):
-        return f"{flag} {error.requirement}"
+        return f"{error.report}{flag} {error.requirement}"
     return str(error)
 
 

@@ -1,4 +1,4 @@
-"""Images with boxes: what the readers of annotations give, and what is done with it before use.
+"""Images with boxes, as the readers of annotations return them, and what prepares them for use.
 
 Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is (0, 0, width, height).
 """
@@ -16,15 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.data.images import MAX_PIXELS, read_image
-from overfeat.errors import InputError, shorten, with_path
+from overfeat.errors import ArgumentError, InputError, shorten, with_path
 
 
 @dataclass(frozen=True)
 class Sample:
     """An image file and its boxes float64 [n, 4], labels int64 [n] and VOC's flag difficult, bool [n].
 
-    size: (height, width) as the annotation states it, and as the boxes mean it. Where none is stated, that
-    of the image as read_image gives it.
+    size: (height, width) that the boxes refer to, as the annotation states it; if it states none, that of the image as
+    `read_image` returns it.
     """
 
     path: Path
@@ -34,21 +34,23 @@ class Sample:
     size: tuple[int, int]
 
     def read(self, max_pixels: int = MAX_PIXELS) -> Tensor:
-        """The image: uint8 [3, H, W]. Raises InputError as read_image, and where it has another size than stated."""
+        """The image: uint8 [3, H, W]. Raises InputError as `read_image`, and if its size is not the stated one."""
         image = read_image(self.path, max_pixels)
         self.check(image)
         return image
 
     def check(self, image: Tensor) -> None:
-        """Raises InputError for an image of another size than stated: the boxes would lie elsewhere."""
+        """Raises InputError for an image of another size than stated: the boxes would be wrong."""
         if tuple(image.shape[1:]) != self.size:
-            raise InputError(f"{self.path}: {image.shape[2]}x{image.shape[1]} px, but its annotation is for "
-                             f"{self.size[1]}x{self.size[0]}; the boxes would lie elsewhere")  # fmt: skip
+            raise InputError(
+                f"{self.path}: {image.shape[2]}x{image.shape[1]} px, but its annotation is for "
+                f"{self.size[1]}x{self.size[0]}; give the image that was annotated"
+            )
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """Images with boxes, labels counting in class_names; problems: what skip_invalid left out, a line each."""
+    """Images with boxes whose labels are indices into class_names; problems: what skip_invalid skipped, a line each."""
 
     class_names: list[str]
     samples: list[Sample]
@@ -59,7 +61,7 @@ class Annotated:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same classes, file names, boxes and labels in the same order, wherever they lie."""
+        """A hash of classes, file names, boxes and labels in order, without the folders they lie in."""
         digest = hashlib.sha256("\n".join(self.class_names).encode(errors="surrogatepass"))
         for sample in self.samples:
             digest.update(f"\n{len(sample.labels)}/{sample.path.name}\n".encode(errors="surrogatepass"))
@@ -69,23 +71,23 @@ class Annotated:
         return digest.hexdigest()[:12]
 
     def describe(self) -> str:
-        """In words: how many images, boxes and classes, and the fingerprint."""
+        """The number of images, boxes and classes, and the fingerprint, in words."""
         boxes = sum(len(sample.labels) for sample in self.samples)
         return f"{len(self)} images with {boxes} boxes of {len(self.class_names)} classes ({self.fingerprint})"
 
 
-def align_boxes(annotated: Annotated, names: Sequence[str], whose: str = "the net") -> Annotated:
-    """The same data, with labels that count in `names`, such as a net's class_names.
+def align_boxes(annotated: Annotated, names: Sequence[str], owner: str = "the net") -> Annotated:
+    """The same data, with labels that are indices into `names`, such as a net's class_names.
 
-    Raises InputError that lists the classes of boxes that `names` lacks; whose: where the names are from.
+    Raises InputError that lists the classes of boxes that `names` lacks; owner: of the names, for the message.
     """
     label_of = {name: label for label, name in enumerate(names)}
     used = set().union(*(sample.labels.tolist() for sample in annotated.samples))
     unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
     if unknown:
         raise InputError(
-            f"classes of the boxes that {whose} does not know: {shorten(unknown)}; rename them in the annotations"
-            + (", or the net's classes (--labels, `overfeat convert --labels`)" if whose == "the net" else "")
+            f"classes of the boxes that {owner} does not know: {shorten(unknown)}; rename them in the annotations"
+            + (", or the net's classes (`overfeat convert --labels`)" if owner == "the net" else "")
         )
     new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
     samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
@@ -93,10 +95,10 @@ def align_boxes(annotated: Annotated, names: Sequence[str], whose: str = "the ne
 
 
 def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_invalid: bool = False) -> Annotated:
-    """The same data, once every image has been read, as training will; with progress.
+    """The same data, after every image was read once; with progress.
 
-    Images that cannot be read or have another size than stated raise InputError that names the first 20 of
-    them; with skip_invalid they are left out, and `problems` holds them alone.
+    Images that cannot be read or have another size than stated raise InputError that names the first 20 of them; with
+    skip_invalid they are skipped, and `problems` lists them alone.
     """
 
     def problem(sample: Sample) -> str | None:
@@ -104,17 +106,19 @@ def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_invalid: b
             sample.read(max_pixels)
         except InputError as error:
             return with_path(sample.path, error)
+        return None
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # each holds an image
-        found = pool.map(problem, annotated.samples)
-        bar = tqdm(found, "reading", len(annotated), unit="image", leave=False, disable=None, file=sys.stderr)
+        problems = pool.map(problem, annotated.samples)
+        bar = tqdm(problems, "reading", len(annotated), unit="image", leave=False, disable=None, file=sys.stderr)
         lines = list(bar)
     samples = [sample for sample, line in zip(annotated.samples, lines, strict=True) if line is None]
     lines = [line for line in lines if line is not None]
     if lines and not (skip_invalid and any(len(sample.labels) for sample in samples)):
-        left = any(len(sample.labels) for sample in samples)
-        remedy = "leave them out: --skip-invalid, or skip_invalid=True" if left else "without them there is no box left"
-        raise InputError(f"{len(lines)} of {len(annotated)} images cannot be used:{first_lines(lines)}\n{remedy}")
+        report = f"{len(lines)} of {len(annotated)} images cannot be used:{first_lines(lines)}\n"
+        if not any(len(sample.labels) for sample in samples):
+            raise InputError(f"{report}the others have no box; correct these, or give other images")
+        raise ArgumentError("skip_invalid", "skips them", report)
     return replace(annotated, samples=samples, problems=lines)
 
 

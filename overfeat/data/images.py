@@ -1,8 +1,9 @@
-"""Reading images of every common kind as RGB bytes, and finding them in a folder."""
+"""Reading images of every common kind as RGB bytes, and listing those of a folder."""
 
 import os
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,9 +19,12 @@ _header_lock = threading.Lock()
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """The image in a file: uint8 [3, H, W], RGB, upright (its EXIF rotation applied).
 
-    Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, and of several frames
-    the first is read. InputError for a file that is no whole image, has more than max_pixels
-    pixels (told from its header, before it is decoded), or holds numbers without a fixed range.
+    Transparent pixels are composited over white, 16-bit grey is scaled to 8 bits, and of several frames the first is
+    read.
+
+    Raises:
+        InputError: The file is not a complete image, has more than max_pixels pixels (checked in its header, before it
+            is decoded), or holds numbers without a fixed range.
     """
     path = Path(path)
     if path.is_dir():
@@ -30,12 +34,12 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
             if not file.read(1):
                 raise InputError(f"{path}: empty (0 bytes); copy or download the image again")
             file.seek(0)
-            with opened(file, path, max_pixels) as image:
+            with open_header(file, path, max_pixels) as image:
                 return _to_tensor(image, path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except PermissionError as error:
-        raise InputError(f"{path}: may not be read; check the file's permissions") from error
+        raise InputError(f"{path}: cannot be read; check the file's permissions") from error
     except (InputError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for broken data
@@ -43,8 +47,8 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
         raise InputError(f"{path}: damaged or cut short ({reason}); copy or download the image again") from error
 
 
-def opened(file, path: Path, max_pixels: int) -> Image.Image:
-    """Read the header only. Pillow's own limit on pixels is lifted meanwhile: max_pixels holds."""
+def open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
+    """Read the header only. Pillow's own limit of pixels is suspended in favour of max_pixels."""
     with _header_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -81,16 +85,16 @@ def _to_tensor(image: Image.Image, path: Path) -> torch.Tensor:
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """The image files right in a folder, by name; hidden and half-written ones are left out."""
+    """The image files directly in a folder, by name, without hidden and partially written ones. Raises InputError."""
     folder = Path(folder)
     if not folder.is_dir():
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {what}; give the folder that holds the images")
-    found = sorted(
+        reason = "a file, not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {reason}; give the folder that holds the images")
+    paths = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
-    if not found:
+    if not paths:
         raise InputError(f"{folder}: no images in it; they end in {' '.join(SUFFIXES)}")
-    return found
+    return paths

@@ -1,4 +1,4 @@
-"""Reading boxes: COCO, PASCAL VOC and ILSVRC files, sound ones and bad ones."""
+"""Reading boxes: COCO, PASCAL VOC and ILSVRC files, valid and invalid ones."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def picture(path, size=(WIDTH, HEIGHT), **options):
     Image.new("RGB", size).save(path, **options)
 
 
-def thing(name, *edges, extra=""):
+def voc_object(name, *edges, extra=""):
     box = "".join(f"<{tag}>{edge}</{tag}>" for tag, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
     return f"<object><name>{name}</name>{extra}<bndbox>{box}</bndbox></object>\n"
 
@@ -45,63 +45,63 @@ def coco(folder, images=None, annotations=None, categories=None):
     """By default one image with id 7 and one box."""
     folder.mkdir(exist_ok=True)
     picture(folder / "a.png")
-    data = {
+    content = {
         "images": [{"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}] if images is None else images,
-        "annotations": [note()] if annotations is None else annotations,
+        "annotations": [annotation()] if annotations is None else annotations,
         "categories": [{"id": 2, "name": "bee"}, {"id": 1, "name": "ant"}] if categories is None else categories,
     }
-    (folder / "boxes.json").write_text(json.dumps(data))
+    (folder / "boxes.json").write_text(json.dumps(content))
     return folder / "boxes.json"
 
 
-def note(number=1, box=(1, 2, 3, 4), **other):
+def annotation(number=1, box=(1, 2, 3, 4), **other):
     return {"id": number, "image_id": 7, "category_id": 2, "bbox": box, **other}
 
 
-def refusal(read, *arguments, **options):
+def error_of(read, *arguments, **options):
     with pytest.raises(InputError) as caught:
         read(*arguments, **options)
     return str(caught.value)
 
 
-def both_ways(read, *arguments):
-    """The only problem as the error tells it, and what skip_invalid gives; the same problem both times."""
-    message = refusal(read, *arguments)
-    left = read(*arguments, skip_invalid=True)
+def only_problem(read, *arguments):
+    """The only problem, which the error and skip_invalid report alike, and the data set without it."""
+    message = error_of(read, *arguments)
+    data = read(*arguments, skip_invalid=True)
     assert message.splitlines()[0].endswith(": 1 problem in the annotations:")
-    assert message.splitlines()[1:-1] == [f"  {line}" for line in left.problems]
-    assert message.endswith("skip_invalid=True")
-    return left.problems[0], left
+    assert message.splitlines()[1:-1] == [f"  {line}" for line in data.problems]
+    assert message.endswith("skip_invalid skips these boxes and images")
+    return data.problems[0], data
 
 
-def test_scenes_have_the_boxes_they_were_made_with(tmp_path):
+def test_synthetic_images_have_the_boxes_they_were_made_with(tmp_path):
     write_dataset(tmp_path, "train", 3, seed=5, progress=False)
-    for found in (read_coco(tmp_path / "train.json"), read_annotations(tmp_path, split="train")):
-        assert found.class_names == [str(i) for i in range(10)] and found.problems == [] and len(found) == 3
-        for index, sample in enumerate(found.samples):
-            scene = make_image("train", 5, index)
-            assert np.array_equal(sample.boxes, scene.boxes) and sample.boxes.dtype == np.float64
-            assert np.array_equal(sample.labels, scene.labels) and sample.labels.dtype == np.int64
-            assert sample.path == tmp_path / "train" / str(scene.labels[0]) / f"{index:05}.png"
-            assert sample.size == scene.image.shape[:2] and sample.difficult.tolist() == [False]
-    assert "3 images with 3 boxes of 10 classes" in found.describe() and found.fingerprint in found.describe()
-    assert "give one of train" in refusal(read_annotations, tmp_path, split="test")
+    for data in (read_coco(tmp_path / "train.json"), read_annotations(tmp_path, split="train")):
+        assert data.class_names == [str(i) for i in range(10)] and data.problems == [] and len(data) == 3
+        for index, sample in enumerate(data.samples):
+            made = make_image("train", 5, index)
+            assert np.array_equal(sample.boxes, made.boxes) and sample.boxes.dtype == np.float64
+            assert np.array_equal(sample.labels, made.labels) and sample.labels.dtype == np.int64
+            assert sample.path == tmp_path / "train" / str(made.labels[0]) / f"{index:05}.png"
+            assert sample.size == made.image.shape[:2] and sample.difficult.tolist() == [False]
+    assert "3 images with 3 boxes of 10 classes" in data.describe() and data.fingerprint in data.describe()
+    assert "give one of train" in error_of(read_annotations, tmp_path, split="test")
 
 
-def test_coco_boxes_categories_and_crowds(tmp_path):
+def test_coco_boxes_categories_and_crowd_annotations(tmp_path):
     picture(tmp_path / "pictures" / "b.png")
     images = [
         {"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in ((9, "b.png"), (7, "a.png"))
     ]
-    notes = [note(1, [0.5, 1, 19.51, 9]), note(2, category_id=1), note(3, [-5, 0, 1, 1], iscrowd=1)]
-    path = coco(tmp_path, images, notes)
+    entries = [annotation(1, [0.5, 1, 19.51, 9]), annotation(2, category_id=1), annotation(3, [-5, 0, 1, 1], iscrowd=1)]
+    path = coco(tmp_path, images, entries)
     picture(tmp_path / "pictures" / "a.png")
-    found = read_coco(path, tmp_path / "pictures")
-    assert found.class_names == ["ant", "bee"]
-    assert [sample.path.name for sample in found.samples] == ["b.png", "a.png"]
-    empty, full = found.samples
+    data = read_coco(path, tmp_path / "pictures")
+    assert data.class_names == ["ant", "bee"]
+    assert [sample.path.name for sample in data.samples] == ["b.png", "a.png"]
+    empty, full = data.samples
     assert empty.boxes.shape == (0, 4) and empty.labels.shape == empty.difficult.shape == (0,)
-    # 0.5 + 19.51 reaches 0.01 past the image: a trace of rounding, clipped.
+    # 0.5 + 19.51 reaches 0.01 past the image: rounding, so it is clipped.
     assert full.boxes.tolist() == [[0.5, 1, 20, 10], [1, 2, 4, 6]]
     assert full.labels.tolist() == [1, 0] and full.size == (HEIGHT, WIDTH)
 
@@ -129,11 +129,13 @@ def test_coco_boxes_categories_and_crowds(tmp_path):
         ({"id": "2"}, r"annotations\[1\]: no integer id"),
     ],
 )
-def test_bad_coco_annotations_are_named_and_left_out(tmp_path, change, problem):
-    path = coco(tmp_path, annotations=[note(1), {**note(2, [5, 5, 2, 2]), **change}, note(3, [8, 2, 3, 4])])
-    line, left = both_ways(read_coco, path)
+def test_bad_coco_annotations_are_named_and_skipped(tmp_path, change, problem):
+    path = coco(
+        tmp_path, annotations=[annotation(1), {**annotation(2, [5, 5, 2, 2]), **change}, annotation(3, [8, 2, 3, 4])]
+    )
+    line, data = only_problem(read_coco, path)
     assert line.startswith(f"{path}, ") and re.search(problem, line)
-    assert left.samples[0].boxes.tolist() == [[1, 2, 4, 6], [8, 2, 11, 6]]
+    assert data.samples[0].boxes.tolist() == [[1, 2, 4, 6], [8, 2, 11, 6]]
 
 
 @pytest.mark.parametrize(
@@ -148,21 +150,21 @@ def test_bad_coco_annotations_are_named_and_left_out(tmp_path, change, problem):
         ({"file_name": "..\\in\\b.png"}, "leaves the folder"),
         ({"file_name": os.path.abspath(__file__)}, "leaves the folder"),
         ({"file_name": None}, "image 8: the file name is None"),
-        ({"width": -20}, "image 8: width -20 and height 10 are no numbers of pixels"),
-        ({"width": 20.5}, "width 20.5 and height 10 are no"),
-        ({"height": 10**7}, "height 10000000 are no"),
-        ({"width": 10**400}, "are no numbers of pixels"),
-        ({"width": [20]}, "the size is [20], no number"),
+        ({"width": -20}, "image 8: width -20 and height 10 are not numbers of pixels"),
+        ({"width": 20.5}, "width 20.5 and height 10 are not"),
+        ({"height": 10**7}, "height 10000000 are not"),
+        ({"width": 10**400}, "are not numbers of pixels"),
+        ({"width": [20]}, "the size is [20], not a number"),
         ({"id": 8.0}, "images[1]: no integer id"),
     ],
 )
-def test_bad_coco_images_are_named_and_left_out(tmp_path, change, problem):
+def test_bad_coco_images_are_named_and_skipped(tmp_path, change, problem):
     first = {"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}
     picture(tmp_path / "in" / "b.png")
     path = coco(tmp_path / "in", [first, {**first, "id": 8, "file_name": "b.png", **change}])
-    line, left = both_ways(read_coco, path)
+    line, data = only_problem(read_coco, path)
     assert line.startswith(f"{path}, ") and problem in line
-    assert [sample.path.name for sample in left.samples] == ["a.png"]
+    assert [sample.path.name for sample in data.samples] == ["a.png"]
 
 
 def test_sizes_that_are_not_stated_come_from_the_image(tmp_path):
@@ -170,38 +172,40 @@ def test_sizes_that_are_not_stated_come_from_the_image(tmp_path):
     exif[0x0112] = 6
     picture(tmp_path / "turned.jpg", exif=exif)
     images = [{"id": 7, "file_name": "turned.jpg"}, {"id": 8, "file_name": "a.png", "width": 0, "height": 0}]
-    found = read_coco(coco(tmp_path, images))
-    assert [sample.size for sample in found.samples] == [(WIDTH, HEIGHT), (HEIGHT, WIDTH)]
+    data = read_coco(coco(tmp_path, images))
+    assert [sample.size for sample in data.samples] == [(WIDTH, HEIGHT), (HEIGHT, WIDTH)]
     (tmp_path / "turned.jpg").write_bytes(b"no image")
-    assert "image 7: no size is stated, and the image does not tell it" in refusal(read_coco, tmp_path / "boxes.json")
+    assert "image 7: no size is stated, and it cannot be read from the image" in error_of(
+        read_coco, tmp_path / "boxes.json"
+    )
 
 
 def test_categories_must_be_distinct_and_have_names(tmp_path):
     for name in ("bee", "", None, "two\nlines", "\ud800"):
         path = coco(tmp_path, categories=[{"id": 2, "name": "bee"}, {"id": 5, "name": name}])
-        line, left = both_ways(read_coco, path)
-        assert f"{path}, category 5: " in line and left.class_names == ["bee"]
+        line, data = only_problem(read_coco, path)
+        assert f"{path}, category 5: " in line and data.class_names == ["bee"]
 
 
 def test_files_that_are_no_coco_are_explained(tmp_path):
     path = tmp_path / "x.json"
-    assert "no such file" in refusal(read_coco, path)
+    assert "no such file" in error_of(read_coco, path)
     for text in ("", "{", "[" * 100_000, "9" * 5000, '{"images": "\xff', "[]", '{"images": [], "annotations": 3}'):
         path.write_bytes(text.encode("latin-1"))
-        assert refusal(read_coco, path, skip_invalid=True).startswith(f"{path}: no COCO annotations")
-    assert "no lists annotations, categories" in refusal(read_coco, path)
+        assert error_of(read_coco, path, skip_invalid=True).startswith(f"{path}: no COCO annotations")
+    assert "no lists annotations, categories" in error_of(read_coco, path)
     with open(path, "wb") as file:
         file.truncate(2_000_000_001)  # without taking up room
-    assert "2,000,000,001 bytes, more than the limit" in refusal(read_coco, path)
+    assert "2,000,000,001 bytes, more than the limit" in error_of(read_coco, path)
 
 
-def test_the_first_twenty_problems_are_told_and_the_rest_counted(tmp_path):
-    path = coco(tmp_path, annotations=[note(i, [0, 0, 0, 0]) for i in range(23)])
-    lines = refusal(read_coco, path).splitlines()
+def test_the_first_twenty_problems_are_reported_and_the_rest_counted(tmp_path):
+    path = coco(tmp_path, annotations=[annotation(i, [0, 0, 0, 0]) for i in range(23)])
+    lines = error_of(read_coco, path).splitlines()
     assert lines[0] == f"{path}: 23 problems in the annotations:" and lines[-2:-1] == ["  and 3 more"]
     assert [line.split(":")[0] for line in lines[1:-2]] == [f"  {path}, annotation {i}" for i in range(20)]
-    assert "no usable box in 1 images" in refusal(read_coco, path, skip_invalid=True)
-    assert "no usable box" in refusal(read_coco, coco(tmp_path, annotations=[]))
+    assert "no usable box in 1 images" in error_of(read_coco, path, skip_invalid=True)
+    assert "no usable box" in error_of(read_coco, coco(tmp_path, annotations=[]))
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -210,50 +214,50 @@ def test_voc_counts_from_one_and_reads_flags(tmp_path, flat):
     notes, images = (tmp_path, tmp_path) if flat else (tmp_path / "Annotations", tmp_path / "JPEGImages")
     picture(images / "a.png")
     picture(images / "b.jpg")
-    hard = thing("cow", 2.5, 3, 7, 8.25, extra="<difficult>1</difficult>" + part)
-    xml(notes / "1.xml", hard, thing("bee", 1, 1, WIDTH, HEIGHT))
+    hard = voc_object("cow", 2.5, 3, 7, 8.25, extra="<difficult>1</difficult>" + part)
+    xml(notes / "1.xml", hard, voc_object("bee", 1, 1, WIDTH, HEIGHT))
     xml(notes / "0.xml", file="b.jpg", size=None)
-    (notes / "._1.xml").write_bytes(b"what a Mac leaves")
-    found = read_voc(tmp_path)
-    assert found.class_names == ["bee", "cow"]
-    assert [sample.path for sample in found.samples] == [images / "b.jpg", images / "a.png"]
-    assert found.samples[0].boxes.shape == (0, 4) and found.samples[0].size == (HEIGHT, WIDTH)
-    assert found.samples[1].boxes.tolist() == [[1.5, 2, 7, 8.25], [0, 0, 20, 10]]
-    assert found.samples[1].labels.tolist() == [1, 0] and found.samples[1].difficult.tolist() == [True, False]
-    assert read_annotations(tmp_path).fingerprint == found.fingerprint
+    (notes / "._1.xml").write_bytes(b"macOS metadata")
+    data = read_voc(tmp_path)
+    assert data.class_names == ["bee", "cow"]
+    assert [sample.path for sample in data.samples] == [images / "b.jpg", images / "a.png"]
+    assert data.samples[0].boxes.shape == (0, 4) and data.samples[0].size == (HEIGHT, WIDTH)
+    assert data.samples[1].boxes.tolist() == [[1.5, 2, 7, 8.25], [0, 0, 20, 10]]
+    assert data.samples[1].labels.tolist() == [1, 0] and data.samples[1].difficult.tolist() == [True, False]
+    assert read_annotations(tmp_path).fingerprint == data.fingerprint
     named = read_annotations(tmp_path, class_names=["cow", "ant", "bee"])
     assert named.class_names == ["cow", "ant", "bee"] and named.samples[1].labels.tolist() == [0, 2]
     split = tmp_path / "ImageSets" / "Main" / "val.txt"
-    assert f"{split}: no such file; give a split" in refusal(read_voc, tmp_path, "val")
+    assert f"{split}: no such file; give a split" in error_of(read_voc, tmp_path, "val")
     split.parent.mkdir(parents=True)
     split.write_text("1\n\n")
     assert [sample.path.name for sample in read_annotations(tmp_path, split="val").samples] == ["a.png"]
     split.write_text("1\n2\n")
-    assert both_ways(read_voc, tmp_path, "val")[0] == f"{notes / '2.xml'}: no file '2.xml' in {notes}"
+    assert only_problem(read_voc, tmp_path, "val")[0] == f"{notes / '2.xml'}: no file '2.xml' in {notes}"
 
 
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        (thing("bee", 0, 1, 5, 5), ", line 4: xmin 0, ymin 1, xmax 5, ymax 5 (counted from 1): outside the image"),
-        (thing("bee", 1, 1, WIDTH + 1, 5), ", line 4: xmin 1, ymin 1, xmax 21, ymax 5 (counted from 1): outside"),
-        (thing("bee", 5, 1, 4, 5), ", line 4: xmin 5, ymin 1, xmax 4, ymax 5 (counted from 1): no area"),
-        (thing("bee", 1, 9, 5, 5), "reversed"),
-        (thing("bee", 1, 1, "nan", 5), "xmax nan, ymax 5 (counted from 1): not finite"),
-        (thing("bee", 1, 1, "1_0", 5), ", line 4: xmax is '1_0', no number"),
-        (thing("bee", "", 1, 5, 5), ", line 4: xmin is '', no number"),
-        (thing("", 1, 1, 5, 5), ", line 4: the name of the class is ''"),
-        (thing("bee", 1, 1, 2, 2), ", line 4: xmin 1, ymin 1, xmax 2, ymax 2 (counted from 1): the same box"),
-        (thing("bee", 1, 1, 5, 5, extra="<difficult>2</difficult>"), ", line 4: difficult is '2'"),
-        ("<object/>", ", line 4: the name of the class"),
+        (voc_object("bee", 0, 1, 5, 5), ", line 4: xmin 0, ymin 1, xmax 5, ymax 5 (counted from 1): outside the image"),
+        (voc_object("bee", 1, 1, WIDTH + 1, 5), ", line 4: xmin 1, ymin 1, xmax 21, ymax 5 (counted from 1): outside"),
+        (voc_object("bee", 5, 1, 4, 5), ", line 4: xmin 5, ymin 1, xmax 4, ymax 5 (counted from 1): no area"),
+        (voc_object("bee", 1, 9, 5, 5), "reversed"),
+        (voc_object("bee", 1, 1, "nan", 5), "xmax nan, ymax 5 (counted from 1): not finite"),
+        (voc_object("bee", 1, 1, "1_0", 5), ", line 4: xmax is '1_0', not a number"),
+        (voc_object("bee", "", 1, 5, 5), ", line 4: xmin is '', not a number"),
+        (voc_object("", 1, 1, 5, 5), ", line 4: the class name is ''"),
+        (voc_object("bee", 1, 1, 2, 2), ", line 4: xmin 1, ymin 1, xmax 2, ymax 2 (counted from 1): the same box"),
+        (voc_object("bee", 1, 1, 5, 5, extra="<difficult>2</difficult>"), ", line 4: difficult is '2'"),
+        ("<object/>", ", line 4: the class name"),
     ],
 )
-def test_bad_voc_objects_are_named_and_left_out(tmp_path, bad, problem):
+def test_bad_voc_objects_are_named_and_skipped(tmp_path, bad, problem):
     picture(tmp_path / "a.png")
-    xml(tmp_path / "1.xml", thing("bee", 1, 1, 2, 2), bad, thing("ant", 3, 3, 3, 3))
-    line, left = both_ways(read_voc, tmp_path)
+    xml(tmp_path / "1.xml", voc_object("bee", 1, 1, 2, 2), bad, voc_object("ant", 3, 3, 3, 3))
+    line, data = only_problem(read_voc, tmp_path)
     assert line.startswith(f"{tmp_path / '1.xml'}, line 4: ") and problem in line
-    assert left.samples[0].boxes.tolist() == [[0, 0, 2, 2], [2, 2, 3, 3]] and left.class_names == ["ant", "bee"]
+    assert data.samples[0].boxes.tolist() == [[0, 0, 2, 2], [2, 2, 3, 3]] and data.class_names == ["ant", "bee"]
 
 
 @pytest.mark.parametrize(
@@ -271,21 +275,21 @@ def test_bad_voc_objects_are_named_and_left_out(tmp_path, bad, problem):
         ("<annotation><filename>a.png</filename></annotation>", ": the image 'a.png' is that of an earlier"),
     ],
 )
-def test_bad_voc_files_are_named_and_left_out(tmp_path, text, problem):
+def test_bad_voc_files_are_named_and_skipped(tmp_path, text, problem):
     picture(tmp_path / "a.png")
-    xml(tmp_path / "1.xml", thing("bee", 1, 1, 2, 2))
+    xml(tmp_path / "1.xml", voc_object("bee", 1, 1, 2, 2))
     (tmp_path / "2.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    line, left = both_ways(read_voc, tmp_path)
-    assert line.startswith(f"{tmp_path / '2.xml'}{problem}") and len(left) == 1
+    line, data = only_problem(read_voc, tmp_path)
+    assert line.startswith(f"{tmp_path / '2.xml'}{problem}") and len(data) == 1
 
 
-def test_classes_that_are_not_asked_for_are_problems(tmp_path):
+def test_classes_that_are_not_requested_are_problems(tmp_path):
     picture(tmp_path / "a.png")
-    xml(tmp_path / "1.xml", thing("bee", 1, 1, 2, 2), thing("ant", 1, 1, 2, 2))
-    message = refusal(read_voc, tmp_path, class_names=["bee", "cow"])
+    xml(tmp_path / "1.xml", voc_object("bee", 1, 1, 2, 2), voc_object("ant", 1, 1, 2, 2))
+    message = error_of(read_voc, tmp_path, class_names=["bee", "cow"])
     assert f"{tmp_path / '1.xml'}, line 4: unknown class 'ant'; there are 2: bee, cow" in message
-    path = coco(tmp_path / "coco", annotations=[note(1), note(2, category_id=1)])
-    assert "annotation 2: unknown class 'ant'" in refusal(read_annotations, path, class_names=["bee"])
+    path = coco(tmp_path / "coco", annotations=[annotation(1), annotation(2, category_id=1)])
+    assert "annotation 2: unknown class 'ant'" in error_of(read_annotations, path, class_names=["bee"])
     assert read_coco(path, class_names=["bee"], skip_invalid=True).samples[0].labels.tolist() == [0]
 
 
@@ -299,71 +303,71 @@ def ilsvrc(tmp_path, numbers):
     return tmp_path / "kit"
 
 
-@pytest.mark.parametrize("place", ["n02012849", "."])
-def test_ilsvrc_training_uses_the_images_with_boxes(tmp_path, place):
+@pytest.mark.parametrize("folder", ["n02012849", "."])
+def test_ilsvrc_training_uses_the_images_with_boxes(tmp_path, folder):
     kit = ilsvrc(tmp_path, [])
     for name in ("n02012849/n02012849_1", "n02012849/n02012849_2", "n02119789/n02119789_1"):
         picture(tmp_path / "train" / f"{name}.JPEG")
-    whole = thing("n02012849", 0, 2, WIDTH, HEIGHT, extra="<difficult>1</difficult>")
-    xml(tmp_path / "boxes" / place / "n02012849_2.xml", whole, thing("n02119789", 3, 4, 3, 6), file="%s")
-    found = read_ilsvrc_boxes(kit, tmp_path / "train", tmp_path / "boxes", "train")
-    assert found.class_names == ["n02119789 kit fox", "n02012849 crane"]
-    assert [sample.path.name for sample in found.samples] == ["n02012849_2.JPEG"]
-    assert found.samples[0].boxes.tolist() == [[0, 2, 20, 10], [3, 4, 4, 7]]
-    assert found.samples[0].labels.tolist() == [1, 0] and not found.samples[0].difficult.any()
+    full = voc_object("n02012849", 0, 2, WIDTH, HEIGHT, extra="<difficult>1</difficult>")
+    xml(tmp_path / "boxes" / folder / "n02012849_2.xml", full, voc_object("n02119789", 3, 4, 3, 6), file="%s")
+    data = read_ilsvrc_boxes(kit, tmp_path / "train", tmp_path / "boxes", "train")
+    assert data.class_names == ["n02119789 kit fox", "n02012849 crane"]
+    assert [sample.path.name for sample in data.samples] == ["n02012849_2.JPEG"]
+    assert data.samples[0].boxes.tolist() == [[0, 2, 20, 10], [3, 4, 4, 7]]
+    assert data.samples[0].labels.tolist() == [1, 0] and not data.samples[0].difficult.any()
 
 
 def test_ilsvrc_validation_needs_boxes_for_every_image(tmp_path):
     kit, boxes = ilsvrc(tmp_path, [1, 2]), tmp_path / "boxes"
-    good, beside = thing("n02012849", 0, 0, 4, 4), thing("n02012849", 20, 0, 20, 4)
-    wide, other = thing("n02012849", 0, 0, 21, 4), thing("n00001740", 0, 0, 4, 4)
+    good, beside = voc_object("n02012849", 0, 0, 4, 4), voc_object("n02012849", 20, 0, 20, 4)
+    wide, other = voc_object("n02012849", 0, 0, 21, 4), voc_object("n00001740", 0, 0, 4, 4)
     xml(boxes / "ILSVRC2012_val_00000001.xml", good, other, wide, beside)
-    message = refusal(read_ilsvrc_boxes, kit, tmp_path / "val", boxes, "validation")
+    message = error_of(read_ilsvrc_boxes, kit, tmp_path / "val", boxes, "validation")
     assert "line 4: unknown class 'n00001740'" in message and "line 5: xmin 0, ymin 0, xmax 21" in message
     assert "line 6: xmin 20, ymin 0, xmax 20, ymax 4 (counted from 0): outside" in message
     xml(boxes / "ILSVRC2012_val_00000001.xml", good)
-    line, left = both_ways(read_ilsvrc_boxes, kit, tmp_path / "val", boxes, "validation")
-    assert line == f"{boxes / 'ILSVRC2012_val_00000002.xml'}: no such file" and len(left) == 1
-    (tmp_path / "black.txt").write_text("36\n50 \n\n")
-    assert read_ignore_list(tmp_path / "black.txt") == {36, 50}
+    line, data = only_problem(read_ilsvrc_boxes, kit, tmp_path / "val", boxes, "validation")
+    assert line == f"{boxes / 'ILSVRC2012_val_00000002.xml'}: no such file" and len(data) == 1
+    (tmp_path / "ignored.txt").write_text("36\n50 \n\n")
+    assert read_ignore_list(tmp_path / "ignored.txt") == {36, 50}
     for text in ("36\nx", "36\n²", "36\n-1"):
-        (tmp_path / "black.txt").write_text(text)
-        assert "black.txt, line 2: " in refusal(read_ignore_list, tmp_path / "black.txt")
-    assert "no such file" in refusal(read_ignore_list, tmp_path / "white.txt")
+        (tmp_path / "ignored.txt").write_text(text)
+        assert "ignored.txt, line 2: " in error_of(read_ignore_list, tmp_path / "ignored.txt")
+    assert "no such file" in error_of(read_ignore_list, tmp_path / "missing.txt")
 
 
 def test_align_and_fingerprint(tmp_path):
-    def folder(place, box=(1, 2, 3, 4), label=2, name="a.png", other="ant"):
-        path = coco(tmp_path / place, [{"id": 7, "file_name": name}], [note(1, box, category_id=label)])
+    def dataset(name, box=(1, 2, 3, 4), label=2, file="a.png", other="ant"):
+        path = coco(tmp_path / name, [{"id": 7, "file_name": file}], [annotation(1, box, category_id=label)])
         return read_coco(path, class_names=[other, "bee"] if label == 2 else None)
 
-    found = folder("x")
-    assert found.fingerprint == folder("y").fingerprint
+    data = dataset("x")
+    assert data.fingerprint == dataset("y").fingerprint
     picture(tmp_path / "z" / "b.png")
-    others = [folder("z", (1, 2, 3, 5)), folder("z", label=1), folder("z", name="b.png"), folder("z", other="cow")]
-    assert len({found.fingerprint, *(other.fingerprint for other in others)}) == 5
-    aligned = align_boxes(found, ["cow", "bee", "ant", "bee2"])
+    others = [dataset("z", (1, 2, 3, 5)), dataset("z", label=1), dataset("z", file="b.png"), dataset("z", other="cow")]
+    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 5
+    aligned = align_boxes(data, ["cow", "bee", "ant", "bee2"])
     assert aligned.class_names == ["cow", "bee", "ant", "bee2"] and aligned.samples[0].labels.tolist() == [1]
-    assert align_boxes(found, ["bee", "ant"]).samples[0].labels.tolist() == [0]
-    assert align_boxes(found, ["bee"]).samples[0].labels.tolist() == [0], "no box is of an ant"
-    assert "does not know: bee;" in refusal(align_boxes, found, ["ant"])
+    assert align_boxes(data, ["bee", "ant"]).samples[0].labels.tolist() == [0]
+    assert align_boxes(data, ["bee"]).samples[0].labels.tolist() == [0], "no box is of an ant"
+    assert "does not know: bee;" in error_of(align_boxes, data, ["ant"])
 
 
-def test_places_without_annotations_are_explained(tmp_path):
-    assert "no such file or folder; give a COCO" in refusal(read_annotations, tmp_path / "x")
-    assert "no annotations in it; give a COCO" in refusal(read_annotations, tmp_path)
+def test_paths_without_annotations_are_explained(tmp_path):
+    assert "no such file or folder; give a COCO" in error_of(read_annotations, tmp_path / "x")
+    assert "no annotations in it; give a COCO" in error_of(read_annotations, tmp_path)
     (tmp_path / "x.txt").write_text("x")
-    assert "no annotations; give a COCO" in refusal(read_annotations, tmp_path / "x.txt")
-    assert "leave the split out" in refusal(read_annotations, coco(tmp_path), split="train")
+    assert "no annotations; give a COCO" in error_of(read_annotations, tmp_path / "x.txt")
+    assert "leave the split out" in error_of(read_annotations, coco(tmp_path), split="train")
 
 
 @pytest.mark.parametrize("kind", ["xml", "json"])
-def test_damaged_bytes_end_in_an_input_error_or_in_boxes(tmp_path, kind):
+def test_damaged_bytes_give_an_input_error_or_valid_boxes(tmp_path, kind):
     picture(tmp_path / "a.png")
-    path = coco(tmp_path, annotations=[note(i, [i, 1, 2.5, 3]) for i in range(1, 6)])
+    path = coco(tmp_path, annotations=[annotation(i, [i, 1, 2.5, 3]) for i in range(1, 6)])
     if kind == "xml":
         path = tmp_path / "1.xml"
-        xml(path, *(thing("bee", i, 1, i + 2, 3, extra="<difficult>0</difficult>") for i in range(1, 6)))
+        xml(path, *(voc_object("bee", i, 1, i + 2, 3, extra="<difficult>0</difficult>") for i in range(1, 6)))
     read = {
         "xml": lambda **options: read_voc(tmp_path, **options),
         "json": lambda **options: read_coco(path, **options),
@@ -379,13 +383,13 @@ def test_damaged_bytes_end_in_an_input_error_or_in_boxes(tmp_path, kind):
         path.write_bytes(data)
         for skip in (False, True):
             try:
-                found = read[kind](skip_invalid=skip)
+                data = read[kind](skip_invalid=skip)
             except InputError as error:
                 refused += 1
                 str(error).encode()
                 continue
-            assert isinstance(found, Annotated) and found.fingerprint
-            for sample in found.samples:
+            assert isinstance(data, Annotated) and data.fingerprint
+            for sample in data.samples:
                 height, width = sample.size
                 assert (sample.boxes >= 0).all() and (sample.boxes <= [width, height] * 2).all()
                 assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()

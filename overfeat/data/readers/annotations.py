@@ -1,9 +1,10 @@
-"""Images with boxes on disk: whichever layout a path has.
+"""Images with boxes on disk, in the layout that a path has.
 
 Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is (0, 0, width, height).
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 from overfeat.data.annotated import Annotated
@@ -26,21 +27,22 @@ def read_annotations(
     *,
     skip_invalid: bool = False,
 ) -> Annotated:
-    """Read a .json file or a folder with SPLIT.json by read_coco, a folder with Annotations/ or XML by read_voc.
+    """Read a .json file or a folder with SPLIT.json by `read_coco`, a folder with Annotations/ or XML by `read_voc`.
 
-    The other arguments are those of the two. InputError for anything else, and for a split of a .json file.
+    The other arguments are those of the two. Raises InputError for anything else, and for a split of a .json file.
     """
-    path, given = Path(path), {"class_names": class_names, "skip_invalid": skip_invalid}
+    path = Path(path)
+    coco = partial(read_coco, images=images, class_names=class_names, skip_invalid=skip_invalid)
     if path.suffix.lower() == ".json" and not path.is_dir():
         if split is not None:
             raise InputError(f"{path}: a file has no split {split!r}; leave the split out, or give the file's folder")
-        return read_coco(path, images, **given)
+        return coco(path)
     if not path.is_dir():
         raise InputError(f"{path}: {'no annotations' if path.exists() else 'no such file or folder'}; {LAYOUTS}")
     if split is not None and os.path.isfile(path / f"{split}.json"):
-        return read_coco(path / f"{split}.json", images, **given)
+        return coco(path / f"{split}.json")
     if (path / "Annotations").is_dir() or xml_files(path):
-        return read_voc(path, split, images=images, **given)
+        return read_voc(path, split, images=images, class_names=class_names, skip_invalid=skip_invalid)
     splits = sorted(file.stem for file in path.glob("*.json"))
     if splits:
         raise InputError(f"{path}: no split {split!r} in it; give one of {shorten(splits)}")

@@ -1,4 +1,4 @@
-"""What the readers of annotations check alike, and how they collect what is bad."""
+"""Checks that the readers of annotations share, and the collection of what is invalid."""
 
 import math
 import os
@@ -13,80 +13,89 @@ from typing import Any
 import numpy as np
 
 from overfeat.data.annotated import Annotated, Sample, first_lines
-from overfeat.data.images import MAX_PIXELS, opened
-from overfeat.errors import InputError, shorten
+from overfeat.data.images import open_header
+from overfeat.data.limits import MAX_PIXELS
+from overfeat.errors import ArgumentError, InputError, shorten
 
 MAX_LIST = 100_000_000  # bytes
 MAX_SIDE = 1_000_000  # pixels that an annotation may state
 ORIENTATION = 0x0112  # the EXIF tag; 5 and above turn the image by 90 degrees
 FilePath = str | os.PathLike
 Names = Sequence[str] | None
-short = reprlib.Repr()
-short.maxstring = 100
+quoted = reprlib.Repr()
+quoted.maxstring = 100
 
 
-class Bad(Exception):
-    """What is wrong, and the line where the place does not tell it."""
+class Invalid(Exception):
+    """What is wrong with an entry of an annotation file, and its line if the enclosing block does not name it."""
 
-    def __init__(self, what: str, line: int | None = None):
-        super().__init__(what)
+    def __init__(self, reason: str, line: int | None = None):
+        super().__init__(reason)
         self.line = line
 
 
 @dataclass
 class ImageBoxes:
-    """An image file, its size, and its good boxes as they are found."""
+    """An image file, its size, and its valid boxes so far."""
 
     path: Path
     size: tuple[int, int]
     objects: dict[tuple[tuple[float, ...], str], bool] = field(default_factory=dict)  # (box, class): difficult
 
-    def add(self, said: str, box: tuple[float, ...], name: str, overhang: float, difficult: bool = False) -> None:
-        """Check a box and keep it, clipped; overhang: pixels it may reach past the right and lower edges."""
+    def add(self, text: str, box: tuple[float, ...], name: str, overhang: float, difficult: bool = False) -> None:
+        """Check a box, clip it and keep it.
+
+        Args:
+            text: The box as the file writes it, for messages.
+            box: x1, y1, x2, y2.
+            name: Its class.
+            overhang: Pixels it may extend beyond the right and lower edges.
+            difficult: VOC's flag.
+        """
         x1, y1, x2, y2 = box
         height, width = self.size
         if not all(map(math.isfinite, box)):
-            raise Bad(f"{said}: not finite")
+            raise Invalid(f"{text}: not finite")
         if x2 < x1 or y2 < y1:
-            raise Bad(f"{said}: reversed; the right and lower edges come second")
+            raise Invalid(f"{text}: reversed; the right and lower edges come second")
         if x2 == x1 or y2 == y1:
-            raise Bad(f"{said}: no area")
+            raise Invalid(f"{text}: no area")
         inside = 0 <= x1 < width and 0 <= y1 < height
         if not inside or x2 > width + overhang or y2 > height + overhang:
-            raise Bad(f"{said}: outside the image, which is {width} pixels wide and {height} high")
+            raise Invalid(f"{text}: outside the image, which is {width} pixels wide and {height} high")
         key = (x1, y1, min(x2, float(width)), min(y2, float(height))), name
         if key in self.objects:
-            raise Bad(f"{said}: the same box and class {short.repr(name)} as an earlier one of the image")
+            raise Invalid(f"{text}: the same box and class {quoted.repr(name)} as an earlier one of the image")
         self.objects[key] = difficult
 
 
 class Problems:
-    """Collects what is bad in one data set, and makes the data set of what is left."""
+    """Collects the invalid entries of a data set, and makes the data set of the valid ones."""
 
     def __init__(self, source: Path, skip: bool):
-        self.source, self.skip, self.lines = source, skip, []
+        self.source, self.skip = source, skip
+        self.lines: list[str] = []
 
     @contextmanager
-    def at(self, place: object) -> Iterator[None]:
-        """What is bad in the block belongs to this place and ends the block."""
+    def at(self, location: object) -> Iterator[None]:
+        """Invalid in the block ends the block, and is recorded with this location."""
         try:
             yield
-        except Bad as bad:
-            self.lines.append(f"{place}{f', line {bad.line}' if bad.line else ''}: {bad}")
+        except Invalid as invalid:
+            self.lines.append(f"{location}{f', line {invalid.line}' if invalid.line else ''}: {invalid}")
 
     def finish(self, images: list[ImageBoxes], class_names: Names) -> Annotated:
-        """class_names None: the names of the boxes, sorted."""
-        found = {name for image in images for _, name in image.objects}
+        """The data set; class_names None: the names of the boxes, sorted. Raises InputError."""
+        used = {name for image in images for _, name in image.objects}
         count = f"{len(self.lines)} problem{'s' if len(self.lines) != 1 else ''} in the annotations"
-        shown = first_lines(self.lines)
+        report = first_lines(self.lines)
         if self.lines and not self.skip:
-            remedy = "put these right, or leave the bad boxes and images out: --skip-invalid, or skip_invalid=True"
-            raise InputError(f"{self.source}: {count}:{shown}\n{remedy}")
-        if not found:
-            told = f"{count}:{shown}\n" if self.lines else ""
-            what = f"no usable box in {len(images)} images; "
-            raise InputError(f"{self.source}: {what}{told}give annotations with at least one good box")
-        names = sorted(found) if class_names is None else list(class_names)
+            raise ArgumentError("skip_invalid", "skips these boxes and images", f"{self.source}: {count}:{report}\n")
+        if not used:
+            details = f"{count}:{report}\n" if self.lines else ""
+            summary = f"no usable box in {len(images)} images; "
+            raise InputError(f"{self.source}: {summary}{details}give annotations with at least one valid box")
+        names = sorted(used) if class_names is None else list(class_names)
         label_of = {name: label for label, name in enumerate(names)}
         samples = []
         for image in images:
@@ -100,14 +109,14 @@ class Problems:
 def class_name(name: Any, classes: Mapping[str, str] | None) -> str:
     """The class of a name in a file; classes None: any text of one line that can be written to a file."""
     if not isinstance(name, str) or not name or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        raise Bad(f"the name of the class is {short.repr(name)}; a line of text is needed")
+        raise Invalid(f"the class name is {quoted.repr(name)}; it must be one line of text")
     if classes is not None and name not in classes:
-        raise Bad(f"unknown class {short.repr(name)}; there are {len(classes)}: {shorten(list(classes.values()))}")
+        raise Invalid(f"unknown class {quoted.repr(name)}; there are {len(classes)}: {shorten(list(classes.values()))}")
     return name if classes is None else classes[name]
 
 
-def number(value: Any, what: str) -> float:
-    """A number in JSON, or text of XML; infinite where float64 does not reach."""
+def number(value: Any, name: str) -> float:
+    """A number in JSON, or text of XML; infinite beyond float64's range."""
     try:
         if type(value) in (int, float) or (isinstance(value, str) and "_" not in value):
             return float(value)
@@ -115,59 +124,60 @@ def number(value: Any, what: str) -> float:
         return math.inf
     except ValueError:
         pass
-    raise Bad(f"{what} is {short.repr(value)}, no number")
+    raise Invalid(f"{name} is {quoted.repr(value)}, not a number")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """What is in a file. Raises Bad for none, and for one of more bytes than the limit."""
+    """The content of a file. Raises Invalid if there is none, or it has more bytes than the limit."""
     if not os.path.isfile(path):
-        raise Bad("no such file")
+        raise Invalid("no such file")
     try:
         size = os.path.getsize(path)
         if size > limit:
-            raise Bad(f"{size:,} bytes, more than the limit of {limit:,}")
+            raise Invalid(f"{size:,} bytes, more than the limit of {limit:,}")
         return path.read_bytes()
     except OSError as error:
-        raise Bad(f"may not be read ({error.strerror})") from error
+        raise Invalid(f"cannot be read ({error.strerror})") from error
 
 
 def text_lines(path: Path, remedy: str) -> list[str]:
     """The lines of a text file. Raises InputError, which ends with the remedy."""
     try:
         return [line.strip() for line in read_bytes(path, MAX_LIST).decode(errors="replace").splitlines()]
-    except Bad as error:
+    except Invalid as error:
         raise InputError(f"{path}: {error}; {remedy}") from error
 
 
-def inside(root: Path, name: Any) -> Path:
-    """root/name, which exists and lies below root; Windows' ways out of it are refused everywhere."""
+def file_below(root: Path, name: Any) -> Path:
+    """root/name, which must exist and lie below root; on every system, Windows' ways out of it are refused too."""
     if not isinstance(name, str) or not name:
-        raise Bad(f"the file name is {short.repr(name)}; text is needed")
+        raise Invalid(f"the file name is {quoted.repr(name)}; it must be text")
     if PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
-        raise Bad(f"the file name {short.repr(name)} leaves the folder {root}; names must stay inside it")
+        raise Invalid(f"the file name {quoted.repr(name)} leaves the folder {root}; names must stay inside it")
     if not os.path.isfile(root / name):
-        raise Bad(f"no file {short.repr(name)} in {root}")
+        raise Invalid(f"no file {quoted.repr(name)} in {root}")
     return root / name
 
 
-def image_file(root: Path, name: Any, taken: set[Path]) -> Path:
-    """root/name as `inside`, which nothing in `taken` is, and from now on is there."""
-    path = inside(root, name)
-    if path in taken:
-        raise Bad(f"the image {short.repr(name)} is that of an earlier annotation")
-    taken.add(path)
+def image_file(root: Path, name: Any, used: set[Path]) -> Path:
+    """root/name as `file_below`, once: it must not be in `used`, to which it is added."""
+    path = file_below(root, name)
+    if path in used:
+        raise Invalid(f"the image {quoted.repr(name)} is that of an earlier annotation")
+    used.add(path)
     return path
 
 
 def stated_size(width: Any, height: Any, image: Path) -> tuple[int, int]:
-    """(height, width) as stated; where missing, empty or 0, that of the image, upright."""
+    """(height, width) as stated; if missing, empty or 0, those of the image, upright."""
     sides = [0.0 if side in (None, "") else number(side, "the size") for side in (height, width)]
     if 0.0 in sides:
         try:
-            with open(image, "rb") as file, opened(file, image, MAX_PIXELS) as header:
+            with open(image, "rb") as file, open_header(file, image, MAX_PIXELS) as header:
                 return header.size if header.getexif().get(ORIENTATION, 1) >= 5 else header.size[::-1]
         except Exception as error:  # Pillow's decoders raise many kinds for broken data
-            raise Bad(f"no size is stated, and the image does not tell it ({' '.join(str(error).split())})") from error
+            reason = " ".join(str(error).split())
+            raise Invalid(f"no size is stated, and it cannot be read from the image ({reason})") from error
     if not all(side.is_integer() and 1 <= side <= MAX_SIDE for side in sides):
-        raise Bad(f"width {short.repr(width)} and height {short.repr(height)} are no numbers of pixels")
+        raise Invalid(f"width {quoted.repr(width)} and height {quoted.repr(height)} are not numbers of pixels")
     return int(sides[0]), int(sides[1])

@@ -1,4 +1,4 @@
-"""ILSVRC: images, boxes, and lists of images that do not count."""
+"""ILSVRC: images, boxes, and lists of images that are ignored."""
 
 import os
 import re
@@ -7,10 +7,10 @@ from pathlib import Path
 from overfeat.data.annotated import Annotated
 from overfeat.data.image_folder import ImageFolder, LabeledImage
 from overfeat.data.images import list_images
-from overfeat.data.readers.checks import FilePath, Problems, short, text_lines
+from overfeat.data.readers.checks import FilePath, ImageBoxes, Problems, quoted, text_lines
 from overfeat.data.readers.image_folder import gather_images
 from overfeat.data.readers.voc import image_boxes, parse_xml
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.files import existing_dir
 
 
@@ -19,7 +19,7 @@ def read_ignore_list(path: FilePath) -> set[int]:
     lines = text_lines(Path(path), "give the development kit's list of ignored images")
     for number, line in enumerate(lines, 1):
         if not re.fullmatch("([0-9]{1,9})?", line):
-            raise InputError(f"{path}, line {number}: the number of an image is needed, not {short.repr(line)}")
+            raise InputError(f"{path}, line {number}: the number of an image is needed, not {quoted.repr(line)}")
     return {int(line) for line in lines if line}
 
 
@@ -32,7 +32,7 @@ def read_pairs(path: FilePath) -> set[tuple[int, str]]:
             continue
         if not re.fullmatch("[0-9]{1,9}", image) or not name.strip():
             raise InputError(
-                f"{path}, line {number}: the number of an image and a class are needed, not {short.repr(line)}"
+                f"{path}, line {number}: the number of an image and a class are needed, not {quoted.repr(line)}"
             )
         pairs.add((int(image), name.strip()))
     return pairs
@@ -41,26 +41,36 @@ def read_pairs(path: FilePath) -> set[tuple[int, str]]:
 def read_ilsvrc_boxes(
     devkit: FilePath, images: FilePath, annotations: FilePath, split: str, *, skip_invalid: bool = False
 ) -> Annotated:
-    """Read ILSVRC's images as read_ilsvrc does, and their boxes from XML files of the same stem.
+    """Read ILSVRC's images as `read_ilsvrc`, and their boxes from XML files of the same stem.
 
-    split "train": annotations/WNID/STEM.xml or annotations/STEM.xml; images without one are left out.
-    split "validation": annotations/STEM.xml for every image. Coordinates are counted from 0 and inclusive;
-    boxes that overhang the stated size by one pixel are clipped. Classes are those of read_ilsvrc, whatever
-    images there are; <name> is the WNID. Bad boxes and files, skip_invalid and InputError as for read_coco.
+    Coordinates count from 0 and are inclusive; boxes that exceed the stated size by one pixel are clipped. Classes are
+    those of `read_ilsvrc`, whichever images there are; <name> is the WNID.
+
+    Args:
+        devkit: The development kit.
+        images: The images.
+        annotations: For "train" WNID/STEM.xml or STEM.xml, and images without one are not used; for "validation"
+            STEM.xml for every image.
+        split: "train" or "validation".
+        skip_invalid: Skip invalid boxes and files.
+
+    Raises:
+        InputError: As `read_coco`.
     """
     folder = read_ilsvrc(devkit, images, split)
     annotations = existing_dir(annotations)
     classes = {name.split()[0]: name for name in folder.class_names}
     xmls = {(xml.parent.name, xml.stem): xml for xml in annotations.glob("*/*.xml")} if split == "train" else {}
     xmls |= {("", xml.stem): xml for xml in annotations.glob("*.xml")}
-    problems, found = Problems(annotations, skip_invalid), []
+    problems = Problems(annotations, skip_invalid)
+    annotated: list[ImageBoxes] = []
     for path, _ in folder.samples:
         xml = xmls.get((path.parent.name, path.stem)) or xmls.get(("", path.stem))
         if xml or split == "validation":
             xml = xml or annotations / f"{path.stem}.xml"
             with problems.at(xml):
-                found.append(image_boxes(xml, parse_xml(xml), path, classes, problems, ilsvrc=True))
-    return problems.finish(found, folder.class_names)
+                annotated.append(image_boxes(xml, parse_xml(xml), path, classes, problems, ilsvrc=True))
+    return problems.finish(annotated, folder.class_names)
 
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -68,13 +78,19 @@ SYNSETS = "synsets.txt"
 
 
 def read_ilsvrc(devkit: str | os.PathLike, images: str | os.PathLike, split: str) -> ImageFolder:
-    """Read ILSVRC2012 images; class order is the development kit's ILSVRC2012_ID, 1 first.
+    """Read ILSVRC2012 images; the classes are in the order of the development kit's ILSVRC2012_ID.
 
-    devkit: the unpacked development kit or its data folder, with the synsets in synsets.txt
-    (lines of "ILSVRC2012_ID WNID names") or in meta.mat. split "train": a folder of images a WordNet id. split
-    "validation": a flat folder of ILSVRC2012_val_00000001.JPEG and so on, their classes in the
-    kit's ground truth file. Class names are "WNID names", since names alone repeat. Raises
-    InputError where files are missing or do not fit together.
+    Class names are "WNID names", since names alone repeat.
+
+    Args:
+        devkit: The unpacked development kit or its data folder, with the synsets in synsets.txt (lines of
+            "ILSVRC2012_ID WNID names") or in meta.mat.
+        images: For "train" a folder of images per WNID; for "validation" a flat folder of
+            ILSVRC2012_val_00000001.JPEG and so on, whose classes are in the kit's ground truth file.
+        split: "train" or "validation".
+
+    Raises:
+        InputError: Files are missing or do not fit together.
     """
     devkit = existing_dir(devkit)
     data = devkit / "data" if (devkit / "data").is_dir() else devkit
@@ -84,7 +100,7 @@ def read_ilsvrc(devkit: str | os.PathLike, images: str | os.PathLike, split: str
         return gather_images(existing_dir(images), names, [wnid for wnid, _ in synsets])
     if split == "validation":
         return ImageFolder(names, _validation_samples(existing_dir(images), data / GROUND_TRUTH, len(names)))
-    raise InputError(f"the split is 'train' or 'validation', not {split!r}")
+    raise ArgumentError("split", f"must be 'train' or 'validation', not {split!r}")
 
 
 def _read_synsets(data: Path) -> list[tuple[str, str]]:
@@ -112,8 +128,8 @@ def _synset_lines(path: Path) -> list[tuple[int, str, str]]:
 def _synset_meta(data: Path) -> list[tuple[int, str, str]]:
     meta = data / "meta.mat"
     if not meta.is_file():
-        raise InputError(f"{data}: neither {SYNSETS} nor meta.mat; --devkit names the development kit's folder")
-    from scipy.io import loadmat  # takes a while, and few have need of it
+        raise InputError(f"{data}: neither {SYNSETS} nor meta.mat; devkit must be the development kit's folder")
+    from scipy.io import loadmat  # slow to import, and rarely needed
 
     try:
         synsets = loadmat(meta, simplify_cells=True)["synsets"]

@@ -5,22 +5,23 @@ Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.readers.checks import (
-    Bad,
     FilePath,
     ImageBoxes,
+    Invalid,
     Names,
     Problems,
     class_name,
+    file_below,
     image_file,
-    inside,
     number,
+    quoted,
     read_bytes,
-    short,
     stated_size,
     text_lines,
 )
@@ -40,16 +41,25 @@ def read_voc(
 ) -> Annotated:
     """Read PASCAL VOC: Annotations/*.xml with JPEGImages/, or a flat folder of XML files and images.
 
-    split: the files that ImageSets/Main/SPLIT.txt names, in its order. images: another folder for the
-    images, which are found by <filename>. Classes are the names found, sorted (so splits may differ), or
-    class_names. Coordinates are counted from 1 and inclusive. Boxes of <part> are ignored. Bad boxes and
-    files, skip_invalid and InputError as for read_coco.
+    Coordinates count from 1 and are inclusive. Boxes of <part> are ignored.
+
+    Args:
+        folder: The data set.
+        split: The files that ImageSets/Main/SPLIT.txt lists, in its order; None: all, by name.
+        images: Another folder of the images, which are those of <filename>.
+        class_names: The classes; None: the names that occur, sorted, so splits may differ.
+        skip_invalid: Skip invalid boxes and files.
+
+    Raises:
+        InputError: As `read_coco`.
     """
     folder = existing_dir(folder)
-    whole = (folder / "Annotations").is_dir()
-    xmls = folder / "Annotations" if whole else folder
-    root = existing_dir(images if images is not None else folder / "JPEGImages" if whole else folder)
-    problems, taken, found = Problems(folder, skip_invalid), set(), []
+    flat = not (folder / "Annotations").is_dir()
+    xmls = folder if flat else folder / "Annotations"
+    root = existing_dir(images if images is not None else folder if flat else folder / "JPEGImages")
+    problems = Problems(folder, skip_invalid)
+    used: set[Path] = set()
+    annotated: list[ImageBoxes] = []
     classes = None if class_names is None else {name: name for name in class_names}
     if split is None:
         names = xml_files(xmls)
@@ -58,11 +68,11 @@ def read_voc(
         names = [f"{line}.xml" for line in lines if line]
     for name in names:
         with problems.at(xmls / name):
-            xml = inside(xmls, name)
+            xml = file_below(xmls, name)
             tree = parse_xml(xml)
-            image = image_file(root, _text(tree, "filename"), taken)
-            found.append(image_boxes(xml, tree, image, classes, problems))
-    return problems.finish(found, class_names)
+            image = image_file(root, _text(tree, "filename"), used)
+            annotated.append(image_boxes(xml, tree, image, classes, problems))
+    return problems.finish(annotated, class_names)
 
 
 def xml_files(folder: Path) -> list[str]:
@@ -71,14 +81,14 @@ def xml_files(folder: Path) -> list[str]:
 
 
 def parse_xml(path: Path) -> Element:
-    """The root of an XML file; attributes are left out, but an <object> has its line, an int.
+    """The root of an XML file, without attributes, except that an <object> has its line, an int.
 
-    A DOCTYPE is refused where it starts, in any encoding: before an entity can be declared, let alone expanded.
+    A DOCTYPE is refused at its start, in any encoding: before an entity can be declared, let alone expanded.
     """
     data, builder, parser = read_bytes(path, MAX_XML), TreeBuilder(), expat.ParserCreate()
 
-    def refuse(*_) -> None:
-        raise Bad("a DOCTYPE, which may declare entities; remove it", parser.CurrentLineNumber)
+    def refuse(*_: Any) -> None:
+        raise Invalid("a DOCTYPE, which may declare entities; remove it", parser.CurrentLineNumber)
 
     def start(tag: str, _: dict) -> None:
         builder.start(tag, {"line": parser.CurrentLineNumber} if tag == "object" else {})
@@ -89,12 +99,12 @@ def parse_xml(path: Path) -> Element:
     try:
         parser.Parse(data, True)
         root = builder.close()
-    except Bad:
+    except Invalid:
         raise
-    except Exception as error:  # besides expat's own, what codecs raise for a false encoding
-        raise Bad(f"not XML ({error})", parser.CurrentLineNumber) from error
+    except Exception as error:  # expat's own, and what codecs raise for a false encoding
+        raise Invalid(f"not XML ({error})", parser.CurrentLineNumber) from error
     if root.tag != "annotation":
-        raise Bad(f"the outermost element is {short.repr(root.tag)}, not 'annotation'")
+        raise Invalid(f"the outermost element is {quoted.repr(root.tag)}, not 'annotation'")
     return root
 
 
@@ -105,7 +115,7 @@ def _text(node: Element, path: str) -> str:
 def image_boxes(
     xml: Path, tree: Element, path: Path, classes: Mapping[str, str] | None, problems: Problems, ilsvrc: bool = False
 ) -> ImageBoxes:
-    """The image of one XML file, with its good boxes; VOC counts pixels from 1, ILSVRC from 0."""
+    """The image of one XML file, with its valid boxes; VOC counts pixels from 1, ILSVRC from 0."""
     image = ImageBoxes(path, stated_size(_text(tree, "size/width"), _text(tree, "size/height"), path))
     first, overhang = (0, 1.0) if ilsvrc else (1, 0.0)
     for node in tree.iterfind("object"):
@@ -114,8 +124,8 @@ def image_boxes(
             values = [number(_text(node, f"bndbox/{edge}"), edge) for edge in EDGES]
             flag = "" if ilsvrc else _text(node, "difficult")
             if flag not in ("", "0", "1"):
-                raise Bad(f"difficult is {short.repr(flag)}, neither 0 nor 1")
-            said = ", ".join(f"{edge} {value:.10g}" for edge, value in zip(EDGES, values, strict=True))
+                raise Invalid(f"difficult is {quoted.repr(flag)}, not 0 or 1")
+            text = ", ".join(f"{edge} {value:.10g}" for edge, value in zip(EDGES, values, strict=True))
             x1, y1, x2, y2 = (value - first for value in values)
-            image.add(f"{said} (counted from {first})", (x1, y1, x2 + 1, y2 + 1), name, overhang, flag == "1")
+            image.add(f"{text} (counted from {first})", (x1, y1, x2 + 1, y2 + 1), name, overhang, flag == "1")
     return image
