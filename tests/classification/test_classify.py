@@ -1,4 +1,4 @@
-"""The ways of voting, each against its definition written out."""
+"""Voting schemes against their definitions."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def net(make_net):
 
 
 def by_hand(net, image, sizes, stride, flips):
-    """Softmax at each place, the largest for each class, the mean over scales and flips."""
+    """Softmax at each position, the largest for each class, the mean over scales and flips."""
     best = []
     for size in sizes:
         scaled = resize(image[None], size)
@@ -41,10 +41,10 @@ def by_hand(net, image, sizes, stride, flips):
 def test_classify_is_its_definition(net, images, stride, flip):
     for image in images[:2]:
         six = six_scales(net.architecture, *image.shape[1:])
-        found = overfeat.classify(net, image, flip=flip, stride=stride)
-        assert_matches(found, by_hand(net, image, six, stride, flip)[None], torch.float32)
-        found = overfeat.classify(net, image, scales=SixScales(1, 3), flip=flip, stride=stride)
-        assert_matches(found, by_hand(net, image, [six[0], six[2]], stride, flip)[None], torch.float32)
+        scores = overfeat.classify(net, image, flip=flip, stride=stride)
+        assert_matches(scores, by_hand(net, image, six, stride, flip)[None], torch.float32)
+        scores = overfeat.classify(net, image, scales=SixScales(1, 3), flip=flip, stride=stride)
+        assert_matches(scores, by_hand(net, image, [six[0], six[2]], stride, flip)[None], torch.float32)
 
 
 def test_accurate_runs_at_the_paper_s_sizes(make_net):
@@ -60,19 +60,19 @@ def test_accurate_runs_at_the_paper_s_sizes(make_net):
 
 def test_classify_is_the_maximum_of_the_maps(net, images):
     maps = overfeat.score_maps(net, images[0], flip=True)
-    want = torch.stack([found.scores.amax((2, 3)) for found in maps])
-    assert_matches(scale_scores(net, images[0], DenseConfig(flip=True)), want, torch.float32)
-    assert_matches(overfeat.classify(net, images[0], flip=True), want.mean(0), torch.float32)
+    expected = torch.stack([m.scores.amax((2, 3)) for m in maps])
+    assert_matches(scale_scores(net, images[0], DenseConfig(flip=True)), expected, torch.float32)
+    assert_matches(overfeat.classify(net, images[0], flip=True), expected.mean(0), torch.float32)
 
 
 @pytest.mark.parametrize("vote", [overfeat.classify, overfeat.centre_crop, overfeat.ten_views])
 def test_a_list_is_each_image_alone(net, images, vote):
-    found = vote(net, images)
-    assert found.shape == (4, 4)
+    scores = vote(net, images)
+    assert scores.shape == (4, 4)
     for i, image in enumerate(images):
-        assert_matches(found[i], vote(net, image)[0], torch.float32)
+        assert_matches(scores[i], vote(net, image)[0], torch.float32)
     together = vote(net, torch.stack([images[0], images[3]]))
-    assert_matches(together, found[[0, 3]], torch.float32)
+    assert_matches(together, scores[[0, 3]], torch.float32)
 
 
 def test_no_images_give_no_scores(net):
@@ -82,9 +82,9 @@ def test_no_images_give_no_scores(net):
 
 def test_a_list_may_mix_types(net, images):
     mixed = [images[0], images[3].float()]
-    found = overfeat.classify(net, mixed)
+    scores = overfeat.classify(net, mixed)
     for i, image in enumerate(mixed):
-        assert_matches(found[i], overfeat.classify(net, image)[0], torch.float32)
+        assert_matches(scores[i], overfeat.classify(net, image)[0], torch.float32)
 
 
 def test_memory_does_not_change_the_result(net, images):
@@ -114,11 +114,11 @@ def test_centre_crop_and_ten_views(net, images):
     assert_matches(overfeat.ten_views(net, image), overfeat.ten_views(net, image, flip=False), torch.float32)
 
 
-def test_a_committee_is_the_mean(make_net, images):
+def test_a_ensemble_is_the_mean(make_net, images):
     nets = [make_net("small", 4, seed=seed) for seed in range(3)]
     for vote in (overfeat.classify, overfeat.centre_crop, overfeat.ten_views):
-        want = torch.stack([vote(net, images[0]) for net in nets]).mean(0)
-        assert_matches(vote(nets, images[0]), want, torch.float32)
+        expected = torch.stack([vote(net, images[0]) for net in nets]).mean(0)
+        assert_matches(vote(nets, images[0]), expected, torch.float32)
     nets[1].class_names = ["other"] * 4
     with pytest.raises(InputError, match="same classes"):
         overfeat.classify(nets, images[0])

@@ -84,7 +84,7 @@ def test_untrained_context_and_too_small_images_change_nothing(make_net, net):
     assert torch.equal(new.scores, evaluate.score_maps(plain, large, scales=[1.0], flip=False)[0].scores)
 
 
-def test_several_images_with_and_without_surroundings(net):
+def test_several_images_with_and_without_context(net):
     """At one size they are too small for any; all in one pass over the classifier."""
     images = picture(80, 80, count=2)
     both = evaluate.score_maps(net, images, scales=[1.0, 2.0], flip=False)
@@ -95,7 +95,7 @@ def test_several_images_with_and_without_surroundings(net):
             assert_matches(of_both.scores[number : number + 1], one.scores, torch.float32)
 
 
-def test_gradients_reach_the_surroundings(net):
+def test_gradients_reach_the_context(net):
     images = picture(113, 150)
     (grid,) = grids(net, (113, 150), DenseConfig([1.0], False))
     seen = context.context_features(net, context.half_resolution(net, images, (113, 150)), Tile.whole(grid), "fine")

@@ -100,7 +100,7 @@ def test_flipped_maps_see_the_mirror_image(make_net):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_best_window_holds_what_was_pasted(make_net, flip):
+def test_the_best_window_contains_the_bright_square(make_net, flip):
     """A net that answers to brightness finds the one bright spot, in pixels of the image as given."""
     net = make_net("small", 2)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_scale_sizes():
         ([float("inf")], "not inf"), ([float("nan")], "not nan"), ([(40,)], "not (40,)"), (0.5, "not 0.5"),
     ],
 )  # fmt: skip
-def test_scales_that_are_none(scales, message):
+def test_invalid_scales(scales, message):
     """Whole numbers are refused: a scale never changes its meaning by its type."""
     with pytest.raises(ArgumentError, match=f"scales must be .*{re.escape(message)}"):
         DenseConfig(scales)

@@ -204,14 +204,14 @@ def test_the_error_by_hand():
         ([3], [[0.0, 0, 10, 20]], 0, 0),  # exactly a half
         ([3], [[0.0, 0, 10, 21]], 1, 1),
         ([4], [[0.0, 0, 10, 10]], 1, 1),  # another object's box
-        ([5, 4], [[0.0, 0, 10, 10], [40, 40, 60, 55]], 1, 0),  # the second guess, any object
-        ([5, 5, 5, 5, 5, 3], [[0.0, 0, 10, 10]] * 6, 1, 1),  # a sixth guess does not count
+        ([5, 4], [[0.0, 0, 10, 10], [40, 40, 60, 55]], 1, 0),  # the second prediction, any object
+        ([5, 5, 5, 5, 5, 3], [[0.0, 0, 10, 10]] * 6, 1, 1),  # a sixth prediction does not count
         ([], [], 1, 1),
     ]
     for labels, boxes, one, five in cases:
-        guess = (torch.tensor(labels, dtype=torch.int64), torch.tensor(boxes).reshape(-1, 4))
-        assert localization_errors([guess], [truth]) == {"top1": 100 * one, "top5": 100 * five}, labels
-    half = localization_errors([guess, (torch.tensor([3]), truth[1][:1])], [truth, truth])
+        prediction = (torch.tensor(labels, dtype=torch.int64), torch.tensor(boxes).reshape(-1, 4))
+        assert localization_errors([prediction], [truth]) == {"top1": 100 * one, "top5": 100 * five}, labels
+    half = localization_errors([prediction, (torch.tensor([3]), truth[1][:1])], [truth, truth])
     assert half == {"top1": 50, "top5": 50}
     with pytest.raises(InputError):
         localization_errors([], [])

@@ -38,13 +38,13 @@ def test_round_trip(make_net, tmp_path, architecture, flip):
     net.flip = flip
     path = tmp_path / "net.safetensors"
     assert overfeat.save(net, path) is None
-    found = overfeat.load(str(path))
-    assert found.architecture == net.architecture
-    assert (found.class_names, found.flip, found.num_classes) == (net.class_names, flip, 3)
-    assert same_weights(found, net) and not found.training
+    loaded = overfeat.load(str(path))
+    assert loaded.architecture == net.architecture
+    assert (loaded.class_names, loaded.flip, loaded.num_classes) == (net.class_names, flip, 3)
+    assert same_weights(loaded, net) and not loaded.training
     images = pixels(net.architecture.window + 20, net.architecture.window + 9)
     with torch.no_grad():
-        assert torch.equal(found(images, "fine"), net.eval()(images, "fine"))
+        assert torch.equal(loaded(images, "fine"), net.eval()(images, "fine"))
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
 
 
@@ -55,8 +55,8 @@ def test_stored_as_half_and_read_as_float32(make_net, tmp_path, dtype):
     overfeat.save(net, tmp_path / "half", dtype=dtype)
     assert (tmp_path / "half").stat().st_size < 0.51 * (tmp_path / "whole").stat().st_size
     assert {t.dtype for t in load_file(tmp_path / "half").values()} == {dtype}
-    found = overfeat.load(tmp_path / "half")
-    for one, other in zip(found.parameters(), net.parameters(), strict=True):
+    loaded = overfeat.load(tmp_path / "half")
+    for one, other in zip(loaded.parameters(), net.parameters(), strict=True):
         assert one.dtype == torch.float32 and torch.equal(one, other.to(dtype).float())
     assert same_weights(net, overfeat.load(tmp_path / "whole")), "saving changed the net"
 
@@ -127,7 +127,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key in BROKEN for value in BROKEN[key]])
-def test_metadata_that_is_broken_or_at_odds_with_the_weights(good, key, value):
+def test_metadata_that_does_not_fit_the_weights(good, key, value):
     path, tensors, metadata = good
     metadata = {k: v for k, v in metadata.items() if k != key}
     save_file(tensors, path, metadata if value is None else {**metadata, key: value})
@@ -135,7 +135,7 @@ def test_metadata_that_is_broken_or_at_odds_with_the_weights(good, key, value):
 
 
 @pytest.mark.parametrize("change", ["missing", "more", "renamed", "other shape", "transposed"])
-def test_weights_at_odds_with_the_architecture(good, change):
+def test_weights_that_do_not_fit_the_architecture(good, change):
     path, tensors, metadata = good
     weight = tensors.pop("fc_layers.1.weight")
     tensors |= {
@@ -151,7 +151,7 @@ def test_weights_at_odds_with_the_architecture(good, change):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["conv_layers.0.weight", "conv_layers.3.bias", "fc_layers.2.bias"])
-def test_weights_that_are_no_numbers(good, name, value):
+def test_nan_and_infinite_weights(good, name, value):
     path, tensors, metadata = good
     tensors[name].view(-1)[-1] = value
     save_file(tensors, path, metadata)
@@ -163,7 +163,7 @@ def test_weights_that_are_no_numbers(good, name, value):
 
 @pytest.mark.parametrize("write", [overfeat.save, save_released])
 @pytest.mark.parametrize("where", ["none/net", "file/net", "folder", "n" * 300])
-def test_places_that_cannot_be_written(make_net, tmp_path, write, where):
+def test_paths_that_cannot_be_written(make_net, tmp_path, write, where):
     (tmp_path / "file").write_text("a file, no folder")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
@@ -215,8 +215,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, write):
     """A limit on the size of files stands for the disk that fills up, wherever in the file it does."""
     (tmp_path / "here").mkdir()
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "here" / "net"), write]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 # Class names
@@ -256,7 +256,7 @@ RELEASED = {
 def released(request, tmp_path):
     """A file of random numbers in the layout of the release: its path and the net's name."""
     size, _ = RELEASED[request.param]
-    # A prime length, so that no two places of the file hold the same run of numbers in the same order.
+    # A prime length, so that no two positions of the file hold the same run of numbers in the same order.
     block = np.random.default_rng(0).standard_normal(1_000_003, dtype=np.float32)
     block = (block * np.float32(0.01)).astype("<f4")
     path = tmp_path / RELEASED_FILES[request.param]
@@ -277,21 +277,21 @@ def test_released_file_at_full_size(released, tmp_path):
     numbers = np.memmap(path, "<f4", "r")
     start = 0
     for shape, layer in zip(shapes, [*net.conv_layers, *net.fc_layers], strict=True):
-        for values, part in ((layer.weight, shape), (layer.bias, shape[:1])):
-            count = int(np.prod(part))
-            assert np.array_equal(values.detach().numpy(), numbers[start : start + count].reshape(part))
+        for values, size in ((layer.weight, shape), (layer.bias, shape[:1])):
+            count = int(np.prod(size))
+            assert np.array_equal(values.detach().numpy(), numbers[start : start + count].reshape(size))
             start += count
     assert start == len(numbers)
 
     layers = net.architecture.layers
     images = pixels(net.architecture.window + 1, net.architecture.window + net.architecture.stride() + 3)
-    shapes_found = []
+    shapes = []
     for number in range(len(layers)):
         with torch.no_grad():
-            shapes_found.append(net.layer_output(images, number).shape)
+            shapes.append(net.layer_output(images, number).shape)
     height, width = images.shape[2:]
-    wanted = [(1, *net.architecture.layer_shape(n, height, width, 1000)) for n in range(len(layers))]
-    assert shapes_found == wanted and wanted[-1] == (1, 1000, 1, 2)
+    expected = [(1, *net.architecture.layer_shape(n, height, width, 1000)) for n in range(len(layers))]
+    assert shapes == expected and expected[-1] == (1, 1000, 1, 2)
 
     save_released(net, tmp_path / "again")
     with open(path, "rb") as one, open(tmp_path / "again", "rb") as other:
@@ -309,10 +309,10 @@ def test_first_layer_reads_the_file_as_out_in_height_width(make_net, tmp_path):
     weight, bias = numbers[:count].reshape(32, 3, 5, 5), numbers[count : count + 32]
     images = pixels(50, 61)
     window = (images[0, :, 4:9, 10:15].double().numpy() - 118.380948) / 61.896913
-    want = [(weight[o] * window).sum() + bias[o] for o in range(32)]
+    expected = [(weight[o] * window).sum() + bias[o] for o in range(32)]
     with torch.no_grad():
-        found = net.double().layer_output(images, 1)[0, :, 2, 5]
-    np.testing.assert_allclose(found.numpy(), want, rtol=1e-12)
+        output = net.double().layer_output(images, 1)[0, :, 2, 5]
+    np.testing.assert_allclose(output.numpy(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -329,7 +329,7 @@ def test_released_files_of_other_sizes(tmp_path, name, size):
         assert words in str(error.value)
 
 
-def test_released_files_that_are_none(tmp_path):
+def test_released_files_that_are_missing(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_released(tmp_path / "none", "fast")
     (tmp_path / "file").touch()

@@ -37,12 +37,12 @@ def crops(images, window, step):
     """Every window of one image as a batch, and the number of rows and columns."""
     tops = range(0, images.shape[2] - window + 1, step)
     lefts = range(0, images.shape[3] - window + 1, step)
-    found = [images[:, :, y : y + window, x : x + window] for y in tops for x in lefts]
-    return torch.cat(found), (len(tops), len(lefts))
+    crops = [images[:, :, y : y + window, x : x + window] for y in tops for x in lefts]
+    return torch.cat(crops), (len(tops), len(lefts))
 
 
 def as_map(outputs, shape):
-    """[places, classes, 1, 1] in reading order to [1, classes, rows, columns]."""
+    """[positions, classes, 1, 1] in reading order to [1, classes, rows, columns]."""
     return outputs.flatten(1).T.reshape(1, -1, *shape)
 
 
@@ -68,8 +68,8 @@ def test_every_layer_has_the_shape_it_should(make_net, name):
     images = image_for(net, 4, 7, count=2)
     for number in range(len(net.architecture.layers)):
         with torch.no_grad():
-            found = net.layer_output(images, number)
-        assert (2, *net.architecture.layer_shape(number, *images.shape[2:], 5)) == found.shape
+            output = net.layer_output(images, number)
+        assert (2, *net.architecture.layer_shape(number, *images.shape[2:], 5)) == output.shape
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -90,9 +90,9 @@ def test_each_layer_follows_from_the_one_before(make_net, name):
             "pool": lambda x, conv=conv: F.max_pool2d(x, conv.pool),
         }[layer.kind]
         with torch.no_grad():
-            want = step(x)
+            expected = step(x)
             x = net.layer_output(image_for(net, 4, 7), number)
-        assert_matches(x, want, torch.float64)
+        assert_matches(x, expected, torch.float64)
     assert_matches(net(image_for(net, 4, 7)), x, torch.float64)
 
 
@@ -112,15 +112,15 @@ def test_small_net_equals_cropping_every_window(make_net, stride, rows):
     images = image_for(net, rows, 7)
     windows, shape = crops(images, net.architecture.window, net.architecture.stride(stride))
     with torch.no_grad():
-        got, want = net(images, stride), net(windows)
-    assert got.shape[2:] == shape
-    assert_matches(got, as_map(want, shape), torch.float32)
+        actual, expected = net(images, stride), net(windows)
+    assert actual.shape[2:] == shape
+    assert_matches(actual, as_map(expected, shape), torch.float32)
 
 
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("name", NETS)
 def test_classifier_stage_equals_cropping_the_last_maps(make_net, name, stride):
-    """From the last maps on the padded nets are exact too: crop, pool, classify, place by place."""
+    """From the last maps on the padded nets are exact too: crop, pool, classify, position by position."""
     net = make_net(name).double()
     architecture = net.architecture
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_classifier_stage_equals_cropping_the_last_maps(make_net, name, stride):
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
-def test_fine_at_every_pool_th_place_is_coarse(make_net, name, rows):
+def test_every_pool_th_position_of_fine_stride_is_coarse_stride(make_net, name, rows):
     net = make_net(name)
     images = image_for(net, rows, rows + 1, count=2)
     pool = net.architecture.pool
@@ -180,17 +180,17 @@ def test_gradients_equal_those_of_cropping(make_net, stride):
     dense, cropped = net(images, stride), as_map(net(windows), shape)
     wave = torch.arange(dense.numel(), dtype=torch.float64).sin().reshape(dense.shape)
     leaves = list(net.parameters())
-    got = torch.autograd.grad((dense * wave).sum(), leaves)
-    assert_matches(got, torch.autograd.grad((cropped * wave).sum(), leaves), torch.float64)
+    actual = torch.autograd.grad((dense * wave).sum(), leaves)
+    assert_matches(actual, torch.autograd.grad((cropped * wave).sum(), leaves), torch.float64)
 
 
 def test_both_strides_run_on_a_gpu_as_on_the_cpu(make_net, device):
     net = make_net("thin accurate")
     images = image_for(net, 4, 5, count=2)
     with torch.no_grad():
-        want = [net(images, stride) for stride in STRIDES]
+        expected = [net(images, stride) for stride in STRIDES]
         net.to(device)
-        assert_matches([net(images.to(device), stride) for stride in STRIDES], want, torch.float32)
+        assert_matches([net(images.to(device), stride) for stride in STRIDES], expected, torch.float32)
 
 
 # Inputs
@@ -201,18 +201,18 @@ def test_images_of_any_type_and_layout(make_net, name):
     net = make_net(name)
     images = image_for(net, 2, 3, count=2)
     with torch.no_grad():
-        want = net(images, "fine")
+        expected = net(images, "fine")
         for same in (images.float(), images.double(), images.half(), images.int()):
-            assert torch.equal(net(same, "fine"), want)
+            assert torch.equal(net(same, "fine"), expected)
         floats = images.float()
         last = floats.contiguous(memory_format=torch.channels_last)
         assert net.normalise(floats).is_contiguous(memory_format=torch.channels_last)
         before = last.clone()
-        assert_matches(net(last, "fine"), want, torch.float32)
+        assert_matches(net(last, "fine"), expected, torch.float32)
         assert torch.equal(last, before), "the images were changed"
         whole = torch.zeros(2, 4, images.shape[2] + 1, images.shape[3] + 2)
         whole[:, 1:, 1:, 1:-1] = floats
-        assert_matches(net(whole[:, 1:, 1:, 1:-1], "fine"), want, torch.float32)
+        assert_matches(net(whole[:, 1:, 1:, 1:-1], "fine"), expected, torch.float32)
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -270,7 +270,7 @@ def test_any_number_of_classes(classes):
         assert net(pixels(47, 51), "fine").shape == (1, classes, 1, 2)
 
 
-def test_what_cannot_be_built_is_refused():
+def test_unknown_names_and_no_classes_are_refused():
     with pytest.raises(InputError, match="no net is called 'big'; there are fast, accurate, small"):
         build("big")
     for classes in (0, -3):
@@ -294,7 +294,7 @@ def test_reset_classifier_changes_the_last_layer_alone(make_net):
     assert net.float()(pixels(47, 47)).shape == (1, 3, 1, 1)
 
 
-def test_replacing_all_classes_by_none_is_refused(make_net):
+def test_reset_classifier_needs_classes(make_net):
     with pytest.raises(InputError, match="at least one class"):
         make_net("small").reset_classifier([])
 
@@ -331,12 +331,12 @@ def test_dropout_keeps_the_mean_and_drops_its_fraction(make_net):
         for full in net.fc_layers[1:]:
             full.weight.copy_(torch.eye(256)[..., None, None])
             full.bias.zero_()
-        found = net(images, "fine")
+        output = net(images, "fine")
         plain = net.eval()(images, "fine")
     alive = plain > 0
-    kept = found[alive] != 0
+    kept = output[alive] != 0
     assert kept.float().mean().item() == pytest.approx(0.25, abs=0.02)  # two dropouts of one half each
-    assert_matches(found[alive][kept], 4 * plain[alive][kept], torch.float32)
+    assert_matches(output[alive][kept], 4 * plain[alive][kept], torch.float32)
 
 
 # Architectures
@@ -351,7 +351,7 @@ def test_an_architecture_survives_being_written_as_text():
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "3", '{"name": "x"}', '{"convs": [1]}'])
-def test_text_that_is_no_architecture(text):
+def test_invalid_text_of_an_architecture(text):
     with pytest.raises((ValueError, KeyError, TypeError)):
         Architecture.from_json(text)
 
@@ -387,8 +387,8 @@ def test_nets_compile_whole(make_net):
     images = image_for(net, 4, 5).double()
     for stride in STRIDES:
         compiled = torch.compile(OverFeat.forward, fullgraph=True, backend="aot_eager")
-        got, want = compiled(net, images, stride), net(images, stride)
-        assert_matches(got, want, torch.float64)
+        actual, expected = compiled(net, images, stride), net(images, stride)
+        assert_matches(actual, expected, torch.float64)
         leaves = list(net.parameters())
-        got, want = (torch.autograd.grad(scores.square().sum(), leaves) for scores in (got, want))
-        assert_matches(got, want, torch.float64)
+        actual, expected = (torch.autograd.grad(scores.square().sum(), leaves) for scores in (actual, expected))
+        assert_matches(actual, expected, torch.float64)

@@ -87,7 +87,7 @@ def convolve(steps, cells, weights, pads):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_slab_gives_the_outputs_of_the_whole_axis(seed):
+def test_input_span_gives_the_outputs_of_the_whole_axis(seed):
     random = np.random.default_rng(seed)
     steps = random_steps(random)
     fits = (n for n in count(1) if all(output_size(steps[: i + 1], n) for i in range(len(steps))))
@@ -99,12 +99,12 @@ def test_slab_gives_the_outputs_of_the_whole_axis(seed):
     for _ in range(20):
         start, stop = np.sort(random.choice(len(whole) + 1, 2, replace=False)).tolist()
         (low, high), pads = input_span(steps, size, start, stop)
-        part = convolve(steps, cells[low:high], weights, pads)
-        assert part.tolist() == whole[start:stop].tolist(), (steps, size, start, stop)
+        crop = convolve(steps, cells[low:high], weights, pads)
+        assert crop.tolist() == whole[start:stop].tolist(), (steps, size, start, stop)
 
 
 @pytest.mark.parametrize("name", ["fast", "accurate"])
-def test_slab_pads_only_at_the_border(name):
+def test_input_span_pads_only_at_the_border(name):
     steps = ARCHITECTURES[name].feature_steps
     count = output_size(steps, 700)
     whole = input_span(steps, 700, 0, count)
@@ -129,7 +129,7 @@ def test_derived_scales_fit_exactly_with_the_ratios_of_table_5(name):
     assert six_scales(architecture, 300, 400) == six_scales(architecture, 10, 900) == sizes
 
 
-def test_table_5_is_what_is_derived_for_the_accurate_net():
+def test_the_derived_scales_of_the_accurate_net_are_table_5():
     assert FITS["accurate"].six_scales() == list(ARCHITECTURES["accurate"].scales)
 
 
@@ -171,7 +171,7 @@ def test_boxes_against_the_definition(grid, flipped):
 
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_place_is_the_nearest_window(grid, flipped):
+def test_position_is_that_of_the_nearest_window(grid, flipped):
     grid = Grid(grid.window, grid.stride, grid.scaled, grid.image, flipped)
     boxes = grid.boxes()
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2

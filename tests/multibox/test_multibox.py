@@ -130,8 +130,8 @@ def test_scores_are_products_and_every_class_counts(classifier):
             results.confidence_sum[i] == boxes.scores[box]
             and results.max_score[i] == probabilities[box, results.labels[i]]
         )
-    least = float(results.scores[1])
-    assert len(detect_multibox(model, classifier, IMAGE, crops="centre", score_threshold=least)) == 2
+    threshold = float(results.scores[1])
+    assert len(detect_multibox(model, classifier, IMAGE, crops="centre", score_threshold=threshold)) == 2
     assert len(detect_multibox(model, classifier, IMAGE, crops="centre", max_detections=1, score_threshold=0.0)) == 2
     best = best_per_class(results)  # one box a class, as the localization task has it
     assert sorted(best.labels.tolist()) == [0, 1]
