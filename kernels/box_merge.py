@@ -66,6 +66,23 @@ def _score(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, min_iou, MATCH_METRIC: tl.con
     return relative + tl.where(union > 0, _divide(union - shared, divisor), tl.where(equal, 0.0, 1.0))
 
 
+@triton.jit
+def _load_boxes(boxes, total, i, mask):
+    """x1, y1, x2, y2 of boxes i."""
+    x1, y1 = tl.load(boxes + i, mask=mask, other=0.0), tl.load(boxes + total + i, mask=mask, other=0.0)
+    x2 = tl.load(boxes + 2 * total + i, mask=mask, other=0.0)
+    y2 = tl.load(boxes + 3 * total + i, mask=mask, other=0.0)
+    return x1, y1, x2, y2
+
+
+@triton.jit
+def _store_boxes(boxes, total, i, x1, y1, x2, y2, mask):
+    tl.store(boxes + i, x1, mask=mask)
+    tl.store(boxes + total + i, y1, mask=mask)
+    tl.store(boxes + 2 * total + i, x2, mask=mask)
+    tl.store(boxes + 3 * total + i, y2, mask=mask)
+
+
 @triton.jit(do_not_specialize=["total"])
 def best_partner_kernel(
     boxes,  # [4, T], contiguous, float32 or float64: x1, y1, x2, y2
@@ -85,20 +102,15 @@ def best_partner_kernel(
     inside = i < total
     end = tl.load(ends + i, mask=inside, other=0)
     threshold, min_iou = tl.load(limits), tl.load(limits + 1)
-    x1, y1 = tl.load(boxes + i, mask=inside, other=0.0), tl.load(boxes + total + i, mask=inside, other=0.0)
-    x2 = tl.load(boxes + 2 * total + i, mask=inside, other=0.0)
-    y2 = tl.load(boxes + 3 * total + i, mask=inside, other=0.0)
+    x1, y1, x2, y2 = _load_boxes(boxes, total, i, inside)
     b_score = tl.full([BLOCK_M], float("inf"), boxes.dtype.element_ty)
     b_partner = tl.full([BLOCK_M], -1, tl.int32)
     for start in range(first, tl.max(end, axis=0), BLOCK_N):
         k = start + tl.arange(0, BLOCK_N)
         valid = k < total
+        kx1, ky1, kx2, ky2 = _load_boxes(boxes, total, k, valid)
         score = _score(
-            x1[:, None], y1[:, None], x2[:, None], y2[:, None],
-            tl.load(boxes + k, mask=valid, other=0.0)[None],
-            tl.load(boxes + total + k, mask=valid, other=0.0)[None],
-            tl.load(boxes + 2 * total + k, mask=valid, other=0.0)[None],
-            tl.load(boxes + 3 * total + k, mask=valid, other=0.0)[None],
+            x1[:, None], y1[:, None], x2[:, None], y2[:, None], kx1[None], ky1[None], kx2[None], ky2[None],
             min_iou, MATCH_METRIC,
         )  # fmt: skip
         pair = (k[None] > i[:, None]) & (k[None] < end[:, None]) & (score <= threshold)
@@ -135,9 +147,7 @@ def merge_kernel(
     i_box = start + index
     alive = i_box < end
     threshold, min_iou = tl.load(limits), tl.load(limits + 1)
-    x1, y1 = tl.load(boxes + i_box, mask=alive, other=0.0), tl.load(boxes + total + i_box, mask=alive, other=0.0)
-    x2 = tl.load(boxes + 2 * total + i_box, mask=alive, other=0.0)
-    y2 = tl.load(boxes + 3 * total + i_box, mask=alive, other=0.0)
+    x1, y1, x2, y2 = _load_boxes(boxes, total, i_box, alive)
     b_sum, b_max_score = tl.load(sums + i_box, mask=alive, other=0.0), tl.load(max_score + i_box, mask=alive, other=0.0)
     b_score = tl.load(best_score + i_box, mask=alive, other=float("inf"))
     b_partner = tl.load(partner + i_box, mask=alive, other=-1) - start.to(tl.int32)
@@ -181,10 +191,7 @@ def merge_kernel(
         b_partner = tl.where(is_i, partner_i, tl.where(better, i, b_partner))
         b_score = tl.where(is_i, score_i, tl.where(is_j, float("inf"), tl.where(better, score, b_score)))
         lowest = tl.min(b_score, axis=0)
-    tl.store(boxes + i_box, x1, mask=alive)
-    tl.store(boxes + total + i_box, y1, mask=alive)
-    tl.store(boxes + 2 * total + i_box, x2, mask=alive)
-    tl.store(boxes + 3 * total + i_box, y2, mask=alive)
+    _store_boxes(boxes, total, i_box, x1, y1, x2, y2, alive)
     tl.store(sums + i_box, b_sum, mask=alive)
     tl.store(max_score + i_box, b_max_score, mask=alive)
     tl.store(counts + i_box, b_count.to(tl.int64), mask=alive)
@@ -236,10 +243,7 @@ def merge_tiled_kernel(
         if clean:
             new_sum, new_max = new_sum + tl.load(sums + j), tl.maximum(new_max, tl.load(max_score + j))
         tl.debug_barrier()  # all threads have read what one is about to write
-        tl.store(boxes + i, new_x1)
-        tl.store(boxes + total + i, new_y1)
-        tl.store(boxes + 2 * total + i, new_x2)
-        tl.store(boxes + 3 * total + i, new_y2)
+        _store_boxes(boxes, total, i, new_x1, new_y1, new_x2, new_y2, None)
         tl.store(sums + i, new_sum)
         tl.store(max_score + i, new_max)
         tl.store(counts + i, n_i + n_j)
@@ -253,12 +257,8 @@ def merge_tiled_kernel(
         for first in range(start, end, BLOCK):
             k = first + tl.arange(0, BLOCK)
             valid = k < end
-            score = _score(
-                new_x1, new_y1, new_x2, new_y2,
-                tl.load(boxes + k, mask=valid, other=0.0), tl.load(boxes + total + k, mask=valid, other=0.0),
-                tl.load(boxes + 2 * total + k, mask=valid, other=0.0),
-                tl.load(boxes + 3 * total + k, mask=valid, other=0.0), min_iou, MATCH_METRIC,
-            )  # fmt: skip
+            x1, y1, x2, y2 = _load_boxes(boxes, total, k, valid)
+            score = _score(new_x1, new_y1, new_x2, new_y2, x1, y1, x2, y2, min_iou, MATCH_METRIC)
             candidate = valid & (tl.load(counts + k, mask=valid, other=0) > 0) & (score <= threshold)
             score = tl.where(candidate, score, float("inf"))
             after = tl.where(k > i, score, float("inf"))

@@ -18,6 +18,20 @@ WARPS = 4
 
 
 @triton.jit
+def _unravel(index, channels, height, width, LAST: tl.constexpr):
+    """Image, channel, row and column of elements of [N, H, W, C] if LAST, else [N, C, H, W]."""
+    if LAST:
+        c, rest = index % channels, index // channels
+        x, rest = rest % width, rest // width
+        y, n = rest % height, rest // height
+    else:
+        x, rest = index % width, index // width
+        y, rest = rest % height, rest // height
+        c, n = rest % channels, rest // channels
+    return n, c, y, x
+
+
+@triton.jit
 def pool_kernel(
     maps,  # tuple of COUNT pointers: [N, C, H, W] each, any strides; float16, bfloat16 or float32
     table,  # int64 [COUNT, 6], contiguous: height and width of the pooled map; strides of N, C, H, W
@@ -41,20 +55,11 @@ def pool_kernel(
     inside = index < tl.load(blocks + 3 * i_block + 2)
     p_row = table + 6 * i_map
     height, width = tl.load(p_row).to(index.dtype), tl.load(p_row + 1).to(index.dtype)
-    if LAST:
-        c, rest = index % channels, index // channels
-        x, rest = rest % width, rest // width
-        y, n = rest % height, rest // height
-    else:
-        x, rest = index % width, index // width
-        y, rest = rest % height, rest // height
-        c, n = rest % channels, rest // channels
+    n, c, y, x = _unravel(index, channels, height, width, LAST)
     stride_h, stride_w = tl.load(p_row + 4), tl.load(p_row + 5)
     o_corner = n * tl.load(p_row + 2) + c * tl.load(p_row + 3) + y * stride_h + x * stride_w  # int64
     p_corner = address_of(maps, i_map, COUNT).to(maps[0].dtype) + o_corner
-
-    best = tl.full([BLOCK], -float("inf"), tl.float32)
-    i_best = tl.zeros([BLOCK], tl.int32)
+    best, i_best = tl.full([BLOCK], -float("inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
     for offset in range(SIZE * SIZE):
         value = tl.load(p_corner + offset // SIZE * stride_h + offset % SIZE * stride_w, mask=inside, other=0.0)
         value = value.to(tl.float32)
@@ -91,15 +96,7 @@ def pool_backward_kernel(
     o_result = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = o_result < total
     index = o_result if WIDE else o_result.to(tl.int32)
-    full_height, full_width = height + SIZE - 1, width + SIZE - 1
-    if LAST:
-        c, rest = index % channels, index // channels
-        x, rest = rest % full_width, rest // full_width
-        y, n = rest % full_height, rest // full_height
-    else:
-        x, rest = index % full_width, index // full_width
-        y, rest = rest % full_height, rest // full_height
-        c, n = rest % channels, rest // channels
+    n, c, y, x = _unravel(index, channels, height + SIZE - 1, width + SIZE - 1, LAST)
     n, c = n.to(tl.int64), c.to(tl.int64)
     acc = tl.zeros([BLOCK], tl.float32)
     for offset in range(SIZE * SIZE):

@@ -78,29 +78,24 @@ def _merge_groups(corners, sums, max_score, counts, merged_into, starts, ends, r
 
 @compiled
 def _merge_group(corners, sums, max_score, counts, merged_into, rule):
-    """Merge one group in place; n is its number of boxes.
-
-    geometry: [8, n], corners, centre (doubled), diagonal and area. grid: see _new_grid. best_score: [n], of each box
-    with its partner. pairs: int32 [n, 3], the partner, the partner's version at the time of the score, and the
-    box's own version; a pair is dirty if its partner's version has changed. tree: the tournament, whose root
-    tree[1] is the box with the best pair. nearby, scores: buffers for candidates.
-    """
+    """Merge one group in place."""
+    # geometry: [8, n], corners, centre (doubled), diagonal and area. pairs: int32 [n, 3], each box's partner, the
+    # partner's version at the time of best_score, and the box's own version; a pair is dirty if its partner's version
+    # has changed. tree: the tournament, whose root tree[1] is the box with the best pair.
     n = len(corners)
-    geometry = np.empty((8, n), corners.dtype)
-    for i in range(n):
-        geometry[:4, i] = corners[i]
-        _measure(geometry, i)
+    geometry = _new_geometry(corners)
     grid = _new_grid(n)
     best_score = np.full(n, np.inf, corners.dtype)
     pairs = np.full((n, 3), 0, np.int32)
     pairs[:, 0] = -1
     weights = np.ones(n, corners.dtype)
     nearby, scores = np.empty(n, np.int32), np.empty(n, corners.dtype)
-    tree = np.full(2, -1, np.int32)  # not yet
+    tree = _new_tree(n)
     for i in range(n - 1, -1, -1):  # so that only boxes after i are in the grid yet
         _search(i, False, geometry, grid, best_score, pairs, tree, nearby, scores, rule)
         _insert(i, geometry, grid, rule)
-    tree = _new_tree(best_score)
+    for node in range(len(tree) // 2 - 1, 0, -1):
+        tree[node] = _winner(tree[2 * node], tree[2 * node + 1], best_score)
     while True:
         i = tree[1]
         j = pairs[i, 0]
@@ -111,12 +106,9 @@ def _merge_group(corners, sums, max_score, counts, merged_into, rule):
             _remove(i, grid)
             _remove(j, grid)
             _average(i, j, geometry, weights, rule)
-            sums[i] += sums[j]
-            max_score[i] = max(max_score[i], max_score[j])
-            counts[i], counts[j] = counts[i] + counts[j], 0
-            merged_into[j] = i
-            pairs[i, 2] += 1
-            pairs[j, 2] += 1
+            sums[i], max_score[i] = sums[i] + sums[j], max(max_score[i], max_score[j])
+            counts[i], counts[j], merged_into[j] = counts[i] + counts[j], 0, i
+            pairs[i, 2], pairs[j, 2] = pairs[i, 2] + 1, pairs[j, 2] + 1
             best_score[j], pairs[j, 0] = np.inf, -1
             _replay(j, tree, best_score)
             _search(i, True, geometry, grid, best_score, pairs, tree, nearby, scores, rule)
@@ -124,8 +116,7 @@ def _merge_group(corners, sums, max_score, counts, merged_into, rule):
         else:
             _search(i, False, geometry, grid, best_score, pairs, tree, nearby, scores, rule)
         _replay(i, tree, best_score)
-    for i in range(n):
-        corners[i] = geometry[:4, i]
+    corners[:] = geometry[:4].T
 
 
 @compiled
@@ -141,16 +132,23 @@ def _new_grid(n):
 
 
 @compiled
-def _new_tree(best_score):
-    n, leaves = len(best_score), 1
+def _new_tree(n):
+    leaves = 1
     while leaves < n:
         leaves *= 2
     tree = np.full(2 * leaves, -1, np.int32)
     for i in range(n):
         tree[leaves + i] = i
-    for node in range(leaves - 1, 0, -1):
-        tree[node] = _winner(tree[2 * node], tree[2 * node + 1], best_score)
     return tree
+
+
+@compiled
+def _new_geometry(corners):
+    geometry = np.empty((8, len(corners)), corners.dtype)
+    for i in range(len(corners)):
+        geometry[:4, i] = corners[i]
+        _measure(geometry, i)
+    return geometry
 
 
 @compiled
