@@ -23,7 +23,7 @@ LEVELS = [
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Beside a lower level: errors serves files and options; only ops.boxes serves metrics; only the
 # Triton backend runs kernels.
-ALSO = {("files", "errors"), ("options", "errors"), ("visualize", "profiling")}
+ALSO = {("files", "errors"), ("options", "errors")}
 FILES = sorted([*ROOT.glob("overfeat/**/*.py"), *ROOT.glob("kernels/*.py")])
 
 

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Time the evaluation and print a table."""
     from overfeat.files import atomic_write
     from overfeat.profiling.profile import profile
-    from overfeat.profiling.table import table
+    from overfeat.profiling.table import table, title_of
     from overfeat.visualize import stage_times
 
     if args.out:
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         with atomic_write(args.out / "profile.json") as part:
             part.write_text(json.dumps(results, indent=1))
-        stage_times(results, args.out / "profile.png")
+        titles = [title_of(entry) for entry in (*results["grids"], results["whole"])]
+        stage_times(results, titles, args.out / "profile.png")
         print(f"written to {args.out}")
     return 0
 
