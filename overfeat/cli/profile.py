@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from overfeat.profiling.table import table, title_of
     from overfeat.visualize import stage_times
 
-    if args.out:
-        _check_folder(args.out)
+    with_picture = args.out is not None and _check_folder(args.out)
     net, regressor = _nets(args)
     image = read_enlarged(net, args.image, args.max_pixels)
     trace = args.out and args.out / "trace.json"
@@ -65,22 +65,28 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         with atomic_write(args.out / "profile.json") as part:
             part.write_text(json.dumps(results, indent=1))
-        titles = [title_of(entry) for entry in (*results["grids"], results["whole"])]
-        stage_times(results, titles, args.out / "profile.png")
+        if with_picture:
+            titles = [title_of(entry) for entry in (*results["grids"], results["whole"])]
+            stage_times(results, titles, args.out / "profile.png")
         print(f"written to {args.out}")
     return 0
 
 
-def _check_folder(folder: Path) -> None:
-    """Before the work: check that the files can be written, and that others of their names are not written over."""
+def _check_folder(folder: Path) -> bool:
+    """Check that the files can be written and overwrite no others; whether matplotlib is there to draw the picture."""
     from overfeat.files import check_result, ensure_dir
     from overfeat.visualize import check_picture, figure_class
 
-    figure_class()
     ensure_dir(folder)
     check_result(folder / "profile.json", ("grids", "whole"))
-    check_picture(folder / "profile.png")
     check_result(folder / "trace.json", ("traceEvents",))
+    try:
+        figure_class()
+    except InputError as error:
+        print(f"overfeat profile: no profile.png: {error}", file=sys.stderr)
+        return False
+    check_picture(folder / "profile.png")
+    return True
 
 
 def _nets(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor | None]":

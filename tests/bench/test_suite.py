@@ -231,28 +231,30 @@ def test_one_suite_from_the_command_line(tmp_path, capsys, monkeypatch):
 
 
 def test_without_optional_packages(tmp_path):
-    """As on a GPU machine without a network: what needs a missing package is skipped, and the rest runs."""
-    missing = ["pycocotools", "monai", "ensemble_boxes", "matplotlib", "lazy_loader", "shtab"]
+    """As in `make gpu`, without a network: the suite and the profile need none of these packages."""
+    missing = "pycocotools scipy monai ensemble_boxes matplotlib skimage mlxtend lazy_loader shtab".split()
     code = (
         "import sys\n"
         f"for name in {missing}: sys.modules[name] = None\n"
         "import overfeat.profiling.peaks as m\n"
         "m.GEMM_SIZES, m.CONVOLUTIONS, m.COPY_BYTES = (64,), ((8, 16, 3),), 1 << 16\n"
-        "import torch; from bench.suite import cases, runner\n"
+        "import bench.gpu.timings, torch; from bench.suite import cases, runner\n"
         "machine = cases.Machine(runner.Run(None, torch.device('cpu'), None, ''))\n"
         "listed = [case for suite in cases.SUITES.values() for case in suite(machine)]\n"
         "assert {case.suite for case in listed} == set(cases.SUITES)\n"
         "names = {name for case in listed for name in case.implementations}\n"
         "assert cases.OURS in names and not names & {cases.MONAI, cases.NMS, cases.WBF}\n"
-        "from bench.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        "from bench.__main__ import main; from overfeat.cli.main import main as overfeat\n"
+        "assert overfeat(['--fast', 'profile', sys.argv[1], '--scales', '0.5', '--repeats', '1', '-o', 'out']) == 0\n"
+        "sys.exit(main(['merge', '--quick', '--backends', 'overfeat', '-o', 'rows.json']))"
     )
-    arguments = ["merge", "--quick", "--backends", "overfeat", "-o", "rows.json"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", code, ROOT / "overfeat/assets/scenes/00012.png"], cwd=tmp_path,
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert json.loads((tmp_path / "out" / "profile.json").read_text())["whole"]
 
 
 def results(times, **machine):
