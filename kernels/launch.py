@@ -204,7 +204,10 @@ def choose(
     fused = m <= FUSED_MAX_ROWS and size <= FUSED_MAX_SIZE and channels % 16 == 0
     pool: Pool = forced.pool or ("fused" if fused else "separate")
     kind = arithmetic(dtype, precision)
-    tile, num_programs = _tile_and_programs(gemm, device, kind, pool, m, channels)
+    if device.type == "cpu":
+        tile, num_programs = _interpreted_tile(m, n, channels), INTERPRETED_PROGRAMS
+    else:
+        tile, num_programs = _tile_and_programs(gemm, device, kind, pool, m, channels)
     tile = forced.tile or tile
     num_programs = forced.num_programs or num_programs
     work = -(-m // tile.m) * -(-n // tile.n)
@@ -217,12 +220,17 @@ def choose(
     return Plan(tile, min(work * split_k, num_programs), split_k, channels % tile.k == 0, pool, precision)
 
 
+def _interpreted_tile(m: int, n: int, channels: int) -> Tile:
+    """A small tile, so that small GEMMs have several; larger for larger ones, since a step takes equally long."""
+    tile = INTERPRETED_TILE
+    rows = tile.m if m <= 64 else 128 if m <= 512 else 512
+    return replace(tile, m=rows, n=tile.n if n <= 128 else 128, k=tile.k if channels <= 64 else 64)
+
+
 def _tile_and_programs(
     gemm: Gemm, device: torch.device, kind: str, pool: Pool, m: int, channels: int
 ) -> tuple[Tile, int]:
     """The tile of the tables, and as many programs as fill the chip."""
-    if device.type == "cpu":
-        return INTERPRETED_TILE, INTERPRETED_PROGRAMS
     capability, num_programs = _chip(device)
     table = tiles(f"{kind}, fused" if (gemm, pool) == ("forward", "fused") else kind, capability)
     tile = next(tile for max_rows, tile in table if m <= max_rows)
