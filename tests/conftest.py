@@ -35,6 +35,15 @@ def eager_alone(request, monkeypatch):
         monkeypatch.setattr(registry, "_backends", known)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def without_bfloat16():
+    """Makes torch report a processor without bfloat16 arithmetic where OVERFEAT_TEST_NO_BF16=1 is set."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("OVERFEAT_TEST_NO_BF16") == "1":
+            patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def full_float32(monkeypatch):
     """float32 means float32 on a GPU, not TF32."""

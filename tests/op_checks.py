@@ -1,5 +1,7 @@
 """What the tests of the ops share: the cases, the layouts in memory, and op against reference."""
 
+import os
+
 import pytest
 import torch
 
@@ -30,6 +32,11 @@ LAYOUTS = (
     "expanded",
 )
 
+
+# For tests that no kernel changes: the run without the interpreter has them.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+NO_KERNEL = pytest.mark.skipif(INTERPRETED, reason="the kernels do not take float64")
+ONE_FOR_ALL = pytest.mark.skipif(INTERPRETED, reason="an op's registration is the same for every backend")
 
 # What tests compute in unless they say otherwise; the fixture `implementation` sets float32 for the kernels.
 DTYPE = torch.float64

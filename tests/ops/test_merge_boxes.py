@@ -11,7 +11,8 @@ from overfeat.ops import BOX_AVERAGES, boxes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNELS = INTERPRETED or torch.cuda.is_available()
-BACKENDS = ["torch", *(["triton"] if KERNELS else [])]
+# Where Triton is interpreted, another run has tested eager PyTorch.
+BACKENDS = [*(["torch"] if not INTERPRETED else []), *(["triton"] if KERNELS else [])]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 KINDS = ("anywhere", "clustered", "tied", "lattice", "all sizes", "equal")
 THRESHOLDS = {"normalised": (0.0, 0.3, 0.9, 1.4, float("inf")), "sum": (0.0, 5.0, 400.0), "centres": (0.1, 0.5, 3.0)}
