@@ -72,26 +72,31 @@ def assign_targets(
         Labels int64 [rows, columns], IGNORE_INDEX for ignored windows, and the index of each positive window's
         object, int64, or -1.
     """
-    shape = windows.shape[:2]
-    targets = torch.full(shape, background, dtype=torch.int64, device=windows.device)
+    targets = torch.full(windows.shape[:2], background, dtype=torch.int64, device=windows.device)
     objects = torch.full_like(targets, -1)
     if not len(boxes):
         return targets, objects
-    side = windows[0, 0, 2] - windows[0, 0, 0]
-    window_centers, box_centers = (windows[..., :2] + windows[..., 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
-    size = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) / side  # [n]
-    distance = (window_centers[:, :, None] - box_centers).abs().amax(dim=3) / side  # [rows, columns, n]
-    nearest = distance == distance.flatten(0, 1).amin(dim=0)
-    at_border = nearest & (distance + size / 2 <= rule.border_reach)
-    matches = rule.fits(size) & ((distance <= rule.center_tolerance) | at_border)
-    near_size = (size >= rule.ignored_min_size) & (size <= rule.ignored_max_size)
-    targets[(near_size & (distance <= rule.ignored_center_tolerance)).any(dim=2)] = IGNORE_INDEX
+    distance, matches, near = _match(windows, boxes, rule)
+    targets[near.any(dim=2)] = IGNORE_INDEX
     best = distance.masked_fill(~matches, torch.inf).min(dim=2)
     positive = best.values < torch.inf
     expected = labels if ignored is None else labels.masked_fill(ignored, IGNORE_INDEX)
     targets[positive] = expected[best.indices[positive]]
     objects[positive] = best.indices[positive].where(targets[positive] != IGNORE_INDEX, -1)
     return targets, objects
+
+
+def _match(windows: Tensor, boxes: Tensor, rule: AssignmentRule) -> tuple[Tensor, Tensor, Tensor]:
+    """For every window and object [rows, columns, n]: distance, whether it is positive, whether it is near to that."""
+    side = windows[0, 0, 2] - windows[0, 0, 0]
+    window_centers, box_centers = (windows[..., :2] + windows[..., 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2
+    size = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) / side  # [n]
+    distance = (window_centers[:, :, None] - box_centers).abs().amax(dim=3) / side
+    nearest = distance == distance.flatten(0, 1).amin(dim=0)
+    at_border = nearest & (distance + size / 2 <= rule.border_reach)
+    matches = rule.fits(size) & ((distance <= rule.center_tolerance) | at_border)
+    near_size = (size >= rule.ignored_min_size) & (size <= rule.ignored_max_size)
+    return distance, matches, near_size & (distance <= rule.ignored_center_tolerance)
 
 
 def expected_votes(boxes: Tensor, grids: Sequence[Grid], *, rule: AssignmentRule = RULE) -> Tensor:

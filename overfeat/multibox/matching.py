@@ -47,17 +47,8 @@ def multibox_loss(
     if len(truths) != len(boxes) or boxes.shape[:2] != logits.shape or boxes.shape[2:] != (4,):
         shapes = f"{tuple(boxes.shape)}, {tuple(logits.shape)} and {len(truths)}"
         raise ValueError(f"boxes [P, K, 4], logits [P, K] and P truths are needed, not {shapes}")
-    counts = [len(t) for t in truths]
-    owner = torch.repeat_interleave(torch.tensor(counts, device=boxes.device))
     true = torch.cat([boxes.new_empty(0, 4), *truths])
-    reference = boxes[owner] if priors is None else priors[None]
-    with torch.no_grad():
-        costs = (true[:, None] - reference).square().sum(dim=2)
-        if priors is None:
-            costs = alpha / 2 * costs - logits[owner]  # -log c + log(1 - c) is minus the logit
-        assigned = hungarian_match(costs, counts).to(boxes.device)
-    object_, box = assigned.unbind(dim=1)
-    image = owner[object_]
+    image, box, object_ = _assign(boxes, logits, truths, priors, alpha).unbind(dim=1)
     easy = torch.ones_like(box, dtype=torch.bool)
     if difficult is not None:
         easy = ~torch.cat([easy[:0], *difficult])[object_]
@@ -67,6 +58,19 @@ def multibox_loss(
     target[image, box], weight[image, box] = 1.0, easy.to(weight)
     confidence = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum(dim=1)
     return alpha * match + confidence, match, torch.stack([image, box, object_], dim=1)
+
+
+@torch.no_grad()
+def _assign(boxes: Tensor, logits: Tensor, truths: Sequence[Tensor], priors: Tensor | None, alpha: float) -> Tensor:
+    """The optimal assignment of boxes to objects, int64 [n, 3]; arguments and result as of `multibox_loss`."""
+    counts = [len(t) for t in truths]
+    owner = torch.repeat_interleave(torch.tensor(counts, device=boxes.device))
+    true = torch.cat([boxes.new_empty(0, 4), *truths])
+    costs = (true[:, None] - (boxes[owner] if priors is None else priors[None])).square().sum(dim=2)
+    if priors is None:
+        costs = alpha / 2 * costs - logits[owner]  # -log c + log(1 - c) is minus the logit
+    object_, box = hungarian_match(costs, counts).to(boxes.device).unbind(dim=1)
+    return torch.stack([owner[object_], box, object_], dim=1)
 
 
 def hungarian_match(costs: Tensor, counts: Sequence[int]) -> Tensor:
