@@ -1,4 +1,4 @@
-"""What tests share: the device they run on, and nets with random weights."""
+"""Shared fixtures: the device that tests run on, backends, and nets with random weights."""
 
 import os
 from dataclasses import replace
@@ -67,7 +67,7 @@ def make_net():
     """make_net(name or architecture, classes): random weights and biases, in evaluation mode.
 
     "thin fast" and "thin accurate" are the released nets, kernels, paddings and poolings and all,
-    with a few channels a layer: what costs seconds there costs milliseconds here.
+    with a few channels a layer, so that they run in milliseconds instead of seconds.
     """
 
     def make(architecture: str | Architecture, classes: int = 5, seed: int = 0) -> OverFeat:

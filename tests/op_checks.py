@@ -1,4 +1,4 @@
-"""What the tests of the ops share: the cases, the layouts in memory, and op against reference."""
+"""Shared by the tests of the ops: cases, memory layouts, and comparison with the reference."""
 
 import os
 
@@ -33,12 +33,12 @@ LAYOUTS = (
 )
 
 
-# For tests that no kernel changes: the run without the interpreter has them.
+# For tests that no kernel affects; they run without the interpreter.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-NO_KERNEL = pytest.mark.skipif(INTERPRETED, reason="the kernels do not take float64")
+NO_KERNEL = pytest.mark.skipif(INTERPRETED, reason="the kernels do not support float64")
 ONE_FOR_ALL = pytest.mark.skipif(INTERPRETED, reason="an op's registration is the same for every backend")
 
-# What tests compute in unless they say otherwise; the fixture `implementation` sets float32 for the kernels.
+# The default dtype of the tests; the fixture `implementation` sets float32 for the kernels.
 DTYPE = torch.float64
 
 
@@ -48,7 +48,7 @@ def numbers(shape, device="cpu", seed=0, dtype=None):
 
 
 def laid_out(maps, layout):
-    """The same numbers, otherwise arranged in memory; one image over and over where expanded."""
+    """The same values in another memory layout; one image repeated if expanded."""
     n, c, h, w = maps.shape
     if layout == "channels last":
         return maps.contiguous(memory_format=torch.channels_last)
@@ -77,13 +77,13 @@ def gradients(function, inputs, cotangents):
 
 
 def check_pool(maps, size, dtype=None):
-    want_shape = (*maps.shape[:2], maps.shape[2] - size + 1, maps.shape[3] - size + 1)
-    cotangent = [numbers(want_shape, maps.device, seed=9, dtype=maps.dtype)]
-    got, of_maps = gradients(lambda m: [ops.offset_max_pool(m, size)], [maps], cotangent)
-    want, wanted = gradients(lambda m: [reference_pool(m, size)], [maps], cotangent)
-    assert_matches(got, want, dtype or DTYPE)
-    assert_matches(of_maps, wanted, dtype or DTYPE)
-    assert got[0].dtype == of_maps[0].dtype == maps.dtype
+    expected_shape = (*maps.shape[:2], maps.shape[2] - size + 1, maps.shape[3] - size + 1)
+    cotangent = [numbers(expected_shape, maps.device, seed=9, dtype=maps.dtype)]
+    actual, of_maps = gradients(lambda m: [ops.offset_max_pool(m, size)], [maps], cotangent)
+    expected, expected_gradients = gradients(lambda m: [reference_pool(m, size)], [maps], cotangent)
+    assert_matches(actual, expected, dtype or DTYPE)
+    assert_matches(of_maps, expected_gradients, dtype or DTYPE)
+    assert actual[0].dtype == of_maps[0].dtype == maps.dtype
 
 
 def reference_pool(maps, size):
@@ -93,7 +93,7 @@ def reference_pool(maps, size):
 
 
 def check_classifier(maps, weight, bias, size, relu=True, dtype=None):
-    """Values and all gradients of the op on a list of maps against the reference, map by map."""
+    """Values and all gradients of the op on a list of maps against the reference on each map."""
     reach = weight.shape[2] * size - 1
     shapes = [(m.shape[0], weight.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
     cotangents = [numbers(s, weight.device, seed=i, dtype=weight.dtype) for i, s in enumerate(shapes)]
@@ -110,10 +110,10 @@ def check_classifier(maps, weight, bias, size, relu=True, dtype=None):
         maps, weight, bias = split(*inputs)
         return [reference.skip_classifier(m, weight, bias, size, relu) for m in maps]
 
-    got, got_gradients = gradients(op, tensors, cotangents)
-    want, want_gradients = gradients(twin, tensors, cotangents)
-    assert_matches(got, want, dtype or DTYPE)
-    assert_matches(got_gradients, want_gradients, dtype or DTYPE)
+    actual, actual_gradients = gradients(op, tensors, cotangents)
+    expected, expected_gradients = gradients(twin, tensors, cotangents)
+    assert_matches(actual, expected, dtype or DTYPE)
+    assert_matches(actual_gradients, expected_gradients, dtype or DTYPE)
 
 
 def parameters(out, channels, kernel, device="cpu", dtype=None):

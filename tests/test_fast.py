@@ -1,4 +1,4 @@
-"""`import overfeat.fast`: the same numbers as without it, and a status that explains itself."""
+"""`import overfeat.fast`: the same results as without it, and its status report."""
 
 import os
 import subprocess
@@ -26,25 +26,24 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED el
 
 @pytest.fixture(params=["fast", "packed"])
 def switched(request):
-    """The best there is, and on a CPU with the interpreter prepared weights too, which it goes before."""
+    """The fastest backends, and under the interpreter also the packed weights, which it takes precedence over."""
     if request.param == "fast":
         yield
         return
     if not INTERPRETED:
-        pytest.skip("prepared weights are what is fastest here, or do not run here")
+        pytest.skip("packed weights are the fastest backend here, or do not run here")
     kept = registry._backends.pop("triton")
     yield
     registry._backends["triton"] = kept
 
 
 def both(run, twice=True):
-    """What `run` gives with stock torch and with the fast backends; prepared weights, of no use in training, need
-    a second call."""
+    """Results of `run` on the fast backends and in eager PyTorch; in evaluation weights are packed at the second call."""
     with ops.backend("torch"):
-        stock = run()
+        eager = run()
     if twice:
         run()
-    return run(), stock
+    return run(), eager
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def image():
     return (numbers((1, 3, 70, 90), seed=3).clamp(-2, 2) * 60 + 128).to(torch.uint8)
 
 
-def test_the_backends_are_there():
+def test_the_backends_are_registered():
     assert list(registry._backends)[:4] == ["reference", "torch", "packed", "triton"]
     names = {name for name in fast.__all__ if name not in ("Status", "status")}
     assert names == set(overfeat.__all__)
@@ -61,28 +60,28 @@ def test_the_backends_are_there():
 
 @pytest.mark.parametrize("name", ["small", "thin accurate", "thin fast"])
 def test_classification(switched, make_net, image, name, monkeypatch):
-    monkeypatch.setattr(winograd, "MAX_COST_RATIO", float("inf"))  # even for maps as small as these
+    monkeypatch.setattr(winograd, "MAX_COST_RATIO", float("inf"))  # even for small maps
     net = make_net(name).to(DEVICE)
     side = net.architecture.window
     scales = [(side, side + 13), (side + 20, side + 30)]
-    got, want = both(lambda: overfeat.classify(net, image, scales=scales, flip=True))
-    assert_matches(got, want, torch.float32)
-    got, want = both(lambda: [m.scores for m in overfeat.score_maps(net, image, scales=scales)])
-    assert_matches(got, want, torch.float32)
+    actual, expected = both(lambda: overfeat.classify(net, image, scales=scales, flip=True))
+    assert_matches(actual, expected, torch.float32)
+    actual, expected = both(lambda: [m.scores for m in overfeat.score_maps(net, image, scales=scales)])
+    assert_matches(actual, expected, torch.float32)
 
 
 def test_features(switched, make_net, image):
     net = make_net("small").to(DEVICE)
     with torch.no_grad():
         for number in range(len(net.architecture.layers)):
-            got, want = both(lambda number=number: net.layer_output(image.to(DEVICE), number))
-            assert_matches(got, want, torch.float32)
-        got, want = both(lambda: net.features(image.to(DEVICE)))
-        assert_matches(got, want, torch.float32)
+            actual, expected = both(lambda number=number: net.layer_output(image.to(DEVICE), number))
+            assert_matches(actual, expected, torch.float32)
+        actual, expected = both(lambda: net.features(image.to(DEVICE)))
+        assert_matches(actual, expected, torch.float32)
 
 
-def test_training_over_many_places(make_net):
-    """Three steps of SGD at fine stride, all layers; the classifier's first layer sees 9 places an image."""
+def test_training_at_many_positions(make_net):
+    """Three steps of SGD at fine stride, all layers; the classifier's first layer has 9 positions an image."""
 
     def train():
         net = make_net("thin accurate").to(DEVICE).train()
@@ -98,8 +97,8 @@ def test_training_over_many_places(make_net):
             losses.append(loss.detach())
         return torch.stack(losses), *[p.detach() for p in net.parameters()]
 
-    got, want = both(train, twice=False)
-    assert_matches(got, want, torch.float32)
+    actual, expected = both(train, twice=False)
+    assert_matches(actual, expected, torch.float32)
 
 
 def test_training_from_the_command_line(tmp_path):
@@ -119,8 +118,8 @@ def test_training_from_the_command_line(tmp_path):
         assert main([*flags.split(), *more.split()]) == 0
         return list(checkpoint.load(folder / "net.safetensors").state_dict().values())
 
-    got, want = both(train, twice=False)
-    assert_matches(got, want, torch.float32)
+    actual, expected = both(train, twice=False)
+    assert_matches(actual, expected, torch.float32)
 
 
 # Status
@@ -165,7 +164,7 @@ def test_status_without_triton():
 
 @pytest.mark.parametrize(("capability", "words"), [((7, 5), "capability 7.5 is below 8.0"), ((9, 0), "kernels")])
 def test_status_with_a_gpu(capability, words):
-    """What it says of a GPU that torch claims is there; nothing runs on it."""
+    """The report of a simulated GPU; nothing runs on it."""
     out = status_in_a_process(
         "import torch",
         "torch.cuda.device_count = lambda: 1",
@@ -209,8 +208,8 @@ def test_the_kernels_run_by_default(monkeypatch):
     assert set(ran) == set(triton.BACKEND.functions)
 
 
-def test_not_for_empty_maps_or_odd_types():
-    """What the fast backends do not take, or what is empty, runs as before."""
+def test_empty_maps_and_unsupported_dtypes():
+    """Empty maps, and inputs that the fast backends do not support, run in eager PyTorch."""
     weight = numbers((4, 3, 2, 2), DEVICE, dtype=torch.float32)
     empty = torch.zeros(0, 3, 8, 9, device=DEVICE)
     for _ in range(2):

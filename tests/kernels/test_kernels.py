@@ -13,7 +13,7 @@ from overfeat.ops import reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("no GPU; `make test` runs these with TRITON_INTERPRET=1 as well", allow_module_level=True)
+    pytest.skip("no GPU; `make test` also runs these with TRITON_INTERPRET=1", allow_module_level=True)
 
 from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier  # noqa: E402
 from overfeat.kernels.launch import MergeTile, Tile  # noqa: E402
@@ -25,7 +25,7 @@ SCALES = [(17, 17), (20, 23), (23, 29), (29, 35), (32, 38), (35, 44)]  # the acc
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Memory that nobody wrote holds NaN: torch fills it in this mode."""
+    """Unwritten memory holds NaN: torch fills it in this mode."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -53,7 +53,7 @@ def truth(maps, weight, bias, size, relu=True):
 
 
 def unequal(channels, dtype=torch.float32):
-    """Maps of different sizes and layouts: one window large, several images, none."""
+    """Maps of different sizes and layouts: a single window, several images, none."""
     shapes = [(1, channels, 9, 11), (2, channels, 6, 6), (0, channels, 8, 7), (3, channels, 6, 10)]
     return [made(shape, dtype, seed, last=seed % 2 == 0) for seed, shape in enumerate(shapes)]
 
@@ -69,9 +69,9 @@ def test_forward_in_every_variant(dtype, pool, split_k, channels, outputs):
     bias = made((outputs,), dtype, 9)
     with launch.override(pool=pool, split_k=split_k):
         for relu, some in ((True, bias), (False, None)):
-            got = skip_classifier.forward(maps, weight, some, 3, relu)
-            assert got.dtype == dtype
-            assert_matches(got, truth(maps, weight, some, 3, relu), dtype)
+            actual = skip_classifier.forward(maps, weight, some, 3, relu)
+            assert actual.dtype == dtype
+            assert_matches(actual, truth(maps, weight, some, 3, relu), dtype)
 
 
 @pytest.mark.parametrize(
@@ -88,18 +88,18 @@ def check_gradients(maps, weight, bias, size, relu=True):
     output = skip_classifier.forward(maps, weight, bias, size, relu)
     leaves = [t.double().requires_grad_() for t in (*maps, weight, bias)]
     *m, w, b = leaves
-    want = truth(m, w, b, size, relu)
-    assert_matches(output, want, dtype)
+    expected = truth(m, w, b, size, relu)
+    assert_matches(output, expected, dtype)
     grad = made(output.shape, dtype, 7)
     # The ReLU's mask is of the kernels' own output, since rounding may move a value across 0.
     mask = (output > 0) if relu else torch.ones_like(output, dtype=torch.bool)
     before = truth(m, w, b, size, relu=False)
-    wanted = torch.autograd.grad(before, leaves, grad.double() * mask)
-    found = skip_classifier.backward(grad, maps, weight, output if relu else None, size, True, True)
-    assert [f.dtype for f in found] == [dtype] * len(found)
-    assert_matches(found, wanted, dtype)
+    expected_gradients = torch.autograd.grad(before, leaves, grad.double() * mask)
+    gradients = skip_classifier.backward(grad, maps, weight, output if relu else None, size, True, True)
+    assert [g.dtype for g in gradients] == [dtype] * len(gradients)
+    assert_matches(gradients, expected_gradients, dtype)
     some = skip_classifier.backward(grad, maps, weight, output if relu else None, size, True, False)
-    assert all(torch.equal(a, b) for a, b in zip(some, found, strict=False)), "two runs gave different bits"
+    assert all(torch.equal(a, b) for a, b in zip(some, gradients, strict=False)), "two runs gave different bits"
     assert len(some) == len(maps)
 
 
@@ -116,9 +116,9 @@ def test_the_six_scales_of_the_accurate_net(pool):
     maps = [made((1, 6, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
     weight, bias = made((8, 6, 5, 5), seed=8), made((8,), seed=9)
     with launch.override(pool=pool), ops.backend("torch"):
-        got = skip_classifier.forward(maps, weight, bias, 3, True)
-        assert got.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
-        assert_matches(got, ops.skip_classifier_flat(maps, weight, bias, 3), torch.float32)
+        actual = skip_classifier.forward(maps, weight, bias, 3, True)
+        assert actual.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
+        assert_matches(actual, ops.skip_classifier_flat(maps, weight, bias, 3), torch.float32)
 
 
 def test_nan_passes_and_minus_infinity_pools():
@@ -127,8 +127,8 @@ def test_nan_passes_and_minus_infinity_pools():
     weight = made((5, 3, 2, 2), seed=8).abs()
     for pool in ("separate", "fused"):
         with launch.override(pool=pool):
-            got = skip_classifier.forward(maps, weight, None, 3, False)
-        assert_matches(got, truth(maps, weight, None, 3, False), torch.float32)
+            actual = skip_classifier.forward(maps, weight, None, 3, False)
+        assert_matches(actual, truth(maps, weight, None, 3, False), torch.float32)
 
 
 def test_tables_are_cached_per_shape():
@@ -153,13 +153,13 @@ def test_more_than_2_to_31_elements_apart():
     maps.copy_(made((2, 4, 8, 9), torch.float16))
     assert_matches(offset_pool.forward(maps, 3), reference.offset_max_pool(maps.double(), 3), torch.float16)
     weight = made((5, 4, 2, 2), torch.float16, 8)
-    got = skip_classifier.forward([maps], weight, None, 3, True)
-    assert_matches(got, truth([maps.clone()], weight, None, 3), torch.float16)
+    actual = skip_classifier.forward([maps], weight, None, 3, True)
+    assert_matches(actual, truth([maps.clone()], weight, None, 3), torch.float16)
     grad = memory.as_strided((2, 4, 6, 7), (stride, 42, 7, 1))
     grad.copy_(made((2, 4, 6, 7), torch.float16, 3))
     twin = made((2, 4, 8, 9), torch.float16).double().requires_grad_()
-    (want,) = torch.autograd.grad(reference.offset_max_pool(twin, 3), twin, grad.double())
-    assert_matches(offset_pool.backward(grad, twin.detach().half(), 3), want, torch.float16)
+    (expected,) = torch.autograd.grad(reference.offset_max_pool(twin, 3), twin, grad.double())
+    assert_matches(offset_pool.backward(grad, twin.detach().half(), 3), expected, torch.float16)
 
 
 # Pooling
@@ -170,19 +170,19 @@ def test_more_than_2_to_31_elements_apart():
 def test_pool_of_any_size(dtype, size, last):
     maps = made((2, 3, size + 3, size + 1), dtype, last=last)
     twin = maps.double().requires_grad_()
-    want = reference.offset_max_pool(twin, size)
-    got = offset_pool.forward(maps, size)
-    assert torch.equal(got.double(), want)
-    grad = made(got.shape, dtype, 3)
-    found = offset_pool.backward(grad, maps, size)
-    assert_matches(found, torch.autograd.grad(want, twin, grad.double())[0], dtype)
-    assert torch.equal(offset_pool.backward(grad, maps, size), found)
+    expected = reference.offset_max_pool(twin, size)
+    actual = offset_pool.forward(maps, size)
+    assert torch.equal(actual.double(), expected)
+    grad = made(actual.shape, dtype, 3)
+    gradient = offset_pool.backward(grad, maps, size)
+    assert_matches(gradient, torch.autograd.grad(expected, twin, grad.double())[0], dtype)
+    assert torch.equal(offset_pool.backward(grad, maps, size), gradient)
 
 
 def test_a_list_is_pooled_in_one_pass():
     maps = unequal(5)
-    rows = [reference.offset_max_pool(m, 3).permute(0, 2, 3, 1).flatten(0, 2) for m in maps if len(m)]
-    assert torch.equal(offset_pool.forward_list(maps, 3), torch.cat(rows))
+    flat = [reference.offset_max_pool(m, 3).permute(0, 2, 3, 1).flatten(0, 2) for m in maps if len(m)]
+    assert torch.equal(offset_pool.forward_list(maps, 3), torch.cat(flat))
 
 
 # Class scores
@@ -192,9 +192,9 @@ def test_a_list_is_pooled_in_one_pass():
 def test_class_scores(dtype, classes):
     counts = [1, 40, 16, 3]
     scores = made((60, classes + 3), dtype)[:, :classes] * 5
-    got = class_scores.forward(scores, counts)
-    assert got.dtype == torch.float32
-    assert_matches(got, reference.class_scores(scores, counts), torch.float32)
+    actual = class_scores.forward(scores, counts)
+    assert actual.dtype == torch.float32
+    assert_matches(actual, reference.class_scores(scores, counts), torch.float32)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -234,8 +234,8 @@ def test_maps_at_odd_addresses():
     for pool in ("separate", "fused"):
         for size in (1, 3):
             with launch.override(pool=pool):
-                got = skip_classifier.forward([maps], weight, None, size, True)
-            assert_matches(got, truth([maps], weight, None, size), torch.float16)
+                actual = skip_classifier.forward([maps], weight, None, size, True)
+            assert_matches(actual, truth([maps], weight, None, size), torch.float16)
     assert skip_classifier._aligned(maps).data_ptr() % 16 == 0
 
 
@@ -246,13 +246,13 @@ def test_more_shapes_than_the_cache_holds(monkeypatch):
     monkeypatch.setattr(tables, "MAX_TABLES", 2)
     tables.output_positions.tables.clear()
     weight = made((4, 3, 2, 2), seed=8)
-    want = {}
+    expected = {}
     for _ in range(2):
         for width in range(6, 12):
             maps = made((1, 3, 7, width))
-            got = skip_classifier.forward([maps], weight, None, 3, True)
-            assert torch.equal(got, want.setdefault(width, got))
-            assert_matches(got, truth([maps], weight, None, 3), torch.float32)
+            actual = skip_classifier.forward([maps], weight, None, 3, True)
+            assert torch.equal(actual, expected.setdefault(width, actual))
+            assert_matches(actual, truth([maps], weight, None, 3), torch.float32)
     assert len(tables.output_positions.tables) <= 2
 
 
@@ -261,7 +261,7 @@ def _plan_float32(device):
 
 
 def test_overrides_are_of_a_thread():
-    """Another thread launches what the tables say; so does the code after the block."""
+    """Another thread launches by the tables; so does the code after the block."""
     with launch.override(split_k=5, tile=Tile(16, 16, 16, 1, 1)), ThreadPoolExecutor(1) as pool:
         assert launch.active_override() == launch.Override(tile=Tile(16, 16, 16, 1, 1), split_k=5)
         assert pool.submit(launch.active_override).result() == launch.Override()
@@ -286,15 +286,15 @@ def test_float32_follows_the_matmul_precision():
 def test_concurrent_streams():
     weight, bias = made((64, 64, 3, 3), seed=8), made((64,), seed=9)
     maps = [[made((2, 64, 30 + i, 33), seed=i, last=True)] for i in range(4)]
-    want = [skip_classifier.forward(m, weight, bias, 3, True) for m in maps]
+    expected = [skip_classifier.forward(m, weight, bias, 3, True) for m in maps]
     streams = [torch.cuda.Stream() for _ in maps]
     torch.cuda.synchronize()
-    got = []
+    actual = []
     for m, stream in zip(maps, streams, strict=True):
         with torch.cuda.stream(stream):
-            got.append([skip_classifier.forward(m, weight, bias, 3, True) for _ in range(5)])
+            actual.append([skip_classifier.forward(m, weight, bias, 3, True) for _ in range(5)])
     torch.cuda.synchronize()
-    for results, one in zip(got, want, strict=True):
+    for results, one in zip(actual, expected, strict=True):
         assert all(torch.equal(r, one) for r in results)
 
 
@@ -336,8 +336,8 @@ def test_merging_in_every_variant(monkeypatch, tiles, dtype):
     boxes, scores = torch.cat([corner, corner + side], dim=1), torch.rand(sum(lengths), dtype=dtype, device=DEVICE)
     for match, threshold, average in (("normalised", 1.4, "pairwise"), ("sum", 12, "counts"), ("centres", 2, "counts")):
         rule = {"match_threshold": threshold, "match_metric": match, "box_average": average, "min_iou": 0.05}
-        got, want = (f(boxes, scores, lengths, **rule) for f in (box_merge.merge, reference.merge_boxes))
-        assert torch.equal(got[3], want[3]) and torch.equal(got[4], want[4])
-        left = want[3] > 0
-        assert all(torch.equal(a[left], b[left]) for a, b in zip(got[:3], want[:3], strict=True))
+        actual, expected = (f(boxes, scores, lengths, **rule) for f in (box_merge.merge, reference.merge_boxes))
+        assert torch.equal(actual[3], expected[3]) and torch.equal(actual[4], expected[4])
+        left = expected[3] > 0
+        assert all(torch.equal(a[left], b[left]) for a, b in zip(actual[:3], expected[:3], strict=True))
         assert len(lengths) < left.sum() < 0.9 * sum(lengths)

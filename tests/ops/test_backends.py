@@ -1,4 +1,4 @@
-"""What the ops refuse, and which backend runs them."""
+"""Invalid arguments of the ops, and the selection of their backend."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +72,7 @@ def test_classifier_refuses(arguments, words, backend):
 # Backends
 
 
-def test_backend_is_chosen_and_restored():
+def test_blocks_nest_and_restore():
     assert ops.active_override() is None
     with ops.backend("reference"):
         assert ops.active_override() == "reference"
@@ -107,15 +107,15 @@ def test_the_reference_backend_runs_the_reference(monkeypatch):
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
 def test_gradients_inside_the_block(name):
-    """A forward pass of the default backend may have its backward pass inside a block, and after one."""
+    """The backward pass may run inside a block, or after it, whatever the forward pass ran in."""
     maps = numbers((1, 3, 7, 8)).requires_grad_()
     weight, bias = parameters(4, 3, 2)
-    want = torch.autograd.grad(reference.skip_classifier(maps, weight, bias, 3).sum(), maps)
+    expected = torch.autograd.grad(reference.skip_classifier(maps, weight, bias, 3).sum(), maps)
     result = ops.skip_classifier(maps, weight, bias, 3)
     with ops.backend(name):
-        assert_matches(torch.autograd.grad(result.sum(), maps), want, torch.float64)
+        assert_matches(torch.autograd.grad(result.sum(), maps), expected, torch.float64)
         result = ops.skip_classifier(maps, weight, bias, 3)
-    assert_matches(torch.autograd.grad(result.sum(), maps), want, torch.float64)
+    assert_matches(torch.autograd.grad(result.sum(), maps), expected, torch.float64)
 
 
 def test_threads_have_their_own_blocks(doubling):
@@ -174,7 +174,7 @@ def test_compiled_code_looks_at_the_block_around_the_call(doubling, name):
 
 @pytest.fixture
 def doubling():
-    """A backend that pools, doubles, and notes what it ran; it takes poolings of 2 alone."""
+    """A backend that pools, doubles, and records its calls; it supports a pool size of 2 only."""
     ran = []
 
     def pool(maps, size):
@@ -195,15 +195,15 @@ def doubling():
     registry._backends.pop("doubling", None)
 
 
-def test_a_backend_that_was_added_runs_first(doubling):
+def test_a_registered_backend_takes_precedence(doubling):
     maps = numbers((1, 3, 7, 8)).requires_grad_()
     plain = reference.offset_max_pool(maps, 2)
     assert torch.equal(ops.offset_max_pool(maps, 2), 2 * plain)
     assert doubling == ["offset_max_pool"]
-    (found,) = torch.autograd.grad(ops.offset_max_pool(maps, 2).sum(), maps)
-    assert torch.equal(found, 2 * torch.autograd.grad(plain.sum(), maps)[0])
+    (gradient,) = torch.autograd.grad(ops.offset_max_pool(maps, 2).sum(), maps)
+    assert torch.equal(gradient, 2 * torch.autograd.grad(plain.sum(), maps)[0])
     assert doubling[1:] == ["offset_max_pool", "offset_max_pool_backward"]
-    # what it does not take, or does not have, goes to the next
+    # inputs that it does not support, and ops that it does not have, run on the next backend
     ops.offset_max_pool(maps, 3)
     ops.skip_classifier(maps, parameters(4, 3, 2)[0], None, 2)
     with ops.backend("torch"):
@@ -211,7 +211,7 @@ def test_a_backend_that_was_added_runs_first(doubling):
     assert len(doubling) == 3
 
 
-def test_a_named_backend_refuses_what_it_does_not_take(doubling):
+def test_a_named_backend_refuses_unsupported_inputs(doubling):
     maps = numbers((1, 3, 7, 8))
     with ops.backend("doubling"):
         ops.offset_max_pool(maps, 2)
@@ -221,7 +221,7 @@ def test_a_named_backend_refuses_what_it_does_not_take(doubling):
         assert ops.skip_classifier(maps, parameters(4, 3, 2)[0], None, 2).shape == (1, 4, 4, 5)  # it has no such op
 
 
-def test_a_backend_that_was_removed_is_gone(doubling):
+def test_a_removed_backend_is_unknown(doubling):
     del registry._backends["doubling"]
     with pytest.raises(ValueError, match="no backend 'doubling'"), ops.backend("doubling"):
         pass

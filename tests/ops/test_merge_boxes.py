@@ -1,4 +1,4 @@
-"""Merging of boxes: every backend against the paper's loop, exactly, and what it does with odd input."""
+"""Box merging: every backend bit for bit against the paper's loop, and unusual input."""
 
 import itertools
 import os
@@ -26,7 +26,7 @@ def any_backend(request):
 
 
 def draw(kind, count, seed, dtype=torch.float32):
-    """Boxes of some kind, scores, and groups in no order."""
+    """Boxes of a kind, scores, and unsorted groups."""
     g = torch.Generator().manual_seed(seed)
 
     def rand(low, high):
@@ -52,7 +52,7 @@ def draw(kind, count, seed, dtype=torch.float32):
 
 
 def check_sums(merged, corners, scores, groups):
-    """Nothing is lost: counts, members and sums fit together."""
+    """Counts, members, sums and maxima are consistent with the input."""
     assert merged.counts.sum() == len(corners)
     assert torch.equal(merged.members.bincount(minlength=len(merged.counts)), merged.counts)
     assert torch.equal(merged.groups[merged.members], groups)
@@ -65,36 +65,36 @@ def check_sums(merged, corners, scores, groups):
 @pytest.mark.parametrize("average", ops.BOX_AVERAGES)
 @pytest.mark.parametrize("match", boxes.MATCH_METRICS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_the_reference_does(any_backend, kind, match, average):
-    """Bit for bit, on random problems with ties; thousands of them in all."""
+def test_equals_the_reference(any_backend, kind, match, average):
+    """Bit for bit, on thousands of random problems with ties."""
     merges = 0
     for seed, threshold in itertools.product(range(ROUNDS), THRESHOLDS[match]):
         dtype = (torch.float32, torch.float64)[seed % 2]
         given = draw(kind, (7 * seed) % 61 % (25 if INTERPRETED else 61), seed, dtype)
         options = {"match_threshold": threshold, "match_metric": match, "box_average": average, "min_iou": 0.1}
-        got = merge_boxes(*given, **options)
+        actual = merge_boxes(*given, **options)
         with backend("reference"):
-            want = merge_boxes(*given, **options)
-        for name, value in vars(want).items():
-            assert torch.equal(getattr(got, name), value), (name, seed, threshold)
-        check_sums(got, *given)
-        merges += len(given[0]) - len(got.boxes)
-    assert INTERPRETED or merges > 4  # the interpreter's few and small problems may have nothing to merge
+            expected = merge_boxes(*given, **options)
+        for name, value in vars(expected).items():
+            assert torch.equal(getattr(actual, name), value), (name, seed, threshold)
+        check_sums(actual, *given)
+        merges += len(given[0]) - len(actual.boxes)
+    assert INTERPRETED or merges > 4  # the interpreter's small problems may contain no match
 
 
 def test_a_larger_problem(any_backend):
-    """Hundreds of boxes that all overlap; then the same order, whichever comes first."""
+    """Hundreds of boxes that all overlap merge in the reference's order."""
     count = 60 if INTERPRETED else 400
     corners, scores, _ = draw("clustered", count, 5)
     merged = merge_boxes(corners, scores, match_threshold=0.6)
     with backend("reference"):
-        want = merge_boxes(corners, scores, match_threshold=0.6)
-    assert all(torch.equal(getattr(merged, name), value) for name, value in vars(want).items())
+        expected = merge_boxes(corners, scores, match_threshold=0.6)
+    assert all(torch.equal(getattr(merged, name), value) for name, value in vars(expected).items())
     assert len(merged.boxes) < count / 4
 
 
-def test_groups_are_apart(any_backend):
-    """What happens in one group does not depend on the others."""
+def test_groups_are_independent(any_backend):
+    """The result of a group does not depend on the others."""
     corners, scores, groups = draw("tied", 40, 3)
     whole = merge_boxes(corners, scores, groups)
     for group in groups.unique():
@@ -129,7 +129,7 @@ def test_none_one_and_equal_boxes(any_backend):
         assert (merged.scores.tolist(), merged.counts.tolist()) == ([30], [30])
 
 
-def test_inputs_stay_as_they_are(any_backend):
+def test_inputs_are_unchanged(any_backend):
     corners, scores, groups = draw("clustered", 20, 0)
     before = corners.clone(), scores.clone(), groups.clone()
     merge_boxes(corners, scores, groups)
@@ -138,12 +138,12 @@ def test_inputs_stay_as_they_are(any_backend):
     assert torch.equal(turned.boxes, merge_boxes(corners, scores, groups).boxes)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes minutes for it")
-def test_a_crowd():
-    """Tens of thousands of boxes in clusters: as many results as clusters, and no box lost."""
+@pytest.mark.skipif(INTERPRETED, reason="takes minutes under the interpreter")
+def test_tens_of_thousands_of_boxes():
+    """Boxes in clusters: one result a cluster, and no box lost."""
     g = torch.Generator().manual_seed(0)
-    places = torch.cartesian_prod(torch.arange(100.0), torch.arange(50.0)) * 100
-    corner = places.repeat(6, 1) + 3 * torch.rand(30000, 2, generator=g)
+    origins = torch.cartesian_prod(torch.arange(100.0), torch.arange(50.0)) * 100
+    corner = origins.repeat(6, 1) + 3 * torch.rand(30000, 2, generator=g)
     corners = torch.cat([corner, corner + 50], dim=1)[torch.randperm(30000, generator=g)].to(DEVICE)
     scores = torch.ones(len(corners), device=DEVICE)
     merged = merge_boxes(corners, scores)
@@ -151,22 +151,22 @@ def test_a_crowd():
     check_sums(merged, corners, scores, torch.zeros(len(corners), dtype=torch.int64, device=DEVICE))
 
 
-@pytest.mark.skipif(KERNELS, reason="stock torch, which two processors share, has nothing to do with kernels")
+@pytest.mark.skipif(KERNELS, reason="the CPU's threads do not concern the kernels")
 def test_threads_share_groups():
-    """As many threads as there are, or one: the same result."""
+    """The result does not depend on the number of threads."""
     corners, scores, _ = draw("clustered", 3000, 1)
     groups = torch.arange(3000) // 7 % 100
     threads = torch.get_num_threads()
-    found = []
+    results = []
     for count in (1, 3):
         torch.set_num_threads(count)
-        found.append(merge_boxes(corners, scores, groups))
+        results.append(merge_boxes(corners, scores, groups))
     torch.set_num_threads(threads)
-    assert all(torch.equal(value, getattr(found[1], name)) for name, value in vars(found[0]).items())
+    assert all(torch.equal(value, getattr(results[1], name)) for name, value in vars(results[0]).items())
 
 
 @pytest.mark.parametrize(
-    ("box", "score", "said"),
+    ("box", "score", "message"),
     [
         ([0, 0, float("nan"), 1], 1, "NaN, infinite or beyond"),
         ([0, 0, float("inf"), 1], 1, "NaN, infinite or beyond"),
@@ -178,9 +178,9 @@ def test_threads_share_groups():
         ([0, 0, 1, 1], float("inf"), "score that is NaN, infinite or negative"),
     ],
 )
-def test_values_that_make_no_sense(any_backend, box, score, said):
+def test_invalid_values(any_backend, box, score, message):
     corners = torch.tensor([[0.0, 0, 1, 1], box], dtype=torch.float32, device=DEVICE)
-    with pytest.raises(InputError, match=f"1 of 2 boxes have .*{said}.*number 1"):
+    with pytest.raises(InputError, match=f"1 of 2 boxes have .*{message}.*number 1"):
         merge_boxes(corners, torch.tensor([1.0, score], device=DEVICE))
 
 

@@ -1,4 +1,4 @@
-"""The ops: values and gradients against reference.py on every input a caller may hand over."""
+"""The ops: values and gradients against reference.py, on every kind of input."""
 
 import op_checks
 import pytest
@@ -50,16 +50,16 @@ def test_maps_of_different_sizes_in_one_call(implementation, device, eager_path)
 
 
 @CASE
-def test_the_reference_takes_whatever_has_an_output(shape, out, kernel, size):
-    """Down to maps of a single window, where most offsets of the pooling find no room."""
+def test_the_reference_supports_every_map_with_an_output(shape, out, kernel, size):
+    """Down to maps of a single window, in which most offsets of the pooling do not fit."""
     maps = numbers((shape[0] or 1, shape[1], kernel * size, kernel * size + 1))
     weight, bias = parameters(out, shape[1], kernel)
-    want = ops.skip_classifier(maps, weight, bias, size)
-    assert_matches(reference.skip_classifier(maps, weight, bias, size), want, op_checks.DTYPE)
+    expected = ops.skip_classifier(maps, weight, bias, size)
+    assert_matches(reference.skip_classifier(maps, weight, bias, size), expected, op_checks.DTYPE)
 
 
 def test_small_and_large_maps_keep_their_order(device, monkeypatch):
-    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 30)  # the list holds both kinds, in turns
+    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 30)  # the list alternates between both paths
     check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
 
 
@@ -72,19 +72,19 @@ def test_one_map_is_a_list_of_one(implementation, device):
     assert ops.skip_classifier_scales([], weight, bias, 3) == []
 
 
-@pytest.mark.parametrize("few", [True, False])
-def test_few_places_avoid_the_convolution(monkeypatch, few):
+@pytest.mark.parametrize("gathered", [True, False])
+def test_few_positions_avoid_the_convolution(monkeypatch, gathered):
     weight, bias = parameters(4, 3, 2)
-    maps = numbers((2, 3, 8, 9))  # 2 * 3 * 4 places
-    want = reference.skip_classifier(maps, weight, bias, 3)
+    maps = numbers((2, 3, 8, 9))  # 2 * 3 * 4 positions
+    expected = reference.skip_classifier(maps, weight, bias, 3)
 
     def refuse(*args, **options):
         raise AssertionError("the convolution ran")
 
-    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 25 if few else 24)
+    monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 25 if gathered else 24)
     monkeypatch.setattr(torch.nn.functional, "conv2d", refuse)
-    if few:
-        assert_matches(ops.skip_classifier(maps, weight, bias, 3), want, op_checks.DTYPE)
+    if gathered:
+        assert_matches(ops.skip_classifier(maps, weight, bias, 3), expected, op_checks.DTYPE)
     else:
         with pytest.raises(AssertionError, match="the convolution ran"):
             ops.skip_classifier(maps, weight, bias, 3)
@@ -92,14 +92,14 @@ def test_few_places_avoid_the_convolution(monkeypatch, few):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_narrow_types(implementation, device, eager_path, dtype):
-    """The truth is the reference on the same numbers in float64."""
+    """Against the reference on the same values in float64."""
     if dtype == torch.bfloat16 and implementation == "triton" and device.type == "cpu":
-        pytest.skip("Triton's interpreter gets bfloat16 products wrong by design: for a GPU")
+        pytest.skip("Triton's interpreter computes bfloat16 GEMMs wrongly by design: for a GPU")
     maps = numbers((2, 32, 13, 11), device, dtype=torch.float64).to(dtype)
     weight, bias = (t.to(dtype) for t in parameters(16, 32, 3, device))
-    got = ops.skip_classifier(maps, weight, bias, 3)
-    assert got.dtype == dtype
-    assert_matches(got, reference.skip_classifier(maps.double(), weight.double(), bias.double(), 3), dtype)
+    actual = ops.skip_classifier(maps, weight, bias, 3)
+    assert actual.dtype == dtype
+    assert_matches(actual, reference.skip_classifier(maps.double(), weight.double(), bias.double(), 3), dtype)
     check_pool(maps, 3, dtype)
 
 
@@ -110,7 +110,7 @@ def test_float32_gradients(implementation, device, eager_path, relu):
     check_classifier(maps, weight, bias, 3, relu, torch.float32)
 
 
-# Values that are not ordinary numbers
+# Ties, NaN and infinities
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -145,8 +145,8 @@ def test_nan_and_infinities(implementation, device, eager_path, value, layout):
     check_pool(laid_out(maps, layout), 1)
     weight, bias = parameters(4, 3, 2, device)
     check_classifier([laid_out(maps, layout)], weight, bias, 3, relu=False)
-    got = ops.skip_classifier(laid_out(maps, layout), weight, bias, 3)
-    assert_matches(got, reference.skip_classifier(maps, weight, bias, 3), op_checks.DTYPE)
+    actual = ops.skip_classifier(laid_out(maps, layout), weight, bias, 3)
+    assert_matches(actual, reference.skip_classifier(maps, weight, bias, 3), op_checks.DTYPE)
 
 
 def test_gradients_of_nan_under_relu(implementation, device, eager_path):
@@ -159,24 +159,24 @@ def test_a_map_of_minus_infinity(implementation, device, eager_path):
     maps = torch.full((1, 2, 6, 7), -float("inf"), dtype=op_checks.DTYPE, device=device)
     check_pool(maps, 3)
     weight = parameters(3, 2, 2, device)[0].abs()
-    got = ops.skip_classifier(maps, weight, None, 3, relu=False)
-    assert_matches(got, reference.skip_classifier(maps, weight, None, 3, relu=False), op_checks.DTYPE)
+    actual = ops.skip_classifier(maps, weight, None, 3, relu=False)
+    assert_matches(actual, reference.skip_classifier(maps, weight, None, 3, relu=False), op_checks.DTYPE)
 
 
 def test_infinite_gradients_stop_at_a_dead_output(implementation, device, eager_path):
-    """Where the ReLU is 0 its gradient is 0, whatever comes from above."""
+    """Where the ReLU is 0 its gradient is 0, even if the output's gradient is infinite."""
     maps = numbers((1, 3, 6, 6), device).requires_grad_()
     weight = parameters(4, 3, 2, device)[0].requires_grad_()
     dead = torch.full((4,), -1e6, dtype=op_checks.DTYPE, device=device)
     result = ops.skip_classifier(maps, weight, dead, 3)
-    found = torch.autograd.grad(result, [maps, weight], torch.full_like(result, float("inf")))
-    assert all(not g.any() for g in found)
+    gradients = torch.autograd.grad(result, [maps, weight], torch.full_like(result, float("inf")))
+    assert all(not g.any() for g in gradients)
 
 
-# Which gradients
+# Gradients of some inputs
 
 
-def test_an_unused_result_adds_nothing(implementation, device):
+def test_an_unused_result_contributes_no_gradient(implementation, device):
     weight, bias = parameters(4, 3, 2, device)
     maps = [m.requires_grad_() for m in (numbers((1, 3, 7, 8), device), numbers((1, 3, 9, 9), device))]
     first = ops.skip_classifier_scales(maps, weight, bias, 3)[0]
@@ -186,16 +186,16 @@ def test_an_unused_result_adds_nothing(implementation, device):
     assert not of_maps[1].any()
 
 
-@pytest.mark.parametrize("wanted", ["maps", "one map", "weight", "bias"])
-def test_gradients_of_some_inputs_only(implementation, device, wanted):
+@pytest.mark.parametrize("inputs", ["maps", "one map", "weight", "bias"])
+def test_gradients_of_some_inputs_only(implementation, device, inputs):
     weight, bias = parameters(4, 3, 2, device)
     maps = [numbers((1, 3, 7, 8), device), numbers((1, 3, 9, 9), device, seed=5)]
-    leaves = {"maps": maps, "one map": maps[1:], "weight": [weight], "bias": [bias]}[wanted]
+    leaves = {"maps": maps, "one map": maps[1:], "weight": [weight], "bias": [bias]}[inputs]
     for leaf in leaves:
         leaf.requires_grad_()
-    got = torch.autograd.grad(sum(r.sum() for r in ops.skip_classifier_scales(maps, weight, bias, 3)), leaves)
-    want = sum(reference.skip_classifier(m, weight, bias, 3).sum() for m in maps)
-    assert_matches(got, torch.autograd.grad(want, leaves), op_checks.DTYPE)
+    actual = torch.autograd.grad(sum(r.sum() for r in ops.skip_classifier_scales(maps, weight, bias, 3)), leaves)
+    expected = sum(reference.skip_classifier(m, weight, bias, 3).sum() for m in maps)
+    assert_matches(actual, torch.autograd.grad(expected, leaves), op_checks.DTYPE)
 
 
 def test_second_gradients_are_refused():
@@ -217,15 +217,15 @@ def test_results_keep_the_memory_format(implementation, device, eager_path, size
     weight = weight.contiguous(memory_format=layout).requires_grad_()
     for result in (ops.offset_max_pool(maps, size), ops.skip_classifier(maps, weight, bias, size)):
         assert result.is_contiguous(memory_format=layout)
-    found = torch.autograd.grad(ops.skip_classifier(maps, weight, bias, size).sum(), [maps, weight])
-    assert all(g.is_contiguous(memory_format=layout) for g in found)
+    gradients = torch.autograd.grad(ops.skip_classifier(maps, weight, bias, size).sum(), [maps, weight])
+    assert all(g.is_contiguous(memory_format=layout) for g in gradients)
     (of_maps,) = torch.autograd.grad(ops.offset_max_pool(maps, size).sum(), maps)
     assert of_maps.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [1, 2])
-def test_results_are_new_and_inputs_untouched(implementation, device, eager_path, layout, size):
+def test_results_do_not_alias_and_inputs_are_unchanged(implementation, device, eager_path, layout, size):
     maps = laid_out(numbers((2, 3, 6, 7), device), layout)
     before = maps.clone()
     weight, bias = parameters(4, 3, 2, device)
@@ -235,15 +235,15 @@ def test_results_are_new_and_inputs_untouched(implementation, device, eager_path
     assert torch.equal(maps, before)
 
 
-# The best scores, and the convolution
+# Class scores, linear layers and convolutions
 
 
 def test_class_scores(implementation, device):
     scores = numbers((30, 12), device) * 3
     for counts in ([30], [1, 29], [10, 1, 19]):
-        got = ops.class_scores(scores, counts)
-        assert got.dtype == torch.float32 and got.shape == (len(counts), 12)
-        assert_matches(got, reference.class_scores(scores, counts), torch.float32)
+        actual = ops.class_scores(scores, counts)
+        assert actual.dtype == torch.float32 and actual.shape == (len(counts), 12)
+        assert_matches(actual, reference.class_scores(scores, counts), torch.float32)
     assert ops.class_scores(scores[:0], []).shape == (0, 12)
 
 
@@ -262,29 +262,29 @@ def test_class_scores_refuses(scores, counts, words):
 
 @pytest.mark.parametrize("relu", [True, False])
 def test_linear(device, relu):
-    rows, weight, bias = numbers((5, 3), device), numbers((4, 3, 1, 1), device, 1), numbers((4,), device, 2)
-    want = torch.nn.functional.linear(rows, weight.flatten(1), bias)
-    leaf = rows.clone().requires_grad_()
-    got = ops.linear(leaf, weight, bias, relu)
-    assert_matches(got, want.relu() if relu else want, torch.float64)
+    flat, weight, bias = numbers((5, 3), device), numbers((4, 3, 1, 1), device, 1), numbers((4,), device, 2)
+    expected = torch.nn.functional.linear(flat, weight.flatten(1), bias)
+    leaf = flat.clone().requires_grad_()
+    actual = ops.linear(leaf, weight, bias, relu)
+    assert_matches(actual, expected.relu() if relu else expected, torch.float64)
     with torch.no_grad():
-        assert torch.equal(ops.linear(rows, weight, bias, relu), got)
-    got.sum().backward()
-    slopes = (want > 0).to(want) if relu else torch.ones_like(want)
+        assert torch.equal(ops.linear(flat, weight, bias, relu), actual)
+    actual.sum().backward()
+    slopes = (expected > 0).to(expected) if relu else torch.ones_like(expected)
     assert_matches(leaf.grad, slopes @ weight.flatten(1), torch.float64)
 
 
 @pytest.mark.parametrize("relu", [True, False])
 def test_convolution(device, relu):
     maps, weight, bias = numbers((2, 3, 9, 8), device), numbers((4, 3, 3, 3), device, 1), numbers((4,), device, 2)
-    want = torch.nn.functional.conv2d(maps, weight, bias, stride=2, padding=1)
+    expected = torch.nn.functional.conv2d(maps, weight, bias, stride=2, padding=1)
     leaf = maps.clone().requires_grad_()
-    got = ops.convolution(leaf, weight, bias, 2, 1, relu)
-    assert_matches(got, want.relu() if relu else want, torch.float64)
+    actual = ops.convolution(leaf, weight, bias, 2, 1, relu)
+    assert_matches(actual, expected.relu() if relu else expected, torch.float64)
     with torch.no_grad():
-        assert torch.equal(ops.convolution(maps, weight, bias, 2, 1, relu), got)
+        assert torch.equal(ops.convolution(maps, weight, bias, 2, 1, relu), actual)
     twin = maps.clone().requires_grad_()
     plain = torch.nn.functional.conv2d(twin, weight, bias, stride=2, padding=1)
-    (found,) = torch.autograd.grad(got.sum(), leaf)
-    (wanted,) = torch.autograd.grad((plain.relu() if relu else plain).sum(), twin)
-    assert_matches(found, wanted, torch.float64)
+    (gradient,) = torch.autograd.grad(actual.sum(), leaf)
+    (expected_gradient,) = torch.autograd.grad((plain.relu() if relu else plain).sum(), twin)
+    assert_matches(gradient, expected_gradient, torch.float64)

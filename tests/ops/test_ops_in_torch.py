@@ -1,4 +1,4 @@
-"""The ops under torch's own checks, autograd's, the compiler and autocast."""
+"""The ops under torch.library.opcheck, gradcheck, torch.compile and autocast."""
 
 import itertools
 
@@ -10,14 +10,14 @@ from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.ops import reference
 
-# torch.library's own checks, autograd's, the compiler's
+# opcheck, gradcheck, torch.compile
 
 
 def op_samples(layout, size):
     maps = [laid_out(numbers((2, 3, 8, 9), seed=i).float(), layout) for i in range(2)]
     weight, bias = (t.float() for t in parameters(4, 3, 2))
-    with ops.backend("torch"):  # a sample for the gradients, whatever backend computes those
-        rows = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, True)
+    with ops.backend("torch"):  # a sample for the gradients of any backend
+        flat = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, True)
 
     def leaves(*tensors):
         return [t.detach().requires_grad_() for t in tensors]
@@ -51,9 +51,9 @@ def op_samples(layout, size):
             ),
         ],
         "skip_classifier_flat_backward": [
-            (torch.ones_like(rows), maps, weight, rows, size, True, True),
-            (torch.ones_like(rows), maps, weight, None, size, True, False),
-            (torch.ones_like(rows), maps, weight, rows, size, False, True),
+            (torch.ones_like(flat), maps, weight, flat, size, True, True),
+            (torch.ones_like(flat), maps, weight, None, size, True, False),
+            (torch.ones_like(flat), maps, weight, flat, size, False, True),
         ],
     }
 
@@ -82,15 +82,15 @@ def test_fakes_have_the_strides_of_results(eager_path, name, layout, size):
 
 
 def test_every_op_is_checked():
-    found = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("overfeat::")}
-    assert {name.removeprefix("overfeat::") for name in found} == set(op_samples("contiguous", 1))
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("overfeat::")}
+    assert {name.removeprefix("overfeat::") for name in names} == set(op_samples("contiguous", 1))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_gradcheck(implementation, device, eager_path, size, layout):
     if implementation == "triton":
-        pytest.skip("gradcheck is for float64, which the kernels do not take")
+        pytest.skip("gradcheck needs float64, which the kernels do not support")
     maps = [laid_out(numbers((1, 2, 7, 6 + i), device, seed=i), layout).requires_grad_() for i in range(2)]
     weight, bias = (t.requires_grad_() for t in parameters(3, 2, 2, device))
     assert torch.autograd.gradcheck(lambda m: ops.offset_max_pool(m, size), maps[:1], fast_mode=True)
@@ -103,11 +103,11 @@ def test_gradcheck(implementation, device, eager_path, size, layout):
 
 
 def pool_and_classify(maps, weight, bias):
-    """What a user's compiled code may do: both ops, one map and several, in the middle of others."""
+    """Both ops on one map and several, between other operations, as in a user's compiled code."""
     maps = [m * 2 for m in maps]
-    found = ops.skip_classifier_scales(maps, weight, bias, 3)
+    outputs = ops.skip_classifier_scales(maps, weight, bias, 3)
     one = ops.skip_classifier(ops.offset_max_pool(maps[0], 2), weight, None, 2, relu=False)
-    return sum(f.square().sum() for f in found) + one.sin().sum()
+    return sum(f.square().sum() for f in outputs) + one.sin().sum()
 
 
 @NO_KERNEL
@@ -116,23 +116,23 @@ def test_compiles_whole_with_its_gradients(device, compiler):
     torch._dynamo.reset()
     maps = [m.detach().requires_grad_() for m in (*scales(device)[:2], *scales(device)[3:])]
     inputs = [t.requires_grad_() for t in parameters(4, 3, 2, device)]
-    want = pool_and_classify(maps, *inputs)
+    expected = pool_and_classify(maps, *inputs)
     compiled = torch.compile(pool_and_classify, fullgraph=True, backend=compiler)
-    got = compiled(maps, *inputs)
-    assert_matches(got, want, torch.float64)
+    actual = compiled(maps, *inputs)
+    assert_matches(actual, expected, torch.float64)
     leaves = [*maps, *inputs]
-    assert_matches(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), torch.float64)
+    assert_matches(torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves), torch.float64)
 
 
 @NO_KERNEL
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced channels last", "transposed"])
 def test_compiles_on_every_layout(layout):
-    """`flatten` copies or does not by the strides it is promised."""
+    """Whether `flatten` copies depends on the strides that the fake promises."""
 
     def flat(maps, weight):
-        found = [ops.offset_max_pool(maps, size) for size in (1, 2)]
-        found += [ops.skip_classifier(maps, weight, None, size) for size in (1, 2)]
-        return [f.flatten() for f in found]
+        outputs = [ops.offset_max_pool(maps, size) for size in (1, 2)]
+        outputs += [ops.skip_classifier(maps, weight, None, size) for size in (1, 2)]
+        return [f.flatten() for f in outputs]
 
     torch._dynamo.reset()
     compiled = torch.compile(flat, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -150,16 +150,16 @@ def test_autocast_computes_in_bfloat16(device, eager_path, backend):
     maps = numbers((1, 16, 7, 8), device, dtype=torch.float32).requires_grad_()
     weight, bias = (t.requires_grad_() for t in parameters(8, 16, 2, device, torch.float32))
     with ops.backend(backend), torch.autocast(device.type, torch.bfloat16):
-        got = ops.skip_classifier(maps, weight, bias, 3, relu=False)
+        actual = ops.skip_classifier(maps, weight, bias, 3, relu=False)
         assert ops.skip_classifier(maps.bfloat16(), weight, None, 3).dtype == torch.bfloat16
         with torch.autocast(device.type, enabled=False):
             assert ops.skip_classifier(maps, weight, bias, 3).dtype == torch.float32
-    assert got.dtype == torch.bfloat16
+    assert actual.dtype == torch.bfloat16
     narrow = [t.detach().bfloat16().double().requires_grad_() for t in (maps, weight, bias)]
-    want = reference.skip_classifier(*narrow, 3, relu=False)
-    assert_matches(got, want, torch.bfloat16)
-    cotangent = numbers(got.shape, device, seed=7).bfloat16()
+    expected = reference.skip_classifier(*narrow, 3, relu=False)
+    assert_matches(actual, expected, torch.bfloat16)
+    cotangent = numbers(actual.shape, device, seed=7).bfloat16()
     with ops.backend(backend):
-        found = torch.autograd.grad(got, [maps, weight, bias], cotangent)
-    assert all(g.dtype == torch.float32 for g in found)
-    assert_matches(found, torch.autograd.grad(want, narrow, cotangent.double()), torch.bfloat16)
+        gradients = torch.autograd.grad(actual, [maps, weight, bias], cotangent)
+    assert all(g.dtype == torch.float32 for g in gradients)
+    assert_matches(gradients, torch.autograd.grad(expected, narrow, cotangent.double()), torch.bfloat16)

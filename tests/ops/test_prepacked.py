@@ -31,7 +31,7 @@ def fresh(monkeypatch):
 
 @pytest.fixture(params=["packed", "transformed"])
 def form(request, monkeypatch):
-    """Either form at any size of the maps; the transformed one where the kernel is large enough."""
+    """Either form at any size of the maps; the transformed one if the kernel is large enough."""
     monkeypatch.setattr(winograd, "MAX_COST_RATIO", 0.0 if request.param == "packed" else float("inf"))
     return request.param
 
@@ -41,28 +41,30 @@ def single(shape, seed=0):
 
 
 def twice(function, *arguments):
-    """The second call's result: the first one only makes the weight known."""
+    """The second call's result: the first one only registers the weight."""
     function(*arguments)
     return function(*arguments)
 
 
-def check_rows(maps, weight, bias, size, relu=True, dtype=torch.float32):
-    got = twice(prepacked.skip_classifier_flat, maps, weight, bias, size, relu)
-    assert got.dtype == weight.dtype
+def check_classifier(maps, weight, bias, size, relu=True, dtype=torch.float32):
+    actual = twice(prepacked.skip_classifier_flat, maps, weight, bias, size, relu)
+    assert actual.dtype == weight.dtype
     twins = [
         reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
         for m in maps
         if len(m)
     ]
-    assert_matches(got, torch.cat([t.permute(0, 2, 3, 1).flatten(0, 2) for t in twins]), dtype)
+    assert_matches(actual, torch.cat([t.permute(0, 2, 3, 1).flatten(0, 2) for t in twins]), dtype)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @CASE
 def test_classifier(form, shape, out, kernel, size, layout):
     if not shape[0]:
-        pytest.skip("no images: the stock implementation runs")
-    check_rows([laid_out(single(shape), layout)], single((out, shape[1], kernel, kernel), 1), single((out,), 2), size)
+        pytest.skip("no images: eager PyTorch runs")
+    check_classifier(
+        [laid_out(single(shape), layout)], single((out, shape[1], kernel, kernel), 1), single((out,), 2), size
+    )
 
 
 @pytest.mark.parametrize("kernel", [3, 4, 5, 6, 7])
@@ -71,29 +73,29 @@ def test_classifier_of_every_transform(form, kernel, size):
     side = kernel * size
     maps = [single((1, 6, side + 7, side), 1), single((2, 6, side + 3, side + 11), 2)]
     weight = single((8, 6, kernel, kernel), 8)
-    check_rows(maps, weight, single((8,), 9), size)
-    check_rows(maps, weight, None, size, relu=False)
-    prepared = prepacked._seen[id(weight)]
-    assert (prepared.transformed is None) == (form == "packed")
-    assert (prepared.packed is None) == (form == "transformed")
+    check_classifier(maps, weight, single((8,), 9), size)
+    check_classifier(maps, weight, None, size, relu=False)
+    packed = prepacked._seen[id(weight)]
+    assert (packed.transformed is None) == (form == "packed")
+    assert (packed.packed is None) == (form == "transformed")
 
 
 def test_many_tiles_and_outputs(form, monkeypatch):
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", 5)
     monkeypatch.setattr(winograd, "OUTPUTS_AT_ONCE", 3)
-    check_rows([single((2, 4, 25, 31))], single((8, 4, 5, 5), 8), single((8,), 9), 3)
+    check_classifier([single((2, 4, 25, 31))], single((8, 4, 5, 5), 8), single((8,), 9), 3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_where_it_belongs(form, value):
+def test_non_finite_values_do_not_spread(form, value):
     maps = single((1, 3, 21, 21))
     maps[0, 1, 10, 10] = value
     weight = single((4, 3, 3, 3), 7)
     for relu in (False, True):
-        check_rows([maps], single((4, 3, 5, 5), 8), single((4,), 9), 3, relu)
-        got = twice(prepacked.convolution, maps, weight, None, 1, 1, relu)
-        want = torch.nn.functional.conv2d(maps.double(), weight.double(), padding=1)
-        assert_matches(got, want.relu() if relu else want, torch.float32)
+        check_classifier([maps], single((4, 3, 5, 5), 8), single((4,), 9), 3, relu)
+        actual = twice(prepacked.convolution, maps, weight, None, 1, 1, relu)
+        expected = torch.nn.functional.conv2d(maps.double(), weight.double(), padding=1)
+        assert_matches(actual, expected.relu() if relu else expected, torch.float32)
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -104,9 +106,9 @@ def test_what_is_not_finite_stays_where_it_belongs(form, value):
 def test_convolution(form, kernel, stride, pad, relu, layout):
     maps, weight = laid_out(single((2, 5, 24, 27)), layout), single((6, 5, kernel, kernel), 1)
     bias = single((6,), 2)
-    got = twice(prepacked.convolution, maps, weight, bias, stride, pad, relu)
-    want = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), stride, pad)
-    assert_matches(got, want.relu() if relu else want, torch.float32)
+    actual = twice(prepacked.convolution, maps, weight, bias, stride, pad, relu)
+    expected = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), stride, pad)
+    assert_matches(actual, expected.relu() if relu else expected, torch.float32)
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -115,39 +117,39 @@ def test_convolution(form, kernel, stride, pad, relu, layout):
     "arrange", [lambda r: r, lambda r: r.T.contiguous().T, lambda r: r.repeat(1, 2)[:, : r.shape[1]]]
 )
 def test_linear(relu, count, arrange):
-    rows, weight, bias = single((count, 40)), single((24, 40, 1, 1), 1), single((24,), 2)
-    rows[0, 3] = float("nan")
+    flat, weight, bias = single((count, 40)), single((24, 40, 1, 1), 1), single((24,), 2)
+    flat[0, 3] = float("nan")
     for some, scattered in ((bias, bias.repeat_interleave(2)[::2]), (None, None)):
-        want = torch.nn.functional.linear(
-            rows.double(), weight.double().flatten(1), None if some is None else some.double()
+        expected = torch.nn.functional.linear(
+            flat.double(), weight.double().flatten(1), None if some is None else some.double()
         )
-        got = twice(prepacked.linear, arrange(rows), weight, scattered, relu)
-        assert_matches(got, want.relu() if relu else want, torch.float32)
+        actual = twice(prepacked.linear, arrange(flat), weight, scattered, relu)
+        assert_matches(actual, expected.relu() if relu else expected, torch.float32)
     assert prepacked._seen[id(weight)].linear is not None
-    assert prepacked.linear(rows[:0], weight, bias, relu).shape == (0, 24)
+    assert prepacked.linear(flat[:0], weight, bias, relu).shape == (0, 24)
 
 
 def test_a_linear_layer_in_bfloat16():
     if unsupported(torch.bfloat16):
         pytest.skip(unsupported(torch.bfloat16))
-    rows, weight, bias = (t.bfloat16() for t in (single((30, 64)), single((24, 64, 1, 1), 1), single((24,), 2)))
-    want = torch.nn.functional.linear(rows.double(), weight.double().flatten(1), bias.double())
-    assert_matches(twice(prepacked.linear, rows, weight, bias, False), want, torch.bfloat16)
+    flat, weight, bias = (t.bfloat16() for t in (single((30, 64)), single((24, 64, 1, 1), 1), single((24,), 2)))
+    expected = torch.nn.functional.linear(flat.double(), weight.double().flatten(1), bias.double())
+    assert_matches(twice(prepacked.linear, flat, weight, bias, False), expected, torch.bfloat16)
 
 
 def test_bfloat16(form):
     if unsupported(torch.bfloat16):
         pytest.skip(unsupported(torch.bfloat16))
     weight, bias = single((16, 32, 3, 3), 1).bfloat16(), single((16,), 2).bfloat16()
-    check_rows([single((2, 32, 13, 11)).bfloat16()], weight, bias, 3, dtype=torch.bfloat16)
+    check_classifier([single((2, 32, 13, 11)).bfloat16()], weight, bias, 3, dtype=torch.bfloat16)
     assert prepacked._seen[id(weight)].transformed is None, "bfloat16 is too coarse for the transform"
 
 
-# When a prepared form is used
+# When a packed form is used
 
 
 def changes():
-    """Ways in which a weight changes: with torch's knowledge, and behind its back."""
+    """Changes of a weight that torch sees, and that it does not see."""
 
     def add(weight):
         with torch.no_grad():
@@ -163,28 +165,28 @@ def changes():
 
 
 @pytest.mark.parametrize("change", changes(), ids=lambda f: f.__name__)
-def test_a_changed_weight_is_prepared_anew(form, change):
+def test_a_changed_weight_is_packed_again(form, change):
     maps, weight = single((1, 4, 20, 20)), torch.nn.Parameter(single((6, 4, 5, 5), 1))
     with torch.no_grad():
         for _ in range(3):
-            check_rows([maps], weight, None, 3)
+            check_classifier([maps], weight, None, 3)
             change(weight)
             for _ in range(3):
-                got = prepacked.skip_classifier_flat([maps], weight, None, 3, True)
-                want = reference.skip_classifier(maps, weight, None, 3).permute(0, 2, 3, 1).flatten(0, 2)
-                assert_matches(got, want, torch.float32)
+                actual = prepacked.skip_classifier_flat([maps], weight, None, 3, True)
+                expected = reference.skip_classifier(maps, weight, None, 3).permute(0, 2, 3, 1).flatten(0, 2)
+                assert_matches(actual, expected, torch.float32)
 
 
-def test_the_first_call_prepares_nothing(form):
+def test_the_first_call_packs_nothing(form):
     weight = single((6, 4, 5, 5), 1)
     prepacked.skip_classifier_flat([single((1, 4, 20, 20))], weight, None, 3, True)
     known = prepacked._seen[id(weight)]
     assert known.packed is None and known.transformed is None
 
 
-def test_prepared_weights_go_with_the_weight(form):
+def test_packed_weights_are_freed_with_the_weight(form):
     weight = single((6, 4, 5, 5), 1)
-    check_rows([single((1, 4, 20, 20))], weight, None, 3)
+    check_classifier([single((1, 4, 20, 20))], weight, None, 3)
     assert len(prepacked._seen) == 1
     del weight
     gc.collect()
@@ -205,28 +207,28 @@ def test_without_winograd(monkeypatch):
 
 
 def test_transforms_are_exact():
-    """In float64 the transforms give the convolution, to rounding."""
+    """In float64 the transforms yield the convolution, to rounding."""
     for k in range(3, 8):
         of_outputs, of_weights, of_maps = winograd.transforms(k, torch.float64)
         tile, m = winograd._input_tile(k), winograd._input_tile(k) - k + 1
-        cells, weight = numbers((tile, tile), dtype=torch.float64), numbers((k, k), seed=1, dtype=torch.float64)
-        got = of_outputs @ ((of_weights @ weight.flatten()) * (of_maps @ cells.flatten()))
-        want = torch.nn.functional.conv2d(cells[None, None], weight[None, None]).flatten()
-        assert got.shape == (m * m,)
-        assert (got - want).abs().max() < 1e-12
+        inputs, weight = numbers((tile, tile), dtype=torch.float64), numbers((k, k), seed=1, dtype=torch.float64)
+        actual = of_outputs @ ((of_weights @ weight.flatten()) * (of_maps @ inputs.flatten()))
+        expected = torch.nn.functional.conv2d(inputs[None, None], weight[None, None]).flatten()
+        assert actual.shape == (m * m,)
+        assert (actual - expected).abs().max() < 1e-12
 
 
-def test_training_uses_stock_torch(monkeypatch):
-    """Where a gradient may be wanted, prepared weights stay out of it."""
+def test_training_uses_eager_pytorch(monkeypatch):
+    """Packed weights are not used if gradients are enabled."""
     import overfeat.fast  # noqa: F401
 
     def refuse(*arguments):
-        raise AssertionError("prepared weights in training")
+        raise AssertionError("packed weights in training")
 
     maps, weight = single((1, 3, 8, 8)), single((4, 3, 3, 3), 1).requires_grad_()
-    rows, matrix = single((5, 3)), single((4, 3, 1, 1), 1).requires_grad_()
+    flat, matrix = single((5, 3)), single((4, 3, 1, 1), 1).requires_grad_()
     for op, parameter, arguments in (("convolution", weight, (maps, weight, None, 1, 1)),
-                                     ("linear", matrix, (rows, matrix, None))):  # fmt: skip
+                                     ("linear", matrix, (flat, matrix, None))):  # fmt: skip
         monkeypatch.setitem(prepacked.BACKEND.functions, op, refuse)
         getattr(ops, op)(*arguments).sum().backward()
         assert parameter.grad is not None
@@ -235,29 +237,29 @@ def test_training_uses_stock_torch(monkeypatch):
 
 
 @pytest.mark.parametrize("part", [(slice(5, 6),), (slice(None), slice(7, 8))], ids=["one output", "one channel"])
-def test_a_part_changed_behind_torchs_back(form, part):
-    """Through numpy, which leaves no trace: every filter and every channel is looked at."""
+def test_a_change_that_torch_does_not_see(form, part):
+    """Through NumPy, which leaves the version: a value of every filter and every channel is compared."""
     maps, weight = [single((1, 64, 15, 16), 1)], single((96, 64, 3, 3), 2)
-    check_rows(maps, weight, None, 2)
+    check_classifier(maps, weight, None, 2)
     weight.numpy()[part] += 1
-    check_rows(maps, weight, None, 2)
+    check_classifier(maps, weight, None, 2)
 
 
 @pytest.mark.parametrize("arrange", [lambda b: b.repeat_interleave(2)[::2], lambda b: b[:1].expand(len(b))])
 def test_layout_of_the_bias(form, arrange):
     maps, weight, bias = single((2, 8, 12, 13), 1), single((16, 8, 3, 3), 2), arrange(single((16,), 3))
-    check_rows([maps], weight, bias, 2)
-    got = twice(prepacked.convolution, maps, weight, bias, 1, 1, True)
-    want = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), 1, 1).relu()
-    assert_matches(got, want, torch.float32)
+    check_classifier([maps], weight, bias, 2)
+    actual = twice(prepacked.convolution, maps, weight, bias, 1, 1, True)
+    expected = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), 1, 1).relu()
+    assert_matches(actual, expected, torch.float32)
 
 
-def test_few_weights_are_not_prepared(monkeypatch):
-    """A convolution that stock torch packs in no time is left to it."""
+def test_few_weights_are_not_packed(monkeypatch):
+    """A layer that eager PyTorch packs in no time is left to it."""
     maps, weight = single((1, 4, 9, 9)), single((8, 4, 3, 3), seed=1)
-    for few, known in ((8 * 4 * 9, 1), (8 * 4 * 9 + 1, 0)):
+    for minimum, known in ((8 * 4 * 9, 1), (8 * 4 * 9 + 1, 0)):
         prepacked.clear_cache()
-        monkeypatch.setattr(prepacked, "MIN_WEIGHTS", few)
+        monkeypatch.setattr(prepacked, "MIN_WEIGHTS", minimum)
         twice(prepacked.convolution, maps, weight, None, 1, 0, True)
         assert len(prepacked._seen) == known
         matrix = single((8, 36, 1, 1), seed=1)
