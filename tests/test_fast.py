@@ -38,7 +38,7 @@ def switched(request):
 
 
 def both(run, twice=True):
-    """Results of `run` on the fast backends and in eager PyTorch; in evaluation weights are packed at the second call."""
+    """Results of `run` on the fast backends and in eager PyTorch; weights are packed at their second evaluation."""
     with ops.backend("torch"):
         eager = run()
     if twice:
