@@ -17,7 +17,7 @@ def check_a_killed_evaluation_goes_on(arguments: list, folder: Path) -> None:
     whole, results, journal = folder / "whole.json", folder / "r.json", folder / ".images-r.json"
     assert subprocess.run([*command, whole], capture_output=True).returncode == 0
     process = subprocess.Popen([*command, results], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 2):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

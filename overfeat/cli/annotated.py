@@ -42,11 +42,11 @@ def read_annotated(
 
     Args:
         args: With the options of `add_annotated_options`.
-        path: The annotations, in the place of --data.
+        path: The annotations, instead of --data.
         splits: The splits to look for in a folder; a folder that has others alone is refused.
         split: The split that was asked for.
-        images: In the place of --images.
-        boxes: In the place of --boxes.
+        images: Instead of --images.
+        boxes: Instead of --boxes.
     """
     from overfeat.data.readers.annotations import read_annotations
     from overfeat.data.readers.ilsvrc import read_ilsvrc_boxes

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 COCO = "coco.json"
 MIN_SCORE = 0.3
-# What the options of one method have no part in.
+# The options of each method; an option of the other method alone is refused.
 OPTIONS = {
     "overfeat": {field.name for config in (DenseConfig, DetectionConfig) for field in fields(config)},
     "multibox": {"classifier", *(field.name for field in fields(ProposalConfig))},

@@ -73,8 +73,8 @@ def _add_classifier(tasks: Commands) -> None:
         description="Top-1 and top-5 error by the protocols of the paper's table 2, as a table and as JSON. The scores "
         "of several --weights are averaged.",
         examples=(
-            "overfeat evaluate classifier --data scenes/test --weights run/net.safetensors",
-            "overfeat evaluate classifier --data scenes/test --voting 'centre crop' '6 scales, fine'",
+            "overfeat evaluate classifier --data digits/test --weights run/net.safetensors",
+            "overfeat evaluate classifier --data digits/test --voting 'centre crop' '6 scales, fine'",
         ),
     )
     help = "one folder a class; with --devkit the flat folder of validation images"
@@ -129,7 +129,7 @@ def _add_localization(tasks: Commands) -> None:
         summary="localization error",
         description="Localization error as ILSVRC counts it, with one prediction and with five: wrong unless a "
         "prediction has the class of an object and an IoU of 0.5 or more with its box.",
-        examples=("overfeat evaluate localization --data scenes/test.json --weights run/net.safetensors",),
+        examples=("overfeat evaluate localization --data digits/test.json --weights run/net.safetensors",),
     )
     _add_data_and_net(parser)
     help = "numbers of images that do not count, one a line"

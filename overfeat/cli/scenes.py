@@ -18,8 +18,8 @@ def add_parser(commands: Commands) -> None:
         "image folder FOLDER/SPLIT/ and a COCO file FOLDER/SPLIT.json with the digits' boxes. With one digit an image, "
         "the images lie in a folder for each class. A second run continues an interrupted one.",
         examples=(
-            "overfeat scenes scenes --split train --count 4000",
-            "overfeat scenes images --objects 0 8 --num-workers 4",
+            "overfeat scenes digits --split train --count 4000",
+            "overfeat scenes multi-object --objects 0 8 --num-workers 4",
         ),
     )
     parser.add_argument("folder", metavar="FOLDER", help="where to write; made if missing")

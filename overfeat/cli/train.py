@@ -275,7 +275,7 @@ HEADS = (
         "box regression for a trained net, from images with boxes",
         "Train a box regressor on the last maps of a trained net (section 4.2), at all positions of all scales. The "
         "files written hold the net and the regressor.",
-        "--data scenes --init net.safetensors --out run",
+        "--data digits --init net.safetensors --out run",
         BoxRegressorConfig,
         localization.TRAINING,
         _regressor,
