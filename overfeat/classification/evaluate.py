@@ -1,6 +1,7 @@
 """Error rates of a classifier over a data set, by every voting protocol of the paper's table 2."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,16 +81,17 @@ def evaluate_classifier(
     for name in protocols:
         if name not in PROTOCOLS:
             raise ArgumentError("protocols", f"must be among {'; '.join(PROTOCOLS)}, not {name!r}")
-
-    def score(image: Tensor) -> dict[str, Tensor]:
-        """Scores of the ensemble."""
-        members = [
-            score_by_protocol(net, image, protocols=protocols, flip=flip, memory_limit=memory_limit) for net in nets
-        ]
-        return {name: torch.stack([member[name] for member in members]).mean(dim=0) for name in protocols}
-
+    score = partial(_ensemble_scores, nets, protocols=protocols, flip=flip, memory_limit=memory_limit)
     mapped = map_images(images, score, max_images=max_images, max_pixels=max_pixels, progress=progress)
     labels = torch.tensor([image.label for _, image, _ in mapped.results])
     scores = {name: torch.stack([result[name] for _, _, result in mapped.results]) for name in protocols}
     errors = {name: error_rates(scores[name], labels) for name in protocols}
     return {"images": len(labels), "errors": errors, "unreadable": mapped.unreadable}
+
+
+def _ensemble_scores(
+    nets: Sequence[OverFeat], image: Tensor, *, protocols: Sequence[str], flip: bool | None, memory_limit: int
+) -> dict[str, Tensor]:
+    """The mean of the nets' `score_by_protocol`."""
+    members = [score_by_protocol(net, image, protocols=protocols, flip=flip, memory_limit=memory_limit) for net in nets]
+    return {name: torch.stack([member[name] for member in members]).mean(dim=0) for name in protocols}

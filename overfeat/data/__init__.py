@@ -1,1 +1,1 @@
-"""Reading images and annotations, cropping, and the made-up scenes."""
+"""Reading images and annotations, resizing, caching, data sets, and synthetic images."""

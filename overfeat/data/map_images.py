@@ -45,21 +45,15 @@ def map_images(
     journal: Journal | None = None,
     progress: bool = True,
 ) -> Mapped[Image]:
-    """Read every image and apply the function to it.
+    """Read every image and apply the function to it. Raises InputError if no image can be used.
 
     Args:
         images: The image files.
-        function: From an image uint8 [3, H, W]; with a journal its results are what JSON can hold.
-        max_images: Only so many of the images, evenly spaced.
+        function: Of an image uint8 [3, H, W]; with a journal its results must be valid JSON.
+        max_images: Use only so many of the images, evenly spaced.
         max_pixels: Larger images cannot be used.
         journal: Keeps the results, so that a run that was killed resumes.
         progress: Show a progress bar.
-
-    Returns:
-        The results in order, and what is wrong with the other files.
-
-    Raises:
-        InputError: No image can be used.
     """
     mapped: Mapped[Image] = Mapped([], [])
     done = {} if journal is None else journal.done

@@ -1,4 +1,4 @@
-"""Resizing image tensors: one rule (bilinear, antialiased) for training, voting and dense evaluation."""
+"""Resizing image tensors: bilinear and antialiased, in training, voting and dense evaluation alike."""
 
 from collections.abc import Sequence
 
@@ -26,14 +26,14 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_short_side(images: Tensor, short_side: int) -> Tensor:
-    """[N, 3, H, W] so that the shorter side has `short_side` pixels; the proportions stay."""
+    """Resize [N, 3, H, W] to a shorter side of `short_side` pixels, keeping the aspect ratio."""
     height, width = images.shape[2:]
     scale = short_side / min(height, width)
     return resize(images, (max(short_side, round(height * scale)), max(short_side, round(width * scale))))
 
 
 def resize_crop(image: Tensor, box: Sequence[float], size: int) -> Tensor:
-    """What a box (x1, y1, x2, y2) in an image [3, H, W] holds, to whole pixels and at least one, as [3, size, size]."""
+    """Crop a box (x1, y1, x2, y2), rounded to whole pixels, from an image [3, H, W]; resize to [3, size, size]."""
     height, width = image.shape[1:]
     x, y = (min(max(0, round(low)), length - 1) for low, length in zip(box, (width, height), strict=False))
     right, bottom = max(x + 1, round(box[2])), max(y + 1, round(box[3]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from overfeat.data.annotated import Annotated
+from overfeat.data.annotated import Annotated, Sample
 from overfeat.data.images import MAX_PIXELS
 from overfeat.data.map_images import map_images
 from overfeat.dense.detections import Detections
@@ -38,14 +38,7 @@ def evaluate_localization(
     Raises:
         InputError: No image can be used.
     """
-    samples = []
-    for position, sample in enumerate(data.samples, 1):
-        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})", sample.path.stem)
-        if len(sample.labels) and (int(number[1]) if number else position) not in ignore_list:
-            samples.append(sample)
-
-    if not samples:
-        raise InputError(f"none of the {len(data)} images has boxes and is not ignored; give others")
+    samples = _counted(data, ignore_list)
 
     def predicted(image: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and boxes."""
@@ -57,3 +50,15 @@ def evaluate_localization(
     truths = [(torch.from_numpy(sample.labels), torch.from_numpy(sample.boxes)) for _, sample, _ in mapped.results]
     errors = localization_errors(predictions, truths)
     return {"images": len(truths), "errors": errors, "unreadable": mapped.unreadable}
+
+
+def _counted(data: Annotated, ignore_list: Collection[int]) -> list[Sample]:
+    """The images that have boxes and are not ignored."""
+    samples = []
+    for position, sample in enumerate(data.samples, 1):
+        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})", sample.path.stem)
+        if len(sample.labels) and (int(number[1]) if number else position) not in ignore_list:
+            samples.append(sample)
+    if not samples:
+        raise InputError(f"none of the {len(data)} images has boxes and is not ignored; give others")
+    return samples

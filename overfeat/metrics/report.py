@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from overfeat.metrics.average_precision import PROTOCOLS, Boxes, curves, mean_average_precision
+from overfeat.metrics.average_precision import PROTOCOLS, Boxes, Curve, curves, mean_average_precision
 from overfeat.metrics.coco import coco
 
 
@@ -46,15 +46,12 @@ def average_precisions(
         "map": _none_for_nan(means | {"coco": figures["AP"]}),
         "ap": {names[label]: {"objects": counts[label], **_none_for_nan(averages[label])} for label in with_objects},
         "coco": _none_for_nan(figures),
-        "curves": {
-            names[label]: {
-                key: getattr(of_classes["voc"][label], key).tolist()
-                for key in ("scores", "recall", "precision", "right")
-            }
-            for label in with_objects
-            if of_classes["voc"][label].objects
-        },
+        "curves": {name: _lists(curve) for name, curve in zip(names, of_classes["voc"], strict=True) if curve.objects},
     }
+
+
+def _lists(curve: Curve) -> dict[str, list]:
+    return {key: getattr(curve, key).tolist() for key in ("scores", "recall", "precision", "right")}
 
 
 def _none_for_nan(values: dict[str, float]) -> dict[str, float | None]:

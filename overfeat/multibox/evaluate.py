@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from overfeat.data.annotated import Annotated
+from overfeat.data.annotated import Annotated, Sample
 from overfeat.data.images import MAX_PIXELS
 from overfeat.data.map_images import map_annotated, subsample
 from overfeat.dense.detections import Detections, best_per_class
@@ -38,13 +38,9 @@ class _Predicted:
     @classmethod
     def from_lists(cls, lists: list, truth: Boxes) -> "_Predicted":
         """From what `_predict` returns."""
-        boxes, labels, scores = (
-            torch.tensor(lists[0]).reshape(-1, 4),
-            torch.tensor(lists[1]).long(),
-            torch.tensor(lists[2]),
-        )
-        proposals = Detections.from_boxes(boxes, labels, scores)
-        return cls(proposals, torch.tensor(lists[3]).reshape(len(lists[3]), -1 if lists[3] else 0), truth)
+        boxes, labels, scores, probabilities = map(torch.tensor, lists)
+        proposals = Detections.from_boxes(boxes.reshape(-1, 4), labels.long(), scores)
+        return cls(proposals, probabilities.reshape(len(probabilities), -1 if len(probabilities) else 0), truth)
 
     def classified(self, count: int, score_threshold: float) -> Detections:
         """The first `count` boxes with their classes."""
@@ -62,7 +58,9 @@ def evaluate_multibox(
     journal: Journal | None = None,
     progress: bool = True,
 ) -> dict:
-    """Figures of proposals, and of detections where there are classes, over annotated images.
+    """Figures of proposals and, with classes, of detections over annotated images.
+
+    Raises InputError if no image with an object can be used, or all objects are marked difficult.
 
     Args:
         model: Proposes boxes.
@@ -75,17 +73,15 @@ def evaluate_multibox(
         {"images", "objects": counts, "crops": evaluations of the model per image, "rate": see `detection_rate`,
         "agnostic": see `class_agnostic`, "unreadable": messages}; with classes, also what `average_precisions` returns
         for the max_detections best boxes; with a net, "windows": {number of boxes classified: see `accuracy_at_5`}.
-
-    Raises:
-        InputError: No image with an object can be used, or all objects are marked difficult.
     """
-
-    samples = subsample(data.samples, max_images)
-    if samples and all(sample.difficult.all() for sample in samples):
-        raise InputError(f"no object of the {len(samples)} images counts: there are none, or all are marked difficult")
-    predict = partial(_predict, model, net, config)
+    _check_objects(subsample(data.samples, max_images))
     mapped = map_annotated(
-        data.samples, predict, max_images=max_images, max_pixels=max_pixels, journal=journal, progress=progress
+        data.samples,
+        partial(_predict, model, net, config),
+        max_images=max_images,
+        max_pixels=max_pixels,
+        journal=journal,
+        progress=progress,
     )
     images = [_Predicted.from_lists(lists, ground_truth(sample)) for _, sample, lists in mapped.results]
     crops = sum(len(square_crops(*sample.size, config.crops)) for _, sample, _ in mapped.results) / len(images)
@@ -93,6 +89,12 @@ def evaluate_multibox(
     if net is not None or model.class_names is not None:
         figures |= _figures_of_classes(images, data.class_names, config, classified=net is not None)
     return {**figures, "unreadable": mapped.unreadable}
+
+
+def _check_objects(samples: Sequence[Sample]) -> None:
+    """Raises InputError if all objects are marked difficult."""
+    if samples and all(sample.difficult.all() for sample in samples):
+        raise InputError(f"no object of the {len(samples)} images counts: there are none, or all are marked difficult")
 
 
 def _predict(model: MultiBox, net: OverFeat | None, config: ProposalConfig, image: Tensor) -> list:

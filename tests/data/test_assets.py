@@ -1,4 +1,4 @@
-"""What ships with the package: small enough, listed, and made as SOURCES.md says."""
+"""What ships with the package: small, listed, and made as SOURCES.md describes."""
 
 import json
 
@@ -12,15 +12,15 @@ from overfeat.data.images import list_images
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.synthetic.images import make_image
 
-SCENES = list_images(ASSETS / "scenes")
+IMAGES = list_images(ASSETS / "scenes")
 
 
-@pytest.mark.parametrize("path", SCENES, ids=lambda path: path.name)
-def test_shipped_scenes_come_out_of_the_generator(path):
-    scene = make_image("test", seed=0, index=int(path.stem))
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_shipped_images_are_what_the_generator_makes(path):
+    made = make_image("test", seed=0, index=int(path.stem))
     with Image.open(path) as shipped:
-        np.testing.assert_array_equal(np.asarray(shipped), scene.image)
-    assert json.loads((ASSETS / "scenes" / "labels.json").read_text())[path.name] == str(scene.labels[0])
+        np.testing.assert_array_equal(np.asarray(shipped), made.image)
+    assert json.loads((ASSETS / "scenes" / "labels.json").read_text())[path.name] == str(made.labels[0])
 
 
 def test_shipped_net():
@@ -35,7 +35,7 @@ def test_shipped_detector():
     assert SHIPPED_DETECTOR.stat().st_size <= 2_000_000
     net, regressor = overfeat.load(SHIPPED_DETECTOR), overfeat.load_regressor(SHIPPED_DETECTOR)
     assert net.background and net.class_names == [*map(str, range(10)), "background"] and net.context is not None
-    assert not net.flip and not regressor.pooled and len(net.scale_factors) == 5
+    assert not net.flip and regressor.box_features == "unpooled" and len(net.scale_factors) == 5
 
 
 def test_the_multi_object_images_are_what_the_generator_makes():
@@ -43,10 +43,10 @@ def test_the_multi_object_images_are_what_the_generator_makes():
     multi_object = read_coco(ASSETS / "multi-object" / "test.json")
     assert {len(sample.labels) for sample in multi_object.samples} >= {0, 8}
     for sample in multi_object.samples:
-        scene = make_image("test", 0, int(sample.path.stem), objects=(0, 8))
-        np.testing.assert_array_equal(sample.read().permute(1, 2, 0).numpy(), scene.image)
-        np.testing.assert_allclose(sample.boxes, scene.boxes, atol=0.011)
-        assert sample.labels.tolist() == scene.labels.tolist()
+        made = make_image("test", 0, int(sample.path.stem), objects=(0, 8))
+        np.testing.assert_array_equal(sample.read().permute(1, 2, 0).numpy(), made.image)
+        np.testing.assert_allclose(sample.boxes, made.boxes, atol=0.011)
+        assert sample.labels.tolist() == made.labels.tolist()
 
 
 def test_every_asset_is_listed():

@@ -61,18 +61,19 @@ def read_voc(
     used: set[Path] = set()
     annotated: list[ImageBoxes] = []
     classes = None if class_names is None else {name: name for name in class_names}
-    if split is None:
-        names = xml_files(xmls)
-    else:
-        lines = text_lines(folder / "ImageSets" / "Main" / f"{split}.txt", "give a split with a list there, or none")
-        names = [f"{line}.xml" for line in lines if line]
-    for name in names:
+    for name in xml_files(xmls) if split is None else _split_files(folder, split):
         with problems.at(xmls / name):
             xml = file_below(xmls, name)
             tree = parse_xml(xml)
             image = image_file(root, _text(tree, "filename"), used)
             annotated.append(image_boxes(xml, tree, image, classes, problems))
     return problems.finish(annotated, class_names)
+
+
+def _split_files(folder: Path, split: str) -> list[str]:
+    """The names of the XML files of a split."""
+    lines = text_lines(folder / "ImageSets" / "Main" / f"{split}.txt", "give a split with a list there, or none")
+    return [f"{line}.xml" for line in lines if line]
 
 
 def xml_files(folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,50 +31,56 @@ def write_dataset(
     num_workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Write images 0 to count - 1 of a split as PNG files and one COCO file.
+    """Write images 0 to count - 1 of a split as PNG files, and one COCO file, whose path is returned.
 
     Images of exactly one digit go to folder/<split>/<label>/<index>.png, others to folder/<split>/<index>.png;
     folder/<split>.json is written last. A run that was interrupted can be repeated: images that exist are kept.
-    More than one worker starts processes: call it under `if __name__ == "__main__":` then.
+    Raises InputError if the folder holds other images, or the source packages are missing.
 
     Args:
         folder: The data set's folder, created if missing.
-        count: Number of images.
         split, seed, objects, digits: See `make_image`.
-        num_workers: Processes that draw images.
+        count: Number of images.
+        num_workers: Processes; more than one need a caller under `if __name__ == "__main__":`.
         progress: Show a progress bar.
-
-    Returns:
-        The path of the COCO file.
-
-    Raises:
-        InputError: The folder holds other images, or the source packages are missing.
     """
     folder = Path(folder)
     check_arguments(split, seed, objects, digits)
-    for name, value in (("count", count), ("num_workers", num_workers)):
-        if value < 1:
-            raise ArgumentError(name, f"must be 1 or more, not {value}")
+    _check_positive(count=count, num_workers=num_workers)
     existing = _existing_images(folder / split, count)
-    mnist_digits()  # missing packages are reported before a process starts
-    for name in PHOTOGRAPHS[split]:
-        photograph(name)
+    _load_sources(split)
     ensure_dir(folder / split)
     write = partial(_write_image, folder, split, seed, objects, digits)
     tasks = [(index, existing.get(index)) for index in range(count)]
     bar = partial(tqdm, total=count, desc=f"{split} images", unit="image", disable=not progress)
-    if num_workers == 1:
-        images = list(bar(map(write, tasks)))
-    else:
-        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            images = list(bar(pool.map(write, tasks, chunksize=16)))
+    images = _map(write, tasks, num_workers, bar)
     info = {"description": "overfeat synthetic images", "split": split, "seed": seed, "objects": list(objects)}
     if tuple(digits) != DIGITS:
         info["digits"] = list(digits)
-    target = folder / f"{split}.json"
-    with atomic_write(target) as part:
+    with atomic_write(folder / f"{split}.json") as part:
         part.write_text(json.dumps(_coco(info, images)) + "\n", encoding="utf-8")
-    return target
+    return folder / f"{split}.json"
+
+
+def _check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if value < 1:
+            raise ArgumentError(name, f"must be 1 or more, not {value}")
+
+
+def _load_sources(split: str) -> None:
+    """Raises InputError for missing packages, before a process starts."""
+    mnist_digits()
+    for name in PHOTOGRAPHS[split]:
+        photograph(name)
+
+
+def _map(write: Callable, tasks: list, num_workers: int, bar: Callable) -> list:
+    """The results of `write` for all tasks, in this process or in several."""
+    if num_workers == 1:
+        return list(bar(map(write, tasks)))
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(bar(pool.map(write, tasks, chunksize=16)))
 
 
 def _coco(info: dict, images: list[tuple[dict, Objects]]) -> dict:

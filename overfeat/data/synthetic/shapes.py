@@ -1,4 +1,4 @@
-"""The shapes that scenes are made of, as arrays of coverage in 0..1: distorted digits and patches.
+"""The shapes in synthetic images, as arrays of coverage in 0..1: distorted digits and patches.
 
 All arithmetic is float64; `rng` is a numpy Generator of which only `random` and `integers` are used.
 """
@@ -13,10 +13,12 @@ MIN_SIDE, MAX_SIDE = 24, 100  # longer side of a digit's box, pixels
 
 
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A uniform number from low to high."""
     return low + (high - low) * float(rng.random())
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number whose logarithm is uniform."""
     return math.exp(uniform(rng, math.log(low), math.log(high)))
 
 
@@ -49,7 +51,7 @@ def _spline_sample(grid: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True)
 class Shape:
-    """A distorted digit that can be rendered at any scale (pixels of the scene per source pixel)."""
+    """A distorted digit that can be rendered at any scale (image pixels per source pixel)."""
 
     source: np.ndarray  # [28, 28]
     inverse: tuple[float, float, float, float]  # from output offsets (x, y) to source offsets
@@ -70,13 +72,14 @@ class Shape:
         return _spline_sample(self.source, c * x + d * y + 13.5 + move_y, a * x + b * y + 13.5 + move_x)
 
     def coverage(self, intensity: np.ndarray, scale: float, level: float) -> np.ndarray:
-        # The intensity climbs by about 0.4 a source pixel, so this makes an edge of a pixel or so.
-        # The last term keeps it at zero where there is no intensity.
+        """Coverage in 0..1: above the level, with an edge about one pixel wide."""
+        # The intensity rises by about 0.4 per source pixel. The last term keeps the coverage 0 without intensity.
         gain = max(2.0 * scale, 2.5, 0.5 / level)
         return np.clip(0.5 + (intensity - level) * gain, 0.0, 1.0)
 
 
 def distort(rng: np.random.Generator, source: np.ndarray) -> Shape:
+    """A digit [28, 28] randomly rotated, sheared, stretched, bent and thickened."""
     angle, shear = math.radians(uniform(rng, -15.0, 15.0)), uniform(rng, -0.15, 0.15)
     stretch = math.sqrt(log_uniform(rng, 0.8, 1.25))
     cos, sin = math.cos(angle), math.sin(angle)
@@ -91,7 +94,7 @@ def distort(rng: np.random.Generator, source: np.ndarray) -> Shape:
 
 
 def render(shape: Shape, side: float, largest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ink and outline coverage [h, w] each, the ink's box longer side near `side`, within the limits."""
+    """Coverage of ink and outline, [h, w] each; the longer side of the ink's box is near `side`, at most `largest`."""
     scale = side / 20.0
     for attempt in range(60):
         half = math.ceil(scale * 18.0)
@@ -104,7 +107,7 @@ def render(shape: Shape, side: float, largest: float) -> tuple[np.ndarray, np.nd
             break
         if attempt < 7:
             scale *= side / measured
-        else:  # a faint end of a stroke comes and goes with the scale: creep into the limits
+        else:  # a faint end of a stroke appears and vanishes with the scale: approach the limits slowly
             scale *= 1.02 if measured < MIN_SIDE else 0.98
     assert MIN_SIDE <= measured <= largest, (measured, largest)
     outline = shape.coverage(intensity, scale, 0.35 * shape.level)
@@ -113,6 +116,7 @@ def render(shape: Shape, side: float, largest: float) -> tuple[np.ndarray, np.nd
 
 
 def tight_box(coverage: np.ndarray, above: float = 0.4999) -> tuple[int, int, int, int]:
+    """The box x1, y1, x2, y2 of the coverage above a level; zeros if there is none."""
     rows = np.flatnonzero((coverage > above).any(1))
     columns = np.flatnonzero((coverage > above).any(0))
     if not len(rows):
@@ -121,6 +125,7 @@ def tight_box(coverage: np.ndarray, above: float = 0.4999) -> tuple[int, int, in
 
 
 def soften(mask: np.ndarray, times: int) -> np.ndarray:
+    """The mask [h, w] blurred with [1, 2, 1] / 4 in both directions, `times` times."""
     for _ in range(times):
         padded = np.pad(mask, 1)
         mask = 0.25 * padded[:-2, 1:-1] + 0.5 * padded[1:-1, 1:-1] + 0.25 * padded[2:, 1:-1]
@@ -130,7 +135,7 @@ def soften(mask: np.ndarray, times: int) -> np.ndarray:
 
 
 def _distance_to_segments(points: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """How far y, x lie from the nearest segment of the line through points [n, 2] (y, x)."""
+    """Distance of y, x to the nearest segment of the line through points [n, 2] (y, x)."""
     nearest = np.full(np.broadcast(y, x).shape, np.inf)
     for (y0, x0), (y1, x1) in pairwise(points):
         length = (y1 - y0) ** 2 + (x1 - x0) ** 2 + 1e-9
@@ -148,7 +153,7 @@ def patch_mask(rng: np.random.Generator, size: int) -> np.ndarray:
     kind = int(rng.integers(3))
     if kind == 0:
         inside = 0.85 - np.sqrt(x**2 + (y * uniform(rng, 1.0, 2.2)) ** 2)
-    elif kind == 1:  # where all of a few half-planes meet: a convex polygon
+    elif kind == 1:  # the intersection of half-planes: a convex polygon
         inside = np.full((size, size), np.inf)
         sides = int(rng.integers(3, 7))
         for i in range(sides):
