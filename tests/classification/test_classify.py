@@ -114,7 +114,7 @@ def test_centre_crop_and_ten_views(net, images):
     assert_matches(overfeat.ten_views(net, image), overfeat.ten_views(net, image, flip=False), torch.float32)
 
 
-def test_a_ensemble_is_the_mean(make_net, images):
+def test_an_ensemble_is_the_mean(make_net, images):
     nets = [make_net("small", 4, seed=seed) for seed in range(3)]
     for vote in (overfeat.classify, overfeat.centre_crop, overfeat.ten_views):
         expected = torch.stack([vote(net, images[0]) for net in nets]).mean(0)

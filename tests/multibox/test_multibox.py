@@ -184,7 +184,7 @@ def test_a_file_gives_the_same_model_back(tmp_path, names, priors):
     image = torch.rand(1, 3, model.image_size, model.image_size) * 255
     for ours, theirs in zip(model(image), results(image), strict=True):
         assert torch.equal(ours, theirs)
-    save_multibox(model, tmp_path / "half.safetensors", torch.float16)
+    save_multibox(model, tmp_path / "half.safetensors", dtype=torch.float16)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "a.safetensors").stat().st_size
     torch.testing.assert_close(
         load_multibox(tmp_path / "half.safetensors")(image)[0], model(image)[0], atol=0.01, rtol=0.01
