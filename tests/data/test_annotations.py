@@ -374,13 +374,13 @@ def test_damaged_bytes_give_an_input_error_or_valid_boxes(tmp_path, kind):
     }
     good, rng, refused = path.read_bytes(), random.Random(3), 0
     for _ in range(150):
-        data = bytearray(good)
+        content = bytearray(good)
         for _ in range(rng.randint(1, 3)):
-            start = rng.randrange(len(data))
-            data[start : start + rng.randint(0, 4)] = rng.choice(
+            start = rng.randrange(len(content))
+            content[start : start + rng.randint(0, 4)] = rng.choice(
                 [rng.randbytes(2), b"", b"-", b"9e999", b"\\ud800", b"NaN"]
             )
-        path.write_bytes(data)
+        path.write_bytes(content)
         for skip in (False, True):
             try:
                 data = read[kind](skip_invalid=skip)

@@ -42,14 +42,14 @@ def test_folders_that_cannot_be_read_are_explained(tmp_path):
         read_image_folder(tmp_path / "full" / "a.png")
 
 
-def test_align_counts_labels_in_the_given_names(tmp_path):
+def test_align_maps_labels_to_the_given_names(tmp_path):
     folder = ImageFolder(["ant", "bee"], [LabeledImage(tmp_path / "a", 0), LabeledImage(tmp_path / "b", 1)])
     assert align(folder, ["bee", "ant"]).samples == [(tmp_path / "a", 1), (tmp_path / "b", 0)]
     with pytest.raises(InputError, match=r"does not know: ant.*without images: cat"):
         align(folder, ["bee", "cat"])
 
 
-def test_fingerprint_knows_files_and_labels_and_not_the_place(tmp_path):
+def test_the_fingerprint_depends_on_files_and_labels_and_not_on_the_folder(tmp_path):
     def folder(root, names, label=0):
         return ImageFolder(["ant", "bee"], [LabeledImage(root / name, label) for name in names])
 
@@ -63,7 +63,7 @@ def devkit(tmp_path, truth="2\n3\n1\n"):
     data = tmp_path / "devkit" / "data"
     data.mkdir(parents=True)
     lines = [f"{i} {wnid} {words}" for i, (wnid, words) in enumerate(SYNSETS, 1)]
-    # Inner nodes come after the thousand classes and are no classes.
+    # Inner nodes of WordNet follow the thousand classes and are not classes.
     (data / "synsets.txt").write_text("\n".join([*lines[::-1], "1001 n00001740 entity"]))
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
     return tmp_path / "devkit"
@@ -79,7 +79,7 @@ def test_ilsvrc_training_order_is_that_of_the_development_kit(tmp_path):
     ]
 
 
-def test_ilsvrc_validation_takes_labels_from_the_ground_truth(tmp_path):
+def test_ilsvrc_validation_labels_are_those_of_the_ground_truth(tmp_path):
     kit = devkit(tmp_path)
     for number in (1, 2, 3):
         picture(tmp_path / "val" / f"ILSVRC2012_val_{number:08}.JPEG")

@@ -1,4 +1,4 @@
-"""read_image on real files of every mode, and on files that are no images."""
+"""read_image on real files of every mode, and on files that are not images."""
 
 import struct
 import warnings
@@ -25,8 +25,8 @@ def rows(tensor):
     return tensor.permute(1, 2, 0).tolist()
 
 
-def refusal(path, **options):
-    """The message of the refusal, checked to be one line that names the file."""
+def error_of(path, **options):
+    """The error message, checked to be one line that names the file."""
     with pytest.raises(InputError) as caught:
         read_image(path, **options)
     message = str(caught.value)
@@ -138,25 +138,25 @@ def test_first_frame(tmp_path, name):
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_numbers_without_a_range_are_refused(tmp_path, mode):
     path = saved(tmp_path, Image.new(mode, (4, 4), 1), "numbers.tif")
-    assert "8 or 16 bits" in refusal(path)
+    assert "8 or 16 bits" in error_of(path)
 
 
 def test_missing_file(tmp_path):
-    assert "no such file" in refusal(tmp_path / "none.png")
+    assert "no such file" in error_of(tmp_path / "none.png")
 
 
 def test_folder(tmp_path):
-    assert "folder" in refusal(tmp_path)
+    assert "folder" in error_of(tmp_path)
 
 
 def test_empty_file(tmp_path):
     (tmp_path / "empty.png").touch()
-    assert "empty" in refusal(tmp_path / "empty.png")
+    assert "empty" in error_of(tmp_path / "empty.png")
 
 
 def test_text_named_jpg(tmp_path):
     (tmp_path / "notes.jpg").write_text("this is no photograph\n" * 20)
-    assert "not an image" in refusal(tmp_path / "notes.jpg")
+    assert "not an image" in error_of(tmp_path / "notes.jpg")
 
 
 @pytest.mark.parametrize("name", ["t.jpg", "t.png", "t.gif", "t.webp", "t.tif", "t.bmp"])
@@ -165,7 +165,7 @@ def test_truncated_file(tmp_path, name):
     path = saved(tmp_path, Image.fromarray(noise), name)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert "damaged or cut short" in refusal(path) or "not an image" in refusal(path)
+    assert "damaged or cut short" in error_of(path) or "not an image" in error_of(path)
 
 
 def test_damaged_png(tmp_path):
@@ -173,7 +173,7 @@ def test_damaged_png(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 6] ^= 0xFF
     path.write_bytes(content)
-    assert "damaged" in refusal(path)
+    assert "damaged" in error_of(path)
 
 
 def bomb(path, width, height):
@@ -190,7 +190,7 @@ def bomb(path, width, height):
 def test_too_many_pixels_are_refused_from_the_header(tmp_path, side):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        message = refusal(bomb(tmp_path / "bomb.png", side, side))
+        message = error_of(bomb(tmp_path / "bomb.png", side, side))
     assert f"{side} x {side}" in message and "100,000,000" in message
 
 
@@ -201,7 +201,7 @@ def test_the_limit_is_max_pixels_not_pillows(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         assert read_image(path, max_pixels=24).shape == (3, 6, 4)
     assert Image.MAX_IMAGE_PIXELS == 5
-    assert "limit of 23" in refusal(path, max_pixels=23)
+    assert "limit of 23" in error_of(path, max_pixels=23)
 
 
 def test_list_images(tmp_path):
