@@ -260,10 +260,10 @@ def forced(implementation: Layered, **options: object) -> Layered:
     return run
 
 
-def compiled(function: Callable, dry: bool, **options: object) -> Callable:
+def compiled(function: Callable, dry: bool, dry_backend: str = "eager", **options: object) -> Callable:
     """The function under torch.compile; earlier compilations are discarded, or they would reach its limit."""
     torch._dynamo.reset()
-    return torch.compile(function, dynamic=False, backend="aot_eager" if dry else "inductor", **options)
+    return torch.compile(function, dynamic=False, backend=dry_backend if dry else "inductor", **options)
 
 
 def has_kernels(kind: Kind, device: torch.device) -> bool:

@@ -16,9 +16,11 @@ SECTIONS = [
     "thorough checks", "other kinds", "naive windows", "fragile checks",
 ]  # fmt: skip
 
-# A kernel that leaves the last row of its result uninitialised.
+# A kernel that leaves the last row of its result uninitialised; on the run's clock, every check takes a second.
 WRONG = """
-import sys
+import itertools, sys
+from types import SimpleNamespace
+import bench.gpu.run
 import overfeat.fast
 from overfeat.ops.backends import triton
 right = triton.BACKEND.functions["skip_classifier_flat"]
@@ -28,6 +30,7 @@ def wrong(*arguments):
     result[:-1] = rows[:-1]
     return result
 triton.BACKEND.functions["skip_classifier_flat"] = wrong
+bench.gpu.run.time = SimpleNamespace(monotonic=itertools.count().__next__)
 from bench.gpu.__main__ import main
 sys.exit(main())
 """
@@ -63,7 +66,7 @@ def test_a_dry_run_completes_every_section(tmp_path):
 
 
 def test_a_wrong_kernel_is_detected(tmp_path):
-    done = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "12", TRITON_INTERPRET="1")
+    done = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "20", TRITON_INTERPRET="1")
     assert done.returncode == 1, done.stdout + done.stderr
     results = json.loads((tmp_path / "dry-run.json").read_text())
     failed = [check for check in results["checks"] if check["result"] == "failed"]
@@ -74,7 +77,7 @@ def test_a_wrong_kernel_is_detected(tmp_path):
     assert f"FAILED {failed[0]['name']}" in done.stdout
     # The time budget was used up as well, which is reported too.
     assert list(results["sections"]) == SECTIONS
-    assert results["sections"]["fragile checks"]["state"] == "cut short: the time budget of 12 s is used up"
+    assert results["sections"]["fragile checks"]["state"] == "cut short: the time budget of 20 s is used up"
 
 
 def test_a_failed_check_invalidates_its_rows(tmp_path):
