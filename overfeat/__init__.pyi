@@ -1,6 +1,7 @@
 """The public names of the library; `__init__.py` imports them at their first use."""
 
 __all__: list[str]
+__version__: str
 
 from . import ops as ops
 from .classification.predict import centre_crop as centre_crop
