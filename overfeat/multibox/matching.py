@@ -38,15 +38,14 @@ def multibox_loss(
         difficult: Bool [M] of each image; a box assigned to such an object does not contribute to the loss.
 
     Returns:
-        F [P]; F_match [P]; the assignment int64 [n, 3]: the image, the box, and the object, counted over all images.
-        NaN inputs give NaN.
+        F [P] (NaN for NaN inputs); F_match [P]; the assignment int64 [n, 3]: image, box, object counted over images.
 
     Raises:
         ValueError: Shapes do not match.
     """
     if len(truths) != len(boxes) or boxes.shape[:2] != logits.shape or boxes.shape[2:] != (4,):
-        shapes = f"{tuple(boxes.shape)}, {tuple(logits.shape)} and {len(truths)}"
-        raise ValueError(f"boxes [P, K, 4], logits [P, K] and P truths are needed, not {shapes}")
+        actual = f"{tuple(boxes.shape)}, {tuple(logits.shape)} and {len(truths)}"
+        raise ValueError(f"boxes [P, K, 4], logits [P, K] and P truths are needed, not {actual}")
     true = torch.cat([boxes.new_empty(0, 4), *truths])
     image, box, object_ = _assign(boxes, logits, truths, priors, alpha).unbind(dim=1)
     easy = torch.ones_like(box, dtype=torch.bool)
