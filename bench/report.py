@@ -18,6 +18,7 @@ from bench.pages import (
     multibox,
     overview,
     profile,
+    six_scales,
     speed_detect,
     suite,
 )
@@ -34,6 +35,7 @@ SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
     "accuracy-localization": localization.page,
     "accuracy-detection": detection.page,
     "accuracy-multibox": multibox.page,
+    "accuracy-six-scales": six_scales.page,
 }
 
 

@@ -5,7 +5,7 @@ source "$(dirname "$0")/common.sh"
 "$(dirname "$0")/regressors.sh"
 "$(dirname "$0")/multibox.sh"
 
-for measurement in classification localization detection multibox; do
+for measurement in classification localization six_scales detection multibox; do
   [ -e "runs/measured-$measurement" ] ||
     { env -u OMP_NUM_THREADS .venv/bin/python -m "bench.accuracy.$measurement" && touch "runs/measured-$measurement"; }
 done
