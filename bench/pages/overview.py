@@ -133,7 +133,8 @@ def _six_scales(results: dict) -> str:
     return f"""## Accuracy: the six scales
 
 The two tables above were measured while the six scales of the small net grew in steps of 1.4; they follow table 5's
-ratios to the window now. [The shipped net on the same {results["images"]} images](bench/results/accuracy-six-scales.md):
+ratios to the window now.
+[The shipped net on the same {results["images"]} images](bench/results/accuracy-six-scales.md):
 
 {six_scales.summary(results)}
 """

@@ -20,9 +20,9 @@ def page(results: dict) -> str:
 {measured_on(results)} The columns "steps of 1.4" were measured at commit {results["former"]["commit"]}.
 
 A net without scales of its own takes the ratios of table 5 to its window: short sides of 1.11, 1.27, 1.43, 1.76, 1.92
-and 2.09 windows. Before, each scale was 1.4 times the one before, as the paper's text suggests, up to 6.3 windows, where
-most objects are larger than the window. {results["images"]} synthetic test images with one digit each; localization is
-at six scales, and its box regressor was trained at the former ones.
+and 2.09 windows. Before, each scale was 1.4 times the one before, as the paper's text suggests, up to 6.3 windows,
+where most objects are larger than the window. {results["images"]} synthetic test images with one digit each;
+localization is at six scales, and its box regressor was trained at the former ones.
 
 {summary(results)}
 """
