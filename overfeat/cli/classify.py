@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scores(net: "OverFeat", image: "Tensor", args: argparse.Namespace) -> "Tensor":
-    """Scores [classes] of one image, voted as --voting says."""
+    """Scores [classes] of one image, voted by --voting."""
     from overfeat.classification.predict import centre_crop, classify, ten_views
 
     if args.voting == "centre":

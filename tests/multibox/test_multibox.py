@@ -1,4 +1,4 @@
-"""Boxes of DeepMultiBox in images: mapped, cut, suppressed, classified; its files and its figures."""
+"""Boxes of DeepMultiBox in images: mapped, cut, after NMS, classified; its files and its figures."""
 
 import json
 from dataclasses import replace
@@ -80,7 +80,7 @@ def test_all_crops_give_their_boxes():
     model = fixed([[0.4, 0.4, 0.6, 0.6]], [0.0])
     results = propose(model, IMAGE[:, :100, :100], crops="both")
     middles = (results.boxes[:, :2] + results.boxes[:, 2:]) / 2
-    # The nine windows of 60 px around 30, 50, 70; the whole image's box is suppressed by the first of equals.
+    # The nine windows of 60 px around 30, 50, 70; the whole image's box is dropped by NMS for the first of equals.
     expected = {(50.0, 50.0)} | {(x, y) for x in (30.0, 50.0, 70.0) for y in (30.0, 50.0, 70.0)}
     assert {tuple(round(v, 3) for v in middle) for middle in middles.tolist()} == expected
 

@@ -1,4 +1,4 @@
-"""Overlaps, match scores and suppression against numbers computed by hand."""
+"""Overlaps, match scores and NMS against numbers computed by hand."""
 
 import math
 
