@@ -180,17 +180,13 @@ def test_losses_by_hand(data, name, box_coder):
         net, BoxRegressor(net.architecture, box_coder=box_coder), data, options=BoxRegressorConfig(loss=name)
     )
     window, box = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[10.0, 10, 20, 50]])
-    prediction = (
-        torch.tensor([[0.0, 0, 1, 1]]) if box_coder == "xyxy" else torch.tensor([[0.5, 0.5, 0, 0]])
-    )  # the window
-    loss, iou = task._losses(prediction, window, box)
+    values = torch.tensor([[0.0, 0, 1, 1]]) if box_coder == "xyxy" else torch.tensor([[0.5, 0.5, 0, 0]])  # the window
+    loss, iou = task._losses(values, window, box)
     assert iou.item() == pytest.approx(0.5)
     apart = torch.tensor([[30.0, 10, 50, 50]])  # beside it, the hull twice as wide
-    far = task._losses(prediction, window, apart)[0].item()
+    far = task._losses(values, window, apart)[0].item()
     assert far == pytest.approx({"l2": 2.0 if box_coder == "xyxy" else 1.0, "iou": 1.0, "giou": 1.0}[name])
-    farther = task._losses(prediction, window, apart + torch.tensor([20.0, 0, 20, 0]))[
-        0
-    ].item()  # an empty third between
+    farther = task._losses(values, window, apart + torch.tensor([20.0, 0, 20, 0]))[0].item()  # an empty third between
     assert farther == pytest.approx({"l2": 8.0 if box_coder == "xyxy" else 4.0, "iou": 1.0, "giou": 4 / 3}[name])
     squared = 0.25 if box_coder == "xyxy" else 0.25**2 + torch.tensor(0.5).log().item() ** 2
     assert loss.item() == pytest.approx(squared if name == "l2" else 0.5)
