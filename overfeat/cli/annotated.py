@@ -31,22 +31,12 @@ def add_annotated_options(group: argparse._ActionsContainer, splits: Sequence[st
 
 
 def read_annotated(
-    args: argparse.Namespace,
-    path: Path,
-    splits: Sequence[str],
-    split: str | None = None,
-    images: Path | None = None,
-    boxes: Path | None = None,
-) -> "Annotated":
-    """Read annotated images; annotations that are left out are listed on stderr.
+    args: argparse.Namespace, path: Path, splits: Sequence[str], split: str | None = None,
+    images: Path | None = None, boxes: Path | None = None,
+) -> "Annotated":  # fmt: skip
+    """Read the annotations at `path`, of a folder the given split or the first of `splits` that it has.
 
-    Args:
-        args: With the options of `add_annotated_options`.
-        path: The annotations, instead of --data.
-        splits: The splits to look for in a folder; a folder that has others alone is refused.
-        split: The split that was asked for.
-        images: Instead of --images.
-        boxes: Instead of --boxes.
+    `images` and `boxes` stand in for --images and --boxes. Annotations that are left out are listed on stderr.
     """
     from overfeat.data.readers.annotations import read_annotations
     from overfeat.data.readers.ilsvrc import read_ilsvrc_boxes

@@ -1,4 +1,13 @@
-"""`overfeat classify`: the top classes of images."""
+"""`overfeat classify`: the top classes of images.
+
+Print the top classes of each image with their scores, from every position of six scales. The default net is the shipped
+one, which knows the ten digits.
+
+Examples:
+    overfeat classify -n 3 photo.jpg
+    overfeat classify photos/ --weights run/net.safetensors -o results/
+    overfeat classify photo.jpg --scales 0.5,1.0
+"""
 
 import argparse
 import json
@@ -10,7 +19,7 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_net, net_settings
-from overfeat.cli.results import result_folder
+from overfeat.cli.results import add_out, result_folder
 from overfeat.errors import InputError
 from overfeat.options import positive
 
@@ -22,31 +31,13 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "classify",
-        run,
-        summary="the top classes of images",
-        description="Print the top classes of each image with their scores, from every position of six scales. The "
-        "default net is the shipped one, which knows the ten digits.",
-        examples=(
-            "overfeat classify -n 3 photo.jpg",
-            "overfeat classify photos/ --weights run/net.safetensors -o results/",
-            "overfeat classify photo.jpg --scales 0.5,1.0",
-        ),
-    )
+    parser = add_command(commands, "classify", run, __doc__)
     add_image_options(parser)
     help = "classes to print (default: %(default)s)"
     parser.add_argument("-n", "--top-k", type=positive, default=5, metavar="N", help=help)
-    parser.add_argument(
-        "--voting",
-        choices=("dense", "ten", "centre"),
-        default="dense",
-        help="dense: all positions of all scales; ten: corners and centre, mirrored; centre: one crop "
-        "(default: %(default)s)",
-    )
-    help = "write IMAGE.json for every image; a second run continues"
-    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help=help)
+    help = "all positions of all scales; ten: corners and centre, mirrored; or the centre alone (default: %(default)s)"
+    parser.add_argument("--voting", choices=("dense", "ten", "centre"), default="dense", help=help)
+    add_out(parser, "write IMAGE.json for every image; a second run continues")
     add_net_options(parser)
     add_dense_options(parser)
     released = parser.add_argument_group("as in the 2013 program")

@@ -1,7 +1,8 @@
-"""A subcommand's parser: its help with examples, and what it runs."""
+"""A subcommand's parser: its help from documentation, and what it runs."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 
 Commands = argparse._SubParsersAction  # of the parser above
 
@@ -11,41 +12,25 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
-        return "\n".join(fill(line, width, indent + " " * _indentation(line)) for line in text.splitlines())
-
-
-def _indentation(line: str) -> int:
-    return len(line) - len(line.lstrip())
+        indents = (len(line) - len(line.lstrip()) for line in text.splitlines())
+        return "\n".join(
+            fill(line, width, indent + " " * i) for i, line in zip(indents, text.splitlines(), strict=True)
+        )
 
 
 def add_command(
-    commands: Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    summary: str,
-    description: str,
-    examples: Sequence[str],
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], doc: str | None
 ) -> argparse.ArgumentParser:
-    """Add a subcommand.
+    """Add a subcommand; returns its parser, for its options.
 
-    Args:
-        commands: The subcommands of the parser above.
-        name: Its name.
-        run: Takes the parsed arguments and returns the exit status.
-        summary: Its line in the help of the parser above.
-        description: What it does.
-        examples: Command lines for the end of its help.
-
-    Returns:
-        Its parser, for its options.
+    `doc` is its help: a line "`overfeat name`: summary.", a paragraph that describes it, and "Examples:". `run` takes
+    the parsed arguments and returns the exit status.
     """
+    head, _, examples = inspect.cleandoc(doc or "").partition("\n\nExamples:\n")
+    summary, _, description = head.partition("\n\n")
     parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
-        formatter_class=HelpFormatter,
-    )
+        name, help=summary.partition("`: ")[2].rstrip("."), description=" ".join(description.split()),
+        epilog=f"examples:\n{examples}", formatter_class=HelpFormatter,
+    )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     return parser

@@ -1,4 +1,12 @@
-"""`overfeat convert`: between the released raw weight files and safetensors."""
+"""`overfeat convert`: released raw weights to safetensors and back.
+
+Convert net_weight_0 or net_weight_1 of the 2013 release to a safetensors file with class names, or (a FROM that ends in
+.safetensors) back to the raw layout, or to another safetensors file with other class names or half the size.
+
+Examples:
+    overfeat convert net_weight_1 accurate.safetensors --labels imagenet.txt
+    overfeat convert net.safetensors small.safetensors --half
+"""
 
 import argparse
 from pathlib import Path
@@ -16,19 +24,7 @@ SAFETENSORS = ".safetensors"
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "convert",
-        run,
-        summary="released raw weights to safetensors and back",
-        description="Convert net_weight_0 or net_weight_1 of the 2013 release to a safetensors file with class names, "
-        "or (a FROM that ends in .safetensors) back to the raw layout, or to another safetensors file with other class "
-        "names or half the size.",
-        examples=(
-            "overfeat convert net_weight_1 accurate.safetensors --labels imagenet.txt",
-            "overfeat convert net.safetensors small.safetensors --half",
-        ),
-    )
+    parser = add_command(commands, "convert", run, __doc__)
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("target", type=Path, metavar="TO")
     help = "the net of a raw file, if its name does not tell"

@@ -1,4 +1,14 @@
-"""`overfeat demo`: classify, localize and detect in the shipped images, and draw the results."""
+"""`overfeat demo`: classify, localize and detect in the shipped images, and draw the results.
+
+Classify the shipped images of one digit at six scales and print the top classes and the best merged box, whose class
+may be another; then detect all digits of images with none to eight. Two pictures for each image of one digit: the top
+class's score at every position of every scale, and the boxes before and after merging. One for each image of several
+digits: the detections.
+
+Examples:
+    overfeat demo
+    overfeat demo -o pictures/
+"""
 
 import argparse
 from pathlib import Path
@@ -7,23 +17,14 @@ from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.classify import top_classes
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.detect import MIN_SCORE
+from overfeat.cli.results import add_out
 
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "demo",
-        run,
-        summary="classify, localize and detect in the shipped images, and draw the results",
-        description="Classify the shipped images of one digit at six scales and print the top classes and the best "
-        "merged box, whose class may be another; then detect all digits of images with none to eight. Two pictures for "
-        "each image of one digit: the top class's score at every position of every scale, and the boxes before and "
-        "after merging. One for each image of several digits: the detections.",
-        examples=("overfeat demo", "overfeat demo -o pictures/"),
-    )
+    parser = add_command(commands, "demo", run, __doc__)
     help = "where the pictures go (default: %(default)s)"
-    parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), metavar="FOLDER", help=help)
+    add_out(parser, help, default=Path("out/demo"))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,15 @@
-"""`overfeat detect`: any number of objects in images of any size."""
+"""`overfeat detect`: all objects in images, with boxes.
+
+Print every object: its class, score and box, the summed confidence and the number of boxes that were merged into it.
+The weights must be a detector's (`overfeat train detector`); those that ship detect handwritten digits. With --method
+multibox a net proposes a few class-agnostic boxes (`overfeat train multibox`), and another classifies them (`overfeat
+train box-classifier`).
+
+Examples:
+    overfeat detect photo.jpg
+    overfeat detect photos/ --weights run/net.safetensors -o results/
+    overfeat detect photo.jpg --method multibox --weights boxes.safetensors --classifier net.safetensors
+"""
 
 import argparse
 import json
@@ -12,15 +23,9 @@ from typing import TYPE_CHECKING
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
-from overfeat.cli.net import (
-    add_net_options,
-    load_detector,
-    load_multibox_nets,
-    multibox_settings,
-    net_settings,
-)
+from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets, multibox_settings, net_settings
 from overfeat.cli.options import add_options, config_from_args
-from overfeat.cli.results import SETTINGS, result_folder
+from overfeat.cli.results import SETTINGS, add_out, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import DetectionConfig
 from overfeat.errors import ArgumentError, InputError
@@ -44,59 +49,22 @@ Detector = Callable[["Tensor"], "Detections"]
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "detect",
-        run,
-        summary="all objects in images, with boxes",
-        description="Print every object: its class, score and box, the summed confidence and the number of boxes that "
-        "were merged into it. The weights must be a detector's (`overfeat train detector`); those that ship detect "
-        "handwritten digits. With --method multibox a net proposes a few class-agnostic boxes (`overfeat train "
-        "multibox`), and another classifies them (`overfeat train box-classifier`).",
-        examples=(
-            "overfeat detect photo.jpg",
-            "overfeat detect photos/ --weights run/net.safetensors -o results/",
-            "overfeat detect photo.jpg --method multibox --weights boxes.safetensors --classifier net.safetensors",
-        ),
-    )
+    parser = add_command(commands, "detect", run, __doc__)
     add_image_options(parser)
-    parser.add_argument(
-        "--min-score",
-        type=fraction,
-        default=MIN_SCORE,
-        metavar="S",
-        help="drop objects that score less (default: %(default)s; 0 for average precision, where DeepMultiBox gives "
-        "every class of its --max-detections boxes)",
-    )
-    parser.add_argument(
-        "--method",
-        choices=tuple(OPTIONS),
-        default="overfeat",
-        help="overfeat: every window, merged; or DeepMultiBox (default: %(default)s)",
-    )
+    help = "drop objects that score less (default: %(default)s; 0 for average precision, where DeepMultiBox gives "
+    help += "every class of its --max-detections boxes)"
+    parser.add_argument("--min-score", type=fraction, default=MIN_SCORE, metavar="S", help=help)
+    help = "overfeat: every window, merged; or DeepMultiBox (default: %(default)s)"
+    parser.add_argument("--method", choices=tuple(OPTIONS), default="overfeat", help=help)
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
     add_multibox_options(parser, skip=("nms_iou_threshold",))
-    _add_output_options(parser)
+    help = f"write IMAGE.json and IMAGE.png (needs the extra demo), and {COCO}, the results as COCO has them; "
+    add_out(parser, help + "a second run continues")
+    help = f"COCO annotations with the ids of images, by file name, and of categories for {COCO} "
+    help += "(default: both are numbered from 1, images by name)"
+    parser.add_argument("--coco-ids", type=Path, metavar="FILE", help=help)
     add_net_options(parser, released=False)
     add_dense_options(parser)
-
-
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help=f"write IMAGE.json and IMAGE.png (needs the extra demo), and {COCO}, the results as COCO has them; a "
-        "second run continues",
-    )
-    parser.add_argument(
-        "--coco-ids",
-        type=Path,
-        metavar="FILE",
-        help=f"COCO annotations with the ids of images, by file name, and of categories for {COCO} (default: both are "
-        "numbered from 1, images by name)",
-    )
 
 
 def add_multibox_options(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()) -> None:
@@ -109,9 +77,10 @@ def add_multibox_options(parser: argparse.ArgumentParser, skip: tuple[str, ...] 
 
 def run(args: argparse.Namespace) -> int:
     """Detect the objects of the images."""
+    from overfeat import visualize
     from overfeat.data.images import read_image
     from overfeat.data.readers.coco import coco_ids
-    from overfeat.visualize import figure_class
+    from overfeat.files import atomic_write
 
     _check_method(args)
     images = find_images(args.images)
@@ -120,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.coco_ids and not args.out:
         raise InputError(f"--coco-ids {args.coco_ids} is for the {COCO} that -o FOLDER writes; give that, too")
     if args.out:
-        figure_class()
+        visualize.figure_class()
         coco_ids(args.coco_ids, [path.name for path in images], names)  # before the work
         settings = {"command": "detect", "min_score": args.min_score, **settings}
         output = result_folder(args.out, images, settings, ".json", [".png"], [COCO])
@@ -131,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
         detections = detections[detections.scores >= args.min_score]
         objects = _entries(detections, names)
         if output:
-            _write(args.out, output(path), path, image, detections, names, objects)
+            visualize.detections(image, detections, names, path.name, args.out / f"{path.name}.png")
+            with atomic_write(output(path)) as part:
+                part.write_text(json.dumps({"image": str(path), "objects": objects}, indent=1))
         if len(images) > 1:
             print(path)
         _print(path, objects, args.min_score)
@@ -198,24 +169,6 @@ def _print(path: Path, objects: Sequence[dict], min_score: float) -> None:
         x1, y1, x2, y2 = entry["box"]
         box = f"{x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}"
         print(f"{entry['class']} {entry['score']:.3f} {box} {entry['confidence_sum']:.2f} {entry['count']}")
-
-
-def _write(
-    folder: Path,
-    target: Path,
-    path: Path,
-    image: "Tensor",
-    detections: "Detections",
-    names: Sequence[str],
-    objects: Sequence[dict],
-) -> None:
-    """Write the picture of an image, then its JSON file."""
-    from overfeat import visualize
-    from overfeat.files import atomic_write
-
-    visualize.detections(image, detections, names, path.name, folder / f"{path.name}.png")
-    with atomic_write(target) as part:
-        part.write_text(json.dumps({"image": str(path), "objects": objects}, indent=1))
 
 
 def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[str]) -> None:

@@ -1,29 +1,21 @@
 """`overfeat evaluate`: error rates or average precision of a net on a data set."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from overfeat.classification.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
+from overfeat.cli import net as nets
 from overfeat.cli.annotated import TESTING, add_annotated_options, adopt_class_names, read_annotated
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
-from overfeat.cli.detect import (
-    add_multibox_options,
-)
+from overfeat.cli.detect import add_multibox_options
 from overfeat.cli.images import add_max_pixels
-from overfeat.cli.net import (
-    add_net_options,
-    load_detector,
-    load_ensemble,
-    load_localizer,
-    load_multibox_nets,
-    multibox_settings,
-    net_settings,
-)
 from overfeat.cli.options import add_options, config_from_args
-from overfeat.cli.results import add_out, add_plot, check_outputs, data_settings, open_journal, write_results
+from overfeat.cli.results import add_out, check_outputs, data_settings, open_journal, write_results
 from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import DetectionConfig
 from overfeat.errors import InputError
@@ -46,50 +38,57 @@ def add_parser(commands: Commands) -> None:
     _add_multibox(tasks)
 
 
-def _add_max_images(parser: argparse.ArgumentParser) -> None:
+def _add_task(tasks: Commands, name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    """Add a task on annotated images, with the options of the data and the net."""
+    parser = add_command(tasks, name, run, run.__doc__)
+    add_annotated_options(parser.add_argument_group("data"), TESTING)
+    _add_limits(parser)
+    nets.add_net_options(parser, released=False)
+    return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     help = "evaluate only N images, evenly spaced"
     parser.add_argument("--max-images", type=positive, metavar="N", help=help)
     add_max_pixels(parser)
 
 
-def _add_data_and_net(parser: argparse.ArgumentParser, dense: bool = True) -> None:
-    """The options of annotated images and of the net; dense: and of dense evaluation."""
-    add_annotated_options(parser.add_argument_group("data"), TESTING)
-    _add_max_images(parser)
-    add_net_options(parser, released=False)
-    if dense:
-        add_dense_options(parser)
+def _limits(args: argparse.Namespace) -> dict[str, Any]:
+    return {"max_images": args.max_images, "max_pixels": args.max_pixels}
+
+
+def _add_outputs(parser: argparse.ArgumentParser, curves: str) -> None:
+    add_out(parser, "write the results as JSON; a second run continues a killed one", "FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw {curves} as PNG (needs the extra demo)")
 
 
 # Classification
 
 
 def _add_classifier(tasks: Commands) -> None:
-    parser = add_command(
-        tasks,
-        "classifier",
-        _run_classifier,
-        summary="top-1 and top-5 error",
-        description="Top-1 and top-5 error by the protocols of the paper's table 2, as a table and as JSON. The scores "
-        "of several --weights are averaged.",
-        examples=(
-            "overfeat evaluate classifier --data digits/test --weights run/net.safetensors",
-            "overfeat evaluate classifier --data digits/test --voting 'centre crop' '6 scales, fine'",
-        ),
-    )
+    parser = add_command(tasks, "classifier", _run_classifier, _run_classifier.__doc__)
     help = "one folder a class; with --devkit the flat folder of validation images"
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=help)
     parser.add_argument("--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit")
-    _add_max_images(parser)
-    add_net_options(parser, ensemble=True)
+    _add_limits(parser)
+    nets.add_net_options(parser, ensemble=True)
     group = parser.add_argument_group("voting")
     help = f"any of: {'; '.join(PROTOCOLS)} (default: the first {len(DEFAULT_PROTOCOLS)})"
     group.add_argument("--voting", nargs="+", choices=PROTOCOLS, default=DEFAULT_PROTOCOLS, metavar="NAME", help=help)
     add_options(group, DenseConfig, skip=("scales", "stride"))
-    add_out(parser)
+    add_out(parser, "write the results as JSON", "FILE")
 
 
 def _run_classifier(args: argparse.Namespace) -> int:
+    """`overfeat evaluate classifier`: top-1 and top-5 error.
+
+    Top-1 and top-5 error by the protocols of the paper's table 2, as a table and as JSON. The scores of several
+    --weights are averaged.
+
+    Examples:
+        overfeat evaluate classifier --data digits/test --weights run/net.safetensors
+        overfeat evaluate classifier --data digits/test --voting 'centre crop' '6 scales, fine'
+    """
     from overfeat.classification.evaluate import evaluate_classifier
     from overfeat.data.image_folder import align
     from overfeat.data.readers.ilsvrc import read_ilsvrc
@@ -97,23 +96,18 @@ def _run_classifier(args: argparse.Namespace) -> int:
     from overfeat.metrics.classification import error_table
 
     check_outputs(args, ("errors", "unreadable"))
-    nets = load_ensemble(args)
+    ensemble = nets.load_ensemble(args)
     folder = read_ilsvrc(args.devkit, args.data, "validation") if args.devkit else read_image_folder(args.data)
-    if args.devkit:
-        for net in nets:
-            adopt_class_names(net, folder.class_names)
-    results = evaluate_classifier(
-        nets,
-        align(folder, nets[0].class_names).samples,
-        protocols=args.voting,
-        flip=args.flip,
-        memory_limit=args.memory_limit,
-        max_images=args.max_images,
-        max_pixels=args.max_pixels,
+    for net in ensemble if args.devkit else ():
+        adopt_class_names(net, folder.class_names)
+    images, dense = (
+        align(folder, ensemble[0].class_names).samples,
+        {"flip": args.flip, "memory_limit": args.memory_limit},
     )
-    print(f"{results['images']} images of {args.data}, {len(nets)} net{'s' if len(nets) > 1 else ''}")
+    results = evaluate_classifier(ensemble, images, protocols=args.voting, **dense, **_limits(args))
+    print(f"{results['images']} images of {args.data}, {len(ensemble)} net{'s' if len(ensemble) > 1 else ''}")
     print(error_table(results["errors"]))
-    if not (nets[0].flip if args.flip is None else args.flip):
+    if not (ensemble[0].flip if args.flip is None else args.flip):
         print("without mirror images: 5 of the 10 views, and each scale once")
     return write_results(args, results)
 
@@ -122,23 +116,23 @@ def _run_classifier(args: argparse.Namespace) -> int:
 
 
 def _add_localization(tasks: Commands) -> None:
-    parser = add_command(
-        tasks,
-        "localization",
-        _run_localization,
-        summary="localization error",
-        description="Localization error as ILSVRC counts it, with one prediction and with five: wrong unless a "
-        "prediction has the class of an object and an IoU of 0.5 or more with its box.",
-        examples=("overfeat evaluate localization --data digits/test.json --weights run/net.safetensors",),
-    )
-    _add_data_and_net(parser)
+    parser = _add_task(tasks, "localization", _run_localization)
+    add_dense_options(parser)
     help = "numbers of images that do not count, one a line"
     parser.add_argument("--ignore-list", type=Path, metavar="FILE", help=help)
     add_options(parser.add_argument_group("boxes"), LocalizationConfig, skip=("top_k",))
-    add_out(parser)
+    add_out(parser, "write the results as JSON", "FILE")
 
 
 def _run_localization(args: argparse.Namespace) -> int:
+    """`overfeat evaluate localization`: localization error.
+
+    Localization error as ILSVRC counts it, with one prediction and with five: wrong unless a prediction has the class
+    of an object and an IoU of 0.5 or more with its box.
+
+    Examples:
+        overfeat evaluate localization --data digits/test.json --weights run/net.safetensors
+    """
     from overfeat.data.annotated import align_boxes
     from overfeat.data.readers.ilsvrc import read_ignore_list
     from overfeat.localization.evaluate import evaluate_localization
@@ -146,26 +140,14 @@ def _run_localization(args: argparse.Namespace) -> int:
     from overfeat.metrics.classification import error_table
 
     check_outputs(args, ("errors", "unreadable"))
-    net, regressor = load_localizer(args)
+    net, regressor = nets.load_localizer(args)
     data = read_annotated(args, args.data, TESTING, args.split)
     if args.devkit:
         adopt_class_names(net, data.class_names)
-    data = align_boxes(data, net.class_names)
+    ignored = read_ignore_list(args.ignore_list) if args.ignore_list else ()
     config = config_from_args(LocalizationConfig, args)
-    results = evaluate_localization(
-        partial(
-            localize,
-            net,
-            regressor,
-            match_threshold=config.match_threshold,
-            relative_threshold=config.relative_threshold,
-            **dense_arguments(args),
-        ),
-        data,
-        ignore_list=read_ignore_list(args.ignore_list) if args.ignore_list else (),
-        max_images=args.max_images,
-        max_pixels=args.max_pixels,
-    )
+    predict = partial(localize, net, regressor, **asdict(config), **dense_arguments(args))
+    results = evaluate_localization(predict, align_boxes(data, net.class_names), ignore_list=ignored, **_limits(args))
     print(f"{results['images']} images of {args.data}")
     print(error_table({"localization": results["errors"]}))
     return write_results(args, results)
@@ -175,24 +157,23 @@ def _run_localization(args: argparse.Namespace) -> int:
 
 
 def _add_detector(tasks: Commands) -> None:
-    parser = add_command(
-        tasks,
-        "detector",
-        _run_detector,
-        summary="average precision of a detector",
-        description="Average precision of each class, and their mean, as ILSVRC, PASCAL VOC (all points), VOC 2007 (11 "
-        "points) and COCO (at an IoU of 0.5, and the mean over 0.5 to 0.95) count it.",
-        examples=("overfeat evaluate detector --data photos/test --weights run/net.safetensors --plot curves.png",),
-    )
-    _add_data_and_net(parser)
+    parser = _add_task(tasks, "detector", _run_detector)
+    add_dense_options(parser)
     help = "ILSVRC's: lines of an image's number from 1 and a class that does not count there"
     parser.add_argument("--ignore-list", type=Path, metavar="FILE", help=help)
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
-    add_out(parser, resumable=True)
-    add_plot(parser, "precision against recall")
+    _add_outputs(parser, "precision against recall")
 
 
 def _run_detector(args: argparse.Namespace) -> int:
+    """`overfeat evaluate detector`: average precision of a detector.
+
+    Average precision of each class, and their mean, as ILSVRC, PASCAL VOC (all points), VOC 2007 (11 points) and COCO
+    (at an IoU of 0.5, and the mean over 0.5 to 0.95) count it.
+
+    Examples:
+        overfeat evaluate detector --data photos/test --weights run/net.safetensors --plot curves.png
+    """
     from overfeat.data.annotated import align_boxes
     from overfeat.data.readers.ilsvrc import read_pairs
     from overfeat.detection.evaluate import evaluate_detection
@@ -201,23 +182,17 @@ def _run_detector(args: argparse.Namespace) -> int:
     from overfeat.visualize import precision_recall
 
     check_outputs(args, ("ap", "unreadable"))
-    net, regressor = load_detector(args)
+    net, regressor = nets.load_detector(args)
     data = read_annotated(args, args.data, TESTING, args.split)
     if args.ignore_list and data.problems:
         raise InputError("--ignore-list counts the images from 1, and some are left out; put them right instead")
     data = align_boxes(data, net.class_names[:-1])
-    config = config_from_args(DetectionConfig, args)
-    settings = {**asdict(config), **dense_settings(args), **net_settings(args, net), **data_settings(data)}
+    config = asdict(config_from_args(DetectionConfig, args))
+    settings = {**config, **dense_settings(args), **nets.net_settings(args, net), **data_settings(data)}
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()
-    results = evaluate_detection(
-        partial(detect, net, regressor, **asdict(config), **dense_arguments(args)),
-        data,
-        ignore_list=ignored,
-        max_images=args.max_images,
-        max_pixels=args.max_pixels,
-        journal=journal,
-    )
+    predict = partial(detect, net, regressor, **config, **dense_arguments(args))
+    results = evaluate_detection(predict, data, ignore_list=ignored, journal=journal, **_limits(args))
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")
     print(precision_table(results))
@@ -228,26 +203,21 @@ def _run_detector(args: argparse.Namespace) -> int:
 
 
 def _add_multibox(tasks: Commands) -> None:
-    parser = add_command(
-        tasks,
-        "multibox",
-        _run_multibox,
-        summary="DeepMultiBox: recall by number of boxes, average precision",
-        description="Recall with the 1, 2, ... highest-confidence boxes of an image, and the average precision of "
-        "class-agnostic boxes; with --classifier also that of each class, and detection@5 and classification@5 with 1 "
-        "to 25 boxes classified.",
-        examples=(
-            "overfeat evaluate multibox --data photos/test --weights run/net.safetensors --plot curves.png",
-            "overfeat evaluate multibox --data photos/test --weights run/net.safetensors --classifier net.safetensors",
-        ),
-    )
-    _add_data_and_net(parser, dense=False)
+    parser = _add_task(tasks, "multibox", _run_multibox)
     add_multibox_options(parser)
-    add_out(parser, resumable=True)
-    add_plot(parser, "recall by number of boxes, and precision against recall,")
+    _add_outputs(parser, "recall by number of boxes, and precision against recall,")
 
 
 def _run_multibox(args: argparse.Namespace) -> int:
+    """`overfeat evaluate multibox`: DeepMultiBox: recall by number of boxes, average precision.
+
+    Recall with the 1, 2, ... highest-confidence boxes of an image, and the average precision of class-agnostic boxes;
+    with --classifier also that of each class, and detection@5 and classification@5 with 1 to 25 boxes classified.
+
+    Examples:
+        overfeat evaluate multibox --data photos/test --weights run/net.safetensors --plot curves.png
+        overfeat evaluate multibox --data photos/test --weights run/net.safetensors --classifier net.safetensors
+    """
     from overfeat.data.annotated import align_boxes
     from overfeat.metrics.report import precision_table
     from overfeat.multibox.evaluate import evaluate_multibox, rate_table
@@ -255,16 +225,14 @@ def _run_multibox(args: argparse.Namespace) -> int:
     from overfeat.visualize import multibox
 
     check_outputs(args, ("rate", "unreadable"))
-    model, net = load_multibox_nets(args)
+    model, net = nets.load_multibox_nets(args)
     data = read_annotated(args, args.data, TESTING, args.split)
     if net is not None or model.class_names is not None:
         data = align_boxes(data, label_names(model, net))
     config = config_from_args(ProposalConfig, args)
-    settings = {**asdict(config), **multibox_settings(args), **data_settings(data)}
+    settings = {**asdict(config), **nets.multibox_settings(args), **data_settings(data)}
     journal = open_journal(args.out, settings)
-    results = evaluate_multibox(
-        model, net, data, config, max_images=args.max_images, max_pixels=args.max_pixels, journal=journal
-    )
+    results = evaluate_multibox(model, net, data, config, journal=journal, **_limits(args))
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects")
     print(rate_table(results))

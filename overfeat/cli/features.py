@@ -1,4 +1,14 @@
-"""`overfeat features`: the output of a layer, as the 2013 feature extractor writes it."""
+"""`overfeat features`: the output of a layer.
+
+Write the output of one layer for each image, at the image's own size (enlarged to the net's window if smaller): an
+array [channels, height, width]. Layers are numbered from 0 as in the 2013 program; the default is the last hidden fully
+connected layer (19 in the fast, 22 in the accurate, 17 in the shipped small net).
+
+Examples:
+    overfeat features -L 19 photo.jpg
+    overfeat features photos/ -o out/
+    overfeat features --format text -d data -l photo.jpg > photo.features
+"""
 
 import argparse
 import sys
@@ -8,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.images import add_image_options, find_images, process_images, read_enlarged
 from overfeat.cli.net import add_net_options, load_net, net_settings
-from overfeat.cli.results import result_folder
+from overfeat.cli.results import add_out, result_folder
 from overfeat.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,34 +29,14 @@ SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "features",
-        run,
-        summary="the output of a layer",
-        description="Write the output of one layer for each image, at the image's own size (enlarged to the net's "
-        "window if smaller): an array [channels, height, width]. Layers are numbered from 0 as in the 2013 program; "
-        "the default is the last hidden fully connected layer (19 in the fast, 22 in the accurate, 17 in the shipped "
-        "small net).",
-        examples=(
-            "overfeat features -L 19 photo.jpg",
-            "overfeat features photos/ -o out/",
-            "overfeat features --format text -d data -l photo.jpg > photo.features",
-        ),
-    )
+    parser = add_command(commands, "features", run, __doc__)
     add_image_options(parser)
     parser.add_argument("-L", "--layer", type=int, metavar="N", help="number of the layer")
     parser.add_argument("-f", "--features", action="store_true", help="accepted, as in the 2013 program")
     help = "text is the 2013 program's format (default: %(default)s)"
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="npz", help=help)
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="FILE|FOLDER",
-        help="a file for one image, a folder for several; a second run into a folder continues (default: IMAGE.npz or "
-        "IMAGE.safetensors in the current folder; text goes to standard output)",
-    )
+    help = "a file for one image, a folder for several; a second run into a folder continues (default: IMAGE.npz or "
+    add_out(parser, help + "IMAGE.safetensors here; text goes to standard output)", "FILE|FOLDER")
     add_net_options(parser)
 
 

@@ -52,18 +52,10 @@ def read_enlarged(net: "OverFeat", path: Path, max_pixels: int) -> "Tensor":
 def process_images(
     images: Sequence[Path], process: Callable[[Path], None], output: Callable[[Path], Path] | None = None
 ) -> int:
-    """Process every image; report a bad one, go on, and list all bad ones at the end.
+    """Process every image, and list the bad ones at the end; returns the exit status, 1 if any image failed.
 
-    A result that cannot be written ends the run: the next one could not be written either.
-
-    Args:
-        images: The images.
-        process: What to do with each.
-        output: The path of an image's result; images whose result exists are skipped, so that a second run continues
-            an interrupted one.
-
-    Returns:
-        The exit status: 1 if any image failed.
+    Images whose result, output(path), exists are skipped, so that a second run continues an interrupted one. A result
+    that cannot be written ends the run: the next one could not be written either.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,12 @@
-"""`overfeat localize`: the top classes of images with a box for each."""
+"""`overfeat localize`: the top classes of images, with boxes.
+
+Print up to five predictions for each image, a class and its box with the summed confidence: the boxes predicted at
+every position of six scales, merged. The weights must hold a box regressor (`overfeat train regressor`).
+
+Examples:
+    overfeat localize photo.jpg
+    overfeat localize photos/ --weights run/net.safetensors -o results/
+"""
 
 import argparse
 import json
@@ -11,7 +19,7 @@ from overfeat.cli.dense import add_dense_options, dense_arguments, dense_setting
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_localizer, net_settings
 from overfeat.cli.options import add_options, config_from_args
-from overfeat.cli.results import result_folder
+from overfeat.cli.results import add_out, result_folder
 from overfeat.localization.config import LocalizationConfig
 
 if TYPE_CHECKING:
@@ -20,26 +28,11 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "localize",
-        run,
-        summary="the top classes of images, with boxes",
-        description="Print up to five predictions for each image, a class and its box with the summed confidence: the "
-        "boxes predicted at every position of six scales, merged. The weights must hold a box regressor "
-        "(`overfeat train regressor`).",
-        examples=("overfeat localize photo.jpg", "overfeat localize photos/ --weights run/net.safetensors -o results/"),
-    )
+    parser = add_command(commands, "localize", run, __doc__)
     add_image_options(parser)
     add_options(parser.add_argument_group("boxes"), LocalizationConfig)
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="write IMAGE.json, and IMAGE.png with the boxes of each scale and the merged ones (needs the extra demo); "
-        "a second run continues",
-    )
+    help = "write IMAGE.json and IMAGE.png, the boxes of each scale and the merged ones (needs the extra demo); "
+    add_out(parser, help + "a second run continues")
     add_net_options(parser, released=False)
     add_dense_options(parser)
 

@@ -15,14 +15,7 @@ COMMANDS = (classify, localize, detect, features, train, evaluate, profile, benc
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: The arguments after the program's name; None: those of the process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command line, by default the process's arguments; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
@@ -43,11 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='`overfeat COMMAND --help` has examples. Completion in bash: eval "$(overfeat --print-completion bash)"',
     )
     parser.add_argument("--version", action="version", version=f"overfeat {overfeat.__version__}")
-    parser.add_argument(
-        "--fast",
-        action="store_true",
-        help="import overfeat.fast: Triton kernels on a GPU, pre-packed weights on a CPU",
-    )
+    help = "import overfeat.fast: Triton kernels on a GPU, pre-packed weights on a CPU"
+    parser.add_argument("--fast", action="store_true", help=help)
     parser.add_argument("--print-completion", action=PrintCompletion, help="print the completion script of a shell")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command")
     for command in COMMANDS:
@@ -76,11 +66,8 @@ def _run(args: argparse.Namespace) -> int:
         out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if not out_of_memory and "tried to allocate" not in first:
             raise
-        return _fail(
-            args,
-            f"out of memory ({first}); lower --memory-limit, --batch-size or whatever else is large; for a GPU's "
-            "memory, try --device cpu",
-        )
+        advice = "lower --memory-limit, --batch-size or whatever else is large; for a GPU's memory, try --device cpu"
+        return _fail(args, f"out of memory ({first}); {advice}")
 
 
 def _message(args: argparse.Namespace, error: InputError) -> str:

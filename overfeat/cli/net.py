@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_net_options(parser: argparse.ArgumentParser, released: bool = True, ensemble: bool = False) -> None:
-    """Options of the net.
-
-    Args:
-        parser: The command's parser.
-        released: The raw weights of the 2013 release, which have no boxes, are accepted too.
-        ensemble: Several --weights are accepted.
-    """
+    """Options of the net; released: also for the raw weights of 2013, without boxes; ensemble: for several nets."""
     group = parser.add_argument_group("net")
     text = "weights written by overfeat (safetensors; default: those that ship)"
     text += "; the scores of several nets are averaged" if ensemble else ""

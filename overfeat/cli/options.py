@@ -12,13 +12,9 @@ Container = argparse._ActionsContainer  # a parser or one of its argument groups
 
 
 def add_options(container: Container, config: type, *, skip: tuple[str, ...] = (), **defaults: Any) -> None:
-    """Add an option for every field of a dataclass that has help (`overfeat.options.option`).
+    """Add an option for every field of a dataclass that has help (`overfeat.options.option`), but for `skip`.
 
-    Args:
-        container: A parser or an argument group.
-        config: The dataclass.
-        skip: Fields that this command has no options for.
-        **defaults: Defaults in place of the dataclass's own.
+    `defaults` replace those of the dataclass.
     """
     types = get_type_hints(config)
     for field in dataclasses.fields(config):

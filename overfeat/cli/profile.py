@@ -1,4 +1,12 @@
-"""`overfeat profile`: where the time of an image's evaluation goes."""
+"""`overfeat profile`: time by scale and layer, as a fraction of the measured peak.
+
+Time the evaluation of an image: each scale on its own, and all of it as it is done, with boxes and merging where the
+weights hold boxes. Rates stand beside the best that large GEMMs and convolutions reach here, measured in the same run.
+
+Examples:
+    overfeat profile photo.jpg
+    overfeat --fast profile photo.jpg --net accurate -o out/
+"""
 
 import argparse
 import json
@@ -12,6 +20,7 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments
 from overfeat.cli.images import add_max_pixels, read_enlarged
 from overfeat.cli.net import add_net_options, load_net
+from overfeat.cli.results import add_out
 from overfeat.errors import InputError
 from overfeat.options import positive
 from overfeat.profiling import REPEATS
@@ -25,16 +34,7 @@ UNTRAINED = ("fast", "accurate")
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "profile",
-        run,
-        summary="time by scale and layer, as a fraction of the measured peak",
-        description="Time the evaluation of an image: each scale on its own, and all of it as it is done, with boxes "
-        "and merging where the weights hold boxes. Rates stand beside the best that large GEMMs and convolutions reach "
-        "here, measured in the same run.",
-        examples=("overfeat profile photo.jpg", "overfeat --fast profile photo.jpg --net accurate -o out/"),
-    )
+    parser = add_command(commands, "profile", run, __doc__)
     parser.add_argument("image", type=Path, metavar="IMAGE")
     add_max_pixels(parser)
     help = "time this net with random weights and 1,000 classes, which takes as long"
@@ -42,7 +42,7 @@ def add_parser(commands: Commands) -> None:
     help = "times that everything is timed (default: %(default)s)"
     parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help=help)
     help = "write profile.json, trace.json (for chrome://tracing) and profile.png (needs the extra demo)"
-    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help=help)
+    add_out(parser, help)
     add_net_options(parser)
     add_dense_options(parser)
 

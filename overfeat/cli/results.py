@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 SETTINGS = "settings.json"
 
 
+def add_out(parser: argparse.ArgumentParser, help: str, metavar: str = "FOLDER", default: Path | None = None) -> None:
+    """-o, --out."""
+    parser.add_argument("-o", "--out", type=Path, metavar=metavar, default=default, help=help)
+
+
 def result_folder(
     folder: Path,
     images: Sequence[Path],
@@ -25,24 +30,10 @@ def result_folder(
     beside: Sequence[str] = (),
     shared: Sequence[str] = (),
 ) -> Callable[[Path], Path]:
-    """Prepare a folder for one result an image.
+    """Prepare a folder for one result an image; returns a function from an image's path to its result's.
 
-    `settings.json` in it records what the results depend on: a second run with other settings is refused, not mixed in.
-
-    Args:
-        folder: The folder; made if missing.
-        images: The images.
-        settings: What the results depend on.
-        suffix: The end of a result's name, after the image's name.
-        beside: The ends of other files' names that are written for each image, such as pictures; these must not lie
-            among the images.
-        shared: Names of files for all images.
-
-    Returns:
-        A function from an image's path to its result's.
-
-    Raises:
-        InputError: for names that collide, and for a folder that holds other results.
+    A result is named after the image, with a suffix; files with the suffixes `beside` are written for each image too,
+    and `shared` for all. settings.json records what the results depend on: a folder of other settings is refused.
     """
     names: dict[str, Path] = {}
     for path in images:
@@ -85,17 +76,6 @@ def digest(path: Path) -> str:
 # Figures of an evaluation
 
 
-def add_out(parser: argparse.ArgumentParser, resumable: bool = False) -> None:
-    """-o for the figures of an evaluation."""
-    text = "write the results as JSON" + ("; a second run continues a killed one" if resumable else "")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help=text)
-
-
-def add_plot(parser: argparse.ArgumentParser, curves: str) -> None:
-    """--plot for an evaluation's curves."""
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw {curves} as PNG (needs the extra demo)")
-
-
 def check_outputs(args: argparse.Namespace, keys: Sequence[str]) -> None:
     """Before the evaluation: check that -o, for results with these keys, and --plot can be written."""
     if args.out:
@@ -132,11 +112,7 @@ def write_results(
     journal: Journal | None = None,
     draw: Callable[[dict, Path], None] | None = None,
 ) -> int:
-    """Write the results to -o and draw them to --plot, where given, and name the images that were left out.
-
-    Returns:
-        The exit status: 1 if images were left out.
-    """
+    """Write the results to -o, draw them to --plot, list the images that were left out; returns the exit status."""
     if args.out:
         with atomic_write(args.out) as part:
             part.write_text(json.dumps(results, indent=1))

@@ -1,4 +1,13 @@
-"""`overfeat scenes`: write synthetic images of handwritten digits on photographs."""
+"""`overfeat scenes`: write synthetic images of digits on photographs, with boxes.
+
+Write synthetic images: real handwritten digits (MNIST) on real photographs. Each split gets an image folder
+FOLDER/SPLIT/ and a COCO file FOLDER/SPLIT.json with the digits' boxes. With one digit an image, the images lie in a
+folder for each class. A second run continues an interrupted one.
+
+Examples:
+    overfeat scenes digits --split train --count 4000
+    overfeat scenes multi-object --objects 0 8 --num-workers 4
+"""
 
 import argparse
 
@@ -9,19 +18,7 @@ from overfeat.options import positive
 
 def add_parser(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "scenes",
-        run,
-        summary="write synthetic images of digits on photographs, with boxes",
-        description="Write synthetic images: real handwritten digits (MNIST) on real photographs. Each split gets an "
-        "image folder FOLDER/SPLIT/ and a COCO file FOLDER/SPLIT.json with the digits' boxes. With one digit an image, "
-        "the images lie in a folder for each class. A second run continues an interrupted one.",
-        examples=(
-            "overfeat scenes digits --split train --count 4000",
-            "overfeat scenes multi-object --objects 0 8 --num-workers 4",
-        ),
-    )
+    parser = add_command(commands, "scenes", run, __doc__)
     parser.add_argument("folder", metavar="FOLDER", help="where to write; made if missing")
     help = "which to write (default: %(default)s)"
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="all", help=help)

@@ -4,33 +4,25 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overfeat.classification import config as classification
+from overfeat.classification.config import TRAINING as CLASSIFIER_TRAINING
 from overfeat.classification.config import ClassifierConfig
-from overfeat.cli.annotated import (
-    TRAINING,
-    VALIDATION,
-    add_annotated_options,
-    adopt_class_names,
-    read_annotated,
-    report_problems,
-    splits_in,
-)
+from overfeat.cli import annotated
+from overfeat.cli.annotated import TRAINING, VALIDATION, read_annotated
 from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.dense.config import parse_scales
-from overfeat.detection import config as detection
+from overfeat.detection.config import TRAINING as DETECTOR_TRAINING
 from overfeat.detection.config import DetectorConfig
 from overfeat.errors import ArgumentError
-from overfeat.localization import config as localization
 from overfeat.localization.config import BoxRegressorConfig
-from overfeat.multibox import config as multibox
-from overfeat.multibox.config import BoxClassifierConfig, MultiBoxConfig
+from overfeat.multibox.config import BOX_CLASSIFIER_TRAINING, MULTIBOX_TRAINING, BoxClassifierConfig, MultiBoxConfig
 from overfeat.options import Options
-from overfeat.training.config import TrainConfig
+from overfeat.training.config import BOX_TRAINING, TrainConfig
 
 if TYPE_CHECKING:
     from overfeat.data.annotated import Annotated
@@ -45,12 +37,9 @@ class Head:
     """One kind of training on the command line."""
 
     name: str
-    summary: str
-    description: str
-    example: str
+    build: Build  # its docstring is the help
     options: type[Options]
     defaults: TrainConfig
-    build: Build
 
 
 def add_parser(commands: Commands) -> None:
@@ -67,17 +56,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _add_head(heads: Commands, head: Head) -> None:
-    parser = add_command(
-        heads,
-        head.name,
-        lambda args: _run(head, args),
-        summary=head.summary,
-        description=head.description,
-        examples=[
-            f"overfeat train {head.name} {head.example}",
-            f"overfeat train {head.name} {head.example} --resume",
-        ],
-    )
+    parser = add_command(heads, head.name, partial(_run, head), head.build.__doc__)
     data = parser.add_argument_group("data")
     if head.options is ClassifierConfig:
         _add_folder_options(data)
@@ -89,10 +68,8 @@ def _add_head(heads: Commands, head: Head) -> None:
         options.add_argument("--scales", type=parse_scales, metavar="LIST", help="as in `overfeat classify`")
     loop = parser.add_argument_group("training")
     loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the log, checkpoint and nets")
-    loop.add_argument(
-        "--resume", action="store_true",
-        help="continue the interrupted run in --out; to the same weights on a CPU with as many processes as before",
-    )  # fmt: skip
+    help = "continue the interrupted run in --out; to the same weights on a CPU with as many processes as before"
+    loop.add_argument("--resume", action="store_true", help=help)
     add_options(loop, TrainConfig, **asdict(head.defaults))
 
 
@@ -114,23 +91,18 @@ def _run(head: Head, args: argparse.Namespace) -> int:
 
 
 def _add_folder_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--data", type=Path, required=True, metavar="DIR",
-        help="a folder of images per class; or a folder that holds this as train, and perhaps validation or val",
-    )  # fmt: skip
+    help = "a folder of images per class; or a folder that holds this as train, and perhaps validation or val"
+    group.add_argument("--data", type=Path, required=True, metavar="DIR", help=help)
     group.add_argument("--validation", type=Path, metavar="DIR", help="images to validate every epoch on")
-    group.add_argument(
-        "--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit, for images in its layout"
-    )
+    help = "the ILSVRC2012 development kit, for images in its layout"
+    group.add_argument("--devkit", type=Path, metavar="DIR", help=help)
 
 
 def _add_box_data_options(group: argparse._ArgumentGroup) -> None:
-    add_annotated_options(group, TRAINING)
-    group.add_argument(
-        "--validation", type=Path, metavar="PATH",
-        help="annotations to validate every epoch on (default: those of validation or val beside the training data, "
-        "without --images and --devkit)",
-    )  # fmt: skip
+    annotated.add_annotated_options(group, TRAINING)
+    help = "annotations to validate every epoch on (default: those of validation or val beside the training data, "
+    help += "without --images and --devkit)"
+    group.add_argument("--validation", type=Path, metavar="PATH", help=help)
     group.add_argument("--validation-images", type=Path, metavar="DIR", help="the images of --validation, as --images")
     group.add_argument("--validation-boxes", type=Path, metavar="DIR", help="the boxes of --validation, as --boxes")
 
@@ -142,7 +114,7 @@ def _read(args: argparse.Namespace) -> "tuple[Annotated, Annotated | None]":
     if args.validation:
         more = args.validation_images, args.validation_boxes
         validation = read_annotated(args, args.validation, VALIDATION, None, *more)
-    elif folder and not args.devkit and not args.images and set(VALIDATION) & set(splits_in(folder)):
+    elif folder and not args.devkit and not args.images and set(VALIDATION) & set(annotated.splits_in(folder)):
         validation = read_annotated(args, folder, VALIDATION)
     return data, validation
 
@@ -159,7 +131,7 @@ def _read_checked(args: argparse.Namespace) -> "tuple[Annotated, Annotated | Non
     data = readable(data, args.max_pixels, args.skip_invalid)
     validation = readable(validation, args.max_pixels, args.skip_invalid) if validation else None
     for checked in filter(None, (data, validation)):
-        report_problems(checked, "images that cannot be read")
+        annotated.report_problems(checked, "images that cannot be read")
     return data, validation
 
 
@@ -176,6 +148,14 @@ def _seed(train: TrainConfig) -> None:
 
 
 def _classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    """`overfeat train classifier`: a net, from images sorted into classes.
+
+    Train a net on images sorted into one folder per class.
+
+    Examples:
+        overfeat train classifier --data photos --out run --net small
+        overfeat train classifier --data photos --out run --net small --resume
+    """
     from overfeat.classification.data import read_data
     from overfeat.classification.train import ClassifierTask, build_classifier
     from overfeat.data.image_folder import align
@@ -194,6 +174,15 @@ def _classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, li
 
 
 def _regressor(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    """`overfeat train regressor`: box regression for a trained net, from images with boxes.
+
+    Train a box regressor on the last maps of a trained net (section 4.2), at all positions of all scales. The files
+    written hold the net and the regressor.
+
+    Examples:
+        overfeat train regressor --data digits --init net.safetensors --out run
+        overfeat train regressor --data digits --init net.safetensors --out run --resume
+    """
     from overfeat.data.annotated import align_boxes
     from overfeat.localization.train import RegressorTask, build_regressor
     from overfeat.models import checkpoint
@@ -204,18 +193,25 @@ def _regressor(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, lis
     net = checkpoint.load(options.init)
     data, validation = _read(args)
     if args.devkit:
-        adopt_class_names(net, data.class_names)
+        annotated.adopt_class_names(net, data.class_names)
     data = align_boxes(data, net.class_names)
     validation = align_boxes(validation, net.class_names) if validation else None
     _seed(train)
     task = RegressorTask(net, build_regressor(net, options), data, validation, options, train)
-    boxes = sum(len(sample.labels) for sample in data.samples)
-    return task, [
-        f"{net.architecture.name} net, {len(data)} images with {boxes} boxes, {len(task.dataset)} with all scales"
-    ]
+    boxes = f"{len(data)} images with {sum(len(sample.labels) for sample in data.samples)} boxes"
+    return task, [f"{net.architecture.name} net, {boxes}, {len(task.dataset)} with all scales"]
 
 
 def _detector(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    """`overfeat train detector`: a net that detects any number of objects, from images with boxes.
+
+    Train a net with a background class and a box regressor (section 5), on tiles of the images at scales that are
+    chosen from the boxes. Images may be of any size.
+
+    Examples:
+        overfeat train detector --data annotated-photos --out run
+        overfeat train detector --data annotated-photos --out run --resume
+    """
     from overfeat.detection.build import build_detector, describe_choices
     from overfeat.detection.train import DetectorTask
     from overfeat.training.distributed import choose_device
@@ -230,6 +226,15 @@ def _detector(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list
 
 
 def _multibox(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    """`overfeat train multibox`: a net that predicts K boxes in one forward pass, from images with boxes.
+
+    Train DeepMultiBox: K boxes and their confidences from one forward pass over a square image, matched with the
+    objects. A second net classifies the boxes (`overfeat train box-classifier`).
+
+    Examples:
+        overfeat train multibox --data annotated-photos --out run
+        overfeat train multibox --data annotated-photos --out run --resume
+    """
     from overfeat.multibox.build import build_multibox, describe_multibox
     from overfeat.multibox.train import MultiBoxTask
 
@@ -242,6 +247,15 @@ def _multibox(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list
 
 
 def _box_classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+    """`overfeat train box-classifier`: a net that classifies boxes, or rejects them as background.
+
+    Train the second net of DeepMultiBox: a classifier with a background class, on squares around boxes whose IoU with
+    an object is at least 0.5, and twice as many around background.
+
+    Examples:
+        overfeat train box-classifier --data annotated-photos --out run
+        overfeat train box-classifier --data annotated-photos --out run --resume
+    """
     from overfeat.multibox.build import build_box_classifier, samples_for
     from overfeat.multibox.data import CROPS_PER_POSITIVE
     from overfeat.multibox.train import BoxClassifierTask
@@ -261,53 +275,9 @@ def _box_classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task
 
 
 HEADS = (
-    Head(
-        "classifier",
-        "a net, from images sorted into classes",
-        "Train a net on images sorted into one folder per class.",
-        "--data photos --out run --net small",
-        ClassifierConfig,
-        classification.TRAINING,
-        _classifier,
-    ),
-    Head(
-        "regressor",
-        "box regression for a trained net, from images with boxes",
-        "Train a box regressor on the last maps of a trained net (section 4.2), at all positions of all scales. The "
-        "files written hold the net and the regressor.",
-        "--data digits --init net.safetensors --out run",
-        BoxRegressorConfig,
-        localization.TRAINING,
-        _regressor,
-    ),
-    Head(
-        "detector",
-        "a net that detects any number of objects, from images with boxes",
-        "Train a net with a background class and a box regressor (section 5), on tiles of the images at scales that "
-        "are chosen from the boxes. Images may be of any size.",
-        "--data annotated-photos --out run",
-        DetectorConfig,
-        detection.TRAINING,
-        _detector,
-    ),
-    Head(
-        "multibox",
-        "a net that predicts K boxes in one forward pass, from images with boxes",
-        "Train DeepMultiBox: K boxes and their confidences from one forward pass over a square image, matched with the "
-        "objects. A second net classifies the boxes (`overfeat train box-classifier`).",
-        "--data annotated-photos --out run",
-        MultiBoxConfig,
-        multibox.MULTIBOX_TRAINING,
-        _multibox,
-    ),
-    Head(
-        "box-classifier",
-        "a net that classifies boxes, or rejects them as background",
-        "Train the second net of DeepMultiBox: a classifier with a background class, on squares around boxes whose IoU "
-        "with an object is at least 0.5, and twice as many around background.",
-        "--data annotated-photos --out run",
-        BoxClassifierConfig,
-        multibox.BOX_CLASSIFIER_TRAINING,
-        _box_classifier,
-    ),
+    Head("classifier", _classifier, ClassifierConfig, CLASSIFIER_TRAINING),
+    Head("regressor", _regressor, BoxRegressorConfig, BOX_TRAINING),
+    Head("detector", _detector, DetectorConfig, DETECTOR_TRAINING),
+    Head("multibox", _multibox, MultiBoxConfig, MULTIBOX_TRAINING),
+    Head("box-classifier", _box_classifier, BoxClassifierConfig, BOX_CLASSIFIER_TRAINING),
 )

@@ -338,7 +338,7 @@ def test_a_plot_writes_over_nothing_of_others(weights, multi_object, tmp_path, c
     shutil.copytree(multi_object, folder)
     image = next((folder / "test").glob("*.png"))
     command = ["evaluate", "detector", "--data", folder, "--weights", weights, "--max-images", 2, "--plot"]
-    for target, words in ((image, "no picture of overfeat's"), (folder / "test.json", "end"), (tmp_path / "p", "end")):
+    for target, words in ((image, "was not drawn by overfeat"), (folder / "test.json", "end"), (tmp_path / "p", "end")):
         before = target.read_bytes() if target.exists() else None
         assert run(*command, target) == 1
         assert words in capsys.readouterr().err and (target.read_bytes() if target.exists() else None) == before
