@@ -27,6 +27,12 @@ class ArgumentError(InputError):
         self.argument, self.requirement, self.report = argument, requirement, report
 
 
+def check_fraction(argument: str, value: float) -> None:
+    """Raises ArgumentError unless the value of this argument is between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ArgumentError(argument, f"must be between 0 and 1, not {value}")
+
+
 class WriteError(InputError):
     """A file could not be written: no space, no permission. Trying the next one is of no use."""
 

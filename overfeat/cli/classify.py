@@ -11,6 +11,7 @@ Examples:
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,18 @@ from overfeat.cli.dense import add_dense_options, dense_arguments, dense_setting
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.results import add_out, result_folder
-from overfeat.errors import InputError
+from overfeat.dense.config import DenseConfig
+from overfeat.errors import ArgumentError, InputError
 from overfeat.options import positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.models.overfeat import OverFeat
+
+DENSE = tuple(field.name for field in fields(DenseConfig))
+# The options of dense evaluation that have no effect with --voting.
+UNUSED = {"dense": (), "ten": tuple(name for name in DENSE if name != "flip"), "centre": DENSE}
 
 
 def add_parser(commands: Commands) -> None:
@@ -41,12 +47,13 @@ def add_parser(commands: Commands) -> None:
     add_net_options(parser)
     add_dense_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
-    released.add_argument("-f", "--features", action="store_true", help="the same as `overfeat features`")
+    released.add_argument("-f", "--features", action="store_true", help="the same as `overfeat features --format text`")
     released.add_argument("-L", "--layer", type=int, metavar="N", help="output of a layer; implies -f")
 
 
 def run(args: argparse.Namespace) -> int:
     """Classify the images."""
+    _check_options(args)
     if args.features or args.layer is not None:
         args.format = "text"  # as the 2013 program prints
         return features.run(args)
@@ -71,6 +78,17 @@ def run(args: argparse.Namespace) -> int:
             print(f"{entry['class']} {entry['score']:.6g}")
 
     return process_images(images, process, output)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raises ArgumentError for an option that has no effect with the others given."""
+    if args.features or args.layer is not None:
+        unused, mode = ("voting", *DENSE), "-f and -L"
+    else:
+        unused, mode = UNUSED[args.voting], f"--voting {args.voting}"
+    for name in unused:
+        if getattr(args, name) != args.parser.get_default(name):
+            raise ArgumentError(name, f"does not apply to {mode}; leave it out")
 
 
 def _scores(net: "OverFeat", image: "Tensor", args: argparse.Namespace) -> "Tensor":

@@ -32,9 +32,9 @@ def config_from_args(config: type[Config], args: argparse.Namespace) -> Config:
 
 
 def flag_of(parser: argparse.ArgumentParser, name: str) -> str | None:
-    """The long flag of the option whose value has this name; None without one."""
+    """The first long flag of the option whose value has this name; None without one."""
     flags = [flag for action in parser._actions if action.dest == name for flag in action.option_strings]
-    return max(flags, key=len, default=None)
+    return next((flag for flag in flags if flag.startswith("--")), None)
 
 
 def _arguments(metadata: Any, annotation: Any, default: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import EvaluatedTile, TileGroup, evaluate_groups
 from overfeat.dense.grid import Grid, grids
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat, as_image, eval_mode
@@ -90,9 +90,8 @@ def collect_candidates(
     _check_regressor(net, regressor)
     if top_k is not None and top_k < 1:
         raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
-    for name, value in (("relative_threshold", relative_threshold), ("score_threshold", score_threshold)):
-        if not 0 <= value <= 1:
-            raise ArgumentError(name, f"must be between 0 and 1, not {value}")
+    check_fraction("relative_threshold", relative_threshold)
+    check_fraction("score_threshold", score_threshold)
     flips = 2 if any(grid.flipped for grid in grids) else 1
     maxima = torch.zeros(len(grids) // flips, net.num_foreground_classes, device=net.device)
     chunks = [_no_boxes(net)]

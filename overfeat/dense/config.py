@@ -60,7 +60,7 @@ def check_scales(scales: Scales) -> SixScales | tuple[Scale, ...] | None:
 def _check_scale(scale: object) -> Scale:
     if isinstance(scale, float) and 0 < scale < math.inf:
         return float(scale)
-    if isinstance(scale, (tuple, list)) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
+    if isinstance(scale, (tuple, list)) and len(scale) == 2 and all(type(side) is int and side > 0 for side in scale):
         return scale[0], scale[1]
     hint = f"; the six scales are 'six' or SixScales({scale})" if type(scale) is int and 1 <= scale <= 6 else ""
     raise ArgumentError("scales", f"must be factors such as 0.5 or sizes (height, width), not {scale!r}{hint}")
@@ -82,7 +82,8 @@ def _parse_scale(text: str) -> Scale:
         return int(height), int(width)
     if re.fullmatch(r"\d*\.\d*[1-9]\d*|[1-9]\d*\.0*", text):
         return float(text)
-    hint = f"; a factor is written {text}.0, the net's own scale six:{text}" if text.isdecimal() else ""
+    hint = f"; a factor is written {text}.0" if re.fullmatch(r"[1-9]\d*", text) else ""
+    hint += f", the net's own scale six:{text}" if re.fullmatch("[1-6]", text) else ""
     raise argparse.ArgumentTypeError(f"{text!r} is neither six, a factor such as 0.5, nor HEIGHTxWIDTH{hint}")
 
 
@@ -130,5 +131,5 @@ class DenseConfig:
         object.__setattr__(self, "scales", check_scales(self.scales))
         if self.stride not in STRIDES:
             raise ArgumentError("stride", f"must be 'fine' or 'coarse', not {self.stride!r}")
-        if not self.memory_limit > 0:
-            raise ArgumentError("memory_limit", f"must be a number of bytes above 0, not {self.memory_limit}")
+        if not isinstance(self.memory_limit, int | float) or not self.memory_limit > 0:
+            raise ArgumentError("memory_limit", f"must be a number of bytes above 0, not {self.memory_limit!r}")

@@ -11,7 +11,7 @@ from overfeat.dense.detections import Detections, clip_boxes, merge
 from overfeat.dense.grid import Grid, grids
 from overfeat.detection.config import DetectionConfig
 from overfeat.detection.targets import expected_votes
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat, as_image
@@ -51,7 +51,7 @@ def detect(
     Raises:
         InputError: For a net without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
-    _check_postprocess(postprocess)
+    _check_postprocess(postprocess, nms_iou_threshold)
     if not net.background:
         raise InputError("the net has no background class; train a detector, or use localize")
     image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
@@ -74,7 +74,7 @@ def combine(
     box_average: str = BOX_AVERAGE,
 ) -> Detections:
     """Objects from the candidate boxes of all positions of these grids, best first; arguments as in `detect`."""
-    _check_postprocess(postprocess)
+    _check_postprocess(postprocess, nms_iou_threshold)
     iou = NMS_IOU_THRESHOLDS[postprocess] if nms_iou_threshold is None else nms_iou_threshold
     if postprocess == "nms":
         kept = candidates[nms(candidates.boxes, candidates.scores, candidates.labels, iou_threshold=iou)]
@@ -87,9 +87,11 @@ def combine(
     return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, iou_threshold=iou)]
 
 
-def _check_postprocess(postprocess: str) -> None:
+def _check_postprocess(postprocess: str, nms_iou_threshold: float | None) -> None:
     if postprocess not in NMS_IOU_THRESHOLDS:
         raise ArgumentError("postprocess", f"must be one of {', '.join(NMS_IOU_THRESHOLDS)}, not {postprocess!r}")
+    if nms_iou_threshold is not None:
+        check_fraction("nms_iou_threshold", nms_iou_threshold)
 
 
 def normalize_scores(confidence_sum: Tensor, boxes: Tensor, grids: Sequence[Grid]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from overfeat.data.resize import resize_crop
 from overfeat.dense.detections import Detections, clip_boxes
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat, as_image, eval_mode
 from overfeat.multibox.config import ProposalConfig
@@ -63,6 +63,7 @@ def propose(
         InputError: For other crops and thresholds and for a model that gives NaN.
         ValueError: For images of other shapes.
     """
+    check_fraction("nms_iou_threshold", nms_iou_threshold)
     image = as_image(image)
     squares = square_crops(image.shape[1], image.shape[2], crops)
     batch = torch.stack([resize_crop(image, square, model.image_size) for square in squares]).to(model.device)
@@ -146,8 +147,7 @@ def detect_multibox(
     """
     if max_detections < 1:
         raise ArgumentError("max_detections", f"must be 1 or more, not {max_detections}")
-    if not 0 <= score_threshold <= 1:
-        raise ArgumentError("score_threshold", f"must be between 0 and 1, not {score_threshold}")
+    check_fraction("score_threshold", score_threshold)
     if net is not None and model.class_names is not None:
         raise InputError("the model's boxes have classes already; leave the classifier out")
     proposals = propose(model, image, crops=crops, nms_iou_threshold=nms_iou_threshold)[:max_detections]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, check_fraction
 
 MATCH_METRICS = ("normalised", "sum", "centres")
 MAX_LOG_RATIO = 7.0  # of a side to its window's, before the exponential
@@ -143,8 +143,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_thre
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     check_boxes(boxes, scores, groups)
     check_values(boxes, scores)
-    if not 0 <= iou_threshold <= 1:
-        raise ArgumentError("iou_threshold", f"must be 0 to 1, not {iou_threshold}")
+    check_fraction("iou_threshold", iou_threshold)
     left, kept = scores.argsort(descending=True, stable=True), []
     while len(left):
         best, left = left[:1], left[1:]

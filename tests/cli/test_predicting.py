@@ -214,6 +214,9 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["convert", "{photo}", "x.safetensors"], "of which net?"),
         (["convert", "--net", "fast", "{photo}", "x.safetensors"], "583,683,488"),
         (["convert", "{photo}.safetensors", "x"], "no such file"),
+        (["classify", "--voting", "ten", "--scales", "0.5", "{photo}"], "--scales does not apply to --voting ten"),
+        (["classify", "--voting", "centre", "--flip", "{photo}"], "--flip does not apply to --voting centre"),
+        (["classify", "-L", "3", "--stride", "coarse", "{photo}"], "--stride does not apply to -f and -L"),
         (["demo", "-o", "{photo}"], "cannot be made a folder"),
     ],
 )

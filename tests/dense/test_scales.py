@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from overfeat.dense.config import DenseConfig, SixScales, format_scales, parse_scales
+from overfeat.errors import ArgumentError
 
 
 def test_factors_and_sizes():
@@ -26,9 +27,19 @@ def test_other_texts_are_refused(text):
 def test_a_number_is_not_reinterpreted():
     with pytest.raises(argparse.ArgumentTypeError, match=r"a factor is written 2.0, the net's own scale six:2"):
         parse_scales("2")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"a factor is written 12.0$"):
+        parse_scales("12")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"nor HEIGHTxWIDTH$"):
+        parse_scales("0")
 
 
 @pytest.mark.parametrize("text", ["six", "six:1,2,4,6", "0.5,1.0,245x317"])
 def test_written_as_read(text):
     assert format_scales(parse_scales(text)) == text == format_scales(DenseConfig(parse_scales(text)).scales)
     assert format_scales(None) is None
+
+
+@pytest.mark.parametrize("name, value", [("scales", [(0, 60)]), ("scales", [(True, 60)]), ("memory_limit", "1")])
+def test_sizes_and_memory_are_positive_numbers(name, value):
+    with pytest.raises(ArgumentError, match=name):
+        DenseConfig(**{name: value})

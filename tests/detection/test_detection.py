@@ -171,6 +171,8 @@ def test_merging_and_nms(pair):
     assert len(all_boxes) == len(raw.labels) > 5
     with pytest.raises(InputError, match="postprocess must be one of"):
         detect(net, regressor, image, postprocess="max")
+    with pytest.raises(InputError, match=r"^nms_iou_threshold must be between 0 and 1, not 2$"):
+        detect(net, regressor, image, nms_iou_threshold=2)
     with pytest.raises(InputError, match="no background class"):
         detect(load(SHIPPED_WEIGHTS), regressor, image)
 
