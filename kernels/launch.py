@@ -99,9 +99,7 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
             (ANY, Tile(128, 128, 32, warps=8, stages=4)),
         ],
     },
-    "ieee": {
-        (8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(64, 64, 16, warps=8, stages=2))],
-    },
+    "ieee": {(8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(64, 64, 16, warps=8, stages=2))]},
     "16 bit, fused": {
         (8, 0): [(16, Tile(16, 128, 64, warps=4, stages=2)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
         (9, 0): [(16, Tile(16, 128, 64, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=3))],
@@ -110,9 +108,7 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
         (8, 0): [(16, Tile(16, 128, 32, warps=4, stages=2)), (ANY, Tile(32, 128, 32, warps=4, stages=2))],
         (9, 0): [(16, Tile(16, 128, 32, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
     },
-    "ieee, fused": {
-        (8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(32, 64, 16, warps=4, stages=2))],
-    },
+    "ieee, fused": {(8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(32, 64, 16, warps=4, stages=2))]},
 }
 # For channels that are no multiple of 16: masked loads of single elements need registers.
 UNEVEN_TILE = Tile(64, 64, 32, warps=4, stages=3)
@@ -187,17 +183,9 @@ def active_override() -> Override:
 def choose(
     gemm: Gemm, dtype: torch.dtype, device: torch.device, *, m: int, n: int, taps: int, channels: int, size: int
 ) -> Plan:
-    """How to launch a GEMM of m x n outputs.
+    """How to launch a GEMM of m x n outputs, each a sum over taps * channels; the channels are contiguous in memory.
 
-    Args:
-        gemm: which of the skip classifier's three.
-        dtype: of the operands.
-        device: where it runs.
-        m: rows.
-        n: columns.
-        taps: the sum goes over taps * channels.
-        channels: summands a tap, contiguous in memory.
-        size: pool size.
+    gemm: which of the skip classifier's three; dtype: of the operands; size: of the pooling.
     """
     forced = active_override()
     precision = _precision() if dtype == torch.float32 else "ieee"

@@ -44,9 +44,8 @@ class DeviceTableCache:
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         if tables is None:
             if capturing:
-                raise RuntimeError(
-                    "a CUDA graph is being captured with maps of new shapes; run the call once before the capture"
-                )
+                problem = "a CUDA graph is being captured with maps of new shapes"
+                raise RuntimeError(f"{problem}; run the call once before the capture")
             tables = self.tables[arguments] = self.make(*arguments)
             if len(self.tables) > MAX_TABLES:
                 self.tables.popitem(last=False)

@@ -115,9 +115,7 @@ def _window(p_map, o_position, b_pitch, c, channels, m_k, POOL: tl.constexpr, EV
             value = tl.load(p_tap)
         else:
             value = tl.load(p_tap, mask=m_k[None, :], other=0.0)
-        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(
-            value.dtype
-        )  # bfloat16 was promoted to float32
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(value.dtype)  # bfloat16 is promoted
     return best
 
 
@@ -305,9 +303,7 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
     return output
 
 
-def _sources(
-    maps: Sequence[Tensor], pool: launch.Pool, k: int, size: int
-) -> tuple[tuple[Tensor, ...], OutputPositions, int]:
+def _sources(maps: Sequence[Tensor], pool: str, k: int, size: int) -> tuple[tuple[Tensor, ...], OutputPositions, int]:
     """The buffers that the forward kernel reads, the table of its rows, and the size that it pools by."""
     shapes, device = _shapes(maps), maps[0].device
     if pool == "separate" or size == 1:
@@ -333,9 +329,8 @@ def _grad_maps(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int) 
     (outputs, channels, k, _), device, shapes = weight.shape, grad.device, _pooled_shapes(maps, size)
     grad_pooled = weight.new_empty(_num_positions(shapes, 0), channels)
     if grad_pooled.numel():
-        plan = launch.choose(
-            "input", weight.dtype, device, m=len(grad_pooled), n=channels, taps=k * k, channels=outputs, size=size
-        )
+        shape = {"m": len(grad_pooled), "n": channels, "taps": k * k, "channels": outputs, "size": size}
+        plan = launch.choose("input", weight.dtype, device, **shape)
         skip_classifier_bwd_input_kernel[(plan.num_programs,)](
             grad, _channels_last(weight), grad_pooled, *input_positions(shapes, (k - 1) * size, device),
             len(grad_pooled), channels, outputs, plan.num_programs, KERNEL=k, SIZE=size, EVEN_K=plan.even_k,
@@ -353,9 +348,8 @@ def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int
     grad_weight = torch.zeros(outputs, k, k, channels, dtype=weight.dtype, device=device)
     if len(grad) and grad_weight.numel():
         pooled = maps[0] if _is_one_buffer(maps, size) else offset_pool.forward_list(maps, size)
-        plan = launch.choose(
-            "weight", weight.dtype, device, m=outputs, n=channels, taps=k * k, channels=len(grad), size=size
-        )
+        shape = {"m": outputs, "n": channels, "taps": k * k, "channels": len(grad), "size": size}
+        plan = launch.choose("weight", weight.dtype, device, **shape)
         table = output_positions(_pooled_shapes(maps, size), (k - 1) * size, True, device)
         skip_classifier_bwd_weight_kernel[(plan.num_programs,)](
             grad, pooled, table.base_offset, table.row_pitch, grad_weight, outputs, channels, len(grad),

@@ -49,8 +49,7 @@ class Report(tuple[Status, ...]):
 def status() -> Report:
     """For every op and dtype, the backend that runs it on each device of this machine, and why."""
     rows = []
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
-    for device in devices:
+    for device in (torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))):
         name = device.type if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"
         for op in FAST_OPS:
             for dtype in triton.BOX_DTYPES if op == "merge_boxes" else (*triton.DTYPES, torch.float64):

@@ -21,7 +21,6 @@ class RegionTimer:
         self._spans: list[tuple[str, _Mark, _Mark]] = []
 
     def _mark(self) -> _Mark:
-        """This point in time: an event in the current stream, or seconds."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -59,14 +58,7 @@ def region(name: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def collect_timings(device: torch.device) -> Iterator[RegionTimer]:
-    """Time the regions that run inside the block, in this thread.
-
-    Args:
-        device: Where the work runs; on a GPU times are taken between events in its current stream.
-
-    Returns:
-        The timer; `seconds()` gives its totals.
-    """
+    """Time the regions that run on a device inside the block, in this thread; the timer has their `seconds`."""
     timer = RegionTimer(device)
     token = _timer.set(timer)
     try:

@@ -14,22 +14,10 @@ from overfeat.ops.registry import Backend, active_override, backend, register_ba
 from overfeat.ops.skip_classifier import skip_classifier, skip_classifier_flat, skip_classifier_scales
 
 __all__ = [
-    "BOX_AVERAGES",
-    "Backend",
-    "Merged",
-    "active_override",
-    "backend",
-    "class_scores",
-    "convolution",
-    "linear",
-    "merge_boxes",
-    "offset_max_pool",
-    "register_backend",
-    "select_backend",
-    "skip_classifier",
-    "skip_classifier_flat",
+    "BOX_AVERAGES", "Backend", "Merged", "active_override", "backend", "class_scores", "convolution", "linear",
+    "merge_boxes", "offset_max_pool", "register_backend", "select_backend", "skip_classifier", "skip_classifier_flat",
     "skip_classifier_scales",
-]
+]  # fmt: skip
 
 register_backend(reference.BACKEND)
 register_backend(eager.BACKEND)

@@ -40,10 +40,9 @@ def check_boxes(boxes: Tensor, scores: Tensor, groups: Tensor) -> None:
 
 def check_values(boxes: Tensor, scores: Tensor) -> None:
     """Raises InputError for invalid boxes and scores, with the first of them."""
+    coordinates = f"coordinates that are NaN, infinite or beyond {MAX_COORDINATE:.0e} px"
     problems = {
-        f"coordinates that are NaN, infinite or beyond {MAX_COORDINATE:.0e} px": ~(boxes.abs() <= MAX_COORDINATE).all(
-            1
-        ),
+        coordinates: ~(boxes.abs() <= MAX_COORDINATE).all(dim=1),
         "x2 < x1 or y2 < y1": (boxes[:, 2:] < boxes[:, :2]).any(dim=1),
         "a score that is NaN, infinite or negative": ~((scores >= 0) & (scores < torch.inf)),
     }
@@ -74,23 +73,26 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
     For two boxes without area it is 1 if they are equal, else 0.
     """
-    shared = intersections(a, b)
-    union = (areas(a)[:, None] + areas(b)[None]) - shared
+    shared, union = _shared_and_union(a, b)
     return torch.where(union > 0, shared / union, _equal(a, b).to(shared.dtype))
+
+
+def _shared_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas of the intersection and the union of every pair: [n, m] each."""
+    shared = intersections(a, b)
+    return shared, (areas(a)[:, None] + areas(b)[None]) - shared
 
 
 def match_score(a: Tensor, b: Tensor, *, match_metric: str = "normalised", min_iou: float = 0.5) -> Tensor:
     """Match score of every box of a with every box of b (section 4.3): the smaller, the better they match.
 
     Args:
-        a: [n, 4], float32 or float64.
-        b: [m, 4], of the same dtype.
+        a, b: [n, 4] and [m, 4], both float32 or both float64.
         match_metric: "normalised", the distance of the centres over the mean of the two diagonals, plus 1 - IoU, 0
             for equal boxes. "sum", the paper's words read literally: the distance of the centres in pixels plus the
             area of the intersection, large for equal boxes and small for distant ones. "centres", the distance over
             the mean diagonal, infinite for pairs whose IoU is below `min_iou`, as the first author's earlier
             library merges.
-        min_iou: of "centres".
 
     Returns:
         [n, m].
@@ -115,8 +117,7 @@ def match_score(a: Tensor, b: Tensor, *, match_metric: str = "normalised", min_i
     relative = torch.where(equal, 0.0, torch.where(diagonals > 0, distance / diagonals, torch.inf))
     if match_metric == "centres":
         return torch.where(iou(a, b) >= min_iou, relative, torch.inf)
-    shared = intersections(a, b)
-    union = (areas(a)[:, None] + areas(b)[None]) - shared
+    shared, union = _shared_and_union(a, b)
     return relative + torch.where(union > 0, (union - shared) / union, 1 - equal.to(relative.dtype))
 
 
@@ -127,8 +128,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_thre
     IoU above the threshold.
 
     Args:
-        boxes: [T, 4], float32 or float64.
-        scores: [T].
+        boxes, scores: [T, 4] and [T], both float32 or both float64.
         groups: int64 [T], or None for one group.
         iou_threshold: the largest IoU of two kept boxes of a group.
 
@@ -136,8 +136,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_thre
         Indices of the kept boxes, int64, highest score first.
 
     Raises:
-        ValueError: for wrong shapes and dtypes.
-        InputError: for invalid values.
+        ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values).
     """
     if groups is None and isinstance(boxes, Tensor):
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
@@ -155,10 +154,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_thre
 def encode(boxes: Tensor, windows: Tensor, box_coder: str = "xyxy") -> Tensor:
     """Boxes [..., 4] in the frame of their windows [..., 4], where the window is the unit square (section 4.2).
 
-    Args:
-        boxes: [..., 4] in pixels.
-        windows: [..., 4] in pixels.
-        box_coder: "xyxy", the paper's (x1, y1, x2, y2); "cxcywh", the centre and the logarithms of width and height.
+    box_coder: "xyxy", the paper's (x1, y1, x2, y2); "cxcywh", the centre and the logarithms of width and height.
     """
     origin, size = windows[..., :2], windows[..., 2:] - windows[..., :2]
     low, high = (boxes[..., :2] - origin) / size, (boxes[..., 2:] - origin) / size
@@ -209,20 +205,13 @@ def paired_iou(a: Tensor, b: Tensor, generalised: bool = False) -> Tensor:
 
 
 def squares_around(boxes: Tensor, size: tuple[int, int], square: str = "maximum") -> Tensor:
-    """The square around each box, within the image.
+    """The square around each box [n, 4], within an image of (height, width).
 
-    Args:
-        boxes: [n, 4] in pixels.
-        size: (height, width) of the image.
-        square: "maximum", with the box's longer side, so that it contains the box; "minimum", with the shorter one,
-            one reading of the DeepMultiBox paper's "minimum square region around the crop".
+    It has the box's centre, but is shifted where it would reach beyond the image; its side is at least one pixel and
+    at most the image's shorter side.
 
-    Returns:
-        [n, 4]: squares with the boxes' centres, shifted where they would reach beyond the image; sides are at
-        least one pixel and at most the image's shorter side.
-
-    Raises:
-        InputError: for another `square`.
+    square: "maximum", with the box's longer side, so that it contains the box; "minimum", with the shorter one, one
+        reading of the DeepMultiBox paper's "minimum square region around the crop".
     """
     if square not in SQUARES:
         raise ArgumentError("square", f"must be one of {', '.join(SQUARES)}, not {square!r}")

@@ -11,17 +11,8 @@ from overfeat.ops.registry import CUDAGRAPH_UNSAFE, implementation
 def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
     """Softmax at every position, then each class's maximum over the positions of a segment (section 3.3, i).
 
-    For evaluation: it has no gradient.
-
-    Args:
-        logits: flat logits [M, num_classes].
-        counts: positions of each segment (of a scale or a flip); they add up to M.
-
-    Returns:
-        float32 [len(counts), num_classes].
-
-    Raises:
-        ValueError: if the counts do not fit.
+    Flat logits [M, num_classes] give float32 [len(counts), num_classes], without a gradient. counts: positions of
+    each segment (a scale or a flip), which add up to M; otherwise ValueError.
     """
     if logits.dim() != 2:
         raise ValueError(f"logits must be [M, num_classes]; these have shape {tuple(logits.shape)}")
@@ -32,7 +23,7 @@ def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
 
 @torch.library.custom_op("overfeat::class_scores", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
-    return implementation("class_scores", logits, num_classes=logits.shape[1])(logits, counts)
+    return implementation("class_scores", logits, logits.shape[1])(logits, counts)
 
 
 @_class_scores.register_fake

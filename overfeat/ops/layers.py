@@ -13,17 +13,7 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, 
     """A convolution and its ReLU.
 
     Eager PyTorch if gradients are enabled, under autocast and in compiled code; otherwise a backend that has it.
-
-    Args:
-        maps: [N, C, H, W].
-        weight: [O, C, k, k].
-        bias: [O] or None.
-        stride: of the convolution.
-        pad: zeros added on each side.
-        relu: apply a ReLU.
-
-    Returns:
-        [N, O, h, w].
+    maps [N, C, H, W], weight [O, C, k, k], bias [O] or None -> [N, O, h, w].
     """
     return _evaluation("convolution", maps, weight, bias)(maps, weight, bias, stride, pad, relu)
 
@@ -31,14 +21,7 @@ def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, 
 def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True) -> Tensor:
     """A fully connected layer after the first, and its ReLU; backends as for `convolution`.
 
-    Args:
-        flat: flat features [positions, C].
-        weight: [O, C, 1, 1].
-        bias: [O] or None.
-        relu: apply a ReLU.
-
-    Returns:
-        [positions, O].
+    Flat features [positions, C], weight [O, C, 1, 1], bias [O] or None -> [positions, O].
     """
     return _evaluation("linear", flat, weight, bias)(flat, weight, bias, relu)
 

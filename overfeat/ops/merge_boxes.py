@@ -34,15 +34,9 @@ class Merged:
 
 
 def merge_boxes(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor | None = None,
-    *,
-    match_threshold: float = 0.5,
-    match_metric: str = "normalised",
-    box_average: str = "pairwise",
-    min_iou: float = 0.5,
-) -> Merged:
+    boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, match_threshold: float = 0.5,
+    match_metric: str = "normalised", box_average: str = "pairwise", min_iou: float = 0.5,
+) -> Merged:  # fmt: skip
     """Merge boxes greedily: the best matching pair of a group first, while pairs match (section 4.3, d-g).
 
     Of equal match scores the pair with the first box comes first, then the one with the first second box. A merged
@@ -55,17 +49,12 @@ def merge_boxes(
         groups: int64 [T] in any order: only boxes of a group merge, such as those of one image and class. None is
             one group.
         match_threshold: the largest boxes.match_score at which a pair merges.
-        match_metric: see boxes.match_score.
+        match_metric, min_iou: see boxes.match_score.
         box_average: "pairwise", the mean of the two boxes, as in the paper, or "counts", their mean weighted by
             the boxes already merged.
-        min_iou: see boxes.match_score.
-
-    Returns:
-        The merged boxes.
 
     Raises:
-        ValueError: for wrong shapes and dtypes.
-        InputError: for invalid values.
+        ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values).
     """
     if groups is None and isinstance(boxes, Tensor):
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)

@@ -15,15 +15,7 @@ def offset_max_pool(maps: Tensor, size: int) -> Tensor:
 
     NaN propagates. Of equal values the first, row by row, receives the gradient.
 
-    Args:
-        maps: [N, C, H, W].
-        size: side of the pooling window.
-
-    Returns:
-        [N, C, H-size+1, W-size+1], in the maps' memory format.
-
-    Raises:
-        ValueError: if the shapes do not fit.
+    Maps [N, C, H, W] give [N, C, H-size+1, W-size+1] in their memory format; ValueError for shapes that do not fit.
     """
     check_maps(maps, size, size)
     if active_override() == "reference":  # its gradients are autograd's
@@ -45,7 +37,7 @@ def check_maps(maps: Tensor, size: int, min_side: int) -> None:
 
 @torch.library.custom_op("overfeat::offset_max_pool", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _pool(maps: Tensor, size: int) -> Tensor:
-    return implementation("offset_max_pool", maps, size=size)(maps, size)
+    return implementation("offset_max_pool", maps)(maps, size)
 
 
 @_pool.register_fake
@@ -56,7 +48,7 @@ def _(maps: Tensor, size: int) -> Tensor:
 
 @torch.library.custom_op("overfeat::offset_max_pool_backward", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
-    return implementation("offset_max_pool_backward", maps, size=size)(grad, maps, size)
+    return implementation("offset_max_pool_backward", maps)(grad, maps, size)
 
 
 @_pool_backward.register_fake

@@ -19,19 +19,15 @@ CUDAGRAPH_UNSAFE = (torch.Tag.cudagraph_unsafe,)
 
 
 class Supports(Protocol):
-    """Why a backend does not run an op on such inputs, or None if it does.
-
-    size is the pool size, num_classes the width of class scores; None where only device and dtype are asked about.
-    """
+    """Why a backend does not run an op on such inputs, or None if it does; num_classes: the width of class scores."""
 
     def __call__(
-        self, op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None,
-        num_classes: int | None = None,
-    ) -> str | None: ...  # fmt: skip
+        self, op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None
+    ) -> str | None: ...
 
 
 def _supports_everything(
-    op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None, num_classes: int | None = None
+    op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None
 ) -> str | None:
     return None
 
@@ -43,7 +39,7 @@ class Backend:
     Attributes:
         name: the name for `backend(name)`.
         functions: implementation of each op that it has; their arguments have been checked.
-        supports: the reason why an input is not supported, see `Supports`; asked about ops in `functions` only.
+        supports: see `Supports`; asked about ops in `functions` only.
         note: shown by `overfeat.fast.status()` beside what it runs.
     """
 
@@ -96,23 +92,17 @@ def backends_of(op: str) -> list[Backend]:
     return [b for b in reversed(_backends.values()) if op in b.functions]
 
 
-def select_backend(
-    op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None, num_classes: int | None = None
-) -> Backend:
-    """The backend that runs an op on such inputs; see `Supports` for the arguments.
-
-    Raises:
-        ValueError: if a `backend` block names one that has the op and does not support the inputs.
-    """
+def select_backend(op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None) -> Backend:
+    """The backend that runs an op on such inputs; ValueError if a `backend` block names one that does not."""
     override = active_override()
     if override is not None and op in _backends[override].functions:
-        reason = _backends[override].supports(op, device, dtype, size=size, num_classes=num_classes)
+        reason = _backends[override].supports(op, device, dtype, num_classes)
         if reason is not None:
             raise ValueError(f"backend {override!r} does not run {op} on {dtype} on {device.type}: {reason}")
         return _backends[override]
-    return next(b for b in backends_of(op) if b.supports(op, device, dtype, size=size, num_classes=num_classes) is None)
+    return next(b for b in backends_of(op) if b.supports(op, device, dtype, num_classes) is None)
 
 
-def implementation(op: str, tensor: Tensor, *, size: int | None = None, num_classes: int | None = None) -> Callable:
+def implementation(op: str, tensor: Tensor, num_classes: int | None = None) -> Callable:
     """The function that runs an op on inputs of this tensor's device and dtype."""
-    return select_backend(op, tensor.device, tensor.dtype, size=size, num_classes=num_classes).functions[op]
+    return select_backend(op, tensor.device, tensor.dtype, num_classes).functions[op]

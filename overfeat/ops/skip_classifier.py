@@ -17,11 +17,8 @@ def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int
     """Pool at every offset, apply the classifier's first layer, interleave (section 3.3, a-e).
 
     Args:
-        maps: [N, C, H, W], before the pooling.
-        weight: [O, C, k, k].
-        bias: [O] or None.
-        size: pool size.
-        relu: apply a ReLU.
+        maps: [N, C, H, W], before the pooling by `size`.
+        weight, bias: [O, C, k, k], and [O] or None.
 
     Returns:
         [N, O, H-k*size+1, W-k*size+1]: one output for every offset of the pooling, in the maps' memory format.
@@ -84,14 +81,13 @@ def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: in
             raise ValueError(f"maps have {m.shape[1]} channels, the weight has {weight.shape[1]} input channels")
         for name, other in (("weight", weight), ("bias", bias)):
             if other is not None and (other.dtype != m.dtype or other.device != m.device):
-                raise ValueError(
-                    f"maps are {m.dtype} on {m.device}, the {name} {other.dtype} on {other.device}; move one"
-                )
+                dtypes = f"maps are {m.dtype} on {m.device}, the {name} {other.dtype} on {other.device}"
+                raise ValueError(f"{dtypes}; move one")
 
 
 @torch.library.custom_op("overfeat::skip_classifier_flat", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
 def _flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
-    return implementation("skip_classifier_flat", maps[0], size=size)(maps, weight, bias, size, relu)
+    return implementation("skip_classifier_flat", maps[0])(maps, weight, bias, size, relu)
 
 
 @_flat.register_fake
@@ -105,11 +101,8 @@ def _flat_backward(
     grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
     need_maps: bool, need_weight: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of the maps (if needed), then of the weight and the bias (if needed).
-
-    `output` is None if no ReLU was applied.
-    """
-    run = implementation("skip_classifier_flat_backward", maps[0], size=size)
+    """Gradients of the maps, then of the weight and the bias, each if needed. output: None if there was no ReLU."""
+    run = implementation("skip_classifier_flat_backward", maps[0])
     return run(grad, maps, weight, output, size, need_maps, need_weight)
 
 

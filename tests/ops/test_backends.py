@@ -174,7 +174,7 @@ def test_compiled_code_looks_at_the_block_around_the_call(doubling, name):
 
 @pytest.fixture
 def doubling():
-    """A backend that pools, doubles, and records its calls; it supports a pool size of 2 only."""
+    """A backend that pools, doubles, and records its calls; it supports float64 only."""
     ran = []
 
     def pool(maps, size):
@@ -187,8 +187,8 @@ def doubling():
 
     functions = {"offset_max_pool": pool, "offset_max_pool_backward": pool_backward}
 
-    def supports(op, device, dtype, *, size=None, num_classes=None):
-        return None if size == 2 else f"{size} is not 2"
+    def supports(op, device, dtype, num_classes=None):
+        return None if dtype == torch.float64 else "float64 only"
 
     ops.register_backend(Backend("doubling", functions, supports))
     yield ran
@@ -204,7 +204,7 @@ def test_a_registered_backend_takes_precedence(doubling):
     assert torch.equal(gradient, 2 * torch.autograd.grad(plain.sum(), maps)[0])
     assert doubling[1:] == ["offset_max_pool", "offset_max_pool_backward"]
     # inputs that it does not support, and ops that it does not have, run on the next backend
-    ops.offset_max_pool(maps, 3)
+    ops.offset_max_pool(maps.float(), 2)
     ops.skip_classifier(maps, parameters(4, 3, 2)[0], None, 2)
     with ops.backend("torch"):
         assert torch.equal(ops.offset_max_pool(maps, 2), plain)
@@ -215,9 +215,9 @@ def test_a_named_backend_refuses_unsupported_inputs(doubling):
     maps = numbers((1, 3, 7, 8))
     with ops.backend("doubling"):
         ops.offset_max_pool(maps, 2)
-        words = "'doubling' does not run offset_max_pool on torch.float64 on cpu: 3 is not 2"
+        words = "'doubling' does not run offset_max_pool on torch.float32 on cpu: float64 only"
         with pytest.raises(ValueError, match=words):
-            ops.offset_max_pool(maps, 3)
+            ops.offset_max_pool(maps.float(), 2)
         assert ops.skip_classifier(maps, parameters(4, 3, 2)[0], None, 2).shape == (1, 4, 4, 5)  # it has no such op
 
 

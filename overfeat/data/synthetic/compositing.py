@@ -6,15 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from overfeat.data.synthetic import DIGITS
-from overfeat.data.synthetic.shapes import (
-    MIN_SIDE,
-    distort,
-    patch_mask,
-    render,
-    soften,
-    tight_box,
-    uniform,
-)
+from overfeat.data.synthetic.shapes import MIN_SIDE, distort, patch_mask, render, soften, tight_box, uniform
 from overfeat.data.synthetic.sources import DIGIT_RANGES, mnist_digits, pick, random_crop
 
 MAX_HIDDEN = 0.30  # fraction of a digit's ink that later layers may cover

@@ -8,17 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat.errors import InputError
-from overfeat.ops.layout import (
-    concat,
-    flatten_maps,
-    flatten_positions,
-    memory_format_of,
-    output_shapes,
-    unflatten_positions,
-)
+from overfeat.ops import layout
+from overfeat.ops.layout import memory_format_of
 from overfeat.ops.registry import Backend
 
-# Below this many positions, a GEMM on gathered windows beats the CPU's convolution, which repacks its weights.
+# Below this many positions, a GEMM on gathered windows beats the CPU's convolution, which repacks its weights at
+# every call (420 MB in the accurate net).
 GATHER_MAX_POSITIONS = 512
 
 
@@ -39,9 +34,8 @@ def _pool(maps: Tensor, size: int) -> Tensor:
 def offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
     """The gradient of the maps."""
     _, indices = torch.ops.aten.max_pool2d_with_indices(maps, [size, size], [1, 1])
-    grad_maps = torch.ops.aten.max_pool2d_with_indices_backward(
-        grad, maps, [size, size], [1, 1], [0, 0], [1, 1], False, indices
-    )
+    gradient = torch.ops.aten.max_pool2d_with_indices_backward
+    grad_maps = gradient(grad, maps, [size, size], [1, 1], [0, 0], [1, 1], False, indices)
     return grad_maps.contiguous(memory_format=memory_format_of(maps))
 
 
@@ -49,25 +43,22 @@ def skip_classifier_flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | 
     """See ops.skip_classifier_flat: a dilated convolution of the pooled maps."""
     results: dict[int, Tensor] = {}
     small = []
-    for i, (m, (n, height, width)) in enumerate(zip(maps, output_shapes(maps, weight.shape[2], size), strict=True)):
+    shapes = layout.output_shapes(maps, weight.shape[2], size)
+    for i, (m, (n, height, width)) in enumerate(zip(maps, shapes, strict=True)):
         pooled = _pool(m, size)
         if m.device.type == "cpu" and n * height * width < GATHER_MAX_POSITIONS:
             small.append((i, pooled))
         else:
-            results[i] = flatten_positions(F.conv2d(pooled, weight, bias, dilation=size))
+            results[i] = layout.flatten_positions(F.conv2d(pooled, weight, bias, dilation=size))
     results.update(_gathered(small, weight, bias, size))
-    flat = concat([results[i] for i in range(len(maps))])
+    flat = layout.concat([results[i] for i in range(len(maps))])
     return flat.relu_() if relu else flat
 
 
 def _gathered(
     pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, size: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """The dilated convolution of several small maps as one GEMM: yields (index, flat outputs) in the order given.
-
-    The CPU's convolution repacks its weights at every call, 420 MB in the accurate net, which costs more than the
-    arithmetic of few positions.
-    """
+    """The dilated convolution of several small maps as one GEMM: yields (index, flat outputs) in the order given."""
     if not pooled:
         return
     k = weight.shape[2]
@@ -79,7 +70,7 @@ def _gathered(
         s = last.stride()
         taps = last.as_strided((*shape, k, k, c), (s[0], s[1], s[2], size * s[1], size * s[2], 1))
         windows.append(taps.reshape(-1, k * k * c))
-    flat = F.linear(torch.cat(windows), flatten_maps(weight), bias)
+    flat = F.linear(torch.cat(windows), layout.flatten_maps(weight), bias)
     for (i, _), chunk in zip(pooled, flat.split([len(w) for w in windows]), strict=True):
         yield i, chunk
 
@@ -92,7 +83,7 @@ def skip_classifier_flat_backward(
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     grad_maps, grad_weight, grad_bias = [], None, None
-    for m, chunk in zip(maps, unflatten_positions(grad, maps, weight.shape[2], size), strict=True):
+    for m, chunk in zip(maps, layout.unflatten_positions(grad, maps, weight.shape[2], size), strict=True):
         of_pooled, of_weight, of_bias = torch.ops.aten.convolution_backward(
             chunk, _pool(m, size), weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
             [need_maps, need_weight, need_weight],
@@ -138,13 +129,10 @@ def merge_boxes(boxes: Tensor, scores: Tensor, lengths: list[int], **rule: Any) 
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "offset_max_pool": offset_max_pool,
-    "offset_max_pool_backward": offset_max_pool_backward,
-    "skip_classifier_flat": skip_classifier_flat,
-    "skip_classifier_flat_backward": skip_classifier_flat_backward,
-    "class_scores": class_scores,
-    "convolution": convolution,
-    "linear": linear,
-    "merge_boxes": merge_boxes,
-}
+    function.__name__: function
+    for function in (
+        offset_max_pool, offset_max_pool_backward, skip_classifier_flat, skip_classifier_flat_backward,
+        class_scores, convolution, linear, merge_boxes,
+    )
+}  # fmt: skip
 BACKEND = Backend("torch", FUNCTIONS)

@@ -36,12 +36,7 @@ def merge_boxes(
     boxes: Tensor, scores: Tensor, lengths: list[int], *,
     match_threshold: float, match_metric: str, box_average: str, min_iou: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Merge within runs of `lengths` boxes: see ops.merge_boxes, which checks the arguments.
-
-    Returns:
-        boxes [T, 4], summed scores [T], maximum scores [T], counts int64 [T] (0 for a box that was merged into
-        another), and int64 [T], the index of the box that it was merged into, or -1.
-    """
+    """Merge within runs of `lengths` boxes: see ops.merge_boxes, which checks the arguments, and ops.reference."""
     corners, sums = (values.detach().cpu().numpy().copy() for values in (boxes, scores))
     max_score, counts, merged_into = sums.copy(), np.ones(len(sums), np.int64), np.full(len(sums), -1, np.int64)
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -137,8 +132,7 @@ def _new_tree(n):
     while leaves < n:
         leaves *= 2
     tree = np.full(2 * leaves, -1, np.int32)
-    for i in range(n):
-        tree[leaves + i] = i
+    tree[leaves : leaves + n] = np.arange(n)
     return tree
 
 

@@ -43,9 +43,7 @@ class PackedWeight:
 _seen: dict[int, PackedWeight] = {}
 
 
-def supports(
-    op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None, num_classes: int | None = None
-) -> str | None:
+def supports(op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None) -> str | None:
     """Why packed weights do not run an op on such inputs, or None if they do."""
     if device.type != "cpu":
         return "pre-packed weights are for CPUs"
@@ -120,12 +118,8 @@ def _lookup(weight: Tensor) -> PackedWeight | None:
 def _spot_check_index(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Output, channel and tap of sampled values: at least one for every output and every input channel."""
     outputs, channels, taps = shape[0], shape[1], shape[2] * shape[3]
-    along = torch.arange(outputs), torch.arange(channels)
-    return (
-        torch.cat([along[0], along[1] * 7 % outputs]),
-        torch.cat([along[0] * 5 % channels, along[1]]),
-        torch.cat([along[0] % taps, along[1] % taps]),
-    )
+    o, c = torch.arange(outputs), torch.arange(channels)
+    return torch.cat([o, c * 7 % outputs]), torch.cat([o * 5 % channels, c]), torch.cat([o % taps, c % taps])
 
 
 def _direct(

@@ -18,9 +18,7 @@ BOX_DTYPES = (torch.float32, torch.float64)
 MAX_CLASSES = 32768  # class_scores holds a row of logits in registers
 
 
-def supports(
-    op: str, device: torch.device, dtype: torch.dtype, *, size: int | None = None, num_classes: int | None = None
-) -> str | None:
+def supports(op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None) -> str | None:
     """Why the kernels do not run an op on such inputs, or None if they do."""
     if not _has_triton():
         return "Triton is not installed"

@@ -87,13 +87,9 @@ def transform_weight(weight: Tensor) -> Tensor:
 
 
 def convolve(maps: list[Tensor], transformed: Tensor, k: int, size: int) -> Tensor:
-    """The convolution of maps [N, C, H, W], channels last, with dilation `size`: flat outputs [positions, O].
+    """The convolution of maps [N, C, H, W] with dilation `size`: flat outputs [positions, O].
 
-    Args:
-        maps: of one C.
-        transformed: [t*t, O, C] by `transform_weight`.
-        k: side of the kernel.
-        size: dilation.
+    The maps are channels last and of one C; transformed: [t*t, O, C] by `transform_weight`.
     """
     outputs = transformed.shape[1]
     of_outputs, _, of_maps = transforms(k)
@@ -104,8 +100,8 @@ def convolve(maps: list[Tensor], transformed: Tensor, k: int, size: int) -> Tens
         chunk = tiles[:, start : start + TILES_AT_ONCE]
         inputs = (of_maps @ chunk.reshape(tile**2, -1)).view(chunk.shape)
         for o in range(0, outputs, OUTPUTS_AT_ONCE):
-            product = torch.bmm(inputs, transformed[:, o : o + OUTPUTS_AT_ONCE].transpose(1, 2))
-            block = (of_outputs @ product.view(tile**2, -1)).view(m * m, *product.shape[1:])
+            gemms = torch.bmm(inputs, transformed[:, o : o + OUTPUTS_AT_ONCE].transpose(1, 2))
+            block = (of_outputs @ gemms.view(tile**2, -1)).view(m * m, *gemms.shape[1:])
             results[:, start : start + TILES_AT_ONCE, o : o + OUTPUTS_AT_ONCE] = block
     flat, start = [], 0
     for x in maps:
