@@ -43,7 +43,7 @@ def machine() -> dict[str, str | int | float]:
     if cpuinfo.exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    commit, clone = os.environ.get("OVERFEAT_COMMIT", ""), Path(__file__).resolve().parent.parent
+    commit, clone = os.environ.get("OVERFEAT_COMMIT", ""), Path(__file__).resolve().parents[2]
     if not commit and (clone / ".git").exists():
         with suppress(FileNotFoundError):  # a machine without git
             describe = ["git", "describe", "--always", "--dirty"]

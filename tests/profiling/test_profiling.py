@@ -1,8 +1,10 @@
 """Regions and their times, counted MACs, and `overfeat profile`."""
 
 import json
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from overfeat.data.images import read_image
 from overfeat.dense.config import DenseConfig
 from overfeat.dense.grid import grids
 from overfeat.models.flops import region_macs, stage_macs
+from overfeat.profiling.measure import machine
 from overfeat.profiling.peaks import measured_peaks
 from overfeat.profiling.profile import profile
 from overfeat.profiling.table import stage_seconds, table
@@ -165,3 +168,14 @@ def test_someone_else_s_files_stay(tmp_path, capsys):
     (tmp_path / "profile.json").write_text("mine")
     assert main(["profile", str(SCENE), "-o", str(tmp_path)]) == 1
     assert "profile.json" in capsys.readouterr().err and (tmp_path / "profile.json").read_text() == "mine"
+
+
+def test_the_commit_is_that_of_the_clone(monkeypatch):
+    monkeypatch.delenv("OVERFEAT_COMMIT", raising=False)
+    clone = Path(__file__).resolve().parents[2]
+    if not (clone / ".git").exists():
+        pytest.skip("no git clone")
+    describe = ["git", "describe", "--always", "--dirty"]
+    assert machine()["commit"] == subprocess.run(describe, cwd=clone, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv("OVERFEAT_COMMIT", "abc")
+    assert machine()["commit"] == "abc"
