@@ -10,30 +10,18 @@ from overfeat.errors import ArgumentError
 
 
 def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] | None = None,
-    minimum: float | None = None,
-    below: float = math.inf,
-    metavar: str | None = None,
-    parse: Callable[[str], Any] | None = None,
+    default: Any, help: str, *, choices: Sequence[str] | None = None, minimum: float | None = None,
+    below: float = math.inf, metavar: str | None = None, parse: Callable[[str], Any] | None = None,
     flags: Sequence[str] = (),
-) -> Any:
+) -> Any:  # fmt: skip
     """A dataclass field that is an option of a command.
 
     Args:
-        default: Its default value.
-        help: One line for `--help` and the documentation.
-        choices: The values that are allowed.
-        minimum: The smallest number allowed, also for each number of a tuple.
-        below: Numbers must be less than this, where a minimum is given.
+        default, help: Its default value, and one line for `--help`.
+        choices, minimum, below: The values allowed; of tuples, for each number; below counts where minimum is given.
         metavar: How the value is written in `--help`.
         parse: Makes the value from the command line's text, where the field's type does not.
         flags: Its names on the command line, where they are not the field's name with dashes.
-
-    Returns:
-        The field, with these in its metadata.
     """
     limits = {"choices": choices, "minimum": minimum, "below": below}
     shown = {"help": help, "metavar": metavar, "parse": parse, "flags": tuple(flags)}

@@ -1,4 +1,4 @@
-"""Pictures of results. Needs matplotlib (the `demo` extra)."""
+"""Pictures of results: PNG files, written atomically. Needs matplotlib (the `demo` extra)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +29,9 @@ def figure_class() -> type:
 
 
 def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path: str | Path) -> None:
-    """Draw one class's score at every position, a panel per scale, with the best window of each.
+    """Draw one class's score at every position of an image uint8 [3, H, W], a panel per scale, with the best windows.
 
-    Args:
-        image: uint8 [3, H, W].
-        maps: Of this image (`score_maps`); those of its mirror image are not drawn.
-        label: The class.
-        title: Of the figure.
-        path: The PNG, written atomically. Each score is painted at the centre of its window.
+    Each score is painted at the centre of its window. The maps of the mirror image (`score_maps`) are not drawn.
     """
     maps = [m for m in maps if not m.grid.flipped]
     figure, axes = _panels(image, len(maps) + 1, title)
@@ -56,18 +51,9 @@ def heat_maps(image: Tensor, maps: list[ScoreMap], label: int, title: str, path:
 def _draw_map(axis: Any, score_map: ScoreMap, label: int) -> Any:
     """Draw the scores of one scale and the best window; returns what the colour bar is for."""
     grid, scores, boxes = score_map.grid, score_map.scores[0, label].cpu(), score_map.grid.boxes()
-    shading = axis.imshow(
-        scores,
-        cmap="inferno",
-        vmin=0,
-        vmax=1,
-        alpha=np.clip(0.25 + scores.numpy(), 0, 0.8),
-        extent=_centres(boxes),
-        interpolation="nearest",
-        zorder=2,
-    )
-    x1, y1, x2, y2 = boxes.reshape(-1, 4)[int(torch.argmax(scores))]
-    axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="cyan", linewidth=1.2, zorder=3)
+    style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "interpolation": "nearest", "zorder": 2}
+    shading = axis.imshow(scores, alpha=np.clip(0.25 + scores.numpy(), 0, 0.8), extent=_centres(boxes), **style)
+    _draw_box(axis, boxes.reshape(-1, 4)[int(torch.argmax(scores))], "cyan", linewidth=1.2, zorder=3)
     positions = f"{grid.shape[0]}x{grid.shape[1]} positions"
     axis.set_title(f"{grid.scaled[0]}x{grid.scaled[1]}: {positions}, best {scores.max():.2f}", fontsize=8)
     return shading
@@ -78,13 +64,7 @@ def localization(
 ) -> None:
     """Draw the candidate boxes of each scale and the merged ones with their confidence, as the paper's figure 6.
 
-    Args:
-        image: uint8 [3, H, W].
-        candidates: Before merging; at each scale the MAX_BOXES best are drawn, in the colours of their classes.
-        detections: After merging.
-        names: Of the classes.
-        title: Of the figure.
-        path: The PNG, written atomically.
+    Of each scale's candidates the MAX_BOXES best are drawn, in the colours of their classes.
     """
     scales = sorted(set(candidates.scales.tolist()))
     figure, axes = _panels(image, len(scales) + 1, title)
@@ -94,17 +74,17 @@ def localization(
         best = indices[candidates.scores[indices].argsort(descending=True)[:MAX_BOXES]]
         axis.imshow(picture)
         for i in reversed(best.tolist()):
-            alpha = float(candidates.scores[i]) * 0.8
-            _draw_box(axis, candidates.boxes[i].tolist(), int(candidates.labels[i]), 0.5, alpha)
+            color, alpha = f"C{int(candidates.labels[i]) % 10}", float(candidates.scores[i]) * 0.8
+            _draw_box(axis, candidates.boxes[i].tolist(), color, linewidth=0.5, alpha=alpha)
         highest = candidates.scores[indices].max()
         axis.set_title(f"scale {scale + 1}: {len(indices)} boxes, best {highest:.2f}", fontsize=8)
     axis = axes[len(scales)]
     axis.imshow(picture)
     for i in reversed(range(len(detections))):
         label, strength = int(detections.labels[i]), float(detections.scores[i] / detections.scores[0])
-        box = detections.boxes[i].tolist()
-        _draw_box(axis, box, label, 0.8 + 1.6 * strength, 0.3 + 0.7 * strength)
-        style = {"facecolor": f"C{label % 10}", "alpha": 0.3 + 0.5 * strength, "pad": 1, "linewidth": 0}
+        box, color = detections.boxes[i].tolist(), f"C{label % 10}"
+        _draw_box(axis, box, color, linewidth=0.8 + 1.6 * strength, alpha=0.3 + 0.7 * strength)
+        style = {"facecolor": color, "alpha": 0.3 + 0.5 * strength, "pad": 1, "linewidth": 0}
         _draw_text(axis, box, f"{names[label]} {detections.scores[i]:.1f}", style, fontsize=7, verticalalignment="top")
     axis.set_title("merged: summed confidence", fontsize=8)
     for axis in axes[: len(scales) + 1]:
@@ -113,7 +93,7 @@ def localization(
 
 
 def detections(image: Tensor, detections: Detections, names: Sequence[str], title: str, path: str | Path) -> None:
-    """Draw detections in the colours of their classes, stronger with higher scores. Writes a PNG, atomically."""
+    """Draw detections in the colours of their classes, stronger with higher scores."""
     height, width = image.shape[1:]
     longer = max(height, width)
     inches = min(max(12, longer / 110), 30)  # the image's resolution, within limits
@@ -125,10 +105,9 @@ def detections(image: Tensor, detections: Detections, names: Sequence[str], titl
     fontsize = 9 if len(detections) <= 30 else 5
     for i in reversed(range(len(detections))):
         label, strength = int(detections.labels[i]), float(detections.scores[i] / detections.scores[0])
-        box = detections.boxes[i].tolist()
-        _draw_box(axis, box, label, 1 + strength, 0.4 + 0.6 * strength)
-        text = f"{names[label]} {detections.scores[i]:.2f}"
-        style = {"facecolor": f"C{label % 10}", "edgecolor": "none", "pad": 1}
+        box, color = detections.boxes[i].tolist(), f"C{label % 10}"
+        _draw_box(axis, box, color, linewidth=1 + strength, alpha=0.4 + 0.6 * strength)
+        style, text = {"facecolor": color, "edgecolor": "none", "pad": 1}, f"{names[label]} {detections.scores[i]:.2f}"
         _draw_text(axis, box, text, style, fontsize=fontsize, verticalalignment="bottom")
     _set_limits(axis, image)
     _save(figure, path)
@@ -153,7 +132,7 @@ def check_picture(path: Path) -> None:
 
 
 def precision_recall(results: dict, path: str | Path) -> None:
-    """Draw the curves of `evaluate_detection`. Writes a PNG, atomically."""
+    """Draw the curves of `evaluate_detection`."""
     figure = _figure(6, 5)
     axis = figure.subplots()
     for name, curve in results["curves"].items():
@@ -168,10 +147,7 @@ def precision_recall(results: dict, path: str | Path) -> None:
 
 
 def multibox(results: dict, path: str | Path) -> None:
-    """Draw the detection rate and the class-agnostic precision of `evaluate_multibox` (DeepMultiBox's figures 1 and 5).
-
-    Writes a PNG, atomically.
-    """
+    """Draw the detection rate and class-agnostic precision of `evaluate_multibox` (DeepMultiBox's figures 1 and 5)."""
     figure = _figure(11, 4.5)
     left, right = figure.subplots(1, 2)
     left.plot(range(1, len(results["rate"]) + 1), results["rate"], linewidth=1.2)
@@ -186,10 +162,7 @@ def multibox(results: dict, path: str | Path) -> None:
 
 
 def stage_times(results: dict, titles: Sequence[str], path: str | Path) -> None:
-    """Draw the result of `profile`: a bar of regions for each scale, and its rate. Writes a PNG, atomically.
-
-    titles: of the entries of results["grids"], then of results["whole"].
-    """
+    """Draw the result of `profile`: a bar of regions and its rate for each of results["grids"] and results["whole"]."""
     entries = [*results["grids"], results["whole"]]
     figure = _figure(10, 1.6 + 0.4 * len(entries))
     axis = figure.subplots()
@@ -240,9 +213,9 @@ def _set_limits(axis: Any, image: Tensor) -> None:
     axis.set_ylim(image.shape[1], 0)
 
 
-def _draw_box(axis: Any, box: Sequence[float], label: int, line: float, alpha: float) -> None:
+def _draw_box(axis: Any, box: Sequence[float], color: str, **style: float) -> None:
     x1, y1, x2, y2 = box
-    axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=f"C{label % 10}", linewidth=line, alpha=alpha)
+    axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, **style)
 
 
 def _draw_text(axis: Any, box: Sequence[float], text: str, style: dict, **options: Any) -> None:

@@ -21,10 +21,7 @@ class ClassifierConfig(TaskOptions):
     dropout: float = option(0.5, "dropout of the hidden layers", minimum=0, below=1)
     flip: bool = option(True, "train on mirror images too")
     resize: tuple[int, ...] | None = option(
-        None,
-        "shorter side of images before cropping, or the range it is drawn from (default: 256; small net 54)",
-        minimum=1,
-        metavar="MIN[,MAX]",
+        None, "shorter side before cropping, or its range (default: 256; small net 54)", minimum=1, metavar="MIN[,MAX]"
     )
     crops: int = option(5, "random crops per image and epoch", minimum=1)
 

@@ -1,7 +1,6 @@
 """Labelled images to train and validate a classifier on."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,14 @@ from overfeat.data.readers.image_folder import read_image_folder
 from overfeat.errors import ArgumentError, InputError
 
 
-def read_data(
-    data: str | os.PathLike, validation: str | os.PathLike | None, devkit: str | os.PathLike | None
-) -> tuple[ImageFolder, ImageFolder | None]:
-    """Training and validation images.
+def read_data(data: Path, validation: Path | None, devkit: Path | None) -> tuple[ImageFolder, ImageFolder | None]:
+    """Training and validation images. Raises InputError as the readers do.
 
     Args:
         data: A folder of images per class; or a folder that holds one as train, and perhaps validation or val.
         validation: A folder of validation images with the same classes; None: the one beside train, if any.
         devkit: ILSVRC's development kit, for images laid out as there.
-
-    Raises:
-        InputError: As the readers do.
     """
-    data = Path(data)
     if (data / "train").is_dir():
         folders = [data / name for name in ("validation", "val") if (data / name).is_dir()]
         validation = validation or (folders[0] if folders else None)
@@ -69,25 +62,15 @@ class CropDataset(Dataset):
         folder: The labelled images.
         window: Side of the crops in pixels.
         resize: Range of the shorter side, drawn log-uniformly; the paper's is fixed at 256.
-        crops: Crops per image and epoch.
-        flip: Add the mirror image of every crop.
+        crops, flip: Crops per image and epoch, and whether the mirror image of each is added.
         seed: Of all randomness.
-        max_pixels: Larger images count as unreadable.
-        cache_bytes: Memory for decoded images.
+        max_pixels, cache_bytes: See `ImageCache`.
     """
 
     def __init__(
-        self,
-        folder: ImageFolder,
-        window: int,
-        resize: tuple[int, int],
-        *,
-        crops: int = 5,
-        flip: bool = True,
-        seed: int = 0,
-        max_pixels: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
-    ):
+        self, folder: ImageFolder, window: int, resize: tuple[int, int], *, crops: int = 5, flip: bool = True,
+        seed: int = 0, max_pixels: int | None = None, cache_bytes: int = CACHE_BYTES,
+    ):  # fmt: skip
         check_sizes(window, *resize)
         if crops < 1:
             raise ArgumentError("crops", f"must be at least 1, not {crops}")
@@ -105,17 +88,11 @@ class CropDataset(Dataset):
         number, crop = divmod(index, self.crops)
         draw = np.random.default_rng([self.seed, epoch, number, crop]).random(3)
         image, label = self._usable(number, draw[0])
-        y, x = (
-            min(int(fraction * (side - self.window + 1)), side - self.window)
-            for fraction, side in zip(draw[1:], image.shape[1:], strict=True)
-        )
+        room = [side - self.window for side in image.shape[1:]]
+        y, x = (min(int(fraction * (most + 1)), most) for fraction, most in zip(draw[1:], room, strict=True))
         image = image[:, y : y + self.window, x : x + self.window]
         image = image.flip(-1) if mirror else image.contiguous()
         return {"image": image, "label": label, "unreadable": number if number in self.cache.invalid else -1}
-
-    def error_for(self, number: int) -> tuple[str, str]:
-        """(file, message) of an image named in "unreadable"."""
-        return self.cache.error_for(number)
 
     def _usable(self, number: int, fraction: float) -> tuple[Tensor, int]:
         """The image, or the next that can be used, resized, and its label."""
@@ -126,7 +103,7 @@ class CropDataset(Dataset):
             image = self.cache.get(candidate)
             if image is not None:
                 return resize_shorter(image, size), self.samples[candidate][1]
-        raise InputError(f"none of the {len(self.samples)} images can be used; {self.error_for(0)[1]}")
+        raise InputError(f"none of the {len(self.samples)} images can be used; {self.cache.error_for(0)[1]}")
 
 
 class CentreCropDataset(Dataset):
@@ -136,14 +113,9 @@ class CentreCropDataset(Dataset):
     """
 
     def __init__(
-        self,
-        folder: ImageFolder,
-        window: int,
-        short_side: int,
-        *,
-        max_pixels: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
-    ):
+        self, folder: ImageFolder, window: int, short_side: int,
+        *, max_pixels: int | None = None, cache_bytes: int = CACHE_BYTES,
+    ):  # fmt: skip
         check_sizes(window, short_side, short_side)
         self.window, self.short_side = window, short_side
         self.samples = folder.samples
@@ -160,10 +132,6 @@ class CentreCropDataset(Dataset):
             return {"image": zeros, "label": -1, "unreadable": number}
         image = centre_crop(image, self.window, self.short_side).contiguous()
         return {"image": image, "label": self.samples[number][1], "unreadable": -1}
-
-    def error_for(self, number: int) -> tuple[str, str]:
-        """(file, message) of an image named in "unreadable"."""
-        return self.cache.error_for(number)
 
 
 def check_sizes(window: int, low: int, high: int) -> None:

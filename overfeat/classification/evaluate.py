@@ -1,7 +1,6 @@
 """Error rates of a classifier over a data set, by every voting protocol of the paper's table 2."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,18 +26,11 @@ def score_by_protocol(
 ) -> dict[str, Tensor]:
     """Scores [num_classes] of one image [3, H, W] by each protocol; a scale of several protocols is evaluated once.
 
-    Args:
-        net: The classifier.
-        image: RGB in 0..255.
-        protocols: Of PROTOCOLS.
-        flip: Include mirror images; None: as the net was trained.
-        memory_limit: Bytes for the maps of a scale.
+    `protocols` are among PROTOCOLS; for `flip` and `memory_limit` see `DenseConfig`.
     """
     scores = {}
     for stride in ("coarse", "fine"):
-        dense = {
-            name: DENSE_PROTOCOLS[name][0] for name in protocols if DENSE_PROTOCOLS.get(name, ("", ""))[1] == stride
-        }
+        dense = {k: DENSE_PROTOCOLS[k][0] for k in protocols if DENSE_PROTOCOLS.get(k, ("", ""))[1] == stride}
         numbers = sorted(set().union(*dense.values()))
         if not numbers:
             continue
@@ -64,13 +56,9 @@ def evaluate_classifier(
     max_pixels: int = MAX_PIXELS,
     progress: bool = True,
 ) -> dict:
-    """Error rates of a net, or of an ensemble of nets whose scores are averaged, over labelled images.
+    """Error rates of an ensemble of nets, whose scores are averaged, over labelled images.
 
-    Args:
-        nets: One or more of the same classes.
-        images: Image files and their labels.
-        protocols, flip, memory_limit: See `score_by_protocol`.
-        max_images, max_pixels, progress: See `map_images`.
+    The keyword arguments are those of `score_by_protocol` and `map_images`.
 
     Returns:
         {"images": count, "errors": {protocol: {"top1": percent, "top5": percent}}, "unreadable": messages}.
@@ -81,17 +69,14 @@ def evaluate_classifier(
     for name in protocols:
         if name not in PROTOCOLS:
             raise ArgumentError("protocols", f"must be among {'; '.join(PROTOCOLS)}, not {name!r}")
-    score = partial(_ensemble_scores, nets, protocols=protocols, flip=flip, memory_limit=memory_limit)
+
+    def score(image: Tensor) -> dict[str, Tensor]:
+        """The mean of the nets' `score_by_protocol`."""
+        each = [score_by_protocol(n, image, protocols=protocols, flip=flip, memory_limit=memory_limit) for n in nets]
+        return {name: torch.stack([scores[name] for scores in each]).mean(dim=0) for name in protocols}
+
     mapped = map_images(images, score, max_images=max_images, max_pixels=max_pixels, progress=progress)
     labels = torch.tensor([image.label for _, image, _ in mapped.results])
     scores = {name: torch.stack([result[name] for _, _, result in mapped.results]) for name in protocols}
     errors = {name: error_rates(scores[name], labels) for name in protocols}
     return {"images": len(labels), "errors": errors, "unreadable": mapped.unreadable}
-
-
-def _ensemble_scores(
-    nets: Sequence[OverFeat], image: Tensor, *, protocols: Sequence[str], flip: bool | None, memory_limit: int
-) -> dict[str, Tensor]:
-    """The mean of the nets' `score_by_protocol`."""
-    members = [score_by_protocol(net, image, protocols=protocols, flip=flip, memory_limit=memory_limit) for net in nets]
-    return {name: torch.stack([member[name] for member in members]).mean(dim=0) for name in protocols}

@@ -50,13 +50,8 @@ def classify(
 def scale_scores(net: OverFeat, images: Tensor, config: DenseConfig) -> Tensor:
     """Each class's best score over the positions of each scale and flip (section 3.3, i).
 
-    Args:
-        net: One net.
-        images: Of one size: [N, 3, H, W] or [3, H, W].
-        config: How they are evaluated.
-
-    Returns:
-        [scales * flips, N, classes], in the order of `dense.grid.grids`; `classify` is the mean over the first axis.
+    For images of one size, [N, 3, H, W] or [3, H, W], these are [scales * flips, N, classes], in the order of
+    `dense.grid.grids`; `classify` is the mean over the first axis.
     """
     images = as_batch(images)
     return max_scores(net, images, grids(net, (images.shape[2], images.shape[3]), config), config)
@@ -78,9 +73,11 @@ def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor
     False, or None and the net was not trained on mirror images. Arguments as in `classify`.
     """
     corners = [(0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)]
-    return _mean_over_nets(
-        nets, images, lambda net, batch: _crop_scores(net, batch, corners, net.flip if flip is None else flip)
-    )
+
+    def score(net: OverFeat, batch: Tensor) -> Tensor:
+        return _crop_scores(net, batch, corners, net.flip if flip is None else flip)
+
+    return _mean_over_nets(nets, images, score)
 
 
 @torch.no_grad()

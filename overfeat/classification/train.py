@@ -14,11 +14,7 @@ from overfeat.training.task import describe_data
 
 
 def build_classifier(data: ImageFolder, options: ClassifierConfig) -> tuple[OverFeat, bool]:
-    """The net that training starts from, and whether its last layer is new.
-
-    Raises:
-        InputError: `init` cannot be read, or `net` names another net.
-    """
+    """The net that training starts from, and whether its last layer is new. Raises InputError for a bad `init`."""
     if options.init:
         net = checkpoint.load(options.init)
         if options.net not in (None, net.architecture.name):
@@ -32,17 +28,9 @@ def build_classifier(data: ImageFolder, options: ClassifierConfig) -> tuple[Over
 
 
 class ClassifierTask(ClassificationTask):
-    """Trains an OverFeat net on random crops; validates it on centre crops.
+    """Trains an OverFeat net on random crops; validates it on centre crops. Arguments: see `Task`.
 
-    Args:
-        net: The net; its `flip` and `dropout` become those of the options.
-        data: Images labelled by net.class_names, in that order.
-        validation: Images to validate on, labelled alike.
-        options: How to train.
-        train: The options of the loop.
-
-    Raises:
-        InputError: Classes, sizes or files do not match.
+    The net's `flip` and `dropout` become those of the options.
     """
 
     def __init__(
@@ -61,18 +49,11 @@ class ClassifierTask(ClassificationTask):
         net.flip, net.dropout = options.flip, options.dropout
         if net.context is not None:
             net.context.requires_grad_(False)  # classification does not use it
+        limit, sides = options.max_pixels, (resize[0], resize[-1])
         dataset = CropDataset(
-            data,
-            window,
-            (resize[0], resize[-1]),
-            crops=options.crops,
-            flip=options.flip,
-            seed=train.seed,
-            max_pixels=options.max_pixels,
+            data, window, sides, crops=options.crops, flip=options.flip, seed=train.seed, max_pixels=limit
         )
-        centres = None
-        if validation:
-            centres = CentreCropDataset(validation, window, short_side, max_pixels=options.max_pixels)
+        centres = CentreCropDataset(validation, window, short_side, max_pixels=limit) if validation else None
         description = {**describe_data(data, validation), "architecture": net.architecture.to_json()}
         self.net = net
         super().__init__(net, dataset, centres, options, train, description)

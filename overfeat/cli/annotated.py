@@ -18,10 +18,8 @@ TRAINING, VALIDATION, TESTING = ("train", "trainval"), ("validation", "val"), ("
 
 def add_annotated_options(group: argparse._ActionsContainer, splits: Sequence[str]) -> None:
     """The options that name annotated images; `read_annotated` reads them."""
-    text = (
-        "a COCO .json file; a folder with SPLIT.json; a PASCAL VOC folder, or one of XML files beside their images; "
-        "with --devkit the ILSVRC images"
-    )
+    text = "a COCO .json file; a folder with SPLIT.json; a PASCAL VOC folder, or one of XML files beside their images; "
+    text += "with --devkit the ILSVRC images"
     group.add_argument("--data", type=Path, required=True, metavar="PATH", help=text)
     group.add_argument("--split", metavar="NAME", help=f"of a folder (default: {' or '.join(splits)})")
     group.add_argument("--images", type=Path, metavar="DIR", help="the images, if they do not lie beside --data")
@@ -50,10 +48,8 @@ def read_annotated(
         existing = splits_in(path)
         split = split or next((name for name in splits if name in existing), None)
         if split is None and existing:
-            raise InputError(
-                f"{path}: has none of the splits {', '.join(splits)}, but {shorten(existing)}; name the file, or the "
-                "split with --split"
-            )
+            others = f"has none of the splits {', '.join(splits)}, but {shorten(existing)}"
+            raise InputError(f"{path}: {others}; name the file, or the split with --split")
         data = read_annotations(path, images or args.images, split, skip_invalid=args.skip_invalid)
     report_problems(data, "invalid annotations")
     return data

@@ -39,10 +39,8 @@ def load_net(args: argparse.Namespace) -> "OverFeat":
     if args.weights and args.data_dir:
         raise InputError("--weights and --data-dir both name weights; give one of them")
     if args.large_net and not args.data_dir:
-        raise InputError(
-            "-l is the accurate net, which needs its weights: -d FOLDER with the released net_weight_1; "
-            "other weights are chosen with --weights"
-        )
+        needs = "-l is the accurate net, which needs its weights: -d FOLDER with the released net_weight_1; "
+        raise InputError(needs + "other weights are chosen with --weights")
     if args.data_dir:
         name = "accurate" if args.large_net else "fast"
         net = load_released(args.data_dir / RELEASED_FILES[name], name)

@@ -86,9 +86,5 @@ class RandomTileDataset(Dataset, ABC):
     def empty_item(self) -> dict:
         """The item in place of an image that cannot be used."""
 
-    def error_for(self, number: int) -> tuple[str, str]:
-        """(file, what is wrong with it) of an image that is marked unreadable."""
-        return self.cache.error_for(number)
-
     def _check_size(self, number: int, image: Tensor) -> None:
         self.annotated.samples[number].check(image)

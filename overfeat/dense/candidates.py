@@ -87,7 +87,7 @@ def collect_candidates(
     score_threshold: float = 0.0,
 ) -> Candidates:
     """`candidates` of an image [3, H, W] at these grids."""
-    _check_regressor(net, regressor)
+    regressor.check_made_for(net)
     if top_k is not None and top_k < 1:
         raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
     check_fraction("relative_threshold", relative_threshold)
@@ -110,15 +110,6 @@ def collect_candidates(
     every = Candidates(boxes, confidence, labels, index // flips)[order]
     strong = every.scores >= relative_threshold * maxima.amax(dim=0)[every.labels]
     return every[strong & _of_best_classes(every, maxima, top_k)]
-
-
-def _check_regressor(net: OverFeat, regressor: BoxRegressor) -> None:
-    if regressor.architecture != net.architecture:
-        raise InputError("the regressor was made for another net; load both from one file")
-    if regressor.num_classes not in (None, net.num_foreground_classes):
-        raise InputError(
-            f"the regressor has boxes for {regressor.num_classes} classes, the net {net.num_foreground_classes}"
-        )
 
 
 def _foreground_scores(net: OverFeat, tile: EvaluatedTile) -> Tensor:

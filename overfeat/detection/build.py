@@ -21,16 +21,13 @@ from overfeat.models.transfer import with_background
 def build_detector(
     data: Annotated, options: DetectorConfig, *, gpu: bool = False, shipped: Path | None = None
 ) -> tuple[OverFeat, BoxRegressor, Path | None]:
-    """A net with a background class and a box regressor for these objects.
+    """A net with a background class and a box regressor for these objects, and the file they start from.
 
     Args:
         data: The training data.
         options: What is not None there is not chosen here.
         gpu: Whether nets for large objects can be trained.
         shipped: Weights of a small net to start from by default.
-
-    Returns:
-        The net, the regressor, and the file they start from.
 
     Raises:
         InputError: Weights cannot be read, or options do not match.
@@ -96,14 +93,7 @@ def fitting(data: Annotated, net: OverFeat) -> np.ndarray:
 
 
 def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, init: Path | None) -> list[str]:
-    """Lines about the data, the choices and their reasons, and warnings of what cannot be detected.
-
-    Args:
-        data: The training data.
-        net: From `build_detector`.
-        options: What was not chosen.
-        init: From `build_detector`.
-    """
+    """Lines about the data, the choices of `build_detector` and their reasons, and warnings of what will be missed."""
     sides, window = longer_sides(data), net.architecture.window
     without = sum(not len(sample.labels) for sample in data.samples)
     factors = ", ".join(f"{factor:g}" for factor in net.scale_factors or ())
@@ -125,25 +115,19 @@ def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, in
 
 def _warnings(data: Annotated, net: OverFeat) -> list[str]:
     """What the detector will miss."""
-    sides, largest = longer_sides(data), max(net.scale_factors or ())
+    sides, largest, stride = longer_sides(data), max(net.scale_factors or ()), net.architecture.fine_stride
     lines = []
-    misfits = int((~fitting(data, net)).sum())
-    if misfits:
+    if misfits := int((~fitting(data, net)).sum()):
         lines.append(f"{misfits} boxes are too small or too large for these scales and hardly contribute to the loss")
-    stride = net.architecture.fine_stride
-    tiny = int((sides * largest < stride).sum())
-    if tiny:
+    if tiny := int((sides * largest < stride).sum()):
         lines.append(f"{tiny} boxes are smaller than the stride of {stride} px, even at the largest scale")
     height, width = max((sample.size for sample in data.samples), key=math.prod)
     if height * width * largest**2 > MAX_RESIZED:
-        lines.append(
-            f"an image of {width}x{height} px is too large to be searched at {largest:g} times its size; split it, or "
-            "give other scales"
-        )
+        size = f"{width}x{height} px is too large to be searched at {largest:g} times its size"
+        lines.append(f"an image of {size}; split it, or give other scales")
     easy = np.concatenate([sample.labels[~sample.difficult] for sample in data.samples])
     counts = np.bincount(easy, minlength=len(data.class_names))
-    absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
-    if absent:
+    if absent := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
         lines.append(f"classes without a box that is not difficult, which cannot be detected: {shorten(absent)}")
     return lines
 
@@ -152,6 +136,5 @@ def _new_regressor(net: OverFeat, options: DetectorConfig) -> BoxRegressor:
     classes = net.num_foreground_classes if options.per_class else None
     # Large windows have finer pooled maps, and unpooled ones would make up most of the net's weights.
     features = options.box_features or ("unpooled" if net.architecture.name == "small" else "pooled")
-    return BoxRegressor(
-        net.architecture, classes, box_coder=options.box_coder, hidden=options.hidden, box_features=features
-    )
+    coder, hidden = options.box_coder, options.hidden
+    return BoxRegressor(net.architecture, classes, box_coder=coder, hidden=hidden, box_features=features)

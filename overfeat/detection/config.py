@@ -16,9 +16,7 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     """How to train a detector on tiles of images (section 5)."""
 
     net: str | None = option(
-        None,
-        "architecture: fast, accurate or small (default: small; on a GPU fast, if the objects are large enough)",
-        metavar="NAME",
+        None, "fast, accurate or small (default: small; on a GPU fast for large objects)", metavar="NAME"
     )
     freeze_features: bool = option(False, "do not train the feature layers of the initial net")
     samples_per_image: int | None = option(
@@ -26,16 +24,10 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     )
     context: bool = option(True, "add features of each window's surroundings, at half the resolution")
     scales: tuple[float, ...] | None = option(
-        None,
-        "scale factors at which images are searched, such as 0.5,0.7,1.0 (default: chosen from the boxes)",
-        minimum=0.001,
-        below=64,
+        None, "scale factors, such as 0.5,0.7,1.0 (default: chosen from the boxes)", minimum=0.001, below=64
     )
     negative_sampling: str = option(
-        NEGATIVE_SAMPLING[0],
-        "negative windows that contribute to the loss: those with the highest loss (hard), random ones, or half of "
-        "each",
-        choices=NEGATIVE_SAMPLING,
+        "half_hard", "negatives in the loss: the hardest, random ones, or half of each", choices=NEGATIVE_SAMPLING
     )
     negatives_per_tile: int = option(16, "negative windows per tile", minimum=1)
 

@@ -28,8 +28,7 @@ class TileDataset(RandomTileDataset):
 
     Args:
         annotated: Images with boxes.
-        architecture: Of the net that is trained.
-        scale_factors: Of the net.
+        architecture, scale_factors: Of the net.
         tile: Largest side of a tile in pixels, at its scale.
         samples_per_image: Tiles per image and epoch.
         flip: Mirror half of them.
@@ -37,16 +36,9 @@ class TileDataset(RandomTileDataset):
     """
 
     def __init__(
-        self,
-        annotated: Annotated,
-        architecture: Architecture,
-        scale_factors: Sequence[float],
-        tile: int,
-        *,
-        samples_per_image: int = 4,
-        flip: bool = True,
-        **options: Any,
-    ):
+        self, annotated: Annotated, architecture: Architecture, scale_factors: Sequence[float], tile: int,
+        *, samples_per_image: int = 4, flip: bool = True, **options: Any,
+    ):  # fmt: skip
         super().__init__(annotated, architecture.window, samples_per_image, **options)
         self.architecture, self.scale_factors, self.flip = architecture, scale_factors, flip
         self.tile = max(tile, architecture.window)

@@ -100,13 +100,6 @@ def normalize_scores(confidence_sum: Tensor, boxes: Tensor, grids: Sequence[Grid
     They are s / (s + e), e being how many windows of the grids are positive for an object there
     (`detection.targets.expected_votes`). 0.5 is an object to which all of these give full confidence and no other
     window any, whatever its size, the sizes of the image, the stride, and its distance from the border.
-
-    Args:
-        confidence_sum: s, [n].
-        boxes: [n, 4] in pixels of the image.
-        grids: Those of the evaluation.
-
-    Returns:
-        [n].
+    confidence_sum: [n]; boxes: [n, 4] in pixels of the image; the result is [n].
     """
     return confidence_sum / (confidence_sum + expected_votes(boxes, grids))

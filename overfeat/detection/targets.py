@@ -22,15 +22,6 @@ class AssignmentRule:
     center_tolerance of each other along both axes. Windows within the ignored limits do not contribute to the loss;
     all others are negative. At an image's border, where no window's centre comes near, the window with the nearest
     centre is positive if the object reaches no farther than border_reach from that centre.
-
-    Attributes:
-        min_size: Smallest longer side of a positive window's object.
-        max_size: Largest one.
-        center_tolerance: Largest distance of the centres along an axis.
-        ignored_min_size: min_size of ignored windows.
-        ignored_max_size: max_size of ignored windows.
-        ignored_center_tolerance: center_tolerance of ignored windows.
-        border_reach: Largest distance of an object's edge from the centre of its nearest window.
     """
 
     min_size: float = 0.45
@@ -50,14 +41,9 @@ RULE = AssignmentRule()
 
 
 def assign_targets(
-    windows: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    *,
-    background: int,
-    ignored: Tensor | None = None,
-    rule: AssignmentRule = RULE,
-) -> tuple[Tensor, Tensor]:
+    windows: Tensor, boxes: Tensor, labels: Tensor,
+    *, background: int, ignored: Tensor | None = None, rule: AssignmentRule = RULE,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The class and the object of every window.
 
     Args:
@@ -100,15 +86,9 @@ def _match(windows: Tensor, boxes: Tensor, rule: AssignmentRule) -> tuple[Tensor
 
 
 def expected_votes(boxes: Tensor, grids: Sequence[Grid], *, rule: AssignmentRule = RULE) -> Tensor:
-    """The number of positive windows of each object, at least 1: its summed confidence if all windows are certain.
+    """The number of positive windows of each box [n, 4], at least 1: its summed confidence if all are certain.
 
-    Args:
-        boxes: [n, 4] in the image's pixels.
-        grids: The windows of each scale.
-        rule: When a window is positive.
-
-    Returns:
-        float32 [n].
+    boxes: in the image's pixels; grids: the windows of each scale; the result is float32 [n].
     """
     counts = torch.zeros(len(boxes), dtype=torch.float64)
     device, boxes = boxes.device, boxes.double().cpu()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +34,7 @@ FIGURES = ("loss", "missed_error", "false_error", "iou_error")
 
 
 class Detector(nn.Module):
-    """A net with a background class and its regressor in one forward pass.
-
-    Args:
-        net: The net.
-        regressor: Made for its architecture.
-        freeze_features: Do not train the feature layers.
-    """
+    """A net with a background class and its regressor in one forward pass."""
 
     def __init__(self, net: OverFeat, regressor: BoxRegressor, freeze_features: bool = False):
         super().__init__()
@@ -49,14 +44,9 @@ class Detector(nn.Module):
     def forward(self, images: Sequence[Tensor], stride: Stride, positives: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class scores of all windows [windows, classes], and boxes [positives, classes or 1, 4].
 
-        Args:
-            images: uint8 [3, H, W] each.
-            stride: Of the windows.
-            positives: int64 [k] of each image, the windows whose boxes are predicted.
+        images: uint8 [3, H, W] each; positives: int64 [k] of each, the windows whose boxes are predicted.
         """
-        net = self.net
-        maps: list[Tensor] = []
-        context = []
+        net, maps, context = self.net, [], []
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_features):
             for image in images:
                 size = (image.shape[1], image.shape[2])
@@ -76,20 +66,8 @@ class DetectorTask(Task):
 
     `assign_targets` decides which window is positive for which object, `sample_negatives` which negatives contribute
     to the loss. Positive and negative windows of a tile weigh the same, whatever their numbers. The figures of the
-    log are means over the tiles with positive windows.
-
-    Args:
-        net: With a background class and scale factors, see `build_detector`; its `flip` and `dropout` become those of
-            the options.
-        regressor: Made for its architecture.
-        data: Images with boxes, labelled by net.class_names without the last, the background.
-        validation: Images to validate on, labelled alike.
-        options: How to train; `net`, `init`, `context`, `scales` and the options of the box regressor have no effect
-            here, but in `build_detector`.
-        train: The options of the loop.
-
-    Raises:
-        InputError: Classes or sizes do not match.
+    log are means over the tiles with positive windows. Arguments: see `Task`; `build_detector` makes the nets. The
+    net's `flip` and `dropout` become those of the options; labels do not count its last class, the background.
     """
 
     options: DetectorConfig
@@ -105,13 +83,14 @@ class DetectorTask(Task):
     ):
         _check(net, regressor, data, validation)
         net.flip, net.dropout = options.flip, options.dropout
-        samples = options.samples_per_image or samples_for(len(data))
-        limit = options.max_pixels
-        tiles = _tiles(net, data, samples, flip=options.flip, seed=train.seed, max_pixels=limit)
-        validation_tiles = None
-        if validation:
-            samples = -(-VALIDATION_TILES // len(validation))
-            validation_tiles = _tiles(net, validation, samples, flip=False, seed=train.seed, max_pixels=limit)
+        side, factors = TILE_WINDOWS * net.architecture.window, net.scale_factors or ()
+        common: dict[str, Any] = {"seed": train.seed, "max_pixels": options.max_pixels}
+
+        def tiles_of(data: Annotated, samples: int, flip: bool) -> TileDataset:
+            return TileDataset(data, net.architecture, factors, side, samples_per_image=samples, flip=flip, **common)
+
+        tiles = tiles_of(data, options.samples_per_image or samples_for(len(data)), options.flip)
+        validation_tiles = tiles_of(validation, -(-VALIDATION_TILES // len(validation)), False) if validation else None
         description = {
             **describe_data(data, validation),
             "architecture": net.architecture.to_json(),
@@ -170,11 +149,9 @@ class DetectorTask(Task):
         """The mean cross entropy of the positive windows plus that of the sampled negatives, and their errors."""
         entropy = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
         background, options = self.detector.net.num_classes - 1, self.options
-        negative = sample_negatives(
-            entropy.detach(), labels == background, options.negative_sampling, options.negatives_per_tile
-        )
-        loss = logits.new_zeros(())
-        errors: Sums = {}
+        sampling, count = options.negative_sampling, options.negatives_per_tile
+        negative = sample_negatives(entropy.detach(), labels == background, sampling, count)
+        loss, errors = logits.new_zeros(()), Sums()
         for name, indices in (("false_error", negative), ("missed_error", positive)):
             if len(indices):
                 loss = loss + entropy[indices].mean()
@@ -191,19 +168,11 @@ class DetectorTask(Task):
         return paired_iou(decode(predicted, unit, coder), true)
 
 
-def _tiles(net: OverFeat, data: Annotated, samples: int, *, flip: bool, seed: int, max_pixels: int) -> TileDataset:
-    tile, factors = TILE_WINDOWS * net.architecture.window, net.scale_factors or ()
-    return TileDataset(
-        data, net.architecture, factors, tile, samples_per_image=samples, flip=flip, seed=seed, max_pixels=max_pixels
-    )
-
-
 def _check(net: OverFeat, regressor: BoxRegressor, data: Annotated, validation: Annotated | None) -> None:
     """Raises InputError where net, regressor and data do not match."""
     if not net.background or net.scale_factors is None:
         raise InputError("a detector's net needs a background class and scale factors; see detection.build")
-    if regressor.architecture != net.architecture or regressor.num_classes not in (None, net.num_foreground_classes):
-        raise InputError("the regressor was made for another net")
+    regressor.check_made_for(net)
     check_classes(net.class_names[:-1], data, validation)
     check_objects(data, validation)
     for annotated, name in ((data, "training"), (validation, "validation")):

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.image_cache import CACHE_BYTES, ImageCache
-from overfeat.data.items import mirror_image
+from overfeat.data.items import empty_image, mirror_image
 from overfeat.data.resize import resize
 from overfeat.dense.config import Scales, SixScales, check_scales
 from overfeat.dense.scales import scale_sizes
@@ -23,25 +23,13 @@ class ScaledDataset(Dataset):
     pixels; "labels" int64 [n]; "unreadable": -1, or the number of the image that cannot be used, which is replaced by
     a window of zeros without boxes.
 
-    Args:
-        annotated: Images with boxes.
-        architecture: Of the net whose scales these are.
-        scales: See `DenseConfig`; None: the six scales.
-        flip: Add the mirror images.
-        max_pixels: Larger images count as unreadable.
-        cache_bytes: Memory for decoded images.
+    For `scales` see `DenseConfig`, for `max_pixels` and `cache_bytes` `ImageCache`.
     """
 
     def __init__(
-        self,
-        annotated: Annotated,
-        architecture: Architecture,
-        scales: Scales = None,
-        *,
-        flip: bool = False,
-        max_pixels: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
-    ):
+        self, annotated: Annotated, architecture: Architecture, scales: Scales = None,
+        *, flip: bool = False, max_pixels: int | None = None, cache_bytes: int = CACHE_BYTES,
+    ):  # fmt: skip
         self.annotated, self.architecture, self.flip = annotated, architecture, flip
         self.scales = check_scales(scales) or SixScales()
         paths = [sample.path for sample in annotated.samples]
@@ -60,9 +48,8 @@ class ScaledDataset(Dataset):
         number, scale = divmod(index, len(self.scales))
         image, sample = self.cache.get(number), self.annotated.samples[number]
         if image is None:
-            side = self.architecture.window
-            empty = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
-            return {"image": torch.zeros(3, side, side, dtype=torch.uint8), **empty, "unreadable": number}
+            empty = empty_image(self.architecture.window)
+            return {name: empty[name] for name in ("image", "boxes", "labels")} | {"unreadable": number}
         size = scale_sizes(self.architecture, image.shape[1], image.shape[2], self.scales)[scale]
         factors = np.array([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
         boxes = torch.from_numpy(sample.boxes * factors).float()
@@ -78,7 +65,3 @@ class ScaledDataset(Dataset):
             scale_sizes(self.architecture, image.shape[1], image.shape[2], self.scales)
         except InputError as error:
             raise InputError(f"{self.annotated.samples[number].path}: {error}") from error
-
-    def error_for(self, number: int) -> tuple[str, str]:
-        """(file, message) of an image named in "unreadable"."""
-        return self.cache.error_for(number)

@@ -34,9 +34,6 @@ def evaluate_localization(
 
     Returns:
         {"images": count, "errors": {"top1": percent, "top5": percent}, "unreadable": messages}.
-
-    Raises:
-        InputError: No image can be used.
     """
     samples = _counted(data, ignore_list)
 
@@ -46,9 +43,8 @@ def evaluate_localization(
         return detections.labels.cpu(), detections.boxes.cpu()
 
     mapped = map_images(samples, predicted, max_images=max_images, max_pixels=max_pixels, progress=progress)
-    predictions = [result for _, _, result in mapped.results]
     truths = [(torch.from_numpy(sample.labels), torch.from_numpy(sample.boxes)) for _, sample, _ in mapped.results]
-    errors = localization_errors(predictions, truths)
+    errors = localization_errors([result for _, _, result in mapped.results], truths)
     return {"images": len(truths), "errors": errors, "unreadable": mapped.unreadable}
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from overfeat.data.annotated import Annotated
 from overfeat.dense.grid import Grid
 from overfeat.dense.tiling import Tile, tile_features
-from overfeat.errors import InputError
 from overfeat.localization.config import TRAINING, BoxRegressorConfig
 from overfeat.localization.data import ScaledDataset
 from overfeat.models import checkpoint
@@ -28,21 +27,13 @@ MIN_VISIBLE = 0.5  # fraction of an object's box that a positive window holds
 
 def build_regressor(net: OverFeat, options: BoxRegressorConfig) -> BoxRegressor:
     """The untrained regressor of these options."""
-    classes = net.num_foreground_classes if options.per_class else None
-    features = options.box_features or "pooled"
-    return BoxRegressor(
-        net.architecture, classes, box_coder=options.box_coder, hidden=options.hidden, box_features=features
-    )
+    classes, features = net.num_foreground_classes if options.per_class else None, options.box_features or "pooled"
+    coder, hidden = options.box_coder, options.hidden
+    return BoxRegressor(net.architecture, classes, box_coder=coder, hidden=hidden, box_features=features)
 
 
 class Localizer(nn.Module):
-    """A net and its regressor in one forward pass.
-
-    Args:
-        net: The trained net.
-        regressor: Made for the net's architecture.
-        train_backbone: Train the net as well; otherwise it is frozen and stays in evaluation mode.
-    """
+    """A net and its regressor in one forward pass; the net is frozen unless `train_backbone`."""
 
     def __init__(self, net: OverFeat, regressor: BoxRegressor, train_backbone: bool = False):
         super().__init__()
@@ -60,55 +51,32 @@ class Localizer(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence["BoxTargets"], stride: Stride
     ) -> tuple[Tensor, Tensor | None]:
-        """Boxes and class scores of the positive windows.
+        """Boxes [positive windows, classes or 1, 4] for images uint8 [3, H, W] and their targets.
 
-        Args:
-            images: uint8 [3, H, W] each.
-            targets: Of each image.
-            stride: Of the windows.
-
-        Returns:
-            Boxes [positive windows, classes or 1, 4] and, if the net is trained, class scores of all windows in the
-            targets' tiles [windows, classes].
+        If the net is trained, also the class scores of all windows in the targets' tiles [windows, classes].
         """
+        pairs = zip(images, targets, strict=True)
         with torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled()):
-            maps = [
-                tile_features(self.net, image[None], target.tile, stride)
-                for image, target in zip(images, targets, strict=True)
-            ]
+            maps = [tile_features(self.net, image[None], target.tile, stride) for image, target in pairs]
         values, _ = self.regressor.forward_flat(maps, stride, [t.positive for t in targets])
         return values, self.net.forward_head_flat(maps, stride)[0] if self.train_backbone else None
 
 
 @dataclass(frozen=True)
 class BoxTargets:
-    """The positive windows of one image and the boxes they regress.
+    """The positive windows of one image and the boxes they regress."""
 
-    Attributes:
-        tile: Positions that hold all positive windows.
-        positive: int64 [k], indices into the windows of the tile, row by row.
-        windows: [k, 4], the positive windows in the image's pixels.
-        boxes: [k, 4], the object of each.
-        labels: int64 [k], its class.
-    """
-
-    tile: Tile
-    positive: Tensor
-    windows: Tensor
-    boxes: Tensor
-    labels: Tensor
+    tile: Tile  # positions that hold all positive windows
+    positive: Tensor  # int64 [k], indices into the windows of the tile, row by row
+    windows: Tensor  # [k, 4], the positive windows in the image's pixels
+    boxes: Tensor  # [k, 4], the object of each
+    labels: Tensor  # int64 [k], its class
 
 
 def assign_boxes(grid: Grid, boxes: Tensor, labels: Tensor) -> BoxTargets:
-    """The windows that hold at least half of an object, each with the object that it holds most of.
+    """The windows of an image that hold at least half of an object, each with the object that it holds most of.
 
-    Args:
-        grid: The windows of an image.
-        boxes: [n, 4] in the image's pixels.
-        labels: int64 [n].
-
-    Returns:
-        The targets; their tile is the first window where none is positive.
+    boxes: [n, 4] in the image's pixels; labels: int64 [n]. Where no window is positive, the tile is the first one.
     """
     windows = torch.from_numpy(grid.boxes()).to(boxes)
     visible = intersections(windows.view(-1, 4), boxes) / areas(boxes)
@@ -128,18 +96,8 @@ class RegressorTask(Task):
     """Trains a box regressor on all windows of all scales that hold at least half of an object.
 
     With `train_backbone` the net is trained too (the paper's future work), with the cross entropy of its classes at
-    the same windows. All images with positive windows weigh the same within a batch.
-
-    Args:
-        net: The trained net.
-        regressor: Made for its architecture; its `dropout` becomes that of the options.
-        data: Images with boxes, labelled by net.class_names.
-        validation: Images to validate on, labelled alike.
-        options: How to train.
-        train: The options of the loop.
-
-    Raises:
-        InputError: Classes or sizes do not match.
+    the same windows. All images with positive windows weigh the same within a batch. Arguments: see `Task`; the
+    regressor's `dropout` becomes that of the options.
     """
 
     monitor = "validation_iou_error"
@@ -155,7 +113,7 @@ class RegressorTask(Task):
         train: TrainConfig = TRAINING,
     ):
         check_classes(net.class_names, data, validation)
-        check_regressor(regressor, net)
+        regressor.check_made_for(net)
         regressor.dropout = options.dropout
         architecture, scales, limit = net.architecture, options.scales, options.max_pixels
         dataset = ScaledDataset(data, architecture, scales, flip=net.flip, max_pixels=limit)
@@ -218,12 +176,6 @@ class RegressorTask(Task):
         iou = paired_iou(predicted, true)
         generalised = self.options.loss == "giou"
         return 1 - (paired_iou(predicted, true, generalised=True) if generalised else iou), iou.detach()
-
-
-def check_regressor(regressor: BoxRegressor, net: OverFeat) -> None:
-    """Raises InputError where a regressor was made for another net."""
-    if regressor.architecture != net.architecture or regressor.num_classes not in (None, net.num_foreground_classes):
-        raise InputError("the regressor was made for another net")
 
 
 def _span(mask: Tensor) -> slice:

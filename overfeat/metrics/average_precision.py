@@ -93,14 +93,10 @@ def curves(
             ignored. Without COCO's limit of 100 boxes per image and class. For all of its figures see `metrics.coco`.
 
     Args:
-        detections: Of each image, with scores.
-        truths: The objects of the same images.
+        detections, truths: Of each image; the detections with scores.
         num_classes: Labels are below it.
-        protocol: One of PROTOCOLS.
+        protocol: One of PROTOCOLS; else raises ArgumentError.
         ignore_list: (index of an image, class) pairs that are ignored.
-
-    Raises:
-        ArgumentError: Another protocol.
     """
     if protocol not in PROTOCOLS:
         raise ArgumentError("protocol", f"must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")

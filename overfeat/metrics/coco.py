@@ -26,10 +26,8 @@ def coco(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    entries = list(_entries(truths))
-    areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
     annotations = [
-        {**entry, "id": i, "area": area} for i, (entry, area) in enumerate(zip(entries, areas, strict=True), 1)
+        {**entry, "id": i, "area": entry["bbox"][2] * entry["bbox"][3]} for i, entry in enumerate(_entries(truths), 1)
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
         objects = COCO()

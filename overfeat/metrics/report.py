@@ -18,9 +18,8 @@ def average_precisions(
     """Average precisions by PROTOCOLS and by "coco", the mean over IoUs of 0.5 to 0.95; in 0..1, None without objects.
 
     Args:
-        detections: Of each image, with scores.
-        truths: The objects of the same images.
-        names: The classes that labels count in.
+        detections, truths: Of each image; the detections with scores.
+        names: Of the classes.
         ignore_list: (index of an image, class) pairs that ILSVRC's protocol, and it alone, does not count.
 
     Returns:
@@ -29,22 +28,20 @@ def average_precisions(
         VOC's protocol}.
     """
     ignored = {(image, names.index(name)) for image, name in ignore_list if name in names}
-    of_classes = {
-        protocol: curves(detections, truths, len(names), protocol, ignored if protocol == "ilsvrc" else ())
-        for protocol in PROTOCOLS
-    }
+    of_classes = {p: curves(detections, truths, len(names), p, ignored if p == "ilsvrc" else ()) for p in PROTOCOLS}
     figures, of_coco = coco(detections, truths, len(names))
     counts = torch.cat([truth.labels for truth in truths]).bincount(minlength=len(names)).tolist()
     with_objects = [label for label, count in enumerate(counts) if count]
     means = {protocol: mean_average_precision(every) for protocol, every in of_classes.items()}
     averages = {
-        label: {protocol: of_classes[protocol][label].average for protocol in PROTOCOLS} | {"coco": of_coco[label]}
-        for label in with_objects
+        names[k]: {"objects": counts[k]}
+        | _none_for_nan({p: of_classes[p][k].average for p in PROTOCOLS} | {"coco": of_coco[k]})
+        for k in with_objects
     }
     return {
         "objects": sum(counts),
         "map": _none_for_nan(means | {"coco": figures["AP"]}),
-        "ap": {names[label]: {"objects": counts[label], **_none_for_nan(averages[label])} for label in with_objects},
+        "ap": averages,
         "coco": _none_for_nan(figures),
         "curves": {name: _lists(curve) for name, curve in zip(names, of_classes["voc"], strict=True) if curve.objects},
     }

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import Architecture, Stride
-from overfeat.models.overfeat import ConvList, Shape, channels_last, fc_flat, initialise, remaining_fc
+from overfeat.models.overfeat import ConvList, OverFeat, Shape, channels_last, fc_flat, initialise, remaining_fc
 from overfeat.ops.boxes import BOX_CODERS
 from overfeat.regions import region
 
@@ -124,6 +124,14 @@ class BoxRegressor(nn.Module):
             for chunk in of_map.split(count):
                 chunks.append(F.linear(_windows(m, kernel, step, shape, chunk), weight, layer.bias).relu_())
         return torch.cat(chunks), shapes
+
+    def check_made_for(self, net: OverFeat) -> None:
+        """Raises InputError where it was made for another net."""
+        if self.architecture != net.architecture:
+            raise InputError("the regressor was made for another net; load both from one file")
+        if self.num_classes not in (None, net.num_foreground_classes):
+            actual = f"{self.num_classes} classes, the net {net.num_foreground_classes}"
+            raise InputError(f"the regressor was made for another net: it has boxes for {actual}")
 
     def to_json(self) -> str:
         """All but the weights, as text for files; `from_json` gives it back."""

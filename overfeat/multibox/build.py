@@ -20,19 +20,10 @@ PRIOR_BOXES = 10_000  # training boxes that are clustered into priors
 def build_multibox(
     data: Annotated, options: MultiBoxConfig, *, seed: int = 0, shipped: Path | None = None
 ) -> tuple[MultiBox, int, Path | None]:
-    """The net that training starts from, with its priors.
+    """The net that training starts from; how many of its layers have the weights of an initial net; that net's file.
 
-    Args:
-        data: The training data.
-        options: Of the net.
-        seed: Of the priors' clusters and the squares that they come from.
-        shipped: Weights of a small net to start from by default.
-
-    Returns:
-        The net, how many of its layers have the weights of the initial net, and that net's file.
-
-    Raises:
-        InputError: Weights cannot be read, or options do not match.
+    `seed` is of the priors' clusters and the squares that they come from, `shipped` the weights of a small net to start
+    from by default. Raises InputError where weights cannot be read or options do not match.
     """
     init, source = _initial(options, shipped)
     if source is None and options.freeze_features:
@@ -61,10 +52,7 @@ def build_multibox(
 def build_box_classifier(
     data: Annotated, options: BoxClassifierConfig, *, shipped: Path | None = None
 ) -> tuple[OverFeat, Path | None]:
-    """The classifier with a background class that training starts from, and the file of its initial weights.
-
-    Raises InputError where weights cannot be read.
-    """
+    """The classifier with a background class that training starts from, and the file of its initial weights."""
     init, net = _initial(options, shipped)
     if isinstance(net, MultiBox):
         raise InputError(f"{init}: predicts boxes and has no classes; start from a classifier or a detector")

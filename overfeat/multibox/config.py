@@ -20,10 +20,7 @@ class MultiBoxConfig(NetOptions, TaskOptions):
 
     freeze_features: bool = option(False, "do not train the feature layers of the initial net")
     samples_per_image: int | None = option(
-        None,
-        "square crops per image and epoch, equally many of each range of covered area: a multiple of 4 (default: "
-        f"enough for {SAMPLES} an epoch)",
-        minimum=1,
+        None, f"square crops per image and epoch, a multiple of 4 (default: enough for {SAMPLES} an epoch)", minimum=1
     )
     image_size: int | None = option(
         None, "side of the square input (default: the net's window; small: 143)", minimum=1, metavar="PX"
@@ -35,9 +32,7 @@ class MultiBoxConfig(NetOptions, TaskOptions):
     per_class: bool = option(False, "predict K boxes for every class; otherwise K class-agnostic ones")
     priors: bool = option(True, "predict offsets from the means of clusters of the training boxes")
     matching: str = option(
-        MATCHING[0],
-        "match objects by the distance of the box's prior, or of the predicted box with its confidence",
-        choices=MATCHING,
+        "prior", "match objects by the distance of a box's prior, or of the box and its confidence", choices=MATCHING
     )
     alpha: float = option(ALPHA, "weight of the localization loss", minimum=1e-12)
 
@@ -52,10 +47,7 @@ class BoxClassifierConfig(NetOptions, TaskOptions):
     """How to train the classifier of DeepMultiBox's boxes (its section 4.2.1)."""
 
     samples_per_image: int | None = option(
-        None,
-        "square crops per image and epoch, a third of them around an object: a multiple of 3 (default: enough for "
-        f"{SAMPLES} an epoch)",
-        minimum=1,
+        None, f"square crops per image and epoch, a multiple of 3 (default: enough for {SAMPLES} an epoch)", minimum=1
     )
     square: str = "maximum"
 
@@ -69,6 +61,5 @@ class ProposalConfig:
     )
     max_detections: int = option(10, "highest-confidence boxes to keep", parse=positive, metavar="N")
     nms_iou_threshold: float = option(
-        0.5, "NMS drops boxes with a larger IoU with a higher-confidence box", parse=fraction, metavar="T",
-        flags=("--nms-iou",),
-    )  # fmt: skip
+        0.5, "NMS drops boxes of larger IoU with a better one", parse=fraction, metavar="T", flags=("--nms-iou",)
+    )

@@ -33,25 +33,16 @@ class SquareDataset(RandomTileDataset):
     Args:
         annotated: Images with boxes.
         image_size: Side that squares are resized to.
-        samples_per_image: Squares per image and epoch, a multiple of 4.
+        samples_per_image: Squares per image and epoch, a multiple of 4; else raises ArgumentError.
         flip: Mirror half of them.
         centred: The largest square at the centre of each image instead, as in prediction.
         **options: See `RandomTileDataset`.
-
-    Raises:
-        ArgumentError: samples_per_image is not a multiple of 4.
     """
 
     def __init__(
-        self,
-        annotated: Annotated,
-        image_size: int,
-        samples_per_image: int = 4,
-        *,
-        flip: bool = True,
-        centred: bool = False,
-        **options: Any,
-    ):
+        self, annotated: Annotated, image_size: int, samples_per_image: int = 4,
+        *, flip: bool = True, centred: bool = False, **options: Any,
+    ):  # fmt: skip
         check_multiple(samples_per_image, len(COVERAGE_BINS), "so that all ranges of covered area are equally frequent")
         super().__init__(annotated, image_size, 1 if centred else samples_per_image, **options)
         self.image_size, self.flip, self.centred = image_size, flip and not centred, centred
@@ -70,10 +61,7 @@ class SquareDataset(RandomTileDataset):
         return {"image": crop, "boxes": unit_boxes, "labels": labels, "difficult": difficult}
 
     def ground_truth(self, count: int) -> np.ndarray:
-        """Boxes [n, 4] of squares as they come in training: `count` or a few more, or all of one epoch.
-
-        Reads no image.
-        """
+        """Boxes [n, 4] of squares as they come in training, `count` or more, or all of one epoch; reads no image."""
         boxes, total = [np.empty((0, 4))], 0
         for index in np.random.default_rng(self.seed).permutation(len(self)).tolist():
             number, tile = divmod(index, self.samples_per_image)
@@ -153,28 +141,14 @@ class BoxCropDataset(RandomTileDataset):
     candidates, with the label `background`. Items: "image" uint8 [3, image_size, image_size]; "label", -1 for an image
     that cannot be used; "unreadable" as in `RandomTileDataset`.
 
-    Args:
-        annotated: Images with boxes.
-        image_size: Side that squares are resized to.
-        samples_per_image: Squares per image and epoch, a multiple of 3.
-        square: See ops.boxes.squares_around.
-        flip: Mirror half of them.
-        **options: See `RandomTileDataset`.
-
-    Raises:
-        ArgumentError: samples_per_image is not a multiple of 3.
+    `samples_per_image` is a multiple of 3, else raises ArgumentError. For `square` see `ops.boxes.squares_around`,
+    for the others `SquareDataset`.
     """
 
     def __init__(
-        self,
-        annotated: Annotated,
-        image_size: int,
-        samples_per_image: int = 3,
-        *,
-        square: str = "maximum",
-        flip: bool = True,
-        **options: Any,
-    ):
+        self, annotated: Annotated, image_size: int, samples_per_image: int = 3,
+        *, square: str = "maximum", flip: bool = True, **options: Any,
+    ):  # fmt: skip
         check_multiple(samples_per_image, CROPS_PER_POSITIVE, "of which a third are around an object")
         super().__init__(annotated, image_size, samples_per_image, **options)
         self.image_size, self.square, self.flip = image_size, square, flip

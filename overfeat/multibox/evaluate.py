@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from overfeat.data.annotated import Annotated, Sample
+from overfeat.data.annotated import Annotated
 from overfeat.data.images import MAX_PIXELS
 from overfeat.data.map_images import map_annotated, subsample
 from overfeat.dense.detections import Detections, best_per_class
@@ -24,6 +24,7 @@ from overfeat.ops.boxes import iou, nms
 
 CLASSIFIED_BOXES = (1, 3, 5, 10, 25)  # numbers of boxes that are classified, in the paper's table 2
 MAX_RANK = 100  # boxes of an image up to which the detection rate is given
+TASKS = ("detection", "classification")
 Predictions = Sequence[tuple[Tensor, Tensor]]  # labels [n] and boxes [n, 4] of each image
 
 
@@ -60,28 +61,20 @@ def evaluate_multibox(
 ) -> dict:
     """Figures of proposals and, with classes, of detections over annotated images.
 
-    Raises InputError if no image with an object can be used, or all objects are marked difficult.
-
-    Args:
-        model: Proposes boxes.
-        net: Classifies them; None: no classes but those of a model with K boxes per class.
-        data: Images and boxes, with labels that count in the classes of the net or the model.
-        config: How boxes are proposed and selected.
-        max_images, max_pixels, journal, progress: See `map_images`.
+    Raises InputError if no image with an object can be used, or all objects are marked difficult. `net` classifies the
+    boxes; None: no classes but those of a model with K boxes per class. For the other arguments see `map_images`.
 
     Returns:
         {"images", "objects": counts, "crops": evaluations of the model per image, "rate": see `detection_rate`,
         "agnostic": see `class_agnostic`, "unreadable": messages}; with classes, also what `average_precisions` returns
         for the max_detections best boxes; with a net, "windows": {number of boxes classified: see `accuracy_at_5`}.
     """
-    _check_objects(subsample(data.samples, max_images))
+    samples = subsample(data.samples, max_images)
+    if samples and all(sample.difficult.all() for sample in samples):
+        raise InputError(f"no object of the {len(samples)} images counts: there are none, or all are marked difficult")
+    predict = partial(_predict, model, net, config)
     mapped = map_annotated(
-        data.samples,
-        partial(_predict, model, net, config),
-        max_images=max_images,
-        max_pixels=max_pixels,
-        journal=journal,
-        progress=progress,
+        data.samples, predict, max_images=max_images, max_pixels=max_pixels, journal=journal, progress=progress
     )
     images = [_Predicted.from_lists(lists, ground_truth(sample)) for _, sample, lists in mapped.results]
     crops = sum(len(square_crops(*sample.size, config.crops)) for _, sample, _ in mapped.results) / len(images)
@@ -89,12 +82,6 @@ def evaluate_multibox(
     if net is not None or model.class_names is not None:
         figures |= _figures_of_classes(images, data.class_names, config, classified=net is not None)
     return {**figures, "unreadable": mapped.unreadable}
-
-
-def _check_objects(samples: Sequence[Sample]) -> None:
-    """Raises InputError if all objects are marked difficult."""
-    if samples and all(sample.difficult.all() for sample in samples):
-        raise InputError(f"no object of the {len(samples)} images counts: there are none, or all are marked difficult")
 
 
 def _predict(model: MultiBox, net: OverFeat | None, config: ProposalConfig, image: Tensor) -> list:
@@ -128,10 +115,7 @@ def _figures_of_classes(
     if not classified:
         return average_precisions([_boxes(image.proposals[:top]) for image in images], truths, names)
     best = [_boxes(image.classified(top, SCORE_THRESHOLD)) for image in images]
-    windows = {
-        str(count): accuracy_at_5([image.classified(count, 0.0) for image in images], truths)
-        for count in CLASSIFIED_BOXES
-    }
+    windows = {str(n): accuracy_at_5([i.classified(n, 0.0) for i in images], truths) for n in CLASSIFIED_BOXES}
     return {**average_precisions(best, truths, names), "windows": windows}
 
 
@@ -149,10 +133,9 @@ def detection_rate(proposals: Sequence[Detections], truths: Sequence[Boxes]) -> 
         true = truth.boxes[~truth.difficult] if truth.difficult is not None else truth.boxes
         objects += len(true)
         overlaps = iou(_merge_classes(boxes).boxes[:MAX_RANK].double(), true.double()) >= 0.5
-        ranks = (
-            torch.where(overlaps.any(dim=0), overlaps.int().argmax(dim=0), MAX_RANK) if len(overlaps) else true[:0, 0]
-        )
-        hits += torch.bincount(ranks.long(), minlength=MAX_RANK + 1)[:MAX_RANK]
+        if len(overlaps):
+            ranks = torch.where(overlaps.any(dim=0), overlaps.int().argmax(dim=0), MAX_RANK)
+            hits += torch.bincount(ranks, minlength=MAX_RANK + 1)[:MAX_RANK]
     return [round(rate, 6) for rate in (hits.cumsum(0) / max(1, objects)).tolist()]
 
 
@@ -204,8 +187,6 @@ def rate_table(results: dict) -> str:
     lines += [f"{n:5} {100 * results['rate'][n - 1]:6.2f} %" for n in numbers]
     lines.append(f"class-agnostic average precision: {100 * results['agnostic']['ap']:.2f} %")
     for count, accuracy in results.get("windows", {}).items():
-        lines.append(
-            f"{count:>5} windows: detection@5 {100 * accuracy['detection5']:6.2f} %, "
-            f"classification@5 {100 * accuracy['classification5']:6.2f} %"
-        )
+        detection, classification = (f"{task}@5 {100 * accuracy[task + '5']:6.2f} %" for task in TASKS)
+        lines.append(f"{count:>5} windows: {detection}, {classification}")
     return "\n".join(lines)

@@ -18,14 +18,9 @@ from overfeat.multibox.config import ALPHA
 
 
 def multibox_loss(
-    boxes: Tensor,
-    logits: Tensor,
-    truths: Sequence[Tensor],
-    *,
-    priors: Tensor | None = None,
-    alpha: float = ALPHA,
-    difficult: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    boxes: Tensor, logits: Tensor, truths: Sequence[Tensor],
+    *, priors: Tensor | None = None, alpha: float = ALPHA, difficult: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """F = alpha * F_match + F_conf of every image, at the optimal assignment of boxes to objects (equations 1 to 5).
 
     Args:
@@ -39,9 +34,7 @@ def multibox_loss(
 
     Returns:
         F [P] (NaN for NaN inputs); F_match [P]; the assignment int64 [n, 3]: image, box, object counted over images.
-
-    Raises:
-        ValueError: Shapes do not match.
+        Raises ValueError where shapes do not match.
     """
     if len(truths) != len(boxes) or boxes.shape[:2] != logits.shape or boxes.shape[2:] != (4,):
         actual = f"{tuple(boxes.shape)}, {tuple(logits.shape)} and {len(truths)}"
@@ -73,15 +66,10 @@ def _assign(boxes: Tensor, logits: Tensor, truths: Sequence[Tensor], priors: Ten
 
 
 def hungarian_match(costs: Tensor, counts: Sequence[int]) -> Tensor:
-    """The assignment of smallest total cost, problem by problem.
+    """The assignment of smallest total cost, problem by problem: costs [rows, K], counts the rows of each problem.
 
-    Args:
-        costs: [rows, K].
-        counts: The rows of each problem.
-
-    Returns:
-        int64 [n, 2], (row, column), rows counted over all problems. No row and no column of a problem is matched twice,
-        and as many are matched as possible; ties are broken as in SciPy, deterministically.
+    Returns int64 [n, 2], (row, column), rows counted over all problems. No row and no column of a problem is matched
+    twice, and as many are matched as possible; ties are broken as in SciPy, deterministically.
     """
     finite = np.nan_to_num(costs.cpu().double().numpy(), nan=1e9, posinf=1e9, neginf=-1e9)
     pairs, start = [np.empty((0, 2), dtype=np.int64)], 0
@@ -93,18 +81,9 @@ def hungarian_match(costs: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def fit_priors(boxes: np.ndarray, count: int, seed: int = 0) -> Tensor:
-    """The means of clusters of boxes (k-means with one k-means++ start).
+    """The means of clusters of boxes [n, 4] (k-means with one k-means++ start), float32 [count, 4].
 
-    Args:
-        boxes: [n, 4].
-        count: Number of clusters.
-        seed: Of the start.
-
-    Returns:
-        float32 [count, 4].
-
-    Raises:
-        InputError: There are fewer distinct boxes.
+    Raises InputError where there are fewer distinct boxes.
     """
     distinct = len(np.unique(boxes, axis=0))
     if not distinct:

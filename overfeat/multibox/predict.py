@@ -24,14 +24,8 @@ SQUARE_BATCH = 128  # squares in one forward pass of the classifier
 def square_crops(height: int, width: int, crops: str = "both") -> list[tuple[int, int, int, int]]:
     """The square crops x1, y1, x2, y2 of an image, one forward pass each (section 4.2.2).
 
-    Args:
-        height: Of the image.
-        width: Of the image.
-        crops: "centre": the largest in the middle; "both": and 3 x 3, evenly spaced, whose side is CROP_FRACTION of the
-            image's longer side, at most its shorter one; each once.
-
-    Raises:
-        ArgumentError: For other crops.
+    crops: "centre", the largest in the middle; or "both", and 3 x 3, evenly spaced, whose side is CROP_FRACTION of the
+    image's longer side, at most its shorter one; each once. Raises ArgumentError for others.
     """
     if crops not in CROPS:
         raise ArgumentError("crops", f"must be one of {', '.join(CROPS)}, not {crops!r}")
@@ -106,8 +100,8 @@ def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, *, square: str =
     chunks = [torch.empty(0, net.num_foreground_classes, device=net.device)]
     with eval_mode(net):
         for start in range(0, len(squares), SQUARE_BATCH):
-            chunk = squares[start : start + SQUARE_BATCH]
-            batch = torch.stack([resize_crop(image, edges, window) for edges in chunk]).to(net.device)
+            crops = [resize_crop(image, edges, window) for edges in squares[start : start + SQUARE_BATCH]]
+            batch = torch.stack(crops).to(net.device)
             scores = net(batch).flatten(1).float().softmax(dim=1)
             chunks.append(scores[:, : net.num_foreground_classes])
     probabilities = torch.cat(chunks)

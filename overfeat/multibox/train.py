@@ -32,16 +32,7 @@ class MultiBoxTask(Task):
     with each of the RECALL_AT highest-confidence boxes (of its class, if there are classes) is below 0.5. On the centre
     squares of the validation images it decides which epoch is best.
 
-    Args:
-        model: With the classes of data as its class_names, if it has any; its `flip` and dropout become those of the
-            options.
-        data: Images with boxes.
-        validation: Images to validate on.
-        options: How to train; those of the net have no effect here, but in `build_multibox`.
-        train: The options of the loop.
-
-    Raises:
-        InputError: Model, data and options do not match.
+    Arguments: see `Task`; `build_multibox` makes the model, whose `flip` and dropout become those of the options.
     """
 
     monitor = "validation_missed_error"
@@ -76,10 +67,8 @@ class MultiBoxTask(Task):
         boxes, logits = module(torch.stack(batch["image"]))
         boxes, logits = boxes.flatten(0, 1), logits.flatten(0, 1)
         truths, difficult = self._by_group(batch)
-        priors = self.model.priors if self.options.matching == "prior" else None
-        losses, match, assigned = multibox_loss(
-            boxes, logits, truths, priors=priors, alpha=self.options.alpha, difficult=difficult
-        )
+        priors, alpha = self.model.priors if self.options.matching == "prior" else None, self.options.alpha
+        losses, match, assigned = multibox_loss(boxes, logits, truths, priors=priors, alpha=alpha, difficult=difficult)
         readable = batch["unreadable"] < 0
         losses = losses * readable.to(losses).repeat_interleave(self.model.num_groups)
         with torch.no_grad():
@@ -114,18 +103,8 @@ class MultiBoxTask(Task):
 class BoxClassifierTask(ClassificationTask):
     """Trains the classifier of boxes on square crops around boxes (section 4.2.1); validates it on such squares.
 
-    Objects marked difficult are no positives.
-
-    Args:
-        net: With the classes of data, and after them the background; its `flip` and `dropout` become those of the
-            options.
-        data: Images with boxes.
-        validation: Images to validate on.
-        options: How to train.
-        train: The options of the loop.
-
-    Raises:
-        InputError: Classes or files do not match.
+    Objects marked difficult are no positives. Arguments: see `Task`; after the classes of data the net has the
+    background, and its `flip` and `dropout` become those of the options.
     """
 
     def __init__(
@@ -147,12 +126,11 @@ class BoxClassifierTask(ClassificationTask):
         samples = options.samples_per_image or samples_for(len(data), CROPS_PER_POSITIVE)
         common: dict[str, Any] = {"square": options.square, "seed": train.seed, "max_pixels": options.max_pixels}
         crops = BoxCropDataset(data, size, samples, flip=options.flip, **common)
-        validation_crops = (
-            BoxCropDataset(validation, size, CROPS_PER_POSITIVE, flip=False, **common) if validation else None
-        )
+        per_image = CROPS_PER_POSITIVE
+        centres = BoxCropDataset(validation, size, per_image, flip=False, **common) if validation else None
         description = {**describe_data(data, validation), "architecture": net.architecture.to_json()}
         self.net = net
-        super().__init__(net, crops, validation_crops, options, train, description)
+        super().__init__(net, crops, centres, options, train, description)
 
     def save(self, path: Path) -> None:
         """Write the net as `overfeat.load` reads it."""

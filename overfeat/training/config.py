@@ -59,9 +59,7 @@ class NetOptions(Options):
 
     net: str | None = option(None, "architecture: fast, accurate or small (default: small)", metavar="NAME")
     init: Path | None = option(
-        None,
-        "start from the layers of this net (safetensors) that match (default: the shipped net, if the net is small)",
-        metavar="WEIGHTS",
+        None, "start from the layers of this net that match (default: the shipped small net)", metavar="WEIGHTS"
     )
     from_scratch: bool = option(False, "start from random weights")
     flip: bool = option(True, "train on mirror images too")
@@ -80,8 +78,8 @@ class BoxHeadOptions(Options):
     per_class: bool = option(False, "predict a box for every class; otherwise one for all")
     box_features: Literal["pooled", "unpooled"] | None = option(
         None,
-        "features that boxes are predicted from: the pooled maps, as in the paper, or those before the last pooling, "
-        "which locate objects better (default: pooled; of detectors with the small net unpooled)",
+        "predict boxes from the pooled maps, as in the paper, or from those before the last pooling, which locate "
+        "objects better (default: pooled; of detectors with the small net unpooled)",
         choices=("pooled", "unpooled"),
     )
     hidden: tuple[int, ...] | None = option(

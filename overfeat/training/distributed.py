@@ -16,18 +16,9 @@ from overfeat.errors import ArgumentError, InputError
 
 @contextmanager
 def distributed_session(device: str) -> Iterator[torch.device]:
-    """Join torchrun's process group for the length of the block, if torchrun started this process.
+    """Join torchrun's process group (gloo on CPUs, nccl on GPUs) for the length of the block, if torchrun started this.
 
-    The backend is gloo on CPUs and nccl on GPUs.
-
-    Args:
-        device: As in `choose_device`.
-
-    Yields:
-        The device of this process.
-
-    Raises:
-        ArgumentError: The device does not exist.
+    Yields the device of this process, see `choose_device`.
     """
     selected = choose_device(device)
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -36,9 +27,8 @@ def distributed_session(device: str) -> Iterator[torch.device]:
     if world == 1 or dist.is_initialized():
         yield selected
         return
-    # DDP imports this module, whose default arguments capture the current process group. Imported before
-    # there is a group, it cannot keep gloo's threads alive into the interpreter's exit, where they sometimes
-    # abort the process.
+    # DDP imports this module, whose default arguments capture the current process group. Imported before there is a
+    # group, it cannot keep gloo's threads alive into the interpreter's exit, where they sometimes abort the process.
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if selected.type == "cuda" else "gloo")
     try:

@@ -39,11 +39,7 @@ class RunFolder:
     def read_checkpoint(self, fingerprint: Mapping[str, object]) -> dict[str, Any]:
         """The state that `write_checkpoint` wrote.
 
-        Args:
-            fingerprint: Of the run that resumes; must be the one in the state.
-
-        Raises:
-            InputError: There is no checkpoint, it is damaged, or its run had other options.
+        Raises InputError where there is none, it is damaged, or its run had another fingerprint.
         """
         path = self.path / CHECKPOINT
         if not path.is_file():

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from overfeat.errors import InputError
-from overfeat.training.distributed import add, all_gather, all_reduce_sum, rank_and_world_size, to_device
+from overfeat.training.config import TrainConfig
+from overfeat.training.distributed import add, all_gather, all_reduce_sum, to_device
 
 
 def derive_seed(*numbers: int) -> int:
@@ -22,32 +23,17 @@ def derive_seed(*numbers: int) -> int:
 class ResumableBatchSampler(Sampler):
     """This process' share of the global batches of an epoch, as lists of (epoch, index).
 
-    Every process draws the same permutation of all samples from (seed, epoch) and yields every world-th sample of
-    each batch. The last, incomplete batch is dropped. `epoch` and `start`, the number of batches to skip, are set
-    before each pass.
-
-    Args:
-        samples: Number of samples.
-        batch_size: Samples per batch, over all processes.
-        seed: Of the permutations.
-        rank: Of this process.
-        world: Number of processes.
-        order: order(samples, generator=...) returns the permutation.
+    Every process draws the same permutation, order(samples, generator=...), from (seed, epoch) and yields every
+    world-th sample of each batch; batch_size counts those of all processes. The last, incomplete batch is dropped.
+    `epoch` and `start`, the number of batches to skip, are set before each pass.
     """
 
     def __init__(
-        self,
-        samples: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        *,
-        order: Callable[..., Tensor] = torch.randperm,
-    ):
+        self, samples: int, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+        *, order: Callable[..., Tensor] = torch.randperm,
+    ):  # fmt: skip
         self.samples, self.batch_size, self.seed, self.rank, self.world = samples, batch_size, seed, rank, world
-        self.order = order
-        self.steps = samples // batch_size
+        self.order, self.steps = order, samples // batch_size
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -71,7 +57,7 @@ class SkippedFiles:
         """Warn of the unreadable samples of a batch."""
         if isinstance(batch, dict) and "unreadable" in batch:
             for number in batch["unreadable"][batch["unreadable"] >= 0].unique().tolist():
-                file, message = dataset.error_for(number)
+                file, message = dataset.cache.error_for(number)
                 if file not in self.files:
                     self.files.add(file)
                     tqdm.write(f"left out: {message}", file=sys.stderr)
@@ -81,26 +67,14 @@ class SkippedFiles:
         return sorted(set().union(*all_gather(sorted(self.files))))
 
 
-def validation_loader(
-    dataset: Any, batch_size: int, num_workers: int, collate: Callable[[list[dict]], dict]
-) -> DataLoader:
-    """This process' share of validation data, in order."""
-    rank, world = rank_and_world_size()
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=range(rank, len(dataset), world),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        collate_fn=collate,
-    )
+def make_loader(dataset: Any, config: TrainConfig, collate: Callable[[list[dict]], dict], **options: Any) -> DataLoader:
+    """A loader with the workers of the options of the loop."""
+    workers = config.num_workers
+    return DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate, **options)
 
 
 def evaluate_means(
-    loader: DataLoader,
-    score: Callable[[dict], dict[str, Tensor | float]],
-    device: torch.device,
-    skipped: SkippedFiles,
+    loader: DataLoader, score: Callable[[dict], dict[str, Tensor | float]], device: torch.device, skipped: SkippedFiles
 ) -> dict[str, float]:
     """Means of the sums that `score(batch)` returns, over this loader and those of the other processes.
 

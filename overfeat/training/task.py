@@ -17,16 +17,16 @@ from overfeat.data.items import collate_list
 from overfeat.errors import InputError
 from overfeat.options import Options
 from overfeat.training.config import RESUMABLE, TrainConfig
-from overfeat.training.sampler import SkippedFiles, evaluate_means, validation_loader
+from overfeat.training.distributed import rank_and_world_size
+from overfeat.training.sampler import SkippedFiles, evaluate_means, make_loader
 
 Sums = dict[str, Tensor | float]
 
 
 class TrainingDataset(Protocol):
-    """A dataset as the loop uses it: keys are (epoch, index); items that could not be read say so.
+    """A dataset as the loop uses it: keys are (epoch, index).
 
-    A batch that is a dict with "unreadable" (int64: -1, or the number of an image that could not be used) makes the
-    loop report `error_for(number)`, (file, message).
+    Of items with "unreadable", -1 or the number of an image that could not be used, the loop reports the error.
     """
 
     cache: Any  # its ImageCache
@@ -35,18 +35,17 @@ class TrainingDataset(Protocol):
 
     def __getitem__(self, key: Any) -> dict: ...
 
-    def error_for(self, number: int) -> tuple[str, str]: ...
-
 
 class Task(ABC):
     """One kind of training: a module, its data, its loss and its validation figures.
 
+    Subclasses take the nets, `data` and perhaps `validation`, images labelled by the net's class_names; `options`, how
+    to train; and `train`, the options of the loop. They raise InputError where classes, sizes or files do not match.
+
     Args:
-        module: What is trained, where its parameters require gradients.
-        dataset: Training samples.
-        validation: Validation samples, or None.
-        options: The task's options.
-        train: The options of the loop.
+        module: Its parameters that require gradients are trained.
+        dataset, validation: Samples.
+        options, train: Of the task and of the loop.
         description: Further entries of the fingerprint: the data and the architecture of the module.
 
     Raises:
@@ -75,14 +74,9 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:
-        """The mean loss over a batch, and sums over it for the log.
+        """The mean loss over a batch of `collate`, and sums over it for the log.
 
-        Args:
-            module: What to call instead of self.module, which it wraps.
-            batch: From `collate`, on the module's device.
-
-        Returns:
-            The loss, and sums that hold "samples", the number that the others are divided by, and "loss".
+        The sums hold "loss" and "samples", the number that the others are divided by. `module` wraps self.module.
         """
 
     @abstractmethod
@@ -116,7 +110,10 @@ class Task(ABC):
 
     @cached_property
     def _validation_loader(self) -> DataLoader:
-        return validation_loader(self.validation, self.train.batch_size, self.train.num_workers, self.collate)
+        """This process' fraction of the validation data, in order."""
+        rank, world = rank_and_world_size()
+        own = range(rank, len(self.validation or ()), world)
+        return make_loader(self.validation, self.train, self.collate, batch_size=self.train.batch_size, sampler=own)
 
 
 def fingerprint(options: Options) -> dict[str, object]:

@@ -16,17 +16,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from overfeat.errors import ArgumentError, InputError
+from overfeat.training import distributed
 from overfeat.training.config import TrainConfig
-from overfeat.training.distributed import (
-    add,
-    all_reduce_sum,
-    distributed_session,
-    rank_and_world_size,
-    rank_zero_only,
-    to_device,
-)
+from overfeat.training.distributed import all_reduce_sum, rank_zero_only
 from overfeat.training.resume import BEST, CHECKPOINT, LAST, RunFolder, damaged
-from overfeat.training.sampler import ResumableBatchSampler, derive_seed
+from overfeat.training.sampler import ResumableBatchSampler, derive_seed, make_loader
 from overfeat.training.task import Task
 
 CHECK_EVERY = 10  # steps between checks of the loss, each of which synchronizes with the GPU
@@ -54,7 +48,7 @@ def train(task: Task, out: str | os.PathLike, *, resume: bool = False) -> list[d
         InputError: Options that do not fit together or do not match the checkpoint, an `out` that holds another run,
             or a loss that is no longer finite.
     """
-    with distributed_session(task.train.device) as device:
+    with distributed.distributed_session(task.train.device) as device:
         return Trainer(task, Path(out), device).fit(resume=resume)
 
 
@@ -63,7 +57,7 @@ class Trainer:
 
     def __init__(self, task: Task, out: Path, device: torch.device):
         self.task, self.config, self.folder, self.device = task, task.train, RunFolder(out), device
-        self.rank, self.world = rank_and_world_size()
+        self.rank, self.world = distributed.rank_and_world_size()
         if self.config.precision == "float16" and device.type != "cuda":
             raise ArgumentError("precision", "float16 needs a GPU; on a CPU use bfloat16 or float32")
         self.module = task.module.to(device)
@@ -97,18 +91,11 @@ class Trainer:
         return self.log
 
     def _loader(self) -> tuple[ResumableBatchSampler, DataLoader]:
-        data = self.task.dataset
-        order = getattr(data, "order", torch.randperm)
+        data, order = self.task.dataset, getattr(self.task.dataset, "order", torch.randperm)
         batch_size = self._batch_size(len(data))
         sampler = ResumableBatchSampler(len(data), batch_size, self.config.seed, self.rank, self.world, order=order)
-        return sampler, DataLoader(
-            data,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            num_workers=self.config.num_workers,
-            persistent_workers=self.config.num_workers > 0,
-            collate_fn=self.task.collate,
-            pin_memory=self.device.type == "cuda",
-        )
+        pin = self.device.type == "cuda"
+        return sampler, make_loader(data, self.config, self.task.collate, batch_sampler=sampler, pin_memory=pin)
 
     def _batch_size(self, samples: int) -> int:
         batch_size = min(self.config.batch_size, samples - samples % self.world)
@@ -127,21 +114,16 @@ class Trainer:
             group["lr"] = lr
         self.module.train()
         self.sampler.epoch, self.sampler.start = self.epoch, self.step
-        with tqdm(
-            desc=f"epoch {self.epoch + 1}/{self.config.epochs}",
-            initial=self.step,
-            total=self.sampler.steps,
-            unit="batch",
-            leave=False,
-            disable=True if self.rank else None,  # None: no bar where stderr is a file
-        ) as bar:
+        title, quiet = f"epoch {self.epoch + 1}/{self.config.epochs}", True if self.rank else None  # None: off in files
+        steps = self.sampler.steps
+        with tqdm(desc=title, initial=self.step, total=steps, unit="batch", leave=False, disable=quiet) as bar:
             for batch in self.loader:
                 self._step(batch)
                 self.step += 1
                 bar.update()
                 if self.step % CHECK_EVERY == 0:
                     bar.set_postfix(loss=f"{self._means()['loss']:.3f}", refresh=False)
-                if self.step % self.config.checkpoint_steps == 0 and self.step < self.sampler.steps:
+                if self.step % self.config.checkpoint_steps == 0 and self.step < steps:
                     self._checkpoint()
         means = {f"train_{key}": value for key, value in self._means().items()}
         self._check_weights()
@@ -153,12 +135,12 @@ class Trainer:
         torch.manual_seed(derive_seed(self.config.seed, self.epoch, self.step, self.rank))
         self.task.skipped.record(self.loader.dataset, batch)
         with self._autocast():
-            loss, sums = self.task.loss(self.replica, to_device(batch, self.device))
+            loss, sums = self.task.loss(self.replica, distributed.to_device(batch, self.device))
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        add(self.sums, sums)
+        distributed.add(self.sums, sums)
 
     def _autocast(self) -> torch.autocast:
         dtype = getattr(torch, self.config.precision)
@@ -169,10 +151,8 @@ class Trainer:
         sums = all_reduce_sum(self.sums)
         samples = sums.pop("samples")
         if self.step == self.sampler.steps and not samples:
-            raise InputError(
-                "no training sample contained a positive window; check that object sizes, image sizes and the "
-                "network's window are compatible"
-            )
+            advice = "check that object sizes, image sizes and the network's window are compatible"
+            raise InputError(f"no training sample contained a positive window; {advice}")
         if not all(math.isfinite(value) for value in sums.values()):
             raise self._diverged(f"the loss became {sums['loss']}")
         return {key: value / max(1, samples) for key, value in sums.items()}
@@ -198,9 +178,8 @@ class Trainer:
 
     def _finish(self, record: dict, speed: float) -> None:
         """Log the epoch, then write its checkpoint: resuming cuts a log line without its checkpoint."""
-        record["samples"] = self.sampler.steps * self.sampler.batch_size
-        record["samples_per_second"] = round(speed, 1)
-        record["seconds"] = round(self._elapsed(), 2)
+        seen, elapsed = self.sampler.steps * self.sampler.batch_size, round(self._elapsed(), 2)
+        record |= {"samples": seen, "samples_per_second": round(speed, 1), "seconds": elapsed}
         record["unreadable"] = self.task.skipped.everywhere()
         self.log.append(record)
         rank_zero_only(lambda: self.folder.append_log(record))
@@ -247,9 +226,8 @@ class Trainer:
         except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise damaged(self.folder.path / CHECKPOINT, error) from error
         if self.epoch > self.config.epochs or (self.epoch == self.config.epochs and self.step):
-            raise ArgumentError(
-                "epochs", f"{self.config.epochs} are fewer than the {self.epoch} that {self.folder.path} has completed"
-            )
+            completed = f"the {self.epoch} that {self.folder.path} has completed"
+            raise ArgumentError("epochs", f"{self.config.epochs} are fewer than {completed}")
         self.log = self.folder.read_log(self.epoch)
 
 

@@ -97,7 +97,7 @@ def test_unreadable_images_are_replaced_by_the_next(folder):
     assert [item["label"] for item in items[20:]] == [0] * 10
     for item, before in zip(items[:20], expected, strict=False):
         assert torch.equal(item["image"], before["image"])
-    file, message = data.error_for(2)
+    file, message = data.cache.error_for(2)
     assert file == str(folder.samples[2][0]) and file in message
     data.cache.check()
     for path, _ in folder.samples:
@@ -109,7 +109,7 @@ def test_unreadable_images_are_replaced_by_the_next(folder):
 def test_large_and_elongated_images_are_invalid(folder, tmp_path):
     Image.fromarray(np.zeros((1, 30_000, 3), np.uint8)).save(folder.samples[0][0])
     data = CropDataset(folder, window=48, resize=(56, 100), max_pixels=64 * 64)
-    assert "too elongated" in CropDataset(folder, 48, (56, 100)).error_for(0)[1]
+    assert "too elongated" in CropDataset(folder, 48, (56, 100)).cache.error_for(0)[1]
     assert [item["unreadable"] for item in everything(data)[::10]] == [0, -1, 2]
 
 

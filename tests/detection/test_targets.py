@@ -221,4 +221,4 @@ def test_unreadable_images_give_empty_tiles(scenes, tmp_path):
     data = replace(scenes, samples=[replace(scenes.samples[0], path=tmp_path / "bad.png"), scenes.samples[1]])
     tiles = TileDataset(data, NET, (1.0,), 100, samples_per_image=1, flip=False)
     assert [tiles[(0, number)]["unreadable"] for number in (0, 1)] == [0, -1]
-    assert not len(tiles[(0, 0)]["boxes"]) and "bad.png" in tiles.error_for(0)[1]
+    assert not len(tiles[(0, 0)]["boxes"]) and "bad.png" in tiles.cache.error_for(0)[1]

@@ -255,7 +255,7 @@ def test_images_of_another_size_than_annotated(scenes, tmp_path, capsys):
     small = replace(data.samples[0], path=tmp_path / "small.png", size=(40, 40), boxes=np.array([[1.0, 1, 20, 20]]))
     dataset = ScaledDataset(replace(data, samples=[small, data.samples[1]]), load(SHIPPED_WEIGHTS).architecture, [1.0])
     assert [dataset[number]["unreadable"] for number in (0, 1)] == [0, -1]
-    assert "smaller than the small net's window" in dataset.error_for(0)[1]
+    assert "smaller than the small net's window" in dataset.cache.error_for(0)[1]
 
 
 def test_splits_of_a_folder(scenes, tmp_path, capsys):
@@ -307,7 +307,7 @@ def test_unreadable_images_are_left_out(data, tmp_path):
         assert batch["unreadable"].tolist() == [0, -1]
         loss, sums = task.loss(task.module, batch)
         assert sums["samples"] == 1 and loss.isfinite()
-        assert str(path) in task.dataset.error_for(0)[1]
+        assert str(path) in task.dataset.cache.error_for(0)[1]
     finally:
         path.write_bytes(kept)
     task.save(tmp_path / "net.safetensors")

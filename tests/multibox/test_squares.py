@@ -134,7 +134,7 @@ def test_unreadable_images_are_reported(pictures, tmp_path):
         BoxCropDataset(replace(pictures, samples=samples), 32),
     ):
         assert data[0]["unreadable"] == 0 and data[len(data) - 1]["unreadable"] == -1
-        assert "x.png" in data.error_for(0)[1]
+        assert "x.png" in data.cache.error_for(0)[1]
 
 
 @pytest.mark.parametrize("square", ["maximum", "minimum"])
