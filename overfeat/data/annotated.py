@@ -41,11 +41,10 @@ class Sample:
 
     def check(self, image: Tensor) -> None:
         """Raises InputError for an image of another size than stated: the boxes would be wrong."""
-        if tuple(image.shape[1:]) != self.size:
-            raise InputError(
-                f"{self.path}: {image.shape[2]}x{image.shape[1]} px, but its annotation is for "
-                f"{self.size[1]}x{self.size[0]}; give the image that was annotated"
-            )
+        (height, width), (stated_height, stated_width) = image.shape[1:], self.size
+        if (height, width) != self.size:
+            sizes = f"{width}x{height} px, but its annotation is for {stated_width}x{stated_height}"
+            raise InputError(f"{self.path}: {sizes}; give the image that was annotated")
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,8 @@ def align_boxes(annotated: Annotated, names: Sequence[str], owner: str = "the ne
     used = set().union(*(sample.labels.tolist() for sample in annotated.samples))
     unknown = [name for label, name in enumerate(annotated.class_names) if label in used and name not in label_of]
     if unknown:
-        raise InputError(
-            f"classes of the boxes that {owner} does not know: {shorten(unknown)}; rename them in the annotations"
-            + (", or the net's classes (`overfeat convert --labels`)" if owner == "the net" else "")
-        )
+        remedy = "rename them in the annotations" + (", or the net's classes" if owner == "the net" else "")
+        raise InputError(f"classes of the boxes that {owner} does not know: {shorten(unknown)}; {remedy}")
     new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
     samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
     return replace(annotated, class_names=list(names), samples=samples)

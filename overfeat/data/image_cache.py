@@ -27,7 +27,6 @@ class ImageCache:
     """Images of files, each decoded once as long as all fit into `cache_bytes`.
 
     Args:
-        paths: The image files.
         short_sides: The smallest and largest shorter side that callers resize to; if they are equal, images are cached
             resized.
         max_pixels: Larger images are refused; None: the default of `read_image`.
@@ -37,15 +36,9 @@ class ImageCache:
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        short_sides: tuple[int, int],
-        *,
-        max_pixels: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
-        check: Callable[[int, Tensor], None] | None = None,
-        lru: bool = False,
-    ):
+        self, paths: Sequence[Path], short_sides: tuple[int, int], *, max_pixels: int | None = None,
+        cache_bytes: int = CACHE_BYTES, check: Callable[[int, Tensor], None] | None = None, lru: bool = False,
+    ):  # fmt: skip
         self.paths, self.short_sides, self.check_image, self.lru = paths, short_sides, check, lru
         self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self.cache_bytes = cache_bytes

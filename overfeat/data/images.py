@@ -67,10 +67,8 @@ def _to_tensor(image: Image.Image, path: Path) -> torch.Tensor:
     depth = image.mode
     # Pillow gives 16-bit PNG and PGM files as mode I too; in other formats I is a 32-bit number.
     if depth == "F" or (depth == "I" and image.format not in ("PNG", "PPM")):
-        raise InputError(
-            f"{path}: 32-bit numbers per pixel (mode {depth}) have no fixed range of brightness; "
-            "convert it to 8 or 16 bits"
-        )
+        problem = f"32-bit numbers per pixel (mode {depth}) have no fixed range of brightness"
+        raise InputError(f"{path}: {problem}; convert it to 8 or 16 bits")
     image = ImageOps.exif_transpose(image)
     if depth == "I" or depth.startswith("I;16"):
         grey = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
@@ -90,11 +88,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     if not folder.is_dir():
         reason = "a file, not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {reason}; give the folder that holds the images")
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    visible = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    paths = sorted(path for path in visible if path.is_file())
     if not paths:
         raise InputError(f"{folder}: no images in it; they end in {' '.join(SUFFIXES)}")
     return paths

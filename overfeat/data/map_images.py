@@ -37,14 +37,9 @@ class Mapped(Generic[Image]):
 
 
 def map_images(
-    images: Sequence[Image],
-    function: Callable[[Tensor], Any],
-    *,
-    max_images: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    journal: Journal | None = None,
-    progress: bool = True,
-) -> Mapped[Image]:
+    images: Sequence[Image], function: Callable[[Tensor], Any], *, max_images: int | None = None,
+    max_pixels: int = MAX_PIXELS, journal: Journal | None = None, progress: bool = True,
+) -> Mapped[Image]:  # fmt: skip
     """Read every image and apply the function to it. Raises InputError if no image can be used.
 
     Args:

@@ -1,4 +1,4 @@
-"""The base of data sets that draw random tiles from annotated images."""
+"""The base of data sets that draw random tiles from annotated images, and what their items have in common."""
 
 from abc import ABC, abstractmethod
 
@@ -25,20 +25,13 @@ class RandomTileDataset(Dataset, ABC):
         side: Shorter side of the smallest tile.
         samples_per_image: Number of tiles per image and epoch.
         seed: Of all randomness.
-        max_pixels: Larger images are refused; None: the readers' default.
-        cache_bytes: Memory for decoded images.
+        max_pixels, cache_bytes: See `ImageCache`.
     """
 
     def __init__(
-        self,
-        annotated: Annotated,
-        side: int,
-        samples_per_image: int,
-        *,
-        seed: int = 0,
-        max_pixels: int | None = None,
+        self, annotated: Annotated, side: int, samples_per_image: int, *, seed: int = 0, max_pixels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
-    ):
+    ):  # fmt: skip
         self.annotated, self.samples_per_image, self.seed = annotated, samples_per_image, seed
         paths = [sample.path for sample in annotated.samples]
         self.cache = ImageCache(
@@ -88,3 +81,22 @@ class RandomTileDataset(Dataset, ABC):
 
     def _check_size(self, number: int, image: Tensor) -> None:
         self.annotated.samples[number].check(image)
+
+
+def empty_image(side: int) -> dict:
+    """A black square image without boxes."""
+    boxes = {"boxes": torch.empty(0, 4), "labels": torch.empty(0).long(), "difficult": torch.empty(0).bool()}
+    return {"image": torch.zeros(3, side, side, dtype=torch.uint8), **boxes}
+
+
+def mirror_image(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The image [3, H, W] and its boxes [n, 4], flipped horizontally."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    width = image.shape[2]
+    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
+def collate_list(samples: list[dict]) -> dict:
+    """A batch of images of any sizes: a list of each of the items' values, and the tensor "unreadable"."""
+    batch = {name: [sample[name] for sample in samples] for name in samples[0] if name != "unreadable"}
+    return {**batch, "unreadable": torch.tensor([sample["unreadable"] for sample in samples])}

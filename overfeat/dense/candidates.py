@@ -21,36 +21,22 @@ class Candidates:
     """The raw boxes of one image, before merging: the union of section 4.3's sets of boxes.
 
     They come scale by scale, the image before its mirror image, row by row.
-
-    Attributes:
-        boxes: float32 [T, 4], (x1, y1, x2, y2) in pixels of the image.
-        scores: [T], the class's softmax at the position.
-        labels: int64 [T].
-        scales: int64 [T], index of the scale.
     """
 
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    scales: Tensor
+    boxes: Tensor  # float32 [T, 4], (x1, y1, x2, y2) in pixels of the image
+    scores: Tensor  # [T], the class's softmax at the position
+    labels: Tensor  # int64 [T]
+    scales: Tensor  # int64 [T], index of the scale
 
     def __getitem__(self, index: Tensor) -> "Candidates":
         return Candidates(*(values[index] for values in vars(self).values()))
 
 
 def candidates(
-    net: OverFeat,
-    regressor: BoxRegressor,
-    image: Tensor,
-    *,
-    scales: Scales = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
-    memory_limit: int = MEMORY_LIMIT,
-    top_k: int | None = 5,
-    relative_threshold: float = 0.7,
+    net: OverFeat, regressor: BoxRegressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    stride: Stride = "fine", memory_limit: int = MEMORY_LIMIT, top_k: int | None = 5, relative_threshold: float = 0.7,
     score_threshold: float = 0.0,
-) -> Candidates:
+) -> Candidates:  # fmt: skip
     """The boxes predicted for the best classes of each scale, at all its positions (section 4.3, a-c).
 
     Args:
@@ -76,16 +62,9 @@ def candidates(
 
 @torch.no_grad()
 def collect_candidates(
-    net: OverFeat,
-    regressor: BoxRegressor,
-    image: Tensor,
-    grids: Sequence[Grid],
-    config: DenseConfig,
-    *,
-    top_k: int | None = None,
-    relative_threshold: float = 0.0,
-    score_threshold: float = 0.0,
-) -> Candidates:
+    net: OverFeat, regressor: BoxRegressor, image: Tensor, grids: Sequence[Grid], config: DenseConfig, *,
+    top_k: int | None = None, relative_threshold: float = 0.0, score_threshold: float = 0.0,
+) -> Candidates:  # fmt: skip
     """`candidates` of an image [3, H, W] at these grids."""
     regressor.check_made_for(net)
     if top_k is not None and top_k < 1:

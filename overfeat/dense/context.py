@@ -25,14 +25,7 @@ def half_resolution(net: OverFeat, images: Tensor, size: Size) -> Tensor | None:
 
 
 def context_features(net: OverFeat, half: Tensor | None, tile: Tile, stride: Stride) -> ContextFeatures:
-    """What a tile's positions see of their surroundings.
-
-    Args:
-        net: With context.
-        half: All images at half the resolution, see `half_resolution`; not mirrored.
-        tile: Which images, and which outputs of each.
-        stride: Of the outputs.
-    """
+    """What a tile's positions see of their surroundings; half: all images by `half_resolution`, not mirrored."""
     grid, images = tile.grid, tile.shape[0]
     if half is None:
         return ContextFeatures(None, torch.full((tile.num_positions,), -1, device=net.device))

@@ -14,23 +14,14 @@ from overfeat.regions import region
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects of one image, best first.
+    """The objects of one image, highest score first."""
 
-    Attributes:
-        boxes: float32 [n, 4], (x1, y1, x2, y2) in pixels, within the image.
-        labels: int64 [n].
-        scores: [n], the ranking.
-        counts: int64 [n], the number of boxes merged into each.
-        confidence_sum: [n], the sum of their confidences, by which localization ranks.
-        max_score: [n], the largest of their confidences.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    counts: Tensor
-    confidence_sum: Tensor
-    max_score: Tensor
+    boxes: Tensor  # float32 [n, 4], (x1, y1, x2, y2) in pixels, within the image
+    labels: Tensor  # int64 [n]
+    scores: Tensor  # [n]
+    counts: Tensor  # int64 [n], the number of boxes merged into each
+    confidence_sum: Tensor  # [n], the sum of their confidences, localization's score
+    max_score: Tensor  # [n], the largest of their confidences
 
     @classmethod
     def from_boxes(cls, boxes: Tensor, labels: Tensor, scores: Tensor) -> "Detections":
@@ -45,13 +36,9 @@ class Detections:
 
 
 def merge(
-    candidates: Candidates,
-    image: Size,
-    *,
-    match_threshold: float,
-    match_metric: str = "normalised",
+    candidates: Candidates, image: Size, *, match_threshold: float, match_metric: str = "normalised",
     box_average: str = "pairwise",
-) -> Detections:
+) -> Detections:  # fmt: skip
     """Merge the boxes of each class (section 4.3, d-g), clip them to the image's (height, width), sort by score.
 
     The other arguments are those of `ops.merge_boxes`.

@@ -20,28 +20,18 @@ from overfeat.regions import region
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """The class scores of one scale of images, or of their mirror images.
+    """The class scores of one scale of images, or of their mirror images."""
 
-    Attributes:
-        scores: Softmax over the classes of every window, float32 [N, classes, h, w].
-        grid: Which window of the image each position sees.
-    """
-
-    scores: Tensor
-    grid: Grid
+    scores: Tensor  # softmax over the classes of every window, float32 [N, classes, h, w]
+    grid: Grid  # which window of the image each position sees
 
 
 @dataclass(frozen=True)
 class EvaluatedTile(Tile):
-    """A tile with what the net computed there.
+    """A tile with what the net computed there."""
 
-    Attributes:
-        features: The last maps behind its outputs, unpooled: [n, C, h', w'].
-        logits: Flat logits of its positions, image by image, row by row: [n * h * w, classes].
-    """
-
-    features: Tensor
-    logits: Tensor
+    features: Tensor  # the last maps behind its outputs, unpooled: [n, C, h', w']
+    logits: Tensor  # flat logits of its positions, image by image, row by row: [n * h * w, classes]
 
     def scores(self) -> Tensor:
         """Softmax over the classes of every position: float32 [n * h * w, classes]."""
@@ -57,26 +47,17 @@ class TileGroup:
 
 
 def score_maps(
-    net: OverFeat,
-    images: Tensor,
-    *,
-    scales: Scales = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
+    net: OverFeat, images: Tensor, *, scales: Scales = None, flip: bool | None = None, stride: Stride = "fine",
     memory_limit: int = MEMORY_LIMIT,
-) -> list[ScoreMap]:
+) -> list[ScoreMap]:  # fmt: skip
     """The class scores of every window at every scale (section 3.3).
 
     Args:
-        net: A classifier or detector.
         images: Float or uint8 [N, 3, H, W] or [3, H, W], RGB in 0..255.
-        scales, flip, stride, memory_limit: See `DenseConfig`.
+        scales, flip, stride, memory_limit: See `DenseConfig`; InputError for sizes below the window.
 
     Returns:
         A map for each scale and, with `flip`, its mirror image, with the window that each position sees.
-
-    Raises:
-        InputError: For sizes below the window or too little memory.
     """
     images = as_batch(images)
     config = DenseConfig(scales, flip, stride, memory_limit)

@@ -11,21 +11,13 @@ from overfeat.models.overfeat import OverFeat
 
 @dataclass(frozen=True)
 class Grid:
-    """Which window of the image each position of an output map sees.
+    """Which window of the image each position of an output map sees."""
 
-    Attributes:
-        window: Side of the windows, in pixels of the scaled image.
-        stride: Pixels of the scaled image between neighbouring windows.
-        scaled: (height, width) of the scaled image, which the net sees.
-        image: (height, width) of the image as given.
-        flipped: Whether the net sees the mirror image.
-    """
-
-    window: int
-    stride: int
-    scaled: Size
-    image: Size
-    flipped: bool = False
+    window: int  # side of the windows, in pixels of the scaled image
+    stride: int  # pixels of the scaled image between neighbouring windows
+    scaled: Size  # (height, width) of the scaled image, which the net sees
+    image: Size  # (height, width) of the image as given
+    flipped: bool = False  # whether the net sees the mirror image
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,8 +35,7 @@ class Grid:
         y, x = (np.arange(count)[span] * self.stride for count, span in zip(self.shape, (rows, columns), strict=True))
         if self.flipped:
             x = self.scaled[1] - self.window - x
-        up = self.image[0] / self.scaled[0]
-        across = self.image[1] / self.scaled[1]
+        up, across = (given / scaled for given, scaled in zip(self.image, self.scaled, strict=True))
         boxes = np.empty((len(y), len(x), 4))
         boxes[..., 0] = (x * across)[None]
         boxes[..., 1] = (y * up)[:, None]
@@ -54,8 +45,7 @@ class Grid:
 
     def position(self, x: float, y: float) -> tuple[int, int]:
         """The (row, column) whose window is centred nearest to pixel (x, y) of the image as given."""
-        x = x * self.scaled[1] / self.image[1]
-        y = y * self.scaled[0] / self.image[0]
+        x, y = x * self.scaled[1] / self.image[1], y * self.scaled[0] / self.image[0]
         if self.flipped:
             x = self.scaled[1] - x
         rows, columns = self.shape
@@ -67,13 +57,7 @@ class Grid:
 def grids(net: OverFeat, image: Size, config: DenseConfig | None = None) -> list[Grid]:
     """The grids of an evaluation: for every scale that of the image and, with `flip`, of its mirror image.
 
-    Args:
-        net: Gives the window, the strides, and what `config` leaves open.
-        image: (height, width).
-        config: Its scales, flip and stride count.
-
-    Raises:
-        InputError: For sizes below the net's window.
+    The net gives what the config leaves open. Raises InputError for sizes below its window. image: (height, width).
     """
     config = config or DenseConfig()
     scales = config.scales

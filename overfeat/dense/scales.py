@@ -22,12 +22,7 @@ class ScaleFitter:
     """The sizes that a net covers without remainder at fine stride.
 
     A size fits when its fine outputs are a multiple of `pool`, so that the maps pooled at every offset have equal
-    lengths, as at all scales of the paper's table 5.
-
-    Attributes:
-        window: The net's training size, in pixels.
-        stride: Pixels between fine outputs.
-        pool: Size of the last pooling.
+    lengths, as at all scales of the paper's table 5. Window and stride, between fine outputs, are in pixels.
     """
 
     window: int
@@ -62,26 +57,17 @@ def six_scales(architecture: Architecture, height: int, width: int) -> list[Size
 
 
 def scale_sizes(architecture: Architecture, height: int, width: int, scales: Scales = "six") -> list[Size]:
-    """The (height, width) of each scale for an image of height x width.
-
-    Args:
-        architecture: Of the net.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        scales: See `DenseConfig`; None: the six scales.
+    """The (height, width) of each scale for an image of height x width; for scales see `DenseConfig`, None: six.
 
     Raises:
-        ArgumentError: For scales that are none.
         InputError: For a size below the net's window, or an image too narrow for the six scales.
     """
     scales = check_scales(scales) or SixScales()
     if isinstance(scales, SixScales):
         short, long = sorted((height, width))
         if short * MAX_ASPECT_RATIO < long and short < architecture.window:
-            raise InputError(
-                f"{width}x{height} px is too narrow to be enlarged to the {architecture.name} net's scales; crop it, "
-                "or choose scales by (height, width)"
-            )
+            problem = f"{width}x{height} px is too narrow to be enlarged to the {architecture.name} net's scales"
+            raise InputError(f"{problem}; crop it, or choose scales by (height, width)")
         six = six_scales(architecture, height, width)
         return [six[number - 1] for number in scales.numbers]
     sizes = []
@@ -94,10 +80,8 @@ def scale_sizes(architecture: Architecture, height: int, width: int, scales: Sca
         else:
             size = (round_to_stride(architecture, scale * height), round_to_stride(architecture, scale * width))
         if min(size) < architecture.window:
-            raise InputError(
-                f"at {size[0]}x{size[1]} the image is smaller than the {architecture.name} net's window of "
-                f"{architecture.window}x{architecture.window}; choose a larger scale"
-            )
+            window = f"the {architecture.name} net's window of {architecture.window}x{architecture.window}"
+            raise InputError(f"at {size[0]}x{size[1]} the image is smaller than {window}; choose a larger scale")
         sizes.append(size)
     return sizes
 
@@ -120,13 +104,7 @@ def choose_scales(sides: Sequence[float] | np.ndarray, window: int, step: float 
     They are `step` apart, from the one that makes the largest objects fit the window to the one that makes the
     smallest fit it; the largest and smallest percent of the objects may be left out.
 
-    Args:
-        sides: Longer sides of the objects, in pixels of their images.
-        window: The net's window, in pixels.
-        step: The largest ratio from one factor to the next.
-
-    Raises:
-        InputError: Where there are no objects, or they are too small.
+    sides: longer sides of the objects, in pixels of their images; InputError for none, or too small ones.
     """
     sides = np.asarray(sides, dtype=np.float64)
     if not len(sides):
@@ -135,10 +113,8 @@ def choose_scales(sides: Sequence[float] | np.ndarray, window: int, step: float 
     # Between the largest and smallest factors every object is within `step` of the best fit.
     low, high = BEST_OBJECT_SIZE * window / large, BEST_OBJECT_SIZE * window / small
     if high > MAX_SCALE_FACTOR:
-        raise ArgumentError(
-            "scale_factors",
-            f"must be given, up to {MAX_SCALE_FACTOR}, for boxes of {small:g} px; boxes are in pixels of their images",
-        )
+        boxes = f"boxes of {small:g} px; boxes are in pixels of their images"
+        raise ArgumentError("scale_factors", f"must be given, up to {MAX_SCALE_FACTOR}, for {boxes}")
     count = 1 + max(0, math.ceil(math.log(high / low) / math.log(step) - 1e-9))
     spread = (high / low) ** (1 / (count - 1)) if count > 1 else 1.0
     return tuple(round(float(low * spread**k), 4) for k in range(count))

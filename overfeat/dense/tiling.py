@@ -55,16 +55,9 @@ class Tile:
 
 
 def tile_features(net: OverFeat, scaled: Tensor, tile: Tile, stride: Stride) -> Tensor:
-    """The last maps that a tile's outputs depend on, computed from just the pixels that they need.
+    """The last maps that a tile's outputs depend on, [n, C, h, w], computed from just the pixels that they need.
 
-    Args:
-        net: Its feature layers run.
-        scaled: All images at the grid's scale, not mirrored: [N, 3, *grid.scaled].
-        tile: Which images, and which outputs of each.
-        stride: Of the outputs.
-
-    Returns:
-        [n, C, h, w], equal to a crop of the whole images' maps.
+    They equal a crop of the whole images' maps. scaled: all images at the grid's scale, not mirrored.
     """
     grid, images = tile.grid, scaled[tile.batch]
     if tile.shape[1:] == grid.shape:
@@ -77,11 +70,9 @@ def tile_features(net: OverFeat, scaled: Tensor, tile: Tile, stride: Stride) -> 
         pads.append(pad)
     (top, bottom), (left, right) = spans
     if grid.flipped:
-        width = images.shape[3]
-        crop = images[:, :, top:bottom, width - right : width - left].to(net.device).flip(-1)
-    else:
-        crop = images[:, :, top:bottom, left:right].to(net.device)
-    return net.features(crop, pads)
+        left, right = images.shape[3] - right, images.shape[3] - left
+    crop = images[:, :, top:bottom, left:right].to(net.device)
+    return net.features(crop.flip(-1) if grid.flipped else crop, pads)
 
 
 def maps_span(architecture: Architecture, outputs: slice, stride: Stride) -> tuple[int, int]:
@@ -110,9 +101,9 @@ def plan_tiles(
         longer = 0 if sides[0] >= sides[1] else 1
         sides[longer] = (sides[longer] + 1) // 2
     if cost(1) > budget:
+        limit, needed = f"{config.memory_limit / 2**20:.3g} MiB", f"it needs {-(-2 * cost(1) >> 20)} MiB"
         raise InputError(
-            f"a memory limit of {config.memory_limit / 2**20:.3g} MiB is too little for one window of the "
-            f"{net.architecture.name} net; it needs {-(-2 * cost(1) >> 20)} MiB"
+            f"a memory limit of {limit} is too little for one window of the {net.architecture.name} net; {needed}"
         )
     images = max(1, min(num_images, budget // cost(1))) if sides == [height, width] else 1
     for batch in _slices(num_images, images):

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from overfeat.data.annotated import Annotated, Sample
-from overfeat.data.items import empty_image, mirror_image
-from overfeat.data.random_tiles import RandomTileDataset
+from overfeat.data.random_tiles import RandomTileDataset, empty_image, mirror_image
 from overfeat.data.resize import resize
 from overfeat.dense.scales import SCALE_STEP, round_to_stride
 from overfeat.detection.targets import RULE

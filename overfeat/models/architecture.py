@@ -91,14 +91,10 @@ class Architecture:
         return self.fine_stride * (1 if stride == "fine" else self.pool)
 
     def with_input_size(self, size: int, hidden: Sequence[int] | None = None) -> "Architecture":
-        """The same feature layers, with a first fully connected layer over all of an image of this size.
+        """The same feature layers, with a first fully connected layer over all of an image of this size, in pixels.
 
-        Args:
-            size: In pixels; the window becomes this or a little less.
-            hidden: Channels of the hidden fully connected layers, by default the same.
-
-        Raises:
-            ValueError: Where the size is less than one output of that layer needs.
+        The window becomes the size or a little less; ValueError if that is less than one output needs. hidden: channels
+        of the hidden fully connected layers, by default the same.
         """
         kernel = output_size([*self.feature_steps, SlidingWindow(self.pool, self.pool)], size)
         if kernel < 1:
@@ -129,26 +125,6 @@ class Architecture:
         """Number of the layer that the released program gives as features: the last hidden fully connected one."""
         return len(self.layers) - 3
 
-    def layer_shape(self, number: int, height: int, width: int, classes: int) -> tuple[int, int, int]:
-        """(channels, height, width) of a layer's output for an image of height x width."""
-        shape = (3, height, width)
-        for layer in self.layers[: number + 1]:
-            channels, step = shape[0], None
-            if layer.kind in ("pad", "conv", "pool"):
-                conv = self.convs[layer.index]
-            if layer.kind == "pad":
-                step = SlidingWindow(1, 1, conv.pad)
-            elif layer.kind == "conv":
-                channels, step = conv.channels, SlidingWindow(conv.kernel, conv.stride)
-            elif layer.kind == "pool":
-                step = SlidingWindow(conv.pool, conv.pool)
-            elif layer.kind == "full":
-                channels = (*self.hidden, classes)[layer.index]
-                step = SlidingWindow(self.kernel if layer.index == 0 else 1)
-            if step:
-                shape = (channels, output_size([step], shape[1]), output_size([step], shape[2]))
-        return shape
-
     def to_json(self) -> str:
         """As text, for files; `from_json` gives it back."""
         return json.dumps(asdict(self))
@@ -173,36 +149,26 @@ ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
         Architecture(
-            "fast",
+            "fast", kernel=6, hidden=(3072, 4096), short_side=256,
             convs=(
                 Conv(96, 11, stride=4, pool=2), Conv(256, 5, pool=2), Conv(512, 3, pad=1),
                 Conv(1024, 3, pad=1), Conv(1024, 3, pad=1, pool=2),
             ),
-            kernel=6,
-            hidden=(3072, 4096),
-            short_side=256,
         ),
         Architecture(
-            "accurate",
+            "accurate", kernel=5, hidden=(4096, 4096), short_side=256,
             convs=(
                 Conv(96, 7, stride=2, pool=3), Conv(256, 7, pool=2), Conv(512, 3, pad=1),
                 Conv(512, 3, pad=1), Conv(1024, 3, pad=1), Conv(1024, 3, pad=1, pool=3),
             ),
-            kernel=5,
-            hidden=(4096, 4096),
-            short_side=256,
             scales=((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569)),
         ),
         Architecture(
-            "small",
+            "small", kernel=2, hidden=(256, 256), short_side=54, init_std=None,
             convs=(
                 Conv(32, 5, stride=2), Conv(64, 3, pool=2), Conv(96, 3), Conv(96, 1), Conv(128, 3),
                 Conv(128, 1, pool=3),
             ),
-            kernel=2,
-            hidden=(256, 256),
-            short_side=54,
-            init_std=None,
         ),
     )
 }  # fmt: skip
@@ -211,10 +177,7 @@ RELEASED_FILES = {"fast": "net_weight_0", "accurate": "net_weight_1"}  # of the 
 MULTIBOX_ARCHITECTURES = {
     **ARCHITECTURES,
     "small": replace(
-        ARCHITECTURES["small"],
-        name="small multibox",
+        ARCHITECTURES["small"], name="small multibox", kernel=10, hidden=(),
         convs=(*ARCHITECTURES["small"].convs, Conv(192, 3, pad=1), Conv(128, 3, pad=1), Conv(64, 1)),
-        kernel=10,
-        hidden=(),
     ),
-}
+}  # fmt: skip

@@ -35,20 +35,12 @@ class BoxRegressor(nn.Module):
 
     Attributes:
         dropout: Probability at the inputs of all layers but the first, in training.
-
-    Raises:
-        ArgumentError: For values that none of these allow.
     """
 
     def __init__(
-        self,
-        architecture: Architecture,
-        num_classes: int | None = None,
-        *,
-        box_coder: str = "xyxy",
-        hidden: Sequence[int] | None = None,
-        box_features: BoxFeatures = "pooled",
-    ):
+        self, architecture: Architecture, num_classes: int | None = None, *, box_coder: str = "xyxy",
+        hidden: Sequence[int] | None = None, box_features: BoxFeatures = "pooled",
+    ):  # fmt: skip
         super().__init__()
         if box_coder not in BOX_CODERS:
             raise ArgumentError("box_coder", f"must be one of {', '.join(BOX_CODERS)}, not {box_coder!r}")
@@ -90,7 +82,6 @@ class BoxRegressor(nn.Module):
 
         Args:
             maps: Unpooled, [N, C, h, w] each.
-            stride: "fine" or "coarse".
             positions: Which positions of each map, of its N * h' * w'; int64 [n] each. None: all.
 
         Returns:

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,26 +30,22 @@ def save(
     """Write a net with all its attributes to a safetensors file, atomically.
 
     Args:
-        net: With its classes and the other attributes.
-        path: Of the file.
         dtype: Of the weights in the file (float16 halves it); None: as they are.
         regressor: Written to the same file, for `load_regressor`.
 
     Raises:
         InputError: Where the file cannot be written, or the dtype cannot represent a weight.
     """
-    metadata = {
-        "overfeat": FORMAT,
-        "architecture": net.architecture.to_json(),
-        "class_names": json.dumps(net.class_names),
-        "flip": json.dumps(net.flip),
-        "background": json.dumps(net.background),
-        "scale_factors": json.dumps(net.scale_factors),
-        "context": json.dumps(net.context is not None),
+    metadata = {"overfeat": FORMAT, "architecture": net.architecture.to_json()}
+    metadata |= {
+        name: json.dumps(getattr(net, name)) for name in ("class_names", "flip", "background", "scale_factors")
     }
+    metadata["context"] = json.dumps(net.context is not None)
     if regressor is not None:
         metadata["regressor"] = regressor.to_json()
-    _write(path, _tensors(net, regressor), metadata, dtype)
+    of_regressor = {} if regressor is None else regressor.state_dict()
+    tensors = net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
+    _write(path, tensors, metadata, dtype)
 
 
 def load(path: str | os.PathLike) -> OverFeat:
@@ -61,7 +58,7 @@ def load(path: str | os.PathLike) -> OverFeat:
     metadata, tensors = _read(path, lambda name: not name.startswith(REGRESSOR))
     if "multibox" in metadata:
         raise InputError(f"{path}: holds a DeepMultiBox, whose boxes are class-agnostic, and no classifier")
-    try:
+    with _consistent(path, "its weights"):
         names = json.loads(metadata["class_names"])
         if not isinstance(names, list):
             raise TypeError("class_names is no list")
@@ -72,8 +69,6 @@ def load(path: str | os.PathLike) -> OverFeat:
         net.background = bool(json.loads(metadata["background"]))
         net.scale_factors = _scale_factors(json.loads(metadata["scale_factors"]))
         net.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: its weights and its metadata do not fit together ({error})") from error
     return _finite(net, path)
 
 
@@ -90,7 +85,7 @@ def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
     metadata, tensors = _read(path, lambda name: name.startswith(REGRESSOR))
     if "regressor" not in metadata:
         return None
-    try:
+    with _consistent(path, "the regressor", "; train it again"):
         architecture = Architecture.from_json(metadata["architecture"])
         with torch.device("meta"):
             regressor = BoxRegressor.from_json(metadata["regressor"], architecture)
@@ -103,11 +98,6 @@ def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
         classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata["background"]))
         if regressor.num_classes not in (None, classes):
             raise ValueError(f"boxes of {regressor.num_classes} classes")
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: the regressor and its metadata do not fit together ({why}); train it again"
-        ) from error
     return _finite(regressor, path, REGRESSOR)
 
 
@@ -122,20 +112,27 @@ def load_multibox(path: str | os.PathLike) -> MultiBox:
     metadata, tensors = _read(path, lambda name: True)
     if "multibox" not in metadata:
         raise InputError(f"{path}: holds no DeepMultiBox; train one with `overfeat train multibox`")
-    try:
+    with _consistent(path, "its weights"):
         with torch.device("meta"):
             model = MultiBox.from_json(metadata["multibox"], Architecture.from_json(metadata["architecture"]))
         model = channels_last(model.to_empty(device="cpu"))
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
-        raise InputError(f"{path}: its weights and its metadata do not fit together ({why})") from error
     return _finite(model, path)
 
 
 def load_any(path: str | os.PathLike) -> OverFeat | MultiBox:
     """`load` or `load_multibox`, as the file is. Raises InputError as they do."""
     return load_multibox(path) if "multibox" in _read(path, lambda name: False)[0] else load(path)
+
+
+@contextmanager
+def _consistent(path: str | os.PathLike, part: str, remedy: str = "") -> Iterator[None]:
+    """InputError for what metadata and tensors that do not belong together raise in the block."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"{path}: {part} and its metadata do not fit together ({why}){remedy}") from error
 
 
 def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -148,10 +145,8 @@ def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     if metadata.get("overfeat") != FORMAT:
-        raise InputError(
-            f"{path}: a safetensors file, but not one that this version of overfeat wrote; "
-            "make one with `overfeat train` or `overfeat convert`"
-        )
+        problem = "a safetensors file, but not one that this version of overfeat wrote"
+        raise InputError(f"{path}: {problem}; make one with `overfeat train` or `overfeat convert`")
     return metadata, tensors
 
 
@@ -167,12 +162,6 @@ def _write(
         raise InputError(f"{path}: not written; {broken[0]} is too large for {dtype}, NaN or infinite")
     with atomic_write(path) as part:
         save_file(tensors, part, metadata)
-
-
-def _tensors(net: OverFeat, regressor: BoxRegressor | None) -> dict[str, torch.Tensor]:
-    """The tensors of a file, by name."""
-    of_regressor = {} if regressor is None else regressor.state_dict()
-    return net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
 
 
 def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module:

@@ -29,21 +29,14 @@ class MultiBox(nn.Module):
     Attributes:
         net: The feature layers, the hidden layers, and one linear layer of boxes and confidences.
         flip: Whether mirror images were part of training.
-
-    Raises:
-        ArgumentError: For no boxes or classes.
-        ValueError: For priors of another shape.
     """
 
     priors: Tensor | None
 
     def __init__(
-        self,
-        architecture: Architecture,
-        num_boxes: int = 100,
-        class_names: Sequence[str] | None = None,
+        self, architecture: Architecture, num_boxes: int = 100, class_names: Sequence[str] | None = None,
         priors: Tensor | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if num_boxes < 1:
             raise ArgumentError("num_boxes", f"must be 1 or more, not {num_boxes}")
@@ -87,13 +80,10 @@ class MultiBox(nn.Module):
         """Boxes in the images' unit squares, and the logits of their confidences.
 
         Args:
-            images: Float or uint8 [N, 3, image_size, image_size], RGB in 0..255.
+            images: Float or uint8 [N, 3, image_size, image_size], RGB in 0..255; ValueError for other shapes.
 
         Returns:
             [N, groups, K, 4], whose edges may be in the wrong order or outside of the square; and [N, groups, K].
-
-        Raises:
-            ValueError: For other shapes.
         """
         if tuple(images.shape[2:]) != (self.image_size, self.image_size):
             raise ValueError(f"images must be {self.image_size} px squares, not {tuple(images.shape)}")

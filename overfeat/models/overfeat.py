@@ -38,14 +38,9 @@ else:
 
 
 def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
-    """A new network with freshly initialised weights.
+    """A new `OverFeat` with freshly initialised weights and this number of classes, at least one.
 
-    Args:
-        architecture: "fast", "accurate", "small", or an `Architecture`.
-        classes: Number of outputs.
-
-    Raises:
-        InputError: For an unknown name, or no classes.
+    architecture: "fast", "accurate", "small", or an `Architecture`; InputError for an unknown name.
     """
     if isinstance(architecture, str):
         if architecture not in ARCHITECTURES:
@@ -56,15 +51,11 @@ def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
 
 @dataclass(frozen=True)
 class ContextFeatures:
-    """What the positions of one map see of their surroundings: twice as far, at half the resolution.
+    """What the positions of one map see of their surroundings: twice as far, at half the resolution."""
 
-    Attributes:
-        maps: The last maps there, [N, C, h, w], or None where the image is too small.
-        positions: For every position of the map, row by row, the position of `maps` whose window has nearly the same
-            centre; -1 for all where there are no maps. int64.
-    """
-
-    maps: Tensor | None
+    maps: Tensor | None  # the last maps there, [N, C, h, w], or None where the image is too small
+    # int64, for every position of the map, row by row: the position of `maps` whose window has nearly the same centre;
+    # -1 for all where there are no maps.
     positions: Tensor
 
 
@@ -77,7 +68,6 @@ class OverFeat(nn.Module):
         context: Whether it sees each position at half the resolution as well.
 
     Attributes:
-        architecture: See `Architecture`.
         class_names: One for each output.
         flip: Whether mirror images were part of training, and so are part of evaluation by default.
         background: Whether the last class is the background (section 5).
@@ -133,7 +123,7 @@ class OverFeat(nn.Module):
         return self.num_classes - 1 if self.background else self.num_classes
 
     def init_weights(self) -> None:
-        """Initialise all weights as the architecture says (section 3.1), biases to 0."""
+        """Initialise all weights by the architecture's `init_std` (section 3.1), biases to 0."""
         for layer in (*self.conv_layers, *self.fc_layers, *([self.context] if self.context else [])):
             initialise(layer, self.architecture.init_std)
 
@@ -151,15 +141,11 @@ class OverFeat(nn.Module):
         """Class scores (logits) of every window, without context.
 
         Args:
-            images: Float or uint8 [N, 3, H, W], RGB in 0..255, at least the window.
+            images: Float or uint8 [N, 3, H, W], RGB in 0..255, at least the window; else ValueError.
             stride: "coarse" or "fine".
 
         Returns:
-            [N, classes, h, w]; output (i, j) sees the window that starts at pixel s*(i, j), with
-            s = architecture.stride(stride).
-
-        Raises:
-            ValueError: For other shapes.
+            [N, classes, h, w]; output (i, j) sees the window that starts at pixel architecture.stride(stride) * (i, j).
         """
         return self.classifier(self.features(images), stride)
 
@@ -188,8 +174,8 @@ class OverFeat(nn.Module):
     def classifier(self, maps: Tensor | Sequence[Tensor], stride: Stride = "coarse") -> Tensor | list[Tensor]:
         """Class scores from the last maps: [N, C, h, w] -> [N, classes, h', w'].
 
-        A list of maps of different sizes gives the list of their scores, in one pass over the
-        weights. Fine stride pools at every offset (section 3.3), coarse stride at the first.
+        A list of maps of different sizes gives the list of their scores, in one pass over the weights. Fine stride
+        pools at every offset (section 3.3), coarse stride at the first.
         """
         if isinstance(maps, Tensor):
             return self.classifier([maps], stride)[0]
@@ -200,13 +186,9 @@ class OverFeat(nn.Module):
     def forward_head_flat(
         self, maps: Sequence[Tensor], stride: Stride = "coarse", context: Sequence[ContextFeatures] = ()
     ) -> tuple[Tensor, list[Shape]]:
-        """The same scores as flat logits [positions, classes], and (N, h', w') of each map.
+        """The scores of `classifier` as flat logits [positions, classes], and (N, h', w') of each map.
 
-        Args:
-            maps: The last maps.
-            stride: As in `classifier`.
-            context: For a net with context, what the positions of each map see of their surroundings; nothing by
-                default.
+        context: for a net with context, what the positions of each map see of their surroundings; nothing by default.
         """
         dropout, pool = self.dropout if self.training else 0.0, self.architecture.pool
         context_logits = None
@@ -221,23 +203,17 @@ class OverFeat(nn.Module):
         return fc_flat(self.fc_layers, maps, pool, stride, dropout=dropout, context=context_logits)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
-        """Output of one layer as the released program numbers them, from 0.
+        """Output [N, channels, h, w] of one layer at coarse stride, numbered from 0 as in the released program.
 
         Args:
             images: As in `forward`.
-            number: Index into `architecture.layers`.
-
-        Returns:
-            [N, channels, h, w], at coarse stride.
-
-        Raises:
-            InputError: For a number that the net does not have.
+            number: Index into `architecture.layers`; InputError for one that the net does not have.
         """
         layers = self.architecture.layers
         if not 0 <= number < len(layers):
+            features = f"its features are layer {self.architecture.feature_layer}"
             raise InputError(
-                f"the {self.architecture.name} net has layers 0..{len(layers) - 1}, not {number}; "
-                f"its features are layer {self.architecture.feature_layer}"
+                f"the {self.architecture.name} net has layers 0..{len(layers) - 1}, not {number}; {features}"
             )
         self._check(images)
         conv_part = len(self._feature_layers) + (self.architecture.pool > 1)
@@ -286,30 +262,18 @@ class OverFeat(nn.Module):
 
 
 def fc_flat(
-    layers: ConvList,
-    maps: Sequence[Tensor],
-    pool: int,
-    stride: Stride,
-    *,
-    dropout: float = 0.0,
-    context: Tensor | None = None,
-    last_relu: bool = False,
-    regions: tuple[str, str] = (FIRST_FC, REMAINING_FC),
-) -> tuple[Tensor, list[Shape]]:
-    """Fully connected layers over unpooled maps (section 3.3).
+    layers: ConvList, maps: Sequence[Tensor], pool: int, stride: Stride, *, dropout: float = 0.0,
+    context: Tensor | None = None, last_relu: bool = False, regions: tuple[str, str] = (FIRST_FC, REMAINING_FC),
+) -> tuple[Tensor, list[Shape]]:  # fmt: skip
+    """Fully connected layers over unpooled maps (section 3.3): flat outputs, and (N, h', w') of each map.
 
     Args:
-        layers: As convolutions; a ReLU and dropout follow all but the last.
+        layers: As convolutions; a ReLU and dropout follow all but the last, with `last_relu` a ReLU the last as well.
         maps: [N, C, h, w] each.
-        pool: Size of the pooling before the first layer.
-        stride: "fine" pools at every offset, "coarse" at the first.
+        pool: Size of the pooling before the first layer; fine stride pools at every offset, coarse at the first.
         dropout: Its probability; 0 in evaluation.
         context: [positions, hidden], added before the first ReLU.
-        last_relu: Whether a ReLU follows the last layer as well.
         regions: Names of the first layer's region and of the others'.
-
-    Returns:
-        Flat outputs [positions, channels], and (N, h', w') of each map.
     """
     relu = len(layers) > 1 or last_relu
     with region(regions[0]):

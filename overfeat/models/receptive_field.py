@@ -1,17 +1,13 @@
-"""Receptive fields: output sizes, strides, and the input that an output depends on.
+"""Receptive fields: output sizes, strides, and the input that an output depends on. Imports no torch."""
 
-Conventions. Sizes are (height, width). Boxes are (x1, y1, x2, y2) in pixels, continuous and
-half-open: the whole image is (0, 0, width, height). A `SlidingWindow` is a convolution or a
-pooling. Imports no torch.
-"""
-
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """One sliding window along one axis: `pad` cells are added on both sides first."""
+    """A convolution or pooling along one axis: `pad` cells are added on both sides first."""
 
     kernel: int
     stride: int = 1
@@ -34,10 +30,7 @@ def input_size(steps: Sequence[SlidingWindow], size: int = 1) -> int:
 
 def total_stride(steps: Sequence[SlidingWindow]) -> int:
     """Input cells between neighbouring outputs."""
-    stride = 1
-    for step in steps:
-        stride *= step.stride
-    return stride
+    return math.prod(step.stride for step in steps)
 
 
 def input_span(
@@ -45,9 +38,8 @@ def input_span(
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """The input that outputs `start:stop` of an axis depend on: its (start, stop), and each step's padding.
 
-    Running the steps on that slice with that padding, in place of their own on both sides, gives
-    exactly the outputs `start:stop` of the whole axis: zeros are added only where the whole axis
-    would add them.
+    Running the steps on that slice with that padding, in place of their own on both sides, gives exactly the outputs
+    `start:stop` of the whole axis: zeros are added only where the whole axis would add them.
     """
     sizes = [size]
     for step in steps:

@@ -17,22 +17,19 @@ from overfeat.models.overfeat import OverFeat
 def load_released(path: str | os.PathLike, name: str) -> OverFeat:
     """Read the 2013 release's raw weights.
 
-    Little-endian float32 without a header: for every convolution and fully connected layer in order the
-    weight as [out][in][height][width], then the bias. 1,000 classes in the order of the
-    ILSVRC2012 development kit.
+    Little-endian float32 without a header: for every convolution and fully connected layer in order the weight as
+    [out][in][height][width], then the bias. 1,000 classes in the order of the ILSVRC2012 development kit.
 
     Args:
-        path: Of net_weight_0 or net_weight_1.
+        path: The file; InputError for a wrong size, naming those that are right.
         name: "fast" for net_weight_0, "accurate" for net_weight_1.
-
-    Raises:
-        InputError: For a wrong size, naming those that are right.
     """
     path = existing_file(path)
     if name not in RELEASED_FILES:
         raise InputError(f"released weights are for {' and '.join(RELEASED_FILES)}, not {name!r}")
     size = path.stat().st_size
-    right = {name: released_size(meta_net(ARCHITECTURES[name], 1000)) for name in RELEASED_FILES}
+    nets = {name: meta_net(ARCHITECTURES[name], 1000) for name in RELEASED_FILES}
+    right = {name: 4 * sum(parameter.numel() for parameter in net.parameters()) for name, net in nets.items()}
     if size != right[name]:
         sizes = ", ".join(f"{RELEASED_FILES[name]} ({name}): {bytes_:,}" for name, bytes_ in right.items())
         raise InputError(f"{path}: {size:,} bytes; the released files have {sizes}")
@@ -52,11 +49,6 @@ def save_released(net: OverFeat, path: str | os.PathLike) -> None:
         for parameter in released_order(net):
             # Not ndarray.tofile, which reports success on a full disk.
             file.write(parameter.detach().cpu().float().contiguous().numpy().astype("<f4").data)
-
-
-def released_size(net: OverFeat) -> int:
-    """Bytes of the net's weights in the released layout."""
-    return 4 * sum(parameter.numel() for parameter in net.parameters())
 
 
 def read_labels(path: str | os.PathLike, classes: int) -> list[str]:

@@ -12,9 +12,8 @@ from overfeat.models.overfeat import OverFeat
 def check_class_names(names: Sequence[str]) -> None:
     """Raises InputError where a class has the background's name."""
     if "background" in names:
-        raise InputError(
-            'a class is called "background", the name of the detector\'s own last class; rename it in the annotations'
-        )
+        problem = 'a class is called "background", the name of the detector\'s own last class'
+        raise InputError(f"{problem}; rename it in the annotations")
 
 
 def with_background(net: OverFeat, names: Sequence[str]) -> OverFeat:

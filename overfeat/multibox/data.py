@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from overfeat.data.annotated import Annotated, Sample
-from overfeat.data.items import empty_image
-from overfeat.data.random_tiles import RandomTileDataset
+from overfeat.data.random_tiles import RandomTileDataset, empty_image
 from overfeat.data.resize import resize_crop
 from overfeat.errors import ArgumentError
 from overfeat.ops.boxes import areas, intersections, iou, mirrored, squares_around

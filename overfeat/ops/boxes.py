@@ -88,11 +88,10 @@ def match_score(a: Tensor, b: Tensor, *, match_metric: str = "normalised", min_i
 
     Args:
         a, b: [n, 4] and [m, 4], both float32 or both float64.
-        match_metric: "normalised", the distance of the centres over the mean of the two diagonals, plus 1 - IoU, 0
-            for equal boxes. "sum", the paper's words read literally: the distance of the centres in pixels plus the
-            area of the intersection, large for equal boxes and small for distant ones. "centres", the distance over
-            the mean diagonal, infinite for pairs whose IoU is below `min_iou`, as the first author's earlier
-            library merges.
+        match_metric: "normalised", the distance of the centres over the mean of the two diagonals, plus 1 - IoU, 0 for
+            equal boxes. "sum", the paper's words read literally: the distance of the centres in pixels plus the area of
+            the intersection, large for equal boxes and small for distant ones. "centres", the distance over the mean
+            diagonal, infinite for pairs whose IoU is below `min_iou`, as the first author's earlier library merges.
 
     Returns:
         [n, m].

@@ -14,23 +14,14 @@ BOX_AVERAGES = ("pairwise", "counts")
 
 @dataclass(frozen=True)
 class Merged:
-    """The M boxes that `merge_boxes` made of T, ordered by group, then by their first box.
+    """The M boxes that `merge_boxes` made of T, ordered by group, then by their first box."""
 
-    Attributes:
-        boxes: [M, 4].
-        scores: [M], summed over the boxes merged.
-        groups: int64 [M].
-        counts: int64 [M], the number of boxes merged; they add up to T.
-        max_score: [M], the largest single score.
-        members: int64 [T], for every input box the index of its merged box.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    groups: Tensor
-    counts: Tensor
-    max_score: Tensor
-    members: Tensor
+    boxes: Tensor  # [M, 4]
+    scores: Tensor  # [M], summed over the boxes merged
+    groups: Tensor  # int64 [M]
+    counts: Tensor  # int64 [M], the number of boxes merged; they add up to T
+    max_score: Tensor  # [M], the largest single score
+    members: Tensor  # int64 [T], for every input box the index of its merged box
 
 
 def merge_boxes(

@@ -34,19 +34,12 @@ def _supports_everything(
 
 @dataclass(frozen=True)
 class Backend:
-    """A named set of implementations.
+    """A named set of implementations."""
 
-    Attributes:
-        name: the name for `backend(name)`.
-        functions: implementation of each op that it has; their arguments have been checked.
-        supports: see `Supports`; asked about ops in `functions` only.
-        note: shown by `overfeat.fast.status()` beside what it runs.
-    """
-
-    name: str
-    functions: Mapping[str, Callable[..., Any]]
-    supports: Supports = _supports_everything
-    note: str = ""
+    name: str  # for `backend(name)`
+    functions: Mapping[str, Callable[..., Any]]  # by op; their arguments have been checked
+    supports: Supports = _supports_everything  # asked about ops in `functions` only
+    note: str = ""  # shown by `overfeat.fast.status()` beside what it runs
 
 
 _backends: dict[str, Backend] = {}

@@ -49,23 +49,18 @@ def machine() -> dict[str, str | int | float]:
             describe = ["git", "describe", "--always", "--dirty"]
             commit = subprocess.run(describe, cwd=clone, capture_output=True, text=True).stdout.strip()
     info: dict[str, str | int | float] = {
-        "cpu": model,
-        "cpu capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "cpu": model, "cpu capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(), "torch": torch.__version__, "date": datetime.date.today().isoformat(),
         "commit": commit or "unknown",
-    }
+    }  # fmt: skip
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties()
         info |= {
-            "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
+            "capability": f"{properties.major}.{properties.minor}", "multiprocessors": properties.multi_processor_count,
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda or f"HIP {torch.version.hip}",
-        }
+        }  # fmt: skip
     if importlib.util.find_spec("triton"):
         info["triton"] = importlib.import_module("triton").__version__
     return info

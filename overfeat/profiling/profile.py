@@ -30,17 +30,10 @@ from overfeat.regions import REMAINING_FC, collect_timings
 
 
 def profile(
-    net: OverFeat,
-    image: Tensor,
-    *,
-    scales: Scales = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
-    memory_limit: int = MEMORY_LIMIT,
-    regressor: BoxRegressor | None = None,
-    repeats: int = REPEATS,
+    net: OverFeat, image: Tensor, *, scales: Scales = None, flip: bool | None = None, stride: Stride = "fine",
+    memory_limit: int = MEMORY_LIMIT, regressor: BoxRegressor | None = None, repeats: int = REPEATS,
     trace: Path | None = None,
-) -> dict:
+) -> dict:  # fmt: skip
     """Times of an image's evaluation: each scale and flip on its own, then all of it as it is done.
 
     Args:
@@ -88,19 +81,12 @@ def _profile(
         _add_rates(entry, max(peaks["gemm"], peaks["convolution"]))
     for entry, grid in zip(entries, own_grids, strict=True):
         entry |= {"scaled": list(grid.scaled), "flipped": grid.flipped}
+    gflops = {name: peaks[name] / 1e9 for name in ("gemm", "convolution")}
     return {
-        "machine": machine(),
-        "measured_peaks": {
-            "gflops": {name: peaks[name] / 1e9 for name in ("gemm", "convolution")},
-            "copy_gbs": peaks["copy"] / 1e9,
-        },
-        "image": list(image.shape[1:]),
-        "net": net.architecture.name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "stride": config.stride,
-        "grids": entries,
-        "whole": total,
-    }
+        "machine": machine(), "measured_peaks": {"gflops": gflops, "copy_gbs": peaks["copy"] / 1e9},
+        "image": list(image.shape[1:]), "net": net.architecture.name, "dtype": str(dtype).removeprefix("torch."),
+        "stride": config.stride, "grids": entries, "whole": total,
+    }  # fmt: skip
 
 
 def evaluation_macs(net: OverFeat, grids: Sequence[Grid], stride: Stride) -> tuple[dict[str, int], int]:
@@ -138,17 +124,11 @@ def _timed(run: Callable[[], object], net: OverFeat, grids: Sequence[Grid], stri
     elapsed = {name: statistics.median(t.get(name, 0.0) for t in by_run) for name in by_run[-1]}
     elapsed[OTHER] = max(0.0, times["median"] - sum(elapsed.values()))
     macs, windows = evaluation_macs(net, grids, stride)
-    return {
-        "windows": windows,
-        "gflop": 2 * sum(macs.values()) / 1e9,
-        "seconds": times["median"],
-        "p20": times["p20"],
-        "p80": times["p80"],
-        "regions": {
-            name: {"seconds": t} | ({"gflop": 2 * macs[name] / 1e9} if name in macs else {})
-            for name, t in elapsed.items()
-        },
-    }
+    regions = {name: {"seconds": t} for name, t in elapsed.items()}
+    for name in regions.keys() & macs:
+        regions[name]["gflop"] = 2 * macs[name] / 1e9
+    totals = {"windows": windows, "gflop": 2 * sum(macs.values()) / 1e9, "seconds": times["median"]}
+    return {**totals, "p20": times["p20"], "p80": times["p80"], "regions": regions}
 
 
 def _add_rates(entry: dict, peak: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.items import collate_list
+from overfeat.data.random_tiles import collate_list
 from overfeat.errors import InputError
 from overfeat.options import Options
 from overfeat.training.config import RESUMABLE, TrainConfig

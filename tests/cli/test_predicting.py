@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from layer_shape import layer_shape
 from PIL import Image
 from safetensors import safe_open
 
@@ -174,7 +175,7 @@ def test_features_as_in_2013(weights, photos, capsys):
     assert capsys.readouterr().out == first
     net = overfeat.load(weights)
     image = read_image(photos / "a.jpg")
-    shape = net.architecture.layer_shape(net.architecture.feature_layer, *image.shape[1:], 3)
+    shape = layer_shape(net.architecture, net.architecture.feature_layer, *image.shape[1:], 3)
     assert first.splitlines()[0] == " ".join(map(str, shape))
 
 

@@ -8,7 +8,7 @@ import torch
 from bench.tolerance import assert_matches
 from overfeat import load
 from overfeat.cli.assets import SHIPPED_WEIGHTS
-from overfeat.data.items import collate_list
+from overfeat.data.random_tiles import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.candidates import Candidates, candidates
 from overfeat.dense.grid import Grid

@@ -14,7 +14,7 @@ from overfeat import load, load_regressor
 from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.annotated import align_boxes
-from overfeat.data.items import collate_list
+from overfeat.data.random_tiles import collate_list
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.dense.config import DenseConfig, SixScales

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from layer_shape import layer_shape
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -290,7 +291,7 @@ def test_released_file_at_full_size(released, tmp_path):
         with torch.no_grad():
             shapes.append(net.layer_output(images, number).shape)
     height, width = images.shape[2:]
-    expected = [(1, *net.architecture.layer_shape(n, height, width, 1000)) for n in range(len(layers))]
+    expected = [(1, *layer_shape(net.architecture, n, height, width, 1000)) for n in range(len(layers))]
     assert shapes == expected and expected[-1] == (1, 1000, 1, 2)
 
     save_released(net, tmp_path / "again")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from layer_shape import layer_shape
 
 import overfeat
 from bench.tolerance import assert_matches
@@ -58,8 +59,8 @@ def test_layers_are_numbered_as_released(name, features, classes):
     assert kinds[features] == "full" and architecture.layers[classes].index == 2
     hidden = architecture.hidden[-1]
     window = architecture.window
-    assert architecture.layer_shape(features, window, window, 1000) == (hidden, 1, 1)
-    assert architecture.layer_shape(classes, window, window, 1000) == (1000, 1, 1)
+    assert layer_shape(architecture, features, window, window, 1000) == (hidden, 1, 1)
+    assert layer_shape(architecture, classes, window, window, 1000) == (1000, 1, 1)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -69,7 +70,7 @@ def test_every_layer_has_the_shape_it_should(make_net, name):
     for number in range(len(net.architecture.layers)):
         with torch.no_grad():
             output = net.layer_output(images, number)
-        assert (2, *net.architecture.layer_shape(number, *images.shape[2:], 5)) == output.shape
+        assert (2, *layer_shape(net.architecture, number, *images.shape[2:], 5)) == output.shape
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -1,7 +1,4 @@
-"""Images with boxes on disk, in the layout that a path has.
-
-Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is (0, 0, width, height).
-"""
+"""Images with boxes on disk, in the layout that a path has."""
 
 import os
 from functools import partial
@@ -20,13 +17,9 @@ LAYOUTS = (
 
 
 def read_annotations(
-    path: FilePath,
-    images: FilePath | None = None,
-    split: str | None = None,
-    class_names: Names = None,
-    *,
+    path: FilePath, images: FilePath | None = None, split: str | None = None, class_names: Names = None, *,
     skip_invalid: bool = False,
-) -> Annotated:
+) -> Annotated:  # fmt: skip
     """Read a .json file or a folder with SPLIT.json by `read_coco`, a folder with Annotations/ or XML by `read_voc`.
 
     The other arguments are those of the two. Raises InputError for anything else, and for a split of a .json file.

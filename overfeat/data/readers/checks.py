@@ -43,14 +43,9 @@ class ImageBoxes:
     objects: dict[tuple[tuple[float, ...], str], bool] = field(default_factory=dict)  # (box, class): difficult
 
     def add(self, text: str, box: tuple[float, ...], name: str, overhang: float, difficult: bool = False) -> None:
-        """Check a box, clip it and keep it.
+        """Check a box (x1, y1, x2, y2) of class `name`, clip it and keep it.
 
-        Args:
-            text: The box as the file writes it, for messages.
-            box: x1, y1, x2, y2.
-            name: Its class.
-            overhang: Pixels it may extend beyond the right and lower edges.
-            difficult: VOC's flag.
+        text: the box as the file writes it; overhang: pixels it may extend beyond the right and lower edges.
         """
         x1, y1, x2, y2 = box
         height, width = self.size
@@ -92,9 +87,8 @@ class Problems:
         if self.lines and not self.skip:
             raise ArgumentError("skip_invalid", "skips these boxes and images", f"{self.source}: {count}:{report}\n")
         if not used:
-            details = f"{count}:{report}\n" if self.lines else ""
-            summary = f"no usable box in {len(images)} images; "
-            raise InputError(f"{self.source}: {summary}{details}give annotations with at least one valid box")
+            details = f"no usable box in {len(images)} images; " + (f"{count}:{report}\n" if self.lines else "")
+            raise InputError(f"{self.source}: {details}give annotations with at least one valid box")
         names = sorted(used) if class_names is None else list(class_names)
         label_of = {name: label for label, name in enumerate(names)}
         samples = []

@@ -1,30 +1,17 @@
-"""Images with boxes in COCO's JSON.
-
-Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is (0, 0, width, height).
-"""
+"""Images with boxes in COCO's JSON."""
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.readers.checks import (
-    FilePath,
-    ImageBoxes,
-    Invalid,
-    Names,
-    Problems,
-    class_name,
-    image_file,
-    number,
-    quoted,
-    read_bytes,
-    stated_size,
-)
+from overfeat.data.readers import checks
+from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, Problems, quoted
 from overfeat.errors import InputError, shorten
 from overfeat.files import existing_dir
 
 MAX_JSON = 2_000_000_000  # bytes
+NOUNS = {"images": "image", "annotations": "annotation", "categories": "category"}  # of the lists' entries
 COCO_OVERHANG = 0.02  # pixels: x and w are each rounded to hundredths
 
 
@@ -65,7 +52,7 @@ def _read_categories(data: dict[str, list], path: Path, problems: Problems) -> d
     names: dict[int, str] = {}
     for location, entry in _entries(data, "categories", path, problems):
         with problems.at(location):
-            name = class_name(entry.get("name"), None)
+            name = checks.class_name(entry.get("name"), None)
             if entry["id"] in names or name in names.values():
                 raise Invalid(f"its id or its name {quoted.repr(name)} is that of an earlier category")
             names[entry["id"]] = name
@@ -81,8 +68,8 @@ def _read_images(data: dict[str, list], path: Path, problems: Problems, root: Pa
             if entry["id"] in images:
                 raise Invalid("its id is that of an earlier image")
             images[entry["id"]] = None
-            file = image_file(root, entry.get("file_name"), used)
-            images[entry["id"]] = ImageBoxes(file, stated_size(entry.get("width"), entry.get("height"), file))
+            file = checks.image_file(root, entry.get("file_name"), used)
+            images[entry["id"]] = ImageBoxes(file, checks.stated_size(entry.get("width"), entry.get("height"), file))
     return images
 
 
@@ -97,8 +84,8 @@ def _read_annotation(
         raise Invalid(f"category_id {quoted.repr(category)} is the id of no category")
     if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
         raise Invalid(f"bbox is {quoted.repr(box)}, not the four numbers [x, y, width, height]")
-    x, y, width, height = (number(v, "bbox") for v in box)
-    name, image = class_name(names[category], classes), images[image_id]
+    x, y, width, height = (checks.number(v, "bbox") for v in box)
+    name, image = checks.class_name(names[category], classes), images[image_id]
     if image is not None:
         image.add(f"bbox {quoted.repr(box)}", (x, y, x + width, y + height), name, COCO_OVERHANG)
 
@@ -133,12 +120,11 @@ def _ids_by_name(data: dict[str, list], path: Path, kind: str, names: Sequence[s
 
 def _load_coco(path: Path) -> dict[str, list]:
     try:
-        data = json.loads(read_bytes(path, MAX_JSON))
+        data = json.loads(checks.read_bytes(path, MAX_JSON))
     except (Invalid, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InputError(f"{path}: no COCO annotations ({reason}); give a JSON file of instances") from error
-    lists = ("images", "annotations", "categories")
-    missing = [kind for kind in lists if not (isinstance(data, dict) and isinstance(data.get(kind), list))]
+    missing = [kind for kind in NOUNS if not (isinstance(data, dict) and isinstance(data.get(kind), list))]
     if missing:
         raise InputError(f"{path}: no COCO annotations: no lists {', '.join(missing)}; give a JSON file of instances")
     return data
@@ -146,10 +132,9 @@ def _load_coco(path: Path) -> dict[str, list]:
 
 def _entries(data: dict[str, list], kind: str, path: Path, problems: Problems) -> Iterator[tuple[str, dict]]:
     """(location, entry) of the entries of a list that have an id."""
-    noun = {"images": "image", "annotations": "annotation", "categories": "category"}[kind]
     for i, entry in enumerate(data[kind]):
         if isinstance(entry, dict) and type(entry.get("id")) is int:
-            yield f"{path}, {noun} {quoted.repr(entry['id'])}", entry
+            yield f"{path}, {NOUNS[kind]} {quoted.repr(entry['id'])}", entry
         else:
             with problems.at(f"{path}, {kind}[{i}]"):
                 raise Invalid("no integer id" if isinstance(entry, dict) else f"{quoted.repr(entry)} is not an object")

@@ -31,9 +31,8 @@ def read_pairs(path: FilePath) -> set[tuple[int, str]]:
         if not line:
             continue
         if not re.fullmatch("[0-9]{1,9}", image) or not name.strip():
-            raise InputError(
-                f"{path}, line {number}: the number of an image and a class are needed, not {quoted.repr(line)}"
-            )
+            needed = "the number of an image and a class are needed"
+            raise InputError(f"{path}, line {number}: {needed}, not {quoted.repr(line)}")
         pairs.add((int(image), name.strip()))
     return pairs
 
@@ -47,15 +46,10 @@ def read_ilsvrc_boxes(
     those of `read_ilsvrc`, whichever images there are; <name> is the WNID.
 
     Args:
-        devkit: The development kit.
-        images: The images.
+        devkit, images, split: As in `read_ilsvrc`.
         annotations: For "train" WNID/STEM.xml or STEM.xml, and images without one are not used; for "validation"
             STEM.xml for every image.
-        split: "train" or "validation".
-        skip_invalid: Skip invalid boxes and files.
-
-    Raises:
-        InputError: As `read_coco`.
+        skip_invalid: Skip invalid boxes and files; otherwise they raise InputError, as in `read_coco`.
     """
     folder = read_ilsvrc(devkit, images, split)
     annotations = existing_dir(annotations)
@@ -88,9 +82,6 @@ def read_ilsvrc(devkit: str | os.PathLike, images: str | os.PathLike, split: str
         images: For "train" a folder of images per WNID; for "validation" a flat folder of
             ILSVRC2012_val_00000001.JPEG and so on, whose classes are in the kit's ground truth file.
         split: "train" or "validation".
-
-    Raises:
-        InputError: Files are missing or do not fit together.
     """
     devkit = existing_dir(devkit)
     data = devkit / "data" if (devkit / "data").is_dir() else devkit

@@ -1,7 +1,4 @@
-"""Images with boxes in PASCAL VOC's XML, and in that of ILSVRC's localization task.
-
-Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is (0, 0, width, height).
-"""
+"""Images with boxes in PASCAL VOC's XML, and in that of ILSVRC's localization task."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,21 +7,8 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.readers.checks import (
-    FilePath,
-    ImageBoxes,
-    Invalid,
-    Names,
-    Problems,
-    class_name,
-    file_below,
-    image_file,
-    number,
-    quoted,
-    read_bytes,
-    stated_size,
-    text_lines,
-)
+from overfeat.data.readers import checks
+from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, Problems, quoted
 from overfeat.files import existing_dir
 
 MAX_XML = 5_000_000  # bytes
@@ -32,48 +16,39 @@ EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(
-    folder: FilePath,
-    split: str | None = None,
-    *,
-    images: FilePath | None = None,
-    class_names: Names = None,
+    folder: FilePath, split: str | None = None, *, images: FilePath | None = None, class_names: Names = None,
     skip_invalid: bool = False,
-) -> Annotated:
+) -> Annotated:  # fmt: skip
     """Read PASCAL VOC: Annotations/*.xml with JPEGImages/, or a flat folder of XML files and images.
 
     Coordinates count from 1 and are inclusive. Boxes of <part> are ignored.
 
     Args:
-        folder: The data set.
         split: The files that ImageSets/Main/SPLIT.txt lists, in its order; None: all, by name.
         images: Another folder of the images, which are those of <filename>.
         class_names: The classes; None: the names that occur, sorted, so splits may differ.
-        skip_invalid: Skip invalid boxes and files.
-
-    Raises:
-        InputError: As `read_coco`.
+        skip_invalid: Skip invalid boxes and files; otherwise they raise InputError, as in `read_coco`.
     """
     folder = existing_dir(folder)
     flat = not (folder / "Annotations").is_dir()
     xmls = folder if flat else folder / "Annotations"
     root = existing_dir(images if images is not None else folder if flat else folder / "JPEGImages")
-    problems = Problems(folder, skip_invalid)
-    used: set[Path] = set()
+    problems, used = Problems(folder, skip_invalid), set[Path]()
     annotated: list[ImageBoxes] = []
     classes = None if class_names is None else {name: name for name in class_names}
-    for name in xml_files(xmls) if split is None else _split_files(folder, split):
+    if split is None:
+        names = xml_files(xmls)
+    else:
+        listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+        lines = checks.text_lines(listing, "give a split with a list there, or none")
+        names = [f"{line}.xml" for line in lines if line]
+    for name in names:
         with problems.at(xmls / name):
-            xml = file_below(xmls, name)
+            xml = checks.file_below(xmls, name)
             tree = parse_xml(xml)
-            image = image_file(root, _text(tree, "filename"), used)
+            image = checks.image_file(root, _text(tree, "filename"), used)
             annotated.append(image_boxes(xml, tree, image, classes, problems))
     return problems.finish(annotated, class_names)
-
-
-def _split_files(folder: Path, split: str) -> list[str]:
-    """The names of the XML files of a split."""
-    lines = text_lines(folder / "ImageSets" / "Main" / f"{split}.txt", "give a split with a list there, or none")
-    return [f"{line}.xml" for line in lines if line]
 
 
 def xml_files(folder: Path) -> list[str]:
@@ -86,7 +61,7 @@ def parse_xml(path: Path) -> Element:
 
     A DOCTYPE is refused at its start, in any encoding: before an entity can be declared, let alone expanded.
     """
-    data, builder, parser = read_bytes(path, MAX_XML), TreeBuilder(), expat.ParserCreate()
+    data, builder, parser = checks.read_bytes(path, MAX_XML), TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: Any) -> None:
         raise Invalid("a DOCTYPE, which may declare entities; remove it", parser.CurrentLineNumber)
@@ -117,12 +92,12 @@ def image_boxes(
     xml: Path, tree: Element, path: Path, classes: Mapping[str, str] | None, problems: Problems, ilsvrc: bool = False
 ) -> ImageBoxes:
     """The image of one XML file, with its valid boxes; VOC counts pixels from 1, ILSVRC from 0."""
-    image = ImageBoxes(path, stated_size(_text(tree, "size/width"), _text(tree, "size/height"), path))
+    image = ImageBoxes(path, checks.stated_size(_text(tree, "size/width"), _text(tree, "size/height"), path))
     first, overhang = (0, 1.0) if ilsvrc else (1, 0.0)
     for node in tree.iterfind("object"):
         with problems.at(f"{xml}, line {node.get('line')}"):
-            name = class_name(_text(node, "name"), classes)
-            values = [number(_text(node, f"bndbox/{edge}"), edge) for edge in EDGES]
+            name = checks.class_name(_text(node, "name"), classes)
+            values = [checks.number(_text(node, f"bndbox/{edge}"), edge) for edge in EDGES]
             flag = "" if ilsvrc else _text(node, "difficult")
             if flag not in ("", "0", "1"):
                 raise Invalid(f"difficult is {quoted.repr(flag)}, not 0 or 1")

@@ -56,15 +56,11 @@ class Canvas:
     digits: list[PlacedDigit] = field(default_factory=list)
 
     def add_digit(self, rng: np.random.Generator, side: float, max_side: float, labels: Sequence[int] = DIGITS) -> None:
-        """Paint a digit where it hides little of the others; it is made smaller until it fits.
+        """Paint a digit of one of the classes where it hides little of the others; it is made smaller until it fits.
 
         Rarely, and only from nine digits on, none fits even at the smallest size: nothing is painted.
 
-        Args:
-            rng: Source of randomness.
-            side: Longer side of the digit's box.
-            max_side: Limit of the same after distortion.
-            labels: Classes to choose from.
+        side, max_side: longer side of the digit's box, and its limit after distortion.
         """
         height, width = self.pixels.shape[:2]
         label = labels[int(rng.integers(len(labels)))]

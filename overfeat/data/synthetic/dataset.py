@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from overfeat.data.synthetic import DIGITS
 from overfeat.data.synthetic.images import check_arguments, make_image
-from overfeat.data.synthetic.sources import PHOTOGRAPHS, mnist_digits, photograph
+from overfeat.data.synthetic.sources import load_sources
 from overfeat.errors import ArgumentError, InputError
 from overfeat.files import atomic_write, ensure_dir
 
@@ -21,16 +21,9 @@ Objects = list[tuple[int, list[float]]]  # label and [x, y, width, height] of ea
 
 
 def write_dataset(
-    folder: str | Path,
-    split: str,
-    count: int,
-    *,
-    seed: int = 0,
-    objects: tuple[int, int] = (1, 1),
-    digits: Sequence[int] = DIGITS,
-    num_workers: int = 1,
-    progress: bool = True,
-) -> Path:
+    folder: str | Path, split: str, count: int, *, seed: int = 0, objects: tuple[int, int] = (1, 1),
+    digits: Sequence[int] = DIGITS, num_workers: int = 1, progress: bool = True,
+) -> Path:  # fmt: skip
     """Write images 0 to count - 1 of a split as PNG files, and one COCO file, whose path is returned.
 
     Images of exactly one digit go to folder/<split>/<label>/<index>.png, others to folder/<split>/<index>.png;
@@ -40,15 +33,15 @@ def write_dataset(
     Args:
         folder: The data set's folder, created if missing.
         split, seed, objects, digits: See `make_image`.
-        count: Number of images.
         num_workers: Processes; more than one need a caller under `if __name__ == "__main__":`.
-        progress: Show a progress bar.
     """
     folder = Path(folder)
     check_arguments(split, seed, objects, digits)
-    _check_positive(count=count, num_workers=num_workers)
+    for name, value in {"count": count, "num_workers": num_workers}.items():
+        if value < 1:
+            raise ArgumentError(name, f"must be 1 or more, not {value}")
     existing = _existing_images(folder / split, count)
-    _load_sources(split)
+    load_sources(split)
     ensure_dir(folder / split)
     write = partial(_write_image, folder, split, seed, objects, digits)
     tasks = [(index, existing.get(index)) for index in range(count)]
@@ -60,19 +53,6 @@ def write_dataset(
     with atomic_write(folder / f"{split}.json") as part:
         part.write_text(json.dumps(_coco(info, images)) + "\n", encoding="utf-8")
     return folder / f"{split}.json"
-
-
-def _check_positive(**arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < 1:
-            raise ArgumentError(name, f"must be 1 or more, not {value}")
-
-
-def _load_sources(split: str) -> None:
-    """Raises InputError for missing packages, before a process starts."""
-    mnist_digits()
-    for name in PHOTOGRAPHS[split]:
-        photograph(name)
 
 
 def _map(write: Callable, tasks: list, num_workers: int, bar: Callable) -> list:

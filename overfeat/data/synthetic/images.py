@@ -39,13 +39,9 @@ def make_image(
 
     Args:
         split: "train", "validation" or "test"; the splits share neither digits nor photographs.
-        seed: 0 or more.
-        index: 0 or more.
+        seed, index: 0 or more.
         objects: Smallest and largest number of digits; the number is uniform between them.
         digits: The classes that occur.
-
-    Raises:
-        ArgumentError: An argument is out of range.
     """
     check_arguments(split, seed, objects, digits)
     if index < 0:

@@ -25,12 +25,8 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def _spline_weights(at: np.ndarray) -> list[np.ndarray]:
     """The four cubic B-spline weights for fractions `at` in 0..1."""
     rest = 1.0 - at
-    return [
-        rest**3 / 6.0,
-        (3.0 * at**3 - 6.0 * at**2 + 4.0) / 6.0,
-        (3.0 * rest**3 - 6.0 * rest**2 + 4.0) / 6.0,
-        at**3 / 6.0,
-    ]
+    inner = [(3.0 * t**3 - 6.0 * t**2 + 4.0) / 6.0 for t in (at, rest)]
+    return [rest**3 / 6.0, *inner, at**3 / 6.0]
 
 
 def _spline_sample(grid: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:

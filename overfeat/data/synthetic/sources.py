@@ -56,6 +56,13 @@ def photograph(name: str) -> tuple[Image.Image, bool]:
         return image.convert("RGB"), image.mode == "L"
 
 
+def load_sources(split: str) -> None:
+    """Raises InputError for packages that a split's images need and that are missing."""
+    mnist_digits()
+    for name in PHOTOGRAPHS[split]:
+        photograph(name)
+
+
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     """One of the items, uniformly."""
     return items[int(rng.integers(len(items)))]

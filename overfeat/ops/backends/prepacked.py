@@ -1,9 +1,8 @@
 """Convolutions on a CPU with weights that are pre-packed once, for evaluation.
 
-The first call with a weight runs eager PyTorch, which packs it for oneDNN at every call (or multiplies without);
-from the second call on, for as long as the weight stays as it is, a packed form is used: oneDNN's own for a
-convolution or a linear layer, or the transformed weight of Winograd's minimal filtering (winograd.py), each made at
-its first use.
+The first call with a weight runs eager PyTorch, which packs it for oneDNN at every call (or multiplies without); from
+the second call on, for as long as the weight stays as it is, a packed form is used: oneDNN's own for a convolution or a
+linear layer, or the transformed weight of Winograd's minimal filtering (winograd.py), each made at its first use.
 
 The packed forms need up to 3.5 times the memory of the weights; `clear_cache` frees them. A weight that is changed
 as usual, in place or by an optimizer, is packed again. Changes that torch does not see, through `.data` or NumPy,
