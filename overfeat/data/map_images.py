@@ -43,12 +43,10 @@ def map_images(
     """Read every image and apply the function to it. Raises InputError if no image can be used.
 
     Args:
-        images: The image files.
         function: Of an image uint8 [3, H, W]; with a journal its results must be valid JSON.
         max_images: Use only so many of the images, evenly spaced.
         max_pixels: Larger images cannot be used.
         journal: Keeps the results, so that a run that was killed resumes.
-        progress: Show a progress bar.
     """
     mapped: Mapped[Image] = Mapped([], [])
     done = {} if journal is None else journal.done

@@ -77,7 +77,7 @@ class RandomTileDataset(Dataset, ABC):
 
     @abstractmethod
     def empty_item(self) -> dict:
-        """The item in place of an image that cannot be used."""
+        """The item that replaces an image that cannot be used."""
 
     def _check_size(self, number: int, image: Tensor) -> None:
         self.annotated.samples[number].check(image)

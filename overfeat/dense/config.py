@@ -43,8 +43,7 @@ Scales = Union[Literal["six"], SixScales, Sequence[Scale], None]  # noqa: UP007 
 def check_scales(scales: Scales) -> SixScales | tuple[Scale, ...] | None:
     """The scales in one form: `SixScales`, or a tuple of factors and sizes; None stays None.
 
-    Raises:
-        ArgumentError: For anything else. Whole numbers are refused: a factor is a float.
+    ArgumentError for anything else, whole numbers too: a factor is a float.
     """
     if scales is None or isinstance(scales, SixScales):
         return scales
@@ -110,9 +109,6 @@ class DenseConfig:
         stride: "fine" applies the last pooling at every offset (section 3.3), "coarse" at the first alone.
         memory_limit: Bytes for intermediate maps; what needs more is evaluated in tiles, to the same result up to
             rounding.
-
-    Raises:
-        ArgumentError: For values that none of these allow.
     """
 
     scales: Scales = option(

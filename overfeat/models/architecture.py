@@ -33,28 +33,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network as data; window, strides and layer sizes are derived from it.
+    """A network as data; window, strides and layer sizes are derived from it."""
 
-    Attributes:
-        name: In messages and files.
-        convs: The feature layers, the last with the pooling that fine stride applies at every offset.
-        kernel: Of the first fully connected layer, over the pooled maps.
-        hidden: Channels of the fully connected layers but the last, which has one per class.
-        short_side: What training resizes an image's shorter side to, in pixels.
-        mean, std: (x - mean) / std for RGB in 0..255.
-        scales: The six scales, landscape (height, width); None: see `dense.scales.six_scales`.
-        init_std: Weights are drawn from N(0, init_std) at first (section 3.1), or with He's scaling if None.
-    """
-
-    name: str
-    convs: tuple[Conv, ...]
-    kernel: int
-    hidden: tuple[int, ...]
-    short_side: int
-    mean: float = 118.380948
+    name: str  # in messages and files
+    convs: tuple[Conv, ...]  # the feature layers, the last with the pooling that fine stride applies at every offset
+    kernel: int  # of the first fully connected layer, over the pooled maps
+    hidden: tuple[int, ...]  # channels of the fully connected layers but the last, which has one per class
+    short_side: int  # what training resizes an image's shorter side to, in pixels
+    mean: float = 118.380948  # (x - mean) / std for RGB in 0..255
     std: float = 61.896913
-    scales: tuple[tuple[int, int], ...] | None = None
-    init_std: float | None = 0.01
+    scales: tuple[tuple[int, int], ...] | None = None  # the six, landscape (height, width); None: `dense.scales`
+    init_std: float | None = 0.01  # weights are drawn from N(0, init_std) (section 3.1), or by He's scaling if None
 
     @cached_property
     def feature_steps(self) -> list[SlidingWindow]:
@@ -122,7 +111,7 @@ class Architecture:
 
     @property
     def feature_layer(self) -> int:
-        """Number of the layer that the released program gives as features: the last hidden fully connected one."""
+        """Number of the layer that the released program outputs as features: the last hidden fully connected one."""
         return len(self.layers) - 3
 
     def to_json(self) -> str:

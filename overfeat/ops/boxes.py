@@ -25,15 +25,11 @@ def check_boxes(boxes: Tensor, scores: Tensor, groups: Tensor) -> None:
         if not isinstance(value, Tensor):
             raise ValueError(f"boxes, scores and groups are tensors, not {type(value).__name__}")
     if boxes.dim() != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1] or groups.shape != scores.shape:
-        raise ValueError(
-            "boxes must be [T, 4], scores and groups [T]; these have shapes "
-            f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(groups.shape)}"
-        )
+        shapes = f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(groups.shape)}"
+        raise ValueError(f"boxes must be [T, 4], scores and groups [T]; these have shapes {shapes}")
     if boxes.dtype not in (torch.float32, torch.float64) or scores.dtype != boxes.dtype or groups.dtype != torch.int64:
-        raise ValueError(
-            "boxes and scores must be float32 or both float64, groups int64; "
-            f"they are {boxes.dtype}, {scores.dtype} and {groups.dtype}: use .float() and .long()"
-        )
+        dtypes = f"they are {boxes.dtype}, {scores.dtype} and {groups.dtype}: use .float() and .long()"
+        raise ValueError(f"boxes and scores must be float32 or both float64, groups int64; {dtypes}")
     if not boxes.device == scores.device == groups.device:
         raise ValueError(f"boxes, scores, groups are on {boxes.device}, {scores.device}, {groups.device}; move them")
 
@@ -95,15 +91,12 @@ def match_score(a: Tensor, b: Tensor, *, match_metric: str = "normalised", min_i
 
     Returns:
         [n, m].
-
-    Raises:
-        ValueError: for wrong shapes, dtypes or an unknown metric.
     """
     if match_metric not in MATCH_METRICS:
         raise ArgumentError("match_metric", f"must be one of {', '.join(MATCH_METRICS)}, not {match_metric!r}")
     if not all(x.dim() == 2 and x.shape[1] == 4 and x.dtype in (torch.float32, torch.float64) for x in (a, b)):
-        raise ValueError(f"boxes must be [n, 4], float32 or float64, not {tuple(a.shape)} {a.dtype} and "
-                         f"{tuple(b.shape)} {b.dtype}")  # fmt: skip
+        actual = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
+        raise ValueError(f"boxes must be [n, 4], float32 or float64, not {actual}")
     if a.dtype != b.dtype:
         raise ValueError(f"boxes must be of one dtype, not {a.dtype} and {b.dtype}")
     # Twice the centres over the sum of the diagonals: every backend rounds in exactly these steps.

@@ -27,9 +27,8 @@ def offset_max_pool(maps: Tensor, size: int) -> Tensor:
 def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int, relu: bool = True) -> Tensor:
     """Offset pooling and the classifier's first layer by the steps (a)-(e) of section 3.3.
 
-    (a) maps [N, C, H, W], unpooled; (b), (c) non-overlapping max pooling once for every offset;
-    (d) the classifier's window slid over each pooled map; (e) the results interleaved. weight is
-    [O, C, k, k], bias [O] or None; the result [N, O, H-k*size+1, W-k*size+1].
+    (a) maps [N, C, H, W], unpooled; (b), (c) non-overlapping max pooling once for every offset; (d) the classifier's
+    window slid over each pooled map; (e) the results interleaved. Shapes as in ops.skip_classifier.
     """
     k = weight.shape[2]
     height, width = maps.shape[2] - k * size + 1, maps.shape[3] - k * size + 1

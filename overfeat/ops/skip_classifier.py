@@ -22,9 +22,6 @@ def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int
 
     Returns:
         [N, O, H-k*size+1, W-k*size+1]: one output for every offset of the pooling, in the maps' memory format.
-
-    Raises:
-        ValueError: if shapes, dtypes or devices do not fit.
     """
     return skip_classifier_scales([maps], weight, bias, size, relu)[0]
 
@@ -42,7 +39,10 @@ def skip_classifier_flat(
     """`skip_classifier_scales` as flat features [positions, O], ordered by map, image, row and column."""
     maps = list(maps)
     if maps and weight.device.type != "meta" and torch.is_autocast_enabled(weight.device.type):
-        maps, weight, bias = _autocast(maps, weight, bias)
+        dtype = torch.get_autocast_dtype(weight.device.type)
+        inputs = [*maps, weight, *([] if bias is None else [bias])]
+        cast = [t if t.dtype == torch.float64 else t.to(dtype) for t in inputs]  # as in torch's own autocast
+        maps, weight, bias = cast[: len(maps)], cast[len(maps)], None if bias is None else cast[-1]
     _check(maps, weight, bias, size)
     if not maps:
         return weight.new_empty(0, weight.shape[0])
@@ -54,18 +54,6 @@ def skip_classifier_flat(
         flat = F.linear(concat([flatten_maps(m) for m in maps]), flatten_maps(weight), bias)
         return flat.relu_() if relu else flat
     return torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, relu)
-
-
-def _autocast(
-    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None
-) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """The inputs in autocast's dtype; as in torch's own autocast, float64 is left alone."""
-    dtype = torch.get_autocast_dtype(weight.device.type)
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
-
-    return [cast(m) for m in maps], cast(weight), None if bias is None else cast(bias)
 
 
 def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int) -> None:

@@ -21,11 +21,8 @@ GPU_BATCH = 32  # images in a convolution there
 def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 3) -> dict[str, float]:
     """The best rates that eager PyTorch reaches on this device, the roofline of every other rate.
 
-    Of large square GEMMs and plain convolutions, each the best of a few sizes; larger ones on a GPU, where launch times
-    would count.
-
-    Returns:
-        {"gemm", "convolution": FLOP/s, "copy": bytes/s, read and written}.
+    {"gemm", "convolution": FLOP/s, the best of a few sizes, "copy": bytes/s, read and written}. Sizes are larger on a
+    GPU, where launch times would count.
     """
     larger, images = (GPU_FACTOR, GPU_BATCH) if device.type == "cuda" else (1, 1)
 

@@ -34,15 +34,15 @@ def profile(
     memory_limit: int = MEMORY_LIMIT, regressor: BoxRegressor | None = None, repeats: int = REPEATS,
     trace: Path | None = None,
 ) -> dict:  # fmt: skip
-    """Times of an image's evaluation: each scale and flip on its own, then all of it as it is done.
+    """Times of the evaluation of an image: of each scale and flip alone, then of the whole.
 
     Args:
         net: A classifier or detector.
         image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
         scales, flip, stride, memory_limit: See `DenseConfig`.
-        regressor: With one, all of it is `localize`, or `detect` for a net with background, with boxes and merging.
+        regressor: With one, the whole is `localize`, or `detect` for a net with background, including the boxes.
         repeats: Measurements, of which the medians count.
-        trace: Where a Chrome trace of one whole evaluation goes.
+        trace: Where a Chrome trace of one whole evaluation is written.
 
     Returns:
         {"machine", "measured_peaks", "image", "net", "dtype", "stride", "grids": [{"scaled", "flipped", ...}],
@@ -50,9 +50,6 @@ def profile(
         "p80"), "gflops", "fraction" of the better measured peak of GEMM and convolution, and "regions": {name:
         {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Peaks are measured before and
         after; the better counts.
-
-    Raises:
-        InputError: For scales and memory limits, as `classify`.
     """
     return _profile(net, as_image(image), DenseConfig(scales, flip, stride, memory_limit), regressor, repeats, trace)
 

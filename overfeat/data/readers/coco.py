@@ -23,7 +23,6 @@ def read_coco(
     Images come in the file's order, those without boxes too. Annotations with iscrowd=1 are ignored.
 
     Args:
-        json_path: The file.
         images: The folder of the images; None: that of the file.
         class_names: The classes; None: the file's categories by id.
         skip_invalid: Skip invalid annotations and images; an image of which only boxes are invalid stays.
@@ -90,9 +89,7 @@ def _read_annotation(
         image.add(f"bbox {quoted.repr(box)}", (x, y, x + width, y + height), name, COCO_OVERHANG)
 
 
-def coco_ids(
-    path: FilePath | None, names: Sequence[str], class_names: Sequence[str]
-) -> tuple[dict[str, int], dict[str, int]]:
+def coco_ids(path: FilePath | None, names: Sequence[str], class_names: Sequence[str]) -> tuple[dict[str, int], ...]:
     """The ids of images, by file name, and of categories, by name, in a COCO file; without a file, numbers from 1.
 
     Raises InputError for names that it lacks or has several times.

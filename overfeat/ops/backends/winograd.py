@@ -6,6 +6,7 @@ k x k kernel, so that it applies there too. Rounding errors are a few times thos
 results' size for k = 3, 3.5e-6 for k = 5.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -143,9 +144,7 @@ def transforms(k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tens
     of_weights, of_maps = [], []
     for p in points:
         others = [q for q in points if q != p]
-        scale = Fraction(1)
-        for q in others:
-            scale *= p - q
+        scale = math.prod((p - q for q in others), start=Fraction(1))
         of_weights.append([p**i / scale for i in range(k)])
         of_maps.append([*_with_roots(others), Fraction(0)])
     of_weights.append([Fraction(i == k - 1) for i in range(k)])
