@@ -67,5 +67,5 @@ def _explain(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, st
     if override is not None:
         reason = f"overfeat.backend({override!r}) is in force"
         return selected.name, reason if selected.name == override else f"{reason}, which does not have it"
-    refusals = [backend.supports(op, device, dtype) for backend in backends_of(op)]
+    refusals = [backend.supports(op, device, dtype, None) for backend in backends_of(op)]
     return selected.name, selected.note or "; ".join(r for r in refusals if r)

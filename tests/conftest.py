@@ -109,7 +109,7 @@ def implementation(request, device, monkeypatch):
     if request.param == "triton":
         monkeypatch.setattr(op_checks, "DTYPE", torch.float32)
     backend = registry._backends[request.param]
-    refusals = [backend.supports(op, device, op_checks.DTYPE) for op in backend.functions]
+    refusals = [backend.supports(op, device, op_checks.DTYPE, None) for op in backend.functions]
     if any(refusals):
         pytest.skip(f"backend {request.param}: {next(filter(None, refusals))}")
     with registry.backend(request.param):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +18,8 @@ from torch import Tensor
 CUDAGRAPH_UNSAFE = (torch.Tag.cudagraph_unsafe,)
 
 
-class Supports(Protocol):
-    """Why a backend does not run an op on such inputs, or None if it does; num_classes: the width of class scores."""
-
-    def __call__(
-        self, op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None
-    ) -> str | None: ...
-
-
-def _supports_everything(
-    op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None
-) -> str | None:
-    return None
+# Why a backend does not run an op on inputs of a device, dtype and, for class scores, width; None if it does.
+Supports = Callable[[str, torch.device, torch.dtype, int | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class Backend:
 
     name: str  # for `backend(name)`
     functions: Mapping[str, Callable[..., Any]]  # by op; their arguments have been checked
-    supports: Supports = _supports_everything  # asked about ops in `functions` only
+    supports: Supports = lambda *_: None  # asked about ops in `functions` only
     note: str = ""  # shown by `overfeat.fast.status()` beside what it runs
 
 

@@ -95,8 +95,7 @@ class Canvas:
         textured = bool(rng.random() < 0.25)
         colour = _ink_colour(rng, background, 20.0 if textured else 0.0)
         outlined = outlined or float((background @ LUMA).std()) > 42.0
-        opacity = uniform(rng, 0.85, 1.0)
-        style = float(rng.random())
+        opacity, style = uniform(rng, 0.85, 1.0), float(rng.random())
         luma = float(colour @ LUMA)
         if outlined or style < 0.2:
             outlined = True
