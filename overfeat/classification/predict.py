@@ -19,18 +19,13 @@ Images = Tensor | Sequence[Tensor]
 
 
 def classify(
-    nets: Nets,
-    images: Images,
-    *,
-    scales: Scales = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
+    nets: Nets, images: Images, *, scales: Scales = None, flip: bool | None = None, stride: Stride = "fine",
     memory_limit: int = MEMORY_LIMIT,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Score of every class for each image, from all positions of all scales (section 3.3).
 
-    At each scale and flip: softmax at every position, then for each class the maximum over the
-    positions; then the mean over scales and flips. The scores of an image need not sum to 1.
+    At each scale and flip: softmax at every position, then for each class the maximum over the positions; then the
+    mean over scales and flips. The scores of an image need not sum to 1.
 
     Args:
         nets: One net, or an ensemble whose scores are averaged (the paper's "7 models").

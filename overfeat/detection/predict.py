@@ -22,20 +22,11 @@ BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged la
 
 
 def detect(
-    net: OverFeat,
-    regressor: BoxRegressor,
-    image: Tensor,
-    *,
-    scales: Scales = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
-    memory_limit: int = MEMORY_LIMIT,
-    postprocess: str = DetectionConfig.postprocess,
-    match_threshold: float = DetectionConfig.match_threshold,
-    nms_iou_threshold: float | None = None,
-    box_average: str = BOX_AVERAGE,
-    score_threshold: float = DetectionConfig.score_threshold,
-) -> Detections:
+    net: OverFeat, regressor: BoxRegressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    stride: Stride = "fine", memory_limit: int = MEMORY_LIMIT, postprocess: str = DetectionConfig.postprocess,
+    match_threshold: float = DetectionConfig.match_threshold, nms_iou_threshold: float | None = None,
+    box_average: str = BOX_AVERAGE, score_threshold: float = DetectionConfig.score_threshold,
+) -> Detections:  # fmt: skip
     """The objects in an image, best first (section 5).
 
     Args:
@@ -64,15 +55,10 @@ def detect(
 
 
 def combine(
-    candidates: Candidates,
-    grids: Sequence[Grid],
-    *,
-    postprocess: str = DetectionConfig.postprocess,
-    match_threshold: float = DetectionConfig.match_threshold,
-    match_metric: str = "normalised",
-    nms_iou_threshold: float | None = None,
-    box_average: str = BOX_AVERAGE,
-) -> Detections:
+    candidates: Candidates, grids: Sequence[Grid], *, postprocess: str = DetectionConfig.postprocess,
+    match_threshold: float = DetectionConfig.match_threshold, match_metric: str = "normalised",
+    nms_iou_threshold: float | None = None, box_average: str = BOX_AVERAGE,
+) -> Detections:  # fmt: skip
     """Objects from the candidate boxes of all positions of these grids, best first; arguments as in `detect`."""
     _check_postprocess(postprocess, nms_iou_threshold)
     iou = NMS_IOU_THRESHOLDS[postprocess] if nms_iou_threshold is None else nms_iou_threshold

@@ -13,22 +13,15 @@ from overfeat.models.overfeat import OverFeat, as_image
 
 
 def localize(
-    net: OverFeat,
-    regressor: BoxRegressor,
-    image: Tensor,
-    *,
-    scales: Scales = None,
-    flip: bool | None = None,
-    stride: Stride = "fine",
-    memory_limit: int = MEMORY_LIMIT,
-    top_k: int = LocalizationConfig.top_k,
+    net: OverFeat, regressor: BoxRegressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    stride: Stride = "fine", memory_limit: int = MEMORY_LIMIT, top_k: int = LocalizationConfig.top_k,
     relative_threshold: float = LocalizationConfig.relative_threshold,
     match_threshold: float = LocalizationConfig.match_threshold,
-) -> Detections:
+) -> Detections:  # fmt: skip
     """Up to `top_k` predictions of a class and its box for an image, best first, as ILSVRC asks (section 4).
 
-    The boxes that the regressor predicts at all positions of all scales are merged class by class, and
-    of each class the one with the largest accumulated confidence is its prediction.
+    The boxes that the regressor predicts at all positions of all scales are merged class by class, and of each class
+    the one with the largest accumulated confidence is its prediction.
 
     Args:
         net: A classifier.

@@ -111,16 +111,10 @@ def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, *, square: str =
 
 
 def detect_multibox(
-    model: MultiBox,
-    net: OverFeat | None,
-    image: Tensor,
-    *,
-    crops: str = "both",
-    max_detections: int = ProposalConfig.max_detections,
-    nms_iou_threshold: float = ProposalConfig.nms_iou_threshold,
-    score_threshold: float = SCORE_THRESHOLD,
-    square: str = SQUARES[0],
-) -> Detections:
+    model: MultiBox, net: OverFeat | None, image: Tensor, *, crops: str = "both",
+    max_detections: int = ProposalConfig.max_detections, nms_iou_threshold: float = ProposalConfig.nms_iou_threshold,
+    score_threshold: float = SCORE_THRESHOLD, square: str = SQUARES[0],
+) -> Detections:  # fmt: skip
     """The objects in an image, best first: the highest-confidence boxes of `propose`, classified (section 4.2.2).
 
     A box is a detection of every class for which its score, its confidence times the class's probability, reaches the
