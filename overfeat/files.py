@@ -42,6 +42,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
+    """Write JSON, atomically. Raises WriteError."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=indent))
+
+
 def check_result(path: Path, keys: Collection[str] = ("errors", "unreadable")) -> None:
     """Raises WriteError unless results can be written to `path`: a file there must be JSON results with these keys.
 

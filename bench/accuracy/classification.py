@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import ROOT, write_results
+from overfeat.classification.config import PROTOCOLS
 from overfeat.classification.evaluate import score_by_protocol
-from overfeat.classification.protocols import PROTOCOLS
 from overfeat.data.image_folder import align
 from overfeat.data.images import read_image
 from overfeat.data.map_images import subsample

@@ -1,13 +1,27 @@
-"""The options of training a classifier."""
+"""The voting protocols of classification, and the options of training a classifier."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from overfeat.errors import ArgumentError
+from overfeat.models.architecture import Stride
 from overfeat.options import option
 from overfeat.training.config import TaskOptions, TrainConfig
 
 TRAINING = TrainConfig()  # the loop's defaults
+
+# How to vote over positions and scales: which of the six scales, and the stride. The rows of the paper's
+# table 2, then what explains them.
+DENSE_PROTOCOLS: dict[str, tuple[tuple[int, ...], Stride]] = {
+    "1 scale, coarse": ((1,), "coarse"),
+    "1 scale, fine": ((1,), "fine"),
+    "4 scales, fine": ((1, 2, 4, 6), "fine"),
+    "6 scales, fine": ((1, 2, 3, 4, 5, 6), "fine"),
+    "scales 1-3, fine": ((1, 2, 3), "fine"),
+    **{f"scale {k} alone, fine": ((k,), "fine") for k in range(2, 7)},
+}
+PROTOCOLS = ("centre crop", "10 views", *DENSE_PROTOCOLS)
+DEFAULT_PROTOCOLS = PROTOCOLS[:6]
 
 
 @dataclass(frozen=True)

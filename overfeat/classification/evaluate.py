@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from overfeat.classification.config import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.classification.predict import centre_crop, scale_scores, ten_views
-from overfeat.classification.protocols import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.data.image_folder import LabeledImage
 from overfeat.data.images import MAX_PIXELS
 from overfeat.data.map_images import map_images

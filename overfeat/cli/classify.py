@@ -10,7 +10,6 @@ Examples:
 """
 
 import argparse
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +19,11 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_net, net_settings
+from overfeat.cli.options import refuse_options
 from overfeat.cli.results import add_out, result_folder
 from overfeat.dense.config import DenseConfig
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import InputError
+from overfeat.files import write_json
 from overfeat.options import positive
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_parser(commands: Commands) -> None:
     add_image_options(parser)
     help = "classes to print (default: %(default)s)"
     parser.add_argument("-n", "--top-k", type=positive, default=5, metavar="N", help=help)
-    help = "all positions of all scales; ten: corners and centre, mirrored; or the centre alone (default: %(default)s)"
+    help = "all positions of all scales (dense), corners and centre, mirrored (ten), or one crop (default: %(default)s)"
     parser.add_argument("--voting", choices=("dense", "ten", "centre"), default="dense", help=help)
     add_out(parser, "write IMAGE.json for every image; a second run continues")
     add_net_options(parser)
@@ -53,12 +54,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify the images."""
-    _check_options(args)
     if args.features or args.layer is not None:
+        refuse_options(args, ("voting", *DENSE), "-f and -L")
         args.format = "text"  # as the 2013 program prints
         return features.run(args)
+    refuse_options(args, UNUSED[args.voting], f"--voting {args.voting}")
     from overfeat.data.images import read_image
-    from overfeat.files import atomic_write
 
     net = load_net(args)
     images = find_images(args.images)
@@ -70,25 +71,13 @@ def run(args: argparse.Namespace) -> int:
     def process(path: Path) -> None:
         top = top_classes(_scores(net, read_image(path, args.max_pixels), args), net.class_names, args.top_k)
         if output:
-            with atomic_write(output(path)) as part:
-                part.write_text(json.dumps({"image": str(path), "classes": top}, indent=1))
+            write_json(output(path), {"image": str(path), "classes": top})
         if len(images) > 1:
             print(path)
         for entry in top:
             print(f"{entry['class']} {entry['score']:.6g}")
 
     return process_images(images, process, output)
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    """Raises ArgumentError for an option that has no effect with the others given."""
-    if args.features or args.layer is not None:
-        unused, mode = ("voting", *DENSE), "-f and -L"
-    else:
-        unused, mode = UNUSED[args.voting], f"--voting {args.voting}"
-    for name in unused:
-        if getattr(args, name) != args.parser.get_default(name):
-            raise ArgumentError(name, f"does not apply to {mode}; leave it out")
 
 
 def _scores(net: "OverFeat", image: "Tensor", args: argparse.Namespace) -> "Tensor":

@@ -24,11 +24,12 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets, multibox_settings, net_settings
-from overfeat.cli.options import add_options, config_from_args
+from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.cli.results import SETTINGS, add_out, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import DetectionConfig
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import InputError
+from overfeat.files import write_json
 from overfeat.multibox.config import ProposalConfig
 from overfeat.options import fraction
 
@@ -80,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
     from overfeat import visualize
     from overfeat.data.images import read_image
     from overfeat.data.readers.coco import coco_ids
-    from overfeat.files import atomic_write
 
-    _check_method(args)
+    (others,) = (names for method, names in OPTIONS.items() if method != args.method)
+    refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
     images = find_images(args.images)
     detector, names, settings = (_multibox if args.method == "multibox" else _overfeat)(args)
     output = None
@@ -101,8 +102,7 @@ def run(args: argparse.Namespace) -> int:
         objects = _entries(detections, names)
         if output:
             visualize.detections(image, detections, names, path.name, args.out / f"{path.name}.png")
-            with atomic_write(output(path)) as part:
-                part.write_text(json.dumps({"image": str(path), "objects": objects}, indent=1))
+            write_json(output(path), {"image": str(path), "objects": objects})
         if len(images) > 1:
             print(path)
         _print(path, objects, args.min_score)
@@ -111,14 +111,6 @@ def run(args: argparse.Namespace) -> int:
     if output:
         _write_coco(args.out, args.coco_ids, names)
     return status
-
-
-def _check_method(args: argparse.Namespace) -> None:
-    """Raises ArgumentError for an option of the other method."""
-    (others,) = (names for method, names in OPTIONS.items() if method != args.method)
-    for name in sorted(others - OPTIONS[args.method]):
-        if getattr(args, name) != args.parser.get_default(name):
-            raise ArgumentError(name, f"does not apply to --method {args.method}; leave it out")
 
 
 def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
@@ -174,7 +166,6 @@ def _print(path: Path, objects: Sequence[dict], min_score: float) -> None:
 def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[str]) -> None:
     """Write the results of all images in a folder as one list, as COCO's tools read it, with names beside the ids."""
     from overfeat.data.readers.coco import coco_ids
-    from overfeat.files import atomic_write
 
     files = {path.stem: path for path in folder.glob("*.json") if path.name not in (SETTINGS, COCO)}
     images, classes = coco_ids(annotations, sorted(files), class_names)
@@ -185,5 +176,4 @@ def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[st
             ids = {"image_id": images[name], "category_id": classes[entry["class"]]}
             box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
             results.append({**ids, "bbox": box, "score": entry["score"], "file_name": name, "category": entry["class"]})
-    with atomic_write(folder / COCO) as part:
-        part.write_text(json.dumps(results))
+    write_json(folder / COCO, results, indent=None)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from overfeat.classification.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
+from overfeat.classification.config import DEFAULT_PROTOCOLS, PROTOCOLS
 from overfeat.cli import net as nets
 from overfeat.cli.annotated import TESTING, add_annotated_options, adopt_class_names, read_annotated
 from overfeat.cli.command import Commands, add_command

@@ -9,7 +9,6 @@ Examples:
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_localizer, net_settings
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.cli.results import add_out, result_folder
+from overfeat.files import write_json
 from overfeat.localization.config import LocalizationConfig
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
     from overfeat.data.images import read_image
     from overfeat.dense.candidates import candidates
     from overfeat.dense.detections import best_per_class, merge
-    from overfeat.files import atomic_write
     from overfeat.visualize import figure_class, localization
 
     net, regressor = load_localizer(args)
@@ -62,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
         entries = _entries(predictions, net.class_names)
         if output:
             localization(image, raw, predictions, net.class_names, path.name, args.out / f"{path.name}.png")
-            with atomic_write(output(path)) as part:
-                part.write_text(json.dumps({"image": str(path), "predictions": entries}, indent=1))
+            write_json(output(path), {"image": str(path), "predictions": entries})
         if len(images) > 1:
             print(path)
         for entry in entries:

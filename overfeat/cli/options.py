@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from overfeat.errors import ArgumentError
 
 Config = TypeVar("Config")
 Container = argparse._ActionsContainer  # a parser or one of its argument groups
@@ -29,6 +31,13 @@ def config_from_args(config: type[Config], args: argparse.Namespace) -> Config:
     """The dataclass with the parsed values; fields without an option keep their defaults."""
     names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     return config(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+
+
+def refuse_options(args: argparse.Namespace, names: Sequence[str], mode: str) -> None:
+    """Raises ArgumentError where one of these options is given, which have no effect in a mode."""
+    for name in names:
+        if getattr(args, name) != args.parser.get_default(name):
+            raise ArgumentError(name, f"does not apply to {mode}; leave it out")
 
 
 def flag_of(parser: argparse.ArgumentParser, name: str) -> str | None:

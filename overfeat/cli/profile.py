@@ -9,7 +9,6 @@ Examples:
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from overfeat.cli.images import add_max_pixels, read_enlarged
 from overfeat.cli.net import add_net_options, load_net
 from overfeat.cli.results import add_out
 from overfeat.errors import InputError
+from overfeat.files import check_result, ensure_dir, write_json
 from overfeat.options import positive
 from overfeat.profiling import REPEATS
 
@@ -49,7 +49,6 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time the evaluation and print a table."""
-    from overfeat.files import atomic_write
     from overfeat.profiling.profile import profile
     from overfeat.profiling.table import table, title_of
     from overfeat.visualize import stage_times
@@ -63,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     results = {"command": args.line} | timed
     print(table(results))
     if args.out:
-        with atomic_write(args.out / "profile.json") as part:
-            part.write_text(json.dumps(results, indent=1))
+        write_json(args.out / "profile.json", results)
         if with_picture:
             titles = [title_of(entry) for entry in (*results["grids"], results["whole"])]
             stage_times(results, titles, args.out / "profile.png")
@@ -74,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_folder(folder: Path) -> bool:
     """Check that the files can be written and overwrite no others; whether matplotlib is there to draw the picture."""
-    from overfeat.files import check_result, ensure_dir
     from overfeat.visualize import check_picture, figure_class
 
     ensure_dir(folder)

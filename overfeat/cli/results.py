@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.errors import InputError
-from overfeat.files import Journal, atomic_write, check_result, ensure_dir
+from overfeat.files import Journal, atomic_write, check_result, ensure_dir, write_json
 
 if TYPE_CHECKING:
     from overfeat.data.annotated import Annotated
@@ -114,8 +114,7 @@ def write_results(
 ) -> int:
     """Write the results to -o, draw them to --plot, list the images that were left out; returns the exit status."""
     if args.out:
-        with atomic_write(args.out) as part:
-            part.write_text(json.dumps(results, indent=1))
+        write_json(args.out, results)
         print(f"written to {args.out}")
     for message in results["unreadable"]:
         print(f"not counted: {message}")

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 import overfeat
+from overfeat.classification.config import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.classification.evaluate import evaluate_classifier, score_by_protocol
-from overfeat.classification.protocols import DEFAULT_PROTOCOLS, DENSE_PROTOCOLS, PROTOCOLS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.data.readers.image_folder import read_image_folder
