@@ -33,10 +33,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         _remove(part)
-        reason = getattr(error, "strerror", None) or error
-        raise WriteError(
-            f"{path}: cannot be written ({reason}); check the folder, its permissions and the free space"
-        ) from error
+        raise _unwritable(path, error, "; check the folder, its permissions and the free space") from error
     except BaseException:
         _remove(part)
         raise
@@ -105,7 +102,7 @@ class Journal:
                 self.file.write(head)
                 self.file.flush()
         except OSError as error:
-            raise WriteError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise _unwritable(self.path, error) from error
 
     def add(self, name: str, result: object) -> None:
         """Keep a result. Raises WriteError."""
@@ -113,7 +110,7 @@ class Journal:
             self.file.write(json.dumps([name, result]) + "\n")
             self.file.flush()
         except OSError as error:
-            raise WriteError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise _unwritable(self.path, error) from error
         self.done[name] = result
 
     def finish(self) -> None:
@@ -137,6 +134,10 @@ def ensure_dir(path: str | os.PathLike) -> Path:
     except OSError as error:
         raise WriteError(f"{path}: cannot be made a folder ({error.strerror or error})") from error
     return Path(path)
+
+
+def _unwritable(path: Path, error: Exception, advice: str = "") -> WriteError:
+    return WriteError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}){advice}")
 
 
 def _remove(path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from overfeat.classification.config import TRAINING as CLASSIFIER_TRAINING
 from overfeat.classification.config import ClassifierConfig
@@ -15,7 +15,6 @@ from overfeat.cli.annotated import TRAINING, VALIDATION, read_annotated
 from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.options import add_options, config_from_args
-from overfeat.dense.config import parse_scales
 from overfeat.detection.config import TRAINING as DETECTOR_TRAINING
 from overfeat.detection.config import DetectorConfig
 from overfeat.errors import ArgumentError
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from overfeat.data.annotated import Annotated
     from overfeat.training.task import Task
 
-# Makes the task of the parsed arguments, and the lines that describe it.
-Build = Callable[[argparse.Namespace, "TrainConfig"], "tuple[Task, list[str]]"]
+Built: TypeAlias = "tuple[Task, list[str]]"  # and the lines that describe it
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Head:
     """One kind of training on the command line."""
 
     name: str
-    build: Build  # its docstring is the help
+    build: Callable[[argparse.Namespace, Any, TrainConfig], Built]  # its docstring is the help
     options: type[Options]
     defaults: TrainConfig
 
@@ -62,10 +60,7 @@ def _add_head(heads: Commands, head: Head) -> None:
         _add_folder_options(data)
     else:
         _add_box_data_options(data)
-    options = parser.add_argument_group("net and loss")
-    add_options(options, head.options)
-    if head.options is BoxRegressorConfig:
-        options.add_argument("--scales", type=parse_scales, metavar="LIST", help="as in `overfeat classify`")
+    add_options(parser.add_argument_group("net and loss"), head.options)
     loop = parser.add_argument_group("training")
     loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the log, checkpoint and nets")
     help = "continue the interrupted run in --out; to the same weights on a CPU with as many processes as before"
@@ -76,11 +71,11 @@ def _add_head(heads: Commands, head: Head) -> None:
 def _run(head: Head, args: argparse.Namespace) -> int:
     """Train; the description is printed by one process of torchrun's."""
     train_config = config_from_args(TrainConfig, args)
-    config_from_args(head.options, args)  # bad values are reported before the data is read
+    options = config_from_args(head.options, args)  # bad values are reported before the data is read
 
     from overfeat.training.trainer import train
 
-    task, lines = head.build(args, train_config)
+    task, lines = head.build(args, options, train_config)
     if int(os.environ.get("RANK", 0)) == 0:
         print(*lines, sep="\n", flush=True)
     train(task, args.out, resume=args.resume)
@@ -147,7 +142,7 @@ def _seed(train: TrainConfig) -> None:
 # Heads
 
 
-def _classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+def _classifier(args: argparse.Namespace, options: ClassifierConfig, train: TrainConfig) -> Built:
     """`overfeat train classifier`: a net, from images sorted into classes.
 
     Train a net on images sorted into one folder per class.
@@ -160,7 +155,6 @@ def _classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, li
     from overfeat.classification.train import ClassifierTask, build_classifier
     from overfeat.data.image_folder import align
 
-    options = config_from_args(ClassifierConfig, args)
     data, validation = read_data(args.data, args.validation, args.devkit)
     _seed(train)
     net, new_layer = build_classifier(data, options)
@@ -173,7 +167,7 @@ def _classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, li
     return task, [f"{net.architecture.name} net, {net.num_classes} classes, {len(data)} images{start}"]
 
 
-def _regressor(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+def _regressor(args: argparse.Namespace, options: BoxRegressorConfig, train: TrainConfig) -> Built:
     """`overfeat train regressor`: box regression for a trained net, from images with boxes.
 
     Train a box regressor on the last maps of a trained net (section 4.2), at all positions of all scales. The files
@@ -181,13 +175,11 @@ def _regressor(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, lis
 
     Examples:
         overfeat train regressor --data digits --init net.safetensors --out run
-        overfeat train regressor --data digits --init net.safetensors --out run --resume
     """
     from overfeat.data.annotated import align_boxes
     from overfeat.localization.train import RegressorTask, build_regressor
     from overfeat.models import checkpoint
 
-    options = config_from_args(BoxRegressorConfig, args)
     if options.init is None:
         raise ArgumentError("init", "is needed: a trained net")
     net = checkpoint.load(options.init)
@@ -202,7 +194,7 @@ def _regressor(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, lis
     return task, [f"{net.architecture.name} net, {boxes}, {len(task.dataset)} with all scales"]
 
 
-def _detector(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+def _detector(args: argparse.Namespace, options: DetectorConfig, train: TrainConfig) -> Built:
     """`overfeat train detector`: a net that detects any number of objects, from images with boxes.
 
     Train a net with a background class and a box regressor (section 5), on tiles of the images at scales that are
@@ -210,13 +202,11 @@ def _detector(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list
 
     Examples:
         overfeat train detector --data annotated-photos --out run
-        overfeat train detector --data annotated-photos --out run --resume
     """
     from overfeat.detection.build import build_detector, describe_choices
     from overfeat.detection.train import DetectorTask
     from overfeat.training.distributed import choose_device
 
-    options = config_from_args(DetectorConfig, args)
     data, validation = _read_checked(args)
     _seed(train)
     gpu = choose_device(train.device).type == "cuda"
@@ -225,7 +215,7 @@ def _detector(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list
     return task, describe_choices(data, net, options, init)
 
 
-def _multibox(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+def _multibox(args: argparse.Namespace, options: MultiBoxConfig, train: TrainConfig) -> Built:
     """`overfeat train multibox`: a net that predicts K boxes in one forward pass, from images with boxes.
 
     Train DeepMultiBox: K boxes and their confidences from one forward pass over a square image, matched with the
@@ -233,12 +223,10 @@ def _multibox(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list
 
     Examples:
         overfeat train multibox --data annotated-photos --out run
-        overfeat train multibox --data annotated-photos --out run --resume
     """
     from overfeat.multibox.build import build_multibox, describe_multibox
     from overfeat.multibox.train import MultiBoxTask
 
-    options = config_from_args(MultiBoxConfig, args)
     data, validation = _read_checked(args)
     _seed(train)
     model, copied, init = build_multibox(data, options, seed=train.seed, shipped=SHIPPED_WEIGHTS)
@@ -246,7 +234,7 @@ def _multibox(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list
     return task, describe_multibox(data, model, options, copied, init)
 
 
-def _box_classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task, list[str]]":
+def _box_classifier(args: argparse.Namespace, options: BoxClassifierConfig, train: TrainConfig) -> Built:
     """`overfeat train box-classifier`: a net that classifies boxes, or rejects them as background.
 
     Train the second net of DeepMultiBox: a classifier with a background class, on squares around boxes whose IoU with
@@ -254,13 +242,11 @@ def _box_classifier(args: argparse.Namespace, train: TrainConfig) -> "tuple[Task
 
     Examples:
         overfeat train box-classifier --data annotated-photos --out run
-        overfeat train box-classifier --data annotated-photos --out run --resume
     """
     from overfeat.multibox.build import build_box_classifier, samples_for
     from overfeat.multibox.data import CROPS_PER_POSITIVE
     from overfeat.multibox.train import BoxClassifierTask
 
-    options = config_from_args(BoxClassifierConfig, args)
     data, validation = _read_checked(args)
     _seed(train)
     net, init = build_box_classifier(data, options, shipped=SHIPPED_WEIGHTS)

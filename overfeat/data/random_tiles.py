@@ -32,7 +32,7 @@ class RandomTileDataset(Dataset, ABC):
         self, annotated: Annotated, side: int, samples_per_image: int, *, seed: int = 0, max_pixels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):  # fmt: skip
-        self.annotated, self.samples_per_image, self.seed = annotated, samples_per_image, seed
+        self.annotated, self.side, self.samples_per_image, self.seed = annotated, side, samples_per_image, seed
         paths = [sample.path for sample in annotated.samples]
         self.cache = ImageCache(
             paths, (side, side + 1), max_pixels=max_pixels, cache_bytes=cache_bytes, check=self._check_size, lru=True
@@ -75,9 +75,9 @@ class RandomTileDataset(Dataset, ABC):
     def sample_tile(self, rng: np.random.Generator, index: int, image: Tensor, sample: Sample) -> dict:
         """Random tile number `index` of an image uint8 [3, H, W]."""
 
-    @abstractmethod
     def empty_item(self) -> dict:
-        """The item that replaces an image that cannot be used."""
+        """The item in place of an image that cannot be used: a black image without boxes."""
+        return empty_image(self.side)
 
     def _check_size(self, number: int, image: Tensor) -> None:
         self.annotated.samples[number].check(image)

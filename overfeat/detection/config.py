@@ -44,7 +44,7 @@ class DetectionConfig:
     )
     nms_iou_threshold: float | None = option(
         None, "NMS drops boxes with a larger IoU with a box of their class that scores higher (default: 0.3 after "
-        "merging, where 1 keeps all; 0.2 with --postprocess nms; 0.5 for DeepMultiBox)",
+        "merging, where 1 keeps all; 0.2 for NMS alone; 0.5 for DeepMultiBox)",
         parse=fraction, metavar="T", flags=("--nms-iou",),
     )  # fmt: skip
     score_threshold: float = option(0.3, "drop the boxes of positions that score less", parse=fraction, metavar="S")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from overfeat.data.annotated import Annotated, Sample
-from overfeat.data.random_tiles import RandomTileDataset, empty_image, mirror_image
+from overfeat.data.random_tiles import RandomTileDataset, mirror_image
 from overfeat.data.resize import resize
 from overfeat.dense.scales import SCALE_STEP, round_to_stride
 from overfeat.detection.targets import RULE
@@ -41,10 +41,6 @@ class TileDataset(RandomTileDataset):
         super().__init__(annotated, architecture.window, samples_per_image, **options)
         self.architecture, self.scale_factors, self.flip = architecture, scale_factors, flip
         self.tile = max(tile, architecture.window)
-
-    def empty_item(self) -> dict:
-        """See `empty_image`."""
-        return empty_image(self.architecture.window)
 
     def sample_tile(self, rng: np.random.Generator, index: int, image: Tensor, sample: Sample) -> dict:
         """A tile; `index` makes no difference."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from overfeat.dense.config import Scales
+from overfeat.dense.config import Scales, parse_scales
 from overfeat.options import fraction, non_negative, option, positive
 from overfeat.training.config import BOX_TRAINING, BoxHeadOptions, TaskOptions
 
@@ -19,7 +19,7 @@ class BoxRegressorConfig(BoxHeadOptions, TaskOptions):
     dropout: float = option(0.0, "dropout of the hidden layers of boxes", minimum=0, below=1)
     loss: str = option("l2", "squared difference, or 1 - IoU or 1 - GIoU of the boxes", choices=LOSSES)
     train_backbone: bool = option(False, "train the net's layers and classes as well")
-    scales: Scales = None
+    scales: Scales = option(None, "as in `overfeat classify`", parse=parse_scales, metavar="LIST")
 
 
 @dataclass(frozen=True)

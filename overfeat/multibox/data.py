@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from overfeat.data.annotated import Annotated, Sample
-from overfeat.data.random_tiles import RandomTileDataset, empty_image
+from overfeat.data.random_tiles import RandomTileDataset
 from overfeat.data.resize import resize_crop
 from overfeat.errors import ArgumentError
 from overfeat.ops.boxes import areas, intersections, iou, mirrored, squares_around
@@ -45,10 +45,6 @@ class SquareDataset(RandomTileDataset):
         check_multiple(samples_per_image, len(COVERAGE_BINS), "so that all ranges of covered area are equally frequent")
         super().__init__(annotated, image_size, 1 if centred else samples_per_image, **options)
         self.image_size, self.flip, self.centred = image_size, flip and not centred, centred
-
-    def empty_item(self) -> dict:
-        """See `empty_image`."""
-        return empty_image(self.image_size)
 
     def sample_tile(self, rng: np.random.Generator, index: int, image: Tensor, sample: Sample) -> dict:
         """Square crop `index` of an image."""

@@ -1,7 +1,7 @@
 """Which samples a process trains on, and which could not be read: batches, shards and means over them."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ def derive_seed(*numbers: int) -> int:
 
 
 class ResumableBatchSampler(Sampler):
-    """This process' share of the global batches of an epoch, as lists of (epoch, index).
+    """This process' shard of the global batches of an epoch, as lists of (epoch, index).
 
     Every process draws the same permutation, order(samples, generator=...), from (seed, epoch) and yields every
     world-th sample of each batch; batch_size counts those of all processes. The last, incomplete batch is dropped.
@@ -50,8 +50,8 @@ class ResumableBatchSampler(Sampler):
 class SkippedFiles:
     """Files that could not be used as samples; each is warned about once."""
 
-    def __init__(self, files: Iterable[str] = ()):
-        self.files = set(files)
+    def __init__(self) -> None:
+        self.files: set[str] = set()
 
     def record(self, dataset: Any, batch: object) -> None:
         """Warn of the unreadable samples of a batch."""

@@ -110,7 +110,7 @@ class Task(ABC):
 
     @cached_property
     def _validation_loader(self) -> DataLoader:
-        """This process' fraction of the validation data, in order."""
+        """This process' shard of the validation data, in order."""
         rank, world = rank_and_world_size()
         own = range(rank, len(self.validation or ()), world)
         return make_loader(self.validation, self.train, self.collate, batch_size=self.train.batch_size, sampler=own)
