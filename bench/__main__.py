@@ -28,6 +28,7 @@ RESULT_KEYS = ("command", "machine", "rows")  # of a file that may be overwritte
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m bench",
         description="Time every op with every implementation that this machine can run, in turns, each checked "
         "against its reference before it is timed, beside the peaks of GEMM, convolution and copy measured in the "

@@ -30,7 +30,7 @@ def add_command(
     summary, _, description = head.partition("\n\n")
     parser = commands.add_parser(
         name, help=summary.partition("`: ")[2].rstrip("."), description=" ".join(description.split()),
-        epilog=f"examples:\n{examples}", formatter_class=HelpFormatter,
+        epilog=f"examples:\n{examples}", formatter_class=HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
     return parser

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="overfeat",
+        allow_abbrev=False,
         description="Evaluate a ConvNet at every position and scale of an image: classify, localize and detect.",
         epilog='`overfeat COMMAND --help` has examples. Completion in bash: eval "$(overfeat --print-completion bash)"',
     )

@@ -240,6 +240,8 @@ def test_bad_input_is_one_clear_line(arguments, message, photos, tmp_path, monke
         ["classify", "--scales", "big", "x.jpg"],
         ["classify", "--scales", "six:7", "x.jpg"],
         ["classify", "--scales", "2", "x.jpg"],
+        ["classify", "--scale", "six", "x.jpg"],
+        ["detect", "--score", "0.5", "x.jpg"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
