@@ -27,7 +27,7 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(commands, "convert", run, __doc__)
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("target", type=Path, metavar="TO")
-    help = "the net of a raw file, if its name does not tell"
+    help = "the net of a raw file, if the file's name does not determine it"
     parser.add_argument("--net", choices=tuple(RELEASED_FILES), help=help)
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
     parser.add_argument("--half", action="store_true", help="store the weights as float16, which halves the file")

@@ -10,7 +10,7 @@ from typing import Any
 from overfeat.classification.config import DEFAULT_PROTOCOLS, PROTOCOLS
 from overfeat.cli import net as nets
 from overfeat.cli.annotated import TESTING, add_annotated_options, adopt_class_names, read_annotated
-from overfeat.cli.command import Commands, add_command
+from overfeat.cli.command import Commands, HelpFormatter, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.detect import add_multibox_options
 from overfeat.cli.images import add_max_pixels
@@ -29,7 +29,10 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="error rates or average precision on a data set",
-        description="Evaluate a trained net on a data set; `overfeat evaluate TASK --help` has examples.",
+        description="Evaluate a trained net on a data set.",
+        epilog="examples:\n  overfeat evaluate classifier --data test --weights run/net.safetensors\n"
+        "  overfeat evaluate detector --data test.json --weights net.safetensors",
+        formatter_class=HelpFormatter,
     )
     tasks = parser.add_subparsers(required=True, metavar="TASK", dest="task")
     _add_classifier(tasks)

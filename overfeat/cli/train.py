@@ -13,7 +13,7 @@ from overfeat.classification.config import ClassifierConfig
 from overfeat.cli import annotated
 from overfeat.cli.annotated import TRAINING, VALIDATION, read_annotated
 from overfeat.cli.assets import SHIPPED_WEIGHTS
-from overfeat.cli.command import Commands, add_command
+from overfeat.cli.command import Commands, HelpFormatter, add_command
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.detection.config import TRAINING as DETECTOR_TRAINING
 from overfeat.detection.config import DetectorConfig
@@ -47,6 +47,9 @@ def add_parser(commands: Commands) -> None:
         help="train a classifier, a box regressor, a detector or DeepMultiBox",
         description="Train a head; a classifier's defaults are the paper's (section 3.1). On several GPUs or "
         "processes: torchrun --nproc_per_node N -m overfeat train HEAD ...",
+        epilog="examples:\n  overfeat train classifier --data photos --out run\n"
+        "  overfeat train detector --data photos --out run --resume",
+        formatter_class=HelpFormatter,
     )
     heads = parser.add_subparsers(required=True, metavar="HEAD", dest="head")
     for head in HEADS:

@@ -188,5 +188,5 @@ def rate_table(results: dict) -> str:
     lines.append(f"class-agnostic average precision: {100 * results['agnostic']['ap']:.2f} %")
     for count, accuracy in results.get("windows", {}).items():
         detection, classification = (f"{task}@5 {100 * accuracy[task + '5']:6.2f} %" for task in TASKS)
-        lines.append(f"{count:>5} windows: {detection}, {classification}")
+        lines.append(f"{count:>5} boxes classified: {detection}, {classification}")
     return "\n".join(lines)

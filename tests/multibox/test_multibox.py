@@ -289,7 +289,9 @@ def test_figures_as_text():
         "windows": {"5": {"detection5": 0.25, "classification5": 0.5}},
     }
     lines = rate_table(results).splitlines()
-    assert "    2  66.67 %" in lines and "    5 windows: detection@5  25.00 %, classification@5  50.00 %" in lines
+    assert (
+        "    2  66.67 %" in lines and "    5 boxes classified: detection@5  25.00 %, classification@5  50.00 %" in lines
+    )
 
 
 def test_combining_keeps_the_order_of_scores():
