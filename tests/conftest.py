@@ -1,11 +1,16 @@
 """Shared fixtures: the device that tests run on, backends, and nets with random weights."""
 
 import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 # Threads that wait asleep: on a machine with other work, spinning ones make small tensors 10 times slower.
 # Read as torch is loaded, here and in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# For `bench`, however pytest is started; at the end, since `make gpu-test` has another overfeat before this folder's.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import op_checks
 import pytest
