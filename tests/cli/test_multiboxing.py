@@ -169,6 +169,7 @@ def test_class_agnostic_boxes(nets, capsys):
             "--memory-limit does not apply to --method multibox",
         ),
         (["--crops", "centre"], "--crops does not apply to --method overfeat"),
+        (["--postprocess", "nms", "--match-threshold", "0.4"], "--match-threshold does not apply to --postprocess nms"),
         (["--classifier", "WHAT"], "--classifier does not apply to --method overfeat"),
         (["--method", "multibox", "--weights", "WHAT"], "holds no DeepMultiBox; train one"),
         (["--method", "multibox", "--weights", "BOXES", "--classifier", "BOXES"], "holds a DeepMultiBox"),
