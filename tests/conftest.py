@@ -2,12 +2,18 @@
 
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 # Threads that wait asleep: on a machine with other work, spinning ones make small tensors 10 times slower.
 # Read as torch is loaded, here and in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# torch.compile's cache on disk does not tell instruction sets apart: code for another one computes wrong sums.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    cache = f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), cache))
 
 # For `bench`, however pytest is started; at the end, since `make gpu-test` has another overfeat before this folder's.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -45,7 +51,9 @@ def without_bfloat16():
     """Makes torch report a processor without bfloat16 arithmetic where OVERFEAT_TEST_NO_BF16=1 is set."""
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("OVERFEAT_TEST_NO_BF16") == "1":
-            patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+            unsupported = MagicMock(return_value=False)  # torch also asks its overload, `.default`
+            unsupported.default = unsupported
+            patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", unsupported)
         yield
 
 
