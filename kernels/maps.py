@@ -1,7 +1,7 @@
 """Lists of maps in one launch: a pointer out of several, and the tables of where positions lie.
 
 A list of maps of different sizes is one launch: their pointers are a tuple argument, everything else about them
-stands in integer tables on the device. The tables depend on shapes alone and are cached.
+is held in integer tables on the device. The tables depend on shapes alone and are cached.
 """
 
 import threading

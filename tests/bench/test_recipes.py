@@ -10,7 +10,7 @@ import pytest
 from bench.common import ROOT
 from overfeat.cli.main import build_parser
 
-# Stands in for the command line: records its arguments and writes what the recipe waits for.
+# A stub of the command line: records its arguments and writes the files that the recipe expects.
 STUB = f"""#!{sys.executable}
 import json, pathlib, sys
 arguments = sys.argv[1:]
