@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 
 from overfeat.errors import InputError, WriteError
 
+ASSETS = Path(__file__).resolve().parent / "assets"  # files that ship with the package
+
 os.umask(_UMASK := os.umask(0o22))  # the only way to read it is to set it
 
 

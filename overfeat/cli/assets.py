@@ -1,7 +1,6 @@
 """Files that ship with the package."""
 
-from pathlib import Path
+from overfeat.files import ASSETS
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED_WEIGHTS = ASSETS / "small.safetensors"
 SHIPPED_DETECTOR = ASSETS / "detector.safetensors"
