@@ -127,10 +127,10 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     ) -> None:  # fmt: skip
         maps, weight = [empty(1, channels, 15, 14 + positions)], empty(4 * channels, channels, 5, 5)
         with launch.override(split_k=split_k, pool=pool):
-            skip_classifier.forward(maps, weight, empty(4 * channels) if bias else None, 3, relu=True)
+            skip_classifier.forward(maps, weight, empty(4 * channels) if bias else None, 3, True, 3)
         if backward:
             grad, output = empty(positions, 4 * channels), empty(positions, 4 * channels)
-            skip_classifier.backward(grad, maps, weight, output, 3, True, True)
+            skip_classifier.backward(grad, maps, weight, output, 3, 3, True, True)
 
     name = launch.arithmetic(dtype, kind)
     for max_rows, _ in launch.tiles(f"{name}, fused", chip.capability):
@@ -152,10 +152,10 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     else:  # kernels without matmuls do not depend on the precision
         for size in (2, 3):
             yield lambda size=size: offset_pool.backward(
-                empty(1, 1024, 36 - size, 45 - size), empty(1, 1024, 35, 44), size
+                empty(1, 1024, 36 - size, 45 - size), empty(1, 1024, 35, 44), size, 1
             )
-            yield lambda size=size: offset_pool.forward(empty(1, 1024, 35, 44), size)
-        yield lambda: offset_pool.forward(torch.empty(1, 1024, 35, 44, dtype=dtype, device="meta"), 3)
+            yield lambda size=size: offset_pool.forward(empty(1, 1024, 35, 44), size, 1)
+        yield lambda: offset_pool.forward(torch.empty(1, 1024, 35, 44, dtype=dtype, device="meta"), 3, 1)
         yield lambda: class_scores.forward(empty(630, 1000), [630])
 
 

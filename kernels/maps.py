@@ -86,14 +86,16 @@ class InputPositions(NamedTuple):
 
 
 @DeviceTableCache
-def output_positions(shapes: tuple[Shape, ...], reach: int, joined: bool, device: torch.device) -> OutputPositions:
-    """The table of the outputs of maps of these shapes; a window reaches `reach` positions past its first.
+def output_positions(
+    shapes: tuple[Shape, ...], reach: tuple[int, int], joined: bool, device: torch.device
+) -> OutputPositions:
+    """The table of the outputs of maps of these shapes; a window reaches (rows, columns) past its first position.
 
     joined: the maps are contiguous in one buffer, and `base_offset` counts from its start.
     """
     chunks, start = [], 0
     for i, (n, height, width) in enumerate(shapes):
-        image, y, x = _meshgrid(n, height - reach, width - reach)
+        image, y, x = _meshgrid(n, height - reach[0], width - reach[1])
         base = (image * height + y) * width + x + (start if joined else 0)
         chunks.append((torch.full_like(base, 0 if joined else i), base, torch.full_like(base, width)))
         start += n * height * width
@@ -102,12 +104,12 @@ def output_positions(shapes: tuple[Shape, ...], reach: int, joined: bool, device
 
 
 @DeviceTableCache
-def input_positions(shapes: tuple[Shape, ...], reach: int, device: torch.device) -> InputPositions:
+def input_positions(shapes: tuple[Shape, ...], reach: tuple[int, int], device: torch.device) -> InputPositions:
     """The table of the positions of pooled maps of these shapes, contiguous in one buffer."""
     chunks, first = [], 0
     for n, height, width in shapes:
         image, y, x = _meshgrid(n, height, width)
-        rows, columns = height - reach, width - reach
+        rows, columns = height - reach[0], width - reach[1]
         chunks.append((y, x, torch.full_like(y, rows), torch.full_like(y, columns), first + image * rows * columns))
         first += n * rows * columns
     ys, xs, heights, widths, firsts = (torch.cat(chunk) for chunk in zip(*chunks, strict=True))

@@ -1,7 +1,8 @@
 """Max pooling at stride 1 over every size x size window, of one map or a list of maps in one launch.
 
-The backward pass is a gather: a position sums the gradients of the at most size x size windows whose maximum it is,
-in a fixed order, so that it is deterministic. The argmax of a window is one byte.
+The values of a window lie `dilation` positions apart. The backward pass is a gather: a position sums the gradients of
+the at most size x size windows whose maximum it is, in a fixed order, so that it is deterministic. The argmax of a
+window is one byte.
 """
 
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ def pool_kernel(
     channels,
     COUNT: tl.constexpr,
     SIZE: tl.constexpr,
+    DILATION: tl.constexpr,  # distance of a window's values
     LAST: tl.constexpr,  # results are channels-last
     VALUES: tl.constexpr,  # write pooled
     ARGMAX: tl.constexpr,  # write argmax
@@ -61,8 +63,8 @@ def pool_kernel(
     p_corner = address_of(maps, i_map, COUNT).to(maps[0].dtype) + o_corner
     best, i_best = tl.full([BLOCK], -float("inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
     for offset in range(SIZE * SIZE):
-        value = tl.load(p_corner + offset // SIZE * stride_h + offset % SIZE * stride_w, mask=inside, other=0.0)
-        value = value.to(tl.float32)
+        p_value = p_corner + offset // SIZE * DILATION * stride_h + offset % SIZE * DILATION * stride_w
+        value = tl.load(p_value, mask=inside, other=0.0).to(tl.float32)
         # Of equal values the first wins, and the first NaN.
         better = (value > best) | ((value != value) & (best == best))
         best = tl.where(better, value, best)
@@ -88,6 +90,7 @@ def pool_backward_kernel(
     stride_h,
     stride_w,
     SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
     LAST: tl.constexpr,
     WIDE: tl.constexpr,  # 2^31 elements or more
     BLOCK: tl.constexpr,
@@ -96,11 +99,12 @@ def pool_backward_kernel(
     o_result = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = o_result < total
     index = o_result if WIDE else o_result.to(tl.int32)
-    n, c, y, x = _unravel(index, channels, height + SIZE - 1, width + SIZE - 1, LAST)
+    reach = (SIZE - 1) * DILATION
+    n, c, y, x = _unravel(index, channels, height + reach, width + reach, LAST)
     n, c = n.to(tl.int64), c.to(tl.int64)
     acc = tl.zeros([BLOCK], tl.float32)
     for offset in range(SIZE * SIZE):
-        row, column = (y - offset // SIZE).to(tl.int64), (x - offset % SIZE).to(tl.int64)
+        row, column = (y - offset // SIZE * DILATION).to(tl.int64), (x - offset % SIZE * DILATION).to(tl.int64)
         valid = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         if LAST:
             o_argmax = ((n * height + row) * width + column) * channels + c
@@ -112,11 +116,11 @@ def pool_backward_kernel(
     tl.store(result + o_result, acc.to(result.dtype.element_ty), mask=inside)
 
 
-def forward(maps: Tensor, size: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, H-size+1, W-size+1], in the maps' memory format (see ops.offset_max_pool)."""
+def forward(maps: Tensor, size: int, dilation: int) -> Tensor:
+    """[N, C, H, W] -> [N, C, H-reach, W-reach], in the maps' memory format: see ops.offset_max_pool."""
     last = is_channels_last(maps)
-    pooled = _empty(maps, size, maps.dtype)
-    _launch([maps], size, last, pooled, None)
+    pooled = _empty(maps, (size - 1) * dilation, maps.dtype)
+    _launch([maps], size, dilation, last, pooled, None)
     return pooled
 
 
@@ -126,21 +130,21 @@ def forward_list(maps: Sequence[Tensor], size: int) -> Tensor:
     pooled, start = maps[0].new_empty(sum(positions), maps[0].shape[1]), 0
     for i in range(0, len(maps), MAX_MAPS):
         stop = start + sum(positions[i : i + MAX_MAPS])
-        _launch(maps[i : i + MAX_MAPS], size, True, pooled[start:stop], None)
+        _launch(maps[i : i + MAX_MAPS], size, 1, True, pooled[start:stop], None)
         start = stop
     return pooled
 
 
-def backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
+def backward(grad: Tensor, maps: Tensor, size: int, dilation: int) -> Tensor:
     """Gradient of the maps, in their memory format, from that of the pooled maps."""
     last = is_channels_last(maps)
-    argmax = _empty(maps, size, torch.uint8 if size <= 16 else torch.int32)
-    _launch([maps], size, last, None, argmax)
+    argmax = _empty(maps, (size - 1) * dilation, torch.uint8 if size <= 16 else torch.int32)
+    _launch([maps], size, dilation, last, None, argmax)
     result = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device, memory_format=memory_format_of(maps))
     if result.numel():
         pool_backward_kernel[(triton.cdiv(result.numel(), BLOCK),)](
             grad, argmax, result, result.numel(), maps.shape[1], *grad.shape[2:], *grad.stride(),
-            SIZE=size, LAST=last, WIDE=result.numel() >= 2**31, BLOCK=BLOCK, num_warps=WARPS,
+            SIZE=size, DILATION=dilation, LAST=last, WIDE=result.numel() >= 2**31, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return result
 
@@ -155,33 +159,37 @@ def memory_format_of(maps: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(maps) else torch.contiguous_format
 
 
-def _empty(maps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+def _empty(maps: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory for the pooled maps, or one integer for each of their elements."""
     n, c, h, w = maps.shape
-    shape = (n, c, h - size + 1, w - size + 1)
+    shape = (n, c, h - reach, w - reach)
     return torch.empty(shape, dtype=dtype, device=maps.device, memory_format=memory_format_of(maps))
 
 
-def _launch(maps: Sequence[Tensor], size: int, last: bool, pooled: Tensor | None, argmax: Tensor | None) -> None:
-    table, blocks, starts = _tables(tuple((*m.shape, *m.stride()) for m in maps), size, maps[0].device)
+def _launch(
+    maps: Sequence[Tensor], size: int, dilation: int, last: bool, pooled: Tensor | None, argmax: Tensor | None
+) -> None:
+    geometry = tuple((*m.shape, *m.stride()) for m in maps)
+    table, blocks, starts = _tables(geometry, (size - 1) * dilation, maps[0].device)
     if len(starts):
         unused = argmax if pooled is None else pooled
         pool_kernel[(len(starts),)](
             tuple(maps), table, blocks, starts, unused if pooled is None else pooled,
-            unused if argmax is None else argmax, maps[0].shape[1], COUNT=len(maps), SIZE=size, LAST=last,
-            VALUES=pooled is not None, ARGMAX=argmax is not None, BLOCK=BLOCK, num_warps=WARPS,
+            unused if argmax is None else argmax, maps[0].shape[1], COUNT=len(maps), SIZE=size,
+            DILATION=dilation, LAST=last, VALUES=pooled is not None, ARGMAX=argmax is not None, BLOCK=BLOCK,
+            num_warps=WARPS,
         )  # fmt: skip
 
 
 @DeviceTableCache
-def _tables(geometry: tuple[tuple[int, ...], ...], size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """table, blocks and starts of pool_kernel, for maps of these shapes and strides."""
+def _tables(geometry: tuple[tuple[int, ...], ...], reach: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """table, blocks and starts of pool_kernel, for maps of these shapes and strides; a window has reach + 1 rows."""
     table: list[list[int]] = []
     block_rows: list[Tensor] = []
     start_rows: list[Tensor] = []
     start = 0
     for i, (n, c, h, w, *strides) in enumerate(geometry):
-        height, width = h - size + 1, w - size + 1
+        height, width = h - reach, w - reach
         elements = n * c * height * width
         table.append([height, width, *strides])
         first = torch.arange(0, elements, BLOCK, device="cpu")

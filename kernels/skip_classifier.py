@@ -1,7 +1,7 @@
 """Offset pooling and the classifier's first layer, for maps of different sizes in one launch.
 
-An implicit GEMM: one output position is one row, out[position] = W . window(position), where the window's k x k taps
-lie `size` positions apart in the pooled map. The positions of all maps, images and scales form one GEMM that reads
+An implicit GEMM: one output position is one row, out[position] = W . window(position), where the window's k_y x k_x
+taps lie `tap` positions apart in the pooled map. The positions of all maps, images and scales form one GEMM that reads
 the weights once. A table holds where each row's window starts (maps.OutputPositions), so that nothing is shifted,
 gathered or interleaved in memory. The gradients are GEMMs of the same form:
 
@@ -40,7 +40,7 @@ def skip_classifier_fwd_kernel(
     map_index,  # int32 [M]: the map of an output position
     base_offset,  # int64 [M]: the first position of its window in that map
     row_pitch,  # int32 [M]: positions in a row of that map
-    weight,  # [O, k, k, C], contiguous, dtype of the maps
+    weight,  # [O, k_y, k_x, C], contiguous, dtype of the maps
     bias,  # [O], dtype of the maps; unused unless BIAS
     output,  # [M, O], dtype of the maps; if SPLIT_K > 1 float32 [SPLIT_K, M, O] without bias and ReLU
     rows,  # M
@@ -48,9 +48,10 @@ def skip_classifier_fwd_kernel(
     channels,  # C
     num_programs,
     COUNT: tl.constexpr,
-    KERNEL: tl.constexpr,  # k
-    SIZE: tl.constexpr,  # pool size: positions between taps
-    POOL: tl.constexpr,  # SIZE if pooling is fused, else 1
+    KERNEL_Y: tl.constexpr,  # k_y
+    KERNEL_X: tl.constexpr,  # k_x
+    DILATION: tl.constexpr,  # positions between taps
+    POOL: tl.constexpr,  # size of the pooling if it is fused, else 1
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     SPLIT_K: tl.constexpr,  # programs that share one tile, each with a slice of the taps and channels
@@ -64,7 +65,7 @@ def skip_classifier_fwd_kernel(
     """The output of every position: bias and ReLU in the epilogue, accumulated in float32."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     blocks_c = tl.cdiv(channels, BLOCK_K)
-    steps = KERNEL * KERNEL * blocks_c
+    steps = KERNEL_Y * KERNEL_X * blocks_c
     for i_work in range(tl.program_id(0), tiles_m * tiles_n * SPLIT_K, num_programs):
         i_split, i_tile = i_work % SPLIT_K, i_work // SPLIT_K
         i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
@@ -76,12 +77,12 @@ def skip_classifier_fwd_kernel(
         o_k = tl.arange(0, BLOCK_K)
         p_map = address_of(maps, tl.load(map_index + row), COUNT).to(maps[0].dtype)
         p_map = tl.multiple_of(p_map, 16)[:, None] + o_k[None, :]
-        p_weight = weight + column.to(tl.int64)[None, :] * (KERNEL * KERNEL * channels) + o_k[:, None]
+        p_weight = weight + column.to(tl.int64)[None, :] * (KERNEL_Y * KERNEL_X * channels) + o_k[:, None]
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for step in range(steps * i_split // SPLIT_K, steps * (i_split + 1) // SPLIT_K):
             tap, c = step // blocks_c, step % blocks_c * BLOCK_K
             m_k = c + o_k < channels
-            o_position = b_base + tap // KERNEL * SIZE * b_pitch + tap % KERNEL * SIZE
+            o_position = b_base + tap // KERNEL_X * DILATION * b_pitch + tap % KERNEL_X * DILATION
             b_map = _window(p_map, o_position, b_pitch, c, channels, m_k, POOL, EVEN_K)
             if EVEN_K:
                 b_weight = tl.load(p_weight + tap * channels + c)
@@ -179,7 +180,7 @@ def relu_backward_kernel(
 @triton.jit(do_not_specialize=["rows", "num_programs"])
 def skip_classifier_bwd_input_kernel(
     grad,  # [M, O], contiguous: gradient before the ReLU
-    weight,  # [O, k, k, C], contiguous, dtype of grad
+    weight,  # [O, k_y, k_x, C], contiguous, dtype of grad
     result,  # [R, C], contiguous, dtype of grad, written: gradient of the pooled maps
     input_y,  # int32 [R]: row of an input position
     input_x,  # int32 [R]: its column
@@ -190,8 +191,9 @@ def skip_classifier_bwd_input_kernel(
     columns,  # C
     outputs,  # O
     num_programs,
-    KERNEL: tl.constexpr,
-    SIZE: tl.constexpr,
+    KERNEL_Y: tl.constexpr,
+    KERNEL_X: tl.constexpr,
+    DILATION: tl.constexpr,
     EVEN_K: tl.constexpr,  # O is a multiple of BLOCK_K
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -214,13 +216,13 @@ def skip_classifier_bwd_input_kernel(
         b_first = tl.load(first_output + row)
         o_k = tl.arange(0, BLOCK_K)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(KERNEL * KERNEL * blocks_o):
+        for step in range(KERNEL_Y * KERNEL_X * blocks_o):
             tap, o = step // blocks_o, step % blocks_o * BLOCK_K + o_k
-            y, x = b_y - tap // KERNEL * SIZE, b_x - tap % KERNEL * SIZE
+            y, x = b_y - tap // KERNEL_X * DILATION, b_x - tap % KERNEL_X * DILATION
             m_row = (y >= 0) & (y < b_height) & (x >= 0) & (x < b_width)
             o_output = b_first + y.to(tl.int64) * b_width + x
             p_grad = grad + o_output[:, None] * outputs + o[None, :]
-            p_weight = weight + (o.to(tl.int64)[:, None] * (KERNEL * KERNEL) + tap) * columns + o_n[None, :]
+            p_weight = weight + (o.to(tl.int64)[:, None] * (KERNEL_Y * KERNEL_X) + tap) * columns + o_n[None, :]
             if EVEN_K:
                 b_grad = tl.load(p_grad, mask=m_row[:, None], other=0.0)
                 b_weight = tl.load(p_weight, mask=m_n[None, :], other=0.0)
@@ -239,13 +241,14 @@ def skip_classifier_bwd_weight_kernel(
     pooled,  # [R, C], contiguous, dtype of grad: the pooled maps, one after the other
     base_offset,  # int64 [M]: the first position in `pooled` of an output's window
     row_pitch,  # int32 [M]: positions in a row of its map
-    result,  # [O, k, k, C], contiguous, dtype of grad, written: gradient of the weight
+    result,  # [O, k_y, k_x, C], contiguous, dtype of grad, written: gradient of the weight
     rows,  # O
     columns,  # C
     positions,  # M
     num_programs,
-    KERNEL: tl.constexpr,
-    SIZE: tl.constexpr,
+    KERNEL_Y: tl.constexpr,
+    KERNEL_X: tl.constexpr,
+    DILATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -254,7 +257,7 @@ def skip_classifier_bwd_weight_kernel(
 ):
     """Sum over output positions: the gradient of the output times the tap's inputs, accumulated in float32."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    for i_work in range(tl.program_id(0), tiles_m * tiles_n * KERNEL * KERNEL, num_programs):
+    for i_work in range(tl.program_id(0), tiles_m * tiles_n * KERNEL_Y * KERNEL_X, num_programs):
         tap = i_work // (tiles_m * tiles_n)
         i_m, i_n = tile_of(i_work % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -265,35 +268,36 @@ def skip_classifier_bwd_weight_kernel(
             m_k = o_k < positions
             o_position = tl.load(base_offset + o_k, mask=m_k, other=0)
             b_pitch = tl.load(row_pitch + o_k, mask=m_k, other=0).to(tl.int64)
-            o_position += tap // KERNEL * SIZE * b_pitch + tap % KERNEL * SIZE
+            o_position += tap // KERNEL_X * DILATION * b_pitch + tap % KERNEL_X * DILATION
             p_grad = grad + o_k.to(tl.int64)[:, None] * rows + o_m[None, :]
             b_grad = tl.load(p_grad, mask=m_k[:, None] & m_m[None, :], other=0.0)
             p_pooled = pooled + o_position[:, None] * columns + o_n[None, :]
             b_pooled = tl.load(p_pooled, mask=m_k[:, None] & m_n[None, :], other=0.0)
             acc = tl.dot(tl.trans(b_grad), b_pooled, acc, input_precision=PRECISION)
-        p_result = result + (o_m.to(tl.int64)[:, None] * (KERNEL * KERNEL) + tap) * columns + o_n[None, :]
+        p_result = result + (o_m.to(tl.int64)[:, None] * (KERNEL_Y * KERNEL_X) + tap) * columns + o_n[None, :]
         tl.store(p_result, acc.to(result.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
 
 
-def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
-    """[positions, O] from unpooled maps [N, C, H, W], weight [O, C, k, k]: see ops.skip_classifier_flat."""
+def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool, tap: int) -> Tensor:
+    """[positions, O] from unpooled maps [N, C, H, W], weight [O, C, k_y, k_x]: see ops.skip_classifier_flat."""
     if len(maps) > MAX_MAPS:
         chunks = (maps[i : i + MAX_MAPS] for i in range(0, len(maps), MAX_MAPS))
-        return torch.cat([forward(chunk, weight, bias, size, relu) for chunk in chunks])
-    (outputs, channels, k, _), device = weight.shape, maps[0].device
-    count = _num_positions(_shapes(maps), k * size - 1)
+        return torch.cat([forward(chunk, weight, bias, size, relu, tap) for chunk in chunks])
+    (outputs, channels, k_y, k_x), device = weight.shape, maps[0].device
+    count = _num_positions(_pooled_shapes(maps, size), _reach(weight, tap))
     output = weight.new_empty(count, outputs)
     if not output.numel():
         return output
-    plan = launch.choose("forward", weight.dtype, device, m=count, n=outputs, taps=k * k, channels=channels, size=size)
-    sources, table, pool = _sources(maps, plan.pool, k, size)
+    shape = {"m": count, "n": outputs, "taps": k_y * k_x, "channels": channels, "size": size}
+    plan = launch.choose("forward", weight.dtype, device, **shape)
+    sources, table, pool = _sources(maps, plan.pool, size, _reach(weight, tap))
     split = plan.split_k > 1
     target = torch.empty(plan.split_k, *output.shape, dtype=torch.float32, device=device) if split else output
     bias_or_any = output if bias is None else bias.contiguous()
     skip_classifier_fwd_kernel[(plan.num_programs,)](
         sources, *table, _channels_last(weight), bias_or_any, target, count, outputs, channels, plan.num_programs,
-        COUNT=len(sources), KERNEL=k, SIZE=size, POOL=pool, BIAS=bias is not None, RELU=relu, SPLIT_K=plan.split_k,
-        EVEN_K=plan.even_k, PRECISION=plan.precision, **plan.tile.options(),
+        COUNT=len(sources), KERNEL_Y=k_y, KERNEL_X=k_x, DILATION=tap, POOL=pool, BIAS=bias is not None, RELU=relu,
+        SPLIT_K=plan.split_k, EVEN_K=plan.even_k, PRECISION=plan.precision, **plan.tile.options(),
     )  # fmt: skip
     if split:
         split_k_reduce_kernel[(triton.cdiv(output.numel(), launch.ELEMENTWISE_BLOCK),)](
@@ -303,57 +307,61 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
     return output
 
 
-def _sources(maps: Sequence[Tensor], pool: str, k: int, size: int) -> tuple[tuple[Tensor, ...], OutputPositions, int]:
+def _sources(
+    maps: Sequence[Tensor], pool: str, size: int, reach: tuple[int, int]
+) -> tuple[tuple[Tensor, ...], OutputPositions, int]:
     """The buffers that the forward kernel reads, the table of its rows, and the size that it pools by."""
     shapes, device = _shapes(maps), maps[0].device
     if pool == "separate" or size == 1:
         pooled = maps[0] if _is_one_buffer(maps, size) else offset_pool.forward_list(maps, size)
-        return (pooled,), output_positions(_pooled_shapes(maps, size), (k - 1) * size, True, device), 1
+        return (pooled,), output_positions(_pooled_shapes(maps, size), reach, True, device), 1
     sources = tuple(_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps)
-    return sources, output_positions(shapes, k * size - 1, False, device), size
+    unpooled_reach = reach[0] + size - 1, reach[1] + size - 1
+    return sources, output_positions(shapes, unpooled_reach, False, device), size
 
 
 def backward(
-    grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
+    grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int, tap: int,
     need_maps: bool, need_weight: bool,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of ops.skip_classifier_flat_backward: of the maps, then of the weight and the bias."""
     grad, grad_bias = _relu_backward(grad, output)
-    gradients = _grad_maps(grad, maps, weight, size) if need_maps else []
+    gradients = _grad_maps(grad, maps, weight, size, tap) if need_maps else []
     if need_weight:
-        gradients += [_grad_weight(grad, maps, weight, size), grad_bias]
+        gradients += [_grad_weight(grad, maps, weight, size, tap), grad_bias]
     return gradients
 
 
-def _grad_maps(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int) -> list[Tensor]:
-    (outputs, channels, k, _), device, shapes = weight.shape, grad.device, _pooled_shapes(maps, size)
-    grad_pooled = weight.new_empty(_num_positions(shapes, 0), channels)
+def _grad_maps(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int, tap: int) -> list[Tensor]:
+    (outputs, channels, k_y, k_x), device, shapes = weight.shape, grad.device, _pooled_shapes(maps, size)
+    grad_pooled = weight.new_empty(_num_positions(shapes, (0, 0)), channels)
     if grad_pooled.numel():
-        shape = {"m": len(grad_pooled), "n": channels, "taps": k * k, "channels": outputs, "size": size}
+        shape = {"m": len(grad_pooled), "n": channels, "taps": k_y * k_x, "channels": outputs, "size": size}
         plan = launch.choose("input", weight.dtype, device, **shape)
         skip_classifier_bwd_input_kernel[(plan.num_programs,)](
-            grad, _channels_last(weight), grad_pooled, *input_positions(shapes, (k - 1) * size, device),
-            len(grad_pooled), channels, outputs, plan.num_programs, KERNEL=k, SIZE=size, EVEN_K=plan.even_k,
-            PRECISION=plan.precision, **plan.tile.options(),
+            grad, _channels_last(weight), grad_pooled, *input_positions(shapes, _reach(weight, tap), device),
+            len(grad_pooled), channels, outputs, plan.num_programs, KERNEL_Y=k_y, KERNEL_X=k_x, DILATION=tap,
+            EVEN_K=plan.even_k, PRECISION=plan.precision, **plan.tile.options(),
         )  # fmt: skip
     chunks = grad_pooled.split([n * h * w for n, h, w in shapes])
     return [
-        offset_pool.backward(chunk.view(n, h, w, channels).permute(0, 3, 1, 2), m, size)
+        offset_pool.backward(chunk.view(n, h, w, channels).permute(0, 3, 1, 2), m, size, 1)
         for m, chunk, (n, h, w) in zip(maps, chunks, shapes, strict=True)
     ]
 
 
-def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int) -> Tensor:
-    (outputs, channels, k, _), device = weight.shape, grad.device
-    grad_weight = torch.zeros(outputs, k, k, channels, dtype=weight.dtype, device=device)
+def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int, tap: int) -> Tensor:
+    (outputs, channels, k_y, k_x), device = weight.shape, grad.device
+    grad_weight = torch.zeros(outputs, k_y, k_x, channels, dtype=weight.dtype, device=device)
     if len(grad) and grad_weight.numel():
         pooled = maps[0] if _is_one_buffer(maps, size) else offset_pool.forward_list(maps, size)
-        shape = {"m": outputs, "n": channels, "taps": k * k, "channels": len(grad), "size": size}
+        shape = {"m": outputs, "n": channels, "taps": k_y * k_x, "channels": len(grad), "size": size}
         plan = launch.choose("weight", weight.dtype, device, **shape)
-        table = output_positions(_pooled_shapes(maps, size), (k - 1) * size, True, device)
+        table = output_positions(_pooled_shapes(maps, size), _reach(weight, tap), True, device)
         skip_classifier_bwd_weight_kernel[(plan.num_programs,)](
             grad, pooled, table.base_offset, table.row_pitch, grad_weight, outputs, channels, len(grad),
-            plan.num_programs, KERNEL=k, SIZE=size, PRECISION=plan.precision, **plan.tile.options(),
+            plan.num_programs, KERNEL_Y=k_y, KERNEL_X=k_x, DILATION=tap, PRECISION=plan.precision,
+            **plan.tile.options(),
         )  # fmt: skip
     return grad_weight.permute(0, 3, 1, 2).contiguous(memory_format=offset_pool.memory_format_of(weight))
 
@@ -380,8 +388,13 @@ def _pooled_shapes(maps: Sequence[Tensor], size: int) -> tuple[Shape, ...]:
     return tuple((n, h - size + 1, w - size + 1) for n, h, w in _shapes(maps))
 
 
-def _num_positions(shapes: Sequence[Shape], reach: int) -> int:
-    return sum(n * (h - reach) * (w - reach) for n, h, w in shapes)
+def _reach(weight: Tensor, tap: int) -> tuple[int, int]:
+    """Rows and columns of the pooled maps from a window's first position to its last."""
+    return (weight.shape[2] - 1) * tap, (weight.shape[3] - 1) * tap
+
+
+def _num_positions(shapes: Sequence[Shape], reach: tuple[int, int]) -> int:
+    return sum(n * (h - reach[0]) * (w - reach[1]) for n, h, w in shapes)
 
 
 def _is_one_buffer(maps: Sequence[Tensor], size: int) -> bool:
@@ -396,5 +409,5 @@ def _aligned(maps: Tensor) -> Tensor:
 
 
 def _channels_last(weight: Tensor) -> Tensor:
-    """The weight in the kernels' layout, [O, k, k, C]; a copy unless it is channels-last."""
+    """The weight in the kernels' layout, [O, k_y, k_x, C]; a copy unless it is channels-last."""
     return weight.permute(0, 2, 3, 1).contiguous()

@@ -136,7 +136,7 @@ class Layer:
 
     @property
     def positions(self) -> int:
-        return sum(n * h * w for n, h, w in output_shapes(self.maps, self.kernel, self.pool))
+        return sum(n * h * w for n, h, w in output_shapes(self.maps, self.weight, self.pool))
 
     @property
     def flop(self) -> int:

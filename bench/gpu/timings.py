@@ -79,7 +79,7 @@ def training(run: Run) -> None:
         return ops.skip_classifier_flat(maps, weight, bias, 1)
 
     def kernels(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.ops.overfeat.skip_classifier_flat(list(maps), weight, bias, 1, True)
+        return torch.ops.overfeat.skip_classifier_flat(list(maps), weight, bias, 1, True, 1)
 
     for name, implementation in ((EAGER, linear), (FAST, op), (f"{FAST}, as a list of maps", kernels)):
         timed(run, "training", layer, f"{crops} crops", name, implementation, backward=True, verify=True, images=crops)

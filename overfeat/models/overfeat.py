@@ -298,7 +298,7 @@ def first_fc(
     elif stride != "fine":
         raise ValueError(f"stride must be 'coarse' or 'fine', not {stride!r}")
     flat = ops.skip_classifier_flat(maps, layer.weight, layer.bias, pool, relu=relu)
-    return flat, layout.output_shapes(maps, layer.kernel_size[0], pool)
+    return flat, layout.output_shapes(maps, layer.weight, pool)
 
 
 def remaining_fc(layers: ConvList, x: Tensor, dropout: float, last_relu: bool = False) -> Tensor:

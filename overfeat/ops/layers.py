@@ -9,13 +9,15 @@ from overfeat.ops.backends import eager
 from overfeat.ops.registry import implementation
 
 
-def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool = True) -> Tensor:
+def convolution(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool = True, dilation: int = 1
+) -> Tensor:
     """A convolution and its ReLU.
 
     Eager PyTorch if gradients are enabled, under autocast and in compiled code; otherwise a backend that has it.
-    maps [N, C, H, W], weight [O, C, k, k], bias [O] or None -> [N, O, h, w].
+    maps [N, C, H, W], weight [O, C, k_y, k_x], bias [O] or None -> [N, O, h, w].
     """
-    return _evaluation("convolution", maps, weight, bias)(maps, weight, bias, stride, pad, relu)
+    return _evaluation("convolution", maps, weight, bias)(maps, weight, bias, stride, pad, relu, dilation)
 
 
 def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True) -> Tensor:

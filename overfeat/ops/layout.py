@@ -6,10 +6,18 @@ import torch
 from torch import Tensor
 
 
-def output_shapes(maps: Sequence[Tensor], kernel: int, size: int) -> list[tuple[int, int, int]]:
+def window_size(weight: Tensor, size: int, tap: int | None = None) -> tuple[int, int]:
+    """Rows and columns of the maps that one output of the skip classifier with this weight depends on."""
+    tap = size if tap is None else tap
+    return size + (weight.shape[2] - 1) * tap, size + (weight.shape[3] - 1) * tap
+
+
+def output_shapes(
+    maps: Sequence[Tensor], weight: Tensor, size: int, tap: int | None = None
+) -> list[tuple[int, int, int]]:
     """(N, height, width) of the skip classifier's output for each of the maps."""
-    reach = kernel * size - 1
-    return [(m.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
+    rows, columns = window_size(weight, size, tap)
+    return [(m.shape[0], m.shape[2] - rows + 1, m.shape[3] - columns + 1) for m in maps]
 
 
 def flatten_positions(maps: Tensor) -> Tensor:
@@ -27,9 +35,11 @@ def concat(chunks: Sequence[Tensor]) -> Tensor:
     return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
 
 
-def unflatten_positions(flat: Tensor, maps: Sequence[Tensor], kernel: int, size: int) -> list[Tensor]:
-    """Flat outputs [positions, O] as one map for each of `maps`, in its memory format; a view if channels-last."""
-    shapes = output_shapes(maps, kernel, size)
+def unflatten_positions(flat: Tensor, maps: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+    """Flat outputs [positions, O] as one map of (N, height, width) for each of `maps`, in its memory format.
+
+    A view if it is channels-last.
+    """
     results = []
     for m, chunk, (n, height, width) in zip(maps, flat.split([n * h * w for n, h, w in shapes]), shapes, strict=True):
         result = chunk.view(n, height, width, flat.shape[1]).permute(0, 3, 1, 2)

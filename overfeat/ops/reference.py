@@ -10,48 +10,51 @@ from torch import Tensor
 
 from overfeat.ops.backends import eager
 from overfeat.ops.boxes import match_score
-from overfeat.ops.layout import flatten_positions
+from overfeat.ops.layout import flatten_positions, output_shapes
 from overfeat.ops.registry import Backend
 
 
-def offset_max_pool(maps: Tensor, size: int) -> Tensor:
-    """Max over every size x size window: [N, C, H, W] -> [N, C, H-size+1, W-size+1]."""
-    height, width = maps.shape[2] - size + 1, maps.shape[3] - size + 1
+def offset_max_pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
+    """Max over every size x size window of values `dilation` apart; shapes as in ops.offset_max_pool."""
+    reach = (size - 1) * dilation
     rows = []
-    for i in range(height):
-        windows = [maps[:, :, i : i + size, j : j + size].flatten(2) for j in range(width)]
+    for i in range(maps.shape[2] - reach):
+        values = maps[:, :, i : i + reach + 1 : dilation]
+        windows = [values[..., j : j + reach + 1 : dilation].flatten(2) for j in range(maps.shape[3] - reach)]
         rows.append(torch.stack([window.max(dim=2).values for window in windows], dim=2))
     return torch.stack(rows, dim=2)
 
 
-def skip_classifier(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int, relu: bool = True) -> Tensor:
+def skip_classifier(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, size: int, relu: bool = True, tap: int | None = None
+) -> Tensor:
     """Offset pooling and the classifier's first layer by the steps (a)-(e) of section 3.3.
 
-    (a) maps [N, C, H, W], unpooled; (b), (c) non-overlapping max pooling once for every offset; (d) the classifier's
+    (a) maps [N, C, H, W], unpooled; (b), (c) max pooling of stride `tap` once for every offset; (d) the classifier's
     window slid over each pooled map; (e) the results interleaved. Shapes as in ops.skip_classifier.
     """
-    k = weight.shape[2]
-    height, width = maps.shape[2] - k * size + 1, maps.shape[3] - k * size + 1
-    output = maps.new_empty(maps.shape[0], weight.shape[0], height, width)
-    for y in range(size):
-        for x in range(size):
-            if y >= height or x >= width:
-                continue  # the shifted maps are too small for one window
-            pooled = torch.nn.functional.max_pool2d(maps[:, :, y:, x:], size)
-            rows, columns = pooled.shape[2] - k + 1, pooled.shape[3] - k + 1
-            for i in range(rows):
-                for j in range(columns):
-                    window = pooled[:, :, i : i + k, j : j + k]
+    tap = size if tap is None else tap
+    ((n, height, width),) = output_shapes([maps], weight, size, tap)
+    k_y, k_x = weight.shape[2:]
+    output = maps.new_empty(n, weight.shape[0], height, width)
+    for y in range(min(tap, height)):
+        for x in range(min(tap, width)):
+            pooled = torch.nn.functional.max_pool2d(maps[:, :, y:, x:], size, tap)
+            for i in range(pooled.shape[2] - k_y + 1):
+                for j in range(pooled.shape[3] - k_x + 1):
+                    window = pooled[:, :, i : i + k_y, j : j + k_x]
                     value = torch.einsum("ncyx,ocyx->no", window, weight)
                     if bias is not None:
                         value = value + bias
-                    output[:, :, i * size + y, j * size + x] = value.relu() if relu else value
+                    output[:, :, i * tap + y, j * tap + x] = value.relu() if relu else value
     return output
 
 
-def skip_classifier_flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
+def skip_classifier_flat(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool, tap: int
+) -> Tensor:
     """`skip_classifier` on each of the maps, as flat features [positions, O]."""
-    return torch.cat([flatten_positions(skip_classifier(m, weight, bias, size, relu)) for m in maps])
+    return torch.cat([flatten_positions(skip_classifier(m, weight, bias, size, relu, tap)) for m in maps])
 
 
 def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:

@@ -69,7 +69,7 @@ def test_forward_in_every_variant(dtype, pool, split_k, channels, outputs):
     bias = made((outputs,), dtype, 9)
     with launch.override(pool=pool, split_k=split_k):
         for relu, some in ((True, bias), (False, None)):
-            actual = skip_classifier.forward(maps, weight, some, 3, relu)
+            actual = skip_classifier.forward(maps, weight, some, 3, relu, 3)
             assert actual.dtype == dtype
             assert_matches(actual, truth(maps, weight, some, 3, relu), dtype)
 
@@ -85,7 +85,7 @@ def test_every_gemm_with_any_tile(dtype, tile):
 
 def check_gradients(maps, weight, bias, size, relu=True):
     dtype = weight.dtype
-    output = skip_classifier.forward(maps, weight, bias, size, relu)
+    output = skip_classifier.forward(maps, weight, bias, size, relu, size)
     leaves = [t.double().requires_grad_() for t in (*maps, weight, bias)]
     *m, w, b = leaves
     expected = truth(m, w, b, size, relu)
@@ -95,10 +95,10 @@ def check_gradients(maps, weight, bias, size, relu=True):
     mask = (output > 0) if relu else torch.ones_like(output, dtype=torch.bool)
     before = truth(m, w, b, size, relu=False)
     expected_gradients = torch.autograd.grad(before, leaves, grad.double() * mask)
-    gradients = skip_classifier.backward(grad, maps, weight, output if relu else None, size, True, True)
+    gradients = skip_classifier.backward(grad, maps, weight, output if relu else None, size, size, True, True)
     assert [g.dtype for g in gradients] == [dtype] * len(gradients)
     assert_matches(gradients, expected_gradients, dtype)
-    some = skip_classifier.backward(grad, maps, weight, output if relu else None, size, True, False)
+    some = skip_classifier.backward(grad, maps, weight, output if relu else None, size, size, True, False)
     assert all(torch.equal(a, b) for a, b in zip(some, gradients, strict=False)), "two runs gave different bits"
     assert len(some) == len(maps)
 
@@ -116,7 +116,7 @@ def test_the_six_scales_of_the_accurate_net(pool):
     maps = [made((1, 6, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
     weight, bias = made((8, 6, 5, 5), seed=8), made((8,), seed=9)
     with launch.override(pool=pool), ops.backend("torch"):
-        actual = skip_classifier.forward(maps, weight, bias, 3, True)
+        actual = skip_classifier.forward(maps, weight, bias, 3, True, 3)
         assert actual.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
         assert_matches(actual, ops.skip_classifier_flat(maps, weight, bias, 3), torch.float32)
 
@@ -127,7 +127,7 @@ def test_nan_passes_and_minus_infinity_pools():
     weight = made((5, 3, 2, 2), seed=8).abs()
     for pool in ("separate", "fused"):
         with launch.override(pool=pool):
-            actual = skip_classifier.forward(maps, weight, None, 3, False)
+            actual = skip_classifier.forward(maps, weight, None, 3, False, 3)
         assert_matches(actual, truth(maps, weight, None, 3, False), torch.float32)
 
 
@@ -138,7 +138,7 @@ def test_tables_are_cached_per_shape():
         for shape in ((1, 3, 7, 9), (1, 3, 9, 7)):
             maps = [made(shape, seed=seed), made((1, 3, 6, 6), seed=seed + 5)]
             assert_matches(
-                skip_classifier.forward(maps, weight, None, 3, True), truth(maps, weight, None, 3), torch.float32
+                skip_classifier.forward(maps, weight, None, 3, True, 3), truth(maps, weight, None, 3), torch.float32
             )
 
 
@@ -151,15 +151,15 @@ def test_more_than_2_to_31_elements_apart():
     memory = torch.empty(stride + 400, dtype=torch.float16, device=DEVICE)
     maps = memory.as_strided((2, 4, 8, 9), (stride, 72, 9, 1))
     maps.copy_(made((2, 4, 8, 9), torch.float16))
-    assert_matches(offset_pool.forward(maps, 3), reference.offset_max_pool(maps.double(), 3), torch.float16)
+    assert_matches(offset_pool.forward(maps, 3, 1), reference.offset_max_pool(maps.double(), 3), torch.float16)
     weight = made((5, 4, 2, 2), torch.float16, 8)
-    actual = skip_classifier.forward([maps], weight, None, 3, True)
+    actual = skip_classifier.forward([maps], weight, None, 3, True, 3)
     assert_matches(actual, truth([maps.clone()], weight, None, 3), torch.float16)
     grad = memory.as_strided((2, 4, 6, 7), (stride, 42, 7, 1))
     grad.copy_(made((2, 4, 6, 7), torch.float16, 3))
     twin = made((2, 4, 8, 9), torch.float16).double().requires_grad_()
     (expected,) = torch.autograd.grad(reference.offset_max_pool(twin, 3), twin, grad.double())
-    assert_matches(offset_pool.backward(grad, twin.detach().half(), 3), expected, torch.float16)
+    assert_matches(offset_pool.backward(grad, twin.detach().half(), 3, 1), expected, torch.float16)
 
 
 # Pooling
@@ -171,12 +171,12 @@ def test_pool_of_any_size(dtype, size, last):
     maps = made((2, 3, size + 3, size + 1), dtype, last=last)
     twin = maps.double().requires_grad_()
     expected = reference.offset_max_pool(twin, size)
-    actual = offset_pool.forward(maps, size)
+    actual = offset_pool.forward(maps, size, 1)
     assert torch.equal(actual.double(), expected)
     grad = made(actual.shape, dtype, 3)
-    gradient = offset_pool.backward(grad, maps, size)
+    gradient = offset_pool.backward(grad, maps, size, 1)
     assert_matches(gradient, torch.autograd.grad(expected, twin, grad.double())[0], dtype)
-    assert torch.equal(offset_pool.backward(grad, maps, size), gradient)
+    assert torch.equal(offset_pool.backward(grad, maps, size, 1), gradient)
 
 
 def test_a_list_is_pooled_in_one_pass():
@@ -234,7 +234,7 @@ def test_maps_at_odd_addresses():
     for pool in ("separate", "fused"):
         for size in (1, 3):
             with launch.override(pool=pool):
-                actual = skip_classifier.forward([maps], weight, None, size, True)
+                actual = skip_classifier.forward([maps], weight, None, size, True, size)
             assert_matches(actual, truth([maps], weight, None, size), torch.float16)
     assert skip_classifier._aligned(maps).data_ptr() % 16 == 0
 
@@ -250,7 +250,7 @@ def test_more_shapes_than_the_cache_holds(monkeypatch):
     for _ in range(2):
         for width in range(6, 12):
             maps = made((1, 3, 7, width))
-            actual = skip_classifier.forward([maps], weight, None, 3, True)
+            actual = skip_classifier.forward([maps], weight, None, 3, True, 3)
             assert torch.equal(actual, expected.setdefault(width, actual))
             assert_matches(actual, truth([maps], weight, None, 3), torch.float32)
     assert len(tables.output_positions.tables) <= 2
@@ -286,13 +286,13 @@ def test_float32_follows_the_matmul_precision():
 def test_concurrent_streams():
     weight, bias = made((64, 64, 3, 3), seed=8), made((64,), seed=9)
     maps = [[made((2, 64, 30 + i, 33), seed=i, last=True)] for i in range(4)]
-    expected = [skip_classifier.forward(m, weight, bias, 3, True) for m in maps]
+    expected = [skip_classifier.forward(m, weight, bias, 3, True, 3) for m in maps]
     streams = [torch.cuda.Stream() for _ in maps]
     torch.cuda.synchronize()
     actual = []
     for m, stream in zip(maps, streams, strict=True):
         with torch.cuda.stream(stream):
-            actual.append([skip_classifier.forward(m, weight, bias, 3, True) for _ in range(5)])
+            actual.append([skip_classifier.forward(m, weight, bias, 3, True, 3) for _ in range(5)])
     torch.cuda.synchronize()
     for results, one in zip(actual, expected, strict=True):
         assert all(torch.equal(r, one) for r in results)

@@ -17,7 +17,7 @@ def op_samples(layout, size):
     maps = [laid_out(numbers((2, 3, 8, 9), seed=i).float(), layout) for i in range(2)]
     weight, bias = (t.float() for t in parameters(4, 3, 2))
     with ops.backend("torch"):  # a sample for the gradients of any backend
-        flat = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, True)
+        flat = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, True, size)
 
     def leaves(*tensors):
         return [t.detach().requires_grad_() for t in tensors]
@@ -25,7 +25,7 @@ def op_samples(layout, size):
     free = leaves(*maps)
     return {
         "offset_max_pool": [(free[0], size)],
-        "offset_max_pool_backward": [(torch.ones(2, 3, 9 - size, 10 - size), maps[0], size)],
+        "offset_max_pool_backward": [(torch.ones(2, 3, 9 - size, 10 - size), maps[0], size, 1)],
         "skip_classifier": [
             (free[0], *leaves(weight, bias), size, True),
             (maps[0], weight, None, size, False),
@@ -35,8 +35,8 @@ def op_samples(layout, size):
             (maps, weight, None, size, False),
         ],
         "skip_classifier_flat": [
-            (free, *leaves(weight, bias), size, True),
-            (maps, weight, None, size, False),
+            (free, *leaves(weight, bias), size, True, size),
+            (maps, weight, None, size, False, size),
         ],
         "class_scores": [(torch.ones(5, 7), [2, 3])],
         "merge_boxes": [
@@ -51,9 +51,9 @@ def op_samples(layout, size):
             ),
         ],
         "skip_classifier_flat_backward": [
-            (torch.ones_like(flat), maps, weight, flat, size, True, True),
-            (torch.ones_like(flat), maps, weight, None, size, True, False),
-            (torch.ones_like(flat), maps, weight, flat, size, False, True),
+            (torch.ones_like(flat), maps, weight, flat, size, size, True, True),
+            (torch.ones_like(flat), maps, weight, None, size, size, True, False),
+            (torch.ones_like(flat), maps, weight, flat, size, size, False, True),
         ],
     }
 

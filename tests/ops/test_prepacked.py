@@ -47,7 +47,7 @@ def twice(function, *arguments):
 
 
 def check_classifier(maps, weight, bias, size, relu=True, dtype=torch.float32):
-    actual = twice(prepacked.skip_classifier_flat, maps, weight, bias, size, relu)
+    actual = twice(prepacked.skip_classifier_flat, maps, weight, bias, size, relu, size)
     assert actual.dtype == weight.dtype
     twins = [
         reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
@@ -93,7 +93,7 @@ def test_non_finite_values_do_not_spread(form, value):
     weight = single((4, 3, 3, 3), 7)
     for relu in (False, True):
         check_classifier([maps], single((4, 3, 5, 5), 8), single((4,), 9), 3, relu)
-        actual = twice(prepacked.convolution, maps, weight, None, 1, 1, relu)
+        actual = twice(prepacked.convolution, maps, weight, None, 1, 1, relu, 1)
         expected = torch.nn.functional.conv2d(maps.double(), weight.double(), padding=1)
         assert_matches(actual, expected.relu() if relu else expected, torch.float32)
 
@@ -106,7 +106,7 @@ def test_non_finite_values_do_not_spread(form, value):
 def test_convolution(form, kernel, stride, pad, relu, layout):
     maps, weight = laid_out(single((2, 5, 24, 27)), layout), single((6, 5, kernel, kernel), 1)
     bias = single((6,), 2)
-    actual = twice(prepacked.convolution, maps, weight, bias, stride, pad, relu)
+    actual = twice(prepacked.convolution, maps, weight, bias, stride, pad, relu, 1)
     expected = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), stride, pad)
     assert_matches(actual, expected.relu() if relu else expected, torch.float32)
 
@@ -172,14 +172,14 @@ def test_a_changed_weight_is_packed_again(form, change):
             check_classifier([maps], weight, None, 3)
             change(weight)
             for _ in range(3):
-                actual = prepacked.skip_classifier_flat([maps], weight, None, 3, True)
+                actual = prepacked.skip_classifier_flat([maps], weight, None, 3, True, 3)
                 expected = reference.skip_classifier(maps, weight, None, 3).permute(0, 2, 3, 1).flatten(0, 2)
                 assert_matches(actual, expected, torch.float32)
 
 
 def test_the_first_call_packs_nothing(form):
     weight = single((6, 4, 5, 5), 1)
-    prepacked.skip_classifier_flat([single((1, 4, 20, 20))], weight, None, 3, True)
+    prepacked.skip_classifier_flat([single((1, 4, 20, 20))], weight, None, 3, True, 3)
     known = prepacked._seen[id(weight)]
     assert known.packed is None and known.transformed is None
 
@@ -200,9 +200,9 @@ def test_without_winograd(monkeypatch):
     with winograd.without_winograd(), ThreadPoolExecutor(1) as pool:
         assert not winograd.pays_off([maps], weight, 1)
         assert pool.submit(winograd.pays_off, [maps], weight, 1).result()
-        twice(prepacked.convolution, maps, weight, None, 1, 0, True)
+        twice(prepacked.convolution, maps, weight, None, 1, 0, True, 1)
         assert prepacked._seen[id(weight)].transformed is None
-    prepacked.convolution(maps, weight, None, 1, 0, True)
+    prepacked.convolution(maps, weight, None, 1, 0, True, 1)
     assert prepacked._seen[id(weight)].transformed is not None
 
 
@@ -249,7 +249,7 @@ def test_a_change_that_torch_does_not_see(form, part):
 def test_layout_of_the_bias(form, arrange):
     maps, weight, bias = single((2, 8, 12, 13), 1), single((16, 8, 3, 3), 2), arrange(single((16,), 3))
     check_classifier([maps], weight, bias, 2)
-    actual = twice(prepacked.convolution, maps, weight, bias, 1, 1, True)
+    actual = twice(prepacked.convolution, maps, weight, bias, 1, 1, True, 1)
     expected = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), 1, 1).relu()
     assert_matches(actual, expected, torch.float32)
 
@@ -260,7 +260,7 @@ def test_few_weights_are_not_packed(monkeypatch):
     for minimum, known in ((8 * 4 * 9, 1), (8 * 4 * 9 + 1, 0)):
         prepacked.clear_cache()
         monkeypatch.setattr(prepacked, "MIN_WEIGHTS", minimum)
-        twice(prepacked.convolution, maps, weight, None, 1, 0, True)
+        twice(prepacked.convolution, maps, weight, None, 1, 0, True, 1)
         assert len(prepacked._seen) == known
         matrix = single((8, 36, 1, 1), seed=1)
         twice(prepacked.linear, single((3, 36)), matrix, None, True)

@@ -17,80 +17,83 @@ from overfeat.ops.registry import Backend
 GATHER_MAX_POSITIONS = 512
 
 
-def offset_max_pool(maps: Tensor, size: int) -> Tensor:
+def offset_max_pool(maps: Tensor, size: int, dilation: int) -> Tensor:
     """See ops.offset_max_pool."""
-    pooled = _pool(maps, size)
+    pooled = _pool(maps, size, dilation)
     return pooled.clone(memory_format=memory_format_of(maps)) if pooled is maps else pooled  # an op must not alias
 
 
-def _pool(maps: Tensor, size: int) -> Tensor:
+def _pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
     if size == 1:
         return maps
     # Separable: along rows, then along columns, 2*size comparisons a position in place of size*size.
-    pooled = F.max_pool2d(F.max_pool2d(maps, (1, size), 1), (size, 1), 1)
+    pooled = F.max_pool2d(F.max_pool2d(maps, (1, size), 1, 0, dilation), (size, 1), 1, 0, dilation)
     return pooled.contiguous(memory_format=memory_format_of(maps))
 
 
-def offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int) -> Tensor:
+def offset_max_pool_backward(grad: Tensor, maps: Tensor, size: int, dilation: int) -> Tensor:
     """The gradient of the maps."""
-    _, indices = torch.ops.aten.max_pool2d_with_indices(maps, [size, size], [1, 1])
-    gradient = torch.ops.aten.max_pool2d_with_indices_backward
-    grad_maps = gradient(grad, maps, [size, size], [1, 1], [0, 0], [1, 1], False, indices)
+    window = [size, size], [1, 1], [0, 0], [dilation, dilation]
+    _, indices = torch.ops.aten.max_pool2d_with_indices(maps, *window)
+    grad_maps = torch.ops.aten.max_pool2d_with_indices_backward(grad, maps, *window, False, indices)
     return grad_maps.contiguous(memory_format=memory_format_of(maps))
 
 
-def skip_classifier_flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
+def skip_classifier_flat(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool, tap: int
+) -> Tensor:
     """See ops.skip_classifier_flat: a dilated convolution of the pooled maps."""
     results: dict[int, Tensor] = {}
     small = []
-    shapes = layout.output_shapes(maps, weight.shape[2], size)
+    shapes = layout.output_shapes(maps, weight, size, tap)
     for i, (m, (n, height, width)) in enumerate(zip(maps, shapes, strict=True)):
         pooled = _pool(m, size)
         if m.device.type == "cpu" and n * height * width < GATHER_MAX_POSITIONS:
             small.append((i, pooled))
         else:
-            results[i] = layout.flatten_positions(F.conv2d(pooled, weight, bias, dilation=size))
-    results.update(_gathered(small, weight, bias, size))
+            results[i] = layout.flatten_positions(F.conv2d(pooled, weight, bias, dilation=tap))
+    results.update(_gathered(small, weight, bias, tap))
     flat = layout.concat([results[i] for i in range(len(maps))])
     return flat.relu_() if relu else flat
 
 
 def _gathered(
-    pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, size: int
+    pooled: list[tuple[int, Tensor]], weight: Tensor, bias: Tensor | None, tap: int
 ) -> Iterator[tuple[int, Tensor]]:
     """The dilated convolution of several small maps as one GEMM: yields (index, flat outputs) in the order given."""
     if not pooled:
         return
-    k = weight.shape[2]
+    k_y, k_x = weight.shape[2:]
     windows = []
     for _, p in pooled:
         last = p.permute(0, 2, 3, 1).contiguous()
         n, h, w, c = last.shape
-        shape = (n, h - (k - 1) * size, w - (k - 1) * size)
+        shape = (n, h - (k_y - 1) * tap, w - (k_x - 1) * tap)
         s = last.stride()
-        taps = last.as_strided((*shape, k, k, c), (s[0], s[1], s[2], size * s[1], size * s[2], 1))
-        windows.append(taps.reshape(-1, k * k * c))
+        taps = last.as_strided((*shape, k_y, k_x, c), (s[0], s[1], s[2], tap * s[1], tap * s[2], 1))
+        windows.append(taps.reshape(-1, k_y * k_x * c))
     flat = F.linear(torch.cat(windows), layout.flatten_maps(weight), bias)
     for (i, _), chunk in zip(pooled, flat.split([len(w) for w in windows]), strict=True):
         yield i, chunk
 
 
 def skip_classifier_flat_backward(
-    grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int,
+    grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int, tap: int,
     need_maps: bool, need_weight: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the maps (if needed), then of the weight and the bias (if needed)."""
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     grad_maps, grad_weight, grad_bias = [], None, None
-    for m, chunk in zip(maps, layout.unflatten_positions(grad, maps, weight.shape[2], size), strict=True):
+    chunks = layout.unflatten_positions(grad, maps, layout.output_shapes(maps, weight, size, tap))
+    for m, chunk in zip(maps, chunks, strict=True):
         of_pooled, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            chunk, _pool(m, size), weight, [weight.shape[0]], [1, 1], [0, 0], [size, size], False, [0, 0], 1,
+            chunk, _pool(m, size), weight, [weight.shape[0]], [1, 1], [0, 0], [tap, tap], False, [0, 0], 1,
             [need_maps, need_weight, need_weight],
         )  # fmt: skip
         if need_maps:
             of_pooled = of_pooled.contiguous(memory_format=memory_format_of(m))
-            grad_maps.append(of_pooled if size == 1 else offset_max_pool_backward(of_pooled, m, size))
+            grad_maps.append(of_pooled if size == 1 else offset_max_pool_backward(of_pooled, m, size, 1))
         if need_weight:
             grad_weight = of_weight if grad_weight is None else grad_weight + of_weight
             grad_bias = of_bias if grad_bias is None else grad_bias + of_bias
@@ -99,9 +102,11 @@ def skip_classifier_flat_backward(
     return grad_maps
 
 
-def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool) -> Tensor:
+def convolution(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool, dilation: int
+) -> Tensor:
     """See ops.convolution."""
-    result = F.conv2d(maps, weight, bias, stride, pad)
+    result = F.conv2d(maps, weight, bias, stride, pad, dilation)
     return result.relu_() if relu else result
 
 

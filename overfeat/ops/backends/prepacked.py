@@ -55,31 +55,35 @@ def supports(op: str, device: torch.device, dtype: torch.dtype, num_classes: int
     return f"{str(dtype).removeprefix('torch.')} weights are not packed; float32 and bfloat16 are"
 
 
-def skip_classifier_flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool) -> Tensor:
+def skip_classifier_flat(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool, tap: int
+) -> Tensor:
     """See ops.skip_classifier_flat."""
     packed = _lookup(weight)
     if packed is None or not all(m.numel() for m in maps):
-        return eager.skip_classifier_flat(maps, weight, bias, size, relu)
-    pooled = [eager.offset_max_pool(m.contiguous(memory_format=torch.channels_last), size) for m in maps]
-    flat = _winograd(pooled, packed, weight, bias, size, relu)
+        return eager.skip_classifier_flat(maps, weight, bias, size, relu, tap)
+    pooled = [eager.offset_max_pool(m.contiguous(memory_format=torch.channels_last), size, 1) for m in maps]
+    flat = _winograd(pooled, packed, weight, bias, tap, relu)
     if flat is None:
-        flat = torch.cat([flatten_positions(_direct(p, packed, weight, bias, 1, 0, size, relu)) for p in pooled])
+        flat = torch.cat([flatten_positions(_direct(p, packed, weight, bias, 1, 0, tap, relu)) for p in pooled])
     return flat
 
 
-def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool) -> Tensor:
+def convolution(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool, dilation: int
+) -> Tensor:
     """See ops.convolution."""
     packed = None if weight.numel() < MIN_WEIGHTS else _lookup(weight)
     if packed is None or not maps.numel():
-        return eager.convolution(maps, weight, bias, stride, pad, relu)
+        return eager.convolution(maps, weight, bias, stride, pad, relu, dilation)
     maps = maps.contiguous(memory_format=torch.channels_last)
     if stride == 1:
         padded = F.pad(maps, (pad,) * 4) if pad else maps
-        flat = _winograd([padded], packed, weight, bias, 1, relu)
+        flat = _winograd([padded], packed, weight, bias, dilation, relu)
         if flat is not None:
-            tiling = winograd.tiling(padded, weight.shape[2], 1)
+            tiling = winograd.tiling(padded, weight.shape[2], dilation)
             return flat.view(tiling.images, tiling.height, tiling.width, -1).permute(0, 3, 1, 2)
-    return _direct(maps, packed, weight, bias, stride, pad, 1, relu)
+    return _direct(maps, packed, weight, bias, stride, pad, dilation, relu)
 
 
 def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
@@ -137,14 +141,14 @@ def _direct(
 
 
 def _winograd(
-    maps: list[Tensor], packed: PackedWeight, weight: Tensor, bias: Tensor | None, size: int, relu: bool
+    maps: list[Tensor], packed: PackedWeight, weight: Tensor, bias: Tensor | None, dilation: int, relu: bool
 ) -> Tensor | None:
     """A convolution by minimal filtering as flat features [positions, O]; None where it does not pay or not apply."""
-    if not winograd.pays_off(maps, weight, size):
+    if not winograd.pays_off(maps, weight, dilation):
         return None
     if packed.transformed is None:
         packed.transformed = winograd.transform_weight(weight)
-    flat = winograd.convolve(maps, packed.transformed, weight.shape[2], size)
+    flat = winograd.convolve(maps, packed.transformed, weight.shape[2], dilation)
     if not flat.sum().isfinite():
         return None  # a tile spreads NaN and infinity to all of its outputs
     flat = flat if bias is None else flat.add_(bias)

@@ -1,9 +1,9 @@
 """Winograd's minimal filtering in float32 (Lavin and Gray, arXiv 1509.09308), for convolutions on a CPU.
 
 A tile of 4 x 4 outputs takes (k+3)^2 multiplications a channel in place of 16 k^2: 4 times fewer for k = 3, 6 times
-for k = 5, less what the tiles overhang. In the skip classifier the size*size phases of the pooled map share one dense
-k x k kernel, so that it applies there too. Rounding errors are a few times those of a direct sum: 1.5e-6 of the
-results' size for k = 3, 3.5e-6 for k = 5.
+for k = 5, less what the tiles overhang. The dilation^2 phases of a map share one dense k x k kernel, so that it applies
+to dilated convolutions too, the skip classifier's among them. Rounding errors are a few times those of a direct sum:
+1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
 """
 
 import math
@@ -56,24 +56,24 @@ def _input_tile(k: int) -> int:
     return min(MAX_TILE, OUTPUT_TILE + k - 1)
 
 
-def tiling(maps: Tensor, k: int, size: int) -> Tiling:
-    """How the outputs of maps [N, C, H, W] under a k x k kernel with dilation `size` are tiled."""
+def tiling(maps: Tensor, k: int, dilation: int) -> Tiling:
+    """How the outputs of maps [N, C, H, W] under a k x k kernel with a dilation are tiled."""
     n, _, height, width = maps.shape
-    height, width = height - (k - 1) * size, width - (k - 1) * size
-    step = (_input_tile(k) - k + 1) * size
+    height, width = height - (k - 1) * dilation, width - (k - 1) * dilation
+    step = (_input_tile(k) - k + 1) * dilation
     return Tiling(n, height, width, -(-height // step), -(-width // step))
 
 
-def pays_off(maps: list[Tensor], weight: Tensor, size: int) -> bool:
+def pays_off(maps: list[Tensor], weight: Tensor, dilation: int) -> bool:
     """Whether minimal filtering applies and costs less than the direct sum, transforms and memory included."""
-    outputs, channels, k, _ = weight.shape
-    if weight.dtype != torch.float32 or not 3 <= k < MAX_TILE or not _enabled.get():
+    outputs, channels, k, k_x = weight.shape
+    if weight.dtype != torch.float32 or k != k_x or not 3 <= k < MAX_TILE or not _enabled.get():
         return False
     tile, positions, tiles = _input_tile(k), 0, 0
     for m in maps:
-        n, height, width, down, across = tiling(m, k, size)
+        n, height, width, down, across = tiling(m, k, dilation)
         positions += n * height * width
-        tiles += n * size * size * down * across
+        tiles += n * dilation * dilation * down * across
     transforms = TRANSFORM_COST * (tile**2 / outputs + (tile - k + 1) ** 2 / channels)
     cost = tile**2 * (tiles * (1 + transforms) + WEIGHT_READ_COST)
     return cost < MAX_COST_RATIO * k**2 * (positions + WEIGHT_READ_COST)
@@ -87,15 +87,15 @@ def transform_weight(weight: Tensor) -> Tensor:
     return (of_weights @ taps).view(-1, outputs, channels)
 
 
-def convolve(maps: list[Tensor], transformed: Tensor, k: int, size: int) -> Tensor:
-    """The convolution of maps [N, C, H, W] with dilation `size`: flat outputs [positions, O].
+def convolve(maps: list[Tensor], transformed: Tensor, k: int, dilation: int) -> Tensor:
+    """The convolution of maps [N, C, H, W] with a dilation: flat outputs [positions, O].
 
     The maps are channels last and of one C; transformed: [t*t, O, C] by `transform_weight`.
     """
     outputs = transformed.shape[1]
     of_outputs, _, of_maps = transforms(k)
     tile, m = _input_tile(k), _input_tile(k) - k + 1
-    tiles = torch.cat([_tiles(x, k, size) for x in maps], dim=1)
+    tiles = torch.cat([_tiles(x, k, dilation) for x in maps], dim=1)
     results = tiles.new_empty(m * m, tiles.shape[1], outputs)
     for start in range(0, tiles.shape[1], TILES_AT_ONCE):
         chunk = tiles[:, start : start + TILES_AT_ONCE]
@@ -106,26 +106,26 @@ def convolve(maps: list[Tensor], transformed: Tensor, k: int, size: int) -> Tens
             results[:, start : start + TILES_AT_ONCE, o : o + OUTPUTS_AT_ONCE] = block
     flat, start = [], 0
     for x in maps:
-        n, height, width, down, across = tiling(x, k, size)
-        count = n * size * down * size * across
-        chunk = results[:, start : start + count].view(m, m, n, size, down, size, across, outputs)
-        chunk = chunk.permute(2, 4, 0, 3, 6, 1, 5, 7).reshape(n, down * m * size, across * m * size, outputs)
+        n, height, width, down, across = tiling(x, k, dilation)
+        count = n * dilation * down * dilation * across
+        chunk = results[:, start : start + count].view(m, m, n, dilation, down, dilation, across, outputs)
+        chunk = chunk.permute(2, 4, 0, 3, 6, 1, 5, 7).reshape(n, down * m * dilation, across * m * dilation, outputs)
         flat.append(chunk[:, :height, :width].reshape(-1, outputs))
         start += count
     return torch.cat(flat)
 
 
-def _tiles(maps: Tensor, k: int, size: int) -> Tensor:
+def _tiles(maps: Tensor, k: int, dilation: int) -> Tensor:
     """[N, C, H, W] -> [t*t, tiles, C], the tiles by image, row phase, row, column phase and column."""
-    n, _, _, down, across = tiling(maps, k, size)
+    n, _, _, down, across = tiling(maps, k, dilation)
     tile, m = _input_tile(k), _input_tile(k) - k + 1
-    height, width = (down * m + k - 1) * size, (across * m + k - 1) * size
-    # Up to size * (m - 1) more rows and columns, where the last tiles overhang.
+    height, width = (down * m + k - 1) * dilation, (across * m + k - 1) * dilation
+    # Up to dilation * (m - 1) more rows and columns, where the last tiles overhang.
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 0, width - maps.shape[3], 0, height - maps.shape[2]))
     s_n, s_h, s_w, s_c = padded.stride()
-    # Position (i, j) of tile (t, u) of phase (y, x) is ((t*m + i)*size + y, (u*m + j)*size + x).
-    shape = (tile, tile, n, size, down, size, across, padded.shape[3])
-    strides = (size * s_h, size * s_w, s_n, s_h, m * size * s_h, s_w, m * size * s_w, s_c)
+    # Position (i, j) of tile (t, u) of phase (y, x) is ((t*m + i)*dilation + y, (u*m + j)*dilation + x).
+    shape = (tile, tile, n, dilation, down, dilation, across, padded.shape[3])
+    strides = (dilation * s_h, dilation * s_w, s_n, s_h, m * dilation * s_h, s_w, m * dilation * s_w, s_c)
     return padded.as_strided(shape, strides, padded.storage_offset()).reshape(tile**2, -1, padded.shape[3])
 
 
