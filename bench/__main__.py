@@ -12,8 +12,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 try:
-    from bench.suite.cases import IMPLEMENTATIONS, SUITES
+    from bench.suite.cases import SUITES
     from bench.suite.compare import compare
+    from bench.suite.machine import IMPLEMENTATIONS
     from bench.suite.measure import GROWTH, measure
 except ModuleNotFoundError as error:
     if (error.name or "").startswith("bench"):

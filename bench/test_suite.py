@@ -6,7 +6,8 @@ Every implementation is checked against its reference before it is timed, as in 
 import pytest
 
 import overfeat.fast  # noqa: F401
-from bench.suite.cases import SUITES, Machine
+from bench.suite.cases import SUITES
+from bench.suite.machine import Machine
 from bench.suite.measure import set_up
 from bench.suite.runner import Run
 from bench.tolerance import assert_matches

@@ -1,7 +1,7 @@
 """The suite's results: its page, the headline table of README and BENCHMARKS.md, and the speed targets."""
 
 from bench.pages.tables import measured_on, milliseconds, number, table
-from bench.suite.cases import DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS, PAPER_LOOP, WBF
+from bench.suite.machine import DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS, PAPER_LOOP, WBF
 from bench.suite.runner import SINGLE_RUN_SECONDS
 
 TITLES = {

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from bench.suite.cases import COMPILED, DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS
+from bench.suite.machine import COMPILED, DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS
 from overfeat.files import atomic_write
 
 HUES = {

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.suite.cases import Machine
+from bench.suite.machine import Machine
 from bench.suite.synthetic import NUM_BOXES, boxes_of_images, boxes_of_many_objects
 from overfeat.classification.predict import classify
 from overfeat.dense.config import SixScales

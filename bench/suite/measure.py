@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 import overfeat.fast  # noqa: F401
-from bench.suite.cases import FAST, OURS, SUITES, Machine
+from bench.suite.cases import SUITES
 from bench.suite.growth import sweeps
+from bench.suite.machine import FAST, OURS, Machine
 from bench.suite.memory import process_memory
 from bench.suite.runner import Run
 from overfeat.errors import InputError

@@ -38,6 +38,8 @@ class Implementation:
         warmup: runs before timing; peak memory is measured in the last of them.
         cold: nothing is cached between runs, so a first run that takes long is also the timed one.
         remark: note for the report, or a function that makes it from the result.
+        flop: counts its floating-point operations, where they are not those of the case.
+        portion: of the work that `run` does; times are divided by it.
     """
 
     run: Callable[[], Tensors]
@@ -46,6 +48,8 @@ class Implementation:
     warmup: int = 2
     cold: bool = False
     remark: str | Callable[[Tensors], str] = ""
+    flop: Callable[[], float] | None = None
+    portion: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Case:
         """The implementation whose result that of `name` must equal; `name` itself if there is none."""
         other = self.implementations[name].compare_with
         return self.reference if other is None else other or name
+
+    def flop_of(self, name: str) -> float:
+        """Floating-point operations of an implementation."""
+        count = self.implementations[name].flop
+        return count() if count else self.flop
 
     @property
     def title(self) -> str:
@@ -140,7 +149,7 @@ class Run:
         rows = {
             name: {
                 "suite": case.suite, "op": case.op, "shape": case.shape, "dtype": dtype, "backend": name,
-                "baseline": implementations[name].baseline, "flop": case.flop, "bytes_moved": case.bytes_moved,
+                "baseline": implementations[name].baseline, "flop": case.flop_of(name), "bytes_moved": case.bytes_moved,
                 "images": case.images, **first_run,
             }
             for name, first_run in self._check(case, implementations).items()
@@ -250,7 +259,7 @@ class Run:
                 else:
                     elapsed[name].append(time.perf_counter() - start)
         for name, row in rows.items():
-            row |= summary(elapsed[name])
+            row |= summary([seconds / implementations[name].portion for seconds in elapsed[name]])
 
     def _record_failure(self, what: str, error: Exception) -> None:
         """Skip what failed; raise InputError if the device no longer responds."""

@@ -13,8 +13,9 @@ from bench.__main__ import main
 from bench.common import ROOT
 from bench.suite import compare, synthetic
 from bench.suite.baselines import classifier, eager, monai_windows, naive_windows, offset_loop, single_windows
-from bench.suite.cases import IMPLEMENTATIONS, SUITES
+from bench.suite.cases import SUITES
 from bench.suite.compare import pairwise
+from bench.suite.machine import IMPLEMENTATIONS
 from bench.suite.measure import GROWTH
 from bench.suite.runner import MAX_REPEATS, Case, Implementation, Run, exponent
 from bench.tolerance import assert_matches
@@ -80,6 +81,16 @@ def test_rows_have_rates_peaks_and_speedups(tmp_path, slow):
     assert ours["peak_gflops"] == pytest.approx(max(peaks["gemm"], peaks["convolution"]) / 1e9)
     assert ours["fraction"] == pytest.approx(ours["gflops"] / ours["peak_gflops"])
     assert ours["dtype"] == "float32" and ours["peak_bytes"] is not None
+
+
+def test_rows_of_an_implementation_with_fewer_operations_or_a_portion_of_the_work(slow):
+    run = a_run()
+    fewer = Implementation(slow(0.01), flop=lambda: 2.5e5)
+    part = Implementation(slow(0.03), baseline=True, portion=0.25)
+    run.measure(case(right=part, fewer=fewer))
+    right, ours = run.rows
+    assert right["median"] == pytest.approx(0.12) and ours["speedups"] == {"right": pytest.approx(12)}
+    assert right["flop"] == 1e6 and ours["flop"] == 2.5e5
 
 
 def test_rows_without_measured_peaks_have_no_fraction(slow):
@@ -238,12 +249,12 @@ def test_without_optional_packages(tmp_path):
         f"for name in {missing}: sys.modules[name] = None\n"
         "import overfeat.profiling.peaks as m\n"
         "m.GEMM_SIZES, m.CONVOLUTIONS, m.COPY_BYTES = (64,), ((8, 16, 3),), 1 << 16\n"
-        "import bench.gpu.timings, torch; from bench.suite import cases, runner\n"
-        "machine = cases.Machine(runner.Run(None, torch.device('cpu'), None, ''))\n"
-        "listed = [case for suite in cases.SUITES.values() for case in suite(machine)]\n"
+        "import bench.gpu.timings, torch; from bench.suite import cases, machine, runner\n"
+        "this = machine.Machine(runner.Run(None, torch.device('cpu'), None, ''))\n"
+        "listed = [case for suite in cases.SUITES.values() for case in suite(this)]\n"
         "assert {case.suite for case in listed} == set(cases.SUITES)\n"
         "names = {name for case in listed for name in case.implementations}\n"
-        "assert cases.OURS in names and not names & {cases.MONAI, cases.NMS, cases.WBF}\n"
+        "assert machine.OURS in names and not names & {machine.MONAI, machine.NMS, machine.WBF}\n"
         "from bench.__main__ import main; from overfeat.cli.main import main as overfeat\n"
         "assert overfeat(['--fast', 'profile', sys.argv[1], '--scales', '0.5', '--repeats', '1', '-o', 'out']) == 0\n"
         "sys.exit(main(['merge', '--quick', '--backends', 'overfeat', '-o', 'rows.json']))"
