@@ -1,5 +1,8 @@
 """Baselines of the suite: the same scores in plain PyTorch, window by window, offset by offset, or by MONAI."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,20 +12,33 @@ from overfeat.models.overfeat import OverFeat
 
 def naive_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:
     """Each window of the fine-stride grid cropped and evaluated on its own, in batches: [1, classes, H, W]."""
-    window, stride = net.architecture.window, net.architecture.fine_stride
-    crops = image.unfold(2, window, stride).unfold(3, window, stride)[0]
-    height, width = crops.shape[1:3]
-    crops = crops.permute(1, 2, 0, 3, 4).flatten(0, 1)
-    scores = torch.cat([single_windows(net, chunk) for chunk in crops.split(batch)])
-    return scores.T.view(1, -1, height, width)
+    return cropped_windows(
+        partial(single_windows, net), image, net.architecture.window, net.architecture.fine_stride, batch
+    )
 
 
 def monai_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:
     """The same by MONAI's PatchInferer: [1, classes, H, W]."""
+    return monai_patches(
+        partial(single_windows, net), image, net.architecture.window, net.architecture.fine_stride, batch
+    )
+
+
+def cropped_windows(
+    evaluate: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int, batch: int
+) -> Tensor:
+    """evaluate([N, C, window, window]) -> [N, outputs] on each window of an image, in batches: [1, outputs, H, W]."""
+    crops = image.unfold(2, window, stride).unfold(3, window, stride)[0].permute(1, 2, 0, 3, 4)
+    positions = torch.arange(crops.shape[0] * crops.shape[1], device=image.device).split(batch)
+    outputs = torch.cat([evaluate(crops[chunk // crops.shape[1], chunk % crops.shape[1]]) for chunk in positions])
+    return outputs.T.view(1, -1, *crops.shape[:2])
+
+
+def monai_patches(evaluate: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int, batch: int) -> Tensor:
+    """`cropped_windows` by MONAI's PatchInferer; windows may touch, but not have gaps between them."""
     from monai.inferers import PatchInferer, SlidingWindowSplitter
     from monai.inferers.merger import Merger
 
-    window, stride = net.architecture.window, net.architecture.fine_stride
     shape = [(side - window) // stride + 1 for side in image.shape[2:]]
 
     class InOrder(Merger):
@@ -30,17 +46,17 @@ def monai_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:
 
         def __init__(self, merged_shape=None, **_):
             super().__init__(merged_shape=merged_shape)
-            self.scores = []
+            self.outputs = []
 
         def aggregate(self, values, location):
-            self.scores.append(values.flatten(1))
+            self.outputs.append(values.flatten(1))
 
         def finalize(self):
-            return torch.cat(self.scores).T.view(1, -1, *shape)
+            return torch.cat(self.outputs).T.view(1, -1, *shape)
 
     splitter = SlidingWindowSplitter((window, window), window - stride, pad_mode=None)
     inferer = PatchInferer(splitter, merger_cls=InOrder, batch_size=batch, match_spatial_shape=False)
-    return inferer(image, lambda windows: single_windows(net, windows)[:, :, None, None])
+    return inferer(image, lambda windows: evaluate(windows)[:, :, None, None])
 
 
 def eager(net: OverFeat, image: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.suite.baselines import classifier as eager_classifier
 from bench.suite.baselines import eager, features, first_layer, offset_loop, single_windows
+from bench.suite.densify import densify
 from bench.suite.machine import (
     ACCURATE,
     CLASSES,
@@ -241,4 +242,5 @@ SUITES: dict[str, Callable[[Machine], Iterator[Case]]] = {
     "merge": merge,
     "train": train,
     "end-to-end": end_to_end,
+    "densify": densify,
 }
