@@ -13,6 +13,8 @@ from .dense.config import SixScales as SixScales
 from .dense.detections import Detections as Detections
 from .dense.evaluate import ScoreMap as ScoreMap
 from .dense.evaluate import score_maps as score_maps
+from .densify.convert import densify as densify
+from .densify.net import DensifiedNet as DensifiedNet
 from .detection.predict import detect as detect
 from .detection.predict import normalize_scores as normalize_scores
 from .errors import InputError as InputError

@@ -14,6 +14,7 @@ LEVELS = [
     {"errors", "files", "options", "regions"},
     {"ops", "data", "kernels"},
     {"models", "metrics", "training"},
+    {"densify"},
     {"dense"},
     {"classification", "localization", "detection", "multibox"},
     {"profiling", "visualize"},

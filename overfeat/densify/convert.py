@@ -1,0 +1,107 @@
+"""`densify`: any module that classifies a window, as a net for images of any size."""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from overfeat.densify.export import Program, export, op_name
+from overfeat.densify.net import DensifiedNet, Outputs, Preparation, check_borders
+from overfeat.densify.rules import pair
+from overfeat.errors import ArgumentError
+from overfeat.models.geometry import Geometry, Size
+
+SHORT_SIDE = 8 / 7  # of an image for a single crop, in windows: 256 for a window of 224
+
+
+def densify(
+    module: nn.Module | ExportedProgram, window: int | Size, *, class_names: Sequence[str] | None = None,
+    mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, channel_order: str = "RGB",
+    borders: str = "exact", logits: bool = True, flip: bool = False, check: bool = True, channels: int | None = None,
+    box_coder: str = "xyxy", name: str | None = None,
+) -> DensifiedNet:  # fmt: skip
+    """Any module that classifies a window, as a net that gives its outputs at every window of an image.
+
+    The outputs equal those of every window cropped; what windows share is computed once. Weights are shared with the
+    module, and its mode is left as it is. Evaluation only: no gradients.
+
+    Args:
+        module: [N, C, *window] -> scores [N, classes], or a tuple of scores and boxes [N, 4], [N, 4 * classes] or
+            [N, classes, 4], in either order; boxes are codes in the window's frame, see `ops.boxes.decode`. Or such a
+            module as an `ExportedProgram` with a dynamic batch.
+        window: In pixels, its side or (height, width).
+        class_names: One for each score.
+        mean, std: The module's input is (x - mean) / std for x in 0..255; numbers, or one for each of its channels.
+        channel_order: "RGB" or "BGR", of the module's input.
+        borders: What padding sees at a window's border. "exact": zeros, as in the window alone. "neighbours": the
+            image's pixels beyond the window, many times cheaper; the scores are others than the module's, see
+            `compare_borders`. "refuse": a module that has no padding; ArgumentError for one that has.
+        logits: Whether scores are logits; False: probabilities.
+        flip: Whether mirror images are part of evaluation by default.
+        check: Compare random windows with the module itself.
+        channels: C; by default as many as `mean` or `std` has, or as the first convolution takes.
+        box_coder: "xyxy" or "cxcywh", of the module's boxes.
+        name: Of the net, in messages; by default the module's class.
+
+    Raises:
+        InputError: For a module that cannot be converted, with the reason.
+    """
+    check_borders(borders)
+    size = (window, window) if isinstance(window, int) else (window[0], window[1])
+    channels = channels or _channels(module, mean, std)
+    program = export(module, size, channels)
+    size, channels = program.window, program.channels
+    preparation = Preparation(_numbers("mean", mean, channels), _numbers("std", std, channels), channel_order == "BGR")
+    outputs = Outputs(0, None, logits)
+    geometry = _geometry(program, name or type(module).__name__)
+    num_classes = program.outputs[0].meta["val"].shape[1]
+    class_names = list(class_names or (f"class {i}" for i in range(num_classes)))
+    return DensifiedNet(
+        program, geometry, preparation, outputs, class_names=class_names, borders=borders, flip=flip,
+        box_coder=box_coder,
+    )  # fmt: skip
+
+
+def _channels(module: nn.Module | ExportedProgram, mean: object, std: object) -> int:
+    for values in (mean, std):
+        if isinstance(values, (Sequence, Tensor)):
+            return len(values)
+    if isinstance(module, nn.Module):
+        for m in module.modules():
+            if isinstance(m, nn.Conv2d):
+                return m.in_channels
+    return 3
+
+
+def _numbers(argument: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    """One for each channel."""
+    numbers = (float(values),) * channels if isinstance(values, Real) else tuple(float(v) for v in values)  # type: ignore[union-attr]
+    if len(numbers) != channels:
+        raise ArgumentError(argument, f"must be a number or {channels}, one for each channel, not {len(numbers)}")
+    return numbers
+
+
+def _geometry(program: Program, name: str) -> Geometry:
+    """Coarse stride is the product of all strides; fine stride has the last one less where it is a pooling's."""
+    jumps, coarse, pool = {program.image: 1}, 1, 1
+    for node in program.nodes:
+        stride = _stride(node) if isinstance(node.meta["val"], Tensor) and node.meta["val"].dim() == 4 else 1
+        before = max((jumps.get(argument, 1) for argument in node.all_input_nodes), default=1)
+        jumps[node] = before * stride
+        if jumps[node] > coarse:
+            coarse, pool = jumps[node], stride if "pool" in op_name(node) else 1
+    window = program.window
+    return Geometry(name, window, coarse // pool, pool, round(max(window) * SHORT_SIDE), any_stride=True)
+
+
+def _stride(node: Node) -> int:
+    """Of a convolution or pooling whose output has more than one cell; of any other op 1."""
+    position = {"conv2d": 3, "max_pool2d": 2, "avg_pool2d": 2}.get(op_name(node))
+    if position is None or max(node.meta["val"].shape[2:]) == 1:
+        return 1
+    arguments: list[Any] = [*node.args, *((),) * 3][: position + 1]
+    stride = arguments[position] or (arguments[1] if position == 2 else 1)
+    return max(pair(stride))

@@ -1,0 +1,100 @@
+"""MACs and memory of a run, from the same interpreter on the meta device."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from overfeat.densify.interpreter import Interpreter, Observer
+from overfeat.densify.values import Maps, Shared, View, WindowGrid
+
+META = torch.device("meta")
+
+
+class Meter(TorchDispatchMode):
+    """Counts the MACs of all ops inside the block, and the bytes of the tensors that are alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = self.alive = self.peak = 0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.macs += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.device.type == "meta":
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._storages:
+            return
+        self._storages.add(key)
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._free, key, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self.alive -= size
+
+
+@dataclass
+class Cost:
+    """Of a run.
+
+    Attributes:
+        macs: By node.
+        ends: The nodes from which on windows are on their own.
+        axes: Of every node whose value windows share.
+        peak: Bytes of the tensors that are alive at once, with the images.
+    """
+
+    macs: dict[Node, int] = field(default_factory=dict)
+    ends: list[Node] = field(default_factory=list)
+    axes: dict[Node, Any] = field(default_factory=dict)
+    peak: int = 0
+
+
+def measure(
+    interpreter: Interpreter, nodes: Sequence[Node], grid: WindowGrid, size: tuple[int, int],
+    offsets: tuple[int, int] = (0, 0), *, prepare: Callable[[Tensor], Tensor] = lambda images: images,
+    channels: int | None = None,
+) -> Cost:  # fmt: skip
+    """The cost of nodes on images of (height, width); `prepare` comes before them."""
+    cost, meter, before = Cost(), Meter(), 0
+    program = interpreter.program
+
+    def started(node: Node) -> None:
+        nonlocal before
+        before = meter.macs
+
+    def ended(node: Node, value: Any, ends: bool) -> None:
+        cost.macs[node] = meter.macs - before
+        if ends:
+            cost.ends.append(node)
+        if isinstance(value, Shared):
+            cost.axes[node] = value.maps.axes if isinstance(value, View) else value.axes
+
+    with torch.no_grad(), meter:
+        images = torch.empty(grid.images, channels or program.channels, *size, device=META)
+        values = interpreter.start(prepare(images).to(program.dtype), grid, offsets)
+        values = interpreter.run(
+            values, nodes, grid.num_windows, META, keep=program.outputs, observer=Observer(started, ended)
+        )
+        for output in program.outputs:
+            value = values.get(output)
+            if isinstance(value, (Maps, View)):
+                values[output] = value.windows()
+    cost.peak = meter.peak
+    return cost

@@ -1,0 +1,151 @@
+"""A module's graph, run on whole images."""
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from overfeat.densify.export import Program, label, op_name
+from overfeat.densify.rules import Context, Sym, apply_rule, resolve, windows_only
+from overfeat.densify.values import Axis, Maps, Shared, WindowGrid
+from overfeat.regions import region
+
+MULTIPLY = frozenset(("conv2d", "linear", "matmul", "bmm", "addmm", "mm", "scaled_dot_product_attention"))
+
+
+@dataclass
+class Observer:
+    """Is called around every node of a run that is measured."""
+
+    before: Callable[[Node], None]
+    after: Callable[[Node, Any, bool], None]  # with the value, and whether windows that shared it no longer do
+
+
+class Interpreter:
+    """Runs a program by the rules of shared values.
+
+    Args:
+        program: Of the module.
+        borders: "exact", "neighbours" or "refuse".
+        fuse: Whether a ReLU runs with the layer before it, which then has no output of its own.
+    """
+
+    def __init__(self, program: Program, borders: str, *, fuse: bool = True):
+        self.program = program
+        self.relus = fused_relus(program.nodes) if fuse else {}
+        self.constants = constant_nodes(program)
+        self.context = Context(borders, program.weights, relu=frozenset(self.relus.values()))
+
+    def start(self, images: Tensor, grid: WindowGrid, offsets: tuple[int, int] = (0, 0)) -> dict[Node, Any]:
+        """The values before the first node: images [N, C, h, w] whose first window is `offsets` from their corner."""
+        window = self.program.window
+        axes = (Axis(window[0], offset=offsets[0]), Axis(window[1], offset=offsets[1]))
+        return {self.program.image: Maps(axes, {("shared", "shared"): images[:, None, None]}, grid)}
+
+    def run(
+        self, values: dict[Node, Any], nodes: Sequence[Node], num_windows: int, device: torch.device,
+        keep: Iterable[Node] = (), observer: Observer | None = None,
+    ) -> dict[Node, Any]:  # fmt: skip
+        """Run nodes on values, which afterwards has what is not used up."""
+        keep = set(keep)
+        for node in nodes:
+            if node in self.constants:
+                continue
+            if observer is not None:
+                observer.before(node)
+            values[node], ends = self._node(node, values, num_windows, device)
+            if observer is not None:
+                observer.after(node, values[node], ends)
+            for done in self.program.dead[node]:
+                if done not in keep:
+                    values.pop(done, None)
+        return values
+
+    def _node(self, node: Node, values: dict[Node, Any], num_windows: int, device: torch.device) -> tuple[Any, bool]:
+        """The value of a node, and whether it is windows one by one of what was shared."""
+
+        def value(argument: Any) -> Any:
+            if not isinstance(argument, Node):
+                return argument
+            return values[argument] if argument in values else self._constant(argument, device)
+
+        args = pytree.tree_map(value, node.args)
+        kwargs = pytree.tree_map(value, dict(node.kwargs))
+        name = op_name(node)
+        if node in self.relus:
+            return args[0], False
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Shared))
+        if name == "sym_size":
+            return Sym(lambda count: count), False
+        if node.target is operator.getitem:
+            return args[0][args[1]], False
+        if any(isinstance(v, Sym) for v in leaves) and not any(isinstance(v, (Tensor, *Shared)) for v in leaves):
+            if isinstance(node.meta["val"], Tensor):
+                return self._plain(node, args, kwargs, num_windows, device), False
+            target: Callable = node.target  # type: ignore[assignment]
+            return Sym(lambda count: target(*resolve(args, count), **resolve(kwargs, count))), False
+        with region(label(node)) if name in MULTIPLY else nullcontext():
+            if any(isinstance(v, Shared) for v in leaves):
+                result = apply_rule(self.context, node, name, args, kwargs)
+                if result is not None:
+                    return result, not _shared(result)
+                args, kwargs = windows_only(args), windows_only(kwargs)
+                return self._plain(node, args, kwargs, num_windows, device), True
+            return self._plain(node, args, kwargs, num_windows, device), False
+
+    def _plain(self, node: Node, args: Any, kwargs: Any, num_windows: int, device: torch.device) -> Any:
+        """The module's own op on windows one by one, or on constants."""
+        args, kwargs = resolve(args, num_windows), resolve(kwargs, num_windows)
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": device}
+        target: Callable = node.target  # type: ignore[assignment]
+        if op_name(node) in ("view", "_unsafe_view"):  # memory formats are not the module's
+            target = torch.ops.aten.reshape.default
+        result = target(*args, **kwargs)
+        return result.relu_() if node in self.context.relu else result
+
+    def _constant(self, node: Node, device: torch.device) -> Any:
+        """A weight, or what the module computes from weights alone, which is computed once."""
+        weights, key = self.program.weights, (node, device.type)
+        if node in self.program.constants:
+            tensor = weights.value(self.program.constants[node])
+            if device.type == "meta":
+                return weights.derived(key, [tensor], lambda: torch.empty_like(tensor, device="meta"))
+            return tensor
+        sources = [weights.value(self.program.constants[source]) for source in self.constants[node]]
+
+        def compute() -> Any:
+            values = {argument: self._constant(argument, device) for argument in node.all_input_nodes}
+            return self._node(node, values, 0, device)[0]
+
+        return weights.derived(key, sources, compute)
+
+
+def constant_nodes(program: Program) -> dict[Node, list[Node]]:
+    """The nodes that depend on weights alone, each with the weights."""
+    sources: dict[Node, list[Node]] = {node: [node] for node in program.constants}
+    for node in program.nodes:
+        if all(argument in sources for argument in node.all_input_nodes):
+            sources[node] = list(dict.fromkeys(s for argument in node.all_input_nodes for s in sources[argument]))
+    return {node: sources[node] for node in program.nodes if node in sources}
+
+
+def fused_relus(nodes: Sequence[Node]) -> dict[Node, Node]:
+    """The ReLUs that run with the convolution or linear layer before them, which nothing else uses."""
+    found = {}
+    for node in nodes:
+        before = node.args[0] if node.args else None
+        if op_name(node) == "relu" and isinstance(before, Node) and op_name(before) in ("conv2d", "linear"):
+            if len(before.users) == 1:
+                found[node] = before
+    return found
+
+
+def _shared(value: Any) -> bool:
+    return any(isinstance(v, Shared) for v in pytree.tree_leaves(value, is_leaf=lambda v: isinstance(v, Shared)))

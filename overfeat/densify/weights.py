@@ -1,0 +1,56 @@
+"""The weights of a converted module, shared with it, and forms of them that are made once."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Weights(nn.Module):
+    """Parameters and buffers under their names in the module; they are the module's own tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[Hashable, tuple[tuple[Any, ...], Tensor]] = {}
+
+    def add(self, name: str, tensor: Any) -> str:
+        """Register a tensor, and return its name."""
+        owner: nn.Module = self
+        *path, leaf = name.split(".")
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+        return name
+
+    def value(self, name: str) -> Tensor:
+        """The tensor of this name as it is now."""
+        owner: nn.Module = self
+        *path, leaf = name.split(".")
+        for part in path:
+            owner = owner._modules[part]  # type: ignore[assignment]
+        return owner._parameters[leaf] if leaf in owner._parameters else owner._buffers[leaf]  # type: ignore[return-value]
+
+    def derived(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` makes of these tensors, made again where one of them has changed or moved.
+
+        The result is one object for as long as they stay, so that its pre-packed forms are found.
+        """
+        state = tuple(_state(t) for t in sources)
+        known = self._derived.get(key)
+        if known is None or known[0] != state:
+            with torch.no_grad():
+                known = state, make()
+            self._derived[key] = known
+        return known[1]
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    version = 0 if tensor.is_inference() else tensor._version
+    pointer = 0 if tensor.device.type == "meta" else tensor.data_ptr()
+    return id(tensor), version, pointer, tensor.dtype, tensor.device
