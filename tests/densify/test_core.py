@@ -46,7 +46,7 @@ def lenet():
     )  # fmt: skip
 
 
-MODULES = {"lenet": (lenet, (22, 22)), "residual": (Residual, (17, 21))}
+MODULES = {"lenet": (lenet, (26, 26)), "residual": (Residual, (17, 21))}
 
 
 @pytest.mark.parametrize("name", MODULES)
