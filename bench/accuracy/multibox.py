@@ -207,7 +207,7 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
     one_box = stage_macs(classifier.architecture, window, window, classifier.num_classes, "coarse")
     for image in images:
         size = tuple(image.shape[1:])
-        by_region, positions = evaluation_macs(detector, grids(detector, size), "fine")
+        by_region, positions = evaluation_macs(detector, grids(detector, size))
         evaluations["OverFeat"].append(positions)
         macs["OverFeat"].append(sum(by_region.values()))
         for crops in ("both", "centre"):

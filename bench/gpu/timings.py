@@ -159,7 +159,7 @@ def classification(run: Run) -> None:
     """Six scales with horizontal flips, from pixels on the device to class scores; features and scores alone."""
     net = untrained(sizes(run), main(run).dtype, run.device)
     a, image = net.architecture, sizes(run).image
-    counts = [stage_macs(a, *size, net.num_classes, "fine") for size in six_scales(a, *image)]
+    counts = [stage_macs(a, *size, net.num_classes, "fine") for size in six_scales(a.geometry, *image)]
     flop = 2 * 2 * sum(count[part] for count in counts for part in ("features", "first", "rest"))
     for images in sizes(run).batches:
         pixels = torch.randint(0, 256, (images, 3, *image), dtype=torch.uint8, device=run.device)
@@ -204,7 +204,7 @@ def classification(run: Run) -> None:
 def naive(run: Run) -> None:
     """The whole net on the largest scale, beside every window of it on its own."""
     net = untrained(sizes(run), main(run).dtype, run.device)
-    size = six_scales(net.architecture, *sizes(run).image)[-1]
+    size = six_scales(net.geometry, *sizes(run).image)[-1]
     pixels = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, device=run.device)
 
     def windows() -> Tensor:

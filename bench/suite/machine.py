@@ -34,7 +34,7 @@ IMPLEMENTATIONS = (
 CLASSES = 1000
 IMAGE = (375, 500)  # height, width: a common size of ImageNet images
 ACCURATE = ARCHITECTURES["accurate"]
-SIZES = six_scales(ACCURATE, *IMAGE)
+SIZES = six_scales(ACCURATE.geometry, *IMAGE)
 NOISE_PERIOD = 1_000_003  # of the random weights: a prime, so that no two rows are equal
 
 

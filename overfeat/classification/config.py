@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overfeat.errors import ArgumentError
-from overfeat.models.architecture import Stride
+from overfeat.models.geometry import Stride
 from overfeat.options import option
 from overfeat.training.config import TaskOptions, TrainConfig
 

@@ -10,26 +10,27 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import grids
 from overfeat.errors import InputError
-from overfeat.models.architecture import Stride
-from overfeat.models.overfeat import OverFeat, as_batch, eval_mode
+from overfeat.models.geometry import Stride
+from overfeat.models.net import Net, as_batch, eval_mode
 
 CROP_BATCH = 32  # images whose crops are in memory together
-Nets = OverFeat | Sequence[OverFeat]
+Nets = Net | Sequence[Net]
 Images = Tensor | Sequence[Tensor]
 
 
 def classify(
-    nets: Nets, images: Images, *, scales: Scales = None, flip: bool | None = None, stride: Stride = "fine",
+    nets: Nets, images: Images, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Tensor:  # fmt: skip
     """Score of every class for each image, from all positions of all scales (section 3.3).
 
-    At each scale and flip: softmax at every position, then for each class the maximum over the positions; then the
-    mean over scales and flips. The scores of an image need not sum to 1.
+    At each scale and flip: probabilities (softmax) at every position, then for each class the maximum over the
+    positions; then the mean over scales and flips. The scores of an image need not sum to 1.
 
     Args:
         nets: One net, or an ensemble whose scores are averaged (the paper's "7 models").
-        images: [N, 3, H, W], [3, H, W], or a list of [3, H, W] of any sizes, float or uint8, RGB in 0..255.
+        images: [N, C, H, W], [C, H, W], or a list of [C, H, W] of any sizes, float or uint8 in 0..255, RGB for nets of
+            3 channels; see `as_batch`.
         scales, flip, stride, memory_limit: See `DenseConfig`.
 
     Returns:
@@ -42,73 +43,83 @@ def classify(
     return _mean_over_nets(nets, images, lambda net, batch: scale_scores(net, batch, config).mean(dim=0))
 
 
-def scale_scores(net: OverFeat, images: Tensor, config: DenseConfig) -> Tensor:
+def scale_scores(net: Net, images: Tensor, config: DenseConfig) -> Tensor:
     """Each class's best score over the positions of each scale and flip (section 3.3, i).
 
-    For images of one size, [N, 3, H, W] or [3, H, W], these are [scales * flips, N, classes], in the order of
+    For images of one size, [N, C, H, W] or [C, H, W], these are [scales * flips, N, classes], in the order of
     `dense.grid.grids`; `classify` is the mean over the first axis.
     """
-    images = as_batch(images)
-    return max_scores(net, images, grids(net, (images.shape[2], images.shape[3]), config), config)
+    images = as_batch(images, net.in_channels)
+    return max_scores(net, images, grids(net, (images.shape[2], images.shape[3]), config), config.memory_limit)
 
 
 def centre_crop(nets: Nets, images: Images) -> Tensor:
-    """Score of every class from one window in the centre of the image: softmax, [N, classes].
+    """Score of every class from one window in the centre of the image: its probability, [N, classes].
 
-    The image's shorter side is first resized as in training (architecture.short_side).
+    The image's shorter side is first resized to net.geometry.short_side, as in training.
     Arguments as in `classify`.
     """
     return _mean_over_nets(nets, images, lambda net, batch: _crop_scores(net, batch, [(0.5, 0.5)], flip=False))
 
 
 def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor:
-    """Mean softmax of the four corners and the centre, with their mirror images: [N, classes].
+    """Mean probabilities of the four corners and the centre, with their mirror images: [N, classes].
 
     The voting of Krizhevsky et al. that section 3.3 compares with; five views where `flip` is
     False, or None and the net was not trained on mirror images. Arguments as in `classify`.
     """
     corners = [(0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)]
 
-    def score(net: OverFeat, batch: Tensor) -> Tensor:
+    def score(net: Net, batch: Tensor) -> Tensor:
         return _crop_scores(net, batch, corners, net.flip if flip is None else flip)
 
     return _mean_over_nets(nets, images, score)
 
 
 @torch.no_grad()
-def _crop_scores(net: OverFeat, batch: Tensor, corners: Sequence[tuple[float, float]], flip: bool) -> Tensor:
-    """Mean softmax over windows at these fractions of the room for them (y, x): [N, classes]."""
-    window = net.architecture.window
+def _crop_scores(net: Net, batch: Tensor, corners: Sequence[tuple[float, float]], flip: bool) -> Tensor:
+    """Mean probabilities of the windows at these fractions of the room for them (y, x): [N, classes]."""
+    geometry, batch = net.geometry, as_batch(batch, net.in_channels)
     if len(batch) > CROP_BATCH:
         return torch.cat([_crop_scores(net, chunk, corners, flip) for chunk in batch.split(CROP_BATCH)])
-    batch = resize_short_side(batch, net.architecture.short_side).to(net.device)
+    batch = resize_short_side(batch, geometry.short_side).to(net.device)
+    height, width = geometry.window
+    if not geometry.fits((batch.shape[2], batch.shape[3])):
+        raise InputError(
+            f"resized to {batch.shape[2]}x{batch.shape[3]} the image is smaller than the "
+            f"{geometry.name} net's window of {height}x{width}; use classify"
+        )
     crops = []
     for y, x in corners:
-        top, left = round(y * (batch.shape[2] - window)), round(x * (batch.shape[3] - window))
-        crop = batch[:, :, top : top + window, left : left + window]
+        top, left = round(y * (batch.shape[2] - height)), round(x * (batch.shape[3] - width))
+        crop = batch[:, :, top : top + height, left : left + width]
         crops += [crop, crop.flip(-1)] if flip else [crop]
     with eval_mode(net):
-        scores = net(torch.cat(crops)).float().softmax(dim=1).flatten(1)
+        scores = net.probabilities(net.class_maps(torch.cat(crops))).flatten(1)
     return scores.view(len(crops), len(batch), -1).mean(dim=0)
 
 
-def _mean_over_nets(nets: Nets, images: Images, score: Callable[[OverFeat, Tensor], Tensor]) -> Tensor:
+def _mean_over_nets(nets: Nets, images: Images, score: Callable[[Net, Tensor], Tensor]) -> Tensor:
     """The ensemble's mean score of every image; images of one size are evaluated together."""
-    nets = [nets] if isinstance(nets, OverFeat) else list(nets)
+    nets = [nets] if isinstance(nets, Net) else list(nets)
     if not nets:
         raise InputError("an ensemble needs at least one net")
     for net in nets[1:]:
         if net.class_names != nets[0].class_names:
             raise InputError("the nets of an ensemble must have the same classes in the same order")
-    if isinstance(images, Tensor):
-        batch = as_batch(images)
-        batches = [(list(range(len(batch))), batch)]
-    else:
-        sizes: dict[tuple, list[int]] = {}
-        for i, image in enumerate(images):
-            sizes.setdefault((tuple(image.shape[-2:]), image.dtype), []).append(i)
-        batches = [(alike, torch.cat([as_batch(images[i]) for i in alike])) for alike in sizes.values()]
+    batches = _batches(images)
     scores = torch.empty(sum(len(numbers) for numbers, _ in batches), nets[0].num_classes, device=nets[0].device)
     for numbers, batch in batches:
         scores[numbers] = torch.stack([score(net, batch).to(scores.device) for net in nets]).mean(dim=0)
     return scores
+
+
+def _batches(images: Images) -> list[tuple[list[int], Tensor]]:
+    """The images of each shape as a batch [N, C, H, W], with their numbers."""
+    if isinstance(images, Tensor):
+        batch = as_batch(images, None)
+        return [(list(range(len(batch))), batch)]
+    alike: dict[tuple, list[int]] = {}
+    for i, image in enumerate(images):
+        alike.setdefault((tuple(image.shape[-3:]), image.dtype), []).append(i)
+    return [(numbers, torch.cat([as_batch(images[i], None) for i in numbers])) for numbers in alike.values()]

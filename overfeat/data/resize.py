@@ -12,7 +12,7 @@ MAX_PIXELS = 1 << 28  # of one resized image; a strip of 1 x 1,000,000 would oth
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, 3, H, W] to [N, 3, *size]; uint8 stays uint8. Raises InputError for enormous sizes."""
+    """[N, C, H, W] to [N, C, *size]; uint8 stays uint8. Raises InputError for enormous sizes."""
     if size[0] * size[1] > MAX_PIXELS:
         height, width = images.shape[2:]
         raise InputError(f"an image of {height}x{width} would become {size[0]}x{size[1]} px; crop it or choose scales")
@@ -26,15 +26,15 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_short_side(images: Tensor, short_side: int) -> Tensor:
-    """Resize [N, 3, H, W] to a shorter side of `short_side` pixels, keeping the aspect ratio."""
+    """Resize [N, C, H, W] to a shorter side of `short_side` pixels, keeping the aspect ratio."""
     height, width = images.shape[2:]
     scale = short_side / min(height, width)
     return resize(images, (max(short_side, round(height * scale)), max(short_side, round(width * scale))))
 
 
-def resize_crop(image: Tensor, box: Sequence[float], size: int) -> Tensor:
-    """Crop a box (x1, y1, x2, y2), rounded to whole pixels, from an image [3, H, W]; resize to [3, size, size]."""
+def resize_crop(image: Tensor, box: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """Crop a box (x1, y1, x2, y2), rounded to whole pixels, from an image [C, H, W]; resize to [C, *size]."""
     height, width = image.shape[1:]
     x, y = (min(max(0, round(low)), length - 1) for low, length in zip(box, (width, height), strict=False))
     right, bottom = max(x + 1, round(box[2])), max(y + 1, round(box[3]))
-    return resize(image[None, :, y:bottom, x:right], (size, size))[0]
+    return resize(image[None, :, y:bottom, x:right], size)[0]

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
-from overfeat.dense.evaluate import EvaluatedTile, TileGroup, evaluate_groups
+from overfeat.dense.evaluate import TileGroup, evaluate_groups
 from overfeat.dense.grid import Grid, grids
 from overfeat.errors import ArgumentError, InputError, check_fraction
-from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat, as_image, eval_mode
+from overfeat.models.geometry import Stride
+from overfeat.models.net import Net, Regressor, as_image, eval_mode
 from overfeat.ops.boxes import decode, mirrored
 
 
@@ -24,7 +23,7 @@ class Candidates:
     """
 
     boxes: Tensor  # float32 [T, 4], (x1, y1, x2, y2) in pixels of the image
-    scores: Tensor  # [T], the class's softmax at the position
+    scores: Tensor  # [T], the class's probability at the position
     labels: Tensor  # int64 [T]
     scales: Tensor  # int64 [T], index of the scale
 
@@ -33,16 +32,16 @@ class Candidates:
 
 
 def candidates(
-    net: OverFeat, regressor: BoxRegressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
-    stride: Stride = "fine", memory_limit: int = MEMORY_LIMIT, top_k: int | None = 5, relative_threshold: float = 0.7,
-    score_threshold: float = 0.0,
+    net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, top_k: int | None = 5,
+    relative_threshold: float = 0.7, score_threshold: float = 0.0,
 ) -> Candidates:  # fmt: skip
     """The boxes predicted for the best classes of each scale, at all its positions (section 4.3, a-c).
 
     Args:
         net: A classifier or detector. A background class has no boxes.
         regressor: Of the same file, see `load_regressor`.
-        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         top_k: Classes of each scale, those with the largest scores at any of its positions; None: all.
         relative_threshold: Lowest score of a position, as a fraction of the class's maximum in the image; 0 keeps
@@ -52,20 +51,21 @@ def candidates(
     Raises:
         InputError: For a regressor of another net, thresholds out of range, NaN scores, and as `score_maps`.
     """
-    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
-    own_grids = grids(net, (image.shape[1], image.shape[2]), config)
+    image = as_image(image, net.in_channels)
+    own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
     return collect_candidates(
-        net, regressor, image, own_grids, config,
+        net, regressor, image, own_grids, memory_limit,
         top_k=top_k, relative_threshold=relative_threshold, score_threshold=score_threshold,
     )  # fmt: skip
 
 
 @torch.no_grad()
 def collect_candidates(
-    net: OverFeat, regressor: BoxRegressor, image: Tensor, grids: Sequence[Grid], config: DenseConfig, *,
+    net: Net, regressor: Regressor, image: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT,
+    *,
     top_k: int | None = None, relative_threshold: float = 0.0, score_threshold: float = 0.0,
 ) -> Candidates:  # fmt: skip
-    """`candidates` of an image [3, H, W] at these grids."""
+    """`candidates` of an image [C, H, W] at these grids."""
     regressor.check_made_for(net)
     if top_k is not None and top_k < 1:
         raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
@@ -74,14 +74,14 @@ def collect_candidates(
     flips = 2 if any(grid.flipped for grid in grids) else 1
     maxima = torch.zeros(len(grids) // flips, net.num_foreground_classes, device=net.device)
     chunks = [_no_boxes(net)]
-    for group in evaluate_groups(net, image[None], grids, config, regressor.fc_layers[-1].out_channels):
-        scores = [_foreground_scores(net, tile) for tile in group.tiles]
+    for group in evaluate_groups(net, image[None], grids, memory_limit, regressor.box_channels):
+        scores = [_foreground_scores(net, tile.outputs) for tile in group.tiles]
         for tile, flat in zip(group.tiles, scores, strict=True):
             running = maxima[tile.index // flips]
             torch.maximum(running, flat.amax(dim=0), out=running)
         # The maxima only grow, so scores below these thresholds now stay below them.
         lowest = (relative_threshold * maxima.amax(dim=0)).clamp(min=score_threshold)
-        chunks += _group_boxes(regressor, group, scores, lowest, config.stride)
+        chunks += _group_boxes(regressor, group, scores, lowest)
     boxes, confidence, labels, index, position = (torch.cat(values) for values in zip(*chunks, strict=True))
     # By grid, then position, then class, however the grids were tiled.
     starts = torch.tensor([0, *(grid.num_positions for grid in grids)], device=net.device).cumsum(0)
@@ -91,9 +91,9 @@ def collect_candidates(
     return every[strong & _of_best_classes(every, maxima, top_k)]
 
 
-def _foreground_scores(net: OverFeat, tile: EvaluatedTile) -> Tensor:
-    """Softmax of a tile's positions without the background: [positions, classes]."""
-    scores = tile.scores()
+def _foreground_scores(net: Net, outputs: Tensor) -> Tensor:
+    """The probabilities at a tile's positions without the background: [positions, classes]."""
+    scores = net.probabilities(outputs)
     if not scores.isfinite().all():
         raise InputError("the net gives NaN scores; the image or the weights are broken")
     return scores[:, : net.num_foreground_classes]
@@ -111,18 +111,17 @@ def _of_best_classes(boxes: Candidates, maxima: Tensor, top_k: int | None) -> Te
 _Chunk = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # boxes, scores, labels, index of the grid, position in it
 
 
-def _no_boxes(net: OverFeat) -> _Chunk:
+def _no_boxes(net: Net) -> _Chunk:
     empty = torch.empty(0, device=net.device)
     return empty.view(0, 4), empty, empty.long(), empty.long(), empty.long()
 
 
-def _group_boxes(
-    regressor: BoxRegressor, group: TileGroup, scores: Sequence[Tensor], lowest: Tensor, stride: Stride
-) -> list[_Chunk]:
+def _group_boxes(regressor: Regressor, group: TileGroup, scores: Sequence[Tensor], lowest: Tensor) -> list[_Chunk]:
     """The boxes of all positions and classes of a group of tiles whose score is at least `lowest` [classes]."""
     positions = [(flat >= lowest).any(dim=1).nonzero()[:, 0] for flat in scores]
     if not any(len(of_tile) for of_tile in positions):
         return []
+    stride = group.tiles[0].grid.stride
     with eval_mode(regressor):
         flat_boxes, _ = regressor.forward_flat([tile.features for tile in group.tiles], stride, positions)
     chunks = []

@@ -5,13 +5,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal, Union, get_args
 
 from overfeat.errors import ArgumentError
-from overfeat.models.architecture import Stride
+from overfeat.models.geometry import Stride, StrideName
 from overfeat.options import mebibytes, option
 
-STRIDES = ("fine", "coarse")
+STRIDES: tuple[StrideName, ...] = get_args(StrideName)
 MEMORY_LIMIT = 1 << 30  # bytes
 
 
@@ -96,6 +96,17 @@ def format_scales(scales: Scales) -> str | None:
     return ",".join(str(scale) if isinstance(scale, float) else f"{scale[0]}x{scale[1]}" for scale in scales)
 
 
+def parse_stride(text: str) -> Stride:
+    """Parse "fine", "coarse" or a number of pixels."""
+    name = text.strip().lower()
+    for known in STRIDES:
+        if name == known:
+            return known
+    if not re.fullmatch(r"[1-9]\d*", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither fine, coarse, nor a number of pixels from 1 up")
+    return int(name)
+
+
 @dataclass(frozen=True)
 class DenseConfig:
     """Everything that steers a dense evaluation.
@@ -106,7 +117,8 @@ class DenseConfig:
             not resized) and sizes (height, width), turned so that the longer side lies along the image's. None:
             the net's own, `net.scale_factors` for a detector, else the six scales.
         flip: Whether the mirror image is evaluated as well; None: as the net was trained, `net.flip`.
-        stride: "fine" applies the last pooling at every offset (section 3.3), "coarse" at the first alone.
+        stride: "fine" applies the last pooling at every offset (section 3.3), "coarse" at the first alone; or pixels
+            between outputs: any number for a converted net. None: the net's own, `net.default_stride`.
         memory_limit: Bytes for intermediate maps; what needs more is evaluated in tiles, to the same result up to
             rounding.
     """
@@ -117,7 +129,10 @@ class DenseConfig:
         parse=parse_scales, metavar="LIST",
     )  # fmt: skip
     flip: bool | None = option(None, "also evaluate the mirror image (default: as the net was trained)")
-    stride: Stride = option("fine", "between outputs: fine pools at every offset, coarse at the first alone")
+    stride: Stride | None = option(
+        None, "between outputs: fine pools at every offset, coarse at the first alone; or pixels (default: the net's "
+        "own; fine for built-in nets)", parse=parse_stride, metavar="fine|coarse|N",
+    )  # fmt: skip
     memory_limit: int = option(
         MEMORY_LIMIT, f"memory for maps; larger images are evaluated in tiles (default: {MEMORY_LIMIT >> 20})",
         parse=mebibytes, metavar="MIB",
@@ -125,7 +140,8 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
-        if self.stride not in STRIDES:
-            raise ArgumentError("stride", f"must be 'fine' or 'coarse', not {self.stride!r}")
+        in_pixels = type(self.stride) is int and self.stride > 0
+        if not (self.stride is None or in_pixels or self.stride in STRIDES):
+            raise ArgumentError("stride", f"must be 'fine', 'coarse' or pixels from 1 up, not {self.stride!r}")
         if not isinstance(self.memory_limit, int | float) or not self.memory_limit > 0:
             raise ArgumentError("memory_limit", f"must be a number of bytes above 0, not {self.memory_limit!r}")

@@ -6,14 +6,14 @@ import numpy as np
 
 from overfeat.dense.config import DenseConfig
 from overfeat.dense.scales import Size, clamp_scales, scale_sizes
-from overfeat.models.overfeat import OverFeat
+from overfeat.models.net import Net
 
 
 @dataclass(frozen=True)
 class Grid:
     """Which window of the image each position of an output map sees."""
 
-    window: int  # side of the windows, in pixels of the scaled image
+    window: Size  # (height, width) of the windows, in pixels of the scaled image
     stride: int  # pixels of the scaled image between neighbouring windows
     scaled: Size  # (height, width) of the scaled image, which the net sees
     image: Size  # (height, width) of the image as given
@@ -22,7 +22,8 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of the output map."""
-        rows, columns = ((side - self.window) // self.stride + 1 for side in self.scaled)
+        sides = zip(self.scaled, self.window, strict=True)
+        rows, columns = ((side - window) // self.stride + 1 for side, window in sides)
         return rows, columns
 
     @property
@@ -34,13 +35,13 @@ class Grid:
         """The windows of output positions [rows, columns], in pixels of the image as given: float64 [h, w, 4]."""
         y, x = (np.arange(count)[span] * self.stride for count, span in zip(self.shape, (rows, columns), strict=True))
         if self.flipped:
-            x = self.scaled[1] - self.window - x
+            x = self.scaled[1] - self.window[1] - x
         up, across = (given / scaled for given, scaled in zip(self.image, self.scaled, strict=True))
         boxes = np.empty((len(y), len(x), 4))
         boxes[..., 0] = (x * across)[None]
         boxes[..., 1] = (y * up)[:, None]
-        boxes[..., 2] = ((x + self.window) * across)[None]
-        boxes[..., 3] = ((y + self.window) * up)[:, None]
+        boxes[..., 2] = ((x + self.window[1]) * across)[None]
+        boxes[..., 3] = ((y + self.window[0]) * up)[:, None]
         return boxes
 
     def position(self, x: float, y: float) -> tuple[int, int]:
@@ -49,24 +50,25 @@ class Grid:
         if self.flipped:
             x = self.scaled[1] - x
         rows, columns = self.shape
-        row = round((y - self.window / 2) / self.stride)
-        column = round((x - self.window / 2) / self.stride)
+        row = round((y - self.window[0] / 2) / self.stride)
+        column = round((x - self.window[1] / 2) / self.stride)
         return min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
 
 
-def grids(net: OverFeat, image: Size, config: DenseConfig | None = None) -> list[Grid]:
+def grids(net: Net, image: Size, config: DenseConfig | None = None) -> list[Grid]:
     """The grids of an evaluation: for every scale that of the image and, with `flip`, of its mirror image.
 
-    The net gives what the config leaves open. Raises InputError for sizes below its window. image: (height, width).
+    The net gives what the config leaves open; all grids have one stride. image: (height, width). Raises InputError for
+    sizes below its window and strides that it does not have.
     """
-    config = config or DenseConfig()
+    config, geometry = config or DenseConfig(), net.geometry
     scales = config.scales
     if scales is None and net.scale_factors is not None:
-        scales = clamp_scales(net.architecture, *image, net.scale_factors)
+        scales = clamp_scales(geometry, *image, net.scale_factors)
     flips = (False, True) if (net.flip if config.flip is None else config.flip) else (False,)
-    window, stride = net.architecture.window, net.architecture.stride(config.stride)
+    stride = geometry.stride(net.default_stride if config.stride is None else config.stride)
     return [
-        Grid(window, stride, size, image, flipped)
-        for size in scale_sizes(net.architecture, *image, scales)
+        Grid(geometry.window, stride, size, image, flipped)
+        for size in scale_sizes(geometry, *image, scales)
         for flipped in flips
     ]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from overfeat.dense.config import Scales, SixScales, check_scales
+from overfeat.dense.config import Scale, Scales, SixScales, check_scales
 from overfeat.errors import ArgumentError, InputError
-from overfeat.models.architecture import ARCHITECTURES, Architecture
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.geometry import Geometry, Size
 
-Size = tuple[int, int]  # (height, width)
 MAX_ASPECT_RATIO = 50  # images with a larger ratio of their sides are not enlarged to the six scales
 SCALE_STEP = 1.4  # the paper's ratio from one scale to the next (section 4.2)
 BEST_OBJECT_SIZE = 0.65  # longer side of the objects that a window fits best, as a fraction of the window's
@@ -19,7 +19,7 @@ MAX_SCALE_FACTOR = 64
 
 @dataclass(frozen=True)
 class ScaleFitter:
-    """The sizes that a net covers without remainder at fine stride.
+    """The sizes that a net covers without remainder at fine stride, along one axis.
 
     A size fits when its fine outputs are a multiple of `pool`, so that the maps pooled at every offset have equal
     lengths, as at all scales of the paper's table 5. Window and stride, between fine outputs, are in pixels.
@@ -35,28 +35,26 @@ class ScaleFitter:
         first = self.window + self.stride * (self.pool - 1)
         return first + step * max(0, round((size - first) / step))
 
-    def six_scales(self) -> list[Size]:
-        """Six landscape (height, width) with the ratios of table 5 to the window, each side a fit."""
-        table, window = ARCHITECTURES["accurate"].scales, ARCHITECTURES["accurate"].window
-        assert table is not None
-        return [
-            (self.nearest(self.window * height / window), self.nearest(self.window * width / window))
-            for height, width in table
-        ]
 
-
-def six_scales(architecture: Architecture, height: int, width: int) -> list[Size]:
+def six_scales(geometry: Geometry, height: int, width: int) -> list[Size]:
     """The six (height, width) at which an image of this size is evaluated (sections 3.3, 4.2; table 5).
 
-    They are the architecture's own; without any, table 5's ratios to its window, each side an exact fit of its stride.
-    Portrait images have them transposed.
+    They are the net's own; without any, table 5's ratios to its window, to the longer side of a window that is not
+    square, each side an exact fit of its stride. Portrait images have them transposed.
     """
-    fitter = ScaleFitter(architecture.window, architecture.fine_stride, architecture.pool)
-    sizes = architecture.scales or fitter.six_scales()
-    return [size if height <= width else size[::-1] for size in sizes]
+    if geometry.scales:
+        return [size if height <= width else size[::-1] for size in geometry.scales]
+    table, window = ARCHITECTURES["accurate"].scales, ARCHITECTURES["accurate"].window
+    assert table is not None
+    down, across = (ScaleFitter(side, geometry.fine_stride, geometry.pool) for side in geometry.window)
+    longer, sizes = max(geometry.window), []
+    for short, long in table:
+        rows, columns = (short, long) if height <= width else (long, short)
+        sizes.append((down.nearest(longer * rows / window), across.nearest(longer * columns / window)))
+    return sizes
 
 
-def scale_sizes(architecture: Architecture, height: int, width: int, scales: Scales = "six") -> list[Size]:
+def scale_sizes(geometry: Geometry, height: int, width: int, scales: Scales = "six") -> list[Size]:
     """The (height, width) of each scale for an image of height x width; for scales see `DenseConfig`, None: six.
 
     Raises:
@@ -65,36 +63,39 @@ def scale_sizes(architecture: Architecture, height: int, width: int, scales: Sca
     scales = check_scales(scales) or SixScales()
     if isinstance(scales, SixScales):
         short, long = sorted((height, width))
-        if short * MAX_ASPECT_RATIO < long and short < architecture.window:
-            problem = f"{width}x{height} px is too narrow to be enlarged to the {architecture.name} net's scales"
+        if short * MAX_ASPECT_RATIO < long and short < min(geometry.window):
+            problem = f"{width}x{height} px is too narrow to be enlarged to the {geometry.name} net's scales"
             raise InputError(f"{problem}; crop it, or choose scales by (height, width)")
-        six = six_scales(architecture, height, width)
+        six = six_scales(geometry, height, width)
         return [six[number - 1] for number in scales.numbers]
-    sizes = []
-    for scale in scales:
-        if isinstance(scale, tuple):
-            short, long = sorted(scale)
-            size = (short, long) if height <= width else (long, short)
-        elif scale == 1:
-            size = (height, width)
-        else:
-            size = (round_to_stride(architecture, scale * height), round_to_stride(architecture, scale * width))
-        if min(size) < architecture.window:
-            window = f"the {architecture.name} net's window of {architecture.window}x{architecture.window}"
-            raise InputError(f"at {size[0]}x{size[1]} the image is smaller than {window}; choose a larger scale")
-        sizes.append(size)
-    return sizes
+    return [_scale_size(geometry, height, width, scale) for scale in scales]
 
 
-def round_to_stride(architecture: Architecture, side: float) -> int:
-    """The side nearest to the one given of which fine stride leaves no pixels over."""
-    stride = architecture.fine_stride
-    return architecture.window + stride * round((side - architecture.window) / stride)
+def _scale_size(geometry: Geometry, height: int, width: int, scale: Scale) -> Size:
+    """`scale_sizes` of a factor or a size."""
+    if isinstance(scale, tuple):
+        short, long = sorted(scale)
+        size = (short, long) if height <= width else (long, short)
+    else:
+        size = (height, width) if scale == 1 else round_to_stride(geometry, (scale * height, scale * width))
+    if not geometry.fits(size):
+        window = f"the {geometry.name} net's window of {geometry.window[0]}x{geometry.window[1]}"
+        raise InputError(f"at {size[0]}x{size[1]} the image is smaller than {window}; choose a larger scale")
+    return size
 
 
-def clamp_scales(architecture: Architecture, height: int, width: int, scale_factors: Sequence[float]) -> list[float]:
+def round_to_stride(geometry: Geometry, size: tuple[float, float]) -> Size:
+    """The (height, width) nearest to the one given of which fine stride leaves no pixels over."""
+    stride = geometry.fine_stride
+    height, width = (
+        window + stride * round((side - window) / stride) for side, window in zip(size, geometry.window, strict=True)
+    )
+    return height, width
+
+
+def clamp_scales(geometry: Geometry, height: int, width: int, scale_factors: Sequence[float]) -> list[float]:
     """The scale factors, raised where an image of this size would become smaller than the window; each once."""
-    smallest = architecture.window / min(height, width)
+    smallest = max(geometry.window[0] / height, geometry.window[1] / width)
     return sorted({max(float(factor), smallest) for factor in scale_factors})
 
 

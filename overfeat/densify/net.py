@@ -58,6 +58,10 @@ class DensifiedNet(Net):
         self.weights = program.weights
         self.class_names, self.flip, self.in_channels = list(class_names), flip, program.channels
         self.default_stride = "coarse"
+        if not outputs.logits:
+            self.activation = "none"
+        elif len(self.class_names) == 1:
+            self.activation = "sigmoid"
         self.borders, self.box_coder = borders, box_coder
         self.interpreter = Interpreter(program, borders)
         self._costs: dict[Any, Cost] = {}
@@ -210,12 +214,6 @@ class DensifiedNet(Net):
         """See `Net.forward_head_flat`."""
         flat = [f.values[self.outputs.scores].flatten(1) for f in features]
         return flat[0] if len(flat) == 1 else torch.cat(flat), [f.shape for f in features]
-
-    def probabilities(self, flat: Tensor) -> Tensor:
-        """See `Net.probabilities`: of a single class the sigmoid."""
-        if not self.outputs.logits:
-            return flat.float()
-        return flat.float().sigmoid() if flat.shape[1] == 1 else super().probabilities(flat)
 
     # Costs
 

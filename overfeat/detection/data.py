@@ -47,7 +47,8 @@ class TileDataset(RandomTileDataset):
         mirror = rng.random() < 0.5 and self.flip
         factor, (y1, x1, y2, x2) = self._region(rng, tuple(image.shape[1:]), sample.boxes)
         window = self.architecture.window
-        height, width = (max(window, round_to_stride(self.architecture, factor * side)) for side in (y2 - y1, x2 - x1))
+        size = round_to_stride(self.architecture.geometry, (factor * (y2 - y1), factor * (x2 - x1)))
+        height, width = (max(window, side) for side in size)
         boxes = (sample.boxes - [x1, y1, x1, y1]) * ([width / (x2 - x1), height / (y2 - y1)] * 2)
         inside = (boxes[:, :2] < [width, height]).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         tile = resize(image[None, :, y1:y2, x1:x2], (height, width))[0]

@@ -12,9 +12,8 @@ from overfeat.dense.grid import Grid, grids
 from overfeat.detection.config import DetectionConfig
 from overfeat.detection.targets import expected_votes
 from overfeat.errors import ArgumentError, InputError, check_fraction
-from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat, as_image
+from overfeat.models.geometry import Stride
+from overfeat.models.net import Net, Regressor, as_image
 from overfeat.ops.boxes import nms
 
 NMS_IOU_THRESHOLDS = {"merge": 0.3, "nms": 0.2}  # of the merged boxes, of the candidates; chosen on validation images
@@ -22,8 +21,8 @@ BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged la
 
 
 def detect(
-    net: OverFeat, regressor: BoxRegressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
-    stride: Stride = "fine", memory_limit: int = MEMORY_LIMIT, postprocess: str = DetectionConfig.postprocess,
+    net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, postprocess: str = DetectionConfig.postprocess,
     match_threshold: float = DetectionConfig.match_threshold, nms_iou_threshold: float | None = None,
     box_average: str = BOX_AVERAGE, score_threshold: float = DetectionConfig.score_threshold,
 ) -> Detections:  # fmt: skip
@@ -31,7 +30,7 @@ def detect(
 
     Args:
         net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`.
-        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
             gives the scores, then NMS; "nms": NMS alone.
@@ -45,9 +44,9 @@ def detect(
     _check_postprocess(postprocess, nms_iou_threshold)
     if not net.background:
         raise InputError("the net has no background class; train a detector, or use localize")
-    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
-    own_grids = grids(net, (image.shape[1], image.shape[2]), config)
-    boxes = collect_candidates(net, regressor, image, own_grids, config, score_threshold=score_threshold)
+    image = as_image(image, net.in_channels)
+    own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
+    boxes = collect_candidates(net, regressor, image, own_grids, memory_limit, score_threshold=score_threshold)
     return combine(
         boxes, own_grids, postprocess=postprocess, match_threshold=match_threshold,
         nms_iou_threshold=nms_iou_threshold, box_average=box_average,

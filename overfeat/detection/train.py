@@ -21,8 +21,8 @@ from overfeat.detection.hard_negatives import sample_negatives
 from overfeat.detection.targets import assign_targets
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
-from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.geometry import Stride
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops.boxes import decode, encode, paired_iou
 from overfeat.training.config import TrainConfig
@@ -50,11 +50,11 @@ class Detector(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_features):
             for image in images:
                 size = (image.shape[1], image.shape[2])
-                grid = Grid(net.architecture.window, net.architecture.stride(stride), size, size)
+                grid = Grid(net.geometry.window, net.geometry.stride(stride), size, size)
                 maps.append(net.features(image[None]))
                 if net.context is not None:
                     half = half_resolution(net, image[None], size)
-                    context.append(context_features(net, half, Tile.whole(grid), stride))
+                    context.append(context_features(net, half, Tile.whole(grid)))
         logits = net.forward_head_flat(maps, stride, context)[0]
         if net.context is not None:  # DDP needs its gradient even where no image is large enough for it
             logits = logits + 0 * net.context.weight.sum()
@@ -140,7 +140,7 @@ class DetectorTask(Task):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Windows [n, 4] of a tile, their classes [n] and objects [n]."""
         net, size = self.detector.net, (image.shape[1], image.shape[2])
-        grid = Grid(net.architecture.window, net.architecture.stride(self.options.stride), size, size)
+        grid = Grid(net.geometry.window, net.geometry.stride(self.options.stride), size, size)
         windows = torch.from_numpy(grid.boxes()).to(boxes)
         targets, objects = assign_targets(windows, boxes, labels, background=net.num_classes - 1, ignored=difficult)
         return windows.view(-1, 4), targets.flatten(), objects.flatten()

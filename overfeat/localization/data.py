@@ -35,7 +35,8 @@ class ScaledDataset(Dataset):
         paths = [sample.path for sample in annotated.samples]
         # Factors give sizes that depend on the image; the cache does not consider them.
         fixed = self.scales if isinstance(self.scales, SixScales) else [s for s in self.scales if isinstance(s, tuple)]
-        sizes = scale_sizes(architecture, 100, 100, fixed) if fixed else [(architecture.window, architecture.window)]
+        geometry = architecture.geometry
+        sizes = scale_sizes(geometry, 100, 100, fixed) if fixed else [geometry.window]
         sides = (architecture.window, max(min(size) for size in sizes) + 1)
         self.cache = ImageCache(paths, sides, max_pixels=max_pixels, cache_bytes=cache_bytes, check=self._check)
 
@@ -50,7 +51,7 @@ class ScaledDataset(Dataset):
         if image is None:
             empty = empty_image(self.architecture.window)
             return {name: empty[name] for name in ("image", "boxes", "labels")} | {"unreadable": number}
-        size = scale_sizes(self.architecture, image.shape[1], image.shape[2], self.scales)[scale]
+        size = scale_sizes(self.architecture.geometry, image.shape[1], image.shape[2], self.scales)[scale]
         factors = np.array([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
         boxes = torch.from_numpy(sample.boxes * factors).float()
         image = resize(image[None], size)[0]
@@ -62,6 +63,6 @@ class ScaledDataset(Dataset):
         """Raises InputError for an image of another size than annotated, or too small for one of the scales."""
         self.annotated.samples[number].check(image)
         try:
-            scale_sizes(self.architecture, image.shape[1], image.shape[2], self.scales)
+            scale_sizes(self.architecture.geometry, image.shape[1], image.shape[2], self.scales)
         except InputError as error:
             raise InputError(f"{self.annotated.samples[number].path}: {error}") from error

@@ -7,14 +7,13 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, best_per_class, merge
 from overfeat.dense.grid import grids
 from overfeat.localization.config import LocalizationConfig
-from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat, as_image
+from overfeat.models.geometry import Stride
+from overfeat.models.net import Net, Regressor, as_image
 
 
 def localize(
-    net: OverFeat, regressor: BoxRegressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
-    stride: Stride = "fine", memory_limit: int = MEMORY_LIMIT, top_k: int = LocalizationConfig.top_k,
+    net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, top_k: int = LocalizationConfig.top_k,
     relative_threshold: float = LocalizationConfig.relative_threshold,
     match_threshold: float = LocalizationConfig.match_threshold,
 ) -> Detections:  # fmt: skip
@@ -26,7 +25,7 @@ def localize(
     Args:
         net: A classifier.
         regressor: Of the same file, see `load_regressor`.
-        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         top_k: Classes of each scale whose boxes are merged, and predictions at most.
         relative_threshold: Lowest score of a position whose box counts, as a fraction of the class's maximum.
@@ -35,9 +34,10 @@ def localize(
     Raises:
         InputError: As `candidates` and `merge_boxes` do.
     """
-    image, config = as_image(image), DenseConfig(scales, flip, stride, memory_limit)
+    image = as_image(image, net.in_channels)
     size = (image.shape[1], image.shape[2])
+    own_grids = grids(net, size, DenseConfig(scales, flip, stride, memory_limit))
     boxes = collect_candidates(
-        net, regressor, image, grids(net, size, config), config, top_k=top_k, relative_threshold=relative_threshold,
-    )  # fmt: skip
+        net, regressor, image, own_grids, memory_limit, top_k=top_k, relative_threshold=relative_threshold
+    )
     return best_per_class(merge(boxes, size, match_threshold=match_threshold), top_k)

@@ -15,8 +15,8 @@ from overfeat.dense.tiling import Tile, tile_features
 from overfeat.localization.config import TRAINING, BoxRegressorConfig
 from overfeat.localization.data import ScaledDataset
 from overfeat.models import checkpoint
-from overfeat.models.architecture import Stride
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.geometry import Stride
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops.boxes import areas, decode, encode, intersections, paired_iou
 from overfeat.training.config import TrainConfig
@@ -57,7 +57,7 @@ class Localizer(nn.Module):
         """
         pairs = zip(images, targets, strict=True)
         with torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled()):
-            maps = [tile_features(self.net, image[None], target.tile, stride) for image, target in pairs]
+            maps = [tile_features(self.net, image[None], target.tile) for image, target in pairs]
         values, _ = self.regressor.forward_flat(maps, stride, [t.positive for t in targets])
         return values, self.net.forward_head_flat(maps, stride)[0] if self.train_backbone else None
 
@@ -158,7 +158,7 @@ class RegressorTask(Task):
 
     def _targets(self, image: Tensor, boxes: Tensor, labels: Tensor) -> BoxTargets:
         architecture, size = self.localizer.net.architecture, (image.shape[1], image.shape[2])
-        grid = Grid(architecture.window, architecture.stride(self.options.stride), size, size)
+        grid = Grid(architecture.geometry.window, architecture.stride(self.options.stride), size, size)
         return assign_boxes(grid, boxes, labels)
 
     def _losses(self, values: Tensor, windows: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from overfeat.models.geometry import Geometry, Stride
 from overfeat.models.receptive_field import SlidingWindow, input_size, output_size, total_stride
 
-Stride = Literal["coarse", "fine"]
 POSITIVE = ("channels", "kernel", "stride", "pool")  # of a convolution
 
 
@@ -75,9 +75,24 @@ class Architecture:
         """Pixels between outputs when the last pooling is applied at every offset."""
         return total_stride(self.feature_steps)
 
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Where its windows lie."""
+        window = (self.window, self.window)
+        return Geometry(self.name, window, self.fine_stride, self.pool, self.short_side, self.scales)
+
     def stride(self, stride: Stride = "coarse") -> int:
-        """Pixels between outputs."""
-        return self.fine_stride * (1 if stride == "fine" else self.pool)
+        """Pixels between outputs. Raises ArgumentError for a stride that it does not have."""
+        return self.geometry.stride(stride)
+
+    def maps_stride(self, stride: Stride) -> int:
+        """Cells of the last, unpooled maps between outputs: 1 at fine stride, `pool` at coarse."""
+        return self.stride(stride) // self.fine_stride
+
+    def maps_span(self, outputs: slice, stride: Stride) -> tuple[int, int]:
+        """Which cells of the last, unpooled maps these outputs of one axis depend on: (start, stop)."""
+        step = self.maps_stride(stride)
+        return outputs.start * step, (outputs.stop - 1) * step + self.kernel * self.pool
 
     def with_input_size(self, size: int, hidden: Sequence[int] | None = None) -> "Architecture":
         """The same feature layers, with a first fully connected layer over all of an image of this size, in pixels.

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overfeat.errors import ArgumentError, InputError
-from overfeat.models.architecture import Architecture, Stride
-from overfeat.models.overfeat import ConvList, OverFeat, Shape, channels_last, fc_flat, initialise, remaining_fc
+from overfeat.models.architecture import Architecture
+from overfeat.models.geometry import Stride
+from overfeat.models.net import Net, Regressor, Shape
+from overfeat.models.overfeat import ConvList, OverFeat, channels_last, fc_flat, initialise, remaining_fc
 from overfeat.ops.boxes import BOX_CODERS
 from overfeat.regions import region
 
@@ -22,7 +24,7 @@ HIDDEN = (4096, 1024)  # the paper's, beside a classifier whose widest layer has
 REGION = "boxes"
 
 
-class BoxRegressor(nn.Module):
+class BoxRegressor(Regressor):
     """Predicts a box at every position of a net's last maps (section 4.2).
 
     Args:
@@ -88,14 +90,13 @@ class BoxRegressor(nn.Module):
             [positions, num_classes or 1, 4], and (N, h', w') of each map.
         """
         dropout = self.dropout if self.training else 0.0
+        pool, step = self.architecture.pool, self.architecture.maps_stride(stride)
         if self.box_features == "pooled":
-            pool = self.architecture.pool
-            flat, shapes = fc_flat(self.fc_layers, maps, pool, stride, dropout=dropout, regions=(REGION, REGION))
+            flat, shapes = fc_flat(self.fc_layers, maps, pool, step, dropout=dropout, regions=(REGION, REGION))
             if positions is not None:
                 starts = itertools.accumulate((n * h * w for n, h, w in shapes), initial=0)
                 flat = flat[torch.cat([start + p for start, p in zip(starts, positions, strict=False)])]
         else:
-            step = 1 if stride == "fine" else self.architecture.pool
             with region(REGION):
                 first, shapes = self._gathered_first_fc(maps, step, positions)
                 flat = remaining_fc(self.fc_layers, first, dropout)
@@ -116,9 +117,9 @@ class BoxRegressor(nn.Module):
                 chunks.append(F.linear(_windows(m, kernel, step, shape, chunk), weight, layer.bias).relu_())
         return torch.cat(chunks), shapes
 
-    def check_made_for(self, net: OverFeat) -> None:
+    def check_made_for(self, net: Net) -> None:
         """Raises InputError where it was made for another net."""
-        if self.architecture != net.architecture:
+        if not isinstance(net, OverFeat) or self.architecture != net.architecture:
             raise InputError("the regressor was made for another net; load both from one file")
         if self.num_classes not in (None, net.num_foreground_classes):
             actual = f"{self.num_classes} classes, the net {net.num_foreground_classes}"

@@ -2,7 +2,8 @@
 
 import itertools
 
-from overfeat.models.architecture import Architecture, Stride
+from overfeat.models.architecture import Architecture
+from overfeat.models.geometry import Stride
 from overfeat.models.receptive_field import output_size
 from overfeat.regions import FIRST_FC, REMAINING_FC
 
@@ -22,8 +23,8 @@ def region_macs(
             step = next(steps)
             sides = [output_size([step], side) for side in sides]
     reach = architecture.pool * architecture.kernel
-    stride_in_maps = 1 if stride == "fine" else architecture.pool
-    positions = ((sides[0] - reach) // stride_in_maps + 1) * ((sides[1] - reach) // stride_in_maps + 1)
+    rows, columns = ((side - reach) // architecture.maps_stride(stride) + 1 for side in sides)
+    positions = rows * columns
     widths = (*architecture.hidden, classes)
     macs[FIRST_FC] = positions * channels * architecture.kernel**2 * widths[0]
     macs[REMAINING_FC] = positions * sum(a * b for a, b in itertools.pairwise(widths))

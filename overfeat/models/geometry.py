@@ -6,7 +6,8 @@ from typing import Literal
 from overfeat.errors import ArgumentError
 
 Size = tuple[int, int]  # (height, width)
-Stride = Literal["coarse", "fine"] | int  # pixels between outputs, or a name for them
+StrideName = Literal["coarse", "fine"]
+Stride = StrideName | int  # pixels between outputs, or a name for them
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class Geometry:
     scales: tuple[Size, ...] | None = None
     any_stride: bool = False
 
+    def fits(self, size: Size) -> bool:
+        """Whether an image of (height, width) has a window."""
+        return size[0] >= self.window[0] and size[1] >= self.window[1]
+
+    def num_outputs(self, axis: int, length: int, stride: Stride) -> int:
+        """Number of windows along an axis (0: rows, 1: columns) of `length` pixels."""
+        return max(0, (length - self.window[axis]) // self.stride(stride) + 1)
+
     def stride(self, stride: Stride) -> int:
         """Pixels between outputs. Raises ArgumentError for a stride that the net does not have."""
         named = {"fine": self.fine_stride, "coarse": self.fine_stride * self.pool}
@@ -38,5 +47,7 @@ class Geometry:
             return named[stride]
         if type(stride) is int and (stride in named.values() or (self.any_stride and stride > 0)):
             return stride
-        strides = "'fine', 'coarse'" + (" or pixels from 1 up" if self.any_stride else f" or {set(named.values())}")
-        raise ArgumentError("stride", f"must be {strides} for the {self.name} net, not {stride!r}")
+        pixels = ["pixels from 1 up"] if self.any_stride else [str(value) for value in sorted(set(named.values()))]
+        *others, last = ["'fine'", "'coarse'", *pixels]
+        allowed = f"must be {', '.join(others)} or {last} for the {self.name} net"
+        raise ArgumentError("stride", f"{allowed}, not {stride!r}")

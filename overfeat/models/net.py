@@ -1,8 +1,9 @@
 """`Net`: what dense evaluation needs of a network. Built-in (`OverFeat`) and converted nets are nets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from overfeat.models.geometry import Geometry, Size, Stride
 
 Shape = tuple[int, int, int]  # (N, rows, columns) of a map of outputs
+RGB_TO_GREY = (19595, 38470, 7471)  # ITU-R 601's weights, in 1/65536, as PIL's
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,28 @@ class Net(nn.Module):
     Attributes:
         class_names: One for each output.
         in_channels: Of the images: 3 (RGB), 1 (grey; RGB images are converted) or any other number.
+        activation: What turns outputs into probabilities; "none" where they are probabilities already.
         flip: Whether mirror images are part of evaluation by default.
         background: Whether the last class is the background (section 5).
         scale_factors: The scales that the net was trained for, as factors of an image's own size; None: the six scales.
         default_stride: The stride of an evaluation that names none.
         geometry: Window, strides and scales.
+        context: None, or the part of a built-in net that sees `ContextFeatures`.
     """
 
     class_names: list[str]
     in_channels: int = 3
+    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     flip: bool = False
     background: bool = False
     scale_factors: tuple[float, ...] | None = None
     default_stride: Stride = "fine"
     geometry: Geometry
+    context: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = None
 
     @property
     def device(self) -> torch.device:
@@ -91,14 +101,115 @@ class Net(nn.Module):
         """Flat outputs [positions, classes] of the tiles with these features, and (n, rows, columns) of each tile."""
         raise NotImplementedError
 
-    def probabilities(self, flat: Tensor) -> Tensor:
-        """Scores in 0..1 from flat outputs [positions, classes], float32: softmax, unless the net says otherwise."""
-        return flat.float().softmax(dim=1)
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Scores in 0..1 from outputs [N, classes, ...], float32, by `activation`."""
+        outputs = outputs.float()
+        if self.activation == "softmax":
+            return outputs.softmax(dim=1)
+        return outputs.sigmoid() if self.activation == "sigmoid" else outputs
+
+    def class_maps(self, images: Tensor, stride: Stride = "coarse") -> Tensor:
+        """Outputs [N, classes, h, w] of every window of images [N, C, H, W] in 0..255, at least the window."""
+        rows, columns = (
+            self.input_span(axis, side, slice(0, self.geometry.num_outputs(axis, side, stride)), stride)
+            for axis, side in enumerate(images.shape[2:])
+        )
+        flat, (shape,) = self.forward_head_flat([self.tile_features(images, rows, columns, stride)], stride)
+        return flat.view(*shape, -1).permute(0, 3, 1, 2)
 
     def tile_bytes(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
-        """Bytes that a tile needs at most: for its features, and for its head with features and outputs."""
+        """Bytes that a tile of so many images needs at most: for its features; for its head with features and outputs.
+
+        Both are proportional to the number of images.
+        """
         raise NotImplementedError
 
     def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
         """MACs for one image of (height, width) by region of `regions`, and the number of its windows."""
         raise NotImplementedError
+
+
+class Regressor(nn.Module):
+    """Predicts boxes from the features of a net's tiles (section 4.2).
+
+    Attributes:
+        num_classes: One box for each class, or None for one in all.
+        box_coder: How a box is written, "xyxy" or "cxcywh"; see `ops.boxes.encode`.
+    """
+
+    num_classes: int | None
+    box_coder: str
+
+    @property
+    def box_channels(self) -> int:
+        """Numbers per position."""
+        return 4 * (self.num_classes or 1)
+
+    def check_made_for(self, net: Net) -> None:
+        """Raises InputError where it was made for another net."""
+        raise NotImplementedError
+
+    def forward_flat(
+        self, features: Sequence[Any], stride: Stride = "fine", positions: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Shape]]:
+        """Boxes in their windows' frames, from the features of tiles.
+
+        Args:
+            positions: Which positions of each tile, of its n * rows * columns; int64 [k] each. None: all.
+
+        Returns:
+            [positions, num_classes or 1, 4], and (n, rows, columns) of each tile.
+        """
+        raise NotImplementedError
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block: no dropout."""
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.train(mode)
+
+
+def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
+    """Images [N, C, H, W], or one [C, H, W], as a batch for a net of `channels`; ValueError for other shapes.
+
+    Grey images become RGB by repetition, RGB images grey by ITU-R 601's weights, where the net has 3 channels or 1.
+    channels: None: any number of them.
+    """
+    if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
+        what = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a tensor of uint8 or floating point in 0..255, not {what}")
+    batch = images[None] if images.dim() == 3 else images
+    actual = batch.shape[1] if batch.dim() == 4 and 0 not in batch.shape[2:] else None
+    if actual is not None and channels in (None, actual):
+        return batch
+    if (actual, channels) == (1, 3):
+        return batch.expand(-1, 3, -1, -1)
+    if (actual, channels) == (3, 1):
+        return _grey(batch)
+    count = "C" if channels is None else channels
+    expected = f"[N, {count}, H, W] or [{count}, H, W]"
+    raise ValueError(f"images must be {expected}; these have shape {tuple(images.shape)}")
+
+
+def _grey(images: Tensor) -> Tensor:
+    """RGB images [N, 3, H, W] as [N, 1, H, W]; uint8 stays uint8."""
+    dtype = torch.int32 if images.dtype == torch.uint8 else torch.promote_types(images.dtype, torch.float32)
+    red, green, blue = (images[:, i : i + 1].to(dtype) * weight for i, weight in enumerate(RGB_TO_GREY))
+    total = red + green + blue
+    total = (total + (1 << 15)) >> 16 if images.dtype == torch.uint8 else total / (1 << 16)
+    return total.to(images.dtype)
+
+
+def as_image(image: Tensor, channels: int = 3) -> Tensor:
+    """One image as [C, H, W] for a net of `channels`; ValueError for several."""
+    images = as_batch(image, channels)
+    if len(images) != 1:
+        raise ValueError(f"one image at a time; these are {len(images)}")
+    return images[0]

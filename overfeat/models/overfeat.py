@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, overload
 
@@ -12,11 +11,15 @@ from torch import Tensor, nn
 
 from overfeat import ops
 from overfeat.errors import InputError
-from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer, Stride
+from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer
+from overfeat.models.flops import region_macs
+from overfeat.models.geometry import Size, Stride
+from overfeat.models.memory import feature_bytes, head_bytes
+from overfeat.models.net import InputSpan, Net, Shape
+from overfeat.models.receptive_field import input_span
 from overfeat.ops import layout
 from overfeat.regions import FIRST_FC, REMAINING_FC, region
 
-Shape = tuple[int, int, int]  # (N, rows, columns) of a map of outputs
 Module = TypeVar("Module", bound=nn.Module)
 Pads = Sequence[Sequence[tuple[int, int]]]  # for rows and for columns, (before, after) of every feature step
 
@@ -59,7 +62,7 @@ class ContextFeatures:
     positions: Tensor
 
 
-class OverFeat(nn.Module):
+class OverFeat(Net):
     """A network that gives one output for every window of an image (sections 3.1, 3.3 and 3.5).
 
     Args:
@@ -76,14 +79,17 @@ class OverFeat(nn.Module):
         context: None, or the part of the first fully connected layer that sees `ContextFeatures`.
     """
 
+    context: nn.Conv2d | None
+
     def __init__(self, architecture: Architecture, classes: int = 1000, context: bool = False):
         super().__init__()
         _check_classes(classes)
-        self.architecture, self._feature_layers = architecture, architecture.feature_layers
+        self.architecture, self.geometry = architecture, architecture.geometry
+        self._feature_layers = architecture.feature_layers
         self.class_names = [f"class {i}" for i in range(classes)]
         self.flip = True
         self.background = False
-        self.scale_factors: tuple[float, ...] | None = None
+        self.scale_factors = None
         self.dropout = 0.5
         channels = 3
         self.conv_layers = ConvList()
@@ -113,14 +119,14 @@ class OverFeat(nn.Module):
         return self.conv_layers[0].weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.conv_layers[0].weight.dtype
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, with the background."""
         return self.fc_layers[-1].out_channels
-
-    @property
-    def num_foreground_classes(self) -> int:
-        """Number of classes that have boxes: all but the background."""
-        return self.num_classes - 1 if self.background else self.num_classes
 
     def init_weights(self) -> None:
         """Initialise all weights by the architecture's `init_std` (section 3.1), biases to 0."""
@@ -151,7 +157,7 @@ class OverFeat(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std, in the dtype of the weights, channels last."""
-        dtype = self.conv_layers[0].weight.dtype
+        dtype = self.dtype
         # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
         images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
         return ((images - self.architecture.mean) / self.architecture.std).to(dtype)
@@ -183,6 +189,31 @@ class OverFeat(nn.Module):
         split = flat.split([n * height * width for n, height, width in shapes])
         return [s.view(*shape, self.num_classes).permute(0, 3, 1, 2) for s, shape in zip(split, shapes, strict=True)]
 
+    def input_span(self, axis: int, length: int, outputs: slice, stride: Stride) -> InputSpan:
+        """The pixels of an axis that these outputs depend on; of all outputs, the whole axis with the net's padding."""
+        steps, count = self.architecture.feature_steps, outputs.stop - outputs.start
+        if count == self.geometry.num_outputs(axis, length, stride):
+            return InputSpan(0, length, count, tuple((step.pad, step.pad) for step in steps))
+        span, pads = input_span(steps, length, *self.architecture.maps_span(outputs, stride))
+        return InputSpan(*span, count, tuple(pads))
+
+    def tile_features(self, crop: Tensor, rows: InputSpan, columns: InputSpan, stride: Stride) -> Tensor:
+        """The last maps of a tile [n, C, h, w], which equal a crop of the whole images' maps."""
+        own = tuple((step.pad, step.pad) for step in self.architecture.feature_steps)
+        return self.features(crop, None if rows.pads == columns.pads == own else (rows.pads, columns.pads))
+
+    def tile_bytes(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
+        """Bounds on the bytes of a tile as float32: on the way to its last maps, and from them to the outputs."""
+        sides, outputs = (rows.stop - rows.start, columns.stop - columns.start), (rows.outputs, columns.outputs)
+        widths = [layer.out_channels for layer in self.fc_layers]
+        context = 0 if self.context is None else widths[0]
+        head = head_bytes(self.architecture, outputs, stride, max(widths), context)
+        return images * feature_bytes(self.architecture, sides), images * head
+
+    def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
+        """MACs for one image of (height, width) by region of `regions`, and the number of its windows."""
+        return region_macs(self.architecture, *size, self.num_classes, stride)
+
     def forward_head_flat(
         self, maps: Sequence[Tensor], stride: Stride = "coarse", context: Sequence[ContextFeatures] = ()
     ) -> tuple[Tensor, list[Shape]]:
@@ -191,16 +222,16 @@ class OverFeat(nn.Module):
         context: for a net with context, what the positions of each map see of their surroundings; nothing by default.
         """
         dropout, pool = self.dropout if self.training else 0.0, self.architecture.pool
-        context_logits = None
+        step, context_logits = self.architecture.maps_stride(stride), None
         if self.context is not None and any(c.maps is not None for c in context):
             with region(FIRST_FC):
                 coarse = [c.maps for c in context if c.maps is not None]
-                seen, shapes = first_fc(self.context, coarse, pool, stride)
+                seen, shapes = first_fc(self.context, coarse, pool, step)
             starts = itertools.accumulate((n * h * w for n, h, w in shapes), initial=0)
             shifted = [c.positions if c.maps is None else c.positions + next(starts) for c in context]
             # Positions without context, of images that are too small for it, are -1: the row of zeros at the end.
             context_logits = F.pad(seen, (0, 0, 0, 1))[torch.cat(shifted)]
-        return fc_flat(self.fc_layers, maps, pool, stride, dropout=dropout, context=context_logits)
+        return fc_flat(self.fc_layers, maps, pool, step, dropout=dropout, context=context_logits)
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output [N, channels, h, w] of one layer at coarse stride, numbered from 0 as in the released program.
@@ -220,8 +251,8 @@ class OverFeat(nn.Module):
         if number < conv_part:
             return self._run(images, layers[: number + 1])
         fc_layers = self.fc_layers[: layers[number].index + 1]
-        maps, relu = self.features(images), layers[number].kind == "threshold"
-        flat, (shape,) = fc_flat(fc_layers, [maps], self.architecture.pool, "coarse", last_relu=relu)
+        maps, relu, pool = self.features(images), layers[number].kind == "threshold", self.architecture.pool
+        flat, (shape,) = fc_flat(fc_layers, [maps], pool, pool, last_relu=relu)
         return flat.view(*shape, -1).permute(0, 3, 1, 2)
 
     def _run(self, x: Tensor, layers: Sequence[Layer], pads: Pads | None = None) -> Tensor:
@@ -262,7 +293,7 @@ class OverFeat(nn.Module):
 
 
 def fc_flat(
-    layers: ConvList, maps: Sequence[Tensor], pool: int, stride: Stride, *, dropout: float = 0.0,
+    layers: ConvList, maps: Sequence[Tensor], pool: int, step: int, *, dropout: float = 0.0,
     context: Tensor | None = None, last_relu: bool = False, regions: tuple[str, str] = (FIRST_FC, REMAINING_FC),
 ) -> tuple[Tensor, list[Shape]]:  # fmt: skip
     """Fully connected layers over unpooled maps (section 3.3): flat outputs, and (N, h', w') of each map.
@@ -270,14 +301,15 @@ def fc_flat(
     Args:
         layers: As convolutions; a ReLU and dropout follow all but the last, with `last_relu` a ReLU the last as well.
         maps: [N, C, h, w] each.
-        pool: Size of the pooling before the first layer; fine stride pools at every offset, coarse at the first.
+        pool: Size of the pooling before the first layer.
+        step: Cells of the maps between outputs: 1 pools at every offset (fine stride), `pool` at the first (coarse).
         dropout: Its probability; 0 in evaluation.
         context: [positions, hidden], added before the first ReLU.
         regions: Names of the first layer's region and of the others'.
     """
     relu = len(layers) > 1 or last_relu
     with region(regions[0]):
-        x, shapes = first_fc(layers[0], maps, pool, stride, relu and context is None)
+        x, shapes = first_fc(layers[0], maps, pool, step, relu and context is None)
         if context is not None:
             x = x + context
             x = x.relu_() if relu else x
@@ -286,17 +318,16 @@ def fc_flat(
 
 
 def first_fc(
-    layer: nn.Conv2d, maps: Sequence[Tensor], pool: int, stride: Stride, relu: bool = False
+    layer: nn.Conv2d, maps: Sequence[Tensor], pool: int, step: int, relu: bool = False
 ) -> tuple[Tensor, list[Shape]]:
     """`fc_flat` of the first layer: from here on every position is independent, a row of one matrix."""
     window = pool * layer.kernel_size[0]
     for m in maps:
         if min(m.shape[2:]) < window:
             raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {window}x{window}")
-    if stride == "coarse":
+    if step != 1:
+        assert step == pool, (step, pool)
         maps, pool = [F.max_pool2d(m, pool) for m in maps], 1
-    elif stride != "fine":
-        raise ValueError(f"stride must be 'coarse' or 'fine', not {stride!r}")
     flat = ops.skip_classifier_flat(maps, layer.weight, layer.bias, pool, relu=relu)
     return flat, layout.output_shapes(maps, layer.weight, pool)
 
@@ -327,36 +358,3 @@ def initialise(layer: nn.Conv2d, std: float | None) -> None:
 def channels_last(module: Module) -> Module:
     """The module with its weights in channels-last memory format."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@contextmanager
-def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block: no dropout."""
-    training = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.train(mode)
-
-
-def as_batch(images: Tensor) -> Tensor:
-    """[3, H, W] as a batch of one; checks the shape of either."""
-    if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
-        what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images must be a tensor of uint8 or floating point in 0..255, not {what}")
-    if images.dim() == 3:
-        images = images[None]
-    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise ValueError(f"images must be [N, 3, H, W] or [3, H, W]; these have shape {tuple(images.shape)}")
-    return images
-
-
-def as_image(image: Tensor) -> Tensor:
-    """One image as [3, H, W]; ValueError for several."""
-    images = as_batch(image)
-    if len(images) != 1:
-        raise ValueError(f"one image at a time; these are {len(images)}")
-    return images[0]

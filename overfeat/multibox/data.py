@@ -49,7 +49,8 @@ class SquareDataset(RandomTileDataset):
     def sample_tile(self, rng: np.random.Generator, index: int, image: Tensor, sample: Sample) -> dict:
         """Square crop `index` of an image."""
         square, boxes, held = self._square(rng, index, sample)
-        crop, unit_boxes = resize_crop(image, square.tolist(), self.image_size), torch.from_numpy(boxes).float()
+        crop = resize_crop(image, square.tolist(), (self.image_size, self.image_size))
+        unit_boxes = torch.from_numpy(boxes).float()
         if self.flip and rng.random() < 0.5:
             crop, unit_boxes = crop.flip(-1), mirrored(unit_boxes)
         labels, difficult = (torch.from_numpy(values[held]) for values in (sample.labels, sample.difficult))
@@ -168,7 +169,7 @@ class BoxCropDataset(RandomTileDataset):
             fits = largest <= NEGATIVE_IOU
             box, label = boxes[fits.argmax() if fits.any() else largest.argmin()], self.background
         (square,) = squares_around(torch.from_numpy(box)[None], sample.size, self.square).tolist()
-        crop = resize_crop(image, square, self.image_size)
+        crop = resize_crop(image, square, (self.image_size, self.image_size))
         mirror = self.flip and rng.random() < 0.5
         return {"image": crop.flip(-1) if mirror else crop, "label": label}
 

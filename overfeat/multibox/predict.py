@@ -10,7 +10,7 @@ from overfeat.data.resize import resize_crop
 from overfeat.dense.detections import Detections, clip_boxes
 from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.multibox import MultiBox
-from overfeat.models.overfeat import OverFeat, as_image, eval_mode
+from overfeat.models.net import Net, as_image, eval_mode
 from overfeat.multibox.config import ProposalConfig
 from overfeat.multibox.data import centre_square
 from overfeat.ops.boxes import SQUARES, nms, sorted_edges, squares_around
@@ -60,7 +60,8 @@ def propose(
     check_fraction("nms_iou_threshold", nms_iou_threshold)
     image = as_image(image)
     squares = square_crops(image.shape[1], image.shape[2], crops)
-    batch = torch.stack([resize_crop(image, square, model.image_size) for square in squares]).to(model.device)
+    size = (model.image_size, model.image_size)
+    batch = torch.stack([resize_crop(image, square, size) for square in squares]).to(model.device)
     with eval_mode(model):
         boxes, logits = model(batch)
     if not (boxes.isfinite().all() and logits.isfinite().all()):
@@ -75,8 +76,10 @@ def propose(
 
 
 @torch.no_grad()
-def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, *, square: str = SQUARES[0]) -> Tensor:
-    """Classify boxes of an image: the softmax of the net on the square around each.
+def classify_boxes(net: Net, image: Tensor, boxes: Tensor, *, square: str = SQUARES[0]) -> Tensor:
+    """Classify boxes of an image: the probabilities that the net gives to the square around each.
+
+    For a net whose windows are not square it is the rectangle of their aspect ratio.
 
     Args:
         net: A classifier of a window. A background class takes part in the softmax, and is left out of the result.
@@ -91,18 +94,22 @@ def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, *, square: str =
         InputError: For another square and for NaN.
         ValueError: For other shapes.
     """
-    image, window = as_image(image), net.architecture.window
+    image, (height, width) = as_image(image, net.in_channels), net.geometry.window
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [n, 4], not {tuple(boxes.shape)}")
     if not boxes.isfinite().all():
         raise InputError("boxes hold NaN or infinite numbers")
-    squares = squares_around(boxes, (image.shape[1], image.shape[2]), square).tolist()
+    aspect = width / height
+    # In these coordinates a window is a square.
+    scaled = boxes / boxes.new_tensor([aspect, 1, aspect, 1])
+    squares = squares_around(scaled, (image.shape[1], image.shape[2] / aspect), square)
+    edges_of = (squares * squares.new_tensor([aspect, 1, aspect, 1])).tolist()
     chunks = [torch.empty(0, net.num_foreground_classes, device=net.device)]
     with eval_mode(net):
-        for start in range(0, len(squares), SQUARE_BATCH):
-            crops = [resize_crop(image, edges, window) for edges in squares[start : start + SQUARE_BATCH]]
-            batch = torch.stack(crops).to(net.device)
-            scores = net(batch).flatten(1).float().softmax(dim=1)
+        for start in range(0, len(edges_of), SQUARE_BATCH):
+            crops = [resize_crop(image, edges, (height, width)) for edges in edges_of[start : start + SQUARE_BATCH]]
+            outputs = net.class_maps(torch.stack(crops).to(net.device)).flatten(1)
+            scores = net.probabilities(outputs)
             chunks.append(scores[:, : net.num_foreground_classes])
     probabilities = torch.cat(chunks)
     if not probabilities.isfinite().all():
@@ -111,7 +118,7 @@ def classify_boxes(net: OverFeat, image: Tensor, boxes: Tensor, *, square: str =
 
 
 def detect_multibox(
-    model: MultiBox, net: OverFeat | None, image: Tensor, *, crops: str = "both",
+    model: MultiBox, net: Net | None, image: Tensor, *, crops: str = "both",
     max_detections: int = ProposalConfig.max_detections, nms_iou_threshold: float = ProposalConfig.nms_iou_threshold,
     score_threshold: float = SCORE_THRESHOLD, square: str = SQUARES[0],
 ) -> Detections:  # fmt: skip
@@ -159,7 +166,7 @@ def with_classes(
     )  # fmt: skip
 
 
-def label_names(model: MultiBox, net: OverFeat | None) -> Sequence[str]:
+def label_names(model: MultiBox, net: Net | None) -> Sequence[str]:
     """The names of the labels that `detect_multibox` gives."""
     if net is not None:
         return net.class_names[: net.num_foreground_classes]

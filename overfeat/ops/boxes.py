@@ -196,7 +196,7 @@ def paired_iou(a: Tensor, b: Tensor, generalised: bool = False) -> Tensor:
     return result
 
 
-def squares_around(boxes: Tensor, size: tuple[int, int], square: str = "maximum") -> Tensor:
+def squares_around(boxes: Tensor, size: tuple[float, float], square: str = "maximum") -> Tensor:
     """The square around each box [n, 4], within an image of (height, width).
 
     It has the box's centre, but is shifted where it would reach beyond the image; its side is at least one pixel and

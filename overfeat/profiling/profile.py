@@ -12,16 +12,14 @@ from tqdm import tqdm
 
 from overfeat.classification.predict import classify
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
+from overfeat.dense.context import half_size
 from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import Grid, grids
-from overfeat.dense.scales import round_to_stride
 from overfeat.detection.predict import detect
 from overfeat.files import atomic_write
 from overfeat.localization.predict import localize
-from overfeat.models.architecture import Stride
-from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.flops import region_macs
-from overfeat.models.overfeat import OverFeat, as_image
+from overfeat.models.geometry import Stride
+from overfeat.models.net import Net, Regressor, as_image
 from overfeat.profiling import REPEATS
 from overfeat.profiling.measure import machine, seconds, synchronize
 from overfeat.profiling.peaks import measured_peaks
@@ -30,15 +28,15 @@ from overfeat.regions import REMAINING_FC, collect_timings
 
 
 def profile(
-    net: OverFeat, image: Tensor, *, scales: Scales = None, flip: bool | None = None, stride: Stride = "fine",
-    memory_limit: int = MEMORY_LIMIT, regressor: BoxRegressor | None = None, repeats: int = REPEATS,
+    net: Net, image: Tensor, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
+    memory_limit: int = MEMORY_LIMIT, regressor: Regressor | None = None, repeats: int = REPEATS,
     trace: Path | None = None,
 ) -> dict:  # fmt: skip
     """Times of the evaluation of an image: of each scale and flip alone, then of the whole.
 
     Args:
         net: A classifier or detector.
-        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         regressor: With one, the whole is `localize`, or `detect` for a net with background, including the boxes.
         repeats: Measurements, of which the medians count.
@@ -51,25 +49,26 @@ def profile(
         {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Peaks are measured before and
         after; the better counts.
     """
-    return _profile(net, as_image(image), DenseConfig(scales, flip, stride, memory_limit), regressor, repeats, trace)
+    config = DenseConfig(scales, flip, stride, memory_limit)
+    return _profile(net, as_image(image, net.in_channels), config, regressor, repeats, trace)
 
 
 def _profile(
-    net: OverFeat, image: Tensor, config: DenseConfig, regressor: BoxRegressor | None, repeats: int, trace: Path | None
+    net: Net, image: Tensor, config: DenseConfig, regressor: Regressor | None, repeats: int, trace: Path | None
 ) -> dict:
-    """`profile` of an image [3, H, W]."""
-    dtype, device = net.conv_layers[0].weight.dtype, net.device
+    """`profile` of an image [C, H, W]."""
+    dtype, device = net.dtype, net.device
     own_grids = grids(net, (image.shape[1], image.shape[2]), config)
     before = measured_peaks(device, dtype)
     entries = [
-        _timed(partial(max_scores, net, image[None], [grid], config), net, [grid], config.stride, repeats)
+        _timed(partial(max_scores, net, image[None], [grid], config.memory_limit), net, [grid], repeats)
         for grid in tqdm(own_grids, "timing", unit="scale", disable=None, leave=False, file=sys.stderr)
     ]
     whole: Callable[[], object] = partial(classify, net, image, **vars(config))
     if regressor is not None:
         predict: Callable[..., object] = detect if net.background else localize
         whole = partial(predict, net, regressor, image, **vars(config))
-    total = _timed(whole, net, own_grids, config.stride, repeats)
+    total = _timed(whole, net, own_grids, repeats)
     if trace is not None:
         _trace(whole, device, trace)
     after = measured_peaks(device, dtype)
@@ -81,12 +80,12 @@ def _profile(
     gflops = {name: peaks[name] / 1e9 for name in ("gemm", "convolution")}
     return {
         "machine": machine(), "measured_peaks": {"gflops": gflops, "copy_gbs": peaks["copy"] / 1e9},
-        "image": list(image.shape[1:]), "net": net.architecture.name, "dtype": str(dtype).removeprefix("torch."),
-        "stride": config.stride, "grids": entries, "whole": total,
+        "image": list(image.shape[1:]), "net": net.geometry.name, "dtype": str(dtype).removeprefix("torch."),
+        "stride": own_grids[0].stride, "grids": entries, "whole": total,
     }  # fmt: skip
 
 
-def evaluation_macs(net: OverFeat, grids: Sequence[Grid], stride: Stride) -> tuple[dict[str, int], int]:
+def evaluation_macs(net: Net, grids: Sequence[Grid]) -> tuple[dict[str, int], int]:
     """MACs of the classes at all positions of these grids, by region, and the number of positions.
 
     Context, at half the resolution, is counted. Boxes are not.
@@ -94,10 +93,10 @@ def evaluation_macs(net: OverFeat, grids: Sequence[Grid], stride: Stride) -> tup
     macs: dict[str, int] = {}
     windows = 0
     for grid in grids:
-        of_grid, positions = region_macs(net.architecture, *grid.scaled, net.num_classes, stride)
-        passes, half = [of_grid], [round_to_stride(net.architecture, side / 2) for side in grid.scaled]
-        if net.context is not None and min(half) >= net.architecture.window:
-            of_half, _ = region_macs(net.architecture, half[0], half[1], net.num_classes, stride)
+        of_grid, positions = net.region_macs(grid.scaled, grid.stride)
+        passes, half = [of_grid], half_size(net, grid.scaled)
+        if half is not None:
+            of_half, _ = net.region_macs(half, grid.stride)
             passes.append({name: count for name, count in of_half.items() if name != REMAINING_FC})
         for of_pass in passes:
             for name, count in of_pass.items():
@@ -106,7 +105,7 @@ def evaluation_macs(net: OverFeat, grids: Sequence[Grid], stride: Stride) -> tup
     return macs, windows
 
 
-def _timed(run: Callable[[], object], net: OverFeat, grids: Sequence[Grid], stride: Stride, repeats: int) -> dict:
+def _timed(run: Callable[[], object], net: Net, grids: Sequence[Grid], repeats: int) -> dict:
     """Median times of the run and its regions, and its work."""
     by_run: list[dict[str, float]] = []
 
@@ -120,7 +119,7 @@ def _timed(run: Callable[[], object], net: OverFeat, grids: Sequence[Grid], stri
     by_run = by_run[-repeats:]
     elapsed = {name: statistics.median(t.get(name, 0.0) for t in by_run) for name in by_run[-1]}
     elapsed[OTHER] = max(0.0, times["median"] - sum(elapsed.values()))
-    macs, windows = evaluation_macs(net, grids, stride)
+    macs, windows = evaluation_macs(net, grids)
     regions = {name: {"seconds": t} for name, t in elapsed.items()}
     for name in regions.keys() & macs:
         regions[name]["gflop"] = 2 * macs[name] / 1e9

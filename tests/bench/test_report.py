@@ -60,7 +60,7 @@ def test_multiplications_are_those_of_the_paper():
         count = stage_macs(architecture, window, window, 1000, "coarse")
         assert count["positions"] == 1
         assert round(sum(count[part] for part in ("features", "first", "rest")) / 1e6) == millions
-    six = [stage_macs(accurate, *size, 1000, "fine") for size in six_scales(accurate, 300, 400)]
+    six = [stage_macs(accurate, *size, 1000, "fine") for size in six_scales(accurate.geometry, 300, 400)]
     assert sum(count["positions"] for count in six) == 1575
     assert [round(sum(count[part] for count in six) / 1e9) for part in ("features", "first", "rest")] == [
         120,

@@ -40,7 +40,7 @@ def by_hand(net, image, sizes, stride, flips):
 @pytest.mark.parametrize("flip", [False, True])
 def test_classify_is_its_definition(net, images, stride, flip):
     for image in images[:2]:
-        six = six_scales(net.architecture, *image.shape[1:])
+        six = six_scales(net.geometry, *image.shape[1:])
         scores = overfeat.classify(net, image, flip=flip, stride=stride)
         assert_matches(scores, by_hand(net, image, six, stride, flip)[None], torch.float32)
         scores = overfeat.classify(net, image, scales=SixScales(1, 3), flip=flip, stride=stride)

@@ -62,7 +62,7 @@ def test_tiles_give_the_whole(net):
     whole = evaluate.score_maps(net, images, scales=scales, flip=True)
     tiled = evaluate.score_maps(net, images, **vars(config))
     own_grids = grids(net, (130, 171), config)
-    assert len(list(evaluate.evaluate_tiles(net, images, own_grids, config))) > 2 * len(own_grids)
+    assert len(list(evaluate.evaluate_tiles(net, images, own_grids, config.memory_limit))) > 2 * len(own_grids)
     for one, other in zip(tiled, whole, strict=True):
         assert_matches(one.scores, other.scores, torch.float32)
 
@@ -98,18 +98,18 @@ def test_several_images_with_and_without_context(net):
 def test_gradients_reach_the_context(net):
     images = picture(113, 150)
     (grid,) = grids(net, (113, 150), DenseConfig([1.0], False))
-    seen = context.context_features(net, context.half_resolution(net, images, (113, 150)), Tile.whole(grid), "fine")
+    seen = context.context_features(net, context.half_resolution(net, images, (113, 150)), Tile.whole(grid))
     logits, _ = net.forward_head_flat([net.features(images)], "fine", [seen])
     logits.square().sum().backward()
     assert net.context.weight.grad.abs().sum() > 0
 
 
 def test_factors_are_rounded_to_the_stride(net):
-    sizes = scales.scale_sizes(net.architecture, 200, 301, [0.5, 1.0, 2.0])
+    sizes = scales.scale_sizes(net.geometry, 200, 301, [0.5, 1.0, 2.0])
     assert sizes == [(99, 151), (200, 301), (399, 603)], "1.0 is the image as it is"
     assert all((side - 47) % 4 == 0 for size in (sizes[0], sizes[2]) for side in size)
     with pytest.raises(InputError, match="smaller than the small net's window"):
-        scales.scale_sizes(net.architecture, 200, 301, [0.1])
+        scales.scale_sizes(net.geometry, 200, 301, [0.1])
 
 
 def test_files_keep_it(net, tmp_path):

@@ -14,7 +14,7 @@ from overfeat.dense import evaluate
 from overfeat.dense.config import DenseConfig, SixScales, check_scales
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.scales import scale_sizes, six_scales
-from overfeat.dense.tiling import Tile, classifier_bytes, feature_bytes, outputs_per_position
+from overfeat.dense.tiling import Tile, tile_bytes
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
 
@@ -38,13 +38,10 @@ def picture(height, width, count=1, seed=0):
     return resize((255 * noise), (height, width)).to(torch.uint8)
 
 
-def tile_bytes(net, tile, stride):
-    features = feature_bytes(net.architecture, tile, stride)
-    return max(features, classifier_bytes(net, tile, stride, outputs_per_position(net)))
-
-
-def first_position(grid: Grid) -> Tile:
-    return Tile(grid, 0, slice(0, 1), slice(0, 1), slice(0, 1))
+def middle_position(grid: Grid) -> Tile:
+    """The tile of one position that depends on the most pixels."""
+    row, column = ((length - 1) // 2 for length in grid.shape)
+    return Tile(grid, 0, slice(0, 1), slice(row, row + 1), slice(column, column + 1))
 
 
 @pytest.mark.parametrize("stride", ["coarse", "fine"])
@@ -57,8 +54,8 @@ def test_tiles_give_the_same_maps_as_whole_images(make_net, architecture, stride
     options = {"scales": [1.0, (window + step, window + step + 1)], "flip": True, "stride": stride}
     whole = evaluate.score_maps(net, images, **options)
     own_grids = grids(net, tuple(images.shape[2:]), DenseConfig(**options))
-    smallest = 2 * max(tile_bytes(net, first_position(grid), stride) for grid in own_grids)
-    tiles = list(evaluate.evaluate_tiles(net, images, own_grids, DenseConfig(**options, memory_limit=smallest)))
+    smallest = 2 * max(max(tile_bytes(net, middle_position(grid))) for grid in own_grids)
+    tiles = list(evaluate.evaluate_tiles(net, images, own_grids, smallest))
     assert len(tiles) > 3 * len(own_grids), "nothing was cut: this compares the whole with itself"
     for memory_limit in (smallest, 3 * smallest):
         tiled = evaluate.score_maps(net, images, memory_limit=memory_limit, **options)
@@ -130,7 +127,7 @@ def test_flip_follows_the_training(make_net):
 
 
 def test_scale_sizes():
-    accurate, small = ARCHITECTURES["accurate"], ARCHITECTURES["small"]
+    accurate, small = ARCHITECTURES["accurate"].geometry, ARCHITECTURES["small"].geometry
     assert scale_sizes(accurate, 300, 400, SixScales(1, 2, 4, 6)) == [
         (245, 245),
         (281, 317),
@@ -169,7 +166,7 @@ def test_configurations():
     for numbers in ((0,), (7,), (1.0,)):
         with pytest.raises(ArgumentError, match="numbers of the six scales"):
             SixScales(*numbers)
-    with pytest.raises(ArgumentError, match="stride must be 'fine' or 'coarse', not 'finer'"):
+    with pytest.raises(ArgumentError, match="stride must be 'fine', 'coarse' or pixels from 1 up, not 'finer'"):
         DenseConfig(stride="finer")
     with pytest.raises(ArgumentError, match="memory_limit must be"):
         DenseConfig(memory_limit=0)
@@ -178,9 +175,7 @@ def test_configurations():
 def test_scales_by_default(make_net):
     """A detector's own, at which no image becomes smaller than the window; the six scales of any other net."""
     net = make_net("small")
-    assert [grid.scaled for grid in grids(net, (60, 90), DenseConfig(flip=False))] == six_scales(
-        net.architecture, 60, 90
-    )
+    assert [grid.scaled for grid in grids(net, (60, 90), DenseConfig(flip=False))] == six_scales(net.geometry, 60, 90)
     net.scale_factors = (0.5, 1.0)
     assert [grid.scaled for grid in grids(net, (60, 90), DenseConfig(flip=False))] == [(47, 71), (60, 90)]
 
@@ -206,15 +201,16 @@ def test_a_batch_beyond_the_memory_is_cut_by_images(make_net):
     net = make_net("small")
     images = picture(64, 80, count=7)
     (grid,) = grids(net, (64, 80), DenseConfig([1.0], False))
-    one_image = tile_bytes(net, Tile.whole(grid), "fine")
+    one_image = max(tile_bytes(net, Tile.whole(grid)))
     expected = evaluate.score_maps(net, images, scales=[1.0], flip=False)[0].scores
     for batch in (1, 3, 7):
-        config = DenseConfig(memory_limit=2 * batch * one_image)
-        tiles = list(evaluate.evaluate_tiles(net, images, [grid], config))
+        tiles = list(evaluate.evaluate_tiles(net, images, [grid], 2 * batch * one_image))
         assert all(tile.shape[1:] == grid.shape for tile in tiles)
         batches = [(tile.batch.start, tile.batch.stop) for tile in tiles]
         assert batches == [(start, min(start + batch, 7)) for start in range(0, 7, batch)]
-        scores = torch.cat([tile.scores().view(*tile.shape, -1).permute(0, 3, 1, 2) for tile in tiles])
+        scores = torch.cat(
+            [net.probabilities(tile.outputs).view(*tile.shape, -1).permute(0, 3, 1, 2) for tile in tiles]
+        )
         assert_matches(scores, expected, torch.float32)
 
 
@@ -235,7 +231,7 @@ def test_memory_stays_within_the_limit():
         "    return int(next(line.split()[1] for line in lines if line.startswith('VmHWM'))) // 1024\n"
         "overfeat.classify(net, image[:, :, :100, :100], scales=[1.0])\n"
         "before = peak()\n"
-        "for tile in evaluate_tiles(net, image, grids(net, (900, 1200), config), config):\n"
+        "for tile in evaluate_tiles(net, image, grids(net, (900, 1200), config), config.memory_limit):\n"
         "    pass\n"
         "print(peak() - before)\n"
     )

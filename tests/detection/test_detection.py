@@ -162,7 +162,7 @@ def test_merging_and_nms(pair):
         torch.tensor([[0.0, 0, 10, 10], [1, 1, 9, 9], [0, 0, 10, 10]]),
         torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3).long(), torch.zeros(3).long(),
     )  # fmt: skip
-    each = combine(concentric, [Grid(47, 4, (60, 60), (60, 60))], postprocess="nms", nms_iou_threshold=1.0)
+    each = combine(concentric, [Grid((47, 47), 4, (60, 60), (60, 60))], postprocess="nms", nms_iou_threshold=1.0)
     assert each.counts.tolist() == [1, 1, 1] and torch.equal(each.scores, concentric.scores)
     all_boxes = detect(
         net, regressor, image, scales=[0.6], postprocess="nms", nms_iou_threshold=1.0, score_threshold=0.1
@@ -179,16 +179,16 @@ def test_merging_and_nms(pair):
 
 def test_scales_of_small_images(pair):
     net, regressor = pair
-    assert clamp_scales(net.architecture, 60, 200, (0.5, 0.9, 1.3)) == [47 / 60, 0.9, 1.3]
-    assert clamp_scales(net.architecture, 100, 100, (1, 2)) == [1.0, 2.0] and net.scale_factors is not None
-    assert clamp_scales(net.architecture, 40, 200, (0.5, 0.9)) == [47 / 40]
+    assert clamp_scales(net.geometry, 60, 200, (0.5, 0.9, 1.3)) == [47 / 60, 0.9, 1.3]
+    assert clamp_scales(net.geometry, 100, 100, (1, 2)) == [1.0, 2.0] and net.scale_factors is not None
+    assert clamp_scales(net.geometry, 40, 200, (0.5, 0.9)) == [47 / 40]
     for shape in ((3, 20, 30), (3, 47, 47), (3, 300, 30)):
         detect(net, regressor, torch.zeros(shape, dtype=torch.uint8))
 
 
 def test_normalized_scores():
     """0.5 where all positive windows give full confidence, in the middle as at the border."""
-    grids = [Grid(47, 4, (127, 127), (127, 127))]
+    grids = [Grid((47, 47), 4, (127, 127), (127, 127))]
     boxes = torch.tensor([[48.5, 48.5, 78.5, 78.5], [8.5, 48.5, 38.5, 78.5]])  # centred on windows
     sums = torch.tensor([9.0, 6.0])  # 3 x 3 of them within 7.05 px; 2 x 3 beside the left border
     assert expected_votes(boxes, grids).tolist() == [9.0, 6.0]

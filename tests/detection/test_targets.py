@@ -24,7 +24,7 @@ NET = load(SHIPPED_WEIGHTS).architecture
 
 
 def windows(height, width, stride=4):
-    return torch.from_numpy(Grid(47, stride, (height, width), (height, width)).boxes()).float()
+    return torch.from_numpy(Grid((47, 47), stride, (height, width), (height, width)).boxes()).float()
 
 
 def assign(windows, boxes, labels, background=7, **options):
@@ -83,7 +83,7 @@ def test_a_rule_of_one_s_own():
     """A tighter tolerance leaves fewer positive windows, and as few expected votes."""
     thing, rule = torch.tensor([box(75.5, 73.5, 30)]), AssignmentRule(center_tolerance=0.05)
     _, objects = assign_targets(windows(147, 147), thing, torch.tensor([2]), background=7, rule=rule)
-    grid = Grid(47, 4, (147, 147), (147, 147))
+    grid = Grid((47, 47), 4, (147, 147), (147, 147))
     assert int((objects == 0).sum()) == int(expected_votes(thing, [grid], rule=rule)[0]) == 2
     assert int(expected_votes(thing, [grid])[0]) == 12
 
@@ -116,7 +116,7 @@ def test_scale_factors_need_boxes():
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_expected_votes_count_the_positive_windows(scale):
     """As many as `assign_targets` gives a single object, but for the nearest ones at a border."""
-    grids = [Grid(47, 4, (height, width), (120, 160)) for height, width in ((119, 159), (63, 79))]
+    grids = [Grid((47, 47), 4, (height, width), (120, 160)) for height, width in ((119, 159), (63, 79))]
     for x, y, side in ((80, 60, 30), (70, 60, 60), (23, 60, 30), (40, 50, 21), (60, 60, 100), (5, 5, 30)):
         thing = torch.tensor([box(x, y, side * scale, side)])
         count = 0

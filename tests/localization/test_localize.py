@@ -120,8 +120,7 @@ def test_tiles_give_the_same(pair, image):
     net, regressor = pair(5)
     whole = candidates(net, regressor, image, relative_threshold=0.0, top_k=5)
     tiled = candidates(net, regressor, image, relative_threshold=0.0, top_k=5, memory_limit=3 << 20)
-    config = DenseConfig(memory_limit=3 << 20)
-    tiles = list(evaluate.evaluate_tiles(net, image[None], dense_grid.grids(net, (70, 90)), config))
+    tiles = list(evaluate.evaluate_tiles(net, image[None], dense_grid.grids(net, (70, 90)), 3 << 20))
     assert len(tiles) > 12, "some scales are cut"
     assert torch.equal(tiled.labels, whole.labels) and torch.equal(tiled.scales, whole.scales)
     assert_matches([tiled.boxes, tiled.scores], [whole.boxes, whole.scores], torch.float32)

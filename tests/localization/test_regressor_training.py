@@ -113,7 +113,7 @@ def test_images_at_every_scale(data):
     plain, mirrored = (ScaledDataset(data, architecture, SixScales(1, 4), flip=flip) for flip in (False, True))
     assert (len(plain), len(mirrored)) == (24, 48)
     for number, sample in enumerate(data.samples):
-        sizes = six_scales(architecture, *sample.size)
+        sizes = six_scales(architecture.geometry, *sample.size)
         for scale, size in enumerate((sizes[0], sizes[3])):
             item = plain[2 * number + scale]
             assert tuple(item["image"].shape[1:]) == size

@@ -245,7 +245,7 @@ def test_images_of_other_shapes_are_refused(make_net, images, words):
 
 @pytest.mark.parametrize("stride", ["medium", 1, None])
 def test_other_strides_are_refused(make_net, stride):
-    with pytest.raises(ValueError, match=f"stride must be 'coarse' or 'fine', not {stride!r}"):
+    with pytest.raises(ValueError, match=f"stride must be 'fine', 'coarse', 4 or 12 for the small net, not {stride!r}"):
         make_net("small")(pixels(60, 60), stride)
 
 

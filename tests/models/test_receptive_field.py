@@ -38,16 +38,16 @@ def test_six_scales_of_the_accurate_net(size, maps, pooled, fine):
             one = output_size([SlidingWindow(3, 3)], cells - offset)
             assert one == pooled[axis]
             assert output_size([SlidingWindow(5)], one) * 3 == fine[axis]
-    assert Grid(221, 12, size, size).shape == fine
-    assert Grid(221, 36, size, size).shape == tuple(n // 3 for n in fine)
+    assert Grid((221, 221), 12, size, size).shape == fine
+    assert Grid((221, 221), 36, size, size).shape == tuple(n // 3 for n in fine)
 
 
 def test_six_scales_have_1575_fine_positions_and_turn_with_the_image():
     accurate = ARCHITECTURES["accurate"]
     sizes = [size for size, *_ in SIX_SCALES]
-    assert six_scales(accurate, 300, 400) == six_scales(accurate, 256, 256) == sizes
-    assert six_scales(accurate, 400, 300) == [size[::-1] for size in sizes]
-    assert sum(np.prod(Grid(221, 12, size, size).shape) for size in sizes) == 1575
+    assert six_scales(accurate.geometry, 300, 400) == six_scales(accurate.geometry, 256, 256) == sizes
+    assert six_scales(accurate.geometry, 400, 300) == [size[::-1] for size in sizes]
+    assert sum(np.prod(Grid((221, 221), 12, size, size).shape) for size in sizes) == 1575
 
 
 @pytest.mark.parametrize("name", STRIDES)
@@ -116,7 +116,8 @@ def test_input_span_pads_only_at_the_border(name):
 @pytest.mark.parametrize("name", STRIDES)
 def test_derived_scales_fit_exactly_with_the_ratios_of_table_5(name):
     fit, step = FITS[name], FITS[name].stride * FITS[name].pool
-    sizes = fit.six_scales()
+    architecture = replace(ARCHITECTURES[name], scales=None)
+    sizes = six_scales(architecture.geometry, 300, 400)
     ratios = [(1.11, 1.11), (1.27, 1.43), (1.43, 1.76), (1.76, 2.09), (1.92, 2.25), (2.09, 2.57)]
     for size, ratio in zip(sizes, ratios, strict=True):
         for side, of_window in zip(size, ratio, strict=True):
@@ -124,13 +125,13 @@ def test_derived_scales_fit_exactly_with_the_ratios_of_table_5(name):
             assert (side - fit.window) % fit.stride == 0  # no pixel is left over
             assert abs(side - of_window * fit.window) <= step / 2 + 0.006 * fit.window  # ratios of two digits
     assert min(sizes[0]) == fit.window + fit.stride * (fit.pool - 1)
-    architecture = replace(ARCHITECTURES[name], scales=None)
-    assert six_scales(architecture, 400, 300) == [size[::-1] for size in six_scales(architecture, 300, 400)]
-    assert six_scales(architecture, 300, 400) == six_scales(architecture, 10, 900) == sizes
+    assert six_scales(architecture.geometry, 400, 300) == [size[::-1] for size in sizes]
+    assert six_scales(architecture.geometry, 10, 900) == sizes
 
 
 def test_the_derived_scales_of_the_accurate_net_are_table_5():
-    assert FITS["accurate"].six_scales() == list(ARCHITECTURES["accurate"].scales)
+    accurate = ARCHITECTURES["accurate"]
+    assert six_scales(replace(accurate, scales=None).geometry, 300, 400) == list(accurate.scales)
 
 
 def test_nearest_fit_is_the_nearest():
@@ -142,12 +143,12 @@ def test_nearest_fit_is_the_nearest():
 
 
 GRIDS = [
-    Grid(47, 4, (79, 103), (64, 96)),
-    Grid(47, 12, (79, 103), (64, 96)),
-    Grid(221, 12, (281, 317), (281, 317)),
-    Grid(221, 36, (317, 281), (1000, 50)),
-    Grid(47, 4, (47, 47), (300, 10)),
-    Grid(47, 4, (50, 64), (50, 64)),  # pixels are left over
+    Grid((47, 47), 4, (79, 103), (64, 96)),
+    Grid((47, 47), 12, (79, 103), (64, 96)),
+    Grid((221, 221), 12, (281, 317), (281, 317)),
+    Grid((221, 221), 36, (317, 281), (1000, 50)),
+    Grid((47, 47), 4, (47, 47), (300, 10)),
+    Grid((47, 47), 4, (50, 64), (50, 64)),  # pixels are left over
 ]
 
 
@@ -162,8 +163,8 @@ def test_boxes_against_the_definition(grid, flipped):
         for j in range(columns):
             left = grid.stride * j
             if flipped:
-                left = grid.scaled[1] - (left + grid.window)
-            pixels = np.array([left, grid.stride * i, left + grid.window, grid.stride * i + grid.window])
+                left = grid.scaled[1] - (left + grid.window[1])
+            pixels = np.array([left, grid.stride * i, left + grid.window[1], grid.stride * i + grid.window[0]])
             height, width = (a / b for a, b in zip(grid.image, grid.scaled, strict=True))
             np.testing.assert_allclose(boxes[i, j], pixels * [width, height, width, height], rtol=1e-12)
     assert boxes.min() >= 0 and (boxes[..., 2:] <= np.array(grid.image[::-1]) * (1 + 1e-12)).all()

@@ -108,7 +108,7 @@ def test_boxes_are_classified_on_their_squares(classifier, square, monkeypatch):
     results = classify_boxes(classifier, IMAGE, boxes, square=square)
     squares = {"maximum": [[10, 20, 50, 60], [100, 10, 180, 90], [0, 20, 80, 100]],
                "minimum": [[10, 20, 50, 60], [100, 10, 180, 90], [20, 40, 60, 80]]}[square]  # fmt: skip
-    batch = torch.stack([resize_crop(IMAGE, one, 47) for one in squares])
+    batch = torch.stack([resize_crop(IMAGE, one, (47, 47)) for one in squares])
     with torch.no_grad():
         expected = classifier(batch).flatten(1).softmax(dim=1)[:, :2]
     torch.testing.assert_close(results, expected)
