@@ -15,6 +15,7 @@ from .dense.evaluate import ScoreMap as ScoreMap
 from .dense.evaluate import score_maps as score_maps
 from .densify.convert import densify as densify
 from .densify.net import DensifiedNet as DensifiedNet
+from .densify.squeezenet import squeezenet as squeezenet
 from .detection.predict import detect as detect
 from .detection.predict import normalize_scores as normalize_scores
 from .errors import InputError as InputError

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 
+import overfeat
 from bench.weights.squeezenet import ArrayUnpickler, state_dict
 from overfeat.data.resize import resize_short_side
 from overfeat.models.squeezenet import MEAN, WINDOW, SqueezeNet, imagenet_classes, pretrained
@@ -68,3 +69,15 @@ def test_only_arrays_are_unpickled(tmp_path, capsys):
 def test_the_script_refuses_arrays_that_are_not_the_net_s():
     with pytest.raises(RuntimeError, match="Missing key"):
         state_dict({})
+
+
+@torch.no_grad()
+def test_squeezenet_is_the_module_at_every_window():
+    net = overfeat.squeezenet()
+    image = torch.from_numpy(data.coffee()[100:, 150:, :]).permute(2, 0, 1)[None]
+    logits = net(image[:, :, : WINDOW + 45, : WINDOW + 80], stride=40)
+    assert logits.shape == (1, 1000, 2, 3) and net.class_names == imagenet_classes()
+    windows = image.float().flip(1).unfold(2, WINDOW, 40).unfold(3, WINDOW, 40)[0, :, :2, :3]
+    windows = windows.permute(1, 2, 0, 3, 4).flatten(0, 1) - torch.tensor(MEAN).view(3, 1, 1)
+    expected = pretrained()(windows).unflatten(0, (2, 3)).permute(2, 0, 1)
+    torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-3)
