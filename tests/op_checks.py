@@ -9,19 +9,27 @@ from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.ops import reference
 
-# (maps, channels out, kernel, pooling): every pooling, with remainders that differ by axis
+# (maps, channels out, kernel, pooling, its stride): every pooling, with remainders that differ by axis
 CASES = [
-    ((2, 3, 5, 7), 4, 2, 1),
-    ((2, 3, 7, 10), 4, 2, 2),
-    ((1, 3, 11, 13), 4, 2, 3),
-    ((1, 2, 17, 12), 3, 2, 4),
-    ((2, 3, 10, 11), 5, 3, 3),
-    ((2, 3, 6, 6), 4, 2, 3),  # exactly one window
-    ((1, 2, 1, 1), 3, 1, 1),
-    ((1, 1, 7, 11), 1, 1, 4),  # one channel in and out
-    ((0, 3, 7, 8), 4, 2, 3),  # no images
+    ((2, 3, 5, 7), 4, 2, 1, None),
+    ((2, 3, 7, 10), 4, 2, 2, None),
+    ((1, 3, 11, 13), 4, 2, 3, None),
+    ((1, 2, 17, 12), 3, 2, 4, None),
+    ((2, 3, 10, 11), 5, 3, 3, None),
+    ((2, 3, 6, 6), 4, 2, 3, None),  # exactly one window
+    ((1, 2, 1, 1), 3, 1, 1, None),
+    ((1, 1, 7, 11), 1, 1, 4, None),  # one channel in and out
+    ((0, 3, 7, 8), 4, 2, 3, None),  # no images
+    ((2, 3, 9, 11), 4, 3, 3, 2),  # overlapping pools
+    ((1, 3, 6, 5), 4, 3, 2, 1),
+    ((1, 2, 5, 8), 3, 2, 3, 2),
+    ((2, 3, 7, 9), 4, 2, 2, 4),  # pools with gaps between them
+    ((1, 2, 5, 6), 3, 2, 1, 3),
+    ((2, 3, 7, 7), 4, 3, 3, 2),  # exactly one window
+    ((2, 3, 8, 9), 4, (1, 3), 2, None),
+    ((1, 3, 9, 7), 4, (3, 2), 3, 2),
 ]
-CASE = pytest.mark.parametrize(("shape", "out", "kernel", "size"), CASES)
+CASE = pytest.mark.parametrize(("shape", "out", "kernel", "size", "tap"), CASES)
 LAYOUTS = (
     "contiguous",
     "channels last",
@@ -76,26 +84,28 @@ def gradients(function, inputs, cotangents):
     return results, torch.autograd.grad(total, inputs)
 
 
-def check_pool(maps, size, dtype=None):
-    expected_shape = (*maps.shape[:2], maps.shape[2] - size + 1, maps.shape[3] - size + 1)
+def check_pool(maps, size, dilation=1, dtype=None):
+    reach = (size - 1) * dilation
+    expected_shape = (*maps.shape[:2], maps.shape[2] - reach, maps.shape[3] - reach)
     cotangent = [numbers(expected_shape, maps.device, seed=9, dtype=maps.dtype)]
-    actual, of_maps = gradients(lambda m: [ops.offset_max_pool(m, size)], [maps], cotangent)
-    expected, expected_gradients = gradients(lambda m: [reference_pool(m, size)], [maps], cotangent)
+    actual, of_maps = gradients(lambda m: [ops.offset_max_pool(m, size, dilation)], [maps], cotangent)
+    expected, expected_gradients = gradients(lambda m: [reference_pool(m, size, dilation)], [maps], cotangent)
     assert_matches(actual, expected, dtype or DTYPE)
     assert_matches(of_maps, expected_gradients, dtype or DTYPE)
     assert actual[0].dtype == of_maps[0].dtype == maps.dtype
 
 
-def reference_pool(maps, size):
+def reference_pool(maps, size, dilation):
     if not maps.shape[0]:
-        return maps[:, :, size - 1 :, size - 1 :]
-    return reference.offset_max_pool(maps, size)
+        reach = (size - 1) * dilation
+        return maps[:, :, reach:, reach:]
+    return reference.offset_max_pool(maps, size, dilation)
 
 
-def check_classifier(maps, weight, bias, size, relu=True, dtype=None):
+def check_classifier(maps, weight, bias, size, relu=True, tap=None, dtype=None):
     """Values and all gradients of the op on a list of maps against the reference on each map."""
-    reach = weight.shape[2] * size - 1
-    shapes = [(m.shape[0], weight.shape[0], m.shape[2] - reach, m.shape[3] - reach) for m in maps]
+    reach = [size - 1 + (k - 1) * (tap or size) for k in weight.shape[2:]]
+    shapes = [(m.shape[0], weight.shape[0], m.shape[2] - reach[0], m.shape[3] - reach[1]) for m in maps]
     cotangents = [numbers(s, weight.device, seed=i, dtype=weight.dtype) for i, s in enumerate(shapes)]
     tensors = [weight, *([] if bias is None else [bias]), *maps]
 
@@ -104,11 +114,11 @@ def check_classifier(maps, weight, bias, size, relu=True, dtype=None):
 
     def op(*inputs):
         maps, weight, bias = split(*inputs)
-        return ops.skip_classifier_scales(list(maps), weight, bias, size, relu)
+        return ops.skip_classifier_scales(list(maps), weight, bias, size, relu, tap)
 
     def twin(*inputs):
         maps, weight, bias = split(*inputs)
-        return [reference.skip_classifier(m, weight, bias, size, relu) for m in maps]
+        return [reference.skip_classifier(m, weight, bias, size, relu, tap) for m in maps]
 
     actual, actual_gradients = gradients(op, tensors, cotangents)
     expected, expected_gradients = gradients(twin, tensors, cotangents)
@@ -117,7 +127,8 @@ def check_classifier(maps, weight, bias, size, relu=True, dtype=None):
 
 
 def parameters(out, channels, kernel, device="cpu", dtype=None):
-    weight = numbers((out, channels, kernel, kernel), device, seed=1, dtype=dtype)
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    weight = numbers((out, channels, *sides), device, seed=1, dtype=dtype)
     return weight, numbers((out,), device, seed=2, dtype=dtype)
 
 

@@ -37,7 +37,7 @@ def check_positive(**arguments: int) -> None:
     """Raises ValueError unless all arguments are integers of at least 1."""
     for name, value in arguments.items():
         if not isinstance(value, (int, torch.SymInt)) or value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value!r}")
+            raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
 
 
 def check_maps(maps: Tensor, window: tuple[int, int]) -> None:

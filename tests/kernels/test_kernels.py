@@ -17,6 +17,7 @@ if not (INTERPRETED or torch.cuda.is_available()):
 
 from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier  # noqa: E402
 from overfeat.kernels.launch import MergeTile, Tile  # noqa: E402
+from overfeat.kernels.maps import MAX_MAPS  # noqa: E402
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -43,12 +44,10 @@ def made(shape, dtype=torch.float32, seed=0, last=False):
     return maps.contiguous(memory_format=torch.channels_last) if last else maps
 
 
-def truth(maps, weight, bias, size, relu=True):
+def truth(maps, weight, bias, size, relu=True, tap=None):
     """The reference in float64, as flat features."""
-    results = [
-        reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
-        for m in maps
-    ]
+    wide = weight.double(), None if bias is None else bias.double()
+    results = [reference.skip_classifier(m.double(), *wide, size, relu, tap) for m in maps]
     return torch.cat([r.permute(0, 2, 3, 1).flatten(0, 2) for r in results])
 
 
@@ -74,6 +73,29 @@ def test_forward_in_every_variant(dtype, pool, split_k, channels, outputs):
             assert_matches(actual, truth(maps, weight, some, 3, relu), dtype)
 
 
+# (kernel, pooling, its stride): overlapping pools, pools with gaps, kernels of unequal sides
+TAPS = [((k, k), size, tap) for size, tap, k in ((3, 2, 3), (2, 1, 3), (3, 2, 2), (2, 4, 2), (1, 3, 2), (3, 3, 2))]
+TAPS += [((1, 3), 2, 2), ((3, 2), 3, 2)]
+
+
+def windows(kernel, size, tap, dtype=torch.float32, channels=12):
+    """Maps of different sizes and layouts, down to a single window."""
+    height, width = (size + (k - 1) * tap for k in kernel)
+    shapes = [(2, channels, height + 3, width + 1), (1, channels, height, width + 2), (1, channels, height, width)]
+    return [made(shape, dtype, i, last=i == 0) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("pool", ["separate", "fused"])
+@pytest.mark.parametrize("split_k", [1, 3])
+@pytest.mark.parametrize(("kernel", "size", "tap"), TAPS)
+def test_pools_whose_stride_is_not_their_size(dtype, pool, split_k, kernel, size, tap):
+    maps, bias = windows(kernel, size, tap, dtype), made((18,), dtype, 9)
+    weight = made((18, 12, *kernel), dtype, 8)
+    with launch.override(pool=pool, split_k=split_k):
+        actual = skip_classifier.forward(maps, weight, bias, size, True, tap)
+    assert_matches(actual, truth(maps, weight, bias, size, tap=tap), dtype)
+
+
 @pytest.mark.parametrize(
     "tile", [Tile(16, 16, 16, 1, 1, 1), Tile(32, 64, 16, 4, 2, 3), Tile(64, 16, 32, 2, 3)], ids=str
 )
@@ -83,22 +105,22 @@ def test_every_gemm_with_any_tile(dtype, tile):
         check_gradients(maps, weight, made((33,), dtype, 9), 3)
 
 
-def check_gradients(maps, weight, bias, size, relu=True):
-    dtype = weight.dtype
-    output = skip_classifier.forward(maps, weight, bias, size, relu, size)
+def check_gradients(maps, weight, bias, size, relu=True, tap=None):
+    dtype, taps = weight.dtype, tap or size
+    output = skip_classifier.forward(maps, weight, bias, size, relu, taps)
     leaves = [t.double().requires_grad_() for t in (*maps, weight, bias)]
     *m, w, b = leaves
-    expected = truth(m, w, b, size, relu)
+    expected = truth(m, w, b, size, relu, tap)
     assert_matches(output, expected, dtype)
     grad = made(output.shape, dtype, 7)
     # The ReLU's mask is of the kernels' own output, since rounding may move a value across 0.
     mask = (output > 0) if relu else torch.ones_like(output, dtype=torch.bool)
-    before = truth(m, w, b, size, relu=False)
+    before = truth(m, w, b, size, False, tap)
     expected_gradients = torch.autograd.grad(before, leaves, grad.double() * mask)
-    gradients = skip_classifier.backward(grad, maps, weight, output if relu else None, size, size, True, True)
+    gradients = skip_classifier.backward(grad, maps, weight, output if relu else None, size, taps, True, True)
     assert [g.dtype for g in gradients] == [dtype] * len(gradients)
     assert_matches(gradients, expected_gradients, dtype)
-    some = skip_classifier.backward(grad, maps, weight, output if relu else None, size, size, True, False)
+    some = skip_classifier.backward(grad, maps, weight, output if relu else None, size, taps, True, False)
     assert all(torch.equal(a, b) for a, b in zip(some, gradients, strict=False)), "two runs gave different bits"
     assert len(some) == len(maps)
 
@@ -109,6 +131,22 @@ def test_gradients(dtype, kernel, size, relu):
     shapes = [(2, 12, kernel * size + 3, kernel * size + 1), (1, 12, kernel * size, kernel * size + 2)]
     maps = [made(shape, dtype, i, last=i == 0) for i, shape in enumerate(shapes)]
     check_gradients(maps, made((18, 12, kernel, kernel), dtype, 8), made((18,), dtype, 9), size, relu)
+
+
+@pytest.mark.parametrize(("kernel", "size", "tap"), TAPS)
+def test_gradients_of_pools_whose_stride_is_not_their_size(dtype, kernel, size, tap):
+    maps, weight = windows(kernel, size, tap, dtype), made((18, 12, *kernel), dtype, 8)
+    check_gradients(maps, weight, made((18,), dtype, 9), size, tap=tap)
+
+
+def test_a_list_of_many_maps():
+    """More maps than a launch has pointers."""
+    maps = [made((1, 3, 7, 6 + i % 3), seed=i) for i in range(MAX_MAPS + 2)]
+    weight, bias = made((4, 3, 2, 2), seed=8), made((4,), seed=9)
+    for pool in ("separate", "fused"):
+        with launch.override(pool=pool):
+            actual = skip_classifier.forward(maps, weight, bias, 3, True, 2)
+        assert_matches(actual, truth(maps, weight, bias, 3, tap=2), torch.float32)
 
 
 @pytest.mark.parametrize("pool", ["separate", "fused"])
@@ -165,18 +203,19 @@ def test_more_than_2_to_31_elements_apart():
 # Pooling
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 17])
+@pytest.mark.parametrize(("size", "dilation"), [(1, 1), (2, 1), (3, 1), (5, 1), (17, 1), (1, 4), (2, 3), (3, 2)])
 @pytest.mark.parametrize("last", [False, True])
-def test_pool_of_any_size(dtype, size, last):
-    maps = made((2, 3, size + 3, size + 1), dtype, last=last)
+def test_pool_of_any_size(dtype, size, dilation, last):
+    reach = (size - 1) * dilation
+    maps = made((2, 3, reach + 4, reach + 2), dtype, last=last)
     twin = maps.double().requires_grad_()
-    expected = reference.offset_max_pool(twin, size)
-    actual = offset_pool.forward(maps, size, 1)
+    expected = reference.offset_max_pool(twin, size, dilation)
+    actual = offset_pool.forward(maps, size, dilation)
     assert torch.equal(actual.double(), expected)
     grad = made(actual.shape, dtype, 3)
-    gradient = offset_pool.backward(grad, maps, size, 1)
+    gradient = offset_pool.backward(grad, maps, size, dilation)
     assert_matches(gradient, torch.autograd.grad(expected, twin, grad.double())[0], dtype)
-    assert torch.equal(offset_pool.backward(grad, maps, size, 1), gradient)
+    assert torch.equal(offset_pool.backward(grad, maps, size, dilation), gradient)
 
 
 def test_a_list_is_pooled_in_one_pass():

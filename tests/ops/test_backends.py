@@ -23,8 +23,10 @@ def zeros(*shape, **options):
     ("arguments", "words"),
     [
         ((zeros(3, 7, 7), 2), r"maps must be \[N, C, H, W\]; these have shape \(3, 7, 7\)"),
-        ((zeros(1, 3, 7, 7), 0), "size must be at least 1, not 0"),
+        ((zeros(1, 3, 7, 7), 0), "size must be an integer of at least 1, not 0"),
+        ((zeros(1, 3, 7, 7), 2, 0), "dilation must be an integer of at least 1, not 0"),
         ((zeros(1, 3, 7, 2), 3), "maps of 7x2 are smaller than the 3x3"),
+        ((zeros(1, 3, 7, 6), 3, 3), "maps of 7x6 are smaller than the 7x7"),
     ],
 )
 @pytest.mark.parametrize("backend", ["torch", "reference"])
@@ -40,8 +42,12 @@ WEIGHT = zeros(4, 3, 2, 2)
     ("arguments", "words"),
     [
         ((zeros(3, 7, 7), WEIGHT, None, 2), r"maps must be \[N, C, H, W\]; these have shape \(3, 7, 7\)"),
-        ((zeros(1, 3, 7, 7), WEIGHT, None, 0), "size must be at least 1, not 0"),
+        ((zeros(1, 3, 7, 7), WEIGHT, None, 0), "size must be an integer of at least 1, not 0"),
+        ((zeros(1, 3, 7, 7), WEIGHT, None, 2, True, 0), "tap must be an integer of at least 1, not 0"),
+        ((zeros(1, 3, 7, 7), WEIGHT, None, 2, True, 1.5), "tap must be an integer of at least 1, not 1.5"),
         ((zeros(1, 3, 5, 7), WEIGHT, None, 3), "maps of 5x7 are smaller than the 6x6"),
+        ((zeros(1, 3, 5, 7), WEIGHT, None, 3, True, 5), "maps of 5x7 are smaller than the 8x8"),
+        ((zeros(1, 3, 7, 5), zeros(4, 3, 1, 2), None, 3), "maps of 7x5 are smaller than the 3x6"),
         ((zeros(1, 2, 7, 7), WEIGHT, None, 3), "maps have 2 channels, the weight has 3 input channels"),
         ((zeros(1, 3, 7, 7), zeros(4, 3), None, 3), r"weight must be \[O, C, k_y, k_x\]; it has shape \(4, 3\)"),
         ((zeros(1, 3, 7, 7), WEIGHT, zeros(3), 3), r"bias must be \[4\] to fit the weight; it is \[3\]"),

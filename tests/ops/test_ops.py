@@ -1,5 +1,7 @@
 """The ops: values and gradients against reference.py, on every kind of input."""
 
+import itertools
+
 import op_checks
 import pytest
 import torch
@@ -14,16 +16,32 @@ from overfeat.ops.backends import eager
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@CASE
-def test_pool(implementation, device, shape, out, kernel, size, layout):
-    check_pool(laid_out(numbers(shape, device), layout), size)
+@pytest.mark.parametrize(
+    ("shape", "size", "dilation"),
+    [
+        ((2, 3, 5, 7), 1, 1),
+        ((2, 3, 7, 10), 2, 1),
+        ((1, 3, 11, 13), 3, 1),
+        ((1, 2, 17, 12), 4, 1),
+        ((1, 1, 4, 4), 4, 1),  # exactly one window
+        ((0, 3, 7, 8), 3, 1),  # no images
+        ((2, 3, 5, 7), 1, 3),
+        ((2, 3, 7, 10), 2, 3),
+        ((1, 3, 11, 8), 3, 2),
+        ((1, 2, 5, 5), 3, 2),  # exactly one window
+        ((0, 3, 7, 8), 3, 2),
+    ],
+)
+def test_pool(implementation, device, shape, size, dilation, layout):
+    check_pool(laid_out(numbers(shape, device), layout), size, dilation)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @CASE
-def test_classifier(implementation, device, eager_path, shape, out, kernel, size, layout):
+@pytest.mark.usefixtures("implementation", "eager_path")
+def test_classifier(device, shape, out, kernel, size, tap, layout):
     maps = laid_out(numbers(shape, device), layout)
-    check_classifier([maps], *parameters(out, shape[1], kernel, device), size)
+    check_classifier([maps], *parameters(out, shape[1], kernel, device), size, tap=tap)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -45,17 +63,32 @@ def test_layout_of_the_bias(implementation, device, eager_path, arrange):
     check_classifier(scales(device), weight, arrange(bias), 3)
 
 
-def test_maps_of_different_sizes_in_one_call(implementation, device, eager_path):
-    check_classifier(scales(device), *parameters(4, 3, 2, device), 3)
+@pytest.mark.parametrize(("kernel", "size", "tap"), [(2, 3, None), (2, 3, 2), (2, 2, 4), ((3, 2), 2, 1)])
+def test_maps_of_different_sizes_in_one_call(implementation, device, eager_path, kernel, size, tap):
+    check_classifier(scales(device), *parameters(4, 3, kernel, device), size, tap=tap)
 
 
 @CASE
-def test_the_reference_supports_every_map_with_an_output(shape, out, kernel, size):
+def test_the_reference_supports_every_map_with_an_output(shape, out, kernel, size, tap):
     """Down to maps of a single window, in which most offsets of the pooling do not fit."""
-    maps = numbers((shape[0] or 1, shape[1], kernel * size, kernel * size + 1))
     weight, bias = parameters(out, shape[1], kernel)
-    expected = ops.skip_classifier(maps, weight, bias, size)
-    assert_matches(reference.skip_classifier(maps, weight, bias, size), expected, op_checks.DTYPE)
+    height, width = (size + (k - 1) * (tap or size) for k in weight.shape[2:])
+    maps = numbers((shape[0] or 1, shape[1], height, width + 1))
+    expected = ops.skip_classifier(maps, weight, bias, size, tap=tap)
+    assert_matches(reference.skip_classifier(maps, weight, bias, size, tap=tap), expected, op_checks.DTYPE)
+
+
+@CASE
+def test_the_reference_is_pooling_and_convolution_of_the_window(shape, out, kernel, size, tap):
+    """At every position, pooled by its stride and size alone: what a net does with the window cropped."""
+    maps, (weight, bias) = numbers((2, *shape[1:])), parameters(out, shape[1], kernel)
+    actual = reference.skip_classifier(maps, weight, bias, size, tap=tap)
+    height, width = (size + (k - 1) * (tap or size) for k in weight.shape[2:])
+    assert actual.shape[2:] == (shape[2] - height + 1, shape[3] - width + 1)
+    for y, x in itertools.product(*map(range, actual.shape[2:])):
+        pooled = torch.nn.functional.max_pool2d(maps[:, :, y : y + height, x : x + width], size, tap)
+        expected = torch.nn.functional.linear(pooled.flatten(1), weight.flatten(1), bias).relu()
+        assert_matches(actual[:, :, y, x], expected, op_checks.DTYPE)
 
 
 def test_small_and_large_maps_keep_their_order(device, monkeypatch):
@@ -69,6 +102,7 @@ def test_one_map_is_a_list_of_one(implementation, device):
     (one,) = ops.skip_classifier_scales([maps], weight, bias, 3)
     assert torch.equal(ops.skip_classifier(maps, weight, bias, 3), one)
     assert torch.equal(torch.ops.overfeat.skip_classifier(maps, weight, bias, 3, True), one)
+    assert torch.equal(ops.skip_classifier(maps, weight, bias, 3, tap=3), one)
     assert ops.skip_classifier_scales([], weight, bias, 3) == []
 
 
@@ -100,14 +134,14 @@ def test_narrow_types(implementation, device, eager_path, dtype):
     actual = ops.skip_classifier(maps, weight, bias, 3)
     assert actual.dtype == dtype
     assert_matches(actual, reference.skip_classifier(maps.double(), weight.double(), bias.double(), 3), dtype)
-    check_pool(maps, 3, dtype)
+    check_pool(maps, 3, dtype=dtype)
 
 
 @pytest.mark.parametrize("relu", [True, False])
 def test_float32_gradients(implementation, device, eager_path, relu):
     weight, bias = parameters(16, 32, 3, device, torch.float32)
     maps = [numbers((2, 32, 13, 11), device, dtype=torch.float32)]
-    check_classifier(maps, weight, bias, 3, relu, torch.float32)
+    check_classifier(maps, weight, bias, 3, relu, dtype=torch.float32)
 
 
 # Ties, NaN and infinities
@@ -119,7 +153,9 @@ def test_ties_give_their_gradient_to_the_first(implementation, device, size, lay
     maps = numbers((2, 3, 9, 10), device).mul(0.7).round()  # mostly -1, 0 and 1
     check_pool(laid_out(maps, layout), size)
     check_pool(laid_out(torch.zeros_like(maps), layout), size)
+    check_pool(laid_out(maps, layout), size, dilation=2)
     check_classifier([laid_out(maps, layout)], *parameters(4, 3, 2, device), size)
+    check_classifier([laid_out(maps, layout)], *parameters(4, 3, 2, device), size, tap=2)
 
 
 def test_gradient_of_a_constant_map():
@@ -142,9 +178,11 @@ def test_nan_and_infinities(implementation, device, eager_path, value, layout):
     maps[0, 1, 4, 5] = value
     maps[1, :, 0, 9] = value
     check_pool(laid_out(maps, layout), 3)
+    check_pool(laid_out(maps, layout), 3, dilation=2)
     check_pool(laid_out(maps, layout), 1)
     weight, bias = parameters(4, 3, 2, device)
-    check_classifier([laid_out(maps, layout)], weight, bias, 3, relu=False)
+    for tap in (2, 3):
+        check_classifier([laid_out(maps, layout)], weight, bias, 3, relu=False, tap=tap)
     actual = ops.skip_classifier(laid_out(maps, layout), weight, bias, 3)
     assert_matches(actual, reference.skip_classifier(maps, weight, bias, 3), op_checks.DTYPE)
 
@@ -208,18 +246,18 @@ def test_second_gradients_are_refused():
 # Memory format
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("size", "tap"), [(1, 1), (2, 2), (3, 3), (3, 2), (1, 3)])
 @pytest.mark.parametrize("last", [True, False])
-def test_results_keep_the_memory_format(implementation, device, eager_path, size, last):
+def test_results_keep_the_memory_format(implementation, device, eager_path, size, tap, last):
     layout = torch.channels_last if last else torch.contiguous_format
     maps = numbers((2, 3, 8, 9), device).contiguous(memory_format=layout).requires_grad_()
     weight, bias = parameters(4, 3, 2, device)
     weight = weight.contiguous(memory_format=layout).requires_grad_()
-    for result in (ops.offset_max_pool(maps, size), ops.skip_classifier(maps, weight, bias, size)):
+    for result in (ops.offset_max_pool(maps, size, tap), ops.skip_classifier(maps, weight, bias, size, tap=tap)):
         assert result.is_contiguous(memory_format=layout)
-    gradients = torch.autograd.grad(ops.skip_classifier(maps, weight, bias, size).sum(), [maps, weight])
+    gradients = torch.autograd.grad(ops.skip_classifier(maps, weight, bias, size, tap=tap).sum(), [maps, weight])
     assert all(g.is_contiguous(memory_format=layout) for g in gradients)
-    (of_maps,) = torch.autograd.grad(ops.offset_max_pool(maps, size).sum(), maps)
+    (of_maps,) = torch.autograd.grad(ops.offset_max_pool(maps, size, tap).sum(), maps)
     assert of_maps.is_contiguous(memory_format=layout)
 
 
@@ -275,16 +313,17 @@ def test_linear(device, relu):
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_convolution(device, relu):
-    maps, weight, bias = numbers((2, 3, 9, 8), device), numbers((4, 3, 3, 3), device, 1), numbers((4,), device, 2)
-    expected = torch.nn.functional.conv2d(maps, weight, bias, stride=2, padding=1)
+@pytest.mark.parametrize(("kernel", "stride", "pad", "dilation"), [((3, 3), 2, 1, 1), ((2, 3), 1, 0, 3)])
+def test_convolution(device, relu, kernel, stride, pad, dilation):
+    maps, weight, bias = numbers((2, 3, 9, 8), device), numbers((4, 3, *kernel), device, 1), numbers((4,), device, 2)
+    expected = torch.nn.functional.conv2d(maps, weight, bias, stride, pad, dilation)
     leaf = maps.clone().requires_grad_()
-    actual = ops.convolution(leaf, weight, bias, 2, 1, relu)
+    actual = ops.convolution(leaf, weight, bias, stride, pad, relu, dilation)
     assert_matches(actual, expected.relu() if relu else expected, torch.float64)
     with torch.no_grad():
-        assert torch.equal(ops.convolution(maps, weight, bias, 2, 1, relu), actual)
+        assert torch.equal(ops.convolution(maps, weight, bias, stride, pad, relu, dilation), actual)
     twin = maps.clone().requires_grad_()
-    plain = torch.nn.functional.conv2d(twin, weight, bias, stride=2, padding=1)
+    plain = torch.nn.functional.conv2d(twin, weight, bias, stride, pad, dilation)
     (gradient,) = torch.autograd.grad(actual.sum(), leaf)
     (expected_gradient,) = torch.autograd.grad((plain.relu() if relu else plain).sum(), twin)
     assert_matches(gradient, expected_gradient, torch.float64)

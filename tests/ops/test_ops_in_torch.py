@@ -18,25 +18,29 @@ def op_samples(layout, size):
     weight, bias = (t.float() for t in parameters(4, 3, 2))
     with ops.backend("torch"):  # a sample for the gradients of any backend
         flat = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, True, size)
+        other = torch.ops.overfeat.skip_classifier_flat(maps, weight, bias, size, True, 2)
 
     def leaves(*tensors):
         return [t.detach().requires_grad_() for t in tensors]
 
     free = leaves(*maps)
     return {
-        "offset_max_pool": [(free[0], size)],
+        "offset_max_pool": [(free[0], size), (free[0], size, 2)],
         "offset_max_pool_backward": [(torch.ones(2, 3, 9 - size, 10 - size), maps[0], size, 1)],
         "skip_classifier": [
             (free[0], *leaves(weight, bias), size, True),
             (maps[0], weight, None, size, False),
+            (free[0], *leaves(weight, bias), size, True, 4),
         ],
         "skip_classifier_scales": [
             (free, *leaves(weight, bias), size, True),
             (maps, weight, None, size, False),
+            (free, *leaves(weight[:, :, :1], bias), size, True, 4),
         ],
         "skip_classifier_flat": [
             (free, *leaves(weight, bias), size, True, size),
             (maps, weight, None, size, False, size),
+            (free, *leaves(weight[:, :, :1], bias), size, True, 4),
         ],
         "class_scores": [(torch.ones(5, 7), [2, 3])],
         "merge_boxes": [
@@ -54,6 +58,7 @@ def op_samples(layout, size):
             (torch.ones_like(flat), maps, weight, flat, size, size, True, True),
             (torch.ones_like(flat), maps, weight, None, size, size, True, False),
             (torch.ones_like(flat), maps, weight, flat, size, size, False, True),
+            (torch.ones_like(other), maps, weight, other, size, 2, True, True),
         ],
     }
 
@@ -87,17 +92,17 @@ def test_every_op_is_checked():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_gradcheck(implementation, device, eager_path, size, layout):
+@pytest.mark.parametrize(("size", "tap"), [(1, 1), (2, 2), (3, 3), (3, 2), (1, 3)])
+def test_gradcheck(implementation, device, eager_path, size, tap, layout):
     if implementation == "triton":
         pytest.skip("gradcheck needs float64, which the kernels do not support")
     maps = [laid_out(numbers((1, 2, 7, 6 + i), device, seed=i), layout).requires_grad_() for i in range(2)]
     weight, bias = (t.requires_grad_() for t in parameters(3, 2, 2, device))
-    assert torch.autograd.gradcheck(lambda m: ops.offset_max_pool(m, size), maps[:1], fast_mode=True)
+    assert torch.autograd.gradcheck(lambda m: ops.offset_max_pool(m, size, min(tap, 2)), maps[:1], fast_mode=True)
     for relu in (True, False):
 
         def function(*inputs, relu=relu):
-            return tuple(ops.skip_classifier_scales(list(inputs[2:]), *inputs[:2], size, relu))
+            return tuple(ops.skip_classifier_scales(list(inputs[2:]), *inputs[:2], size, relu, tap))
 
         assert torch.autograd.gradcheck(function, (weight, bias, *maps), fast_mode=True)
 
@@ -106,7 +111,7 @@ def pool_and_classify(maps, weight, bias):
     """Both ops on one map and several, between other operations, as in a user's compiled code."""
     maps = [m * 2 for m in maps]
     outputs = ops.skip_classifier_scales(maps, weight, bias, 3)
-    one = ops.skip_classifier(ops.offset_max_pool(maps[0], 2), weight, None, 2, relu=False)
+    one = ops.skip_classifier(ops.offset_max_pool(maps[0], 2, dilation=2), weight, None, 2, relu=False, tap=1)
     return sum(f.square().sum() for f in outputs) + one.sin().sum()
 
 
@@ -130,8 +135,8 @@ def test_compiles_on_every_layout(layout):
     """Whether `flatten` copies depends on the strides that the fake promises."""
 
     def flat(maps, weight):
-        outputs = [ops.offset_max_pool(maps, size) for size in (1, 2)]
-        outputs += [ops.skip_classifier(maps, weight, None, size) for size in (1, 2)]
+        outputs = [ops.offset_max_pool(maps, size, dilation) for size, dilation in ((1, 1), (2, 1), (2, 3))]
+        outputs += [ops.skip_classifier(maps, weight, None, size, tap=tap) for size, tap in ((1, 1), (2, 2), (3, 1))]
         return [f.flatten() for f in outputs]
 
     torch._dynamo.reset()
@@ -145,18 +150,19 @@ def test_compiles_on_every_layout(layout):
 # Mixed precision
 
 
+@pytest.mark.parametrize("tap", [None, 2])
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-def test_autocast_computes_in_bfloat16(device, eager_path, backend):
+def test_autocast_computes_in_bfloat16(device, eager_path, backend, tap):
     maps = numbers((1, 16, 7, 8), device, dtype=torch.float32).requires_grad_()
     weight, bias = (t.requires_grad_() for t in parameters(8, 16, 2, device, torch.float32))
     with ops.backend(backend), torch.autocast(device.type, torch.bfloat16):
-        actual = ops.skip_classifier(maps, weight, bias, 3, relu=False)
+        actual = ops.skip_classifier(maps, weight, bias, 3, relu=False, tap=tap)
         assert ops.skip_classifier(maps.bfloat16(), weight, None, 3).dtype == torch.bfloat16
         with torch.autocast(device.type, enabled=False):
             assert ops.skip_classifier(maps, weight, bias, 3).dtype == torch.float32
     assert actual.dtype == torch.bfloat16
     narrow = [t.detach().bfloat16().double().requires_grad_() for t in (maps, weight, bias)]
-    expected = reference.skip_classifier(*narrow, 3, relu=False)
+    expected = reference.skip_classifier(*narrow, 3, relu=False, tap=tap)
     assert_matches(actual, expected, torch.bfloat16)
     cotangent = numbers(actual.shape, device, seed=7).bfloat16()
     with ops.backend(backend):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from op_checks import CASE, LAYOUTS, laid_out, numbers
+from op_checks import CASE, LAYOUTS, laid_out, numbers, parameters
 
 from bench.tolerance import assert_matches
 from overfeat import ops
@@ -46,35 +46,31 @@ def twice(function, *arguments):
     return function(*arguments)
 
 
-def check_classifier(maps, weight, bias, size, relu=True, dtype=torch.float32):
-    actual = twice(prepacked.skip_classifier_flat, maps, weight, bias, size, relu, size)
+def check_classifier(maps, weight, bias, size, relu=True, tap=None, dtype=torch.float32):
+    actual = twice(prepacked.skip_classifier_flat, maps, weight, bias, size, relu, tap or size)
     assert actual.dtype == weight.dtype
-    twins = [
-        reference.skip_classifier(m.double(), weight.double(), None if bias is None else bias.double(), size, relu)
-        for m in maps
-        if len(m)
-    ]
+    wide = weight.double(), None if bias is None else bias.double()
+    twins = [reference.skip_classifier(m.double(), *wide, size, relu, tap) for m in maps if len(m)]
     assert_matches(actual, torch.cat([t.permute(0, 2, 3, 1).flatten(0, 2) for t in twins]), dtype)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @CASE
-def test_classifier(form, shape, out, kernel, size, layout):
+def test_classifier(form, shape, out, kernel, size, tap, layout):
     if not shape[0]:
         pytest.skip("no images: eager PyTorch runs")
-    check_classifier(
-        [laid_out(single(shape), layout)], single((out, shape[1], kernel, kernel), 1), single((out,), 2), size
-    )
+    weight, bias = parameters(out, shape[1], kernel, dtype=torch.float32)
+    check_classifier([laid_out(single(shape), layout)], weight, bias, size, tap=tap)
 
 
 @pytest.mark.parametrize("kernel", [3, 4, 5, 6, 7])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_classifier_of_every_transform(form, kernel, size):
-    side = kernel * size
+@pytest.mark.parametrize(("size", "tap"), [(1, 1), (2, 2), (3, 3), (3, 2), (1, 3)])
+def test_classifier_of_every_transform(form, kernel, size, tap):
+    side = size + (kernel - 1) * tap
     maps = [single((1, 6, side + 7, side), 1), single((2, 6, side + 3, side + 11), 2)]
     weight = single((8, 6, kernel, kernel), 8)
-    check_classifier(maps, weight, single((8,), 9), size)
-    check_classifier(maps, weight, None, size, relu=False)
+    check_classifier(maps, weight, single((8,), 9), size, tap=tap)
+    check_classifier(maps, weight, None, size, relu=False, tap=tap)
     packed = prepacked._seen[id(weight)]
     assert (packed.transformed is None) == (form == "packed")
     assert (packed.packed is None) == (form == "transformed")
@@ -100,15 +96,38 @@ def test_non_finite_values_do_not_spread(form, value):
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "pad"), [(7, 2, 0), (3, 1, 1), (5, 1, 0), (7, 1, 0), (1, 1, 0), (11, 4, 0)]
+    ("kernel", "stride", "pad", "dilation"),
+    [
+        (7, 2, 0, 1),
+        (3, 1, 1, 1),
+        (5, 1, 0, 1),
+        (7, 1, 0, 1),
+        (1, 1, 0, 1),
+        (11, 4, 0, 1),
+        (3, 1, 0, 4),
+        (3, 1, 2, 2),
+        (4, 1, 1, 3),
+        (5, 2, 0, 2),
+        ((3, 5), 1, 0, 2),
+        ((1, 3), 1, 1, 1),
+    ],
 )
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
-def test_convolution(form, kernel, stride, pad, relu, layout):
-    maps, weight = laid_out(single((2, 5, 24, 27)), layout), single((6, 5, kernel, kernel), 1)
-    bias = single((6,), 2)
-    actual = twice(prepacked.convolution, maps, weight, bias, stride, pad, relu, 1)
-    expected = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), stride, pad)
+def test_convolution(form, kernel, stride, pad, dilation, relu, layout):
+    maps, (weight, bias) = laid_out(single((2, 5, 24, 27)), layout), parameters(6, 5, kernel, dtype=torch.float32)
+    actual = twice(prepacked.convolution, maps, weight, bias, stride, pad, relu, dilation)
+    expected = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), stride, pad, dilation)
     assert_matches(actual, expected.relu() if relu else expected, torch.float32)
+
+
+def test_one_weight_at_several_dilations(form):
+    """As of a net that is evaluated at several strides."""
+    weight, bias = parameters(6, 5, 3, dtype=torch.float32)
+    for dilation, side in ((1, 20), (4, 20), (2, 33), (1, 50)):
+        maps = single((1, 5, side, side + 1))
+        actual = twice(prepacked.convolution, maps, weight, bias, 1, 0, False, dilation)
+        expected = torch.nn.functional.conv2d(maps.double(), weight.double(), bias.double(), dilation=dilation)
+        assert_matches(actual, expected, torch.float32)
 
 
 @pytest.mark.parametrize("relu", [True, False])
