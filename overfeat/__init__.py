@@ -5,7 +5,9 @@
 
 import ast
 import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -17,6 +19,17 @@ _SOURCES = {
     for alias in node.names
 }
 __all__ = sorted(_SOURCES)
+
+
+class _Package(ModuleType):
+    """A package whose public functions keep their names: importing `overfeat.densify.net` must not hide `densify`."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and _SOURCES.get(name)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -91,3 +91,9 @@ def test_public_names_are_there():
     assert sorted(overfeat.__all__) == overfeat.__all__
     for name in overfeat.__all__:
         assert getattr(overfeat, name).__doc__, name
+
+
+def test_a_package_does_not_hide_the_function_of_its_name():
+    code = "import overfeat, overfeat.densify.net\nprint(overfeat.densify.__module__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "overfeat.densify.convert", run.stderr
