@@ -1,5 +1,6 @@
 """`densify`: any module that classifies a window, as a net for images of any size."""
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -8,11 +9,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from overfeat.densify.check import check_conversion
 from overfeat.densify.export import Program, export, op_name
-from overfeat.densify.net import DensifiedNet, Outputs, Preparation, check_borders
+from overfeat.densify.net import Activation, DensifiedNet, Preparation, check_borders
+from overfeat.densify.outputs import find_outputs
 from overfeat.densify.rules import pair
 from overfeat.errors import ArgumentError
 from overfeat.models.geometry import Geometry, Size
+from overfeat.ops.boxes import BOX_CODERS
 
 SHORT_SIDE = 8 / 7  # of an image for a single crop, in windows: 256 for a window of 224
 
@@ -50,30 +54,56 @@ def densify(
         InputError: For a module that cannot be converted, with the reason.
     """
     check_borders(borders)
-    size = (window, window) if isinstance(window, int) else (window[0], window[1])
-    channels = channels or _channels(module, mean, std)
-    program = export(module, size, channels)
-    size, channels = program.window, program.channels
-    preparation = Preparation(_numbers("mean", mean, channels), _numbers("std", std, channels), channel_order == "BGR")
-    outputs = Outputs(0, None, logits)
-    geometry = _geometry(program, name or type(module).__name__)
-    num_classes = program.outputs[0].meta["val"].shape[1]
-    class_names = list(class_names or (f"class {i}" for i in range(num_classes)))
-    return DensifiedNet(
-        program, geometry, preparation, outputs, class_names=class_names, borders=borders, flip=flip,
-        box_coder=box_coder,
+    if box_coder not in BOX_CODERS:
+        raise ArgumentError("box_coder", f"must be one of {', '.join(BOX_CODERS)}, not {box_coder!r}")
+    program = export(module, _size(window), channels or _channels(module, mean, std))
+    if program.window != _size(window):
+        raise ArgumentError("window", f"must be {program.window}, for which the program was exported, not {window}")
+    preparation = _preparation(mean, std, channel_order, program.channels)
+    outputs = find_outputs(program, None if class_names is None else len(class_names))
+    activation: Activation = "none" if not logits else "softmax" if outputs.num_classes > 1 else "sigmoid"
+    net = DensifiedNet(
+        program, _geometry(program, name or type(module).__name__), preparation, outputs,
+        class_names=class_names or [f"class {i}" for i in range(outputs.num_classes)], borders=borders,
+        activation=activation, flip=flip, box_coder=box_coder,
     )  # fmt: skip
+    net.scale_factors = (1.0,)  # a patch classifier is for one magnification
+    if check:
+        check_conversion(net, module)
+    return net
+
+
+def _size(window: int | Size) -> Size:
+    """(height, width)."""
+    sides = (window, window) if isinstance(window, int) else tuple(window)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ArgumentError("window", f"must be pixels, a side or (height, width), not {window!r}")
+    return sides[0], sides[1]
 
 
 def _channels(module: nn.Module | ExportedProgram, mean: object, std: object) -> int:
+    if isinstance(module, ExportedProgram):
+        return 0  # it has its own
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            return m.in_channels
     for values in (mean, std):
         if isinstance(values, (Sequence, Tensor)):
             return len(values)
-    if isinstance(module, nn.Module):
-        for m in module.modules():
-            if isinstance(m, nn.Conv2d):
-                return m.in_channels
-    return 3
+    raise ArgumentError("channels", "must be given for a module without convolutions")
+
+
+def _preparation(
+    mean: float | Sequence[float], std: float | Sequence[float], channel_order: str, channels: int
+) -> Preparation:
+    if channel_order not in ("RGB", "BGR"):
+        raise ArgumentError("channel_order", f"must be 'RGB' or 'BGR', not {channel_order!r}")
+    means, deviations = _numbers("mean", mean, channels), _numbers("std", std, channels)
+    if min(deviations) <= 0:
+        raise ArgumentError("std", f"must be above 0, not {std}")
+    if min(deviations) < 1:
+        raise ArgumentError("std", f"must be of pixels in 0..255, not {std}; multiply mean and std by 255")
+    return Preparation(means, deviations, channel_order == "BGR")
 
 
 def _numbers(argument: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
@@ -81,6 +111,8 @@ def _numbers(argument: str, values: float | Sequence[float], channels: int) -> t
     numbers = (float(values),) * channels if isinstance(values, Real) else tuple(float(v) for v in values)  # type: ignore[union-attr]
     if len(numbers) != channels:
         raise ArgumentError(argument, f"must be a number or {channels}, one for each channel, not {len(numbers)}")
+    if not all(map(math.isfinite, numbers)):
+        raise ArgumentError(argument, f"must be finite, not {values}")
     return numbers
 
 

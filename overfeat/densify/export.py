@@ -68,6 +68,11 @@ def label(node: Node) -> str:
     return f"{name} at {path}" if path else name
 
 
+def is_number(node: Node) -> bool:
+    """Whether a node's value is a number, such as the number of windows, not a tensor or several."""
+    return isinstance(node.meta["val"], (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
 def submodule(node: Node) -> str:
     """The path of the innermost submodule that a node is part of; "" for the module itself."""
     for path, kind in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
@@ -150,15 +155,15 @@ def _program(exported: ExportedProgram) -> Program:
     nodes = [node for node in graph.nodes if node.op == "call_function" and op_name(node) not in SKIPPED]
     returned = next(node for node in graph.nodes if node.op == "output").args[0]
     outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-    dead = _last_uses(nodes, outputs)
+    dead = _last_uses(nodes, outputs, images[0])
     return Program(nodes, images[0], constants, outputs, dead, weights, images[0].meta["val"].dtype)
 
 
-def _last_uses(nodes: Sequence[Node], outputs: Sequence[Any]) -> dict[Node, list[Node]]:
+def _last_uses(nodes: Sequence[Node], outputs: Sequence[Any], image: Node) -> dict[Node, list[Node]]:
     """For every node, its inputs that no later node and no output uses."""
     seen, last = set(outputs), {}
     for node in reversed(nodes):
         used = [*node.all_input_nodes, *([] if node in seen else [node])]
-        last[node] = [n for n in dict.fromkeys(used) if n not in seen and n.op != "placeholder"]
+        last[node] = [n for n in dict.fromkeys(used) if n not in seen and (n.op != "placeholder" or n is image)]
         seen.update(used)
     return last

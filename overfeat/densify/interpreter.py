@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from overfeat import ops
 from overfeat.densify.export import Program, label, op_name
 from overfeat.densify.rules import Context, Sym, apply_rule, resolve, windows_only
 from overfeat.densify.values import Axis, Maps, Shared, WindowGrid
@@ -73,16 +74,19 @@ class Interpreter:
         def value(argument: Any) -> Any:
             if not isinstance(argument, Node):
                 return argument
-            return values[argument] if argument in values else self._constant(argument, device)
+            return values[argument] if argument in values else self.constant(argument, device)
 
+        if op_name(node) == "sym_size":
+            return Sym(lambda count: count), False
         args = pytree.tree_map(value, node.args)
         kwargs = pytree.tree_map(value, dict(node.kwargs))
         name = op_name(node)
         if node in self.relus:
             return args[0], False
+        if name == "linear" and isinstance(args[0], Tensor) and args[0].dim() == 2:
+            with region(label(node)):
+                return self.linear(node, *args), False
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Shared))
-        if name == "sym_size":
-            return Sym(lambda count: count), False
         if node.target is operator.getitem:
             return args[0][args[1]], False
         if any(isinstance(v, Sym) for v in leaves) and not any(isinstance(v, (Tensor, *Shared)) for v in leaves):
@@ -110,7 +114,14 @@ class Interpreter:
         result = target(*args, **kwargs)
         return result.relu_() if node in self.context.relu else result
 
-    def _constant(self, node: Node, device: torch.device) -> Any:
+    def linear(self, node: Node, flat: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A fully connected layer of windows one by one, with its ReLU."""
+        as_kernel = self.program.weights.derived(
+            (node, "linear", weight.device.type), [weight], lambda: weight[..., None, None]
+        )
+        return ops.linear(flat, as_kernel, bias, relu=node in self.context.relu)
+
+    def constant(self, node: Node, device: torch.device) -> Any:
         """A weight, or what the module computes from weights alone, which is computed once."""
         weights, key = self.program.weights, (node, device.type)
         if node in self.program.constants:
@@ -121,7 +132,7 @@ class Interpreter:
         sources = [weights.value(self.program.constants[source]) for source in self.constants[node]]
 
         def compute() -> Any:
-            values = {argument: self._constant(argument, device) for argument in node.all_input_nodes}
+            values = {argument: self.constant(argument, device) for argument in node.all_input_nodes}
             return self._node(node, values, 0, device)[0]
 
         return weights.derived(key, sources, compute)

@@ -1,20 +1,31 @@
 """`DensifiedNet`: a converted module as a net that dense evaluation runs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from overfeat.densify.cost import Cost, measure
-from overfeat.densify.export import Program, submodule
+from overfeat import ops
+from overfeat.densify.boxes import ConvertedRegressor
+from overfeat.densify.cost import Cost, Meter, measure
+from overfeat.densify.export import Program, label, submodule
+from overfeat.densify.head import HeadInput, find_head, head_input
 from overfeat.densify.interpreter import Interpreter
+from overfeat.densify.outputs import Outputs
+from overfeat.densify.rules import kernel_of
 from overfeat.densify.values import WindowGrid, windows_of
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Geometry, Size, Stride
 from overfeat.models.net import InputSpan, Net, Shape
+from overfeat.ops.backends import eager
+from overfeat.ops.layout import concat
+from overfeat.regions import FIRST_FC, region
+
+Activation = Literal["softmax", "sigmoid", "none"]
 
 
 @dataclass(frozen=True)
@@ -26,21 +37,19 @@ class Preparation:
     reverse: bool  # the order of the channels
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Which of a module's outputs is what."""
+@dataclass
+class TileFeatures:
+    """What the head needs of a tile: maps for it, or all outputs already.
 
-    scores: int = 0
-    boxes: int | None = None
-    logits: bool = True
-
-
-@dataclass(frozen=True)
-class TileOutputs:
-    """The module's outputs for the windows of a tile, [windows, ...] each."""
+    Attributes:
+        shape: (n, rows, columns) of its windows.
+        input: What the head's first layer runs on; None where the outputs are computed.
+        outputs: The module's, [windows, ...] each; of maps once they have passed the head.
+    """
 
     shape: Shape
-    values: list[Tensor]
+    input: HeadInput | None = None
+    outputs: Sequence[Tensor] = ()
 
 
 class DensifiedNet(Net):
@@ -51,22 +60,25 @@ class DensifiedNet(Net):
 
     def __init__(
         self, program: Program, geometry: Geometry, preparation: Preparation, outputs: Outputs, *,
-        class_names: Sequence[str], borders: str, flip: bool, box_coder: str = "xyxy",
+        class_names: Sequence[str], borders: str, activation: Activation, flip: bool, box_coder: str = "xyxy",
     ):  # fmt: skip
         super().__init__()
         self.program, self.geometry, self.preparation, self.outputs = program, geometry, preparation, outputs
+        self.activation = activation
         self.weights = program.weights
         self.class_names, self.flip, self.in_channels = list(class_names), flip, program.channels
         self.default_stride = "coarse"
-        if not outputs.logits:
-            self.activation = "none"
-        elif len(self.class_names) == 1:
-            self.activation = "sigmoid"
         self.borders, self.box_coder = borders, box_coder
         self.interpreter = Interpreter(program, borders)
-        self._costs: dict[Any, Cost] = {}
-        self._reach: tuple[tuple[int, int], ...] | None = None
-        self.regressor: Any = None
+        self._bytes: dict[Any, tuple[int, int]] = {}
+        # A run with neighbours shares all maps, so it visits every view, and every pixel that windows depend on.
+        neighbours = Interpreter(program, "neighbours")
+        shared = measure(neighbours, program.nodes, WindowGrid(1, (1, 1), 1), program.window)
+        self.reach = _reach(shared)
+        self.head = find_head(program, neighbours.constants, neighbours.context.indices)
+        self.regressor: ConvertedRegressor | None = None
+        if outputs.boxes is not None:
+            self.regressor = ConvertedRegressor(self, outputs.num_boxes, box_coder)
         self.eval()
 
     def with_borders(self, borders: str) -> "DensifiedNet":
@@ -74,7 +86,7 @@ class DensifiedNet(Net):
         check_borders(borders)
         net = DensifiedNet(
             self.program, self.geometry, self.preparation, self.outputs, class_names=self.class_names,
-            borders=borders, flip=self.flip, box_coder=self.box_coder,
+            borders=borders, activation=self.activation, flip=self.flip, box_coder=self.box_coder,
         )  # fmt: skip
         net.background, net.scale_factors = self.background, self.scale_factors
         net.default_stride = self.default_stride
@@ -115,8 +127,13 @@ class DensifiedNet(Net):
             (i, j) sees the window that starts at pixel geometry.stride(stride) * (i, j).
         """
         grid = self._whole_grid(images, stride)
-        results = self._run(self.interpreter, images, grid, (0, 0), self.program.nodes, self.program.outputs)
-        maps = tuple(self._as_maps(result, grid) for result in results)
+        rows, columns = (
+            self.input_span(axis, side, slice(0, count), stride)
+            for axis, (side, count) in enumerate(zip(images.shape[2:], grid.counts, strict=True))
+        )
+        features = self.tile_features(images, rows, columns, stride)
+        self.forward_head_flat([features], stride)
+        maps = tuple(self._as_maps(output, grid) for output in features.outputs)
         return maps[0] if len(maps) == 1 else maps
 
     @torch.no_grad()
@@ -130,8 +147,10 @@ class DensifiedNet(Net):
         node, grid = self.node(name), self._whole_grid(images, stride)
         nodes = self.program.nodes[: self.program.nodes.index(node) + 1]
         interpreter = Interpreter(self.program, self.borders, fuse=False)
-        (result,) = self._run(interpreter, images, grid, (0, 0), nodes, [node])
-        return self._as_maps(result, grid)
+        values = interpreter.run(
+            self._started(interpreter, images, grid), nodes, grid.num_windows, self.device, keep=[node]
+        )
+        return self._as_maps(windows_of(values[node]), grid)  # type: ignore[arg-type]
 
     def node(self, name: str) -> Node:
         """The last node of the submodule of this name, or the node of this name."""
@@ -156,20 +175,14 @@ class DensifiedNet(Net):
             )
         return WindowGrid(len(images), ((height - window[0]) // pixels + 1, (width - window[1]) // pixels + 1), pixels)
 
-    def _run(
-        self, interpreter: Interpreter, images: Tensor, grid: WindowGrid, offsets: Size, nodes: Sequence[Node],
-        outputs: Sequence[Node],
-    ) -> list[Tensor]:  # fmt: skip
-        """Nodes as windows one by one, [windows, ...] each."""
-        images = self.normalise(images)
+    def _started(
+        self, interpreter: Interpreter, images: Tensor, grid: WindowGrid, offsets: Size = (0, 0)
+    ) -> dict[Node, Any]:
+        """The values before the first node: prepared images, without the pixels that no window sees."""
         if self.borders != "neighbours":
-            used = [
-                (count - 1) * grid.stride + side for count, side in zip(grid.counts, self.geometry.window, strict=True)
-            ]
-            images = images[:, :, : used[0], : used[1]]
-        values = interpreter.start(images, grid, offsets)
-        interpreter.run(values, nodes, grid.num_windows, images.device, keep=outputs)
-        return [windows_of(values[node]) for node in outputs]  # type: ignore[misc]
+            (rows, columns), (height, width) = grid.counts, self.geometry.window
+            images = images[:, :, : (rows - 1) * grid.stride + height, : (columns - 1) * grid.stride + width]
+        return interpreter.start(self.normalise(images), grid, offsets)
 
     def _as_maps(self, windows: Tensor, grid: WindowGrid) -> Tensor:
         return windows.reshape(grid.images, *grid.counts, -1).permute(0, 3, 1, 2)
@@ -187,65 +200,113 @@ class DensifiedNet(Net):
         first = max(0, start - -(-before // pixels) * pixels)
         return InputSpan(first, min(length, stop + after), count, offset=start - first)
 
-    @property
-    def reach(self) -> tuple[tuple[int, int], ...]:
-        """For rows and columns: the pixels before and after a window that its outputs depend on with neighbours."""
-        if self._reach is None:
-            interpreter = Interpreter(self.program, "neighbours")
-            cost = measure(interpreter, self.program.nodes, WindowGrid(1, (1, 1), 1), self.geometry.window)
-            axes = list(cost.axes.values())
-            self._reach = tuple(
-                (max((a[i].before for a in axes), default=0), max((a[i].after for a in axes), default=0))
-                for i in range(2)
-            )
-        return self._reach
+    @torch.no_grad()
+    def tile_features(self, crop: Tensor, rows: InputSpan, columns: InputSpan, stride: Stride) -> TileFeatures:
+        """See `Net.tile_features`."""
+        grid = WindowGrid(len(crop), (rows.outputs, columns.outputs), self.geometry.stride(stride))
+        shape, head = (len(crop), rows.outputs, columns.outputs), self.head
+        values = self._started(self.interpreter, crop, grid, (rows.offset, columns.offset))
+        if head is None:
+            return TileFeatures(shape, None, self._outputs(values, self.program.nodes, grid.num_windows, crop.device))
+        self.interpreter.run(values, head.body, grid.num_windows, crop.device, keep=[head.source])
+        for pool in dict.fromkeys((head.pool, None)):
+            maps = head_input(values[head.source if pool or not head.pool else head.pool], pool, borders=self.borders)
+            if maps is not None:
+                return TileFeatures(shape, maps)
+            if pool is not None:
+                self.interpreter.run(values, [pool], grid.num_windows, crop.device)
+        rest = [*head.layout, head.linear, *head.tail]
+        return TileFeatures(shape, None, self._outputs(values, rest, grid.num_windows, crop.device))
 
     @torch.no_grad()
-    def tile_features(self, crop: Tensor, rows: InputSpan, columns: InputSpan, stride: Stride) -> TileOutputs:
-        """See `Net.tile_features`: the outputs of its windows."""
-        grid = WindowGrid(len(crop), (rows.outputs, columns.outputs), self.geometry.stride(stride))
-        offsets = (rows.offset, columns.offset)
-        values = self._run(self.interpreter, crop, grid, offsets, self.program.nodes, self.program.outputs)
-        return TileOutputs((len(crop), rows.outputs, columns.outputs), values)
-
     def forward_head_flat(
-        self, features: Sequence[TileOutputs], stride: Stride, context: Sequence[Any] = ()
+        self, features: Sequence[TileFeatures], stride: Stride, context: Sequence[Any] = ()
     ) -> tuple[Tensor, list[Shape]]:
-        """See `Net.forward_head_flat`."""
-        flat = [f.values[self.outputs.scores].flatten(1) for f in features]
-        return flat[0] if len(flat) == 1 else torch.cat(flat), [f.shape for f in features]
+        """See `Net.forward_head_flat`; the boxes of a module that gives them stay in the features."""
+        by_form: dict[tuple[int, int], list[TileFeatures]] = {}
+        for f in features:
+            if not f.outputs and f.input is not None:
+                by_form.setdefault((f.input.size, f.input.tap), []).append(f)
+        for (size, tap), same in by_form.items():
+            self._run_head(same, size, tap)
+        flat = [f.outputs[self.outputs.scores].flatten(1) for f in features]
+        return concat(flat), [f.shape for f in features]
+
+    def _run_head(self, features: Sequence[TileFeatures], size: int, tap: int) -> None:
+        """The outputs of tiles from their maps, in one pass over the weights."""
+        head, interpreter = self.head, self.interpreter
+        assert head is not None
+        maps = [f.input.maps for f in features if f.input is not None]
+        weight, bias = self._head_weights(maps[0].device)
+        with region(FIRST_FC):
+            first = ops.skip_classifier_flat(
+                maps, weight, bias, size, relu=head.linear in interpreter.context.relu, tap=tap
+            )
+        values = self._outputs({head.linear: first}, head.tail, len(first), first.device)
+        split = [value.split([math.prod(f.shape) for f in features]) for value in values]
+        for number, f in enumerate(features):
+            f.outputs = [chunks[number] for chunks in split]
+
+    def _head_weights(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The kernel [O, C, h, w] and the bias of the head's first layer."""
+        assert self.head is not None
+        linear = self.head.linear
+        inputs = [self.interpreter.constant(a, device) for a in linear.args[1:] if isinstance(a, Node)]
+        weight, bias = inputs[0], inputs[1] if len(inputs) > 1 else None
+        kernel = kernel_of(self.weights, linear, weight, self.head.index)
+        assert kernel is not None
+        return kernel, bias
+
+    def _outputs(
+        self, values: dict[Node, Any], nodes: Sequence[Node], num_windows: int, device: torch.device
+    ) -> list[Tensor]:
+        """Run nodes up to the module's outputs, of windows one by one."""
+        outputs = self.program.outputs
+        self.interpreter.run(values, nodes, num_windows, device, keep=outputs)
+        return [windows_of(values[node]) for node in outputs]  # type: ignore[misc]
 
     # Costs
 
-    def tile_cost(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> Cost:
-        """The cost of a tile's features."""
-        size = (rows.stop - rows.start, columns.stop - columns.start)
-        grid = WindowGrid(images, (rows.outputs, columns.outputs), self.geometry.stride(stride))
-        key = (grid, size, rows.offset, columns.offset, self.dtype)
-        if key not in self._costs:
-            self._costs[key] = measure(
-                self.interpreter, self.program.nodes, grid, size, (rows.offset, columns.offset), prepare=self.normalise
-            )
-        return self._costs[key]
-
     def tile_bytes(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
-        """See `Net.tile_bytes`."""
-        numbers = sum(int(node.meta["val"][0].numel()) for node in self.program.outputs)
-        peak = self.tile_cost(1, rows, columns, stride).peak * images
-        return peak, 4 * images * rows.outputs * columns.outputs * 3 * numbers
+        """See `Net.tile_bytes`: from a run on the meta device."""
+        pixels = self.geometry.stride(stride)
+        key = (rows, columns, pixels, self.dtype)
+        if key not in self._bytes:
+            crop = torch.empty(1, self.in_channels, rows.stop - rows.start, columns.stop - columns.start, device="meta")
+            with Meter() as body:
+                features = self.tile_features(crop, rows, columns, pixels)
+            held = 0
+            if features.input is not None:  # the op pools one axis after the other, and may gather windows
+                assert self.head is not None
+                maps, positions = features.input.maps, math.prod(features.shape)
+                gathers = positions < eager.GATHER_MAX_POSITIONS
+                window = self.head.index.numbers.numel() if gathers else 4 * maps.shape[1]
+                held = (3 * maps.numel() + positions * window) * maps.element_size()
+            with Meter() as head:
+                self.forward_head_flat([features], pixels)
+            self._bytes[key] = body.peak, held + head.peak + sum(o.nbytes for o in features.outputs)
+        of_body, of_head = self._bytes[key]
+        return images * of_body, images * of_head
 
     def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
         """See `Net.region_macs`."""
-        from overfeat.densify.export import label
-
-        pixels = self.geometry.stride(stride)
-        counts = [(side - window) // pixels + 1 for side, window in zip(size, self.geometry.window, strict=True)]
-        spans = [self.input_span(i, size[i], slice(0, counts[i]), stride) for i in range(2)]
+        counts = [self.geometry.num_outputs(axis, side, stride) for axis, side in enumerate(size)]
+        spans = [self.input_span(axis, size[axis], slice(0, count), stride) for axis, count in enumerate(counts)]
+        grid = WindowGrid(1, (counts[0], counts[1]), self.geometry.stride(stride))
+        seen = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
         macs: dict[str, int] = {}
-        for node, count in self.tile_cost(1, spans[0], spans[1], stride).macs.items():
+        for node, count in measure(self.interpreter, self.program.nodes, grid, seen).macs.items():
             if count:
-                macs[label(node)] = macs.get(label(node), 0) + count
-        return macs, counts[0] * counts[1]
+                name = FIRST_FC if self.head is not None and node is self.head.linear else label(node)
+                macs[name] = macs.get(name, 0) + count
+        return macs, grid.num_windows
+
+
+def _reach(cost: Cost) -> tuple[tuple[int, int], tuple[int, int]]:
+    """For rows and columns: the pixels before and after a window that its outputs depend on with neighbours."""
+    axes = list(cost.axes.values())
+    down, across = ((max(a[i].before for a in axes), max(a[i].after for a in axes)) for i in range(2))
+    return down, across
 
 
 def check_borders(borders: str) -> None:

@@ -79,6 +79,11 @@ def pair(value: int | Sequence[int]) -> Pair:
     return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
 
 
+def filled(arguments: Sequence[Any], *defaults: Any) -> tuple[Any, ...]:
+    """Arguments of an op, with the defaults of those that are left out."""
+    return (*arguments, *defaults[len(arguments) :])
+
+
 def slidings(kernel: Pair, stride: Pair, pad: Pair, dilation: Pair) -> tuple[Sliding, Sliding]:
     """For both axes."""
     down, across = (Sliding(*values) for values in zip(kernel, stride, pad, dilation, strict=True))
@@ -239,7 +244,7 @@ def slice_cells(context: Context, node: Node, x: Maps | View, dim: int = 0, *arg
     shared = (x.as_maps() or x) if isinstance(x, View) else x
     if not isinstance(shared, Maps) or dim % rank < 2:
         return layout(context, node, x, dim, *args)
-    start, stop, step = (*args, *(None, None, 1)[len(args) :])
+    start, stop, step = filled(args, None, None, 1)
     starts, steps = [0, 0], [1, 1]
     i = dim % 4 - 2
     starts[i], steps[i] = range(shared.axes[i].cells)[start:stop:step].start, step
@@ -252,7 +257,7 @@ def slice_cells(context: Context, node: Node, x: Maps | View, dim: int = 0, *arg
 
 def conv2d(context: Context, node: Node, x: Maps, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Any:
     """A convolution, with its ReLU."""
-    stride, padding, dilation, groups = (*rest, *(1, 0, 1, 1)[len(rest) :])
+    stride, padding, dilation, groups = filled(rest, 1, 0, 1, 1)
     kernel, stride, dilation = (weight.shape[2], weight.shape[3]), pair(stride), pair(dilation)
     if padding == "same":
         pads = [e * (k - 1) for k, e in zip(kernel, dilation, strict=True)]
@@ -292,7 +297,7 @@ def max_pool2d_with_indices(context: Context, node: Node, x: Maps, *args: Any) -
 
 def avg_pool2d(context: Context, node: Node, x: Maps, kernel: Any, *rest: Any) -> Any:
     """Average pooling, one axis after the other, each as a convolution of every channel."""
-    stride, padding, _, count_include_pad, divisor_override = (*rest, *((), 0, False, True, None)[len(rest) :])
+    stride, padding, _, count_include_pad, divisor_override = filled(rest, (), 0, False, True, None)
     kernel, padding = pair(kernel), pair(padding)
     stride = pair(stride or kernel)
     if kernel == tuple(axis.cells for axis in x.axes) and not any(padding) and not divisor_override:

@@ -15,5 +15,5 @@ def squeezenet() -> DensifiedNet:
     net = densify(
         pretrained(), WINDOW, class_names=imagenet_classes(), mean=MEAN, channel_order=CHANNEL_ORDER, check=False
     )
-    net.default_stride = STRIDE
+    net.default_stride, net.scale_factors = STRIDE, None
     return net

@@ -1,0 +1,63 @@
+"""Whether a converted net gives what the module gives."""
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from overfeat.densify.export import evaluation_mode
+from overfeat.densify.net import DensifiedNet
+from overfeat.errors import InputError
+
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 5e-3}  # of the largest output; rounding grows with a net's depth
+LOW_PRECISION = 5e-2
+COUNTS = (2, 3)  # windows down and across
+
+
+@torch.no_grad()
+def check_conversion(net: DensifiedNet, module: nn.Module | ExportedProgram) -> None:
+    """Compare random windows, cropped, with the net; InputError for a difference.
+
+    Borders are compared as "exact", whatever the net's are: of neighbours the module knows nothing.
+    """
+    run = module.module() if isinstance(module, ExportedProgram) else module
+    stride, (height, width) = net.geometry.stride("fine"), net.geometry.window
+    size = (height + (COUNTS[0] - 1) * stride, width + (COUNTS[1] - 1) * stride)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, net.in_channels, *size), generator=generator).to(net.device, torch.float32)
+    prepared = net.normalise(images)
+    starts = [(i * stride, j * stride) for i in range(COUNTS[0]) for j in range(COUNTS[1])]
+    windows = torch.cat([prepared[:, :, top : top + height, left : left + width] for top, left in starts])
+    windows = windows.contiguous()
+    if isinstance(module, ExportedProgram):
+        together, alone = _tensors(run(windows)), _tensors(run(windows[:2]))
+    else:
+        with evaluation_mode(module):
+            together, alone = _tensors(run(windows)), _tensors(run(windows[:1]))
+    tolerance = TOLERANCE.get(net.dtype, LOW_PRECISION)
+    for number, (all_windows, one) in enumerate(zip(together, alone, strict=True)):
+        difference = _difference(all_windows[: len(one)], one)
+        if not difference <= tolerance:
+            raise InputError(
+                f"output {number} of a window depends on the others in its batch: it differs by {difference:.2g} of "
+                "the largest output; normalize by running statistics, not by the batch's"
+            )
+    exact = net if net.borders != "neighbours" else net.with_borders("exact")
+    for number, (expected, actual) in enumerate(zip(together, _tensors(exact(images, stride)), strict=True)):
+        difference = _difference(actual.flatten(2)[0].T.reshape(expected.shape), expected)
+        if not difference <= tolerance:
+            raise InputError(
+                f"output {number} of the converted module differs from the module's by {difference:.2g} of the largest "
+                "output; please report this module"
+            )
+
+
+def _tensors(value: object) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest, as a fraction of the largest number."""
+    scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    return float(((actual - expected).abs() / scale).masked_fill(same, 0.0).max())
