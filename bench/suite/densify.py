@@ -29,7 +29,7 @@ from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.net import Net
 from overfeat.models.overfeat import OverFeat
 
-BATCH_PIXELS = 2**19  # of a batch of crops
+BATCH_PIXELS = 2**17  # of a batch of crops: larger ones leave the caches and take longer
 
 
 @dataclass(eq=False)
@@ -98,7 +98,7 @@ class EveryWindow:
 
     def by_cropping(self, crop: Callable[..., Tensor]) -> Tensor:
         """`crop`: `cropped_windows` or `monai_patches`."""
-        batch = max(16, BATCH_PIXELS // self.net.window**2)
+        batch = max(8, BATCH_PIXELS // self.net.window**2)
         return crop(partial(outputs, self.converted.module), self.corner, self.net.window, self.stride, batch)
 
     def by_fragments(self) -> Tensor:
