@@ -45,7 +45,7 @@ class Converted:
 
     @cached_property
     def exact(self) -> Net:
-        from overfeat import densify
+        from overfeat.densify.convert import densify
 
         return densify(self.module, self.net.window, **NORMALIZATION, check=False)
 
@@ -199,7 +199,7 @@ def _built_in(machine: Machine, name: str, borders: str, image: Callable[[], Ten
 
     @functools.cache
     def converted() -> Net:
-        from overfeat import densify
+        from overfeat.densify.convert import densify
 
         net = machine.net(name, torch.float32)
         scaling = {"mean": architecture.mean, "std": architecture.std}
