@@ -12,6 +12,7 @@ from overfeat.dense.config import DenseConfig
 from overfeat.dense.evaluate import evaluate_tiles
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import clamp_scales, round_to_stride, scale_sizes, six_scales
+from overfeat.dense.tiling import Tile, tile_bytes
 from overfeat.densify.convert import densify
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Geometry
@@ -138,11 +139,12 @@ def test_tiles_see_what_the_net_asks_for(halo):
 def test_tiles_of_converted_nets_give_the_whole(borders):
     module = small_module(3, (20, 26), 3, pad=1)
     net = densify(module, (20, 26), borders=borders, **PIXELS)
-    images, limit = image_of(3, count=2, height=60, width=61), 300_000
+    images = image_of(3, count=2, height=60, width=61)
     options = {"scales": [1.0], "flip": True}
     for stride in (3, 4):
         whole = overfeat.score_maps(net, images, stride=stride, **options)
         own_grids = grids(net, (60, 61), DenseConfig(stride=stride, **options))
+        limit = 2 * max(tile_bytes(net, Tile.whole(own_grids[0]))) // 3
         assert len(list(evaluate_tiles(net, images, own_grids, limit))) > 4, "nothing was cut"
         tiled = overfeat.score_maps(net, images, stride=stride, memory_limit=limit, **options)
         for one, other in zip(tiled, whole, strict=True):
