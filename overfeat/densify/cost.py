@@ -55,13 +55,13 @@ class Cost:
 
     Attributes:
         macs: By node.
-        ends: The nodes from which on windows are on their own.
+        ends: The nodes from which on windows are computed one by one, and why.
         axes: Of every node whose value windows share.
         peak: Bytes of the tensors that are alive at once, with the images.
     """
 
     macs: dict[Node, int] = field(default_factory=dict)
-    ends: list[Node] = field(default_factory=list)
+    ends: dict[Node, str] = field(default_factory=dict)
     axes: dict[Node, Any] = field(default_factory=dict)
     peak: int = 0
 
@@ -79,10 +79,10 @@ def measure(
         nonlocal before
         before = meter.macs
 
-    def ended(node: Node, value: Any, ends: bool) -> None:
+    def ended(node: Node, value: Any, reason: str | None) -> None:
         cost.macs[node] = meter.macs - before
-        if ends:
-            cost.ends.append(node)
+        if reason is not None:
+            cost.ends[node] = reason
         if isinstance(value, Shared):
             cost.axes[node] = value.maps.axes if isinstance(value, View) else value.axes
 

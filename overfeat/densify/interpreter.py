@@ -12,9 +12,9 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from overfeat import ops
-from overfeat.densify.export import Program, label, op_name
+from overfeat.densify.export import Program, is_number, label, op_name
 from overfeat.densify.rules import Context, Sym, apply_rule, resolve, windows_only
-from overfeat.densify.values import Axis, Maps, Shared, WindowGrid
+from overfeat.densify.values import Axis, Maps, Shared, View, WindowGrid
 from overfeat.regions import region
 
 MULTIPLY = frozenset(("conv2d", "linear", "matmul", "bmm", "addmm", "mm", "scaled_dot_product_attention"))
@@ -25,7 +25,7 @@ class Observer:
     """Is called around every node of a run that is measured."""
 
     before: Callable[[Node], None]
-    after: Callable[[Node, Any, bool], None]  # with the value, and whether windows that shared it no longer do
+    after: Callable[[Node, Any, str | None], None]  # with the value, and why windows no longer share it, if so
 
 
 class Interpreter:
@@ -60,48 +60,46 @@ class Interpreter:
                 continue
             if observer is not None:
                 observer.before(node)
-            values[node], ends = self._node(node, values, num_windows, device)
+            values[node], reason = self._node(node, values, num_windows, device)
             if observer is not None:
-                observer.after(node, values[node], ends)
+                observer.after(node, values[node], reason)
             for done in self.program.dead[node]:
                 if done not in keep:
                     values.pop(done, None)
         return values
 
-    def _node(self, node: Node, values: dict[Node, Any], num_windows: int, device: torch.device) -> tuple[Any, bool]:
-        """The value of a node, and whether it is windows one by one of what was shared."""
+    def _node(
+        self, node: Node, values: dict[Node, Any], num_windows: int, device: torch.device
+    ) -> tuple[Any, str | None]:
+        """The value of a node, and why windows no longer share it where they shared its input."""
+        name = op_name(node)
+        if name == "sym_size":
+            return Sym(lambda count: count), None
 
         def value(argument: Any) -> Any:
             if not isinstance(argument, Node):
                 return argument
             return values[argument] if argument in values else self.constant(argument, device)
 
-        if op_name(node) == "sym_size":
-            return Sym(lambda count: count), False
         args = pytree.tree_map(value, node.args)
         kwargs = pytree.tree_map(value, dict(node.kwargs))
-        name = op_name(node)
         if node in self.relus:
-            return args[0], False
-        if name == "linear" and isinstance(args[0], Tensor) and args[0].dim() == 2:
-            with region(label(node)):
-                return self.linear(node, *args), False
-        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Shared))
+            return args[0], None
         if node.target is operator.getitem:
-            return args[0][args[1]], False
-        if any(isinstance(v, Sym) for v in leaves) and not any(isinstance(v, (Tensor, *Shared)) for v in leaves):
-            if isinstance(node.meta["val"], Tensor):
-                return self._plain(node, args, kwargs, num_windows, device), False
+            return args[0][args[1]], None
+        if is_number(node):
             target: Callable = node.target  # type: ignore[assignment]
-            return Sym(lambda count: target(*resolve(args, count), **resolve(kwargs, count))), False
+            return Sym(lambda count: target(*resolve(args, count), **resolve(kwargs, count))), None
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Shared))
+        shared = [v for v in leaves if isinstance(v, Shared)]
         with region(label(node)) if name in MULTIPLY else nullcontext():
-            if any(isinstance(v, Shared) for v in leaves):
-                result = apply_rule(self.context, node, name, args, kwargs)
-                if result is not None:
-                    return result, not _shared(result)
-                args, kwargs = windows_only(args), windows_only(kwargs)
-                return self._plain(node, args, kwargs, num_windows, device), True
-            return self._plain(node, args, kwargs, num_windows, device), False
+            if not shared:
+                return self._plain(node, args, kwargs, num_windows, device), None
+            result = apply_rule(self.context, node, name, args, kwargs)
+            if result is not None:
+                return result, None if _is_shared(result) else _border_reason(node)
+            result = self._plain(node, windows_only(args), windows_only(kwargs), num_windows, device)
+            return result, None if name == "linear" else _whole_reason(shared)
 
     def _plain(self, node: Node, args: Any, kwargs: Any, num_windows: int, device: torch.device) -> Any:
         """The module's own op on windows one by one, or on constants."""
@@ -109,12 +107,14 @@ class Interpreter:
         if "device" in kwargs:
             kwargs = {**kwargs, "device": device}
         target: Callable = node.target  # type: ignore[assignment]
+        if op_name(node) == "linear" and args[0].dim() == 2:
+            return self._linear(node, *args)
         if op_name(node) in ("view", "_unsafe_view"):  # memory formats are not the module's
             target = torch.ops.aten.reshape.default
         result = target(*args, **kwargs)
         return result.relu_() if node in self.context.relu else result
 
-    def linear(self, node: Node, flat: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _linear(self, node: Node, flat: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """A fully connected layer of windows one by one, with its ReLU."""
         as_kernel = self.program.weights.derived(
             (node, "linear", weight.device.type), [weight], lambda: weight[..., None, None]
@@ -158,5 +158,18 @@ def fused_relus(nodes: Sequence[Node]) -> dict[Node, Node]:
     return found
 
 
-def _shared(value: Any) -> bool:
+def _is_shared(value: Any) -> bool:
     return any(isinstance(v, Shared) for v in pytree.tree_leaves(value, is_leaf=lambda v: isinstance(v, Shared)))
+
+
+def _border_reason(node: Node) -> str | None:
+    """Of a value that is windows one by one by its rule; None where a rule has made one number of many cells."""
+    value = node.meta["val"]
+    spatial = isinstance(value, Tensor) and value.dim() == 4 and max(value.shape[2:]) > 1
+    return "nearly all of its cells see the window's border" if spatial else None
+
+
+def _whole_reason(shared: Sequence[Maps | View]) -> str | None:
+    """Of a value that has no rule; None where its inputs have a single cell."""
+    maps = [v.maps if isinstance(v, View) else v for v in shared]
+    return "it is computed from a window as a whole" if any(max(m.shape[1:]) > 1 for m in maps) else None

@@ -17,7 +17,8 @@ from overfeat.densify.head import HeadInput, find_head, head_input
 from overfeat.densify.interpreter import Interpreter
 from overfeat.densify.outputs import Outputs
 from overfeat.densify.rules import kernel_of
-from overfeat.densify.values import WindowGrid, windows_of
+from overfeat.densify.table import cost_table
+from overfeat.densify.values import Axis, WindowGrid, windows_of
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Geometry, Size, Stride
 from overfeat.models.net import InputSpan, Net, Shape
@@ -75,6 +76,8 @@ class DensifiedNet(Net):
         neighbours = Interpreter(program, "neighbours")
         shared = measure(neighbours, program.nodes, WindowGrid(1, (1, 1), 1), program.window)
         self.reach = _reach(shared)
+        if borders == "refuse":
+            measure(self.interpreter, program.nodes, WindowGrid(1, (1, 1), 1), program.window)
         self.head = find_head(program, neighbours.constants, neighbours.context.indices)
         self.regressor: ConvertedRegressor | None = None
         if outputs.boxes is not None:
@@ -102,6 +105,13 @@ class DensifiedNet(Net):
         """Of the weights."""
         tensors = (*self.weights.parameters(), *self.weights.buffers())
         return next((t.dtype for t in tensors if t.is_floating_point()), self.program.dtype)
+
+    def __str__(self) -> str:
+        return cost_table(self)
+
+    def __repr__(self) -> str:
+        (height, width), name = self.geometry.window, self.geometry.name
+        return f"DensifiedNet({name}, window {height}x{width}, {self.num_classes} classes, borders={self.borders!r})"
 
     # Images
 
@@ -304,7 +314,7 @@ class DensifiedNet(Net):
 
 def _reach(cost: Cost) -> tuple[tuple[int, int], tuple[int, int]]:
     """For rows and columns: the pixels before and after a window that its outputs depend on with neighbours."""
-    axes = list(cost.axes.values())
+    axes = [*cost.axes.values(), (Axis(1), Axis(1))]
     down, across = ((max(a[i].before for a in axes), max(a[i].after for a in axes)) for i in range(2))
     return down, across
 
