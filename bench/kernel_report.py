@@ -138,6 +138,8 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     for max_rows, _ in launch.tiles(name, chip.capability):
         yield partial(call, min(max_rows, 200), 1024, pool="separate", backward=True)
         yield partial(call, min(max_rows, 200), 1024, split_k=4, pool="separate")
+    yield partial(overlapping_pools, empty, "fused")
+    yield partial(overlapping_pools, empty, "separate")
     yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's k
     yield lambda: call(200, 1000, bias=False, pool="separate")  # channels not divisible by 16
     if kind == "ieee":  # boxes are float32 or float64
@@ -155,8 +157,18 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
                 empty(1, 1024, 36 - size, 45 - size), empty(1, 1024, 35, 44), size, 1
             )
             yield lambda size=size: offset_pool.forward(empty(1, 1024, 35, 44), size, 1)
+        yield lambda: offset_pool.backward(empty(1, 256, 31, 40), empty(1, 256, 35, 44), 3, 2)
+        yield lambda: offset_pool.forward(empty(1, 256, 35, 44), 3, 2)
         yield lambda: offset_pool.forward(torch.empty(1, 1024, 35, 44, dtype=dtype, device="meta"), 3, 1)
         yield lambda: class_scores.forward(empty(630, 1000), [630])
+
+
+def overlapping_pools(empty: Callable[..., torch.Tensor], pool: launch.Pool) -> None:
+    """A first full layer after 3 x 3 pools of stride 2, as AlexNet's."""
+    maps, weight = [empty(1, 256, 20, 23)], empty(4096, 256, 6, 6)
+    with launch.override(pool=pool):
+        output = skip_classifier.forward(maps, weight, empty(4096), 3, True, 2)
+    skip_classifier.backward(output, maps, weight, output, 3, 2, True, True)
 
 
 def compile_for(chip: Chip, kind: str) -> list[Compiled]:

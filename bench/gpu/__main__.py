@@ -60,6 +60,7 @@ def main() -> int:
         run.section("classification", timings.classification)
         run.section("tuning", timings.tuning)
         run.section("scales", timings.scales)
+        run.section("overlapping pools", timings.overlapping)
         run.section("training", timings.training)
         run.section("merging", timings.merging)
         run.section("thorough checks", checks.thorough)

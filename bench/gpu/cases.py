@@ -70,6 +70,7 @@ class Sizes:
     small: tuple[tuple[int, int, int], ...]  # images, height, width of the feature maps of short checks
     pooled: tuple[int, int, int, int]  # [N, C, H, W] of the pooling checks
     channels: tuple[int, int]  # of short checks: divisible by 16, and not
+    overlapping: tuple[int, int, int]  # channels, outputs, kernel of a layer after overlapping pools
     gemms: tuple[tuple[int, int, int], ...]  # (m, n, k) for the measured peak
     copied: int  # bytes, for the measured peak of copies
     batches: tuple[int, int]
@@ -81,11 +82,16 @@ class Sizes:
         a = self.architecture
         return Layer(kind, maps, a.convs[-1].channels, a.hidden[0], a.kernel, a.pool, device)
 
+    def overlapping_layer(self, kind: Kind, images: int, device: torch.device) -> "Layer":
+        """A first full layer after 3 x 3 pools of stride 2, as AlexNet's, on a feature map per scale."""
+        return Layer(kind, [(images, h, w) for h, w in self.maps], *self.overlapping, 3, device, tap=2)
+
 
 FULL = Sizes(
     architecture=ARCHITECTURES["accurate"], image=(375, 500), classes=1000,
     maps=((17, 17), (20, 23), (23, 29), (29, 35), (32, 38), (35, 44)),
     small=((2, 17, 17), (1, 20, 23), (3, 16, 15)), pooled=(2, 24, 17, 20), channels=(128, 40),
+    overlapping=(256, 4096, 6),
     gemms=((4096, 4096, 4096), (8192, 8192, 8192), (12600, 4096, 25600)), copied=1 << 30,
     batches=(1, 8), crops=128, kinds=(BFLOAT16, TF32, FLOAT16, FLOAT32),
 )  # fmt: skip
@@ -93,7 +99,7 @@ TINY = Sizes(
     architecture=Architecture("tiny", (Conv(8, 5, stride=2), Conv(16, 3, pool=3)), kernel=2, hidden=(16, 16),
                               short_side=20, scales=((23, 23),) * 5 + ((23, 25),)),
     image=(30, 36), classes=5, maps=((8, 8), (8, 9)), small=((2, 6, 7), (1, 7, 8)), pooled=(2, 5, 7, 8),
-    channels=(16, 6),
+    channels=(16, 6), overlapping=(16, 24, 2),
     gemms=((64, 64, 64),), copied=1 << 12, batches=(1, 2), crops=4,
     kinds=(FLOAT16, TF32, FLOAT32),  # Triton's interpreter treats bfloat16 as integers
 )  # fmt: skip
@@ -127,8 +133,8 @@ class Layer:
     """The classifier's first layer on feature maps of several sizes: inputs, expected results, checks."""
 
     def __init__(self, kind: Kind, maps: Sequence[tuple[int, int, int]], channels: int, outputs: int, kernel: int,
-                 pool: int, device: torch.device):  # fmt: skip
-        self.kind, self.kernel, self.pool = kind, kernel, pool
+                 pool: int, device: torch.device, *, tap: int | None = None):  # fmt: skip
+        self.kind, self.kernel, self.pool, self.tap = kind, kernel, pool, tap or pool
         self.maps = [random_values((n, channels, h, w), kind, device, seed) for seed, (n, h, w) in enumerate(maps)]
         shape = (outputs, channels, kernel, kernel)
         self.weight = random_values(shape, kind, device, 100, (channels * kernel**2) ** -0.5)
@@ -136,7 +142,7 @@ class Layer:
 
     @property
     def positions(self) -> int:
-        return sum(n * h * w for n, h, w in output_shapes(self.maps, self.weight, self.pool))
+        return sum(n * h * w for n, h, w in output_shapes(self.maps, self.weight, self.pool, self.tap))
 
     @property
     def flop(self) -> int:
@@ -160,7 +166,7 @@ class Layer:
 
     def ours(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         """The library's implementation."""
-        return ops.skip_classifier_flat(maps, weight, bias, self.pool)
+        return ops.skip_classifier_flat(maps, weight, bias, self.pool, tap=self.tap)
 
     def check(self, implementation: Layered, poison: bool = True) -> None:
         """Raise AssertionError if the results differ from the reference."""
@@ -204,7 +210,7 @@ class Layer:
 
     def _reference(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
         weight, bias = weight.double().contiguous(), None if bias is None else bias.double()
-        return flatten([reference.skip_classifier(m.double(), weight, bias, self.pool, relu) for m in maps])
+        return flatten([reference.skip_classifier(m.double(), weight, bias, self.pool, relu, self.tap) for m in maps])
 
 
 def flatten(results: Results) -> Tensor:
@@ -218,9 +224,9 @@ def _spread(count: int) -> list[int]:
     return sorted({round(x) for x in torch.linspace(0, count - 1, SAMPLES).tolist()})
 
 
-def pool_and_convolve(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, size: int) -> list[Tensor]:
+def pool_and_convolve(maps: Sequence[Tensor], weight: Tensor, bias: Tensor, size: int, tap: int) -> list[Tensor]:
     """Plain PyTorch: pool at stride 1, convolve with dilation."""
-    return [F.relu(F.conv2d(F.max_pool2d(m, size, 1), weight, bias, dilation=size)) for m in maps]
+    return [F.relu(F.conv2d(F.max_pool2d(m, size, 1), weight, bias, dilation=tap)) for m in maps]
 
 
 def implementations(layer: Layer, dry: bool, pools: bool = False, singly: bool = False) -> dict[str, Layered]:
@@ -236,11 +242,12 @@ def implementations(layer: Layer, dry: bool, pools: bool = False, singly: bool =
         return [offset_loop(net, m).relu_() for m in maps]
 
     def each(maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
-        return [ops.skip_classifier(m, weight, bias, layer.pool) for m in maps]
+        return [ops.skip_classifier(m, weight, bias, layer.pool, tap=layer.tap) for m in maps]
 
-    plain = partial(pool_and_convolve, size=layer.pool)
-    named: dict[str, Layered] = {EAGER: plain, "torch.compile": compiled(plain, dry), "loop over offsets": loop,
-                                 FAST: layer.ours}  # fmt: skip
+    plain = partial(pool_and_convolve, size=layer.pool, tap=layer.tap)
+    named: dict[str, Layered] = {EAGER: plain, "torch.compile": compiled(plain, dry), FAST: layer.ours}
+    if layer.tap == layer.pool:
+        named["loop over offsets"] = loop
     if singly:
         named[f"{FAST}, one call per scale"] = each
     if pools and has_kernels(layer.kind, layer.weight.device):

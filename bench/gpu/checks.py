@@ -40,13 +40,15 @@ def short(run: Run) -> None:
         name = str(dtype).removeprefix("torch.")
         run.check(f"merging, {match}, {name}", MERGING, FAST, name, lambda d=dtype, m=match: merging(run, d, m))
     for kind in sizes(run).kinds:
-        for size, last in itertools.product((2, 3), (False, True)):
-            layout = "channels-last" if last else "contiguous"
-            run.check(f"pooling {size}, {layout}, {kind.name}", POOL, FAST, kind.name,
-                      lambda k=kind, s=size, c=last: pooling(run, k, s, c))  # fmt: skip
+        for window, last in itertools.product(((2, 1), (3, 1), (3, 2)), (False, True)):
+            layout, name = "channels-last" if last else "contiguous", "pooling {}, dilation {}".format(*window)
+            run.check(f"{name}, {layout}, {kind.name}", POOL, FAST, kind.name,
+                      lambda k=kind, w=window, c=last: pooling(run, k, *w, c))  # fmt: skip
         run.check(f"class scores, {kind.name}", SCORES, FAST, kind.name, lambda k=kind: scores(run, k))
-        for channels in sizes(run).channels:
-            layer, name = small(run, kind, channels), f"{channels} channels, {kind.name}"
+        layers = {f"{channels} channels": small(run, kind, channels) for channels in sizes(run).channels}
+        layers["overlapping pools"] = overlapping(run, kind)
+        for name, layer in layers.items():
+            name = f"{name}, {kind.name}"
             run.check(name, LAYER, FAST, kind.name, lambda x=layer: x.check(x.ours))
             run.check(f"gradients, {name}", LAYER, FAST, kind.name, lambda x=layer: x.check_gradients(x.ours))
             if not has_kernels(kind, run.device):
@@ -108,6 +110,12 @@ def small(run: Run, kind: Kind, channels: int) -> Layer:
     return Layer(kind, sizes(run).small, channels, channels + 8, kernel, pool, run.device)
 
 
+def overlapping(run: Run, kind: Kind) -> Layer:
+    """The same after 3 x 3 pools of stride 2."""
+    channels, kernel = sizes(run).channels[0], sizes(run).architecture.kernel
+    return Layer(kind, sizes(run).small, channels, channels + 8, kernel, 3, run.device, tap=2)
+
+
 def six(run: Run, kind: Kind, channels: int, outputs: int) -> Layer:
     """A layer on one feature map per scale."""
     a = sizes(run).architecture
@@ -127,15 +135,15 @@ def tiles(run: Run, kind: Kind) -> Iterator[tuple[object, bool]]:
             yield tile, fused
 
 
-def pooling(run: Run, kind: Kind, size: int, last: bool) -> None:
+def pooling(run: Run, kind: Kind, size: int, dilation: int, last: bool) -> None:
     """Forward and backward; values are rounded, so that many windows have several maxima."""
     maps = (2 * random_values(sizes(run).pooled, kind, run.device, 0)).round_()
     maps = maps.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
     truth = maps.detach().double().requires_grad_()
-    expected = reference.offset_max_pool(truth, size)
+    expected = reference.offset_max_pool(truth, size, dilation)
     grad = random_values(expected.shape, kind, run.device, 1)
     with poisoned():
-        actual = ops.offset_max_pool(maps, size)
+        actual = ops.offset_max_pool(maps, size, dilation)
         (of_maps,) = torch.autograd.grad(actual, maps, grad)
     assert_matches(actual, expected, kind.tolerance)
     assert_matches(of_maps, torch.autograd.grad(expected, truth, grad.double())[0], kind.tolerance)

@@ -63,6 +63,14 @@ def scales(run: Run) -> None:
             forward(run, "scales", layer, f"{height}x{width}", images=images, pools=True, skipped=skipped)
 
 
+def overlapping(run: Run) -> None:
+    """A layer after 3 x 3 pools of stride 2 on six scales, with separate and fused pooling."""
+    for images in sizes(run).batches:
+        layer = sizes(run).overlapping_layer(main(run), images, run.device)
+        forward(run, "overlapping pools", layer, images=images, pools=True)
+        both(run, "overlapping pools", layer, images=images, compare=images == 1)
+
+
 def training(run: Run) -> None:
     """Forward and backward: six scales in bfloat16, and training crops, which have one position each."""
     for images in sizes(run).batches:

@@ -12,8 +12,8 @@ from bench.pages.gpu import page
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = [
-    "short checks", "measured peaks", "packed", "classification", "tuning", "scales", "training", "merging",
-    "thorough checks", "other kinds", "naive windows", "fragile checks",
+    "short checks", "measured peaks", "packed", "classification", "tuning", "scales", "overlapping pools", "training",
+    "merging", "thorough checks", "other kinds", "naive windows", "fragile checks",
 ]  # fmt: skip
 
 # A kernel that leaves the last row of its result uninitialised; on the run's clock, every check takes a second.
