@@ -280,9 +280,10 @@ class DensifiedNet(Net):
     def tile_bytes(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
         """See `Net.tile_bytes`: from a run on the meta device."""
         pixels = self.geometry.stride(stride)
-        key = (rows, columns, pixels, self.dtype)
+        height, width = (span.stop - span.start for span in (rows, columns))
+        key = (height, width, rows.outputs, columns.outputs, rows.offset, columns.offset, pixels, self.dtype)
         if key not in self._bytes:
-            crop = torch.empty(1, self.in_channels, rows.stop - rows.start, columns.stop - columns.start, device="meta")
+            crop = torch.empty(1, self.in_channels, height, width, device="meta")
             with Meter() as body:
                 features = self.tile_features(crop, rows, columns, pixels)
             held = 0
