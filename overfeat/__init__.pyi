@@ -13,6 +13,7 @@ from .dense.config import SixScales as SixScales
 from .dense.detections import Detections as Detections
 from .dense.evaluate import ScoreMap as ScoreMap
 from .dense.evaluate import score_maps as score_maps
+from .densify.backbone import Backbone as Backbone
 from .densify.convert import densify as densify
 from .densify.net import DensifiedNet as DensifiedNet
 from .densify.squeezenet import squeezenet as squeezenet

@@ -6,7 +6,7 @@ from pathlib import Path
 from overfeat.errors import ArgumentError
 from overfeat.models.geometry import Stride
 from overfeat.options import option
-from overfeat.training.config import TaskOptions, TrainConfig
+from overfeat.training.config import FeatureOptions, TaskOptions, TrainConfig
 
 TRAINING = TrainConfig()  # the loop's defaults
 
@@ -25,10 +25,10 @@ DEFAULT_PROTOCOLS = PROTOCOLS[:6]
 
 
 @dataclass(frozen=True)
-class ClassifierConfig(TaskOptions):
+class ClassifierConfig(FeatureOptions, TaskOptions):
     """How to train a classifier on random crops; the defaults are the paper's (section 3.1)."""
 
-    net: str | None = option(None, "architecture: fast, accurate or small (default: fast)", metavar="NAME")
+    net: str | None = option(None, "fast, accurate, small or squeezenet (default: fast)", metavar="NAME")
     init: Path | None = option(
         None, "fine-tune this net (safetensors); its last layer is replaced if its classes differ", metavar="WEIGHTS"
     )

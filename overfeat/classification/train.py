@@ -5,9 +5,10 @@ from pathlib import Path
 from overfeat.classification.config import TRAINING, ClassifierConfig
 from overfeat.classification.data import CentreCropDataset, CropDataset
 from overfeat.data.image_folder import ImageFolder
+from overfeat.densify.backbone import FOR_IMAGES, new_net
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
-from overfeat.models.overfeat import OverFeat, build
+from overfeat.models.overfeat import OverFeat
 from overfeat.training.classification import ClassificationTask
 from overfeat.training.config import TrainConfig
 from overfeat.training.task import describe_data
@@ -20,7 +21,8 @@ def build_classifier(data: ImageFolder, options: ClassifierConfig) -> tuple[Over
         if options.net not in (None, net.architecture.name):
             raise InputError(f"{options.init} is a {net.architecture.name} net, not {options.net}; leave the name out")
     else:
-        net = build(options.net or "fast", len(data.class_names))
+        net = new_net(options, "fast", len(data.class_names), FOR_IMAGES)
+    net.feature_layers.requires_grad_(not options.frozen(net.backbone is not None))
     new_layer = sorted(net.class_names) != sorted(data.class_names)
     if new_layer:
         net.reset_classifier(data.class_names)

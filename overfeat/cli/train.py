@@ -157,6 +157,7 @@ def _classifier(args: argparse.Namespace, options: ClassifierConfig, train: Trai
     from overfeat.classification.data import read_data
     from overfeat.classification.train import ClassifierTask, build_classifier
     from overfeat.data.image_folder import align
+    from overfeat.densify.backbone import describe_start
 
     data, validation = read_data(args.data, args.validation, args.devkit)
     _seed(train)
@@ -164,7 +165,7 @@ def _classifier(args: argparse.Namespace, options: ClassifierConfig, train: Trai
     data = align(data, net.class_names)
     validation = align(validation, net.class_names) if validation else None
     task = ClassifierTask(net, data, validation, options, train)
-    start = f"; fine-tuning {options.init}" if options.init else ""
+    start = f"; fine-tuning {options.init}" if options.init else f"; {describe_start(net, None)}"
     if options.init and new_layer:
         start += " with a new last layer, since its classes differ"
     return task, [f"{net.architecture.name} net, {net.num_classes} classes, {len(data)} images{start}"]
@@ -246,6 +247,7 @@ def _box_classifier(args: argparse.Namespace, options: BoxClassifierConfig, trai
     Examples:
         overfeat train box-classifier --data annotated-photos --out run
     """
+    from overfeat.densify.backbone import describe_start
     from overfeat.multibox.build import build_box_classifier, samples_for
     from overfeat.multibox.data import CROPS_PER_POSITIVE
     from overfeat.multibox.train import BoxClassifierTask
@@ -254,7 +256,7 @@ def _box_classifier(args: argparse.Namespace, options: BoxClassifierConfig, trai
     _seed(train)
     net, init = build_box_classifier(data, options, shipped=SHIPPED_WEIGHTS)
     task = BoxClassifierTask(net, data, validation, options, train)
-    start = f"initial weights from {init}" if init else "random initial weights"
+    start = describe_start(net, init)
     samples = options.samples_per_image or samples_for(len(data), CROPS_PER_POSITIVE)
     return task, [
         f"data: {data.describe()}",

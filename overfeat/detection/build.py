@@ -8,14 +8,17 @@ import numpy as np
 from overfeat.data.annotated import Annotated
 from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
 from overfeat.dense.scales import BEST_OBJECT_SIZE, choose_scales
+from overfeat.densify.backbone import FOR_OBJECTS, describe_start, new_net
 from overfeat.detection.config import SAMPLES, DetectorConfig
 from overfeat.detection.targets import RULE
-from overfeat.errors import ArgumentError, shorten
+from overfeat.errors import shorten
 from overfeat.models import checkpoint
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.overfeat import OverFeat, build
+from overfeat.models.overfeat import OverFeat
 from overfeat.models.transfer import with_background
+
+UNPOOLED_BELOW = 100  # pixels of a window
 
 
 def build_detector(
@@ -36,9 +39,8 @@ def build_detector(
     if init:
         net, regressor = checkpoint.load(init), checkpoint.find_regressor(init)
     else:
-        if options.freeze_features:
-            raise ArgumentError("freeze_features", "needs the weights of a trained net; give init")
-        net = build(options.net or choose_net(longer_sides(data), gpu=gpu), len(data.class_names))
+        default = choose_net(longer_sides(data), gpu=gpu)
+        net = new_net(options, default, len(data.class_names), FOR_OBJECTS)
     same_classes = net.class_names[: len(data.class_names)] == data.class_names
     net = with_background(net, data.class_names)
     net.scale_factors = options.scales or choose_scales(longer_sides(data), net.architecture.window)
@@ -106,7 +108,7 @@ def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, in
         f"data: {data.describe()}, {without} images without a box",
         f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g} px",
         f"net: {net.architecture.name}, window {window} px, {given if options.net or options.init else why_net}; "
-        + (f"initial weights from {init}" if init else "random initial weights"),
+        + describe_start(net, init),
         f"scales: images are searched at {factors} times their size, {given if options.scales else why_scales}",
         f"samples: {samples} tiles per image and epoch, {why_samples}",
         *(f"warning: {line}" for line in _warnings(data, net)),
@@ -135,6 +137,6 @@ def _warnings(data: Annotated, net: OverFeat) -> list[str]:
 def _new_regressor(net: OverFeat, options: DetectorConfig) -> BoxRegressor:
     classes = net.num_foreground_classes if options.per_class else None
     # Large windows have finer pooled maps, and unpooled ones would make up most of the net's weights.
-    features = options.box_features or ("unpooled" if net.architecture.name == "small" else "pooled")
+    features = options.box_features or ("unpooled" if net.architecture.window < UNPOOLED_BELOW else "pooled")
     coder, hidden = options.box_coder, options.hidden
     return BoxRegressor(net.architecture, classes, box_coder=coder, hidden=hidden, box_features=features)

@@ -16,9 +16,8 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     """How to train a detector on tiles of images (section 5)."""
 
     net: str | None = option(
-        None, "fast, accurate or small (default: small; on a GPU fast for large objects)", metavar="NAME"
+        None, "fast, accurate, small or squeezenet (default: small; on a GPU fast for large objects)", metavar="NAME"
     )
-    freeze_features: bool = option(False, "do not train the feature layers of the initial net")
     samples_per_image: int | None = option(
         None, f"tiles per image and epoch (default: enough for {SAMPLES} an epoch)", minimum=1
     )

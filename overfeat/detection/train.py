@@ -39,7 +39,7 @@ class Detector(nn.Module):
     def __init__(self, net: OverFeat, regressor: BoxRegressor, freeze_features: bool = False):
         super().__init__()
         self.net, self.regressor, self.freeze_features = net, regressor, freeze_features
-        net.conv_layers.requires_grad_(not freeze_features)
+        net.feature_layers.requires_grad_(not freeze_features)
 
     def forward(self, images: Sequence[Tensor], stride: Stride, positives: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class scores of all windows [windows, classes], and boxes [positives, classes or 1, 4].
@@ -98,7 +98,7 @@ class DetectorTask(Task):
             "context": net.context is not None,
             **json.loads(regressor.to_json()),
         }
-        self.detector = Detector(net, regressor, options.freeze_features)
+        self.detector = Detector(net, regressor, options.frozen(net.backbone is not None))
         super().__init__(self.detector, tiles, validation_tiles, options, train, description)
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:

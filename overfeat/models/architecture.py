@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from overfeat.models.feature_graph import FeatureGraph
 from overfeat.models.geometry import Geometry, Stride
 from overfeat.models.receptive_field import SlidingWindow, input_size, output_size, total_stride
 
@@ -27,7 +28,7 @@ class Conv:
 class Layer:
     """One layer as the released program numbers them; `index` counts layers with weights."""
 
-    kind: Literal["normalise", "pad", "conv", "threshold", "pool", "full"]
+    kind: Literal["normalise", "backbone", "pad", "conv", "threshold", "pool", "full"]
     index: int = 0
 
 
@@ -40,14 +41,18 @@ class Architecture:
     kernel: int  # of the first fully connected layer, over the pooled maps
     hidden: tuple[int, ...]  # channels of the fully connected layers but the last, which has one per class
     short_side: int  # what training resizes an image's shorter side to, in pixels
-    mean: float = 118.380948  # (x - mean) / std for RGB in 0..255
-    std: float = 61.896913
+    mean: float | tuple[float, ...] = 118.380948  # (x - mean) / std for RGB in 0..255, of all channels or of each
+    std: float | tuple[float, ...] = 61.896913
     scales: tuple[tuple[int, int], ...] | None = None  # the six, landscape (height, width); None: `dense.scales`
     init_std: float | None = 0.01  # weights are drawn from N(0, init_std) (section 3.1), or by He's scaling if None
+    backbone: FeatureGraph | None = None  # the feature layers of another network, in place of convs
+    backbone_pool: int = 1  # the last pooling, over the backbone's maps
 
     @cached_property
     def feature_steps(self) -> list[SlidingWindow]:
-        """The convolutions and poolings up to the last maps, which are unpooled."""
+        """The convolutions and poolings up to the last maps, which are unpooled; a backbone is one step."""
+        if self.backbone is not None:
+            return [self.backbone.step]
         steps = []
         for i, conv in enumerate(self.convs):
             steps.append(SlidingWindow(conv.kernel, conv.stride, conv.pad))
@@ -58,7 +63,17 @@ class Architecture:
     @property
     def pool(self) -> int:
         """Size of the last pooling: the number of offsets along an axis."""
-        return self.convs[-1].pool
+        return self.convs[-1].pool if self.backbone is None else self.backbone_pool
+
+    @property
+    def channels(self) -> int:
+        """Of the last maps."""
+        return self.convs[-1].channels if self.backbone is None else self.backbone.channels
+
+    @property
+    def in_channels(self) -> int:
+        """Of the images."""
+        return 3 if self.backbone is None else self.backbone.in_channels
 
     @property
     def steps(self) -> list[SlidingWindow]:
@@ -115,6 +130,8 @@ class Architecture:
             layers += [Layer("conv", i), Layer("threshold", i)]
             if conv.pool > 1:
                 layers.append(Layer("pool", i))
+        if self.backbone is not None:
+            layers += [Layer("backbone"), *([Layer("pool")] if self.pool > 1 else [])]
         for i in range(len(self.hidden)):
             layers += [Layer("full", i), Layer("threshold", i)]
         return [*layers, Layer("full", len(self.hidden))]
@@ -139,11 +156,16 @@ class Architecture:
         data = json.loads(text)
         data["convs"] = tuple(Conv(**conv) for conv in data["convs"])
         data["hidden"] = tuple(data["hidden"])
+        if data.get("backbone") is not None:
+            data["backbone"] = FeatureGraph.from_dict(data["backbone"])
+        data |= {key: tuple(map(float, data[key])) for key in ("mean", "std") if isinstance(data[key], list)}
         numbers = [data["kernel"], *data["hidden"], *(getattr(c, k) for c in data["convs"] for k in POSITIVE)]
+        numbers.append(data.get("backbone_pool", 1))
         if not all(type(n) is int and n > 0 for n in numbers) or not all(c.pad >= 0 for c in data["convs"]):
             raise ValueError("the sizes of a layer must be whole numbers above 0")
-        if not data["convs"] or not data["std"] > 0:
-            raise ValueError("there are no layers, or std is not above 0")
+        deviations = data["std"] if isinstance(data["std"], tuple) else (data["std"],)
+        if bool(data["convs"]) == bool(data.get("backbone")) or not all(std > 0 for std in deviations):
+            raise ValueError("there are no feature layers, or std is not above 0")
         if data["scales"] is not None:
             data["scales"] = tuple((height, width) for height, width in data["scales"])
         return Architecture(**data)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overfeat import ops
-from overfeat.models.feature_graph import FeatureGraph, Op
+from overfeat.models.feature_graph import FeatureGraph, Op, Pair
+from overfeat.models.receptive_field import output_size
 from overfeat.regions import region
 
 
@@ -42,8 +43,11 @@ class FeatureLayers(nn.Module):
             else:
                 nn.init.zeros_(weight)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The maps [N, channels, h, w] of normalised images [N, C, H, W]."""
+    def forward(self, images: Tensor, rows: Pair | None = None, columns: Pair | None = None) -> Tensor:
+        """The maps [N, channels, h, w] of normalised images [N, C, H, W].
+
+        rows, columns: (start, stop) of the cells that are wanted, see `FeatureGraph.span`; None: all.
+        """
         maps: list[Tensor | None] = [images]
         convolutions = 0
         for number, (op, unused) in enumerate(zip(self.graph.ops, self.graph.last_uses, strict=True), 1):
@@ -57,7 +61,13 @@ class FeatureLayers(nn.Module):
                 maps[i] = None
         result = maps[-1]
         assert result is not None
-        return result
+        # A pooling that rounds its size up gives one more, whose window is not the image's.
+        spans = (
+            span or (0, output_size([self.graph.step], side))
+            for span, side in zip((rows, columns), images.shape[2:], strict=True)
+        )
+        (top, bottom), (left, right) = spans
+        return result[:, :, top:bottom, left:right]
 
     def _run(self, op: Op, inputs: list[Tensor], relu: bool) -> Tensor:
         weights = [self.weights[i] for i in op.weights]

@@ -48,7 +48,7 @@ class BoxRegressor(Regressor):
             raise ArgumentError("box_coder", f"must be one of {', '.join(BOX_CODERS)}, not {box_coder!r}")
         if box_features not in get_args(BoxFeatures):
             raise ArgumentError("box_features", f"must be 'pooled' or 'unpooled', not {box_features!r}")
-        kernel, fraction = architecture.kernel, min(1.0, max(architecture.hidden) / HIDDEN[0])
+        kernel, fraction = architecture.kernel, min(1.0, max(architecture.hidden, default=HIDDEN[0]) / HIDDEN[0])
         widths = [width * fraction for width in HIDDEN]
         if box_features == "unpooled":
             kernel *= architecture.pool
@@ -60,7 +60,7 @@ class BoxRegressor(Regressor):
             raise ArgumentError("num_classes", f"must be 1 or more, not {num_classes}")
         self.architecture, self.num_classes = architecture, num_classes
         self.box_coder, self.box_features, self.dropout = box_coder, box_features, 0.0
-        channels = architecture.convs[-1].channels
+        channels = architecture.channels
         self.fc_layers = ConvList()
         for i, width in enumerate((*self.hidden, 4 * (num_classes or 1))):
             self.fc_layers.append(nn.Conv2d(channels, width, kernel if i == 0 else 1))

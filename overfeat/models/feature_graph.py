@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from overfeat.models.receptive_field import SlidingWindow
+from overfeat.models.receptive_field import SlidingWindow, input_span
 
 # Names of ATen operators. A pointwise one may have a weight (prelu); a join has several maps, or one and a number.
+# "flip" reverses the order of the channels.
 SLIDING = ("conv2d", "max_pool2d", "avg_pool2d")
 POINTWISE = (
     "relu", "hardtanh", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus",
-    "sigmoid", "tanh", "hardswish", "hardsigmoid", "flip",
+    "sigmoid", "tanh", "hardswish", "hardsigmoid",
 )  # fmt: skip
 JOINS = ("add", "sub", "mul", "div", "maximum", "minimum", "cat")
 Pair = tuple[int, int]  # (along rows, along columns)
@@ -23,7 +24,7 @@ class Op:
     """One operation on maps.
 
     Attributes:
-        name: Of the ATen operator, among SLIDING, POINTWISE and JOINS.
+        name: Of the ATen operator, among SLIDING, POINTWISE and JOINS, or flip.
         inputs: The maps that it sees: 0 is the image, n the output of the graph's n-th operation, from 1.
         weights: Numbers of the graph's weights that follow the maps in the operator's arguments.
         args: The arguments after those.
@@ -81,6 +82,17 @@ class FeatureGraph:
         field = _joined(fields[-1])
         return SlidingWindow(field.before + field.after, field.stride, field.before)
 
+    def span(self, length: int, start: int, stop: int) -> tuple[Pair, Pair]:
+        """The pixels of an axis of `length` that the cells start:stop depend on, from a whole stride on.
+
+        Returns:
+            (start, stop) of the pixels, and of these cells in the maps of those pixels alone, which equal the cells of
+            the whole axis: padding adds zeros only where the whole axis has them.
+        """
+        (first, last), _ = input_span([self.step], length, start, stop)
+        skipped = first // self.step.stride
+        return (skipped * self.step.stride, last), (start - skipped, stop - skipped)
+
     def sliding(self, op: Op) -> tuple[Pair, Pair, Pair, Pair, bool]:
         """Kernel, stride, padding and dilation of an operation that slides, and whether it rounds its size up."""
         if op.name == "conv2d":
@@ -95,13 +107,14 @@ class FeatureGraph:
         """Of the image and of every operation's output, for an image of height x width."""
         shapes: list[MapShape] = [(self.in_channels, height, width)]
         for op in self.ops:
-            channels, *sides = shapes[op.inputs[0]]
-            if op.name == "cat":
-                channels = sum(shapes[i][0] for i in op.inputs)
-            elif op.name in SLIDING:
+            sides, widths = shapes[op.inputs[0]][1:], [shapes[i][0] for i in op.inputs]
+            channels = sum(widths) if op.name == "cat" else max(widths)
+            if op.name == "conv2d":
+                channels = self.weights[op.weights[0]][0]
+            if op.name in SLIDING:
                 *pairs, ceil = self.sliding(op)
-                sides = [_output_size(numbers, ceil) for numbers in zip(sides, *pairs, strict=True)]
-                channels = self.weights[op.weights[0]][0] if op.name == "conv2d" else channels
+                height, width = (_output_size(numbers, ceil) for numbers in zip(sides, *pairs, strict=True))
+                sides = (height, width)
             shapes.append((channels, sides[0], sides[1]))
         return shapes
 
@@ -197,7 +210,7 @@ _ARGUMENTS: dict[str, Callable[[tuple], bool]] = {
 
 def _check(op: Op, number: int, weights: Sequence[tuple[int, ...]]) -> None:
     """Raises ValueError for an operation that files must not hold."""
-    known = op.name in (*SLIDING, *POINTWISE, *JOINS)
+    known = op.name in (*SLIDING, *POINTWISE, *JOINS, "flip")
     numbers = _ARGUMENTS.get(op.name, lambda args: all(isinstance(value, int | float) for value in args))
     earlier = bool(op.inputs) and all(type(i) is int and 0 <= i <= number for i in op.inputs)
     own = all(type(i) is int and 0 <= i < len(weights) for i in op.weights)

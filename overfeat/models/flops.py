@@ -22,6 +22,10 @@ def region_macs(
         if conv.pool > 1 and number < len(architecture.convs):
             step = next(steps)
             sides = [output_size([step], side) for side in sides]
+    if architecture.backbone is not None:
+        sides = [output_size([architecture.backbone.step], side) for side in sides]
+        macs = {f"conv {i}": count for i, count in enumerate(architecture.backbone.macs(height, width), 1)}
+        channels = architecture.channels
     reach = architecture.pool * architecture.kernel
     rows, columns = ((side - reach) // architecture.maps_stride(stride) + 1 for side in sides)
     positions = rows * columns

@@ -11,6 +11,8 @@ def feature_bytes(architecture: Architecture, size: Size) -> int:
 
     That is a map, its padded copy if it is padded, and the next map.
     """
+    if architecture.backbone is not None:  # the normalised image stays
+        return 4 * (architecture.in_channels * size[0] * size[1] + architecture.backbone.peak_numbers(*size))
     steps, sides, channels, step = architecture.feature_steps, list(size), 3, 0
     before = channels * sides[0] * sides[1]
     largest = 3 * before  # the image, less the mean, over the deviation
@@ -32,7 +34,7 @@ def head_bytes(architecture: Architecture, outputs: Size, stride: Stride, widest
         context: Channels that context adds to.
     """
     (rows, columns), step = outputs, architecture.maps_stride(stride)
-    window, channels = architecture.kernel * architecture.pool, architecture.convs[-1].channels
+    window, channels = architecture.kernel * architecture.pool, architecture.channels
     cells = ((rows - 1) * step + window) * ((columns - 1) * step + window)
     # A position's gathered window, or its fraction of a transformed Winograd tile.
     inner = channels * (architecture.kernel**2 if rows * columns < eager.GATHER_MAX_POSITIONS else 4)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from overfeat import ops
 from overfeat.errors import InputError
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer
+from overfeat.models.backbone import FeatureLayers
 from overfeat.models.flops import region_macs
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.memory import feature_bytes, head_bytes
@@ -69,6 +70,7 @@ class OverFeat(Net):
         architecture: Its layers.
         classes: Number of outputs.
         context: Whether it sees each position at half the resolution as well.
+        backbone: Of an architecture with a backbone, the feature layers; None: new ones with random weights.
 
     Attributes:
         class_names: One for each output.
@@ -81,9 +83,16 @@ class OverFeat(Net):
 
     context: nn.Conv2d | None
 
-    def __init__(self, architecture: Architecture, classes: int = 1000, context: bool = False):
+    def __init__(
+        self, architecture: Architecture, classes: int = 1000, context: bool = False,
+        backbone: FeatureLayers | None = None,
+    ):  # fmt: skip
         super().__init__()
         _check_classes(classes)
+        if backbone is not None and backbone.graph != architecture.backbone:
+            raise InputError(
+                f"the backbone is not that of the architecture {architecture.name}; take its `architecture`"
+            )
         self.architecture, self.geometry = architecture, architecture.geometry
         self._feature_layers = architecture.feature_layers
         self.class_names = [f"class {i}" for i in range(classes)]
@@ -91,18 +100,22 @@ class OverFeat(Net):
         self.background = False
         self.scale_factors = None
         self.dropout = 0.5
-        channels = 3
+        self.in_channels = channels = architecture.in_channels
+        self.backbone = None if architecture.backbone is None else FeatureLayers(architecture.backbone)
         self.conv_layers = ConvList()
         for conv in architecture.convs:
             self.conv_layers.append(nn.Conv2d(channels, conv.channels, conv.kernel, conv.stride, conv.pad))
             channels = conv.channels
+        channels = architecture.channels
         self.fc_layers = ConvList()
         for i, width in enumerate((*architecture.hidden, classes)):
             self.fc_layers.append(nn.Conv2d(channels, width, architecture.kernel if i == 0 else 1))
             channels = width
         self.context = self._context_layer() if context else None
-        channels_last(self)
         self.init_weights()
+        if backbone is not None:
+            self.backbone = backbone
+        channels_last(self)
 
     def add_context(self) -> None:
         """Let every position see its surroundings too; until training they contribute nothing."""
@@ -116,12 +129,17 @@ class OverFeat(Net):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.conv_layers[0].weight.device
+        return self.fc_layers[0].weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.conv_layers[0].weight.dtype
+        return self.fc_layers[0].weight.dtype
+
+    @property
+    def feature_layers(self) -> nn.Module:
+        """The layers up to the last maps, whose weights training may freeze."""
+        return self.conv_layers if self.backbone is None else self.backbone
 
     @property
     def num_classes(self) -> int:
@@ -132,6 +150,8 @@ class OverFeat(Net):
         """Initialise all weights by the architecture's `init_std` (section 3.1), biases to 0."""
         for layer in (*self.conv_layers, *self.fc_layers, *([self.context] if self.context else [])):
             initialise(layer, self.architecture.init_std)
+        if self.backbone is not None:
+            self.backbone.init_weights()
 
     def reset_classifier(self, names: Sequence[str]) -> None:
         """Replace the last layer by a new one for these classes, N(0, 0.01) by default; every other weight stays."""
@@ -160,17 +180,23 @@ class OverFeat(Net):
         dtype = self.dtype
         # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
         images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
-        return ((images - self.architecture.mean) / self.architecture.std).to(dtype)
+        mean, std = (
+            value if isinstance(value, float) else images.new_tensor(value).view(-1, 1, 1)
+            for value in (self.architecture.mean, self.architecture.std)
+        )
+        return ((images - mean) / std).to(dtype)
 
     def features(self, images: Tensor, pads: Pads | None = None) -> Tensor:
         """The last maps, before the last pooling: [N, C, h, w].
 
         Args:
             images: As in `forward`.
-            pads: For rows and for columns, the (before, after) padding of every feature step, from
-                `receptive_field.input_span`, where `images` is a crop of larger images; None: the net's own.
+            pads: For rows and for columns, the `InputSpan.pads` of a crop of larger images; None: the net's own
+                padding.
         """
         self._check(images, check_size=pads is None)
+        if self.backbone is not None:
+            return self.backbone(self._normalised(images), *([axis[0] for axis in pads] if pads else ()))
         return self._run(images, self._feature_layers, pads)
 
     @overload
@@ -192,6 +218,11 @@ class OverFeat(Net):
     def input_span(self, axis: int, length: int, outputs: slice, stride: Stride) -> InputSpan:
         """The pixels of an axis that these outputs depend on; of all outputs, the whole axis with the net's padding."""
         steps, count = self.architecture.feature_steps, outputs.stop - outputs.start
+        if self.architecture.backbone is not None:
+            (start, stop), cells = self.architecture.backbone.span(
+                length, *self.architecture.maps_span(outputs, stride)
+            )
+            return InputSpan(start, stop, count, (cells,))
         if count == self.geometry.num_outputs(axis, length, stride):
             return InputSpan(0, length, count, tuple((step.pad, step.pad) for step in steps))
         span, pads = input_span(steps, length, *self.architecture.maps_span(outputs, stride))
@@ -248,12 +279,19 @@ class OverFeat(Net):
             )
         self._check(images)
         conv_part = len(self._feature_layers) + (self.architecture.pool > 1)
+        if number < conv_part and self.backbone is not None:
+            maps = self.features(images) if number else self._normalised(images)
+            return F.max_pool2d(maps, self.architecture.pool) if layers[number].kind == "pool" else maps
         if number < conv_part:
             return self._run(images, layers[: number + 1])
         fc_layers = self.fc_layers[: layers[number].index + 1]
         maps, relu, pool = self.features(images), layers[number].kind == "threshold", self.architecture.pool
         flat, (shape,) = fc_flat(fc_layers, [maps], pool, pool, last_relu=relu)
         return flat.view(*shape, -1).permute(0, 3, 1, 2)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        with region("normalise"):
+            return self.normalise(images)
 
     def _run(self, x: Tensor, layers: Sequence[Layer], pads: Pads | None = None) -> Tensor:
         """Run feature layers; padding, convolution and ReLU are one op where all of them are asked for."""
@@ -262,8 +300,7 @@ class OverFeat(Net):
             following = layers[number + 1].kind if number + 1 < len(layers) else None
             spec, name = self.architecture.convs[layer.index], f"{layer.kind} {layer.index + 1}"
             if layer.kind == "normalise":
-                with region("normalise"):
-                    x = self.normalise(x)
+                x = self._normalised(x)
             elif layer.kind == "pad" and pads is None and following == "conv":
                 pad = spec.pad
             elif layer.kind == "pad":
@@ -282,8 +319,8 @@ class OverFeat(Net):
         return x
 
     def _check(self, images: Tensor, check_size: bool = True) -> None:
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [N, 3, H, W]; these have shape {tuple(images.shape)}")
+        if images.dim() != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(f"images must be [N, {self.in_channels}, H, W]; these have shape {tuple(images.shape)}")
         window = self.architecture.window
         if check_size and min(images.shape[2:]) < window:
             raise ValueError(

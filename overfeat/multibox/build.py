@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from overfeat.data.annotated import Annotated
+from overfeat.densify.backbone import FOR_IMAGES, describe_start, new_net
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import ARCHITECTURES, MULTIBOX_ARCHITECTURES, Architecture
 from overfeat.models.checkpoint import load_any
@@ -12,7 +13,7 @@ from overfeat.models.transfer import copy_matching_weights, with_background
 from overfeat.multibox.config import SAMPLES, BoxClassifierConfig, MultiBoxConfig
 from overfeat.multibox.data import COVERAGE_BINS, SquareDataset
 from overfeat.multibox.matching import fit_priors
-from overfeat.training.config import NetOptions
+from overfeat.training.config import BACKBONE, NetOptions
 
 PRIOR_BOXES = 10_000  # training boxes that are clustered into priors
 
@@ -25,9 +26,7 @@ def build_multibox(
     `seed` is of the priors' clusters and the squares that they come from, `shipped` the weights of a small net to start
     from by default. Raises InputError where weights cannot be read or options do not match.
     """
-    init, source = _initial(options, shipped)
-    if source is None and options.freeze_features:
-        raise ArgumentError("freeze_features", "needs the weights of a trained net; give init")
+    init, source = _initial(options, shipped, len(data.class_names))
     earlier = source if isinstance(source, MultiBox) else None
     initial_net = source.net if isinstance(source, MultiBox) else source
     architecture = _architecture(options, earlier, initial_net)
@@ -41,11 +40,15 @@ def build_multibox(
     model = MultiBox(architecture, options.num_boxes, data.class_names if options.per_class else None, priors)
     if initial_net is None:
         return model, 0, init
-    copied = copy_matching_weights(model.net.conv_layers, initial_net.conv_layers)
-    features = copied
+    net, frozen = model.net, options.frozen(architecture.backbone is not None)
+    copied = copy_matching_weights(net.conv_layers, initial_net.conv_layers)
+    net.conv_layers[: copied if frozen else 0].requires_grad_(False)
+    if net.backbone is not None and initial_net.backbone is not None:
+        net.backbone.load_state_dict(initial_net.backbone.state_dict())
+        net.backbone.requires_grad_(not frozen)
+        copied += 1
     if earlier and (earlier.num_boxes, earlier.class_names) == (model.num_boxes, model.class_names):
-        copied += copy_matching_weights(model.net.fc_layers, initial_net.fc_layers)
-    model.net.conv_layers[: features if options.freeze_features else 0].requires_grad_(False)
+        copied += copy_matching_weights(net.fc_layers, initial_net.fc_layers)
     return model, copied, init
 
 
@@ -53,13 +56,14 @@ def build_box_classifier(
     data: Annotated, options: BoxClassifierConfig, *, shipped: Path | None = None
 ) -> tuple[OverFeat, Path | None]:
     """The classifier with a background class that training starts from, and the file of its initial weights."""
-    init, net = _initial(options, shipped)
+    init, net = _initial(options, shipped, len(data.class_names))
     if isinstance(net, MultiBox):
         raise InputError(f"{init}: predicts boxes and has no classes; start from a classifier or a detector")
     if net is None:
         net = build(options.net or "small", len(data.class_names))
     net = with_background(net, data.class_names)
     net.context, net.scale_factors = None, None
+    net.feature_layers.requires_grad_(not options.frozen(net.backbone is not None))
     return net, init
 
 
@@ -68,11 +72,15 @@ def samples_for(images: int, multiple: int) -> int:
     return multiple * -(-SAMPLES // (multiple * images))
 
 
-def _initial(options: NetOptions, shipped: Path | None) -> tuple[Path | None, OverFeat | MultiBox | None]:
-    """The file of the initial net, and the net."""
+def _initial(options: NetOptions, shipped: Path | None, classes: int) -> tuple[Path | None, OverFeat | MultiBox | None]:
+    """The file of the initial net, and the net; None for random weights."""
+    if options.net == BACKBONE:
+        return None, new_net(options, BACKBONE, classes, FOR_IMAGES)
     init = options.init
     if init is None and not options.from_scratch and options.net in (None, "small"):
         init = shipped
+    if init is None and options.freeze_features:
+        raise ArgumentError("freeze_features", "needs the weights of a trained net; give init")
     return init, load_any(init) if init else None
 
 
@@ -92,13 +100,16 @@ def describe_multibox(
     data: Annotated, model: MultiBox, options: MultiBoxConfig, copied: int, init: Path | None
 ) -> list[str]:
     """Lines about the data, the net, its initial weights and the samples; arguments as of `build_multibox`."""
-    architecture, layers = model.net.architecture, len(model.net.conv_layers) + len(model.net.fc_layers)
+    architecture = model.net.architecture
+    layers = len(model.net.conv_layers) + (model.net.backbone is not None) + len(model.net.fc_layers)
     groups = f" for each of {model.num_groups} classes" if options.per_class else ""
     samples = options.samples_per_image or samples_for(len(data), len(COVERAGE_BINS))
     return [
         f"data: {data.describe()}",
         f"net: {architecture.name}, input of {model.image_size} px, hidden layers {list(architecture.hidden)}, "
         f"{model.num_boxes} boxes{groups}",
-        f"start: {copied} of {layers} layers have the weights of {init}" if init else "start: random weights",
+        f"start: {copied} of {layers} layers have the weights of {init}"
+        if init
+        else f"start: {describe_start(model.net, init)}",
         f"samples: {samples} squares per image and epoch",
     ]

@@ -18,7 +18,6 @@ BOX_CLASSIFIER_TRAINING = replace(BOX_TRAINING, batch_size=64)
 class MultiBoxConfig(NetOptions, TaskOptions):
     """How to train DeepMultiBox on square crops of images (its sections 3 and 4)."""
 
-    freeze_features: bool = option(False, "do not train the feature layers of the initial net")
     samples_per_image: int | None = option(
         None, f"square crops per image and epoch, a multiple of 4 (default: enough for {SAMPLES} an epoch)", minimum=1
     )

@@ -12,6 +12,8 @@ from overfeat.options import Options, option
 OPTIMIZERS = ("sgd", "adagrad", "adam")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+BACKBONE = "squeezenet"  # the net on feature maps of the SqueezeNet that ships
+
 # What a resumed run may change: how long and where it runs, and the start that its checkpoint has superseded.
 RESUMABLE = ("epochs", "num_workers", "device", "checkpoint_steps", "net", "init", "from_scratch")
 
@@ -54,10 +56,39 @@ class TaskOptions(Options):
 
 
 @dataclass(frozen=True)
-class NetOptions(Options):
+class FeatureOptions(Options):
+    """Options of the feature layers of a net."""
+
+    net: str | None = option(None, "fast, accurate, small or squeezenet", metavar="NAME")
+    node: str | None = option(
+        None,
+        "of squeezenet, the layer whose maps are the features (default: fire9; of detectors fire5)",
+        metavar="NAME",
+    )
+    window: int | None = option(
+        None, "of squeezenet, the window; the nearest that the layer can have (default: 143; of detectors 55)",
+        minimum=1, metavar="PX",
+    )  # fmt: skip
+    freeze_features: bool | None = option(
+        None, "do not train the feature layers of the initial net (default: only those of squeezenet)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("node", "window"):
+            if getattr(self, name) is not None and self.net != BACKBONE:
+                raise ArgumentError(name, f"is for a new net on {BACKBONE}; give net {BACKBONE}")
+
+    def frozen(self, on_backbone: bool) -> bool:
+        """Whether the feature layers are frozen, of a net on a backbone or of any other."""
+        return on_backbone if self.freeze_features is None else self.freeze_features
+
+
+@dataclass(frozen=True)
+class NetOptions(FeatureOptions):
     """Options of the tasks that train a whole net on annotated boxes."""
 
-    net: str | None = option(None, "architecture: fast, accurate or small (default: small)", metavar="NAME")
+    net: str | None = option(None, "fast, accurate, small or squeezenet (default: small)", metavar="NAME")
     init: Path | None = option(
         None, "start from the layers of this net that match (default: the shipped small net)", metavar="WEIGHTS"
     )
@@ -69,6 +100,8 @@ class NetOptions(Options):
         if self.init and (self.net or self.from_scratch):
             other = "net" if self.net else "from_scratch"
             raise ArgumentError(other, f"does not go with init: {self.init} determines the net and its weights")
+        if self.net == BACKBONE and self.from_scratch:
+            raise ArgumentError("from_scratch", f"does not go with net {BACKBONE}, whose weights are its features")
 
 
 @dataclass(frozen=True)

@@ -52,15 +52,29 @@ def by_torch(images, weights):
 def test_maps_sizes_and_gradients(layers, size):
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     maps, expected = layers(images), by_torch(images, layers.weights)
+    assert GRAPH.shapes(*size)[-1] == tuple(expected.shape[1:]) and GRAPH.channels == 6
+    rows, columns = (output_size([GRAPH.step], side) for side in size)
+    assert (rows < expected.shape[2]) == (size == (40, 40))  # where a pool that rounds up gives a cell more
+    expected = expected[:, :, :rows, :columns]
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-13)
-    assert GRAPH.shapes(*size)[-1] == tuple(maps.shape[1:]) and GRAPH.channels == 6
-    assert output_size([GRAPH.step], size[0]) in (maps.shape[2], maps.shape[2] - 1)  # a pool that rounds up
     gradients = torch.autograd.grad(maps.square().sum(), list(layers.weights))
     expected_gradients = torch.autograd.grad(expected.square().sum(), list(layers.weights))
     for gradient, truth in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, truth, rtol=1e-12, atol=1e-12)
     with torch.no_grad():  # where backends may run
         torch.testing.assert_close(layers(images), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((0, 2), (3, 5)), ((2, 4), (0, 7)), ((6, 9), (4, 5)), ((0, 9), (0, 7))])
+def test_cells_of_a_crop_are_those_of_the_whole(layers, rows, columns):
+    images = torch.randn(1, 3, 79, 57, dtype=torch.float64)
+    whole = layers(images)
+    assert whole.shape[2:] == (9, 7)
+    (top, bottom), own_rows = GRAPH.span(79, *rows)
+    (left, right), own_columns = GRAPH.span(57, *columns)
+    cells = layers(images[:, :, top:bottom, left:right], own_rows, own_columns)
+    torch.testing.assert_close(cells, whole[:, :, rows[0] : rows[1], columns[0] : columns[1]], rtol=0, atol=1e-13)
+    assert (bottom - top < 79) == (rows != (0, 9))
 
 
 def test_receptive_field_is_what_a_cell_depends_on(layers):

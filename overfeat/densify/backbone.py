@@ -1,0 +1,103 @@
+"""The feature maps of a converted module at a node, as the feature layers of a net of one's own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from overfeat.densify.features import feature_graph
+from overfeat.densify.net import DensifiedNet
+from overfeat.densify.squeezenet import squeezenet
+from overfeat.errors import ArgumentError
+from overfeat.models.architecture import Architecture
+from overfeat.models.backbone import FeatureLayers
+from overfeat.models.overfeat import OverFeat, build
+from overfeat.models.receptive_field import SlidingWindow, input_size
+from overfeat.training.config import BACKBONE, FeatureOptions
+
+HIDDEN = (384,)
+SHORT_SIDE = 1.15  # what training resizes an image's shorter side to, in windows
+PROBE_CELLS = 16  # along a side of the maps that give their scale
+FOR_IMAGES, FOR_OBJECTS = ("fire9", 143), ("fire5", 55)  # node and window of nets on SqueezeNet
+
+
+class Backbone(FeatureLayers):
+    """The feature maps of a converted module at a node, as the feature layers of a net.
+
+    `OverFeat(backbone.architecture, classes, backbone=backbone)` is a net on them, with new fully connected layers:
+    classifiers, box regressors, detectors and DeepMultiBox train on it as on any other, with the backbone frozen
+    (`backbone.requires_grad_(False)`) or fine-tuned. Maps are computed from whole images: padding adds zeros at their
+    border alone. The weights are copies of the module's; batch normalisation keeps its statistics.
+
+    Args:
+        net: A converted module, see `densify`.
+        node: A submodule's path, or a node of the exported graph.
+        window: In pixels; the nearest that whole cells of the maps, pooled 2 x 2 if there are enough, have.
+        hidden: Channels of the hidden fully connected layers.
+
+    Attributes:
+        architecture: Of a net on these features; its `window` is the one that it has.
+
+    Raises:
+        ArgumentError: For a node that does not exist, and a window that is less than a cell of its maps sees.
+        InputError: For layers that whole images cannot share, such as a mean over the window, before the node.
+    """
+
+    def __init__(self, net: DensifiedNet, *, node: str, window: int, hidden: Sequence[int] = HIDDEN):
+        graph, weights = feature_graph(net, node)
+        pool, kernel = _pool_and_kernel(graph.step, window, node)
+        order = -1 if net.preparation.reverse else 1
+        mean, std = net.preparation.mean[::order], net.preparation.std[::order]
+        layers = FeatureLayers(graph, weights)
+        scaled = graph.then("mul", 1 / _magnitude(layers, mean, std))
+        super().__init__(scaled, weights)
+        architecture = Architecture(
+            f"{net.geometry.name} {node}", (), kernel, tuple(hidden), 0, mean, std, init_std=None, backbone=scaled,
+            backbone_pool=pool,
+        )  # fmt: skip
+        self.architecture = replace(architecture, short_side=round(SHORT_SIDE * architecture.window))
+
+
+def new_net(options: FeatureOptions, default: str, classes: int, on_backbone: tuple[str, int]) -> OverFeat:
+    """The net of the options, or of the default name, with random weights but for a backbone's.
+
+    on_backbone: node and window of a net on SqueezeNet, where the options leave them open.
+    """
+    name = options.net or default
+    if name != BACKBONE:
+        if options.freeze_features:
+            raise ArgumentError("freeze_features", "needs the weights of a trained net; give init")
+        return build(name, classes)
+    node, window = on_backbone
+    backbone = Backbone(squeezenet(), node=options.node or node, window=options.window or window)
+    return OverFeat(backbone.architecture, classes, backbone=backbone)
+
+
+def describe_start(net: OverFeat, init: Path | None) -> str:
+    """The initial weights of a net in words."""
+    if init is not None:
+        return f"initial weights from {init}"
+    if net.backbone is None:
+        return "random initial weights"
+    trained = any(weight.requires_grad for weight in net.backbone.parameters())
+    return f"feature layers trained on ImageNet, {'fine-tuned' if trained else 'frozen'}"
+
+
+def _pool_and_kernel(step: SlidingWindow, window: int, node: str) -> tuple[int, int]:
+    """The last pooling and the kernel after it that come nearest to a window."""
+    cell = input_size([step])
+    cells = (window - cell) / step.stride + 1
+    if round(cells) < 1:
+        raise ArgumentError("window", f"must be at least {cell} px at {node}, not {window}")
+    pool = 2 if cells >= 3 else 1
+    return pool, max(1, round(cells / pool))
+
+
+@torch.no_grad()
+def _magnitude(layers: FeatureLayers, mean: Sequence[float], std: Sequence[float]) -> float:
+    """The root mean square of the maps of random pixels; a head learns from maps where it is near 1."""
+    side = input_size([layers.graph.step], PROBE_CELLS)
+    pixels = 255 * torch.rand(1, len(mean), side, side, generator=torch.Generator().manual_seed(0))
+    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return max(1e-6, float(layers((pixels - shift) / scale).square().mean().sqrt()))

@@ -1,0 +1,157 @@
+"""The layers of a converted module up to a node, as a `FeatureGraph`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from overfeat.densify.export import Program, label, op_name
+from overfeat.densify.net import DensifiedNet
+from overfeat.errors import InputError
+from overfeat.models.feature_graph import JOINS, POINTWISE, SLIDING, FeatureGraph, Op
+
+SAME = ("alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy")
+NORM = "_native_batch_norm_legit_no_training"
+
+
+def feature_graph(net: DensifiedNet, name: str) -> tuple[FeatureGraph, list[Tensor]]:
+    """The layers of a converted module up to a node or submodule, on normalised RGB images; and their weights.
+
+    Batch normalisation becomes part of the convolution before it, or a convolution of its own. InputError for a node
+    that does not exist, and for operations that whole images do not share, such as a mean over the window.
+    """
+    pending = [last := net.node(name)]
+    needed: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
+    builder = _Builder(net.program, name, net.preparation.reverse)
+    for node in net.program.nodes:
+        if node in needed:
+            builder.add(node)
+    return builder.finish(last)
+
+
+class _Builder:
+    """Collects the operations of a `FeatureGraph` from nodes in the order of their execution."""
+
+    def __init__(self, program: Program, name: str, reverse: bool):
+        self.program, self.name = program, name
+        self.ops = [Op("flip", (0,), (), ((1,),))] if reverse else []  # the order of the channels
+        self.numbers = {program.image: len(self.ops)}  # of the map that a node gives
+        self.weights: list[Tensor] = []
+        self._weight_numbers: dict[Node, int] = {}
+
+    def add(self, node: Node) -> None:
+        """Add a node whose inputs have been added."""
+        name, constants = op_name(node), [n for n in node.all_input_nodes if n in self.program.constants]
+        maps = [n for n in node.all_input_nodes if n not in self.program.constants]
+        if name in SAME or name == "getitem":
+            self.numbers[node] = self.numbers[maps[0]]
+        elif name == NORM:
+            self._normalise(node, maps[0])
+        elif name == "conv2d" and maps == [node.args[0]] and (args := _conv_args(node)):
+            self._append(node, "conv2d", maps, self._added(constants), args)
+        elif name in SLIDING and name != "conv2d":
+            self._append(node, name, maps, (), _pool_args(node))
+        elif name in POINTWISE and not node.kwargs:
+            args = tuple(a for a in node.args if not isinstance(a, Node))
+            self._append(node, name, maps, self._added(constants), args)
+        elif name in JOINS and not node.kwargs and not constants:
+            self._join(node, name)
+        else:
+            raise self._refusal(node)
+
+    def finish(self, last: Node) -> tuple[FeatureGraph, list[Tensor]]:
+        """The graph up to this node, and its weights."""
+        assert self.numbers[last] == len(self.ops), last
+        used = {i: number for number, i in enumerate(dict.fromkeys(i for op in self.ops for i in op.weights))}
+        ops = tuple(replace(op, weights=tuple(used[i] for i in op.weights)) for op in self.ops)
+        weights = [self.weights[i] for i in used]
+        return FeatureGraph(self.program.channels, ops, tuple(tuple(w.shape) for w in weights)), weights
+
+    def _append(self, node: Node, name: str, maps: Sequence[Node], weights: tuple[int, ...], args: tuple) -> None:
+        self.ops.append(Op(name, tuple(self.numbers[n] for n in maps), weights, args))
+        self.numbers[node] = len(self.ops)
+
+    def _join(self, node: Node, name: str) -> None:
+        a = _arguments(node)
+        operands = a["tensors"] if name == "cat" else list(node.args)
+        if not isinstance(operands[0], Node) or (name == "cat" and a["dim"] % 4 != 1):
+            raise self._refusal(node)
+        maps = [n for n in operands if isinstance(n, Node)]
+        numbers = (1,) if name == "cat" else tuple(n for n in operands if not isinstance(n, Node))
+        self._append(node, name, maps, (), numbers)
+
+    def _normalise(self, node: Node, before: Node) -> None:
+        """Batch normalisation with its running statistics: a factor and a shift of every channel."""
+        a = _arguments(node)
+        factor = (self._tensor(a["running_var"]) + a["eps"]).rsqrt()
+        factor = factor if a["weight"] is None else factor * self._tensor(a["weight"])
+        shift = -self._tensor(a["running_mean"]) * factor
+        shift = shift if a["bias"] is None else shift + self._tensor(a["bias"])
+        conv, kernel = self.ops[-1] if self.ops else None, factor[:, None, None, None]
+        if conv and conv.name == "conv2d" and self.numbers[before] == len(self.ops) and len(before.users) == 1:
+            weight, *bias = (self.weights[i] for i in conv.weights)
+            shift = shift + bias[0] * factor if bias else shift
+            self.ops[-1] = replace(conv, weights=self._new(weight * kernel, shift))
+            self.numbers[node] = len(self.ops)
+        else:
+            weights = self._new(kernel, shift)
+            self._append(node, "conv2d", [before], weights, ((1, 1), (0, 0), (1, 1), len(factor)))
+
+    def _tensor(self, node: Node) -> Tensor:
+        return self.program.weights.value(self.program.constants[node]).detach()
+
+    def _new(self, *tensors: Tensor) -> tuple[int, ...]:
+        self.weights += tensors
+        return tuple(range(len(self.weights) - len(tensors), len(self.weights)))
+
+    def _added(self, constants: Sequence[Node]) -> tuple[int, ...]:
+        """The numbers of these weights, which several nodes may share."""
+        for node in constants:
+            if node not in self._weight_numbers:
+                (self._weight_numbers[node],) = self._new(self._tensor(node))
+        return tuple(self._weight_numbers[node] for node in constants)
+
+    def _refusal(self, node: Node) -> InputError:
+        problem = f"{label(node)}, which is not known to give the same on a whole image as on windows"
+        return InputError(f"the layers up to {self.name} hold {problem}; choose an earlier node")
+
+
+def _arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a node by name, with their defaults."""
+    schema = cast(OpOverload, node.target)._schema.arguments
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    return {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
+
+
+def _conv_args(node: Node) -> tuple | None:
+    """Those of an `Op`; None where the padding of the two sides differs."""
+    a = _arguments(node)
+    stride, dilation, pad = _pair(a["stride"]), _pair(a["dilation"]), a["padding"]
+    if pad == "same":
+        both = [e * (k - 1) for e, k in zip(dilation, a["weight"].meta["val"].shape[2:], strict=True)]
+        if any(sides % 2 for sides in both):
+            return None
+        pad = [sides // 2 for sides in both]
+    return stride, _pair(0 if pad == "valid" else pad), dilation, a["groups"]
+
+
+def _pool_args(node: Node) -> tuple:
+    a = _arguments(node)
+    kernel, pad = _pair(a["kernel_size"]), _pair(a["padding"])
+    stride = _pair(a["stride"]) if a["stride"] else kernel
+    if op_name(node) == "max_pool2d":
+        return kernel, stride, pad, _pair(a["dilation"]), a["ceil_mode"]
+    return kernel, stride, pad, a["ceil_mode"], a["count_include_pad"], a["divisor_override"]
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values[0], values[-1]
