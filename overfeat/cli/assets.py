@@ -3,4 +3,5 @@
 from overfeat.files import ASSETS
 
 SHIPPED_WEIGHTS = ASSETS / "small.safetensors"
+SHIPPED_CLASSIFIER = ASSETS / "squeezenet.safetensors"
 SHIPPED_DETECTOR = ASSETS / "detector.safetensors"

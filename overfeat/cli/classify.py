@@ -1,12 +1,13 @@
 """`overfeat classify`: the top classes of images.
 
-Print the top classes of each image with their scores, from every position of six scales. The default net is the shipped
-one, which knows the ten digits.
+Print the top classes of each image with their scores, from every position of all scales. The default net is SqueezeNet
+with ImageNet's 1,000 classes; --module takes any torch.nn.Module of your own that classifies windows.
 
 Examples:
     overfeat classify -n 3 photo.jpg
     overfeat classify photos/ --weights run/net.safetensors -o results/
-    overfeat classify photo.jpg --scales 0.5,1.0
+    overfeat classify photo.jpg --scales 0.5,1.0 --heat-map -o results/
+    overfeat classify photo.jpg --module net.py:make_net --weights state.pt --window 96 --stride 8
 """
 
 import argparse
@@ -17,23 +18,28 @@ from typing import TYPE_CHECKING
 from overfeat.cli import features
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
+from overfeat.cli.heat_maps import SUFFIXES, can_draw, class_scores, write_heat_maps
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import refuse_options
 from overfeat.cli.results import add_out, result_folder
 from overfeat.dense.config import DenseConfig
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.files import write_json
 from overfeat.options import positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from overfeat.models.overfeat import OverFeat
+    from overfeat.models.net import Net
 
 DENSE = tuple(field.name for field in fields(DenseConfig))
-# The options of dense evaluation that have no effect with --voting.
-UNUSED = {"dense": (), "ten": tuple(name for name in DENSE if name != "flip"), "centre": DENSE}
+# The options that have no effect with --voting.
+UNUSED = {
+    "dense": (),
+    "ten": ("heat_map", *(name for name in DENSE if name != "flip")),
+    "centre": ("heat_map", *DENSE),
+}
 
 
 def add_parser(commands: Commands) -> None:
@@ -44,32 +50,48 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("-n", "--top-k", type=positive, default=5, metavar="N", help=help)
     help = "all positions of all scales (dense), corners and centre, mirrored (ten), or one crop (default: %(default)s)"
     parser.add_argument("--voting", choices=("dense", "ten", "centre"), default="dense", help=help)
+    help = "also write IMAGE.npz, the scores of the classes printed at every position, and IMAGE.png, the best class's "
+    parser.add_argument("--heat-map", action="store_true", help=help + "(needs the extra demo); with -o")
     add_out(parser, "write IMAGE.json for every image; a second run continues")
-    add_net_options(parser)
+    add_net_options(parser, module=True)
     add_dense_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
     released.add_argument("-f", "--features", action="store_true", help="the same as `overfeat features --format text`")
-    released.add_argument("-L", "--layer", type=int, metavar="N", help="output of a layer; implies -f")
+    features.add_layer(released, "output of a layer; implies -f")
 
 
 def run(args: argparse.Namespace) -> int:
     """Classify the images."""
     if args.features or args.layer is not None:
-        refuse_options(args, ("voting", *DENSE), "-f and -L")
+        refuse_options(args, ("voting", "heat_map", *DENSE), "-f and -L")
         args.format = "text"  # as the 2013 program prints
         return features.run(args)
     refuse_options(args, UNUSED[args.voting], f"--voting {args.voting}")
+    if args.heat_map and not args.out:
+        raise ArgumentError("heat_map", "needs a folder to write to; give -o FOLDER")
     from overfeat.data.images import read_image
+    from overfeat.dense.evaluate import score_maps
 
     net = load_net(args)
     images = find_images(args.images)
     output = None
     if args.out:
-        settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}
-        output = result_folder(args.out, images, settings | dense_settings(args) | net_settings(args, net), ".json")
+        settings = {name: getattr(args, name) for name in ("command", "voting", "top_k", "heat_map")}
+        settings |= dense_settings(args) | net_settings(args, net)
+        output = result_folder(args.out, images, settings, ".json", SUFFIXES if args.heat_map else ())
+
+    draw = args.heat_map and can_draw()
 
     def process(path: Path) -> None:
-        top = top_classes(_scores(net, read_image(path, args.max_pixels), args), net.class_names, args.top_k)
+        image = read_image(path, args.max_pixels)
+        maps = score_maps(net, image, **dense_arguments(args)) if args.heat_map else []
+        scores = class_scores(maps) if maps else _scores(net, image, args)
+        if not scores.isfinite().all():
+            raise InputError("the net gives NaN scores; its weights are broken")
+        top = top_classes(scores, net.class_names, args.top_k)
+        if maps:
+            labels = scores.topk(len(top)).indices.tolist()
+            write_heat_maps(args.out, path, image, maps, labels, net.class_names, draw)
         if output:
             write_json(output(path), {"image": str(path), "classes": top})
         if len(images) > 1:
@@ -80,19 +102,15 @@ def run(args: argparse.Namespace) -> int:
     return process_images(images, process, output)
 
 
-def _scores(net: "OverFeat", image: "Tensor", args: argparse.Namespace) -> "Tensor":
+def _scores(net: "Net", image: "Tensor", args: argparse.Namespace) -> "Tensor":
     """Scores [classes] of one image, voted by --voting."""
     from overfeat.classification.predict import centre_crop, classify, ten_views
 
     if args.voting == "centre":
-        scores = centre_crop(net, image)
-    elif args.voting == "ten":
-        scores = ten_views(net, image, flip=args.flip)
-    else:
-        scores = classify(net, image, **dense_arguments(args))
-    if not scores.isfinite().all():
-        raise InputError("the net gives NaN scores; its weights are broken")
-    return scores[0]
+        return centre_crop(net, image)[0]
+    if args.voting == "ten":
+        return ten_views(net, image, flip=args.flip)[0]
+    return classify(net, image, **dense_arguments(args))[0]
 
 
 def top_classes(scores: "Tensor", names: list[str], count: int) -> list[dict]:

@@ -13,7 +13,7 @@ from overfeat.options import positive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from overfeat.models.overfeat import OverFeat
+    from overfeat.models.net import Net
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -35,18 +35,19 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return [image for path in paths for image in (list_images(path) if path.is_dir() else [path])]
 
 
-def read_enlarged(net: "OverFeat", path: Path, max_pixels: int) -> "Tensor":
+def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
     """Read an image; enlarge one smaller than the net's window to the window, as the 2013 program does."""
     from overfeat.data.images import read_image
-    from overfeat.data.resize import resize_short_side
+    from overfeat.data.resize import resize
 
-    image, window = read_image(path, max_pixels), net.architecture.window
+    image, window = read_image(path, max_pixels), net.geometry.window
     height, width = image.shape[1:]
-    if min(height, width) >= window:
+    factor = max(window[0] / height, window[1] / width)
+    if factor <= 1:
         return image
-    if max(height, width) / min(height, width) * window**2 > max_pixels:
+    if factor**2 * height * width > max_pixels:
         raise InputError(f"{path}: {width}x{height} is too narrow to be enlarged to the net's window; crop it")
-    return resize_short_side(image[None], window)[0]
+    return resize(image[None], (max(window[0], round(height * factor)), max(window[1], round(width * factor))))[0]
 
 
 def process_images(

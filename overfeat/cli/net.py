@@ -2,20 +2,33 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from overfeat.cli.assets import SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.cli.assets import SHIPPED_CLASSIFIER, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.cli.module import add_module_options, load_densified, module_settings, refuse_module_options
 from overfeat.cli.results import digest
 from overfeat.errors import InputError
 
 if TYPE_CHECKING:
     from overfeat.models.box_regressor import BoxRegressor
     from overfeat.models.multibox import MultiBox
+    from overfeat.models.net import Net
     from overfeat.models.overfeat import OverFeat
 
+AnyNet = TypeVar("AnyNet", bound="Net")
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
-def add_net_options(parser: argparse.ArgumentParser, released: bool = True, ensemble: bool = False) -> None:
-    """Options of the net; released: also for the raw weights of 2013, without boxes; ensemble: for several nets."""
+
+def add_net_options(
+    parser: argparse.ArgumentParser, *, released: bool = True, ensemble: bool = False, module: bool = False
+) -> None:
+    """Options of the net.
+
+    Args:
+        released: Also for the raw weights of 2013, which have no boxes.
+        ensemble: For several nets.
+        module: Also for a reader's own module; the net that ships is then SqueezeNet, and not one of digits.
+    """
     group = parser.add_argument_group("net")
     text = "weights written by overfeat (safetensors; default: those that ship)"
     text += "; the scores of several nets are averaged" if ensemble else ""
@@ -28,13 +41,33 @@ def add_net_options(parser: argparse.ArgumentParser, released: bool = True, ense
         parser.set_defaults(data_dir=None, large_net=False)
     group.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    if module:
+        add_module_options(parser)
+    else:
+        parser.set_defaults(module=None)
 
 
-def load_net(args: argparse.Namespace) -> "OverFeat":
-    """The net of --weights, -d and -l; by default the shipped small net (digits)."""
+def load_net(args: argparse.Namespace) -> "Net":
+    """The net of --module, --weights, -d and -l, for commands with --module; by default SqueezeNet, which ships."""
+    if args.module:
+        return _adopt(load_densified(args), args)
+    if args.weights or args.data_dir or args.large_net:
+        refuse_module_options(args, "nets without --module")
+        if args.weights and args.weights.suffix in TORCH_SUFFIXES:
+            remedy = "name the module that it is for: --module FILE.py:NAME --window PIXELS"
+            raise InputError(f"{args.weights}: not a net of overfeat's own, which are .safetensors; {remedy}")
+        return load_overfeat(args)
+    from overfeat.densify.squeezenet import squeezenet
+
+    refuse_module_options(args, "the net that ships", allowed=("borders",))
+    return _adopt(squeezenet().with_borders(args.borders), args)
+
+
+def load_overfeat(args: argparse.Namespace) -> "OverFeat":
+    """The net of --weights, -d and -l; by default the shipped one."""
+    from overfeat.models.architecture import RELEASED_FILES
     from overfeat.models.checkpoint import load
-    from overfeat.models.released import RELEASED_FILES, load_released, read_labels
-    from overfeat.training.distributed import choose_device
+    from overfeat.models.released import load_released
 
     if args.weights and args.data_dir:
         raise InputError("--weights and --data-dir both name weights; give one of them")
@@ -43,21 +76,27 @@ def load_net(args: argparse.Namespace) -> "OverFeat":
         raise InputError(needs + "other weights are chosen with --weights")
     if args.data_dir:
         name = "accurate" if args.large_net else "fast"
-        net = load_released(args.data_dir / RELEASED_FILES[name], name)
-    else:
-        net = load(args.weights or SHIPPED_WEIGHTS)
+        return _adopt(load_released(args.data_dir / RELEASED_FILES[name], name), args)
+    return _adopt(load(args.weights or SHIPPED_WEIGHTS), args)
+
+
+def _adopt(net: AnyNet, args: argparse.Namespace) -> AnyNet:
+    """The net with the names of --labels, on --device."""
+    from overfeat.models.released import read_labels
+    from overfeat.training.distributed import choose_device
+
     if args.labels:
         net.class_names = read_labels(args.labels, net.num_classes)
     return net.to(choose_device(args.device))
 
 
 def load_ensemble(args: argparse.Namespace) -> "list[OverFeat]":
-    """The nets of several --weights, which have the same classes; else the one net of `load_net`."""
+    """The nets of several --weights, which have the same classes; else the one net of `load_overfeat`."""
     from overfeat.models.checkpoint import load
     from overfeat.training.distributed import choose_device
 
     if not args.weights or len(args.weights) == 1:
-        return [load_net(argparse.Namespace(**vars(args) | {"weights": args.weights and args.weights[0]}))]
+        return [load_overfeat(argparse.Namespace(**vars(args) | {"weights": args.weights and args.weights[0]}))]
     if args.data_dir or args.labels or args.large_net:
         raise InputError("an ensemble is given by --weights alone")
     nets = [load(path).to(choose_device(args.device)) for path in args.weights]
@@ -68,11 +107,12 @@ def load_ensemble(args: argparse.Namespace) -> "list[OverFeat]":
 
 
 def load_localizer(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor]":
-    """The net of the options, and the box regressor in its file."""
+    """The net of the options, and the box regressor in its file; by default the shipped ones (digits)."""
     from overfeat.models.checkpoint import load_regressor
 
-    net = load_net(args)
-    return net, load_regressor(args.weights or SHIPPED_WEIGHTS).to(net.device)
+    args.weights = args.weights or SHIPPED_WEIGHTS
+    net = load_overfeat(args)
+    return net, load_regressor(args.weights).to(net.device)
 
 
 def load_detector(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor]":
@@ -80,7 +120,7 @@ def load_detector(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor]":
     from overfeat.models.checkpoint import find_regressor
 
     args.weights = args.weights or SHIPPED_DETECTOR
-    net, regressor = load_net(args), find_regressor(args.weights)
+    net, regressor = load_overfeat(args), find_regressor(args.weights)
     if regressor is None or not net.background:
         lacks = "no box regressor" if regressor is None else "no background class"
         raise InputError(f"{args.weights}: no detector, since it has {lacks}; train one with `overfeat train detector`")
@@ -109,14 +149,17 @@ def load_multibox_nets(args: argparse.Namespace) -> "tuple[MultiBox, OverFeat | 
     return model.to(device), net and net.to(device)
 
 
-def net_settings(args: argparse.Namespace, net: "OverFeat") -> dict:
-    """What identifies the net in the settings of results: the file's SHA-256, and the class names."""
-    from overfeat.models.released import RELEASED_FILES
+def net_settings(args: argparse.Namespace, net: "Net") -> dict:
+    """What identifies the net in the settings of results: the SHA-256 of its files, and the class names."""
+    from overfeat.models.architecture import RELEASED_FILES
 
-    path = args.weights or SHIPPED_WEIGHTS
+    if args.module:
+        return {"classes": net.class_names, **module_settings(args)}
     if args.data_dir:
-        path = args.data_dir / RELEASED_FILES[net.architecture.name]
-    return {"weights": digest(path), "classes": net.class_names}
+        path = args.data_dir / RELEASED_FILES["accurate" if args.large_net else "fast"]
+        return {"weights": digest(path), "classes": net.class_names}
+    shipped = {} if args.weights else {"borders": args.borders}
+    return {"weights": digest(args.weights or SHIPPED_CLASSIFIER), "classes": net.class_names, **shipped}
 
 
 def multibox_settings(args: argparse.Namespace) -> dict:

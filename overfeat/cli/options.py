@@ -49,10 +49,9 @@ def flag_of(parser: argparse.ArgumentParser, name: str) -> str | None:
 def _arguments(metadata: Any, annotation: Any, default: Any) -> dict[str, Any]:
     """The arguments of `add_argument` for a field."""
     text = metadata["help"].replace("%", "%%")
-    if isinstance(default, tuple):
-        default = ",".join(map(str, default))
-    if default is not None and default is not False and default != "" and "default:" not in text:
-        text += f" (default: {str(default).replace('%', '%%')})"
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    if shown is not None and shown is not False and shown != "" and "default:" not in text:
+        text += f" (default: {str(shown).replace('%', '%%')})"
     given = {"default": default, "help": text}
     parse, value_type = metadata.get("parse"), _without_none(annotation)
     if parse is None and value_type is bool:

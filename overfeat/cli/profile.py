@@ -6,6 +6,7 @@ weights hold boxes. Rates stand beside the best that large GEMMs and convolution
 Examples:
     overfeat profile photo.jpg
     overfeat --fast profile photo.jpg --net accurate -o out/
+    overfeat profile photo.jpg --module net.py:make_net --window 96 --stride 8
 """
 
 import argparse
@@ -14,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments
 from overfeat.cli.images import add_max_pixels, read_enlarged
@@ -26,8 +26,7 @@ from overfeat.options import positive
 from overfeat.profiling import REPEATS
 
 if TYPE_CHECKING:
-    from overfeat.models.box_regressor import BoxRegressor
-    from overfeat.models.overfeat import OverFeat
+    from overfeat.models.net import Net, Regressor
 
 UNTRAINED = ("fast", "accurate")
 
@@ -43,7 +42,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help=help)
     help = "write profile.json, trace.json (for chrome://tracing) and profile.png (needs the extra demo)"
     add_out(parser, help)
-    add_net_options(parser)
+    add_net_options(parser, module=True)
     add_dense_options(parser)
 
 
@@ -86,19 +85,22 @@ def _check_folder(folder: Path) -> bool:
     return True
 
 
-def _nets(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor | None]":
+def _nets(args: argparse.Namespace) -> "tuple[Net, Regressor | None]":
     """The net to time, and its box regressor if it has one."""
+    from overfeat.densify.net import DensifiedNet
     from overfeat.models.architecture import ARCHITECTURES
     from overfeat.models.checkpoint import find_regressor
     from overfeat.models.overfeat import build
     from overfeat.training.distributed import choose_device
 
-    if args.net and (args.weights or args.data_dir):
+    if args.net and (args.weights or args.data_dir or args.module):
         raise InputError(f"--net {args.net} is for a net with random weights; leave --net out, or the weights")
     if args.net:
         # With the paper's N(0, 0.01) the activations of so many untrained layers vanish.
         architecture = replace(ARCHITECTURES[args.net], init_std=None)
         return build(architecture).eval().to(choose_device(args.device)), None
     net = load_net(args)
-    regressor = None if args.data_dir else find_regressor(args.weights or SHIPPED_WEIGHTS)
+    if isinstance(net, DensifiedNet):
+        return net, net.regressor
+    regressor = find_regressor(args.weights) if args.weights else None
     return net, regressor and regressor.to(net.device)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import overfeat
-from overfeat.cli.assets import ASSETS
+from overfeat.cli.assets import ASSETS, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
 from overfeat.data.synthetic.images import make_image
@@ -55,11 +55,11 @@ def run(*arguments, **options):
     )
 
 
-def test_shipped_net_classifies_and_localizes_the_shipped_images(capsys):
+def test_the_digit_net_classifies_and_localizes_the_shipped_images(capsys):
     coco = json.loads((ASSETS / "scenes" / "labels.json").read_text())
     correct, localized = 0, 0
     for path in list_images(ASSETS / "scenes"):
-        assert main(["classify", "-n", "1", str(path)]) == 0
+        assert main(["classify", "-n", "1", "--weights", str(SHIPPED_WEIGHTS), str(path)]) == 0
         name, score = capsys.readouterr().out.split()
         assert 0 < float(score) <= 1
         correct += name == coco[path.name]
@@ -179,11 +179,12 @@ def test_features_as_in_2013(weights, photos, capsys):
     assert first.splitlines()[0] == " ".join(map(str, shape))
 
 
-def test_layer_19_of_the_shipped_net(photos, monkeypatch, tmp_path, capsys):
+def test_layer_19_of_the_digit_net(photos, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["features", "-L", "19", str(photos / "a.jpg")]) == 0
+    command = ["features", "--weights", str(SHIPPED_WEIGHTS), str(photos / "a.jpg")]
+    assert main([*command, "-L", "19"]) == 0
     assert np.load(tmp_path / "a.jpg.npz")["features"].shape[0] == 10
-    assert main(["features", "-L", "99", str(photos / "a.jpg")]) == 1
+    assert main([*command, "-L", "99"]) == 1
     assert "-L 99: the small net has layers 0..19" in capsys.readouterr().err
 
 
@@ -195,23 +196,29 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["classify", "missing.jpg"], "missing.jpg: no such file"),
+        (["classify", "--weights", "{digits}", "missing.jpg"], "missing.jpg: no such file"),
         (["classify", "--weights", "missing.safetensors", "{photo}"], "missing.safetensors: no such file"),
         (["classify", "-l", "{photo}"], "-l is the accurate net, which needs its weights"),
         (["classify", "-d", "missing", "{photo}"], "net_weight_0: no such file"),
-        (["classify", "--scales", "20x500", "{photo}"], "smaller than the small net's window"),
-        (["features", "-o", "/dev/null", "{photo}"], "it is no regular file"),
-        (["features", "{folder}"], "need a folder to go to"),
-        (["features", "{photo}", "-o", "{photo}"], "is the image itself"),
+        (["classify", "--weights", "{digits}", "--scales", "20x500", "{photo}"], "smaller than the small net's window"),
+        (["features", "--weights", "{digits}", "-o", "/dev/null", "{photo}"], "it is no regular file"),
+        (["features", "--weights", "{digits}", "{folder}"], "need a folder to go to"),
+        (["features", "--weights", "{digits}", "{photo}", "-o", "{photo}"], "is the image itself"),
         (["convert", "--net", "fast", "{photo}", "{photo}"], "is the file to convert"),
-        (["classify", "--device", "meta", "{photo}"], "--device must be a CPU or CUDA device, not 'meta'"),
-        (["classify", "--memory-limit", "1", "--scales", "1.0", "{photo}"], None),
-        (["classify", "--device", "abacus", "{photo}"], "--device must be auto, cpu, cuda, cuda:1, ..., not 'abacus'"),
-        (["classify", "--max-pixels", "100", "{photo}"], "more than the limit of 100"),
-        (["classify", "--labels", "{photo}", "{photo}"], "not a text file"),
-        (["classify", "{folder}", "{photo}", "-o", "{out}"], None),
-        (["features", "-o", "{photo}/x/out.npz", "{photo}"], "cannot be written"),
-        (["features", "-o", "{photo}/out", "{folder}"], "cannot be made a folder"),
+        (
+            ["classify", "--weights", "{digits}", "--device", "meta", "{photo}"],
+            "--device must be a CPU or CUDA device, not 'meta'",
+        ),
+        (["classify", "--weights", "{digits}", "--memory-limit", "1", "--scales", "1.0", "{photo}"], None),
+        (
+            ["classify", "--weights", "{digits}", "--device", "abacus", "{photo}"],
+            "--device must be auto, cpu, cuda, cuda:1, ..., not 'abacus'",
+        ),
+        (["classify", "--weights", "{digits}", "--max-pixels", "100", "{photo}"], "more than the limit of 100"),
+        (["classify", "--weights", "{digits}", "--labels", "{photo}", "{photo}"], "not a text file"),
+        (["classify", "--weights", "{digits}", "{folder}", "{photo}", "-o", "{out}"], None),
+        (["features", "--weights", "{digits}", "-o", "{photo}/x/out.npz", "{photo}"], "cannot be written"),
+        (["features", "--weights", "{digits}", "-o", "{photo}/out", "{folder}"], "cannot be made a folder"),
         (["convert", "{photo}", "x.safetensors"], "of which net?"),
         (["convert", "--net", "fast", "{photo}", "x.safetensors"], "583,683,488"),
         (["convert", "{photo}.safetensors", "x"], "no such file"),
@@ -223,7 +230,7 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
 )
 def test_bad_input_is_one_clear_line(arguments, message, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {"photo": photos / "a.jpg", "folder": photos, "out": tmp_path / "out"}
+    names = {"photo": photos / "a.jpg", "folder": photos, "out": tmp_path / "out", "digits": SHIPPED_WEIGHTS}
     status = main([argument.format(**names) for argument in arguments])
     printed = capsys.readouterr().err
     assert status == (0 if message is None else 1), printed

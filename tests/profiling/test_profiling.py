@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from overfeat import load, load_regressor
-from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR
+from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.dense.config import DenseConfig
@@ -139,8 +139,8 @@ def test_times_of_a_detection():
 
 def test_the_command_writes_numbers_a_trace_and_a_picture(tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["profile", str(SCENE), "-o", str(out), "--repeats", "1", "--scales", "six:1,2", "--device", "cpu"]
-    assert main(command) == 0
+    options = ["--repeats", "1", "--scales", "six:1,2", "--device", "cpu", "--weights", str(SHIPPED_WEIGHTS)]
+    assert main(["profile", str(SCENE), "-o", str(out), *options]) == 0
     printed = capsys.readouterr().out
     assert "all scales" in printed and "images/s" in printed and "first full layer" in printed
     results = json.loads((out / "profile.json").read_text())
@@ -154,8 +154,8 @@ def test_the_command_writes_numbers_a_trace_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        (["missing.png"], "no such file"),
-        ([str(SCENE), "--scales", "20x20"], "smaller than the small net's window"),
+        (["missing.png", "--weights", str(SHIPPED_WEIGHTS)], "no such file"),
+        ([str(SCENE), "--scales", "20x20", "--weights", str(SHIPPED_WEIGHTS)], "smaller than the small net's window"),
         ([str(SCENE), "--net", "fast", "--weights", "x.safetensors"], "leave --net out"),
     ],
 )

@@ -1,0 +1,98 @@
+"""A reader's own module as the net of a command: its options, and its conversion."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from overfeat.cli.module_source import ModuleSource, load_module, parse_module
+from overfeat.cli.options import add_options, config_from_args, refuse_options
+from overfeat.cli.results import digest
+from overfeat.errors import ArgumentError, InputError
+from overfeat.options import Options, option
+
+if TYPE_CHECKING:
+    from overfeat.densify.net import DensifiedNet
+
+
+def parse_window(text: str) -> int | tuple[int, int]:
+    """Parse a side in pixels, or HEIGHTxWIDTH."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither pixels, such as 96, nor HEIGHTxWIDTH, such as 96x128")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+@dataclass(frozen=True)
+class ModuleOptions(Options):
+    """How a module becomes a net, see `overfeat.densify`."""
+
+    module: ModuleSource | None = option(
+        None, "the function without arguments in a Python file that returns the net, a torch.nn.Module; also "
+        "PACKAGE.MODULE:NAME; --weights is then its state dict, .safetensors or of torch.save",
+        parse=parse_module, metavar="FILE.py:NAME",
+    )  # fmt: skip
+    window: int | tuple[int, int] | None = option(
+        None, "pixels of the windows that the module classifies, a side or HEIGHTxWIDTH", parse=parse_window,
+        metavar="PIXELS",
+    )  # fmt: skip
+    mean: tuple[float, ...] = option(
+        (0.0,), "subtracted from pixels in 0..255, one number or one a channel; training that scaled pixels to 0..1 "
+        "has 255 times its mean here", metavar="X[,X,...]",
+    )  # fmt: skip
+    std: tuple[float, ...] = option(
+        (1.0,), "by which they are then divided; 255 for pixels in 0..1", metavar="X[,X,...]"
+    )
+    channel_order: Literal["RGB", "BGR"] = option("RGB", "of the module's input")
+    logits: bool = option(True, "the module's outputs are logits; --no-logits: probabilities already")
+    borders: Literal["exact", "neighbours"] = option(
+        "exact", "what padding sees inside an image: exact, zeros, as in a cropped window; neighbours, the image, "
+        "which is faster and another classifier; also of the net that ships"
+    )  # fmt: skip
+
+
+def add_module_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a reader's own module."""
+    add_options(parser.add_argument_group("a module of your own"), ModuleOptions)
+
+
+def module_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as `densify` takes them, but the module."""
+    config = vars(config_from_args(ModuleOptions, args))
+    return {name: _single(value) for name, value in config.items() if name != "module"}
+
+
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
+def module_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What identifies the converted net in the settings of results."""
+    file = Path(args.module.file)
+    source = {"module": str(args.module), "source": digest(file) if file.is_file() else None}
+    return source | {"weights": args.weights and digest(args.weights)} | module_arguments(args)
+
+
+def refuse_module_options(args: argparse.Namespace, mode: str, allowed: Sequence[str] = ()) -> None:
+    """Raises ArgumentError where an option of a module is given in a mode that has no use for it."""
+    refuse_options(args, [field.name for field in fields(ModuleOptions) if field.name not in allowed], mode)
+
+
+def load_densified(args: argparse.Namespace) -> "DensifiedNet":
+    """The net of --module, with the state dict of --weights if given. Raises InputError."""
+    refuse_options(args, ("data_dir", "large_net"), "--module")
+    if args.window is None:
+        raise ArgumentError("window", "must be given with --module: the pixels of the windows that it classifies")
+    module = load_module(args.module)
+    if args.weights:
+        from overfeat.cli.state_dict import load_state_dict
+
+        load_state_dict(module, args.weights)
+    from overfeat.densify.convert import densify
+
+    net = densify(module, **module_arguments(args), name=args.module.name)
+    if net.in_channels not in (1, 3):
+        problem = f"takes images of {net.in_channels} channels, and the command line reads RGB"
+        raise InputError(f"{args.module}: {problem}; use overfeat.densify in Python")
+    return net

@@ -1,0 +1,179 @@
+"""classify, features and compare-borders of a reader's own module, against its windows cropped."""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import overfeat
+from overfeat.cli.assets import SHIPPED_WEIGHTS
+from overfeat.cli.main import main
+from overfeat.cli.module import parse_window
+
+NET = """
+import torch
+from torch import nn
+
+class Scale(nn.Module):
+    def forward(self, x):
+        return x / 255
+
+def make_net(channels=3, padding=1, classes=3):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Scale(), nn.Conv2d(channels, 4, 3, padding=padding), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(),
+        nn.Flatten(), nn.LazyLinear(classes),
+    ).eval()
+
+def ready(**arguments):
+    net = make_net(**arguments)
+    net(torch.zeros(1, arguments.get("channels", 3), 16, 16))
+    return net
+
+def padded(): return ready()
+def valid(): return ready(padding=0)
+def grey(): return ready(channels=1)
+def four(): return ready(channels=4)
+def one(): return ready(classes=1)
+def probabilities(): return nn.Sequential(ready(), nn.Softmax(1))
+def maps(): return nn.Sequential(*ready()[:6])
+def batch(): return nn.Sequential(ready(), Batch())
+
+class Batch(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+"""
+WINDOW, STRIDE = 16, 4
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder: net.py, its weights, and a photo."""
+    (tmp_path / "net.py").write_text(NET)
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 42, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture
+def module(folder):
+    """The module with weights that are not those of net.py, which are in state.pt."""
+    from overfeat.cli.module_source import ModuleSource, load_module
+
+    module = load_module(ModuleSource("net.py", "padded"))
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0, 0.5)
+    torch.save(module.state_dict(), folder / "state.pt")
+    return module
+
+
+OWN = ["--module", "net.py:padded", "--weights", "state.pt", "--window", "16"]
+
+
+def test_windows_are_parsed():
+    assert parse_window("96") == 96 and parse_window("96x128") == (96, 128) and parse_window("24X12") == (24, 12)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "96x", "x", "96x96x3", "9.5", "96,96", "96x0"])
+def test_windows_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="HEIGHTxWIDTH"):
+        parse_window(text)
+
+
+def crops(windows):
+    """The windows [h, w, 4] of the photo, cropped: [h * w, 3, 16, 16]."""
+    image = torch.from_numpy(np.array(Image.open("photo.png"))).permute(2, 0, 1).float()
+    corners = windows.reshape(-1, 4).astype(int)
+    return torch.stack([image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in corners])
+
+
+def test_heat_maps_are_the_scores_of_the_cropped_windows(module, folder, capsys):
+    command = ["classify", "photo.png", *OWN, "--scales", "1.0", "--stride", "4", "--heat-map", "-o", "out"]
+    assert main(command) == 0
+    maps = np.load(folder / "out" / "photo.png.npz")
+    assert maps["windows_0"].shape == (6, 7, 4) and set(maps) == {"classes", "scores_0", "windows_0"}
+    with torch.no_grad():
+        expected = module(crops(maps["windows_0"])).softmax(1)
+    order = [int(name.split()[1]) for name in maps["classes"]]
+    np.testing.assert_allclose(maps["scores_0"].reshape(3, -1), expected.T[order], atol=1e-5)
+    best = expected.amax(0).sort(descending=True)
+    assert order == best.indices.tolist()
+    results = json.loads((folder / "out" / "photo.png.json").read_text())["classes"]
+    np.testing.assert_allclose([entry["score"] for entry in results], best.values, atol=1e-5)
+    printed = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose(printed, best.values, atol=1e-4)
+    with Image.open(folder / "out" / "photo.png.png") as picture:
+        assert min(picture.size) > 100
+
+    assert main(command) == 0  # nothing is left to do
+    assert "done already" in capsys.readouterr().err
+    with open(folder / "net.py", "a") as file:
+        file.write("# another net\n")
+    assert main(command) == 1
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_classify_with_and_without_heat_maps_is_the_same(module, capsys):
+    command = ["classify", "photo.png", *OWN, "--stride", "4", "--mean", "10,20,30", "--std", "2"]
+    assert main(command) == 0
+    plain = capsys.readouterr().out
+    assert main([*command, "--heat-map", "-o", "out"]) == 0
+    assert capsys.readouterr().out == plain
+    net = overfeat.densify(module, 16, mean=(10, 20, 30), std=2)
+    image = torch.from_numpy(np.array(Image.open("photo.png"))).permute(2, 0, 1)
+    score = overfeat.classify(net, image, stride=4).max()
+    assert float(plain.splitlines()[0].split()[-1]) == pytest.approx(float(score), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["valid", "grey", "one", "probabilities"])
+def test_modules_of_other_kinds(name, capsys):
+    more = ["--no-logits"] if name == "probabilities" else []
+    assert main(["classify", "photo.png", "--module", f"net.py:{name}", "--window", "16", *more]) == 0
+    printed = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(printed) == (1 if name == "one" else 3) and all(0 <= score <= 1 for score in printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--module", "net.py:padded"], "--window must be given with --module"),
+        (["--module", "net.py:padded", "--window", "32"], "--window"),
+        (["--module", "net.py:padded", "--window", "3"], "--window"),
+        ([*OWN, "--mean", "1,2"], "--mean"),
+        ([*OWN, "--std", "0"], "--std"),
+        ([*OWN, "--mean", "0.5", "--std", "0.25"], "--std"),
+        ([*OWN, "--labels", "names.txt"], "names.txt: 2 names for a net of 3 classes"),
+        ([*OWN, "-d", "."], "--data-dir does not apply to --module"),
+        ([*OWN, "--heat-map"], "--heat-map needs a folder to write to; give -o FOLDER"),
+        ([*OWN, "--heat-map", "--voting", "centre", "-o", "out"], "--heat-map does not apply to --voting centre"),
+        ([*OWN, "--stride", "-4"], "--stride"),
+        (["--weights", "state.pt"], "state.pt: not a net of overfeat's own, which are .safetensors; name the module"),
+        (["--weights", str(SHIPPED_WEIGHTS), "--window", "16"], "--window does not apply to nets without --module"),
+        (["--weights", str(SHIPPED_WEIGHTS), "--borders", "neighbours"], "--borders does not apply"),
+        (["--weights", str(SHIPPED_WEIGHTS), "--stride", "7"], "--stride must be"),
+        (["--mean", "3"], "--mean does not apply to the net that ships; leave it out"),
+        (["--module", "net.py:four", "--window", "16"], "4 channels"),
+        (["--module", "net.py:maps", "--window", "16"], "[N, classes]"),
+        (["--module", "net.py:batch", "--window", "16"], "batch"),
+        (["--module", "net.py:missing", "--window", "16"], "net.py: has no missing; it defines Scale, make_net"),
+        (["--module", "net.py:make_net", "--weights", "state.pt", "--window", "9"], None),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, message, module, folder, capsys):
+    (folder / "names.txt").write_text("ash\nbirch\n")
+    try:
+        status = main(["classify", "photo.png", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr().err.strip()
+    assert status, printed
+    assert message is None or message in printed.splitlines()[-1]
+    assert "Traceback" not in printed and not (folder / "out").exists()
