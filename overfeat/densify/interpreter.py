@@ -47,7 +47,7 @@ class Interpreter:
         """The values before the first node: images [N, C, h, w] whose first window is `offsets` from their corner."""
         window = self.program.window
         axes = (Axis(window[0], offset=offsets[0]), Axis(window[1], offset=offsets[1]))
-        return {self.program.image: Maps(axes, {("shared", "shared"): images[:, None, None]}, grid)}
+        return {self.program.image: Maps(axes, {("shared", "shared"): images.unflatten(0, (-1, 1, 1))}, grid)}
 
     def run(
         self, values: dict[Node, Any], nodes: Sequence[Node], num_windows: int, device: torch.device,

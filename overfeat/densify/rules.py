@@ -20,6 +20,8 @@ from overfeat.densify.reductions import reduce_cells
 from overfeat.densify.sliding import Pair, Sliding, slide
 from overfeat.densify.values import Index, Maps, Shared, View, as_maps, windows_of
 from overfeat.densify.weights import Weights
+from overfeat.ops.layout import channels_last
+from overfeat.ops.max_pool import max_pool
 
 ELEMENTWISE = frozenset((
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "log_sigmoid", "tanh", "silu", "gelu", "elu",
@@ -267,6 +269,7 @@ def conv2d(context: Context, node: Node, x: Maps, weight: Tensor, bias: Tensor |
     relu = node in context.relu
 
     def run(t: Tensor, steps: Pair, taps: Pair) -> Tensor:
+        t = channels_last(t)
         if groups == 1 and steps[0] == steps[1] and taps[0] == taps[1]:
             return ops.convolution(t, weight, bias, steps[0], 0, relu=relu, dilation=taps[0])
         result = F.conv2d(t, weight, bias, steps, 0, taps, groups)
@@ -282,9 +285,7 @@ def max_pool2d(
     """Max pooling of any stride; cells beyond the border never win."""
     kernel = pair(kernel)
     sliding = slidings(kernel, pair(stride or kernel), pair(padding), pair(dilation))
-    return slide(
-        node, x, sliding, lambda t, s, d: F.max_pool2d(t, kernel, s, 0, d), borders=context.borders, fill=-math.inf
-    )
+    return slide(node, x, sliding, lambda t, s, d: max_pool(t, kernel, s, d), borders=context.borders, fill=-math.inf)
 
 
 def max_pool2d_with_indices(context: Context, node: Node, x: Maps, *args: Any) -> Any:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
@@ -118,20 +117,8 @@ def _run(maps: Maps, plans: tuple[AxisPlan, AxisPlan], cells: tuple[Cells, Cells
     """These output cells."""
     (down, pad_down, step_down, tap_down) = plans[0].source(cells[0])
     (across, pad_across, step_across, tap_across) = plans[1].source(cells[1])
-    pads = (*pad_across, *pad_down)
-
-    def run(t: Tensor) -> Tensor:
-        return op(_padded(t, pads, fill), (step_down, step_across), (tap_down, tap_across))
-
-    return on_maps(run, maps.take(down, across))
-
-
-def _padded(t: Tensor, pads: tuple[int, int, int, int], fill: float) -> Tensor:
-    """Maps with these (left, right, top, bottom) cells more; a view where there are only fewer."""
-    left, right, top, bottom = pads
-    if max(pads) > 0:
-        return F.pad(t, pads, value=fill)
-    return t[:, :, -top : t.shape[2] + bottom, -left : t.shape[3] + right]
+    taken = maps.take(down, across, (*pad_across, *pad_down), fill)
+    return on_maps(lambda t: op(t, (step_down, step_across), (tap_down, tap_across)), taken)
 
 
 def _scaled(part: Tensor, cells: tuple[Cells, Cells], scale: Sequence[Sequence[float]] | None) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 Kind = Literal["low", "shared", "high"]
 Cells = tuple[int, int] | None  # start and stop in the window; None: all shared cells
+Pads = tuple[int, int, int, int]  # left, right, top, bottom
 MapsFunction = Callable[[Tensor], Tensor]  # of maps [n, C, h, w]
 
 
@@ -91,17 +92,37 @@ class Maps:
         """(C, cells down, cells across) of one window."""
         return self.channels, self.axes[0].cells, self.axes[1].cells
 
-    def take(self, down: Cells, across: Cells) -> Tensor:
-        """These cells of every window, as a part; None: all shared cells."""
-        lines = []
-        for kind_down, cells_down in _pieces(self.axes[0], down):
-            line = []
-            for kind_across, cells_across in _pieces(self.axes[1], across):
-                part = self.parts[kind_down, kind_across]
-                part = self._pick(part, 0, kind_down, cells_down)
-                line.append(self._pick(part, 1, kind_across, cells_across))
-            lines.append(line[0] if len(line) == 1 else torch.cat(line, dim=5))
-        return lines[0] if len(lines) == 1 else torch.cat(lines, dim=4)
+    def take(self, down: Cells, across: Cells, pads: Pads = (0, 0, 0, 0), fill: float = 0.0) -> Tensor:
+        """These cells of every window, as a part; None: all shared cells. A view where they are of one part.
+
+        Args:
+            pads: (left, right, top, bottom) cells with the value `fill` around them; negative ones leave cells out.
+        """
+        pieces = [
+            [self._piece(kind_down, cells_down, kind_across, cells_across)
+             for kind_across, cells_across in _pieces(self.axes[1], across)]
+            for kind_down, cells_down in _pieces(self.axes[0], down)
+        ]  # fmt: skip
+        left, right, top, bottom = pads
+        height = top + sum(line[0].shape[4] for line in pieces) + bottom
+        width = left + sum(piece.shape[5] for piece in pieces[0]) + right
+        if max(pads) <= 0 and len(pieces) == len(pieces[0]) == 1:
+            return pieces[0][0][..., -top : height - top, -left : width - left]
+        first = pieces[0][0]
+        result = first.new_empty(*first.shape[:3], height, width, self.channels).permute(0, 1, 2, 5, 3, 4)
+        _fill_borders(result, pads, fill)
+        y = top
+        for line in pieces:
+            x = left
+            for piece in line:
+                _paste(piece, result, y, x)
+                x += piece.shape[5]
+            y += line[0].shape[4]
+        return result
+
+    def _piece(self, kind_down: Kind, cells_down: Cells, kind_across: Kind, cells_across: Cells) -> Tensor:
+        part = self._pick(self.parts[kind_down, kind_across], 0, kind_down, cells_down)
+        return self._pick(part, 1, kind_across, cells_across)
 
     def windows(self) -> Tensor:
         """Every window on its own: [windows, C, cells down, cells across]."""
@@ -123,6 +144,24 @@ class Maps:
         part = part.narrow(4 + i, cells[0] * axis.tap + axis.offset, (count - 1) * step + size)
         seen = part.unfold(4 + i, size, step)[..., :: axis.tap].squeeze(1 + i)
         return seen.permute(0, 3, 1, 2, 5, 4) if i == 0 else seen.permute(0, 1, 4, 2, 3, 5)
+
+
+def _fill_borders(part: Tensor, pads: Pads, fill: float) -> None:
+    left, right, top, bottom = pads
+    for dim, before, after in ((4, top, bottom), (5, left, right)):
+        if before > 0:
+            part.narrow(dim, 0, before).fill_(fill)
+        if after > 0:
+            part.narrow(dim, part.shape[dim] - after, after).fill_(fill)
+
+
+def _paste(piece: Tensor, part: Tensor, y: int, x: int) -> None:
+    """Copy cells to (y, x) of a part, as far as they lie in it."""
+    for dim, start in ((4, y), (5, x)):
+        skip = max(0, -start)
+        length = min(piece.shape[dim] - skip, part.shape[dim] - max(0, start))
+        piece, part = piece.narrow(dim, skip, length), part.narrow(dim, max(0, start), length)
+    part.copy_(piece)
 
 
 def on_maps(function: MapsFunction, part: Tensor) -> Tensor:

@@ -53,6 +53,13 @@ def memory_format_of(maps: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def channels_last(maps: Tensor) -> Tensor:
+    """Maps in the channels-last format; also of one image, whose strides else leave PyTorch a choice."""
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = maps.shape
+    return maps.as_strided(maps.shape, (height * width * channels, 1, width * channels, channels))
+
+
 def empty_in_format(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised tensor of a shape, with the dtype, device and memory format of `like`."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
