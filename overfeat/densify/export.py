@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
 from overfeat.densify.weights import Weights
@@ -149,12 +149,11 @@ def _program(exported: ExportedProgram) -> Program:
         constants[node] = weights.add(spec.target, tensor)
     if len(images) != 1 or not isinstance(images[0].meta["val"], Tensor) or images[0].meta["val"].dim() != 4:
         raise InputError("the module must have one input, windows [N, C, height, width]")
-    for kind in exported.graph_signature.output_specs:
-        if kind.kind.name not in ("USER_OUTPUT",):
-            raise InputError(f"the module changes its own {kind.target} in evaluation; remove that from its forward")
     nodes = [node for node in graph.nodes if node.op == "call_function" and op_name(node) not in SKIPPED]
     returned = next(node for node in graph.nodes if node.op == "output").args[0]
-    outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
+    # The others are what in-place ops make of the input and of buffers, which stay as they are.
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    outputs = [node for node, kind in zip(returned, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
     dead = _last_uses(nodes, outputs, images[0])
     return Program(nodes, images[0], constants, outputs, dead, weights, images[0].meta["val"].dtype)
 
