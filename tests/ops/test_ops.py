@@ -11,6 +11,7 @@ from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.ops import reference
 from overfeat.ops.backends import eager
+from overfeat.ops.max_pool import max_pool
 
 # Values and gradients
 
@@ -310,6 +311,26 @@ def test_linear(device, relu):
     actual.sum().backward()
     slopes = (expected > 0).to(expected) if relu else torch.ones_like(expected)
     assert_matches(leaf.grad, slopes @ weight.flatten(1), torch.float64)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation"),
+    [
+        ((1, 1), (1, 1), (1, 1)),
+        ((1, 1), (2, 3), (1, 1)),
+        ((3, 3), (2, 2), (1, 1)),
+        ((2, 3), (1, 2), (3, 2)),
+        ((1, 4), (3, 1), (1, 2)),
+        ((9, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_max_pool(device, size, stride, dilation, layout):
+    maps = laid_out(numbers((2, 3, 9, 10), device), layout)
+    maps[0, 0, 4, 5], maps[1, 1, 0] = float("nan"), -float("inf")
+    expected = torch.nn.functional.max_pool2d(maps, size, stride, 0, dilation)
+    actual = max_pool(maps, size, stride, dilation)
+    assert torch.equal(actual.nan_to_num(99), expected.nan_to_num(99))
 
 
 @pytest.mark.parametrize("relu", [True, False])

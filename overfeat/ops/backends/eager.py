@@ -10,6 +10,7 @@ from torch import Tensor
 from overfeat.errors import InputError
 from overfeat.ops import layout
 from overfeat.ops.layout import memory_format_of
+from overfeat.ops.max_pool import max_pool
 from overfeat.ops.registry import Backend
 
 # Below this many positions, a GEMM on gathered windows beats the CPU's convolution, which repacks its weights at
@@ -26,8 +27,9 @@ def offset_max_pool(maps: Tensor, size: int, dilation: int) -> Tensor:
 def _pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
     if size == 1:
         return maps
-    # Separable: along rows, then along columns, 2*size comparisons a position in place of size*size.
-    pooled = F.max_pool2d(F.max_pool2d(maps, (1, size), 1, 0, dilation), (size, 1), 1, 0, dilation)
+    # Separable: along columns, then along rows, 2*size comparisons a position in place of size*size.
+    pooled = max_pool(maps, (size, 1), dilation=(dilation, 1))
+    pooled = max_pool(pooled, (1, size), dilation=(1, dilation))
     return pooled.contiguous(memory_format=memory_format_of(maps))
 
 
