@@ -9,6 +9,8 @@ from .classification.predict import classify as classify
 from .classification.predict import ten_views as ten_views
 from .dense.candidates import Candidates as Candidates
 from .dense.candidates import candidates as candidates
+from .dense.compare import BorderComparison as BorderComparison
+from .dense.compare import compare_borders as compare_borders
 from .dense.config import SixScales as SixScales
 from .dense.detections import Detections as Detections
 from .dense.evaluate import ScoreMap as ScoreMap

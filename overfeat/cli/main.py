@@ -6,12 +6,38 @@ import shlex
 import sys
 
 import overfeat
-from overfeat.cli import bench, classify, convert, demo, detect, evaluate, features, localize, profile, scenes, train
+from overfeat.cli import (
+    bench,
+    classify,
+    compare_borders,
+    convert,
+    demo,
+    detect,
+    evaluate,
+    features,
+    localize,
+    profile,
+    scenes,
+    train,
+)
 from overfeat.cli.completion import PrintCompletion
 from overfeat.cli.options import flag_of
 from overfeat.errors import ArgumentError, InputError
 
-COMMANDS = (classify, localize, detect, features, train, evaluate, profile, bench, convert, scenes, demo)
+COMMANDS = (
+    classify,
+    localize,
+    detect,
+    features,
+    train,
+    evaluate,
+    profile,
+    compare_borders,
+    bench,
+    convert,
+    scenes,
+    demo,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -115,7 +115,7 @@ class DenseConfig:
         scales: `"six"`, or `SixScales(1, 2, 4, 6)` for some of the six scales; or a sequence of factors of the
             image's own size (floats, rounded to an exact fit of the net's stride; 1.0 is the image as it is,
             not resized) and sizes (height, width), turned so that the longer side lies along the image's. None:
-            the net's own, `net.scale_factors` for a detector, else the six scales.
+            the net's own, `net.scale_factors` (a detector's, and 1.0 of a converted module), else the six scales.
         flip: Whether the mirror image is evaluated as well; None: as the net was trained, `net.flip`.
         stride: "fine" applies the last pooling at every offset (section 3.3), "coarse" at the first alone; or pixels
             between outputs: any number for a converted net. None: the net's own, `net.default_stride`.
@@ -125,7 +125,8 @@ class DenseConfig:
 
     scales: Scales = option(
         None, "'six', the net's six scales; some of them, such as six:1,2,4,6; factors of the image's own size, such "
-        "as 0.5,1.0; sizes HEIGHTxWIDTH, such as 245x317, turned as the image is (default: six; a detector's own)",
+        "as 0.5,1.0; sizes HEIGHTxWIDTH, such as 245x317, turned as the image is (default: six; a detector's own; of "
+        "your own module 1.0)",
         parse=parse_scales, metavar="LIST",
     )  # fmt: skip
     flip: bool | None = option(None, "also evaluate the mirror image (default: as the net was trained)")

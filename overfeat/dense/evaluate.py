@@ -58,11 +58,17 @@ def score_maps(
     """
     images = as_batch(images, net.in_channels)
     own_grids = grids(net, (images.shape[2], images.shape[3]), DenseConfig(scales, flip, stride, memory_limit))
-    maps = [torch.empty(len(images), net.num_classes, *grid.shape, device=net.device) for grid in own_grids]
-    for tile in evaluate_tiles(net, images, own_grids, memory_limit):
+    maps = grid_scores(net, images, own_grids, memory_limit)
+    return [ScoreMap(scores, grid) for scores, grid in zip(maps, own_grids, strict=True)]
+
+
+def grid_scores(net: Net, images: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT) -> list[Tensor]:
+    """The class scores of images [N, C, H, W] at every position of each grid, float32 [N, classes, h, w]."""
+    maps = [torch.empty(len(images), net.num_classes, *grid.shape, device=net.device) for grid in grids]
+    for tile in evaluate_tiles(net, images, grids, memory_limit):
         scores = net.probabilities(tile.outputs).view(*tile.shape, net.num_classes).permute(0, 3, 1, 2)
         maps[tile.index][tile.batch, :, tile.rows, tile.columns] = scores
-    return [ScoreMap(scores, grid) for scores, grid in zip(maps, own_grids, strict=True)]
+    return maps
 
 
 def max_scores(net: Net, images: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT) -> Tensor:

@@ -141,6 +141,34 @@ def test_modules_of_other_kinds(name, capsys):
     assert len(printed) == (1 if name == "one" else 3) and all(0 <= score <= 1 for score in printed)
 
 
+def test_features_are_the_outputs_of_the_module_s_layers(module, folder, capsys):
+    command = ["features", "photo.png", *OWN, "--stride", "4", "-o", "out.npz"]
+    windows = np.array([[(x, y, x + 16, y + 16) for x in range(0, 27, 4)] for y in range(0, 22, 4)])
+    for layer, submodules in {"3": 4, "6": 7, None: 8}.items():
+        assert main([*command, *(["-L", layer] if layer else [])]) == 0
+        with torch.no_grad():
+            expected = module[:submodules](crops(windows)).flatten(1).T.reshape(-1, 6, 7)
+        np.testing.assert_allclose(np.load("out.npz")["features"], expected, atol=1e-4)
+    capsys.readouterr()
+    assert main([*command, "-L", "fc"]) == 1
+    assert "has no submodule or node 'fc'" in capsys.readouterr().err
+    assert main(["features", "photo.png", *OWN, "-L", "7", "--format", "text"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "3 11 14"
+
+
+def test_compare_borders_prints_the_library_s_numbers(module, folder, capsys):
+    Image.open("photo.png").crop((0, 0, 30, 20)).save(folder / "part.png")
+    assert main(["compare-borders", "photo.png", "part.png", *OWN, "--stride", "4"]) == 0
+    printed = capsys.readouterr().out
+    net = overfeat.densify(module, 16)
+    images = [torch.from_numpy(np.array(Image.open(f"{name}.png"))).permute(2, 0, 1) for name in ("photo", "part")]
+    assert f"photo.png: {overfeat.compare_borders(net, images[0], stride=4)}" in printed
+    assert f"all images: {overfeat.compare_borders(net, images, stride=4)}" in printed
+    assert "total" in printed and "50 windows" in printed
+    assert main(["compare-borders", "photo.png", "--weights", str(SHIPPED_WEIGHTS)]) == 1
+    assert "leave --weights out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,56 @@
+"""`overfeat compare-borders`: what exact borders cost, and how much neighbours differ from them.
+
+Print what windows share and how many multiplications that saves with either of --borders; then, in every window of the
+images, how often the best class is the same and the mean total variation distance of the scores.
+
+Examples:
+    overfeat compare-borders photo.jpg
+    overfeat compare-borders photos/ --module net.py:make_net --weights state.pt --window 96 --stride 8
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overfeat.cli.command import Commands, add_command
+from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.net import add_net_options, load_net
+from overfeat.cli.options import add_options, refuse_options
+from overfeat.dense.config import DenseConfig
+from overfeat.errors import InputError
+
+if TYPE_CHECKING:
+    from overfeat.dense.compare import BorderComparison
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(commands, "compare-borders", run, __doc__)
+    add_image_options(parser)
+    add_net_options(parser, released=False, module=True)
+    add_options(parser.add_argument_group("dense evaluation"), DenseConfig, skip=("flip",))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare the borders on the images."""
+    from overfeat.data.images import read_image
+    from overfeat.dense.compare import combine, compare_borders
+    from overfeat.densify.net import DensifiedNet
+
+    refuse_options(args, ("borders",), "compare-borders")
+    net, images = load_net(args), find_images(args.images)
+    if not isinstance(net, DensifiedNet):
+        raise InputError("compare-borders is for --module and the net that ships; leave --weights out")
+    print(f"{net}\n")
+    results: list[BorderComparison] = []
+
+    def process(path: Path) -> None:
+        image = read_image(path, args.max_pixels)
+        scales, stride, memory_limit = args.scales, args.stride, args.memory_limit
+        results.append(compare_borders(net, image, scales=scales, stride=stride, memory_limit=memory_limit))
+        print(f"{path}: {results[-1]}")
+
+    status = process_images(images, process)
+    if len(results) > 1:
+        print(f"all images: {combine(results)}")
+    return status
