@@ -109,7 +109,7 @@ def evaluate_groups(
     held = 0
     for index, grid in enumerate(grids):
         for tile in plan_tiles(net, len(images), grid, index, memory_limit, box_channels):
-            _, cost = tile_bytes(net, tile, box_channels)
+            _, cost = tile_bytes(net, tile, box_channels, memory_limit // 2 - held)
             if pending and held + cost > memory_limit // 2:
                 yield _run_head(net, pending)
                 held = 0

@@ -64,14 +64,21 @@ def tile_features(net: Net, scaled: Tensor, tile: Tile) -> Any:
     return net.tile_features(crop.flip(-1) if grid.flipped else crop, rows, columns, grid.stride)
 
 
-def tile_bytes(net: Net, tile: Tile, box_channels: int = 0) -> tuple[int, int]:
+def tile_bytes(net: Net, tile: Tile, box_channels: int = 0, enough: int = 0) -> tuple[int, int]:
     """Bytes that a tile needs at most: for its features; for its head, with features, outputs, scores and boxes.
 
-    box_channels: of a regressor.
+    Args:
+        box_channels: Of a regressor.
+        enough: A looser bound will do where it is not above this.
     """
-    features, head = net.tile_bytes(tile.shape[0], *_spans(net, tile), tile.grid.stride)
     # A position's box is written, decoded and scaled before the next tile comes.
-    return features, head + 4 * tile.num_positions * (3 * net.num_classes + 16 * box_channels)
+    results = 4 * tile.num_positions * (3 * net.num_classes + 16 * box_channels)
+    spans = _spans(net, tile)
+    for count in (net.tile_bytes_bound, net.tile_bytes):
+        features, head = count(tile.shape[0], *spans, tile.grid.stride)
+        if max(features, head + results) <= enough:
+            break
+    return features, head + results
 
 
 def _spans(net: Net, tile: Tile) -> tuple[InputSpan, InputSpan]:
@@ -93,12 +100,14 @@ def plan_tiles(
     sides, budget = list(grid.shape), memory_limit // 2
 
     def cost() -> int:
+        """Of one image."""
         # In the middle of the image, where an output depends on pixels on all its sides.
         rows, columns = (
             slice((length - side) // 2, (length - side) // 2 + side)
             for length, side in zip(grid.shape, sides, strict=True)
         )
-        return max(tile_bytes(net, Tile(grid, index, slice(0, 1), rows, columns), box_channels))
+        tile = Tile(grid, index, slice(0, 1), rows, columns)
+        return max(tile_bytes(net, tile, box_channels, budget // max(1, num_images)))
 
     needed = cost()
     while needed > budget and sides != [1, 1]:

@@ -299,6 +299,20 @@ class DensifiedNet(Net):
         of_body, of_head = self._bytes[key]
         return images * of_body, images * of_head
 
+    def tile_bytes_bound(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
+        """See `Net.tile_bytes_bound`: windows that share nothing, or as many as cover the pixels, need more."""
+        pixels, (height, width) = self.geometry.stride(stride), self.geometry.window
+        # With neighbours a window in the middle of the image depends on as much around it as any.
+        middle = [-(-before // pixels) if self.borders == "neighbours" else 0 for before, _ in self.reach]
+        one = [
+            self.input_span(axis, (2 * k + 2) * pixels + side + sum(self.reach[axis]), slice(k, k + 1), pixels)
+            for axis, (k, side) in enumerate(zip(middle, (height, width), strict=True))
+        ]
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        count = images * max(rows.outputs * columns.outputs, -(-area // (height * width)))
+        body, head = self.tile_bytes(1, one[0], one[1], pixels)
+        return count * body, count * max(body, head)
+
     def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
         """See `Net.region_macs`."""
         counts = [self.geometry.num_outputs(axis, side, stride) for axis, side in enumerate(size)]

@@ -124,6 +124,10 @@ class Net(nn.Module):
         """
         raise NotImplementedError
 
+    def tile_bytes_bound(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
+        """As much as `tile_bytes` or more, for nets that have a quicker way to a bound."""
+        return self.tile_bytes(images, rows, columns, stride)
+
     def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
         """MACs for one image of (height, width) by region of `regions`, and the number of its windows."""
         raise NotImplementedError

@@ -44,11 +44,11 @@ def table(results: dict) -> str:
 
 
 def _summary(results: dict) -> str:
-    peaks, copy = results["measured_peaks"]["gflops"], results["measured_peaks"]["copy_gbs"]
+    gflops, copy = results["measured_peaks"]["gflops"], results["measured_peaks"]["copy_gbs"]
+    peaks = f"GEMM {gflops['gemm']:.0f} GFLOP/s, convolution {gflops['convolution']:.0f} GFLOP/s, copy {copy:.1f} GB/s"
     return (
-        f"{results['net']} net, {results['dtype']}, {results['stride']} stride, {1 / results['whole']['seconds']:.2f} "
-        f"images/s; measured peaks: GEMM {peaks['gemm']:.0f} GFLOP/s, convolution {peaks['convolution']:.0f} GFLOP/s, "
-        f"copy {copy:.1f} GB/s"
+        f"{results['net']} net, {results['dtype']}, stride {results['stride']} px, "
+        f"{1 / results['whole']['seconds']:.2f} images/s; measured peaks: {peaks}"
     )
 
 

@@ -10,7 +10,7 @@ from bench.tolerance import assert_matches
 from overfeat.data.resize import resize, resize_short_side
 from overfeat.dense.config import DenseConfig
 from overfeat.dense.evaluate import evaluate_tiles
-from overfeat.dense.grid import grids
+from overfeat.dense.grid import Grid, grids
 from overfeat.dense.scales import clamp_scales, round_to_stride, scale_sizes, six_scales
 from overfeat.dense.tiling import Tile, tile_bytes
 from overfeat.densify.convert import densify
@@ -242,3 +242,16 @@ def test_images_that_are_too_small_for_a_crop():
     net.geometry = Geometry("narrow", (18, 18), 2, 2, short_side=16)
     with pytest.raises(InputError, match="resized to 16x18 the image is smaller than the narrow net's window of 18x18"):
         overfeat.centre_crop(net, image_of(3))
+
+
+@pytest.mark.parametrize("borders", ["exact", "neighbours"])
+def test_quick_bounds_are_bounds(borders):
+    """The bytes of a tile counted in windows are no less than those of a run, for strides below and above a window."""
+    for pad in (0, 1):
+        net = densify(small_module(3, (20, 26), 3, pad), (20, 26), check=False, borders=borders, **PIXELS)
+        for stride in (1, 3, 4, 16, 64):
+            grid = Grid((20, 26), stride, (20 + 4 * stride, 26 + 5 * stride), (99, 99))
+            for rows, columns in ((1, 1), (1, 2), (3, 2), (5, 6)):
+                tile = Tile(grid, 0, slice(0, 2), slice(0, rows), slice(6 - columns, 6))
+                exact, bound = (tile_bytes(net, tile, enough=enough) for enough in (0, 1 << 60))
+                assert all(one <= other for one, other in zip(exact, bound, strict=True)), (pad, tile)
