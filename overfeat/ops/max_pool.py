@@ -10,11 +10,12 @@ def max_pool(
 ) -> Tensor:
     """Max over windows of maps [N, C, H, W], without padding; NaN propagates. Evaluation only.
 
-    The result is in the maps' memory format. On a CPU one axis is reduced after the other by torch.maximum, which is
-    vectorised; max_pool2d, which records indices, takes 2 to 30 times as long there at stride 1.
+    One axis is reduced after the other. On a CPU by torch.maximum, which is vectorised and keeps the memory format;
+    max_pool2d, which records indices, takes 2 to 30 times as long there at stride 1.
     """
     if maps.device.type not in ("cpu", "meta"):
-        return F.max_pool2d(maps, kernel, stride, 0, dilation)
+        columns = F.max_pool2d(maps, (1, kernel[1]), (1, stride[1]), 0, (1, dilation[1]))
+        return F.max_pool2d(columns, (kernel[0], 1), (stride[0], 1), 0, (dilation[0], 1))
     for dim, k, s, d in zip((2, 3), kernel, stride, dilation, strict=True):
         count = (maps.shape[dim] - (k - 1) * d - 1) // s + 1
         shifted = [_every(maps.narrow(dim, i * d, (count - 1) * s + 1), dim, s) for i in range(k)]

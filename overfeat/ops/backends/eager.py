@@ -27,9 +27,7 @@ def offset_max_pool(maps: Tensor, size: int, dilation: int) -> Tensor:
 def _pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
     if size == 1:
         return maps
-    # Separable: along columns, then along rows, 2*size comparisons a position in place of size*size.
-    pooled = max_pool(maps, (size, 1), dilation=(dilation, 1))
-    pooled = max_pool(pooled, (1, size), dilation=(1, dilation))
+    pooled = max_pool(maps, (size, size), dilation=(dilation, dilation))
     return pooled.contiguous(memory_format=memory_format_of(maps))
 
 
