@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from overfeat import ops
 from overfeat.densify.export import Program, is_number, label, op_name
-from overfeat.densify.rules import Context, Sym, apply_rule, resolve, windows_only
+from overfeat.densify.fusion import BATCH_NORM, Fusion, find_fusion, fold
+from overfeat.densify.rules import Context, Sym, apply_rule, filled, resolve, windows_only
 from overfeat.densify.values import Axis, Maps, Shared, View, WindowGrid
 from overfeat.regions import region
 
@@ -34,14 +35,14 @@ class Interpreter:
     Args:
         program: Of the module.
         borders: "exact", "neighbours" or "refuse".
-        fuse: Whether a ReLU runs with the layer before it, which then has no output of its own.
+        fuse: Whether layers run together, see fusion.py.
     """
 
     def __init__(self, program: Program, borders: str, *, fuse: bool = True):
         self.program = program
-        self.relus = fused_relus(program.nodes) if fuse else {}
         self.constants = constant_nodes(program)
-        self.context = Context(borders, program.weights, relu=frozenset(self.relus.values()))
+        self.fusion = find_fusion(program.nodes, {*self.constants, *program.constants}) if fuse else Fusion()
+        self.context = Context(borders, program.weights, relu=self.fusion.relus)
 
     def start(self, images: Tensor, grid: WindowGrid, offsets: tuple[int, int] = (0, 0)) -> dict[Node, Any]:
         """The values before the first node: images [N, C, h, w] whose first window is `offsets` from their corner."""
@@ -83,8 +84,10 @@ class Interpreter:
 
         args = pytree.tree_map(value, node.args)
         kwargs = pytree.tree_map(value, dict(node.kwargs))
-        if node in self.relus:
-            return args[0], None
+        if node in self.fusion.done:
+            return (args[0],) if name == BATCH_NORM else args[0], None
+        if node in self.fusion.norms:
+            args = (args[0], *self._folded(node, device), *args[3:])
         if node.target is operator.getitem:
             return args[0][args[1]], None
         if is_number(node):
@@ -137,6 +140,17 @@ class Interpreter:
 
         return weights.derived(key, sources, compute)
 
+    def _folded(self, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of a convolution with the batch normalization after it."""
+        norm = self.fusion.norms[node]
+        inputs = [*filled(node.args[1:3], None, None), *norm.args[1:5]]
+        tensors: list[Any] = [self.constant(n, device) if isinstance(n, Node) else None for n in inputs]
+        epsilon: Any = norm.args[-1]
+        sources = [t for t in tensors if t is not None]
+        return self.program.weights.derived(
+            (node, "fold", device.type), sources, lambda: fold(tensors[:2], tensors[2:], epsilon)
+        )
+
 
 def constant_nodes(program: Program) -> dict[Node, list[Node]]:
     """The nodes that depend on weights alone, each with the weights."""
@@ -145,17 +159,6 @@ def constant_nodes(program: Program) -> dict[Node, list[Node]]:
         if all(argument in sources for argument in node.all_input_nodes):
             sources[node] = list(dict.fromkeys(s for argument in node.all_input_nodes for s in sources[argument]))
     return {node: sources[node] for node in program.nodes if node in sources}
-
-
-def fused_relus(nodes: Sequence[Node]) -> dict[Node, Node]:
-    """The ReLUs that run with the convolution or linear layer before them, which nothing else uses."""
-    found = {}
-    for node in nodes:
-        before = node.args[0] if node.args else None
-        if op_name(node) == "relu" and isinstance(before, Node) and op_name(before) in ("conv2d", "linear"):
-            if len(before.users) == 1:
-                found[node] = before
-    return found
 
 
 def _is_shared(value: Any) -> bool:

@@ -5,7 +5,7 @@ does not apply, and the op then runs on windows one by one, so that the result i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,7 +64,7 @@ class Context:
     borders: str
     weights: Weights
     indices: dict[Node, list[Index | None]] = field(default_factory=dict)
-    relu: frozenset[Node] = frozenset()
+    relu: Collection[Node] = frozenset()
 
 
 Rule = Callable[..., Any]

@@ -12,7 +12,7 @@ class Weights(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._derived: dict[Hashable, tuple[tuple[Any, ...], Tensor]] = {}
+        self._derived: dict[Hashable, tuple[tuple[Any, ...], Any]] = {}
 
     def add(self, name: str, tensor: Any) -> str:
         """Register a tensor, and return its name."""
@@ -36,7 +36,7 @@ class Weights(nn.Module):
             owner = owner._modules[part]  # type: ignore[assignment]
         return owner._parameters[leaf] if leaf in owner._parameters else owner._buffers[leaf]  # type: ignore[return-value]
 
-    def derived(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+    def derived(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What `make` makes of these tensors, made again where one of them has changed or moved.
 
         The result is one object for as long as they stay, so that its pre-packed forms are found.
