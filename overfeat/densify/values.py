@@ -8,8 +8,9 @@ shared inside, strips that the windows of one row or column share, and corners o
 A tensor that is neither `Maps` nor `View` has the windows along its first axis; on it the module's own ops run.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -106,7 +107,7 @@ class Maps:
         left, right, top, bottom = pads
         height = top + sum(line[0].shape[4] for line in pieces) + bottom
         width = left + sum(piece.shape[5] for piece in pieces[0]) + right
-        if max(pads) <= 0 and len(pieces) == len(pieces[0]) == 1:
+        if max(pads) <= 0 and len(pieces) == len(pieces[0]) == 1 and _mergeable(pieces[0][0]):
             return pieces[0][0][..., -top : height - top, -left : width - left]
         first = pieces[0][0]
         result = first.new_empty(*first.shape[:3], height, width, self.channels).permute(0, 1, 2, 5, 3, 4)
@@ -144,6 +145,13 @@ class Maps:
         part = part.narrow(4 + i, cells[0] * axis.tap + axis.offset, (count - 1) * step + size)
         seen = part.unfold(4 + i, size, step)[..., :: axis.tap].squeeze(1 + i)
         return seen.permute(0, 3, 1, 2, 5, 4) if i == 0 else seen.permute(0, 1, 4, 2, 3, 5)
+
+
+def _mergeable(part: Tensor) -> bool:
+    """Whether the windows of a part can be one axis without a copy."""
+    sizes, strides = part.shape[:3], part.stride()[:3]
+    merged = [(size, stride) for size, stride in zip(sizes, strides, strict=True) if size > 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(merged))
 
 
 def _fill_borders(part: Tensor, pads: Pads, fill: float) -> None:
@@ -222,7 +230,6 @@ class View:
 
     maps: Maps
     index: Index
-    _devices: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def windows(self) -> Tensor:
         """Every window on its own: [windows, ...]."""
