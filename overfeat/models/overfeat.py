@@ -16,7 +16,7 @@ from overfeat.models.backbone import FeatureLayers
 from overfeat.models.flops import region_macs
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.memory import feature_bytes, head_bytes
-from overfeat.models.net import InputSpan, Net, Shape
+from overfeat.models.net import InputSpan, Net, Shape, as_batch
 from overfeat.models.receptive_field import input_span
 from overfeat.ops import layout
 from overfeat.regions import FIRST_FC, REMAINING_FC, region
@@ -194,6 +194,8 @@ class OverFeat(Net):
             pads: For rows and for columns, the `InputSpan.pads` of a crop of larger images; None: the net's own
                 padding.
         """
+        if self.in_channels == 1:  # training images are RGB
+            images = as_batch(images, 1)
         self._check(images, check_size=pads is None)
         if self.backbone is not None:
             return self.backbone(self._normalised(images), *([axis[0] for axis in pads] if pads else ()))

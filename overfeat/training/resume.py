@@ -12,6 +12,7 @@ import torch
 from overfeat.errors import InputError
 from overfeat.files import atomic_write, ensure_dir
 
+MAX_SHOWN = 80  # characters of a value in an error
 CHECKPOINT, LOG, LAST, BEST = "checkpoint.pt", "log.jsonl", "net.safetensors", "best.safetensors"
 
 
@@ -50,7 +51,7 @@ class RunFolder:
         except (OSError, EOFError, LookupError, TypeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise damaged(path, error) from error
         changed = [
-            f"{name} was {earlier.get(name)} and is now {fingerprint.get(name)}"
+            f"{name} was {_start(earlier.get(name))} and is now {_start(fingerprint.get(name))}"
             for name in dict.fromkeys([*earlier, *fingerprint])
             if earlier.get(name) != fingerprint.get(name)
         ]
@@ -88,6 +89,12 @@ class RunFolder:
         """Replace the log, without the epochs that will be repeated."""
         with atomic_write(self.path / LOG) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
+
+
+def _start(value: object) -> str:
+    """The start of a value's text: an architecture is long."""
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def damaged(path: Path, error: Exception) -> InputError:

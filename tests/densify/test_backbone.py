@@ -86,6 +86,16 @@ def test_maps_are_the_module_s_on_whole_images(module, order):
     assert 0.2 < maps.square().mean().sqrt() < 5  # whatever the module's scale
 
 
+def test_a_grey_network_trains_on_rgb_images():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
+    backbone = Backbone(overfeat.densify(module, 8, std=255, check=False), node="1", window=10)
+    net = OverFeat(backbone.architecture, 2, backbone=backbone)
+    assert net.in_channels == 1
+    grey = torch.randint(0, 256, (1, 1, 20, 20), dtype=torch.uint8)
+    torch.testing.assert_close(net.features(grey.expand(1, 3, 20, 20)), net.features(grey))
+
+
 def test_the_window_is_the_nearest_that_the_maps_have(net):
     windows = {size: Backbone(net, node="norm", window=size).architecture for size in (4, 8, 20, 30)}
     found = {size: (a.window, a.pool, a.kernel) for size, a in windows.items()}
