@@ -40,7 +40,7 @@ def candidates(
 
     Args:
         net: A classifier or detector. A background class has no boxes.
-        regressor: Of the same file, see `load_regressor`.
+        regressor: Of the same file, see `load_regressor`; of a converted net `net.regressor`.
         image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         top_k: Classes of each scale, those with the largest scores at any of its positions; None: all.

@@ -29,7 +29,9 @@ def detect(
     """The objects in an image, best first (section 5).
 
     Args:
-        net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`.
+        net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`; or a
+            converted net and its `regressor`, with `net.background` set, or probabilities that need no background:
+            sigmoids, and those of a module that gives probabilities.
         image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
@@ -39,10 +41,10 @@ def detect(
         score_threshold: Lowest score of a position whose box counts.
 
     Raises:
-        InputError: For a net without background, and as `candidates`, `merge_boxes` and `nms` do.
+        InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
     _check_postprocess(postprocess, nms_iou_threshold)
-    if not net.background:
+    if not net.background and net.activation == "softmax":
         raise InputError("the net has no background class; train a detector, or use localize")
     image = as_image(image, net.in_channels)
     own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))

@@ -24,7 +24,7 @@ def localize(
 
     Args:
         net: A classifier.
-        regressor: Of the same file, see `load_regressor`.
+        regressor: Of the same file, see `load_regressor`; of a converted net `net.regressor`.
         image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         top_k: Classes of each scale whose boxes are merged, and predictions at most.
