@@ -1,9 +1,9 @@
-"""`overfeat demo`: classify, localize and detect in the shipped images, and draw the results.
+"""`overfeat demo`: name what real photographs show, then localize and detect digits, and draw the results.
 
-Classify the shipped images of one digit at six scales and print the top classes and the best merged box, whose class
-may be another; then detect all digits of images with none to eight. Two pictures for each image of one digit: the top
-class's score at every position of every scale, and the boxes before and after merging. One for each image of several
-digits: the detections.
+First the shipped ImageNet net on real photographs: explained.png shows step by step what dense evaluation does, and a
+picture for each photograph has its top classes, its best window and the winning class's score at every position of
+every scale. Then the digit nets: two pictures for each image of one digit, the second with the boxes before and after
+merging (the best box may have another class than the image), and one for each image of several digits.
 
 Examples:
     overfeat demo
@@ -12,12 +12,22 @@ Examples:
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.classify import top_classes
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.detect import MIN_SCORE
 from overfeat.cli.results import add_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overfeat.dense.evaluate import ScoreMap
+    from overfeat.models.net import Net
+
+STRIDE = 16  # pixels between windows of the ImageNet net, so that the heat maps are smooth
+EXPLAINED, FACTORS, OTHER_CLASS = "coffee.jpg", (0.85, 1.15, 1.6), "ladle"
 
 
 def add_parser(commands: Commands) -> None:
@@ -29,19 +39,56 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw the pictures."""
+    from overfeat.densify.squeezenet import squeezenet
     from overfeat.files import ensure_dir
 
     ensure_dir(args.out)
+    net = squeezenet()
+    _explain(net, args.out / "explained.png")
+    _photographs(net, args.out)
     _single_objects(args.out)
     _multiple_objects(args.out)
     print(f"pictures in {args.out.resolve()}")
     return 0
 
 
+def _explain(net: "Net", picture: Path) -> None:
+    """Dense evaluation of one photograph, step by step."""
+    from overfeat import visualize
+    from overfeat.data.images import read_image
+    from overfeat.dense.evaluate import score_maps
+
+    image = read_image(ASSETS / "photos" / EXPLAINED)
+    maps = score_maps(net, image, scales=FACTORS, stride=STRIDE)
+    windows = _count_windows(maps)
+    shared = sum(sum(net.region_macs(m.grid.scaled, STRIDE)[0].values()) for m in maps)
+    cropped = windows * sum(net.region_macs(net.geometry.window, STRIDE)[0].values())
+    cost = f"{windows:,} windows. Cropped one by one: {cropped / 1e9:.0f} billion multiplications. "
+    cost += f"Here, with what windows share computed once: {shared / 1e9:.0f} billion, and the same scores."
+    other = net.class_names.index(OTHER_CLASS)
+    visualize.explanation(image, maps, image_scores(maps), other, net.class_names, cost, picture)
+    print(f"how it works -> {picture}")
+
+
+def _photographs(net: "Net", out: Path) -> None:
+    """Classify the shipped photographs."""
+    from overfeat import visualize
+    from overfeat.data.images import list_images, read_image
+    from overfeat.dense.evaluate import score_maps
+
+    paths = list_images(ASSETS / "photos")
+    print(f"{len(paths)} photographs, six scales, stride {STRIDE}, {net.geometry.name} of {net.num_classes} classes")
+    for path in paths:
+        image, picture = read_image(path), out / f"{path.stem}.png"
+        maps = score_maps(net, image, stride=STRIDE)
+        scores = image_scores(maps)
+        visualize.classification(image, maps, scores, net.class_names, path.name, picture)
+        print(f"{path.name}: {_format_top(scores, net)}; {_count_windows(maps)} windows -> {picture}")
+
+
 def _single_objects(out: Path) -> None:
     """Classify and localize in the images of one digit."""
     from overfeat import visualize
-    from overfeat.classification.predict import classify
     from overfeat.data.images import list_images, read_image
     from overfeat.dense.candidates import candidates
     from overfeat.dense.detections import best_per_class, merge
@@ -51,22 +98,20 @@ def _single_objects(out: Path) -> None:
 
     net, regressor = load(SHIPPED_WEIGHTS), load_regressor(SHIPPED_WEIGHTS)
     images = list_images(ASSETS / "scenes")
-    print(f"{len(images)} images, six scales, fine stride, {net.architecture.name} net of {net.num_classes} classes")
+    print(f"{len(images)} images of digits, six scales, {net.geometry.name} net of {net.num_classes} classes")
     for path in images:
         image = read_image(path)
-        scores = classify(net, image)[0]
         maps = score_maps(net, image)
-        windows = sum(m.grid.shape[0] * m.grid.shape[1] for m in maps)
-        top = ", ".join(f"{e['class']} ({e['score']:.2f})" for e in top_classes(scores, net.class_names, 3))
+        scores = image_scores(maps)
         picture, boxes = (out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
-        visualize.heat_maps(image, maps, int(scores.argmax()), f"{path.name}: {top}", picture)
+        visualize.classification(image, maps, scores, net.class_names, path.name, picture)
         raw = candidates(net, regressor, image)
         merged = merge(raw, (image.shape[1], image.shape[2]), match_threshold=LocalizationConfig.match_threshold)
         predictions = best_per_class(merged)
         visualize.localization(image, raw, predictions, net.class_names, path.name, boxes)
         x1, y1, x2, y2 = (round(edge) for edge in predictions.boxes[0].tolist())
         name, count = net.class_names[predictions.labels[0]], int(predictions.counts[0])
-        print(f"{path.name}: {top}; {windows} windows -> {picture}")
+        print(f"{path.name}: {_format_top(scores, net)}; {_count_windows(maps)} windows -> {picture}")
         print(f"  {name} at {x1} {y1} {x2} {y2}: {count} boxes, confidence {predictions.scores[0]:.1f} -> {boxes}")
 
 
@@ -89,3 +134,18 @@ def _multiple_objects(out: Path) -> None:
         true = " ".join(sorted(data.class_names[label] for label in sample.labels)) or "none"
         detected = " ".join(sorted(net.class_names[label] for label in detections.labels)) or "none"
         print(f"{sample.path.name}: detected {detected}; true {true} -> {picture}")
+
+
+def image_scores(maps: "list[ScoreMap]") -> "Tensor":
+    """The scores of `classify` from the maps of one image."""
+    import torch
+
+    return torch.stack([m.scores[0].amax(dim=(1, 2)) for m in maps]).mean(dim=0)
+
+
+def _format_top(scores: "Tensor", net: "Net") -> str:
+    return ", ".join(f"{entry['class']} ({entry['score']:.2f})" for entry in top_classes(scores, net.class_names, 3))
+
+
+def _count_windows(maps: "list[ScoreMap]") -> int:
+    return sum(m.grid.num_positions for m in maps)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import overfeat
 from overfeat.cli.assets import ASSETS, SHIPPED_WEIGHTS
+from overfeat.cli.demo import image_scores
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
 from overfeat.data.synthetic.images import make_image
@@ -312,13 +313,22 @@ def test_demo_draws_every_image(tmp_path):
     process = run("demo", "-o", tmp_path / "pictures")
     assert process.returncode == 0, process.stderr
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
-    multi_object = list_images(ASSETS / "multi-object" / "test")
-    assert len(pictures) == 2 * len(list_images(ASSETS / "scenes")) + len(multi_object) and len(multi_object) >= 5
+    photos, digits, multi_object = (list_images(ASSETS / name) for name in ("photos", "scenes", "multi-object/test"))
+    assert len(photos) >= 4 and len(digits) >= 4 and len(multi_object) >= 5
+    assert len(pictures) == 1 + len(photos) + 2 * len(digits) + len(multi_object)
     for picture in pictures:
         assert str(picture) in process.stdout
         with Image.open(picture) as image:
             pixels = np.asarray(image.convert("RGB"))
         assert pixels.shape[0] > 300 and pixels.std() > 20
+    for name, best in (("chelsea.png", "Egyptian cat"), ("coffee.jpg", "espresso"), ("camera.png", "tripod")):
+        assert f"{name}: {best} (" in process.stdout
+
+
+def test_scores_of_the_demo_are_those_of_classify(weights):
+    net, image = overfeat.load(weights), read_image(list_images(ASSETS / "scenes")[0])
+    scores = image_scores(overfeat.score_maps(net, image, flip=True))
+    torch.testing.assert_close(scores, overfeat.classify(net, image, flip=True)[0])
 
 
 def test_output_to_a_closed_pipe_is_no_traceback(weights, photos):

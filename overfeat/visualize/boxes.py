@@ -1,0 +1,75 @@
+"""Pictures of boxes: localization and detection."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from overfeat.dense.candidates import Candidates
+from overfeat.dense.detections import Detections
+from overfeat.visualize.figures import (
+    displayable,
+    draw_box,
+    draw_text,
+    image_panels,
+    new_figure,
+    pixels,
+    save,
+    set_limits,
+)
+
+MAX_BOXES = 150  # drawn per scale
+
+
+def localization(
+    image: Tensor, candidates: Candidates, detections: Detections, names: Sequence[str], title: str, path: str | Path
+) -> None:
+    """Draw the candidate boxes of each scale and the merged ones with their confidence, as the paper's figure 6.
+
+    Of each scale's candidates the MAX_BOXES best are drawn, in the colours of their classes.
+    """
+    scales = sorted(set(candidates.scales.tolist()))
+    figure, axes = image_panels(image, len(scales) + 1, title)
+    picture = pixels(image)
+    for axis, scale in zip(axes, scales, strict=False):
+        indices = (candidates.scales == scale).nonzero()[:, 0]
+        best = indices[candidates.scores[indices].argsort(descending=True)[:MAX_BOXES]]
+        axis.imshow(picture)
+        for i in reversed(best.tolist()):
+            color, alpha = f"C{int(candidates.labels[i]) % 10}", float(candidates.scores[i]) * 0.8
+            draw_box(axis, candidates.boxes[i].tolist(), color, linewidth=0.5, alpha=alpha)
+        highest = candidates.scores[indices].max()
+        axis.set_title(f"scale {scale + 1}: {len(indices)} boxes, best {highest:.2f}", fontsize=8)
+    axis = axes[len(scales)]
+    axis.imshow(picture)
+    for i in reversed(range(len(detections))):
+        label, strength = int(detections.labels[i]), float(detections.scores[i] / detections.scores[0])
+        box, color = detections.boxes[i].tolist(), f"C{label % 10}"
+        draw_box(axis, box, color, linewidth=0.8 + 1.6 * strength, alpha=0.3 + 0.7 * strength)
+        style = {"facecolor": color, "alpha": 0.3 + 0.5 * strength, "pad": 1, "linewidth": 0}
+        draw_text(axis, box, f"{names[label]} {detections.scores[i]:.1f}", style, fontsize=7, verticalalignment="top")
+    axis.set_title("merged: summed confidence", fontsize=8)
+    for axis in axes[: len(scales) + 1]:
+        set_limits(axis, image)
+    save(figure, path)
+
+
+def detections(image: Tensor, detections: Detections, names: Sequence[str], title: str, path: str | Path) -> None:
+    """Draw detections in the colours of their classes, stronger with higher scores."""
+    height, width = image.shape[1:]
+    longer = max(height, width)
+    inches = min(max(12, longer / 110), 30)  # the image's resolution, within limits
+    figure = new_figure(inches * width / longer, inches * height / longer + 0.3)
+    figure.suptitle(displayable(title), parse_math=False)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.imshow(pixels(image))
+    fontsize = 9 if len(detections) <= 30 else 5
+    for i in reversed(range(len(detections))):
+        label, strength = int(detections.labels[i]), float(detections.scores[i] / detections.scores[0])
+        box, color = detections.boxes[i].tolist(), f"C{label % 10}"
+        draw_box(axis, box, color, linewidth=1 + strength, alpha=0.4 + 0.6 * strength)
+        style, text = {"facecolor": color, "edgecolor": "none", "pad": 1}, f"{names[label]} {detections.scores[i]:.2f}"
+        draw_text(axis, box, text, style, fontsize=fontsize, verticalalignment="bottom")
+    set_limits(axis, image)
+    save(figure, path)

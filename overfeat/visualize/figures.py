@@ -1,0 +1,88 @@
+"""What all pictures share: figures, panels with an image, boxes with text, and writing PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from overfeat.errors import InputError, WriteError
+from overfeat.files import atomic_write, check_writable
+
+SOFTWARE = "overfeat"  # the PNG metadata by which our own pictures are recognised
+
+
+def figure_class() -> type:
+    """matplotlib's Figure. Raises InputError if it is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError('pictures need matplotlib: pip install "overfeat[demo]"') from error
+    return Figure
+
+
+def check_picture(path: Path) -> None:
+    """Raises WriteError if a picture cannot be written, or would overwrite a file that is not one of ours.
+
+    Called before the work starts.
+    """
+    check_writable(path)
+    if path.suffix.lower() != ".png":
+        raise WriteError(f"{path}: pictures are PNG files; name one that ends in .png")
+    if path.exists():
+        try:
+            with Image.open(path) as earlier:
+                ours = earlier.info.get("Software") == SOFTWARE
+        except Exception:  # Pillow's decoders raise many kinds for what is not an image
+            ours = False
+        if not ours:
+            raise WriteError(f"{path}: exists and was not drawn by overfeat; name another file")
+
+
+def new_figure(width: float, height: float) -> Any:
+    return figure_class()(figsize=(width, height), layout="constrained")
+
+
+def image_panels(image: Tensor, count: int, title: str) -> tuple[Any, Any]:
+    """A figure, and its axes for `count` pictures of the image or more."""
+    height, width = image.shape[1:]
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = new_figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
+    figure.suptitle(displayable(title), parse_math=False)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def save(figure: Any, path: str | Path) -> None:
+    with atomic_write(path) as part:
+        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
+
+
+def displayable(name: str) -> str:
+    """A file's name, which need not be valid text, as text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """[3, H, W] as matplotlib wants it."""
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def set_limits(axis: Any, image: Tensor) -> None:
+    axis.set_xlim(0, image.shape[2])
+    axis.set_ylim(image.shape[1], 0)
+
+
+def draw_box(axis: Any, box: Sequence[float] | np.ndarray, color: str, **style: float) -> None:
+    x1, y1, x2, y2 = box
+    axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, **style)
+
+
+def draw_text(axis: Any, box: Sequence[float], text: str, style: dict, **options: Any) -> None:
+    """Text at the top left of a box, in a frame of this style."""
+    axis.text(box[0], box[1], text, color="white", bbox=style, parse_math=False, **options)
