@@ -35,10 +35,11 @@ lint: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
-# The speed measurements of BENCHMARKS.md, forty minutes on two cores; bench/accuracy/all.sh has those of accuracy.
+# The speed measurements of BENCHMARKS.md, an hour on two cores; bench/accuracy/all.sh has those of accuracy.
 PROFILED := overfeat/assets/scenes/00012.png --net accurate
 bench: .venv/bench
-	$(BIN)/python -m bench -o bench/results/suite/cpu.json
+	$(BIN)/python -m bench dense classifier merge train end-to-end growth -o bench/results/suite/cpu.json
+	$(BIN)/python -m bench densify -o bench/results/suite/densify.json
 	test -e runs/multi/test.json || $(BIN)/overfeat scenes runs/multi --split test --count 600 --objects 0 8
 	$(BIN)/python -m bench.detect
 	$(BIN)/overfeat --fast profile $(PROFILED) -o build/profile

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.common import ROOT
-from bench.pages import classification, detection, localization, multibox, six_scales, speed_detect, suite
+from bench.pages import classification, densify, detection, localization, multibox, six_scales, speed_detect, suite
 from bench.pages.tables import measured_on, percent, table
 
 NO_GPU = "The Triton kernels have not run on a GPU; none was at hand."
@@ -25,11 +25,12 @@ In a clone, `make .venv/bench` installs what the measurements need.
 | command | measures | takes |
 | --- | --- | --- |
 | `python -m bench --quick` | the quick suite, on your machine | two minutes on two cores |
-| `python -m bench` | the whole suite, with every baseline and growth; `-o FILE` saves the rows | half an hour |
+| `python -m bench` | the whole suite, with every baseline and growth; `-o FILE` saves the rows | 45 minutes |
+| `python -m bench densify` | patch classifiers at every window, beside cropping, fragments and MONAI | twelve minutes |
 | `python -m bench --compare REF` | another commit's library and this clone's | three times the suite's time each |
 | `pytest bench/ --benchmark-autosave` | the quick cases in pytest-benchmark, which stores and compares | minutes |
 | `overfeat profile IMAGE` | where the time of one image goes | seconds |
-| `make bench` | all speed results of this page | forty minutes |
+| `make bench` | all speed results of this page | an hour |
 | `make gpu` | checks and timings of the kernels on a GPU; needs that machine's own torch and no network | ten minutes |
 | `bench/accuracy/all.sh` | all accuracy results: data sets, trainings, measurements | six and a half hours |
 | `python -m bench.report` | nothing; writes this page and those in `bench/results` | seconds |
@@ -51,6 +52,7 @@ def page(runs: dict[str, dict], results: dict[str, dict], gpus: list[str]) -> st
         HEAD,
         *(_headline(name, run) for name, run in runs.items() if suite.has_headline(run)),
         _speed(runs["cpu"], results["speed-detect"]),
+        *(_densify(name, run) for name, run in runs.items() if densify.rows_of(run)),
         _gpu(gpus),
         _classification(results["accuracy-classification"]),
         _localization(results["accuracy-localization"]),
@@ -92,6 +94,18 @@ def _speed(run: dict, detect: dict) -> str:
 {measured_on(detect)} [Time by stage and memory](bench/results/speed-detect.md).
 
 {speed_detect.summary(detect)}
+"""
+
+
+def _densify(name: str, run: dict) -> str:
+    return f"""### Your own network
+
+{measured_on(run)}
+
+{densify.summary(run)}
+
+Exact evaluation gives the scores of cropped windows; padding that sees a window's neighbours gives others. [All
+strides, fragments, MONAI, and built-in nets converted](bench/results/suite/{name}.md).
 """
 
 
@@ -169,8 +183,7 @@ Mean average precision (VOC / COCO) by the number of boxes that are classified, 
 
 
 def _missed(runs: dict[str, dict]) -> str:
-    cpu = runs["cpu"]
-    missed = suite.missed(cpu) if cpu["complete"] else []
+    missed = [line for run in runs.values() if run["complete"] and run["device"] == "cpu" for line in suite.missed(run)]
     skipped = [f"{entry['what']}, {name}: {entry['why']}." for name, run in runs.items() for entry in run["skipped"]]
     lines = [
         *(f"Target missed: {line}." for line in missed),

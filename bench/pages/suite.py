@@ -1,5 +1,6 @@
 """The suite's results: its page, the headline table of README and BENCHMARKS.md, and the speed targets."""
 
+from bench.pages import densify
 from bench.pages.tables import measured_on, milliseconds, number, table
 from bench.suite.machine import DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS, PAPER_LOOP, WBF
 from bench.suite.runner import SINGLE_RUN_SECONDS
@@ -10,13 +11,14 @@ TITLES = {
     "classifier": "the classifier at every offset",
     "train": "training steps",
     "merge": "merging boxes",
+    "densify": "any patch classifier at every window",
 }
 FIRST_LAYER_GFLOPS = {1: 87, 4: 214, 6: 217}  # target at each scale, from a manual measurement with packed weights
 
 METHOD = f"""`overfeat` is the library on the eager backend and `overfeat.fast` with `import overfeat.fast` (`-direct`:
 without Winograd convolutions); `torch.eager` and `torch.compile` are plain PyTorch; the other implementations are in
 `bench/suite/baselines.py`. Every result was compared with the case's reference (its first implementation, same dtype)
-before it was timed, except where the last column says otherwise: {NAIVE}, nms and wbf give other results by design. The
+before it was timed, except where the last column says otherwise, as of results that differ by design. The
 implementations of a case were timed in turns: median with the 20th and 80th percentile; what takes more than
 {SINGLE_RUN_SECONDS:.0f} seconds was timed once. GFLOP/s count the multiplications and additions of direct convolutions
 and matmuls, so Winograd convolutions, which need fewer, can exceed the measured peak. GB/s count weights, inputs and
@@ -47,8 +49,11 @@ def headline(results: dict) -> str:
 
 
 def targets(results: dict) -> list[tuple[str, float, float, bool]]:
-    """(name, measured, bound, whether the bound is a minimum) of every speed target."""
+    """(name, measured, bound, whether the bound is a minimum) of every speed target of a complete run."""
+    return (_main_targets(results) if results["growth"] else []) + densify.targets(results)
 
+
+def _main_targets(results: dict) -> list[tuple[str, float, float, bool]]:
     def row(suite: str, backend: str, part: str = "", op: str = "") -> dict:
         return next(
             r for r in results["rows"]
@@ -107,12 +112,13 @@ def page(name: str, results: dict) -> str:
     ]
     if not results["complete"]:
         sections.append("The run was interrupted: rows are missing.\n")
-    if name == "cpu" and results["complete"]:
+    if results["device"] == "cpu" and results["complete"] and targets(results):
         sections.append(f"## Targets\n\n{_target_table(results)}\n")
     for suite, title in TITLES.items():
         rows = [row for row in results["rows"] if row["suite"] == suite]
         if rows:
-            sections.append(f"## {suite}: {title}\n\n{_rows(rows)}\n")
+            before = f"{densify.section(results)}\n" if suite == "densify" else ""
+            sections.append(f"## {suite}: {title}\n\n{before}{_rows(rows)}\n")
     if "process memory" in results:
         sections.append(f"## Memory of a process\n\n{memory(results)}\n")
     if results["growth"]:

@@ -1,0 +1,102 @@
+"""The densify suite's results: exact evaluation and neighbours beside cropping, and built-in nets converted."""
+
+from bench.pages.tables import number, table
+from bench.suite.machine import EAGER, EXACT, FAST, FRAGMENTS, MONAI, NAIVE, NEIGHBOURS, OURS
+from bench.suite.patch_nets import PATCH_NETS
+
+HEAD = [
+    "net, window", "stride", "windows", "cropping, s", "exact, ms", "times as fast", "times fewer MACs",
+    "neighbours: times as fast", "times fewer MACs",
+]  # fmt: skip
+MAX_RATIO = 1.1  # of the time of a built-in net that is converted to its own
+
+METHOD = f"""\
+Nets have random weights. Cropping (`{NAIVE}`) evaluates every window on its own, in batches that fit the caches; where
+a row says so, its time is that of the image's last windows, scaled to all. Exact evaluation gives the scores of cropped
+windows; it is compared on those windows before anything is timed. `{NEIGHBOURS}`, whose padding sees the window's
+neighbours, gives others; at the strides that have it, it is compared with the net as convolutions over the whole image
+(`{EAGER}`). `{FRAGMENTS}` are max-pooling fragments, for nets without padding; `{MONAI}` is MONAI's PatchInferer. MACs
+are an implementation's own, counted on tensors without data.
+"""
+
+
+def rows_of(results: dict) -> list[tuple[str, str, dict[str, dict]]]:
+    """(net, shape, rows by implementation) of every case of the suite."""
+    cases: dict[tuple[str, str], dict[str, dict]] = {}
+    for row in results["rows"]:
+        if row["suite"] == "densify":
+            cases.setdefault((row["op"], row["shape"]), {})[row["backend"]] = row
+    return [(*case, rows) for case, rows in cases.items()]
+
+
+def summary(results: dict, every_stride: bool = False) -> str:
+    """Cropping beside exact evaluation and neighbours with overfeat.fast, at the stride of each net's target or all."""
+    shown = {(net.name, stride) for net in PATCH_NETS for stride in net.targets or [min(net.sides)]}
+    lines = []
+    for net, shape, rows in rows_of(results):
+        if NAIVE not in rows:
+            continue
+        size, stride, windows = shape.split(", ")
+        stride = int(stride.removeprefix("stride "))
+        if not every_stride and (net, stride) not in shown:
+            continue
+        count, window = windows.split(" windows of ")
+        fast = f"{FAST}-{EXACT}"
+        exact = [number(1e3 * rows[fast]["median"]), *_gains(rows, fast)] if fast in rows else [""] * 3
+        lines.append([
+            f"{net}, {window}", str(stride), f"{int(count):,} in {size}", number(rows[NAIVE]["median"]), *exact,
+            *_gains(rows, f"{FAST}-{NEIGHBOURS}"),
+        ])  # fmt: skip
+    return table(HEAD, lines)
+
+
+def built_in(results: dict) -> str:
+    """Built-in nets natively and converted."""
+    lines = [
+        [f"{net}, {borders}", name, number(1e3 * native), number(1e3 * converted), f"{converted / native:.2f}"]
+        for net, borders, name, native, converted in _converted(results)
+    ]
+    return table(["built-in net, borders", "backend", "natively, ms", "converted, ms", "ratio"], lines)
+
+
+def targets(results: dict) -> list[tuple[str, float, float, bool]]:
+    """As `suite.targets`."""
+    speedups = {(net, shape.split(", ")[1]): rows for net, shape, rows in rows_of(results) if NAIVE in rows}
+    bounds = []
+    for net in PATCH_NETS:
+        for stride, bound in net.targets.items():
+            row = speedups.get((net.name, f"stride {stride}"), {}).get(f"{FAST}-{EXACT}")
+            if row:
+                name = f"{net.name}, stride {stride}, exact: speed-up over cropping"
+                bounds.append((name, row["speedups"][NAIVE], bound, True))
+    return bounds + [
+        (f"{net}, converted, {name}: time relative to natively", converted / native, MAX_RATIO, False)
+        for net, _, name, native, converted in _converted(results)
+    ]
+
+
+def section(results: dict) -> str:
+    """The suite's part of a page, without its rows."""
+    return f"""{METHOD}
+{summary(results, every_stride=True)}
+
+{built_in(results)}
+"""
+
+
+def _gains(rows: dict[str, dict], name: str) -> list[str]:
+    """Times as fast as cropping, and times fewer MACs."""
+    if name not in rows:
+        return ["", ""]
+    return [number(rows[name]["speedups"][NAIVE]), number(rows[NAIVE]["flop"] / rows[name]["flop"])]
+
+
+def _converted(results: dict) -> list[tuple[str, str, str, float, float]]:
+    """(net, borders, backend, native seconds, converted seconds)."""
+    return [
+        (net, borders, name, rows[name]["median"], rows[f"{name}-{borders}"]["median"])
+        for net, _, rows in rows_of(results)
+        for borders in (EXACT, NEIGHBOURS)
+        for name in (OURS, FAST)
+        if name in rows and f"{name}-{borders}" in rows
+    ]
