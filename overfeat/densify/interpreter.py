@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +94,7 @@ class Interpreter:
             return Sym(lambda count: target(*resolve(args, count), **resolve(kwargs, count))), None
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Shared))
         shared = [v for v in leaves if isinstance(v, Shared)]
-        with region(label(node)) if name in MULTIPLY else nullcontext():
+        with region(label(node) if name in MULTIPLY else name):
             if not shared:
                 return self._plain(node, args, kwargs, num_windows, device), None
             result = apply_rule(self.context, node, name, args, kwargs)

@@ -119,10 +119,11 @@ class DensifiedNet(Net):
         """(x - mean) / std in the module's order of channels and the dtype of the weights, channels last."""
         dtype, preparation = self.dtype, self.preparation
         # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
-        images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
-        images = images.flip(1) if preparation.reverse else images
-        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (preparation.mean, preparation.std))
-        return ((images - mean) / std).to(dtype)
+        with region("normalise"):
+            images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
+            images = images.flip(1) if preparation.reverse else images
+            mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (preparation.mean, preparation.std))
+            return ((images - mean) / std).to(dtype)
 
     @torch.no_grad()
     def forward(self, images: Tensor, stride: Stride = "coarse") -> Tensor | tuple[Tensor, ...]:

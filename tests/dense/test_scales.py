@@ -1,10 +1,10 @@
-"""Scales as text: what --scales reads."""
+"""Scales and strides as text: what --scales and --stride read."""
 
 import argparse
 
 import pytest
 
-from overfeat.dense.config import DenseConfig, SixScales, format_scales, parse_scales
+from overfeat.dense.config import DenseConfig, SixScales, format_scales, parse_scales, parse_stride
 from overfeat.errors import ArgumentError
 
 
@@ -43,3 +43,10 @@ def test_written_as_read(text):
 def test_sizes_and_memory_are_positive_numbers(name, value):
     with pytest.raises(ArgumentError, match=name):
         DenseConfig(**{name: value})
+
+
+def test_strides():
+    assert [parse_stride(text) for text in ("fine", " Coarse", "8", "250")] == ["fine", "coarse", 8, 250]
+    for text in ("0", "-4", "1.5", "finer", "", "8px"):
+        with pytest.raises(argparse.ArgumentTypeError, match="neither fine, coarse, nor a number of pixels from 1 up"):
+            parse_stride(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from overfeat import load, load_regressor
@@ -17,6 +18,7 @@ from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.dense.config import DenseConfig
 from overfeat.dense.grid import grids
+from overfeat.densify.convert import densify
 from overfeat.models.flops import region_macs, stage_macs
 from overfeat.profiling.measure import machine
 from overfeat.profiling.peaks import measured_peaks
@@ -135,6 +137,40 @@ def test_times_of_a_detection():
     alone = [stage_macs(net.architecture, *e["scaled"], net.num_classes, "fine") for e in results["grids"]]
     counted = sum(e[stage] for e in alone for stage in ("features", "first", "rest"))
     assert 2e-9 * counted < results["whole"]["gflop"] < 1.5 * 2e-9 * counted
+
+
+def patch_net(borders):
+    """A converted net: padded convolutions, pooling, a mean over the window."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    return densify(module.eval(), (16, 20), mean=120.0, std=60.0, borders=borders, name="patch", check=False)
+
+
+@pytest.mark.parametrize("borders", ["exact", "neighbours"])
+@pytest.mark.parametrize("stride", [3, 4])
+def test_macs_of_converted_nets_equal_those_that_torch_counts(borders, stride):
+    net = patch_net(borders)
+    counted, windows = net.region_macs((35, 41), stride)
+    assert windows == ((35 - 16) // stride + 1) * ((41 - 20) // stride + 1)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, 35, 41), stride)
+    assert 2 * sum(counted.values()) == counter.get_total_flops()
+
+
+def test_times_of_a_converted_net():
+    net = patch_net("exact")
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    results = profile(net, image, scales=[1.0, (30, 36)], flip=True, stride=5, repeats=1)
+    assert (results["net"], results["stride"], results["dtype"]) == ("patch", 5, "float32")
+    assert [entry["windows"] for entry in results["grids"]] == [35, 35, 12, 12]
+    for entry in (*results["grids"], results["whole"]):
+        regions = entry["regions"]
+        assert {"resize", "normalise", "conv2d at 0", "max_pool2d", "conv2d at 3", "scores", "other"} <= set(regions)
+        assert all("gflop" in regions[name] for name in ("conv2d at 0", "conv2d at 3"))
+        assert entry["gflop"] == pytest.approx(sum(timed.get("gflop", 0) for timed in regions.values()))
+        assert sum(timed["seconds"] for timed in regions.values()) <= 1.5 * entry["seconds"]
+    assert table(results).splitlines()[-1].startswith("patch net, float32, stride 5 px, ")
 
 
 def test_the_command_writes_numbers_a_trace_and_a_picture(tmp_path, capsys):
