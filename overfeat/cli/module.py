@@ -81,6 +81,9 @@ def refuse_module_options(args: argparse.Namespace, mode: str, allowed: Sequence
 
 def load_densified(args: argparse.Namespace) -> "DensifiedNet":
     """The net of --module, with the state dict of --weights if given. Raises InputError."""
+    from torch import nn
+    from torch.export import ExportedProgram
+
     refuse_options(args, ("data_dir", "large_net"), "--module")
     if args.window is None:
         raise ArgumentError("window", "must be given with --module: the pixels of the windows that it classifies")
@@ -91,7 +94,9 @@ def load_densified(args: argparse.Namespace) -> "DensifiedNet":
         load_state_dict(module, args.weights)
     from overfeat.densify.convert import densify
 
-    net = densify(module, **module_arguments(args), name=args.module.name)
+    convolves = isinstance(module, ExportedProgram) or any(isinstance(m, nn.Conv2d) for m in module.modules())
+    channels = None if convolves else 3  # those of the images, where no convolution has its own
+    net = densify(module, **module_arguments(args), channels=channels, name=args.module.name)
     if net.in_channels not in (1, 3):
         problem = f"takes images of {net.in_channels} channels, and the command line reads RGB"
         raise InputError(f"{args.module}: {problem}; use overfeat.densify in Python")
