@@ -1,5 +1,6 @@
 """`import overfeat.fast`: the same results as without it, and its status report."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import overfeat.fast as fast
 from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.cli.main import main
+from overfeat.densify.convert import densify
 from overfeat.models import checkpoint
 from overfeat.ops import registry
 from overfeat.ops.backends import prepacked, triton, winograd
@@ -68,6 +70,22 @@ def test_classification(switched, make_net, image, name, monkeypatch):
     assert_matches(actual, expected, torch.float32)
     actual, expected = both(lambda: [m.scores for m in overfeat.score_maps(net, image, scales=scales)])
     assert_matches(actual, expected, torch.float32)
+
+
+@pytest.mark.parametrize("borders", ["exact", "neighbours"])
+def test_converted_nets_at_any_stride(switched, borders, image, monkeypatch):
+    """The same weights with several strides and dilations; all large enough to be packed."""
+    monkeypatch.setattr(prepacked, "MIN_WEIGHTS", 1)
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3, 2, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2)]
+    layers += [torch.nn.Conv2d(8, 12, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten()]
+    layers += [torch.nn.Linear(48, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5)]
+    net = densify(torch.nn.Sequential(*layers).eval(), 30, mean=120.0, std=60.0, borders=borders, check=False)
+    net = net.to(DEVICE)
+    for stride in (4, 1, 8, 3):
+        run = functools.partial(overfeat.score_maps, net, image, scales=[(45, 50)], stride=stride)
+        actual, expected = both(lambda run=run: [m.scores for m in run()])
+        assert_matches(actual, expected, torch.float32)
 
 
 def test_features(switched, make_net, image):
