@@ -2,8 +2,9 @@
 
 First the shipped ImageNet net on real photographs: explained.png shows step by step what dense evaluation does, and a
 picture for each photograph has its top classes, its best window and the winning class's score at every position of
-every scale. Then the digit nets: two pictures for each image of one digit, the second with the boxes before and after
-merging (the best box may have another class than the image), and one for each image of several digits.
+every scale. (ImageNet has no class for a rocket.) Then the digit nets: two pictures for each image of one digit, the
+second with the boxes before and after merging (the best box may have another class than the image), and one for each
+image of several digits.
 
 Examples:
     overfeat demo
@@ -18,6 +19,7 @@ from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.classify import top_classes
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.detect import MIN_SCORE
+from overfeat.cli.heat_maps import class_scores
 from overfeat.cli.results import add_out
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def _explain(net: "Net", picture: Path) -> None:
     cost = f"{windows:,} windows. Cropped one by one: {cropped / 1e9:.0f} billion multiplications. "
     cost += f"Here, with what windows share computed once: {shared / 1e9:.0f} billion, and the same scores."
     other = net.class_names.index(OTHER_CLASS)
-    visualize.explanation(image, maps, image_scores(maps), other, net.class_names, cost, picture)
+    visualize.explanation(image, maps, class_scores(maps), other, net.class_names, cost, picture)
     print(f"how it works -> {picture}")
 
 
@@ -81,7 +83,7 @@ def _photographs(net: "Net", out: Path) -> None:
     for path in paths:
         image, picture = read_image(path), out / f"{path.stem}.png"
         maps = score_maps(net, image, stride=STRIDE)
-        scores = image_scores(maps)
+        scores = class_scores(maps)
         visualize.classification(image, maps, scores, net.class_names, path.name, picture)
         print(f"{path.name}: {_format_top(scores, net)}; {_count_windows(maps)} windows -> {picture}")
 
@@ -102,7 +104,7 @@ def _single_objects(out: Path) -> None:
     for path in images:
         image = read_image(path)
         maps = score_maps(net, image)
-        scores = image_scores(maps)
+        scores = class_scores(maps)
         picture, boxes = (out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
         visualize.classification(image, maps, scores, net.class_names, path.name, picture)
         raw = candidates(net, regressor, image)
@@ -134,13 +136,6 @@ def _multiple_objects(out: Path) -> None:
         true = " ".join(sorted(data.class_names[label] for label in sample.labels)) or "none"
         detected = " ".join(sorted(net.class_names[label] for label in detections.labels)) or "none"
         print(f"{sample.path.name}: detected {detected}; true {true} -> {picture}")
-
-
-def image_scores(maps: "list[ScoreMap]") -> "Tensor":
-    """The scores of `classify` from the maps of one image."""
-    import torch
-
-    return torch.stack([m.scores[0].amax(dim=(1, 2)) for m in maps]).mean(dim=0)
 
 
 def _format_top(scores: "Tensor", net: "Net") -> str:

@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 import overfeat
 from overfeat.cli.assets import ASSETS, SHIPPED_WEIGHTS
-from overfeat.cli.demo import image_scores
 from overfeat.cli.main import main
 from overfeat.data.images import list_images, read_image
 from overfeat.data.synthetic.images import make_image
@@ -323,12 +322,6 @@ def test_demo_draws_every_image(tmp_path):
         assert pixels.shape[0] > 300 and pixels.std() > 20
     for name, best in (("chelsea.png", "Egyptian cat"), ("coffee.jpg", "espresso"), ("camera.png", "tripod")):
         assert f"{name}: {best} (" in process.stdout
-
-
-def test_scores_of_the_demo_are_those_of_classify(weights):
-    net, image = overfeat.load(weights), read_image(list_images(ASSETS / "scenes")[0])
-    scores = image_scores(overfeat.score_maps(net, image, flip=True))
-    torch.testing.assert_close(scores, overfeat.classify(net, image, flip=True)[0])
 
 
 def test_output_to_a_closed_pipe_is_no_traceback(weights, photos):
