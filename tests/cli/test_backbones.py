@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from voc_files import voc
 
 from overfeat import load, load_multibox, load_regressor
 from overfeat.cli.main import main
@@ -79,9 +80,9 @@ def test_deep_multibox(multi_object, tmp_path, capsys):
     assert load(tmp_path / "classifier" / LAST).background
 
 
-def test_a_classifier_and_its_boxes(multi_object, tmp_path, capsys):
+def test_a_classifier_and_its_box_regressor(tmp_path, capsys):
     for split in ("train", "val"):
-        for name, color in (("red", (200, 60, 40)), ("blue", (40, 60, 200))):
+        for name, color in (("disc", (200, 60, 40)), ("square", (40, 60, 200))):
             folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for i in range(3):
@@ -90,5 +91,11 @@ def test_a_classifier_and_its_boxes(multi_object, tmp_path, capsys):
     assert run("train", "classifier", "--data", tmp_path / "images", *small, "--out", tmp_path / "net") == 0
     log = [json.loads(line) for line in (tmp_path / "net" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["validation_top1_error"] == 0
-    assert run("classify", tmp_path / "images" / "val" / "red" / "0.png", "--weights", tmp_path / "net" / LAST) == 0
-    assert "red" in capsys.readouterr().out
+    image = tmp_path / "images" / "val" / "disc" / "0.png"
+    assert run("classify", image, "--weights", tmp_path / "net" / LAST) == 0
+    assert capsys.readouterr().out.splitlines()[-2].startswith("disc")
+
+    command = ["train", "regressor", "--data", voc(tmp_path / "photos", 3), "--init", tmp_path / "net" / LAST]
+    assert run(*command, *QUICK.split()[:-1], "--scales", "71x71", "--out", tmp_path / "boxes") == 0
+    assert run("localize", image, "--weights", tmp_path / "boxes" / LAST, "--scales", "six:1") == 0
+    assert "disc" in capsys.readouterr().out
