@@ -122,8 +122,11 @@ class DensifiedNet(Net):
         with region("normalise"):
             images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
             images = images.flip(1) if preparation.reverse else images
-            mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (preparation.mean, preparation.std))
-            return ((images - mean) / std).to(dtype)
+            if any(preparation.mean):
+                images = images - images.new_tensor(preparation.mean).view(-1, 1, 1)
+            if set(preparation.std) != {1.0}:
+                images = images / images.new_tensor(preparation.std).view(-1, 1, 1)
+            return images.to(dtype)
 
     @torch.no_grad()
     def forward(self, images: Tensor, stride: Stride = "coarse") -> Tensor | tuple[Tensor, ...]:
