@@ -88,7 +88,7 @@ def measure(
 
     with torch.no_grad(), meter:
         images = torch.empty(grid.images, channels or program.channels, *size, device=META)
-        values = interpreter.start(prepare(images).to(program.dtype), grid, offsets)
+        values = interpreter.start(prepare(images).to(program.weights.dtype or program.dtype), grid, offsets)
         values = interpreter.run(
             values, nodes, grid.num_windows, META, keep=program.outputs, observer=Observer(started, ended)
         )

@@ -82,7 +82,7 @@ class Interpreter:
             return values[argument] if argument in values else self.constant(argument, device)
 
         args = pytree.tree_map(value, node.args)
-        kwargs = pytree.tree_map(value, dict(node.kwargs))
+        kwargs = self._as_now(pytree.tree_map(value, dict(node.kwargs)), device)
         if node in self.fusion.done:
             return (args[0],) if name == BATCH_NORM else args[0], None
         if node in self.fusion.norms:
@@ -96,18 +96,24 @@ class Interpreter:
         shared = [v for v in leaves if isinstance(v, Shared)]
         with region(label(node) if name in MULTIPLY else name):
             if not shared:
-                return self._plain(node, args, kwargs, num_windows, device), None
+                return self._plain(node, args, kwargs, num_windows), None
             result = apply_rule(self.context, node, name, args, kwargs)
             if result is not None:
                 return result, None if _is_shared(result) else _border_reason(node)
-            result = self._plain(node, windows_only(args), windows_only(kwargs), num_windows, device)
+            result = self._plain(node, windows_only(args), windows_only(kwargs), num_windows)
             return result, None if name == "linear" else _whole_reason(shared)
 
-    def _plain(self, node: Node, args: Any, kwargs: Any, num_windows: int, device: torch.device) -> Any:
+    def _as_now(self, kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """The device and the dtype of a new tensor, which are the module's when it was exported, as they are now."""
+        if "device" in kwargs:
+            kwargs["device"] = device
+        if kwargs.get("dtype") == self.program.dtype:
+            kwargs["dtype"] = self.program.weights.dtype or self.program.dtype
+        return kwargs
+
+    def _plain(self, node: Node, args: Any, kwargs: Any, num_windows: int) -> Any:
         """The module's own op on windows one by one, or on constants."""
         args, kwargs = resolve(args, num_windows), resolve(kwargs, num_windows)
-        if "device" in kwargs:
-            kwargs = {**kwargs, "device": device}
         target: Callable = node.target  # type: ignore[assignment]
         if op_name(node) == "linear" and args[0].dim() == 2:
             return self._linear(node, *args)

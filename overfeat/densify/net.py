@@ -103,8 +103,7 @@ class DensifiedNet(Net):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        tensors = (*self.weights.parameters(), *self.weights.buffers())
-        return next((t.dtype for t in tensors if t.is_floating_point()), self.program.dtype)
+        return self.weights.dtype or self.program.dtype
 
     def __str__(self) -> str:
         return cost_table(self)

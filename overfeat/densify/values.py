@@ -157,10 +157,11 @@ def _mergeable(part: Tensor) -> bool:
 def _fill_borders(part: Tensor, pads: Pads, fill: float) -> None:
     left, right, top, bottom = pads
     for dim, before, after in ((4, top, bottom), (5, left, right)):
+        size = part.shape[dim]
         if before > 0:
-            part.narrow(dim, 0, before).fill_(fill)
+            part.narrow(dim, 0, min(before, size)).fill_(fill)
         if after > 0:
-            part.narrow(dim, part.shape[dim] - after, after).fill_(fill)
+            part.narrow(dim, max(0, size - after), min(after, size)).fill_(fill)
 
 
 def _paste(piece: Tensor, part: Tensor, y: int, x: int) -> None:
@@ -168,6 +169,8 @@ def _paste(piece: Tensor, part: Tensor, y: int, x: int) -> None:
     for dim, start in ((4, y), (5, x)):
         skip = max(0, -start)
         length = min(piece.shape[dim] - skip, part.shape[dim] - max(0, start))
+        if length <= 0:
+            return
         piece, part = piece.narrow(dim, skip, length), part.narrow(dim, max(0, start), length)
     part.copy_(piece)
 

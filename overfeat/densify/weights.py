@@ -28,6 +28,12 @@ class Weights(nn.Module):
             owner.register_buffer(leaf, tensor)
         return name
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the first floating-point parameter or buffer; None without one."""
+        tensors = (*self.parameters(), *self.buffers())
+        return next((t.dtype for t in tensors if t.is_floating_point()), None)
+
     def value(self, name: str) -> Tensor:
         """The tensor of this name as it is now."""
         owner: nn.Module = self
