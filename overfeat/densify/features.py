@@ -51,6 +51,8 @@ class _Builder:
         """Add a node whose inputs have been added."""
         name, constants = op_name(node), [n for n in node.all_input_nodes if n in self.program.constants]
         maps = [n for n in node.all_input_nodes if n not in self.program.constants]
+        if name == "sym_size":
+            return  # for a view, which is refused
         if name in SAME or name == "getitem":
             self.numbers[node] = self.numbers[maps[0]]
         elif name == NORM:

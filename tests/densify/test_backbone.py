@@ -108,6 +108,9 @@ def test_what_cannot_be_a_backbone(net):
         Backbone(net, node="nowhere", window=20)
     with pytest.raises(InputError, match=r"the layers up to head hold mean, which .* choose an earlier node"):
         Backbone(net, node="head", window=20)
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    with pytest.raises(InputError, match=r"the layers up to 2 hold (view|reshape|flatten) at 1, which"):
+        Backbone(overfeat.densify(flat, 8, check=False), node="2", window=20)
     with pytest.raises(ArgumentError, match="window must be at least 5 px at norm, not 2"):
         Backbone(net, node="norm", window=2)
     other = Backbone(net, node="pool", window=20)
