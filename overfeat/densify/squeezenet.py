@@ -4,7 +4,7 @@ from overfeat.densify.convert import densify
 from overfeat.densify.net import DensifiedNet
 from overfeat.models.squeezenet import CHANNEL_ORDER, MEAN, WINDOW, imagenet_classes, pretrained
 
-STRIDE = 32  # pixels between windows: at 16, as many as four times the windows, and the cost is nearly the windows'
+STRIDE = 32  # pixels between windows; at 16 a photograph takes 2.7 times as long, at 8 10 times
 
 
 def squeezenet() -> DensifiedNet:

@@ -7,10 +7,12 @@ import torch
 
 import overfeat
 from bench.weights.squeezenet import ArrayUnpickler, state_dict
+from overfeat.data.images import read_image
 from overfeat.data.resize import resize_short_side
+from overfeat.files import ASSETS
 from overfeat.models.squeezenet import MEAN, WINDOW, SqueezeNet, imagenet_classes, pretrained
 
-data = pytest.importorskip("skimage.data")
+PHOTOS = ASSETS / "photos"
 
 
 def centre(image):
@@ -23,13 +25,17 @@ def centre(image):
 
 @torch.no_grad()
 def classify(name):
-    image = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)
-    return pretrained()(centre(image))[0].softmax(dim=0)
+    return pretrained()(centre(read_image(PHOTOS / name)))[0].softmax(dim=0)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("chelsea", {"Egyptian cat", "tabby cat", "tiger cat"}), ("coffee", {"espresso"}), ("rocket", {"missile"})],
+    [
+        ("chelsea.png", {"Egyptian cat", "tabby cat", "tiger cat"}),
+        ("coffee.jpg", {"espresso"}),
+        ("camera.png", {"tripod"}),
+        ("rocket.jpg", {"missile"}),
+    ],
 )
 def test_the_best_class_of_a_photograph(name, expected):
     scores, names = classify(name), imagenet_classes()
@@ -74,7 +80,7 @@ def test_the_script_refuses_arrays_that_are_not_the_net_s():
 @torch.no_grad()
 def test_squeezenet_is_the_module_at_every_window():
     net = overfeat.squeezenet()
-    image = torch.from_numpy(data.coffee()[100:, 150:, :]).permute(2, 0, 1)[None]
+    image = read_image(PHOTOS / "coffee.jpg")[None, :, 100:, 150:]
     logits = net(image[:, :, : WINDOW + 45, : WINDOW + 80], stride=40)
     assert logits.shape == (1, 1000, 2, 3) and net.class_names == imagenet_classes()
     windows = image.float().flip(1).unfold(2, WINDOW, 40).unfold(3, WINDOW, 40)[0, :, :2, :3]
