@@ -112,10 +112,10 @@ class OverFeat(Net):
             self.fc_layers.append(nn.Conv2d(channels, width, architecture.kernel if i == 0 else 1))
             channels = width
         self.context = self._context_layer() if context else None
-        self.init_weights()
-        if backbone is not None:
-            self.backbone = backbone
         channels_last(self)
+        self.init_weights()  # a seed's weights depend on the memory format
+        if backbone is not None:
+            self.backbone = channels_last(backbone)
 
     def add_context(self) -> None:
         """Let every position see its surroundings too; until training they contribute nothing."""
