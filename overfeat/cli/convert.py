@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
+from overfeat.cli.state_dict import TORCH_SUFFIXES
 from overfeat.errors import InputError
 from overfeat.models.architecture import RELEASED_FILES
 
@@ -87,6 +88,9 @@ def _load_released(path: Path, name: str | None) -> "OverFeat":
     """The net in a raw file: the one named, or the one that the file's name means."""
     from overfeat.models.released import load_released
 
+    if path.suffix in TORCH_SUFFIXES:
+        remedy = "run it with its module: overfeat classify --module FILE.py:NAME --weights"
+        raise InputError(f"{path}: holds no net of overfeat's; {remedy} {path}")
     name = name or {file: name for name, file in RELEASED_FILES.items()}.get(path.name)
     if name is None:
         raise InputError(f"{path}: of which net? give --net {' or --net '.join(RELEASED_FILES)}")

@@ -97,7 +97,7 @@ def _layer(net: "Net", args: argparse.Namespace) -> "tuple[int | str, Callable[[
     if isinstance(net, DensifiedNet):
         name = args.layer or net.program.outputs[net.outputs.scores].name
         net.node(name)  # an unknown name is an error before the first image
-        return name, partial(net.layer_output, name=name, stride=args.stride or "coarse")
+        return name, partial(net.layer_output, name=name, stride=args.stride or net.default_stride)
     assert isinstance(net, OverFeat)
     refuse_options(args, ("stride",), "layers of overfeat's own nets")
     architecture = net.architecture

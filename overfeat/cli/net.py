@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from overfeat.cli.assets import SHIPPED_CLASSIFIER, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.module import add_module_options, load_densified, module_settings, refuse_module_options
 from overfeat.cli.results import digest
+from overfeat.cli.state_dict import TORCH_SUFFIXES
 from overfeat.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from overfeat.models.overfeat import OverFeat
 
 AnyNet = TypeVar("AnyNet", bound="Net")
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
 def add_net_options(

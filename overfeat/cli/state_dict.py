@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 SAVE_ALONE = 'save the state dict alone: torch.save(net.state_dict(), "state.pt")'
 
 

@@ -146,7 +146,8 @@ def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     if metadata.get("overfeat") != FORMAT:
         problem = "a safetensors file, but not one that this version of overfeat wrote"
-        raise InputError(f"{path}: {problem}; make one with `overfeat train` or `overfeat convert`")
+        remedy = "make one with `overfeat train` or `overfeat convert`, or give the module that it is of (--module)"
+        raise InputError(f"{path}: {problem}; {remedy}")
     return metadata, tensors
 
 

@@ -71,6 +71,14 @@ def test_the_digit_net_classifies_and_localizes_the_shipped_images(capsys):
     assert correct >= len(coco) - 1 and localized >= len(coco) - 2 and len(coco) >= 4
 
 
+def test_classify_names_imagenet_s_classes_by_default(tmp_path, capsys):
+    photo = ASSETS / "photos" / "coffee.jpg"
+    for borders in ("exact", "neighbours"):
+        assert main(["classify", str(photo), "--scales", "six:2", "--borders", borders, "-n", "1"]) == 0
+        name, score = capsys.readouterr().out.split()
+        assert name == "espresso" and float(score) > 0.5
+
+
 def test_classify_prints_the_library_s_scores(weights, photos, capsys):
     assert main(["classify", "--weights", str(weights), "-n", "9", str(photos / "a.jpg")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -220,6 +228,7 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["features", "--weights", "{digits}", "-o", "{photo}/x/out.npz", "{photo}"], "cannot be written"),
         (["features", "--weights", "{digits}", "-o", "{photo}/out", "{folder}"], "cannot be made a folder"),
         (["convert", "{photo}", "x.safetensors"], "of which net?"),
+        (["convert", "{state}", "x.safetensors"], "state.pt: holds no net of overfeat's; run it with its module"),
         (["convert", "--net", "fast", "{photo}", "x.safetensors"], "583,683,488"),
         (["convert", "{photo}.safetensors", "x"], "no such file"),
         (["classify", "--voting", "ten", "--scales", "0.5", "{photo}"], "--scales does not apply to --voting ten"),
@@ -231,6 +240,7 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
 def test_bad_input_is_one_clear_line(arguments, message, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"photo": photos / "a.jpg", "folder": photos, "out": tmp_path / "out", "digits": SHIPPED_WEIGHTS}
+    torch.save({}, names.setdefault("state", tmp_path / "state.pt"))
     status = main([argument.format(**names) for argument in arguments])
     printed = capsys.readouterr().err
     assert status == (0 if message is None else 1), printed
