@@ -103,7 +103,7 @@ def _draw_line(figure: Any, top: float, text: str, **style: Any) -> None:
 
 def _draw_positions(axis: Any, image: Tensor, score_map: ScoreMap, label: int) -> None:
     """The centres of all windows, coloured by the class's score, and the outlines of some windows."""
-    boxes, scores = score_map.grid.boxes(), score_map.scores[0, label].cpu()
+    boxes, scores = score_map.grid.boxes(), score_map.scores[0, label].cpu().numpy()
     axis.imshow(pixels(image) // 2)
     inset = [2, 2, -2, -2]  # so that a window at the image's border is seen
     for column in range(min(4, scores.shape[1])):

@@ -104,10 +104,10 @@ def _draw_maps(
 
 def draw_map(axis: Any, image: Tensor, score_map: ScoreMap, label: int) -> Any:
     """Draw the scores of one scale over the grey image, and the best window; returns what the colour bar is for."""
-    scores, extent = score_map.scores[0, label].cpu(), _centres(score_map.grid.boxes())
+    scores, extent = score_map.scores[0, label].cpu().numpy(), _centres(score_map.grid.boxes())
     axis.imshow(pixels(image).mean(axis=2), cmap="gray", vmin=0, vmax=255)
     style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "interpolation": "nearest", "zorder": 2}
-    shading = axis.imshow(scores, alpha=np.clip(0.25 + scores.numpy(), 0, 0.8), extent=extent, **style)
+    shading = axis.imshow(scores, alpha=np.clip(0.25 + scores, 0, 0.8), extent=extent, **style)
     draw_box(axis, _best_box(score_map, label), WINDOW_COLOR, linewidth=1.2, zorder=3)
     set_limits(axis, image)
     return shading

@@ -1,0 +1,61 @@
+"""Pictures of scores: what is drawn where."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from overfeat import visualize
+from overfeat.dense.evaluate import ScoreMap
+from overfeat.dense.grid import Grid
+
+pytest.importorskip("matplotlib")
+NAMES = ["$\\frac", "100 % _wool_", "ash"]  # no mathematics
+
+
+def score_map(scaled, best, flipped=False):
+    """Scores of three classes for an image of 60x90; the first is 1 at one position, 0 elsewhere."""
+    grid = Grid((30, 30), 10, scaled, (60, 90), flipped)
+    scores = torch.full((1, 3, *grid.shape), 0.1)
+    scores[0, 0] = 0
+    scores[(0, 0, *best)] = 1
+    return ScoreMap(scores, grid)
+
+
+@pytest.fixture
+def image():
+    return torch.full((3, 60, 90), 200, dtype=torch.uint8)
+
+
+def cyan(path):
+    """The parts of a picture in the colour of windows: (x1, y1, x2, y2)."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    y, x = np.nonzero((pixels[..., 0] < 60) & (pixels[..., 1:] > 200).all(axis=2))
+    return x.min(), y.min(), x.max(), y.max()
+
+
+def test_the_best_window_is_outlined_in_every_panel(image, tmp_path):
+    left, right = score_map((60, 90), (0, 0)), score_map((60, 90), (3, 6))
+    visualize.heat_maps(image, [left], 0, "left", tmp_path / "left.png")
+    visualize.heat_maps(image, [right], 0, "right", tmp_path / "right.png")
+    before, after = cyan(tmp_path / "left.png"), cyan(tmp_path / "right.png")
+    assert all(a < b for a, b in zip(before, after, strict=True))
+    width = before[2] - before[0]  # from the first panel's window to that of the second panel
+    assert width == pytest.approx(after[2] - after[0], abs=3)
+
+
+def test_maps_of_the_mirror_image_are_not_drawn(image, tmp_path):
+    maps = [score_map((60, 90), (1, 2))]
+    visualize.heat_maps(image, maps, 0, "title", tmp_path / "one.png")
+    visualize.heat_maps(image, [*maps, score_map((60, 90), (1, 2), flipped=True)], 0, "title", tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_names_are_drawn_as_they_are(image, tmp_path):
+    maps, scores = [score_map((45, 67), (0, 1)), score_map((60, 90), (1, 2))], torch.tensor([0.9, 0.3, 0.1])
+    visualize.classification(image, maps, scores, NAMES, "$\\frac", tmp_path / "scores.png")
+    visualize.explanation(image, maps, scores, 1, NAMES, "2 windows", tmp_path / "explained.png")
+    for name in ("scores.png", "explained.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.info["Software"] == "overfeat" and np.asarray(picture.convert("L")).std() > 20
