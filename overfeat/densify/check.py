@@ -1,12 +1,14 @@
 """Whether a converted net gives what the module gives."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from overfeat.densify.export import evaluation_mode
 from overfeat.densify.net import DensifiedNet
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 5e-3}  # of the largest output; rounding grows with a net's depth
 LOW_PRECISION = 5e-2
@@ -28,19 +30,20 @@ def check_conversion(net: DensifiedNet, module: nn.Module | ExportedProgram) -> 
     starts = [(i * stride, j * stride) for i in range(COUNTS[0]) for j in range(COUNTS[1])]
     windows = torch.cat([prepared[:, :, top : top + height, left : left + width] for top, left in starts])
     windows = windows.contiguous()
-    if isinstance(module, ExportedProgram):
-        together, alone = _tensors(run(windows)), _tensors(run(windows[:2]))
-    else:
-        with evaluation_mode(module):
-            together, alone = _tensors(run(windows)), _tensors(run(windows[:1]))
+    first, last = windows[:1], windows[-1:]
+    with evaluation_mode(module) if isinstance(module, nn.Module) else nullcontext():
+        together = _tensors(run(windows.clone()))  # modules may write into their input
+        # Each beside the other at another brightness, which what is computed over the batch depends on.
+        of_first, of_last = (_tensors(run(torch.cat(pair))) for pair in ((first, 3 * last), (3 * first, last)))
     tolerance = TOLERANCE.get(net.dtype, LOW_PRECISION)
-    for number, (all_windows, one) in enumerate(zip(together, alone, strict=True)):
-        difference = _difference(all_windows[: len(one)], one)
+    for number, outputs in enumerate(zip(together, of_first, of_last, strict=True)):
+        difference = _difference(torch.stack([outputs[1][0], outputs[2][1]]), outputs[0][[0, -1]])
         if not difference <= tolerance:
             raise InputError(
                 f"output {number} of a window depends on the others in its batch: it differs by {difference:.2g} of "
                 "the largest output; normalize by running statistics, not by the batch's"
             )
+    _check_scores(together[net.outputs.scores].flatten(1), net.activation)
     exact = net if net.borders != "neighbours" else net.with_borders("exact")
     for number, (expected, actual) in enumerate(zip(together, _tensors(exact(images, stride)), strict=True)):
         difference = _difference(actual.flatten(2)[0].T.reshape(expected.shape), expected)
@@ -49,6 +52,15 @@ def check_conversion(net: DensifiedNet, module: nn.Module | ExportedProgram) -> 
                 f"output {number} of the converted module differs from the module's by {difference:.2g} of the largest "
                 "output; please report this module"
             )
+
+
+def _check_scores(scores: Tensor, activation: str) -> None:
+    """ArgumentError for probabilities that are said to be logits, and the other way round."""
+    probabilities = bool((scores >= 0).all() and (scores <= 1).all())
+    if activation == "none" and not probabilities:
+        raise ArgumentError("logits", f"must be True: there are scores from {scores.min():.2g} to {scores.max():.2g}")
+    if activation == "softmax" and probabilities and bool((scores.float().sum(1) - 1).abs().max() < 1e-3):
+        raise ArgumentError("logits", "must be False: the module's scores are probabilities, whose sum is 1")
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -54,8 +54,16 @@ def densify(
         InputError: For a module that cannot be converted, with the reason.
     """
     check_borders(borders)
+    if not isinstance(module, (nn.Module, ExportedProgram)):
+        raise ArgumentError("module", f"must be a torch.nn.Module or an ExportedProgram, not {module!r}")
+    if isinstance(module, nn.DataParallel):
+        module = module.module
+    if channels is not None and channels < 1:
+        raise ArgumentError("channels", f"must be 1 or more, not {channels}")
     if box_coder not in BOX_CODERS:
         raise ArgumentError("box_coder", f"must be one of {', '.join(BOX_CODERS)}, not {box_coder!r}")
+    if isinstance(class_names, str):
+        raise ArgumentError("class_names", f"must be a list of names, not {class_names!r}")
     program = export(module, _size(window), channels or _channels(module, mean, std))
     if program.window != _size(window):
         raise ArgumentError("window", f"must be {program.window}, for which the program was exported, not {window}")
@@ -75,7 +83,7 @@ def densify(
 
 def _size(window: int | Size) -> Size:
     """(height, width)."""
-    sides = (window, window) if isinstance(window, int) else tuple(window)
+    sides = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ArgumentError("window", f"must be pixels, a side or (height, width), not {window!r}")
     return sides[0], sides[1]
@@ -108,6 +116,8 @@ def _preparation(
 
 def _numbers(argument: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
     """One for each channel."""
+    if isinstance(values, str):
+        raise ArgumentError(argument, f"must be a number or one for each channel, not {values!r}")
     numbers = (float(values),) * channels if isinstance(values, Real) else tuple(float(v) for v in values)  # type: ignore[union-attr]
     if len(numbers) != channels:
         raise ArgumentError(argument, f"must be a number or {channels}, one for each channel, not {len(numbers)}")

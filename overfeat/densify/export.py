@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
 
 from overfeat.densify.weights import Weights
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Size
 
 EXAMPLES = 2  # windows that are exported; 1 would be taken for a constant
+RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "uniform")  # how their names begin
 SKIPPED = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
 
 
@@ -149,13 +152,30 @@ def _program(exported: ExportedProgram) -> Program:
         constants[node] = weights.add(spec.target, tensor)
     if len(images) != 1 or not isinstance(images[0].meta["val"], Tensor) or images[0].meta["val"].dim() != 4:
         raise InputError("the module must have one input, windows [N, C, height, width]")
+    if isinstance(images[0].meta["val"].shape[0], int):
+        remedy = "must be exported for any batch: dynamic_shapes=({0: torch.export.Dim('n')},)"
+        raise ArgumentError("module", remedy)
     nodes = [node for node in graph.nodes if node.op == "call_function" and op_name(node) not in SKIPPED]
+    for node in nodes:
+        _check_node(node)
     returned = next(node for node in graph.nodes if node.op == "output").args[0]
     # The others are what in-place ops make of the input and of buffers, which stay as they are.
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     outputs = [node for node, kind in zip(returned, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
     dead = _last_uses(nodes, outputs, images[0])
     return Program(nodes, images[0], constants, outputs, dead, weights, images[0].meta["val"].dtype)
+
+
+def _check_node(node: Node) -> None:
+    """InputError for a node whose value is not the same for a window whenever it is evaluated."""
+    name = op_name(node)
+    if name.startswith(RANDOM) or (name.endswith("dropout") and len(node.args) > 2 and node.args[2]):
+        raise InputError(f"{label(node)} draws random numbers; the module's outputs must depend on its input alone")
+    if any(free_unbacked_symbols(v) for v in pytree.tree_leaves(node.meta["val"]) if not isinstance(v, (int, float))):
+        raise InputError(
+            f"{label(node)} gives a number or a shape that depends on the values of its input; replace it, for example "
+            "by torch.where"
+        )
 
 
 def _last_uses(nodes: Sequence[Node], outputs: Sequence[Any], image: Node) -> dict[Node, list[Node]]:

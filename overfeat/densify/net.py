@@ -21,7 +21,7 @@ from overfeat.densify.table import cost_table
 from overfeat.densify.values import Axis, WindowGrid, windows_of
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Geometry, Size, Stride
-from overfeat.models.net import InputSpan, Net, Shape
+from overfeat.models.net import InputSpan, Net, Shape, as_batch
 from overfeat.ops.backends import eager
 from overfeat.ops.layout import concat
 from overfeat.regions import FIRST_FC, region
@@ -132,13 +132,15 @@ class DensifiedNet(Net):
         """The module's outputs for every window.
 
         Args:
-            images: Float or uint8 [N, C, H, W] in 0..255, at least the window; else ValueError.
+            images: Float or uint8 [N, C, H, W] or [C, H, W] in 0..255, at least the window; else ValueError. See
+                `as_batch`.
             stride: "coarse", "fine" or pixels.
 
         Returns:
             [N, numbers, h, w], for scores [N, classes, h, w]; a tuple where the module gives several outputs. Output
             (i, j) sees the window that starts at pixel geometry.stride(stride) * (i, j).
         """
+        images = as_batch(images, self.in_channels)
         grid = self._whole_grid(images, stride)
         rows, columns = (
             self.input_span(axis, side, slice(0, count), stride)
@@ -157,6 +159,7 @@ class DensifiedNet(Net):
             images: As in `forward`.
             name: Of a submodule, such as "features.3", or of a node of the graph; InputError for any other.
         """
+        images = as_batch(images, self.in_channels)
         node, grid = self.node(name), self._whole_grid(images, stride)
         nodes = self.program.nodes[: self.program.nodes.index(node) + 1]
         interpreter = Interpreter(self.program, self.borders, fuse=False)
@@ -178,8 +181,6 @@ class DensifiedNet(Net):
         )
 
     def _whole_grid(self, images: Tensor, stride: Stride) -> WindowGrid:
-        if images.dim() != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(f"images must be [N, {self.in_channels}, H, W]; these have shape {tuple(images.shape)}")
         (height, width), window, pixels = images.shape[2:], self.geometry.window, self.geometry.stride(stride)
         if height < window[0] or width < window[1]:
             raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.fx import Node
 
 from overfeat.densify.export import Program
 from overfeat.errors import ArgumentError, InputError
@@ -31,7 +32,7 @@ class Outputs:
 
 def find_outputs(program: Program, num_names: int | None) -> Outputs:
     """The outputs of a program; num_names: how many class names there are, if they are known."""
-    shapes = [_shape(node.meta.get("val")) for node in program.outputs]
+    shapes = [_shape(node.meta["val"]) if isinstance(node, Node) else None for node in program.outputs]
     if len(shapes) == 1 and shapes[0] is not None and len(shapes[0]) == 1:
         return Outputs(0, None, _checked(shapes[0][0], num_names))
     pairs = [
@@ -40,7 +41,8 @@ def find_outputs(program: Program, num_names: int | None) -> Outputs:
         if _are_boxes(shapes[boxes], shapes[scores])
     ]
     if not pairs:
-        actual = " and ".join(_text(node.meta.get("val")) for node in program.outputs) or "nothing"
+        values = [node.meta["val"] if isinstance(node, Node) else node for node in program.outputs]
+        actual = " and ".join(map(_text, values)) or "nothing"
         raise InputError(f"the module must give {EXPECTED}; it gives {actual}")
     named = [p for p in pairs if p.num_classes == num_names] if num_names is not None else pairs
     if not named:
@@ -66,6 +68,8 @@ def _shape(value: object) -> tuple[int, ...] | None:
     if not all(isinstance(side, int) for side in value.shape[1:]) or not value.is_floating_point():
         return None
     shape = tuple(int(side) for side in value.shape[1:])
+    if 0 in shape:
+        return None
     return shape[:1] if len(shape) == 3 and shape[1:] == (1, 1) else shape
 
 
@@ -86,4 +90,5 @@ def _text(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     sides = ["N" if not isinstance(value.shape[0], int) else str(value.shape[0])] if value.dim() else []
-    return f"[{', '.join([*sides, *(str(side) for side in value.shape[1:])])}]"
+    dtype = "" if value.is_floating_point() else f" {value.dtype}"
+    return f"[{', '.join([*sides, *(str(side) for side in value.shape[1:])])}]{dtype}"

@@ -97,8 +97,9 @@ def slidings(kernel: Pair, stride: Pair, pad: Pair, dilation: Pair) -> tuple[Sli
 
 def elementwise(context: Context, node: Node, x: Maps | View, *args: Any, **kwargs: Any) -> Any:
     """Ops of each number alone."""
-    if any(isinstance(a, (Tensor, *Shared)) for a in (*args, *kwargs.values())):
+    if any(isinstance(a, (Tensor, Sym, *Shared)) for a in (*args, *kwargs.values())):
         return None
+    kwargs.pop("device", None)  # the images are where the weights are
     target: Callable = node.target  # type: ignore[assignment]
     if isinstance(x, View):
         maps = elementwise(context, node, x.maps, *args, **kwargs)
