@@ -12,7 +12,8 @@ def feature_bytes(architecture: Architecture, size: Size) -> int:
     That is a map, its padded copy if it is padded, and the next map.
     """
     if architecture.backbone is not None:  # the normalised image stays
-        return 4 * (architecture.in_channels * size[0] * size[1] + architecture.backbone.peak_numbers(*size))
+        image = architecture.in_channels * size[0] * size[1]
+        return 4 * max(3 * image, image + architecture.backbone.peak_numbers(*size))
     steps, sides, channels, step = architecture.feature_steps, list(size), 3, 0
     before = channels * sides[0] * sides[1]
     largest = 3 * before  # the image, less the mean, over the deviation
