@@ -1,7 +1,7 @@
 """The weights of a converted module, shared with it, and forms of them that are made once."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,16 @@ class Weights(nn.Module):
         else:
             owner.register_buffer(leaf, tensor)
         return name
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert all tensors in place, so that the module's go with them, its buffers too."""
+        before = [(m, name, buffer) for m in self.modules() for name, buffer in m._buffers.items()]
+        super()._apply(fn, recurse)
+        for m, name, buffer in before:
+            moved = m._buffers[name]
+            if buffer is not None and moved is not None:
+                buffer.data, m._buffers[name] = moved, buffer
+        return self
 
     @property
     def dtype(self) -> torch.dtype | None:
