@@ -90,8 +90,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("the net gives NaN scores; its weights are broken")
         top = top_classes(scores, net.class_names, args.top_k)
         if maps:
-            labels = scores.topk(len(top)).indices.tolist()
-            write_heat_maps(args.out, path, image, maps, labels, net.class_names, draw)
+            write_heat_maps(args.out / path.name, image, maps, scores, net.class_names, args.top_k, draw)
         if output:
             write_json(output(path), {"image": str(path), "classes": top})
         if len(images) > 1:

@@ -35,36 +35,31 @@ def class_scores(maps: Sequence["ScoreMap"]) -> "Tensor":
 
 
 def write_heat_maps(
-    folder: Path, image: Path, pixels: "Tensor", maps: Sequence["ScoreMap"], labels: Sequence[int],
-    names: Sequence[str], draw: bool,
+    path: Path, image: "Tensor", maps: Sequence["ScoreMap"], scores: "Tensor", names: Sequence[str], count: int,
+    draw: bool,
 ) -> None:  # fmt: skip
-    """Write IMAGE.npz, the maps of these classes, and draw IMAGE.png, those of the first of them.
+    """Write PATH.npz, the maps of the best classes, and draw PATH.png, the best one's.
 
     The arrays are `classes`, the names, and for each scale and mirror image k `scores_k`, float32 [classes, h, w], and
     `windows_k`, float32 [h, w, 4]: (x1, y1, x2, y2) in pixels of the image as given.
 
     Args:
-        folder, image: Where the files go, and what they are named after.
-        pixels: The image, uint8 [3, H, W].
-        names: Of all classes.
+        image: uint8 [3, H, W].
+        scores: Of the whole image, [classes].
+        count: How many classes to write.
         draw: Whether to draw the picture.
     """
-    from overfeat.visualize import heat_maps
-
-    _write_arrays(folder / f"{image.name}.npz", maps, labels, names)
-    if draw:
-        heat_maps(pixels, list(maps), labels[0], f"{image.name}: {names[labels[0]]}", folder / f"{image.name}.png")
-
-
-def _write_arrays(path: Path, maps: Sequence["ScoreMap"], labels: Sequence[int], names: Sequence[str]) -> None:
-    """Write `classes`, and scores_k [classes, h, w] and windows_k [h, w, 4] of the k-th map, for every k."""
     import numpy as np
 
     from overfeat.files import atomic_write
+    from overfeat.visualize import classification
 
+    labels = scores.topk(min(count, len(names))).indices.tolist()
     arrays: dict[str, Any] = {"classes": np.array([names[label] for label in labels])}
     for k, score_map in enumerate(maps):
-        arrays[f"scores_{k}"] = score_map.scores[0, list(labels)].cpu().numpy()
+        arrays[f"scores_{k}"] = score_map.scores[0, labels].cpu().numpy()
         arrays[f"windows_{k}"] = score_map.grid.boxes().astype(np.float32)
-    with atomic_write(path) as part, open(part, "wb") as file:
+    with atomic_write(path.with_name(f"{path.name}.npz")) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
+    if draw:
+        classification(image, maps, scores, names, path.name, path.with_name(f"{path.name}.png"))

@@ -49,8 +49,8 @@ def image_panels(image: Tensor, count: int, title: str) -> tuple[Any, Any]:
     """A figure, and its axes for `count` pictures of the image or more."""
     height, width = image.shape[1:]
     columns = min(4, count)
-    rows = -(-count // columns)
-    figure = new_figure(2.6 * columns, 0.3 + (2.6 * height / width + 0.35) * rows)
+    rows, side = -(-count // columns), min(5.2, 10.4 / columns)
+    figure = new_figure(side * columns, 0.3 + (side * height / width + 0.35) * rows)
     figure.suptitle(displayable(title), parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
