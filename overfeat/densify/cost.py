@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from overfeat.densify.interpreter import Interpreter, Observer
 from overfeat.densify.values import Maps, Shared, View, WindowGrid
@@ -23,13 +22,16 @@ class Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        from torch.utils.flop_counter import flop_registry  # imports Triton
+
+        self._flops = flop_registry
         self.macs = self.alive = self.peak = 0
         self._storages: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.macs += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
+        if func._overloadpacket in self._flops:
+            self.macs += self._flops[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.device.type == "meta":
                 self._add(tensor.untyped_storage())
