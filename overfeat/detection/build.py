@@ -99,7 +99,7 @@ def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, in
     sides, window = longer_sides(data), net.architecture.window
     without = sum(not len(sample.labels) for sample in data.samples)
     factors = ", ".join(f"{factor:g}" for factor in net.scale_factors or ())
-    given = "as given"
+    given, asked = "as given", options.window or window
     why_net = "for objects of any size" if net.architecture.name == "small" else "for large objects, on a GPU"
     why_scales = f"so that nearly every object measures about {BEST_OBJECT_SIZE:g} of the window at one of them"
     samples = options.samples_per_image or samples_for(len(data))
@@ -107,8 +107,8 @@ def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, in
     return [
         f"data: {data.describe()}, {without} images without a box",
         f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g} px",
-        f"net: {net.architecture.name}, window {window} px, {given if options.net or options.init else why_net}; "
-        + describe_start(net, init),
+        f"net: {net.architecture.name}, window {window} px{f', the nearest to {asked}' if asked != window else ''}, "
+        f"{given if options.net or options.init else why_net}; {describe_start(net, init)}",
         f"scales: images are searched at {factors} times their size, {given if options.scales else why_scales}",
         f"samples: {samples} tiles per image and epoch, {why_samples}",
         *(f"warning: {line}" for line in _warnings(data, net)),

@@ -156,19 +156,33 @@ class Architecture:
         data = json.loads(text)
         data["convs"] = tuple(Conv(**conv) for conv in data["convs"])
         data["hidden"] = tuple(data["hidden"])
-        if data.get("backbone") is not None:
-            data["backbone"] = FeatureGraph.from_dict(data["backbone"])
-        data |= {key: tuple(map(float, data[key])) for key in ("mean", "std") if isinstance(data[key], list)}
-        numbers = [data["kernel"], *data["hidden"], *(getattr(c, k) for c in data["convs"] for k in POSITIVE)]
-        numbers.append(data.get("backbone_pool", 1))
-        if not all(type(n) is int and n > 0 for n in numbers) or not all(c.pad >= 0 for c in data["convs"]):
-            raise ValueError("the sizes of a layer must be whole numbers above 0")
-        deviations = data["std"] if isinstance(data["std"], tuple) else (data["std"],)
-        if bool(data["convs"]) == bool(data.get("backbone")) or not all(std > 0 for std in deviations):
-            raise ValueError("there are no feature layers, or std is not above 0")
+        for name in ("mean", "std"):
+            data[name] = tuple(map(float, data[name])) if isinstance(data[name], list) else float(data[name])
         if data["scales"] is not None:
             data["scales"] = tuple((height, width) for height, width in data["scales"])
-        return Architecture(**data)
+        if data.get("backbone") is not None:
+            data["backbone"] = FeatureGraph.from_dict(data["backbone"])
+        architecture = Architecture(**data)
+        architecture._check()
+        return architecture
+
+    def _check(self) -> None:
+        """Raises ValueError for what only a broken file has."""
+        numbers = [
+            self.kernel,
+            *self.hidden,
+            self.backbone_pool,
+            *(getattr(c, k) for c in self.convs for k in POSITIVE),
+        ]
+        if not all(type(n) is int and n > 0 for n in numbers) or not all(c.pad >= 0 for c in self.convs):
+            raise ValueError("the sizes of a layer must be whole numbers above 0")
+        if bool(self.convs) == bool(self.backbone):
+            raise ValueError("there are no feature layers, or two kinds")
+        by_channel = [value for value in (self.mean, self.std) if isinstance(value, tuple)]
+        if not all(len(value) == self.in_channels for value in by_channel):
+            raise ValueError("mean and std are not of the image's channels")
+        if not all(std > 0 for std in (self.std if isinstance(self.std, tuple) else (self.std,))):
+            raise ValueError("std must be above 0")
 
 
 ARCHITECTURES = {
