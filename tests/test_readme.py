@@ -1,4 +1,4 @@
-"""The README's path from a reader's own module to a heat map, run as it is printed."""
+"""The README's path from the user's own module to a heat map, run as it is printed."""
 
 import re
 import shlex

@@ -1,6 +1,7 @@
-"""A reader's own module as the net of a command: its options, and its conversion."""
+"""The user's own module as the net of a command: its options, and its conversion."""
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from overfeat.options import Options, option
 
 if TYPE_CHECKING:
     from overfeat.densify.net import DensifiedNet
+    from overfeat.models.net import Net
 
 
 def parse_window(text: str) -> int | tuple[int, int]:
@@ -53,7 +55,7 @@ class ModuleOptions(Options):
 
 
 def add_module_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a reader's own module."""
+    """The options of the user's own module."""
     add_options(parser.add_argument_group("a module of your own"), ModuleOptions)
 
 
@@ -67,11 +69,22 @@ def _single(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
 
-def module_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What identifies the converted net in the settings of results."""
+def module_settings(args: argparse.Namespace, net: "Net") -> dict[str, Any]:
+    """What identifies the converted net in the settings of results, however it came by its weights."""
     file = Path(args.module.file)
-    source = {"module": str(args.module), "source": digest(file) if file.is_file() else None}
-    return source | {"weights": args.weights and digest(args.weights)} | module_arguments(args)
+    source = digest(file) if file.is_file() else None
+    return {"module": str(args.module), "source": source, "weights": _digest_weights(net), **module_arguments(args)}
+
+
+def _digest_weights(net: "Net") -> str:
+    """SHA-256 of all parameters and buffers."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def refuse_module_options(args: argparse.Namespace, mode: str, allowed: Sequence[str] = ()) -> None:

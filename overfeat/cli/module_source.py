@@ -1,4 +1,4 @@
-"""A reader's own module, made by a function in a Python file; its errors with their line."""
+"""The user's own module, made by a function in a Python file; its errors with their line."""
 
 import argparse
 import importlib
@@ -42,7 +42,7 @@ def parse_module(text: str) -> ModuleSource:
 
 
 def load_module(source: ModuleSource) -> "Module | ExportedProgram":
-    """Make the module that a source names. Raises InputError with the line of an error in the reader's file."""
+    """Make the module that a source names. Raises InputError with the line of an error in the user's file."""
     from torch.export import ExportedProgram
     from torch.nn import Module
 
@@ -105,7 +105,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 
 def _run(source: ModuleSource, work: Callable[[], Any]) -> Any:
-    """Run the reader's code; an error of it becomes an InputError with its line."""
+    """Run the user's code; an error of it becomes an InputError with its line."""
     try:
         return work()
     except InputError:
@@ -124,7 +124,7 @@ def _run(source: ModuleSource, work: Callable[[], Any]) -> Any:
 
 
 def _where(error: Exception, source: ModuleSource) -> str:
-    """The line of the reader's file that the error comes from."""
+    """The line of the user's file that the error comes from."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: " if error.lineno else ""
     file = Path(source.file).resolve()

@@ -27,7 +27,7 @@ def add_net_options(
     Args:
         released: Also for the raw weights of 2013, which have no boxes.
         ensemble: For several nets.
-        module: Also for a reader's own module; the net that ships is then SqueezeNet, and not one of digits.
+        module: Also for the user's own module; the net that ships is then SqueezeNet, and not one of digits.
     """
     group = parser.add_argument_group("net")
     text = "weights written by overfeat (safetensors; default: those that ship)"
@@ -154,7 +154,7 @@ def net_settings(args: argparse.Namespace, net: "Net") -> dict:
     from overfeat.models.architecture import RELEASED_FILES
 
     if args.module:
-        return {"classes": net.class_names, **module_settings(args)}
+        return {"classes": net.class_names, **module_settings(args, net)}
     if args.data_dir:
         path = args.data_dir / RELEASED_FILES["accurate" if args.large_net else "fast"]
         return {"weights": digest(path), "classes": net.class_names}

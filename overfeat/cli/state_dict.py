@@ -1,4 +1,4 @@
-"""The weights of a reader's own module: a state dict, read without unpickling objects and checked key by key."""
+"""The weights of the user's own module: a state dict, read without unpickling objects and checked key by key."""
 
 import re
 import warnings

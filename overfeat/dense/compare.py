@@ -1,4 +1,4 @@
-"""How far a converted net whose padding sees the image is from the module itself, on a reader's own images."""
+"""How far a converted net whose padding sees the image is from the module itself, on images of the user's own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +38,6 @@ def compare_borders(
     memory_limit: int = MEMORY_LIMIT,
 ) -> BorderComparison:  # fmt: skip
     """Compare the scores with borders="neighbours" with the exact ones, in every window of the images.
-
-    The agreement that is enough is the reader's choice; without it, "exact" is the module itself.
 
     Args:
         net: From `densify`, with any borders; without padding both are the same.

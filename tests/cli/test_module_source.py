@@ -1,4 +1,4 @@
-"""A reader's own module on the command line: importing it, its weights, and every mistake on the way."""
+"""The user's own module on the command line: importing it, its weights, and every mistake on the way."""
 
 import argparse
 import sys

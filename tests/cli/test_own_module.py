@@ -1,4 +1,4 @@
-"""classify, features and compare-borders of a reader's own module, against its windows cropped."""
+"""classify, features and compare-borders of the user's own module, against its windows cropped."""
 
 import argparse
 import json
@@ -115,6 +115,11 @@ def test_heat_maps_are_the_scores_of_the_cropped_windows(module, folder, capsys)
 
     assert main(command) == 0  # nothing is left to do
     assert "done already" in capsys.readouterr().err
+    torch.save({name: value + 1 for name, value in module.state_dict().items()}, folder / "state.pt")
+    assert main(command) == 1
+    assert "other settings" in capsys.readouterr().err
+    torch.save(module.state_dict(), folder / "state.pt")
+    assert main(command) == 0
     with open(folder / "net.py", "a") as file:
         file.write("# another net\n")
     assert main(command) == 1
@@ -131,6 +136,18 @@ def test_classify_with_and_without_heat_maps_is_the_same(module, capsys):
     image = torch.from_numpy(np.array(Image.open("photo.png"))).permute(2, 0, 1)
     score = overfeat.classify(net, image, stride=4).max()
     assert float(plain.splitlines()[0].split()[-1]) == pytest.approx(float(score), abs=1e-4)
+
+
+def test_without_matplotlib_the_maps_are_written_and_the_picture_is_not(module, folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["classify", "photo.png", *OWN, "--stride", "8", "--heat-map", "-n", "2", "-o", "out"]) == 0
+    assert "no pictures of heat maps: pictures need matplotlib" in capsys.readouterr().err
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "photo.png.json",
+        "photo.png.npz",
+        "settings.json",
+    ]
+    assert np.load("out/photo.png.npz")["scores_0"].shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize("name", ["valid", "grey", "one", "probabilities"])
