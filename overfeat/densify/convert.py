@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -56,6 +57,9 @@ def densify(
     check_borders(borders)
     if not isinstance(module, (nn.Module, ExportedProgram)):
         raise ArgumentError("module", f"must be a torch.nn.Module or an ExportedProgram, not {module!r}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError("module", "must be the module that torch.jit.script or trace was given, not their result")
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     if isinstance(module, nn.DataParallel):
         module = module.module
     if channels is not None and channels < 1:

@@ -97,6 +97,7 @@ MODULES = {
     "probabilities": (lambda: net(None, nn.Softmax(1)), "logits must be False: .* sum is 1"),
     "a program for one batch": (lambda: exported(2), "module must be exported for any batch"),
     "a program for another window": (lambda: exported(None, 11), r"window must be \(11, 11\), for which .*, not 9"),
+    "a script": (lambda: torch.jit.trace(net().eval(), torch.zeros(2, 3, 9, 9)), "must be the module that torch.jit"),
     "a function": (lambda: torch.relu, "module must be a torch.nn.Module or an ExportedProgram, not <"),
     "a class": (lambda: nn.ReLU, "module must be .*, not <class"),
     "a name": (lambda: "resnet18", "module must be .*, not 'resnet18'"),
@@ -164,6 +165,12 @@ def test_images_and_strides(converted, name):
     images, stride, message = IMAGES[name]
     with pytest.raises(ValueError, match=message):
         converted(images, stride)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_modules(converted, wrap):
+    images = torch.rand(1, 3, 12, 14)
+    assert torch.equal(overfeat.densify(wrap(net()), 9)(images), converted(images))
 
 
 def test_unknown_layer(converted):
