@@ -13,7 +13,7 @@ from overfeat.errors import InputError
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, as_batch, eval_mode
 
-CROP_BATCH = 32  # images whose crops are in memory together
+CROP_BATCH = 32  # images whose crops are in memory together, at most
 Nets = Net | Sequence[Net]
 Images = Tensor | Sequence[Tensor]
 
@@ -80,8 +80,9 @@ def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor
 def _crop_scores(net: Net, batch: Tensor, corners: Sequence[tuple[float, float]], flip: bool) -> Tensor:
     """Mean probabilities of the windows at these fractions of the room for them (y, x): [N, classes]."""
     geometry, batch = net.geometry, as_batch(batch, net.in_channels)
-    if len(batch) > CROP_BATCH:
-        return torch.cat([_crop_scores(net, chunk, corners, flip) for chunk in batch.split(CROP_BATCH)])
+    together = _images_together(net, len(corners) * (2 if flip else 1))
+    if len(batch) > together:
+        return torch.cat([_crop_scores(net, chunk, corners, flip) for chunk in batch.split(together)])
     batch = resize_short_side(batch, geometry.short_side).to(net.device)
     height, width = geometry.window
     if not geometry.fits((batch.shape[2], batch.shape[3])):
@@ -97,6 +98,12 @@ def _crop_scores(net: Net, batch: Tensor, corners: Sequence[tuple[float, float]]
     with eval_mode(net):
         scores = net.probabilities(net.class_maps(torch.cat(crops))).flatten(1)
     return scores.view(len(crops), len(batch), -1).mean(dim=0)
+
+
+def _images_together(net: Net, crops: int) -> int:
+    """How many images' crops, so many of each, are in memory together."""
+    rows, columns = (net.input_span(i, side, slice(0, 1), "coarse") for i, side in enumerate(net.geometry.window))
+    return max(1, min(CROP_BATCH, MEMORY_LIMIT // max(net.tile_bytes(crops, rows, columns, "coarse"))))
 
 
 def _mean_over_nets(nets: Nets, images: Images, score: Callable[[Net, Tensor], Tensor]) -> Tensor:
