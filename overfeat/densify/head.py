@@ -72,7 +72,7 @@ def _head_at(program: Program, position: int, indices: dict[Node, list[Index | N
     index = indices.get(last, [None])[0] if isinstance(last, Node) else None
     if not isinstance(node, Node) or index is None or index.numbers.dim() != 1 or node.meta["val"].dim() != 4:
         return None
-    if len(index.numbers.unique()) < len(index.numbers):
+    if not index.unique:
         return None
     pool = node if _is_plain_pool(node) else None
     source = node if pool is None else node.args[0]

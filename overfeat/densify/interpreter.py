@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from overfeat import ops
 from overfeat.densify.export import Program, is_number, label, op_name
 from overfeat.densify.fusion import BATCH_NORM, Fusion, find_fusion, fold
 from overfeat.densify.rules import Context, Sym, apply_rule, filled, resolve, windows_only
+from overfeat.densify.trees import leaves, map_leaves
 from overfeat.densify.values import Axis, Maps, Shared, View, WindowGrid
 from overfeat.regions import region
 
@@ -41,6 +41,8 @@ class Interpreter:
         self.program = program
         self.constants = constant_nodes(program)
         self.fusion = find_fusion(program.nodes, {*self.constants, *program.constants}) if fuse else Fusion()
+        self.names = {node: op_name(node) for node in program.nodes}
+        self.regions = {node: label(node) if name in MULTIPLY else name for node, name in self.names.items()}
         self.context = Context(borders, program.weights, relu=self.fusion.relus)
 
     def start(self, images: Tensor, grid: WindowGrid, offsets: tuple[int, int] = (0, 0)) -> dict[Node, Any]:
@@ -72,7 +74,7 @@ class Interpreter:
         self, node: Node, values: dict[Node, Any], num_windows: int, device: torch.device
     ) -> tuple[Any, str | None]:
         """The value of a node, and why windows no longer share it where they shared its input."""
-        name = op_name(node)
+        name = self.names[node]
         if name == "sym_size":
             return Sym(lambda count: count), None
 
@@ -81,8 +83,8 @@ class Interpreter:
                 return argument
             return values[argument] if argument in values else self.constant(argument, device)
 
-        args = pytree.tree_map(value, node.args)
-        kwargs = self._as_now(pytree.tree_map(value, dict(node.kwargs)), device)
+        args = map_leaves(value, node.args)
+        kwargs = self._as_now(map_leaves(value, dict(node.kwargs)), device)
         if node in self.fusion.done:
             return (args[0],) if name == BATCH_NORM else args[0], None
         if node in self.fusion.norms:
@@ -92,9 +94,8 @@ class Interpreter:
         if is_number(node):
             target: Callable = node.target  # type: ignore[assignment]
             return Sym(lambda count: target(*resolve(args, count), **resolve(kwargs, count))), None
-        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Shared))
-        shared = [v for v in leaves if isinstance(v, Shared)]
-        with region(label(node) if name in MULTIPLY else name):
+        shared = [v for v in leaves((args, kwargs)) if isinstance(v, Shared)]
+        with region(self.regions[node]):
             if not shared:
                 return self._plain(node, args, kwargs, num_windows), None
             result = apply_rule(self.context, node, name, args, kwargs)
@@ -115,9 +116,9 @@ class Interpreter:
         """The module's own op on windows one by one, or on constants."""
         args, kwargs = resolve(args, num_windows), resolve(kwargs, num_windows)
         target: Callable = node.target  # type: ignore[assignment]
-        if op_name(node) == "linear" and args[0].dim() == 2:
+        if self.names[node] == "linear" and args[0].dim() == 2:
             return self._linear(node, *args)
-        if op_name(node) in ("view", "_unsafe_view"):  # memory formats are not the module's
+        if self.names[node] in ("view", "_unsafe_view"):  # memory formats are not the module's
             target = torch.ops.aten.reshape.default
         result = target(*args, **kwargs)
         return result.relu_() if node in self.context.relu else result
@@ -167,7 +168,7 @@ def constant_nodes(program: Program) -> dict[Node, list[Node]]:
 
 
 def _is_shared(value: Any) -> bool:
-    return any(isinstance(v, Shared) for v in pytree.tree_leaves(value, is_leaf=lambda v: isinstance(v, Shared)))
+    return any(isinstance(v, Shared) for v in leaves(value))
 
 
 def _border_reason(node: Node) -> str | None:

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from overfeat import ops
 from overfeat.densify.reductions import reduce_cells
 from overfeat.densify.sliding import Pair, Sliding, slide
+from overfeat.densify.trees import leaves, map_leaves
 from overfeat.densify.values import Index, Maps, Shared, View, as_maps, windows_of
 from overfeat.densify.weights import Weights
 from overfeat.ops.layout import channels_last
@@ -72,7 +72,7 @@ Rule = Callable[..., Any]
 
 def resolve(tree: Any, count: int) -> Any:
     """Arguments in which the number of windows is `count`."""
-    return pytree.tree_map(lambda v: v.of(count) if isinstance(v, Sym) else v, tree)
+    return map_leaves(lambda v: v.of(count) if isinstance(v, Sym) else v, tree)
 
 
 def pair(value: int | Sequence[int]) -> Pair:
@@ -209,7 +209,7 @@ def _aligned(parts: list[Tensor], dim: int, offsets: list[int]) -> list[Tensor]:
 
 def layout(context: Context, node: Node, x: Maps | View, *args: Any, **kwargs: Any) -> Any:
     """view, permute, slice, ...: only where the numbers are changes."""
-    if any(isinstance(a, (Tensor, *Shared)) for a in pytree.tree_leaves((args, kwargs))):
+    if any(isinstance(a, (Tensor, *Shared)) for a in leaves((args, kwargs))):
         return None
     if isinstance(x, Maps):
         numbers = torch.arange(math.prod(x.shape)).view(x.shape)
@@ -405,7 +405,7 @@ class _OneCell:
 def kernel_of(weights: Weights, node: Node, weight: Tensor, index: Index) -> Tensor | None:
     """A linear layer over a view of maps as a convolution's kernel [O, C, h, w]; None where numbers occur twice."""
     size = math.prod(index.shape)
-    if len(index.numbers.unique()) < len(index.numbers):
+    if not index.unique:
         return None
 
     def make() -> Tensor:
@@ -448,4 +448,4 @@ def apply_rule(context: Context, node: Node, name: str, args: Sequence[Any], kwa
 
 def windows_only(tree: Any) -> Any:
     """Arguments with windows one by one in place of shared values."""
-    return pytree.tree_map(windows_of, tree, is_leaf=lambda v: isinstance(v, Shared))
+    return map_leaves(windows_of, tree)

@@ -9,6 +9,7 @@ corners per window. With neighbours the shared map is padded as a whole, at the 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from torch import Tensor
 from torch.fx import Node
@@ -52,6 +53,7 @@ class AxisPlan:
         return inner, (inner[0] - first, stop - inner[1]), s.stride, s.dilation
 
 
+@lru_cache(maxsize=4096)
 def plan_axis(old: Axis, sliding: Sliding, cells: int, count: int, stride: int, neighbours: bool) -> AxisPlan:
     """How an op that gives `cells` output cells runs along an axis with `count` windows, `stride` pixels apart."""
     if cells == 1:  # its stride is of no meaning: only the windows' outputs are computed

@@ -220,6 +220,11 @@ class Index:
         return of is not None and len(of) > 0 and torch.equal(of, torch.arange(int(of[0]), int(of[0]) + len(of)))
 
     @cached_property
+    def unique(self) -> bool:
+        """Whether no number of the maps is in the view twice."""
+        return len(self.numbers.unique()) == self.numbers.numel()
+
+    @cached_property
     def identity(self) -> bool:
         """Whether the view has all numbers in their order."""
         size = self.shape[0] * self.shape[1] * self.shape[2]
