@@ -100,7 +100,10 @@ def _run(args: argparse.Namespace) -> int:
 def _message(args: argparse.Namespace, error: InputError) -> str:
     """The error's message; an argument of the library is written as its flag."""
     if isinstance(error, ArgumentError) and "parser" in args and (flag := flag_of(args.parser, error.argument)):
-        return f"{error.report}{flag} {error.requirement}"
+        requirement, negative = error.requirement, flag.replace("--", "--no-", 1)
+        if requirement.startswith("must be False") and negative in args.parser._option_string_actions:
+            flag, requirement = negative, requirement.replace("be False", "be given", 1)
+        return f"{error.report}{flag} {requirement}"
     return str(error)
 
 

@@ -19,7 +19,7 @@ SAVE_ALONE = 'save the state dict alone: torch.save(net.state_dict(), "state.pt"
 def load_state_dict(module: "nn.Module | ExportedProgram", path: Path) -> None:
     """Load the state dict in a file, safetensors or of torch.save, into a module.
 
-    A checkpoint may hold other things beside one state dict, and its keys may have a prefix, as of DataParallel.
+    A checkpoint may hold other things beside one state dict, and keys may have a prefix, as of DataParallel.
 
     Raises:
         InputError: For a file that holds pickled objects or no state dict, and for missing, unexpected or differently
@@ -30,7 +30,7 @@ def load_state_dict(module: "nn.Module | ExportedProgram", path: Path) -> None:
     if not isinstance(module, nn.Module):
         raise InputError(f"{path}: an exported program has its weights already; leave --weights out")
     own, state = module.state_dict(), _find_state_dict(_read(path), path)
-    state = _without_prefix(state, own)
+    state = _match_prefix(state, own)
     _check_keys(module, own, state, path)
     for name, tensor in state.items():
         if not tensor.isfinite().all():
@@ -104,16 +104,24 @@ def _as_state_dict(content: object) -> "dict[str, Tensor] | None":
     return dict(content) if named else None
 
 
-def _without_prefix(state: dict[str, "Tensor"], own: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """The state dict without a prefix that all of its keys have and the module's have not."""
-    first = next(iter(state))
-    for dot in (match.end() for match in re.finditer(r"\.", first)):
-        if state.keys() & own.keys() or not all(name.startswith(first[:dot]) for name in state):
-            break
-        shorter = {name[dot:]: tensor for name, tensor in state.items()}
+def _match_prefix(state: dict[str, "Tensor"], own: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """The state dict without a prefix that all of its keys have, or with that of all of the module's."""
+    for prefix in ("", *_common_prefixes(state)):
+        shorter = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         if shorter.keys() & own.keys():
             return shorter
+    for prefix in _common_prefixes(own):
+        longer = {prefix + name: tensor for name, tensor in state.items()}
+        if longer.keys() & own.keys():
+            return longer
     return state
+
+
+def _common_prefixes(state: Mapping[str, "Tensor"]) -> list[str]:
+    """What all keys start with, up to a dot."""
+    first = next(iter(state), "")
+    prefixes = [first[: match.end()] for match in re.finditer(r"\.", first)]
+    return [prefix for prefix in prefixes if all(name.startswith(prefix) for name in state)]
 
 
 def _check_keys(module: "nn.Module", own: Mapping[str, "Tensor"], state: dict[str, "Tensor"], path: Path) -> None:

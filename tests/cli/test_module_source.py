@@ -175,6 +175,13 @@ def test_state_dicts_of_every_form(folder, kind):
             torch.testing.assert_close(value, state[name], rtol=1e-3, atol=1e-3)
 
 
+def test_a_wrapped_module_takes_the_weights_of_the_module_in_it(folder):
+    state = trained().state_dict()
+    loaded = nn.DataParallel(make())
+    load_state_dict(loaded, Path(saved(state, "plain")))
+    assert all(torch.equal(value, state[name]) for name, value in loaded.module.state_dict().items())
+
+
 def test_tied_weights_are_stored_once():
     def tied():
         net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))

@@ -208,6 +208,11 @@ def test_compare_borders_prints_the_library_s_numbers(module, folder, capsys):
         (["--module", "net.py:four", "--window", "16"], "4 channels"),
         (["--module", "net.py:maps", "--window", "16"], "[N, classes]"),
         (["--module", "net.py:batch", "--window", "16"], "batch"),
+        (
+            ["--module", "net.py:probabilities", "--window", "16"],
+            "--no-logits must be given: the module's scores are",
+        ),
+        ([*OWN, "--no-logits"], "--logits must be True: there are scores from"),
         (["--module", "net.py:missing", "--window", "16"], "net.py: has no missing; it defines Scale, make_net"),
         (["--module", "net.py:make_net", "--weights", "state.pt", "--window", "9"], None),
     ],
