@@ -117,6 +117,16 @@ def test_crops_in_the_corners_and_the_centre(nets):
         assert_matches(overfeat.ten_views(net, image, flip=False), expected[::2].mean(0, keepdim=True), torch.float32)
 
 
+def test_crops_that_fit_the_memory_together(monkeypatch):
+    net, images = CroppedNet(small_module(3, (18, 20), 3), (18, 20), **PIXELS), image_of(3, count=5)
+    expected = overfeat.ten_views(net, images, flip=True)
+    assert net.tiles == [(50, 3, 18, 20)]
+    net.tiles.clear()
+    monkeypatch.setattr("overfeat.classification.predict.MEMORY_LIMIT", 20 * 4 * 3 * 18 * 20 + 1)
+    assert_matches(overfeat.ten_views(net, images, flip=True), expected, torch.float32)
+    assert [n for n, *_ in net.tiles] == [20, 20, 10]
+
+
 @pytest.mark.parametrize("halo", [0, 7])
 def test_tiles_see_what_the_net_asks_for(halo):
     """Tiles with the pixels around their windows, cut at the image's border, mirrored images too."""

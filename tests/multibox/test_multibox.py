@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cropped_net import CroppedNet, all_windows
 from safetensors.torch import load_file, save_file
 
 from overfeat import InputError, load, load_multibox, save, save_multibox
@@ -113,6 +114,18 @@ def test_boxes_are_classified_on_their_squares(classifier, square, monkeypatch):
         expected = classifier(batch).flatten(1).softmax(dim=1)[:, :2]
     torch.testing.assert_close(results, expected)
     assert classify_boxes(classifier, IMAGE, boxes[:0]).shape == (0, 2)
+
+
+def test_boxes_are_classified_on_rectangles_of_a_window_that_is_not_square():
+    """Windows twice as high as wide: of a box's centre, as large as contains it, within the image."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    module.append(torch.nn.Linear(module(torch.zeros(1, 3, 40, 20)).shape[1], 3))
+    net = CroppedNet(module, (40, 20), mean=120.0, std=60.0)
+    boxes = torch.tensor([[60.0, 20, 80, 60], [60, 40, 100, 60], [0, 30, 30, 50]])
+    rectangles = [[60, 20, 80, 60], [60, 10, 100, 90], [0, 10, 30, 70]]
+    batch = torch.stack([resize_crop(IMAGE, one, (40, 20)) for one in rectangles])
+    torch.testing.assert_close(classify_boxes(net, IMAGE, boxes), all_windows(net, batch, 1).flatten(1))
 
 
 def test_scores_are_products_and_every_class_counts(classifier):
