@@ -10,7 +10,7 @@ from overfeat.errors import InputError, shorten
 
 if TYPE_CHECKING:
     from overfeat.data.annotated import Annotated
-    from overfeat.models.overfeat import OverFeat
+    from overfeat.models.net import Net
 
 # Names of a split in a folder; the first that exists is read.
 TRAINING, VALIDATION, TESTING = ("train", "trainval"), ("validation", "val"), ("test", "validation", "val")
@@ -69,7 +69,7 @@ def splits_in(folder: Path) -> list[str]:
     return [*(file.stem for file in sorted(folder.glob("*.json"))), *voc]
 
 
-def adopt_class_names(net: "OverFeat", names: Sequence[str]) -> None:
+def adopt_class_names(net: "Net", names: Sequence[str]) -> None:
     """Give a net without class names, such as a released one, those of the data, which are in the same order."""
     if net.class_names == [f"class {i}" for i in range(net.num_classes)]:
         net.class_names = list(names[: net.num_classes])

@@ -20,6 +20,7 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.heat_maps import SUFFIXES, can_draw, class_scores, write_heat_maps
 from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import refuse_options
 from overfeat.cli.results import add_out, result_folder
@@ -53,7 +54,7 @@ def add_parser(commands: Commands) -> None:
     help = "also write IMAGE.npz, the scores of the classes printed at every position, and IMAGE.png, the best class's "
     parser.add_argument("--heat-map", action="store_true", help=help + "(needs the extra demo); with -o")
     add_out(parser, "write IMAGE.json for every image; a second run continues")
-    add_net_options(parser, module=True)
+    add_net_options(parser, module=ModuleOptions)
     add_dense_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
     released.add_argument("-f", "--features", action="store_true", help="the same as `overfeat features --format text`")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net
 from overfeat.cli.options import add_options, refuse_options
 from overfeat.dense.config import DenseConfig
@@ -27,7 +28,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "compare-borders", run, __doc__)
     add_image_options(parser)
-    add_net_options(parser, released=False, module=True)
+    add_net_options(parser, released=False, module=ModuleOptions)
     add_options(parser.add_argument_group("dense evaluation"), DenseConfig, skip=("flip",))
 
 

@@ -1,13 +1,14 @@
 """`overfeat detect`: all objects in images, with boxes.
 
 Print every object: its class, score and box, the summed confidence and the number of boxes that were merged into it.
-The weights must be a detector's (`overfeat train detector`); those that ship detect handwritten digits. With --method
-multibox a net proposes a few class-agnostic boxes (`overfeat train multibox`), and another classifies them (`overfeat
-train box-classifier`).
+The weights must be a detector's (`overfeat train detector`); those that ship detect handwritten digits. --module takes
+a torch.nn.Module of your own that gives scores and boxes of windows. With --method multibox a net proposes a few
+class-agnostic boxes (`overfeat train multibox`), and another classifies them (`overfeat train box-classifier`).
 
 Examples:
     overfeat detect photo.jpg
     overfeat detect photos/ --weights run/net.safetensors -o results/
+    overfeat detect photo.jpg --module net.py:make_net --weights state.pt --window 96 --stride 8 --background
     overfeat detect photo.jpg --method multibox --weights boxes.safetensors --classifier net.safetensors
 """
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets, multibox_settings, net_settings
 from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.cli.results import SETTINGS, add_out, result_folder
@@ -42,7 +44,7 @@ COCO = "coco.json"
 MIN_SCORE = 0.3
 # The options of each method; an option of the other method alone is refused.
 OPTIONS = {
-    "overfeat": {field.name for config in (DenseConfig, DetectionConfig) for field in fields(config)},
+    "overfeat": {field.name for config in (DenseConfig, DetectionConfig, BoxModuleOptions) for field in fields(config)},
     "multibox": {"classifier", *(field.name for field in fields(ProposalConfig))},
 }
 Detector = Callable[["Tensor"], "Detections"]
@@ -64,7 +66,7 @@ def add_parser(commands: Commands) -> None:
     help = f"COCO annotations with the ids of images, by file name, and of categories for {COCO} "
     help += "(default: both are numbered from 1, images by name)"
     parser.add_argument("--coco-ids", type=Path, metavar="FILE", help=help)
-    add_net_options(parser, released=False)
+    add_net_options(parser, released=False, module=BoxModuleOptions)
     add_dense_options(parser)
 
 
@@ -122,7 +124,11 @@ def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     net, regressor = load_detector(args)
     config = config_from_args(DetectionConfig, args)
     detector = partial(detect, net, regressor, **asdict(config), **dense_arguments(args))
-    return detector, net.class_names[:-1], {**asdict(config), **dense_settings(args), **net_settings(args, net)}
+    return (
+        detector,
+        net.class_names[: net.num_foreground_classes],
+        {**asdict(config), **dense_settings(args), **net_settings(args, net)},
+    )
 
 
 def _multibox(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.images import add_image_options, find_images, process_images, read_enlarged
+from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import add_options, refuse_options
 from overfeat.cli.results import add_out, result_folder
@@ -46,7 +47,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="npz", help=help)
     help = "a file for one image, a folder for several; a second run into a folder continues (default: IMAGE.npz or "
     add_out(parser, help + "IMAGE.safetensors here; text goes to standard output)", "FILE|FOLDER")
-    add_net_options(parser, module=True)
+    add_net_options(parser, module=ModuleOptions)
     add_options(parser, DenseConfig, skip=("scales", "flip", "memory_limit"))
 
 

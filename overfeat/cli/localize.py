@@ -1,7 +1,8 @@
 """`overfeat localize`: the top classes of images, with boxes.
 
 Print up to five predictions for each image, a class and its box with the summed confidence: the boxes predicted at
-every position of six scales, merged. The weights must hold a box regressor (`overfeat train regressor`).
+every position of six scales, merged. The weights must hold a box regressor (`overfeat train regressor`); --module takes
+a torch.nn.Module of your own that gives scores and boxes of windows.
 
 Examples:
     overfeat localize photo.jpg
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_localizer, net_settings
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.cli.results import add_out, result_folder
@@ -33,7 +35,7 @@ def add_parser(commands: Commands) -> None:
     add_options(parser.add_argument_group("boxes"), LocalizationConfig)
     help = "write IMAGE.json and IMAGE.png, the boxes of each scale and the merged ones (needs the extra demo); "
     add_out(parser, help + "a second run continues")
-    add_net_options(parser, released=False)
+    add_net_options(parser, released=False, module=BoxModuleOptions)
     add_dense_options(parser)
 
 

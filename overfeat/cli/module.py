@@ -54,15 +54,24 @@ class ModuleOptions(Options):
     )  # fmt: skip
 
 
-def add_module_options(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class BoxModuleOptions(ModuleOptions):
+    """How a module that gives boxes beside its scores becomes a net."""
+
+    box_coder: str = option("xyxy", "how the module's boxes are coded", choices=("xyxy", "cxcywh"))
+    background: bool = option(False, "the module's last class is the background")
+
+
+def add_module_options(parser: argparse.ArgumentParser, config: type[ModuleOptions] = ModuleOptions) -> None:
     """The options of the user's own module."""
-    add_options(parser.add_argument_group("a module of your own"), ModuleOptions)
+    parser.set_defaults(module_config=config)
+    add_options(parser.add_argument_group("a module of your own"), config)
 
 
 def module_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as `densify` takes them, but the module."""
-    config = vars(config_from_args(ModuleOptions, args))
-    return {name: _single(value) for name, value in config.items() if name != "module"}
+    """The options as `densify` takes them, but the module and its background."""
+    config = vars(config_from_args(args.module_config, args))
+    return {name: _single(value) for name, value in config.items() if name not in ("module", "background")}
 
 
 def _single(value: Any) -> Any:
@@ -73,7 +82,9 @@ def module_settings(args: argparse.Namespace, net: "Net") -> dict[str, Any]:
     """What identifies the converted net in the settings of results, however it came by its weights."""
     file = Path(args.module.file)
     source = digest(file) if file.is_file() else None
-    return {"module": str(args.module), "source": source, "weights": _digest_weights(net), **module_arguments(args)}
+    return {"module": str(args.module), "source": source, "weights": _digest_weights(net), **module_arguments(args)} | {
+        "background": net.background
+    }
 
 
 def _digest_weights(net: "Net") -> str:
@@ -89,7 +100,7 @@ def _digest_weights(net: "Net") -> str:
 
 def refuse_module_options(args: argparse.Namespace, mode: str, allowed: Sequence[str] = ()) -> None:
     """Raises ArgumentError where an option of a module is given in a mode that has no use for it."""
-    refuse_options(args, [field.name for field in fields(ModuleOptions) if field.name not in allowed], mode)
+    refuse_options(args, [field.name for field in fields(args.module_config) if field.name not in allowed], mode)
 
 
 def load_densified(args: argparse.Namespace) -> "DensifiedNet":
@@ -113,4 +124,5 @@ def load_densified(args: argparse.Namespace) -> "DensifiedNet":
     if net.in_channels not in (1, 3):
         problem = f"takes images of {net.in_channels} channels, and the command line reads RGB"
         raise InputError(f"{args.module}: {problem}; use overfeat.densify in Python")
+    net.background = getattr(args, "background", False)
     return net

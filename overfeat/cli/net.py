@@ -5,29 +5,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from overfeat.cli.assets import SHIPPED_CLASSIFIER, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
-from overfeat.cli.module import add_module_options, load_densified, module_settings, refuse_module_options
+from overfeat.cli.module import (
+    ModuleOptions,
+    add_module_options,
+    load_densified,
+    module_settings,
+    refuse_module_options,
+)
 from overfeat.cli.results import digest
 from overfeat.cli.state_dict import TORCH_SUFFIXES
 from overfeat.errors import InputError
 
 if TYPE_CHECKING:
-    from overfeat.models.box_regressor import BoxRegressor
     from overfeat.models.multibox import MultiBox
-    from overfeat.models.net import Net
+    from overfeat.models.net import Net, Regressor
     from overfeat.models.overfeat import OverFeat
 
 AnyNet = TypeVar("AnyNet", bound="Net")
 
 
 def add_net_options(
-    parser: argparse.ArgumentParser, *, released: bool = True, ensemble: bool = False, module: bool = False
-) -> None:
+    parser: argparse.ArgumentParser, *, released: bool = True, ensemble: bool = False,
+    module: type[ModuleOptions] | None = None,
+) -> None:  # fmt: skip
     """Options of the net.
 
     Args:
         released: Also for the raw weights of 2013, which have no boxes.
         ensemble: For several nets.
-        module: Also for the user's own module; the net that ships is then SqueezeNet, and not one of digits.
+        module: Also for the user's own module, with these options.
     """
     group = parser.add_argument_group("net")
     text = "weights written by overfeat (safetensors; default: those that ship)"
@@ -42,9 +48,9 @@ def add_net_options(
     group.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     if module:
-        add_module_options(parser)
+        add_module_options(parser, module)
     else:
-        parser.set_defaults(module=None)
+        parser.set_defaults(module=None, module_config=None)
 
 
 def load_net(args: argparse.Namespace) -> "Net":
@@ -52,7 +58,6 @@ def load_net(args: argparse.Namespace) -> "Net":
     if args.module:
         return _adopt(load_densified(args), args)
     if args.weights or args.data_dir or args.large_net:
-        refuse_module_options(args, "nets without --module")
         if args.weights and args.weights.suffix in TORCH_SUFFIXES:
             remedy = "name the module that it is for: --module FILE.py:NAME --window PIXELS"
             raise InputError(f"{args.weights}: not a net of overfeat's own, which are .safetensors; {remedy}")
@@ -69,6 +74,8 @@ def load_overfeat(args: argparse.Namespace) -> "OverFeat":
     from overfeat.models.checkpoint import load
     from overfeat.models.released import load_released
 
+    if args.module_config:
+        refuse_module_options(args, "nets without --module")
     if args.weights and args.data_dir:
         raise InputError("--weights and --data-dir both name weights; give one of them")
     if args.large_net and not args.data_dir:
@@ -106,25 +113,42 @@ def load_ensemble(args: argparse.Namespace) -> "list[OverFeat]":
     return nets
 
 
-def load_localizer(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor]":
+def load_localizer(args: argparse.Namespace) -> "tuple[Net, Regressor]":
     """The net of the options, and the box regressor in its file; by default the shipped ones (digits)."""
     from overfeat.models.checkpoint import load_regressor
 
+    if args.module:
+        return _load_with_boxes(args)
     args.weights = args.weights or SHIPPED_WEIGHTS
     net = load_overfeat(args)
     return net, load_regressor(args.weights).to(net.device)
 
 
-def load_detector(args: argparse.Namespace) -> "tuple[OverFeat, BoxRegressor]":
-    """The detector of --weights; by default the shipped one (digits)."""
+def load_detector(args: argparse.Namespace) -> "tuple[Net, Regressor]":
+    """The detector of the options; by default the shipped one (digits)."""
     from overfeat.models.checkpoint import find_regressor
 
+    if args.module:
+        converted, boxes = _load_with_boxes(args)
+        if not converted.background and converted.activation == "softmax":
+            remedy = "give --background if its last class is that, --no-logits for probabilities of each class alone"
+            raise InputError(f"{args.module}: no detector, since it has no background class; {remedy}")
+        return converted, boxes
     args.weights = args.weights or SHIPPED_DETECTOR
     net, regressor = load_overfeat(args), find_regressor(args.weights)
     if regressor is None or not net.background:
         lacks = "no box regressor" if regressor is None else "no background class"
         raise InputError(f"{args.weights}: no detector, since it has {lacks}; train one with `overfeat train detector`")
     return net, regressor.to(net.device)
+
+
+def _load_with_boxes(args: argparse.Namespace) -> "tuple[Net, Regressor]":
+    """The net of --module, and the boxes that it gives."""
+    net = _adopt(load_densified(args), args)
+    if net.regressor is None:
+        remedy = "return scores [N, classes] and boxes [N, 4] or [N, 4 * classes]"
+        raise InputError(f"{args.module}: gives no boxes; {remedy}")
+    return net, net.regressor
 
 
 def load_multibox_nets(args: argparse.Namespace) -> "tuple[MultiBox, OverFeat | None]":

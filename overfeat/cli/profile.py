@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments
 from overfeat.cli.images import add_max_pixels, read_enlarged
+from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net
 from overfeat.cli.results import add_out
 from overfeat.errors import InputError
@@ -42,7 +43,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help=help)
     help = "write profile.json, trace.json (for chrome://tracing) and profile.png (needs the extra demo)"
     add_out(parser, help)
-    add_net_options(parser, module=True)
+    add_net_options(parser, module=ModuleOptions)
     add_dense_options(parser)
 
 

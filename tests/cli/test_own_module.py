@@ -14,6 +14,7 @@ import overfeat
 from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.cli.module import parse_window
+from overfeat.cli.module_source import ModuleSource, load_module
 
 NET = """
 import torch
@@ -44,6 +45,18 @@ def probabilities(): return nn.Sequential(ready(), nn.Softmax(1))
 def maps(): return nn.Sequential(*ready()[:6])
 def batch(): return nn.Sequential(ready(), Batch())
 
+class Boxes(nn.Module):
+    def __init__(self, logits=True):
+        super().__init__()
+        self.net, self.boxes, self.logits = ready(), nn.Sequential(*ready(classes=4)), logits
+
+    def forward(self, x):
+        scores = self.net(x) * 20
+        return self.boxes(x) * 0.1, scores if self.logits else scores.sigmoid()
+
+def boxes(): return Boxes()
+def sigmoids(): return Boxes(logits=False)
+
 class Batch(nn.Module):
     def forward(self, x):
         return x - x.mean(0)
@@ -65,8 +78,6 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def module(folder):
     """The module with weights that are not those of net.py, which are in state.pt."""
-    from overfeat.cli.module_source import ModuleSource, load_module
-
     module = load_module(ModuleSource("net.py", "padded"))
     torch.manual_seed(1)
     for parameter in module.parameters():
@@ -171,6 +182,36 @@ def test_features_are_the_outputs_of_the_module_s_layers(module, folder, capsys)
     assert "has no submodule or node 'fc'" in capsys.readouterr().err
     assert main(["features", "photo.png", *OWN, "-L", "7", "--format", "text"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "3 11 14"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "more"),
+    [("localize", "boxes", []), ("detect", "boxes", ["--background"]), ("detect", "sigmoids", ["--no-logits"])],
+)
+def test_boxes_of_a_module(command, name, more, folder, capsys):
+    given = ["photo.png", "--module", f"net.py:{name}", "--window", "16", "--stride", "4", *more]
+    assert main([command, *given, *(["--min-score", "0"] if command == "detect" else [])]) == 0
+    printed = [line.rsplit(maxsplit=7 if command == "detect" else 5) for line in capsys.readouterr().out.splitlines()]
+    logits, background = "--no-logits" not in more, "--background" in more
+    net = overfeat.densify(load_module(ModuleSource("net.py", name)), 16, logits=logits)
+    net.background = background
+    image = torch.from_numpy(np.array(Image.open("photo.png"))).permute(2, 0, 1)
+    expected = getattr(overfeat, command)(net, net.regressor, image, stride=4)
+    assert len(printed) == len(expected) > 0
+    assert [line[0] for line in printed] == [net.class_names[label] for label in expected.labels]
+    boxes = [[float(edge) for edge in line[2:6]] for line in printed]
+    np.testing.assert_allclose(boxes, expected.boxes, atol=0.06)
+
+
+def test_modules_without_boxes_or_background_detect_nothing(capsys):
+    assert main(["localize", "photo.png", "--module", "net.py:padded", "--window", "16"]) == 1
+    assert "net.py:padded: gives no boxes; return scores [N, classes] and boxes" in capsys.readouterr().err
+    assert main(["detect", "photo.png", "--module", "net.py:boxes", "--window", "16"]) == 1
+    assert "since it has no background class; give --background" in capsys.readouterr().err
+    assert main(["detect", "photo.png", "--background"]) == 1
+    assert "--background does not apply to nets without --module" in capsys.readouterr().err
+    assert main(["detect", "photo.png", "--window", "16", "--method", "multibox"]) == 1
+    assert "--window does not apply to --method multibox" in capsys.readouterr().err
 
 
 def test_compare_borders_prints_the_library_s_numbers(module, folder, capsys):
