@@ -43,7 +43,7 @@ def check_conversion(net: DensifiedNet, module: nn.Module | ExportedProgram) -> 
                 f"output {number} of a window depends on the others in its batch: it differs by {difference:.2g} of "
                 "the largest output; normalize by running statistics, not by the batch's"
             )
-    _check_scores(together[net.outputs.scores].flatten(1), net.activation)
+    _check_scores(together[net.outputs.scores].reshape(len(windows), -1), net.activation)
     exact = net if net.borders != "neighbours" else net.with_borders("exact")
     for number, (expected, actual) in enumerate(zip(together, _tensors(exact(images, stride)), strict=True)):
         difference = _difference(actual.flatten(2)[0].T.reshape(expected.shape), expected)

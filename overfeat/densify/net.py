@@ -243,7 +243,7 @@ class DensifiedNet(Net):
                 by_form.setdefault((f.input.size, f.input.tap), []).append(f)
         for (size, tap), same in by_form.items():
             self._run_head(same, size, tap)
-        flat = [f.outputs[self.outputs.scores].flatten(1) for f in features]
+        flat = [f.outputs[self.outputs.scores].reshape(-1, self.outputs.num_classes) for f in features]
         return concat(flat), [f.shape for f in features]
 
     def _run_head(self, features: Sequence[TileFeatures], size: int, tap: int) -> None:

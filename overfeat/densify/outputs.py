@@ -62,12 +62,12 @@ def _checked(num_classes: int, num_names: int | None) -> int:
 
 
 def _shape(value: object) -> tuple[int, ...] | None:
-    """The shape of an output for a window, without cells of one; None for anything but a tensor with windows first."""
-    if not isinstance(value, Tensor) or value.dim() < 2 or isinstance(value.shape[0], int):
+    """The shape of an output for a window, [N] as [N, 1]; None for anything but a tensor with windows first."""
+    if not isinstance(value, Tensor) or value.dim() < 1 or isinstance(value.shape[0], int):
         return None
     if not all(isinstance(side, int) for side in value.shape[1:]) or not value.is_floating_point():
         return None
-    shape = tuple(int(side) for side in value.shape[1:])
+    shape = tuple(int(side) for side in value.shape[1:]) or (1,)
     if 0 in shape:
         return None
     return shape[:1] if len(shape) == 3 and shape[1:] == (1, 1) else shape
