@@ -11,10 +11,10 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from overfeat.densify.check import check_conversion
+from overfeat.densify.context import pair
 from overfeat.densify.export import Program, export, op_name
 from overfeat.densify.net import Activation, DensifiedNet, Preparation, check_borders
 from overfeat.densify.outputs import find_outputs
-from overfeat.densify.rules import pair
 from overfeat.errors import ArgumentError
 from overfeat.models.geometry import Geometry, Size
 from overfeat.ops.boxes import BOX_CODERS

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Node
 
+from overfeat.densify.context import filled, pair
 from overfeat.densify.export import Program, is_number, op_name
-from overfeat.densify.rules import COPIES, LAYOUT, filled, pair
 from overfeat.densify.sliding import Sliding, plan_axis
 from overfeat.densify.values import Axis, Index, Maps
+from overfeat.densify.views import COPIES, LAYOUT
 
 
 @dataclass(frozen=True)

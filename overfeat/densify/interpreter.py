@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from overfeat import ops
+from overfeat.densify.context import Context, Sym, filled, resolve
 from overfeat.densify.export import Program, is_number, label, op_name
 from overfeat.densify.fusion import BATCH_NORM, Fusion, find_fusion, fold
-from overfeat.densify.rules import Context, Sym, apply_rule, filled, resolve, windows_only
+from overfeat.densify.rules import apply_rule, windows_only
 from overfeat.densify.trees import leaves, map_leaves
 from overfeat.densify.values import Axis, Maps, Shared, View, WindowGrid
 from overfeat.regions import region

@@ -13,10 +13,10 @@ from overfeat import ops
 from overfeat.densify.boxes import ConvertedRegressor
 from overfeat.densify.cost import Cost, Meter, measure
 from overfeat.densify.export import Program, label, submodule
+from overfeat.densify.fully_connected import kernel_of
 from overfeat.densify.head import HeadInput, find_head, head_input
 from overfeat.densify.interpreter import Interpreter
 from overfeat.densify.outputs import Outputs
-from overfeat.densify.rules import kernel_of
 from overfeat.densify.table import cost_table
 from overfeat.densify.values import Axis, WindowGrid, windows_of
 from overfeat.errors import ArgumentError, InputError

@@ -33,6 +33,12 @@ class Sliding:
     dilation: int = 1
 
 
+def slidings(kernel: Pair, stride: Pair, pad: Pair, dilation: Pair) -> tuple[Sliding, Sliding]:
+    """For both axes."""
+    down, across = (Sliding(*values) for values in zip(kernel, stride, pad, dilation, strict=True))
+    return down, across
+
+
 @dataclass(frozen=True)
 class AxisPlan:
     """How an op runs along an axis."""
