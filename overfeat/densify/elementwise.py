@@ -101,7 +101,11 @@ def cat(context: Context, node: Node, values: Sequence[Any], dim: int = 0) -> An
     items = as_maps(values)
     if dim % 4 != 1 or not all(isinstance(v, Maps) for v in items):
         return None
-    return _combined(items, lambda taken: torch.cat(taken, dim=3))  # type: ignore[arg-type]
+
+    def function(taken: list[Tensor]) -> Tensor:  # channels last, as the parts are: several times as fast
+        return torch.cat([t.permute(0, 1, 2, 4, 5, 3) for t in taken], dim=5).permute(0, 1, 2, 5, 3, 4)
+
+    return _combined(items, function)  # type: ignore[arg-type]
 
 
 def _combined(maps: Sequence[Maps], function: Callable[[list[Tensor]], Tensor]) -> Maps | Tensor | None:
