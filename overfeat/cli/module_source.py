@@ -63,7 +63,7 @@ def load_module(source: ModuleSource) -> "Module | ExportedProgram":
 def _import(source: ModuleSource) -> ModuleType:
     """The Python module of a source; its folder, or the current one, is searched for what it imports."""
     path = Path(source.file)
-    if path.suffix == ".py" or path.exists() or len(path.parts) > 1:
+    if path.suffix == ".py" or path.is_file() or len(path.parts) > 1:
         if not path.is_file():
             raise InputError(f"{path}: {'a folder, not a Python file' if path.is_dir() else 'no such file'}")
         if path.suffix != ".py":
@@ -124,10 +124,11 @@ def _run(source: ModuleSource, work: Callable[[], Any]) -> Any:
 
 
 def _where(error: Exception, source: ModuleSource) -> str:
-    """The line of the user's file that the error comes from."""
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: " if error.lineno else ""
+    """The line of the user's file that the error comes from; of a file that it imports, where the syntax is wrong."""
     file = Path(source.file).resolve()
+    if isinstance(error, SyntaxError):
+        name = error.filename or source.file
+        return f"{'' if Path(name).resolve() == file else f'{name}: '}line {error.lineno}: "
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     return f"line {lines[-1]}: " if lines else ""
 

@@ -93,6 +93,13 @@ def test_functions_classes_and_modules_make_nets(source):
     assert make(name, file)(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
+def test_a_package_in_the_current_folder(folder):
+    (folder / "nets").mkdir()
+    (folder / "nets" / "__init__.py").write_text("from .small import make_net\n")
+    (folder / "nets" / "small.py").write_text(NET)
+    assert isinstance(make(file="nets"), nn.Module) and isinstance(make(file="nets.small"), nn.Module)
+
+
 def test_a_file_in_another_folder(folder, monkeypatch):
     (folder / "deeper").mkdir()
     monkeypatch.chdir(folder / "deeper")
@@ -103,7 +110,9 @@ def test_a_file_in_another_folder(folder, monkeypatch):
     ("file", "name", "message"),
     [
         ("missing.py", "make_net", "missing.py: no such file"),
-        (".", "make_net", r"\.: a folder, not a Python file"),
+        (".", "make_net", r"\.: neither a Python file"),
+        ("./deeper", "make_net", "deeper: a folder, not a Python file"),
+        ("helped.py", "make_net", r"helped.py: .*syntax.py: line 2: SyntaxError: invalid syntax"),
         ("net.txt", "make_net", "net.txt: not a Python file"),
         ("missing", "make_net", "No module named 'missing'; install missing where"),
         ("not-a-name", "make_net", "neither a Python file"),
@@ -129,7 +138,9 @@ def test_modules_that_cannot_be_made(folder, file, name, message):
         "script.py": "import sys\nsys.exit(3)\n",
         "relative.py": "from .parts import block\n",
         "empty.py": "",
+        "helped.py": "import syntax\n",
     }
+    (folder / "deeper").mkdir()
     for written, text in files.items():
         (folder / written).write_text(text)
     with pytest.raises(InputError, match=message) as raised:
