@@ -111,7 +111,7 @@ def test_a_file_in_another_folder(folder, monkeypatch):
     [
         ("missing.py", "make_net", "missing.py: no such file"),
         (".", "make_net", r"\.: neither a Python file"),
-        ("./deeper", "make_net", "deeper: a folder, not a Python file"),
+        ("./deeper", "make_net", "deeper: neither a Python file"),
         ("helped.py", "make_net", r"helped.py: .*syntax.py: line 2: SyntaxError: invalid syntax"),
         ("net.txt", "make_net", "net.txt: not a Python file"),
         ("missing", "make_net", "No module named 'missing'; install missing where"),
