@@ -1,22 +1,23 @@
 """The densify suite's results: exact evaluation and neighbours beside cropping, and built-in nets converted."""
 
 from bench.pages.tables import number, table
-from bench.suite.machine import EAGER, EXACT, FAST, FRAGMENTS, MONAI, NAIVE, NEIGHBOURS, OURS
+from bench.suite.machine import EAGER, EXACT, FAST, FRAGMENTS, MONAI, NAIVE, NAIVE_LAST, NEIGHBOURS, OURS
 from bench.suite.patch_nets import PATCH_NETS
 
 HEAD = [
-    "net, window", "stride", "windows", "cropping, s", "exact, ms", "times as fast", "times fewer MACs",
-    "neighbours: times as fast", "times fewer MACs",
+    "net, window", "stride", "windows", "cropping, s", "channels-last, s", "exact, ms", "times as fast", "fewer MACs",
+    "neighbours, ms", "times as fast", "fewer MACs",
 ]  # fmt: skip
 MAX_RATIO = 1.1  # of the time of a built-in net that is converted to its own
 
 METHOD = f"""\
-Nets have random weights. Cropping (`{NAIVE}`) evaluates every window on its own, in batches that fit the caches; where
-a row says so, its time is that of the image's last windows, scaled to all. Exact evaluation gives the scores of cropped
-windows; it is compared on those windows before anything is timed. `{NEIGHBOURS}`, whose padding sees the window's
-neighbours, gives others; at the strides that have it, it is compared with the net as convolutions over the whole image
-(`{EAGER}`). `{FRAGMENTS}` are max-pooling fragments, for nets without padding; `{MONAI}` is MONAI's PatchInferer. MACs
-are an implementation's own, counted on tensors without data.
+Nets have random weights. Cropping evaluates every window on its own, in batches that fit the caches: `{NAIVE}` in
+PyTorch's default memory format, `{NAIVE_LAST}` in the one that suits a CPU; where a row says so, its time is that of
+the image's last windows, scaled to all. "Times as fast" is relative to the two in this order. Exact evaluation gives
+the scores of cropped windows and is compared on these windows before anything is timed. `{NEIGHBOURS}`, whose padding
+sees the window's neighbours, gives others; at the strides that have it, it is compared with the net as convolutions
+over the whole image (`{EAGER}`). `{FRAGMENTS}` are max-pooling fragments, for nets without padding; `{MONAI}` is
+MONAI's PatchInferer. MACs are an implementation's own, counted on tensors without data.
 """
 
 
@@ -41,11 +42,10 @@ def summary(results: dict, every_stride: bool = False) -> str:
         if not every_stride and (net, stride) not in shown:
             continue
         count, window = windows.split(" windows of ")
-        fast = f"{FAST}-{EXACT}"
-        exact = [number(1e3 * rows[fast]["median"]), *_gains(rows, fast)] if fast in rows else [""] * 3
+        cropping = [number(rows[name]["median"]) if name in rows else "" for name in (NAIVE, NAIVE_LAST)]
         lines.append([
-            f"{net}, {window}", str(stride), f"{int(count):,} in {size}", number(rows[NAIVE]["median"]), *exact,
-            *_gains(rows, f"{FAST}-{NEIGHBOURS}"),
+            f"{net}, {window}", str(stride), f"{int(count):,} in {size}", *cropping,
+            *_gains(rows, f"{FAST}-{EXACT}"), *_gains(rows, f"{FAST}-{NEIGHBOURS}"),
         ])  # fmt: skip
     return table(HEAD, lines)
 
@@ -85,10 +85,12 @@ def section(results: dict) -> str:
 
 
 def _gains(rows: dict[str, dict], name: str) -> list[str]:
-    """Times as fast as cropping, and times fewer MACs."""
+    """Milliseconds, times as fast as cropping in either memory format, and times fewer MACs."""
     if name not in rows:
-        return ["", ""]
-    return [number(rows[name]["speedups"][NAIVE]), number(rows[NAIVE]["flop"] / rows[name]["flop"])]
+        return [""] * 3
+    row = rows[name]
+    times = [number(row["speedups"][other]) for other in (NAIVE, NAIVE_LAST) if other in row["speedups"]]
+    return [number(1e3 * row["median"]), ", ".join(times), number(rows[NAIVE]["flop"] / row["flop"])]
 
 
 def _converted(results: dict) -> list[tuple[str, str, str, float, float]]:

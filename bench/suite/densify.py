@@ -1,5 +1,6 @@
 """The densify suite: patch classifiers at every window, by cropping, by sharing work, and by `overfeat.densify`."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from bench.suite.machine import (
     IMAGE,
     MONAI,
     NAIVE,
+    NAIVE_LAST,
     NEIGHBOURS,
     OURS,
     Machine,
@@ -41,7 +43,13 @@ class Converted:
 
     @cached_property
     def module(self) -> PatchClassifier:
+        """In PyTorch's default memory format."""
         return self.net.module().to(self.device)
+
+    @cached_property
+    def channels_last(self) -> PatchClassifier:
+        """With the same weights."""
+        return copy.deepcopy(self.module).to(memory_format=torch.channels_last)
 
     @cached_property
     def exact(self) -> Net:
@@ -87,8 +95,9 @@ class EveryWindow:
 
     @property
     def image(self) -> Tensor:
-        """Normalised."""
-        return (self.pixels().float() - NORMALIZATION["mean"]) / NORMALIZATION["std"]
+        """Normalised, channels-last."""
+        pixels = self.pixels().to(torch.float32, memory_format=torch.channels_last)
+        return (pixels - NORMALIZATION["mean"]) / NORMALIZATION["std"]
 
     @property
     def corner(self) -> Tensor:
@@ -96,17 +105,23 @@ class EveryWindow:
         skipped = (self.count - self.block) * self.stride
         return self.image[:, :, skipped:, skipped:]
 
-    def by_cropping(self, crop: Callable[..., Tensor]) -> Tensor:
+    def by_cropping(self, crop: Callable[..., Tensor], memory_format: torch.memory_format) -> Tensor:
         """`crop`: `cropped_windows` or `monai_patches`."""
         batch = max(8, BATCH_PIXELS // self.net.window**2)
-        return crop(partial(outputs, self.converted.module), self.corner, self.net.window, self.stride, batch)
+        last = memory_format == torch.channels_last
+        module = self.converted.channels_last if last else self.converted.module
+
+        def evaluate(crops: Tensor) -> Tensor:
+            return outputs(module, crops.contiguous(memory_format=memory_format))
+
+        return crop(evaluate, self.corner, self.net.window, self.stride, batch)
 
     def by_fragments(self) -> Tensor:
-        return self._last(fragments(self.converted.module, self.image, self.net.window, self.stride))
+        return self._last(fragments(self.converted.channels_last, self.image, self.net.window, self.stride))
 
     def by_convolution(self) -> Tensor:
         units = self.stride // self.net.unit
-        return self._last(fully_convolutional(self.converted.module, self.image, self.net.cells, units))
+        return self._last(fully_convolutional(self.converted.channels_last, self.image, self.net.cells, units))
 
     def densified(self, borders: str) -> Tensor:
         return self._last(outputs(getattr(self.converted, borders), self.pixels(), self.stride))
@@ -170,9 +185,13 @@ def _every_window(machine: Machine, windows: EveryWindow) -> Case:
         "cold": True, "portion": windows.portion, "flop": windows.cropping_flop,
         "remark": "" if windows.block == windows.count else f"{windows.block**2} windows, time scaled to all",
     }  # fmt: skip
-    implementations = {NAIVE: baseline(partial(windows.by_cropping, cropped_windows), **sampled)}
+    contiguous = torch.contiguous_format
+    implementations = {
+        NAIVE: baseline(partial(windows.by_cropping, cropped_windows, contiguous), **sampled),
+        NAIVE_LAST: baseline(partial(windows.by_cropping, cropped_windows, torch.channels_last), **sampled),
+    }
     if stride <= net.window and machine.has("monai.inferers", MONAI):
-        implementations[MONAI] = baseline(partial(windows.by_cropping, monai_patches), **sampled)
+        implementations[MONAI] = baseline(partial(windows.by_cropping, monai_patches, contiguous), **sampled)
     if not net.padded:
         implementations[FRAGMENTS] = baseline(windows.by_fragments, flop=windows.fragments_flop)
     differ = "padding sees the window's neighbours: scores differ by design" if net.padded else ""

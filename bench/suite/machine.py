@@ -25,10 +25,11 @@ from overfeat.ops import backend
 OURS, FAST, DIRECT = "overfeat", "overfeat.fast", "overfeat.fast-direct"  # -direct: without Winograd convolutions
 EAGER, COMPILED = "torch.eager", "torch.compile"
 LOOP, NAIVE, MONAI, FRAGMENTS = "offset-loop", "naive-windows", "monai", "fragments"
+NAIVE_LAST = "naive-windows-channels-last"
 PAPER_LOOP, NMS, WBF = "paper-loop", "nms", "wbf"
 EXACT, NEIGHBOURS = "exact", "neighbours"  # borders of `densify`, after -
 IMPLEMENTATIONS = (
-    OURS, FAST, DIRECT, EAGER, COMPILED, LOOP, NAIVE, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
+    OURS, FAST, DIRECT, EAGER, COMPILED, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
     *(f"{name}-{borders}" for borders in (EXACT, NEIGHBOURS) for name in (OURS, FAST)),
 )  # fmt: skip
 CLASSES = 1000

@@ -180,15 +180,15 @@ class PatchNet:
 
 PATCH_NETS = (
     PatchNet("LeNet-like", lenet, 32, 5, 4, {1: 256, 8: 1024}, 128, targets={1: 30}, quick={1: 64}),
-    PatchNet("VGG-like, no padding", partial(vgg_like, 0, 5), 68, 5, 8, {1: 256, 8: 516, 32: 1028}, 40,
+    PatchNet("VGG-like, no padding", partial(vgg_like, 0, 5), 68, 5, 8, {1: 256, 8: 516, 32: 1028}, 32,
              targets={1: 150}),
-    PatchNet("AlexNet-like, 3/2 pools", alexnet_like, 163, 2, 32, {1: 352, 8: 515, 32: 1155}, 56, targets={1: 70},
+    PatchNet("AlexNet-like, 3/2 pools", alexnet_like, 163, 2, 32, {1: 352, 8: 515, 32: 1155}, 40, targets={1: 70},
              quick={8: 227}),
-    PatchNet("VGG-like, padded", partial(vgg_like, 1, 12), 96, 12, 8, {1: 160, 8: 256, 32: 480}, 24, padded=True,
+    PatchNet("VGG-like, padded", partial(vgg_like, 1, 12), 96, 12, 8, {1: 160, 8: 256, 32: 480}, 20, padded=True,
              targets={8: 5}, quick={8: 128}),
     PatchNet("VGG-16", vgg16, 224, 7, 32, {8: 256, 32: 512}, 4, padded=True, targets={32: 3.5}),
-    PatchNet("ResNet-18", resnet18, 224, 7, 32, {8: 304, 32: 512}, 10, padded=True, targets={32: 1.6}),
-    PatchNet("SqueezeNet 1.1", squeezenet, 227, 13, 16, {8: 331, 32: 611}, 14, padded=True, targets={32: 2.4}),
+    PatchNet("ResNet-18", resnet18, 224, 7, 32, {8: 304, 32: 512}, 8, padded=True, targets={32: 1.6}),
+    PatchNet("SqueezeNet 1.1", squeezenet, 227, 13, 16, {8: 331, 32: 611}, 12, padded=True, targets={32: 2.4}),
     PatchNet("R-Net", r_net, 24, 3, 4, {1: 128, 8: 512}, 64, padded=True, quick={1: 48}),
-    PatchNet("O-Net", o_net, 48, 3, 8, {1: 128, 8: 384}, 48, padded=True),
+    PatchNet("O-Net", o_net, 48, 3, 8, {1: 128, 8: 384}, 40, padded=True),
 )  # fmt: skip

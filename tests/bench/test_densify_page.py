@@ -8,7 +8,7 @@ from bench.pages import densify, suite
 def row(net, shape, backend, median, flop=1e9, **speedups):
     return {
         "suite": "densify", "op": net, "shape": shape, "dtype": "float32", "backend": backend, "median": median,
-        "flop": flop, "speedups": {"naive-windows": speedups["ratio"]} if speedups else {},
+        "flop": flop, "speedups": {name.replace("_", "-"): ratio for name, ratio in speedups.items()},
     }  # fmt: skip
 
 
@@ -17,11 +17,12 @@ def results():
     lenet, padded = "256x256, stride 1, 50625 windows of 32", "256x256, stride 8, 441 windows of 96"
     rows = [
         row("LeNet-like", lenet, "naive-windows", 8.0, 4e9),
-        row("LeNet-like", lenet, "overfeat.fast-exact", 0.2, 4e8, ratio=40.0),
+        row("LeNet-like", lenet, "naive-windows-channels-last", 5.0, 4e9),
+        row("LeNet-like", lenet, "overfeat.fast-exact", 0.2, 4e8, naive_windows=40.0, naive_windows_channels_last=25.0),
         row("LeNet-like", "1024x1024, stride 8, 15625 windows of 32", "naive-windows", 2.0),
         row("VGG-like, padded", padded, "naive-windows", 4.0, 4e9),
-        row("VGG-like, padded", padded, "overfeat.fast-exact", 1.0, 1e9, ratio=4.0),
-        row("VGG-like, padded", padded, "overfeat.fast-neighbours", 0.1, 1e8, ratio=40.0),
+        row("VGG-like, padded", padded, "overfeat.fast-exact", 1.0, 1e9, naive_windows=4.0),
+        row("VGG-like, padded", padded, "overfeat.fast-neighbours", 0.1, 1e8, naive_windows=40.0),
         row("small net", "fine stride", "overfeat", 1.0),
         row("small net", "fine stride", "overfeat-exact", 1.2),
     ]
@@ -30,8 +31,8 @@ def results():
 
 def test_tables(results):
     lenet, padded = densify.summary(results).splitlines()[2:]
-    assert lenet == "| LeNet-like, 32 | 1 | 50,625 in 256x256 | 8 | 200 | 40 | 10 |  |  |"
-    assert padded == "| VGG-like, padded, 96 | 8 | 441 in 256x256 | 4 | 1,000 | 4 | 4 | 40 | 40 |"
+    assert lenet == "| LeNet-like, 32 | 1 | 50,625 in 256x256 | 8 | 5 | 200 | 40, 25 | 10 |  |  |  |"
+    assert padded == "| VGG-like, padded, 96 | 8 | 441 in 256x256 | 4 |  | 1,000 | 4 | 4 | 100 | 40 | 40 |"
     assert len(densify.summary(results, every_stride=True).splitlines()) == 2 + 3
     assert densify.built_in(results).splitlines()[2:] == ["| small net, exact | overfeat | 1,000 | 1,200 | 1.20 |"]
     assert not densify.rows_of({"rows": [{"suite": "merge"}]})

@@ -77,10 +77,11 @@ def test_the_last_windows_are_cropped_and_compared():
     pixels = torch.randint(0, 256, (1, 3, 24 + 70 * 4, 24 + 70 * 4), dtype=torch.uint8)
     windows = EveryWindow(Converted(net, torch.device("cpu")), 4, 24 + 70 * 4, lambda: pixels)
     assert (windows.count, windows.block) == (71, net.crops) and windows.portion == (64 / 71) ** 2
-    cropped = windows.by_cropping(cropped_windows)
     last = outputs(net.module(), windows.image[:, :, -24:, -24:])
-    assert cropped.shape == (1, 6, 64, 64)
-    assert_matches(cropped[:, :, -1, -1], last, torch.float32)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        cropped = windows.by_cropping(cropped_windows, memory_format)
+        assert cropped.shape == (1, 6, 64, 64)
+        assert_matches(cropped[:, :, -1, -1], last, torch.float32)
     assert windows.cropping_flop() == pytest.approx(2 * 71**2 * 1530768)
 
 
