@@ -12,7 +12,7 @@ from torch.fx import Node
 from overfeat import ops
 from overfeat.densify.context import Context, Pair, filled, pair
 from overfeat.densify.reductions import reduce_cells
-from overfeat.densify.sliding import slide, slidings
+from overfeat.densify.sliding import Sliding, slide, slidings
 from overfeat.densify.values import Maps
 from overfeat.ops.layout import channels_last
 from overfeat.ops.max_pool import max_pool
@@ -64,13 +64,6 @@ def avg_pool2d(context: Context, node: Node, x: Maps, kernel: Any, *rest: Any) -
     stride = pair(stride or kernel)
     if kernel == tuple(axis.cells for axis in x.axes) and not any(padding) and not divisor_override:
         return mean(context, node, x, [2, 3], True)
-    scale = []
-    for i, axis in enumerate(x.axes):
-        k, p = kernel[i], padding[i]
-        firsts = [stride[i] * j - p for j in range(node.meta["val"].shape[2 + i])]
-        end = axis.cells + (p if count_include_pad else 0)
-        counted = [min(f + k, end) - (f if count_include_pad else max(f, 0)) for f in firsts]
-        scale.append([1.0] * len(firsts) if divisor_override else [k / count for count in counted])
     sliding = slidings(kernel, stride, padding, (1, 1))
     size = math.prod(kernel)
     factor = size / divisor_override if divisor_override else 1.0
@@ -82,7 +75,28 @@ def avg_pool2d(context: Context, node: Node, x: Maps, kernel: Any, *rest: Any) -
         t = F.conv2d(t, down, None, (s[0], 1), 0, (d[0], 1), channels)
         return F.conv2d(t, across, None, (1, s[1]), 0, (1, d[1]), channels)
 
+    if context.borders == "neighbours" and not (count_include_pad or divisor_override):
+        counts = slide(node, x.map(lambda t: torch.ones_like(t[:, :1])), sliding, run, borders=context.borders)
+        return _divided(slide(node, x, sliding, run, borders=context.borders), counts)
+    scale = None
+    if not divisor_override:
+        scale = [_scale(node, i, s, x.axes[i].cells, count_include_pad) for i, s in enumerate(sliding)]
     return slide(node, x, sliding, run, borders=context.borders, scale=scale)
+
+
+def _scale(node: Node, i: int, sliding: Sliding, cells: int, count_include_pad: bool) -> list[float]:
+    """What an average over a whole kernel is to be multiplied by, for each output cell along axis i."""
+    kernel, pad = sliding.kernel, sliding.pad
+    firsts = [sliding.stride * j - pad for j in range(node.meta["val"].shape[2 + i])]
+    if count_include_pad:
+        return [kernel / (min(first + kernel, cells + pad) - first) for first in firsts]
+    return [kernel / (min(first + kernel, cells) - max(first, 0)) for first in firsts]
+
+
+def _divided(maps: Maps | Tensor, counts: Maps | Tensor) -> Maps:
+    """Averages, by the fractions of their kernels that lie in the image."""
+    assert isinstance(maps, Maps) and isinstance(counts, Maps)
+    return Maps(maps.axes, {kinds: part / counts.parts[kinds] for kinds, part in maps.parts.items()}, maps.grid)
 
 
 def adaptive_avg_pool2d(context: Context, node: Node, x: Maps, size: Any) -> Any:
