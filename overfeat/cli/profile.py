@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments
 from overfeat.cli.images import add_max_pixels, read_enlarged
-from overfeat.cli.module import ModuleOptions
+from overfeat.cli.module import ModuleOptions, refuse_module_options
 from overfeat.cli.net import add_net_options, load_net
 from overfeat.cli.results import add_out
 from overfeat.errors import InputError
@@ -97,6 +97,7 @@ def _nets(args: argparse.Namespace) -> "tuple[Net, Regressor | None]":
     if args.net and (args.weights or args.data_dir or args.module):
         raise InputError(f"--net {args.net} is for a net with random weights; leave --net out, or the weights")
     if args.net:
+        refuse_module_options(args, f"--net {args.net}")
         # With the paper's N(0, 0.01) the activations of so many untrained layers vanish.
         architecture = replace(ARCHITECTURES[args.net], init_std=None)
         return build(architecture).eval().to(choose_device(args.device)), None

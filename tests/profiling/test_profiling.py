@@ -193,6 +193,7 @@ def test_the_command_writes_numbers_a_trace_and_a_picture(tmp_path, capsys):
         (["missing.png", "--weights", str(SHIPPED_WEIGHTS)], "no such file"),
         ([str(SCENE), "--scales", "20x20", "--weights", str(SHIPPED_WEIGHTS)], "smaller than the small net's window"),
         ([str(SCENE), "--net", "fast", "--weights", "x.safetensors"], "leave --net out"),
+        ([str(SCENE), "--net", "fast", "--window", "96"], "--window does not apply to --net fast"),
     ],
 )
 def test_bad_settings(capsys, setting, words):
