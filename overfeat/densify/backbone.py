@@ -9,8 +9,8 @@ import torch
 from overfeat.densify.features import feature_graph
 from overfeat.densify.net import DensifiedNet
 from overfeat.densify.squeezenet import squeezenet
-from overfeat.errors import ArgumentError
-from overfeat.models.architecture import Architecture
+from overfeat.errors import ArgumentError, InputError
+from overfeat.models.architecture import ARCHITECTURES, Architecture
 from overfeat.models.backbone import FeatureLayers
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.models.receptive_field import SlidingWindow, input_size
@@ -64,6 +64,7 @@ def new_net(options: FeatureOptions, default: str, classes: int, on_backbone: tu
 
     on_backbone: node and window of a net on SqueezeNet, where the options leave them open.
     """
+    check_net_name(options.net)
     name = options.net or default
     if name != BACKBONE:
         if options.freeze_features:
@@ -72,6 +73,13 @@ def new_net(options: FeatureOptions, default: str, classes: int, on_backbone: tu
     node, window = on_backbone
     backbone = Backbone(squeezenet(), node=options.node or node, window=options.window or window)
     return OverFeat(backbone.architecture, classes, backbone=backbone)
+
+
+def check_net_name(name: str | None) -> None:
+    """Raises InputError for a net that training does not know; None: the task's default."""
+    names = (*ARCHITECTURES, BACKBONE)
+    if name not in (None, *names):
+        raise InputError(f"no net is called {name!r}; there are {', '.join(names)}")
 
 
 def describe_start(net: OverFeat, init: Path | None) -> str:

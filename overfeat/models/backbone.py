@@ -54,9 +54,11 @@ class FeatureLayers(nn.Module):
             convolutions += op.name == "conv2d"
             name = f"conv {convolutions}" if op.name == "conv2d" else f"{op.name} {number}"
             inputs = [m for m in (maps[i] for i in op.inputs) if m is not None]
-            with region(name):
-                fused = number in self._relu_of.values()
-                maps.append(inputs[0] if fused else self._run(op, inputs, number in self._relu_of))
+            if number in self._relu_of.values():
+                maps += inputs
+            else:
+                with region(name):
+                    maps.append(self._run(op, inputs, number in self._relu_of))
             for i in unused:
                 maps[i] = None
         result = maps[-1]

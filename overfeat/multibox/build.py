@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from overfeat.data.annotated import Annotated
-from overfeat.densify.backbone import FOR_IMAGES, describe_start, new_net
+from overfeat.densify.backbone import FOR_IMAGES, check_net_name, describe_start, new_net
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import ARCHITECTURES, MULTIBOX_ARCHITECTURES, Architecture
 from overfeat.models.checkpoint import load_any
@@ -74,6 +74,7 @@ def samples_for(images: int, multiple: int) -> int:
 
 def _initial(options: NetOptions, shipped: Path | None, classes: int) -> tuple[Path | None, OverFeat | MultiBox | None]:
     """The file of the initial net, and the net; None for random weights."""
+    check_net_name(options.net)
     if options.net == BACKBONE:
         return None, new_net(options, BACKBONE, classes, FOR_IMAGES)
     init = options.init

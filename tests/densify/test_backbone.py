@@ -22,6 +22,8 @@ from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
 from overfeat.models.squeezenet import MEAN, pretrained
+from overfeat.multibox.build import build_multibox
+from overfeat.multibox.config import MultiBoxConfig
 from overfeat.regions import collect_timings
 
 
@@ -203,7 +205,11 @@ def test_features_of_squeezenet():
     torch.testing.assert_close(maps, expected * factor, rtol=1e-4, atol=1e-4)
 
 
-def test_options_of_the_backbone():
+def test_options_of_the_backbone(multi_object):
+    with pytest.raises(InputError, match="no net is called 'squeeze'; there are fast, accurate, small, squeezenet"):
+        new_net(DetectorConfig(net="squeeze"), "small", 3, ("fire5", 55))
+    with pytest.raises(InputError, match="no net is called 'squeeze'"):
+        build_multibox(read_coco(multi_object / "train.json"), MultiBoxConfig(net="squeeze"))
     for values in ({"node": "fire3"}, {"window": 80}, {"node": "fire3", "net": "small"}):
         with pytest.raises(ArgumentError, match=r"(node|window) is for a new net on squeezenet"):
             DetectorConfig(**values)
