@@ -40,11 +40,11 @@ class ModuleOptions(Options):
         metavar="PIXELS",
     )  # fmt: skip
     mean: tuple[float, ...] = option(
-        (0.0,), "subtracted from pixels in 0..255, one number or one a channel; training that scaled pixels to 0..1 "
-        "has 255 times its mean here", metavar="X[,X,...]",
+        (0.0,), "subtracted from pixels in 0..255, one number or one a channel; the mean of pixels in 0..1 times 255",
+        metavar="X[,X,...]",
     )  # fmt: skip
     std: tuple[float, ...] = option(
-        (1.0,), "by which they are then divided; 255 for pixels in 0..1", metavar="X[,X,...]"
+        (1.0,), "by which they are then divided; 255 for a module that takes pixels in 0..1", metavar="X[,X,...]"
     )
     channel_order: Literal["RGB", "BGR"] = option("RGB", "of the module's input")
     logits: bool = option(True, "the module's outputs are logits; --no-logits: probabilities already")
