@@ -304,18 +304,14 @@ class DensifiedNet(Net):
         return images * of_body, images * of_head
 
     def tile_bytes_bound(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
-        """See `Net.tile_bytes_bound`: windows that share nothing, or as many as cover the pixels, need more."""
-        pixels, (height, width) = self.geometry.stride(stride), self.geometry.window
-        # With neighbours a window in the middle of the image depends on as much around it as any.
-        middle = [-(-before // pixels) if self.borders == "neighbours" else 0 for before, _ in self.reach]
-        one = [
-            self.input_span(axis, (2 * k + 2) * pixels + side + sum(self.reach[axis]), slice(k, k + 1), pixels)
-            for axis, (k, side) in enumerate(zip(middle, (height, width), strict=True))
-        ]
+        """See `Net.tile_bytes_bound`: windows are shared only where one by one they would need more."""
+        if self.borders == "neighbours":  # between windows far apart there are cells too
+            return self.tile_bytes(images, rows, columns, stride)
+        height, width = self.geometry.window
         area = (rows.stop - rows.start) * (columns.stop - columns.start)
         count = images * max(rows.outputs * columns.outputs, -(-area // (height * width)))
-        body, head = self.tile_bytes(1, one[0], one[1], pixels)
-        return count * body, count * max(body, head)
+        body, head = self.tile_bytes(count, InputSpan(0, height, 1), InputSpan(0, width, 1), stride)
+        return body, max(body, head)
 
     def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
         """See `Net.region_macs`."""
