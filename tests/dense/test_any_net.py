@@ -47,7 +47,7 @@ MODULES = {
 }
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=MODULES, scope="module")
 def nets(request):
     """A net that crops, and the same module converted."""
     channels, window, classes, pad, last, activation = MODULES[request.param]
