@@ -56,7 +56,8 @@ class TileFeatures:
 class DensifiedNet(Net):
     """A converted module: the module's own outputs at every window of an image. Evaluation only.
 
-    Made by `densify`. Its weights are the module's.
+    Made by `densify`. Its weights are the module's: the net follows changes that torch notices (`load_state_dict`, an
+    optimizer), and moving the net moves the module. After a change through `.data`, convert the module again.
     """
 
     def __init__(
