@@ -24,7 +24,7 @@ from overfeat.models.geometry import Geometry, Size, Stride
 from overfeat.models.net import InputSpan, Net, Shape, as_batch
 from overfeat.ops.backends import eager
 from overfeat.ops.layout import concat
-from overfeat.regions import FIRST_FC, region
+from overfeat.regions import region
 
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -100,6 +100,11 @@ class DensifiedNet(Net):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((t.device for t in (*self.weights.parameters(), *self.weights.buffers())), torch.device("cpu"))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of the module's scores."""
+        return self.outputs.num_classes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -253,7 +258,7 @@ class DensifiedNet(Net):
         assert head is not None
         maps = [f.input.maps for f in features if f.input is not None]
         weight, bias = self._head_weights(maps[0].device)
-        with region(FIRST_FC):
+        with region(label(head.linear)):
             first = ops.skip_classifier_flat(
                 maps, weight, bias, size, relu=head.linear in interpreter.context.relu, tap=tap
             )
@@ -323,8 +328,7 @@ class DensifiedNet(Net):
         macs: dict[str, int] = {}
         for node, count in measure(self.interpreter, self.program.nodes, grid, seen).macs.items():
             if count:
-                name = FIRST_FC if self.head is not None and node is self.head.linear else label(node)
-                macs[name] = macs.get(name, 0) + count
+                macs[label(node)] = macs.get(label(node), 0) + count
         return macs, grid.num_windows
 
 

@@ -139,12 +139,14 @@ def test_times_of_a_detection():
     assert 2e-9 * counted < results["whole"]["gflop"] < 1.5 * 2e-9 * counted
 
 
-def patch_net(borders):
-    """A converted net: padded convolutions, pooling, a mean over the window."""
+def patch_net(borders, flatten=False):
+    """A converted net: padded convolutions, pooling, a mean over the window or two fully connected layers."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()]
-    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
-    return densify(module.eval(), (16, 20), mean=120.0, std=60.0, borders=borders, name="patch", check=False)
+    layers += [nn.MaxPool2d(2), nn.Flatten()] if flatten else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers += [nn.Linear(6 * 20, 7), nn.ReLU(), nn.Linear(7, 3)] if flatten else [nn.Linear(6, 3)]
+    module = nn.Sequential(*layers).eval()
+    return densify(module, (16, 20), mean=120.0, std=60.0, borders=borders, name="patch", check=False)
 
 
 @pytest.mark.parametrize("borders", ["exact", "neighbours"])
@@ -156,6 +158,17 @@ def test_macs_of_converted_nets_equal_those_that_torch_counts(borders, stride):
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, 3, 35, 41), stride)
     assert 2 * sum(counted.values()) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("borders", ["exact", "neighbours"])
+def test_every_product_of_a_converted_net_has_a_time(borders):
+    """Whether windows reach the fully connected layers on maps or one by one."""
+    net = patch_net(borders, flatten=True)
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    regions = profile(net, image, scales=[1.0], stride=4, repeats=1)["whole"]["regions"]
+    counted, _ = net.region_macs((40, 50), 4)
+    assert {"conv2d at 0", "conv2d at 3", "linear at 7", "linear at 9"} == set(counted)
+    assert {name for name, timed in regions.items() if "gflop" in timed} == set(counted)
 
 
 def test_times_of_a_converted_net():
