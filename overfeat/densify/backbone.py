@@ -40,11 +40,14 @@ class Backbone(FeatureLayers):
         architecture: Of a net on these features; its `window` is the one that it has.
 
     Raises:
-        ArgumentError: For a node that does not exist, and a window that is less than a cell of its maps sees.
-        InputError: For layers that whole images cannot share, such as a mean over the window, before the node.
+        ArgumentError: For a net that is not a converted one, and a window smaller than that of a single cell.
+        InputError: For a node that does not exist, or layers before it that whole images cannot share, such as a mean
+            over the window.
     """
 
     def __init__(self, net: DensifiedNet, *, node: str, window: int, hidden: Sequence[int] = HIDDEN):
+        if not isinstance(net, DensifiedNet):
+            raise ArgumentError("net", f"must be a converted module, see densify; not {type(net).__name__}")
         graph, weights = feature_graph(net, node)
         pool, kernel = _pool_and_kernel(graph.step, window, node)
         order = -1 if net.preparation.reverse else 1

@@ -34,7 +34,12 @@ def feature_graph(net: DensifiedNet, name: str) -> tuple[FeatureGraph, list[Tens
     for node in net.program.nodes:
         if node in needed:
             builder.add(node)
-    return builder.finish(last)
+    graph, weights = builder.finish(last)
+    try:
+        graph.step  # noqa: B018
+    except ValueError as error:
+        raise InputError(f"the layers up to {name} have no square windows: {error}; choose another node") from error
+    return graph, weights
 
 
 class _Builder:

@@ -46,7 +46,7 @@ class FeatureLayers(nn.Module):
     def forward(self, images: Tensor, rows: Pair | None = None, columns: Pair | None = None) -> Tensor:
         """The maps [N, channels, h, w] of normalised images [N, C, H, W].
 
-        rows, columns: (start, stop) of the cells that are wanted, see `FeatureGraph.span`; None: all.
+        rows, columns: (start, stop) of the cells to return, see `FeatureGraph.span`; None: all.
         """
         maps: list[Tensor | None] = [images]
         convolutions = 0

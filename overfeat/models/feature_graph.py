@@ -166,7 +166,7 @@ def _joined(fields: Sequence[Field]) -> Field:
     first = fields[0]
     for field in fields:
         if (field.stride, field.after - field.before) != (first.stride, first.after - first.before):
-            raise ValueError(f"maps that meet, or their two axes, have different strides or sizes ({first}, {field})")
+            raise ValueError("maps that meet, or the two axes of one, differ in stride or size")
     return Field(first.stride, max(f.before for f in fields), max(f.after for f in fields))
 
 

@@ -100,8 +100,8 @@ def test_a_grey_network_trains_on_rgb_images():
 
 def test_the_window_is_the_nearest_that_the_maps_have(net):
     windows = {size: Backbone(net, node="norm", window=size).architecture for size in (4, 8, 20, 30)}
-    found = {size: (a.window, a.pool, a.kernel) for size, a in windows.items()}
-    assert found == {4: (5, 1, 1), 8: (9, 1, 2), 20: (17, 2, 2), 30: (33, 2, 4)}
+    actual = {size: (a.window, a.pool, a.kernel) for size, a in windows.items()}
+    assert actual == {4: (5, 1, 1), 8: (9, 1, 2), 20: (17, 2, 2), 30: (33, 2, 4)}
     assert windows[20].geometry.stride("fine") == 4 and windows[20].geometry.stride("coarse") == 8
 
 
@@ -110,6 +110,11 @@ def test_what_cannot_be_a_backbone(net):
         Backbone(net, node="nowhere", window=20)
     with pytest.raises(InputError, match=r"the layers up to head hold mean, which .* choose an earlier node"):
         Backbone(net, node="head", window=20)
+    with pytest.raises(ArgumentError, match="net must be a converted module, see densify; not Sequential"):
+        Backbone(nn.Sequential(nn.Conv2d(3, 4, 3)), node="0", window=20)
+    wide = nn.Sequential(nn.Conv2d(3, 4, (3, 1)), nn.Flatten(), nn.Linear(192, 2))
+    with pytest.raises(InputError, match=r"the layers up to 0 have no square windows: .* differ in stride or size"):
+        Backbone(overfeat.densify(wide, 8, check=False), node="0", window=20)
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
     with pytest.raises(InputError, match=r"the layers up to 2 hold (view|reshape|flatten) at 1, which"):
         Backbone(overfeat.densify(flat, 8, check=False), node="2", window=20)

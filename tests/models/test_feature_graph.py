@@ -95,7 +95,7 @@ def test_a_chain_is_the_sum_of_its_steps():
 
 def test_windows_that_do_not_meet_are_refused():
     ops = (Op("conv2d", (0,), (0,), SAME), Op("conv2d", (0,), (0,), PLAIN), Op("add", (1, 2)))
-    with pytest.raises(ValueError, match="different strides or sizes"):
+    with pytest.raises(ValueError, match="differ in stride or size"):
         FeatureGraph(3, ops, ((3, 3, 3, 3),)).step  # noqa: B018
 
 
