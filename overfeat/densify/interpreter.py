@@ -182,4 +182,4 @@ def _border_reason(node: Node) -> str | None:
 def _whole_reason(shared: Sequence[Maps | View]) -> str | None:
     """Of a value that has no rule; None where its inputs have a single cell."""
     maps = [v.maps if isinstance(v, View) else v for v in shared]
-    return "it is computed from a window as a whole" if any(max(m.shape[1:]) > 1 for m in maps) else None
+    return "it mixes all cells of a window" if any(max(m.shape[1:]) > 1 for m in maps) else None

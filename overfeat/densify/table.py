@@ -1,6 +1,9 @@
 """What a converted net costs, for people: MACs per window cropped and here, where sharing ends, which strides pay."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from torch.fx import Node
 
 from overfeat.densify.cost import Cost, measure
 from overfeat.densify.export import Program, label
@@ -60,9 +63,14 @@ def _rows(cropped: dict[str, float], here: dict[str, float]) -> list[str]:
 def _sharing(net: "DensifiedNet", cropped: Cost, here: Cost) -> list[str]:
     """Where windows stop sharing before the end, why, and what other borders would save."""
     total, lines = sum(cropped.macs.values()), []
-    for node, reason in here.ends.items():
-        lines.append(f"from {label(node)} on, windows are computed one by one: {reason}")
-        break
+    if here.ends:
+        node, reason = next(iter(here.ends.items()))
+        nodes, position = net.program.nodes, net.program.nodes.index(node)
+        before, after = (_saved(cropped, here, part) for part in (nodes[:position], nodes[position:]))
+        lines.append(
+            f"from {label(node)} on, windows are computed one by one, since {reason}: "
+            f"{before} fewer MACs than cropping before it, {after} from it on"
+        )
     if net.borders == "exact" and max(max(pair) for pair in net.reach):
         stride = net.geometry.stride(net.default_stride)
         neighbours = run_cost(Interpreter(net.program, "neighbours"), WINDOWS, stride)
@@ -72,6 +80,12 @@ def _sharing(net: "DensifiedNet", cropped: Cost, here: Cost) -> list[str]:
             f'borders="neighbours" {factors[1]} (other scores, see compare_borders)'
         )
     return lines
+
+
+def _saved(cropped: Cost, here: Cost, nodes: Sequence[Node]) -> str:
+    """How many times fewer MACs these nodes need than cropping."""
+    macs = [sum(cost.macs.get(node, 0) for node in nodes) for cost in (cropped, here)]
+    return _times(macs[0], macs[1] / WINDOWS**2)
 
 
 def _strides(net: "DensifiedNet", cropped: int) -> list[str]:
