@@ -14,7 +14,7 @@ from overfeat.densify.check import check_conversion
 from overfeat.densify.context import pair
 from overfeat.densify.export import Program, export, op_name
 from overfeat.densify.net import Activation, DensifiedNet, Preparation, check_borders
-from overfeat.densify.outputs import find_outputs
+from overfeat.densify.outputs import ends_in_sigmoid, find_outputs
 from overfeat.errors import ArgumentError
 from overfeat.models.geometry import Geometry, Size
 from overfeat.ops.boxes import BOX_CODERS
@@ -73,6 +73,8 @@ def densify(
         raise ArgumentError("window", f"must be {program.window}, for which the program was exported, not {window}")
     preparation = _preparation(mean, std, channel_order, program.channels)
     outputs = find_outputs(program, None if class_names is None else len(class_names))
+    if logits and ends_in_sigmoid(program.outputs[outputs.scores]):
+        raise ArgumentError("logits", "must be False: the module's scores are probabilities, from a sigmoid")
     activation: Activation = "none" if not logits else "softmax" if outputs.num_classes > 1 else "sigmoid"
     net = DensifiedNet(
         program, _geometry(program, name or type(module).__name__), preparation, outputs,

@@ -104,7 +104,10 @@ def first_line(error: BaseException) -> str:
 
 def example_input(module: nn.Module, window: Size, channels: int) -> Tensor:
     """Windows of zeros, in the dtype of the module and on its device."""
-    weight = next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), torch.zeros(()))
+    weights = (*module.parameters(), *module.buffers())
+    if any(weight.is_meta for weight in weights):
+        raise ArgumentError("module", "must have its weights loaded: some are on the meta device")
+    weight = next((w for w in weights if w.is_floating_point()), torch.zeros(()))
     return torch.zeros(EXAMPLES, channels, *window, dtype=weight.dtype, device=weight.device)
 
 

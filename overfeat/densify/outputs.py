@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Node
 
-from overfeat.densify.export import Program
+from overfeat.densify.export import Program, op_name
+from overfeat.densify.rules import LAYOUT
 from overfeat.errors import ArgumentError, InputError
 
 EXPECTED = "scores [N, classes], or scores and boxes [N, 4], [N, 4 * classes] or [N, classes, 4]"
@@ -53,6 +54,13 @@ def find_outputs(program: Program, num_names: int | None) -> Outputs:
             "class_names", f"must be given: which of the {len(shapes)} outputs are scores, {counts} classes?"
         )
     return named[0]
+
+
+def ends_in_sigmoid(output: Node) -> bool:
+    """Whether a sigmoid gives an output, or what it is a view of."""
+    while op_name(output) in LAYOUT and isinstance(output.args[0], Node):
+        output = output.args[0]
+    return op_name(output) == "sigmoid"
 
 
 def _checked(num_classes: int, num_names: int | None) -> int:
