@@ -256,11 +256,14 @@ def test_without_optional_packages(tmp_path):
         "names = {name for case in listed for name in case.implementations}\n"
         "assert machine.OURS in names and not names & {machine.MONAI, machine.NMS, machine.WBF}\n"
         "from bench.__main__ import main; from overfeat.cli.main import main as overfeat\n"
-        "assert overfeat(['--fast', 'profile', sys.argv[1], '--scales', '0.5', '--repeats', '1', '-o', 'out']) == 0\n"
+        "image, weights = sys.argv[1:]\n"
+        "flags = ['--weights', weights, '--scales', '0.5', '--repeats', '1', '-o', 'out']\n"
+        "assert overfeat(['--fast', 'profile', image, *flags]) == 0\n"
         "sys.exit(main(['merge', '--quick', '--backends', 'overfeat', '-o', 'rows.json']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, ROOT / "overfeat/assets/scenes/00012.png"], cwd=tmp_path,
+        [sys.executable, "-c", code, *(ROOT / "overfeat/assets" / f for f in ("scenes/00012.png", "small.safetensors"))],
+        cwd=tmp_path,
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
