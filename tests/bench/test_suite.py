@@ -20,6 +20,7 @@ from bench.suite.measure import GROWTH
 from bench.suite.runner import MAX_REPEATS, Case, Implementation, Run, exponent
 from bench.tolerance import assert_matches
 from overfeat.errors import InputError
+from overfeat.files import ASSETS
 from overfeat.models.overfeat import build
 
 CPU = torch.device("cpu")
@@ -262,7 +263,7 @@ def test_without_optional_packages(tmp_path):
         "sys.exit(main(['merge', '--quick', '--backends', 'overfeat', '-o', 'rows.json']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *(ROOT / "overfeat/assets" / f for f in ("scenes/00012.png", "small.safetensors"))],
+        [sys.executable, "-c", code, *(ASSETS / name for name in ("scenes/00012.png", "small.safetensors"))],
         cwd=tmp_path,
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
