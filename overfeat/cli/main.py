@@ -101,8 +101,10 @@ def _message(args: argparse.Namespace, error: InputError) -> str:
     """The error's message; an argument of the library is written as its flag."""
     if isinstance(error, ArgumentError) and "parser" in args and (flag := flag_of(args.parser, error.argument)):
         requirement, negative = error.requirement, flag.replace("--", "--no-", 1)
-        if requirement.startswith("must be False") and negative in args.parser._option_string_actions:
-            flag, requirement = negative, requirement.replace("be False", "be given", 1)
+        if negative in args.parser._option_string_actions:
+            for value, of_negative in {"must be False": "must be given", "must be True": "must be left out"}.items():
+                if requirement.startswith(value):
+                    flag, requirement = negative, requirement.replace(value, of_negative, 1)
         return f"{error.report}{flag} {requirement}"
     return str(error)
 

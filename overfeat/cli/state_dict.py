@@ -132,7 +132,7 @@ def _check_keys(module: "nn.Module", own: Mapping[str, "Tensor"], state: dict[st
     missing = [name for name, tensor in own.items() if name not in state and not name.endswith("num_batches_tracked")]
     missing = [name for name in missing if is_lazy(own[name]) or own[name].data_ptr() not in loaded]  # but tied weights
     problems = [
-        f"{len(names)} keys {what} ({shorten(names)})"
+        f"{len(names)} key{'s' if len(names) > 1 else ''} {what} ({shorten(names)})"
         for what, names in (
             ("missing", missing),
             ("that the module does not have", [name for name in state if name not in own]),

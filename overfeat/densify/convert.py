@@ -115,6 +115,8 @@ def _preparation(
     means, deviations = _numbers("mean", mean, channels), _numbers("std", std, channels)
     if min(deviations) <= 0:
         raise ArgumentError("std", f"must be above 0, not {std}")
+    if 0 < max(map(abs, means)) < 1:
+        raise ArgumentError("mean", f"must be of pixels in 0..255, not {mean}; multiply mean and std by 255")
     if min(deviations) < 1:
         raise ArgumentError("std", f"must be of pixels in 0..255, not {std}; multiply mean and std by 255")
     return Preparation(means, deviations, channel_order == "BGR")

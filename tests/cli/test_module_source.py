@@ -260,6 +260,10 @@ BROKEN = {
         edited(lambda state: state.update({"fc.bias": torch.zeros(3, dtype=torch.int8)})),
         "fc.bias is torch.int8, in the module torch.float32",
     ),
+    "one more": (
+        edited(lambda state: state.update(extra=torch.zeros(1))),
+        r"does not fit Net: 1 key that the module does not have \(extra\); make",
+    ),
     "NaN": (edited(lambda state: state["fc.bias"].fill_(float("nan"))), "fc.bias holds NaN"),
 }
 
