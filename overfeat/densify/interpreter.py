@@ -95,7 +95,8 @@ class Interpreter:
         if is_number(node):
             target: Callable = node.target  # type: ignore[assignment]
             return Sym(lambda count: target(*resolve(args, count), **resolve(kwargs, count))), None
-        shared = [v for v in leaves((args, kwargs)) if isinstance(v, Shared)]
+        inputs = (values.get(argument) for argument in node.all_input_nodes)
+        shared = [v for v in inputs if isinstance(v, Shared)]
         with region(self.regions[node]):
             if not shared:
                 return self._plain(node, args, kwargs, num_windows), None

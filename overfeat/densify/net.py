@@ -1,5 +1,6 @@
 """`DensifiedNet`: a converted module as a net that dense evaluation runs."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ class DensifiedNet(Net):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next((t.device for t in (*self.weights.parameters(), *self.weights.buffers())), torch.device("cpu"))
+        tensors = itertools.chain(self.weights.parameters(), self.weights.buffers())
+        return next((t.device for t in tensors), torch.device("cpu"))
 
     @property
     def num_classes(self) -> int:

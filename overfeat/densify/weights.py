@@ -1,5 +1,6 @@
 """The weights of a converted module, shared with it, and forms of them that are made once."""
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Self
 
@@ -41,7 +42,7 @@ class Weights(nn.Module):
     @property
     def dtype(self) -> torch.dtype | None:
         """Of the first floating-point parameter or buffer; None without one."""
-        tensors = (*self.parameters(), *self.buffers())
+        tensors = itertools.chain(self.parameters(), self.buffers())
         return next((t.dtype for t in tensors if t.is_floating_point()), None)
 
     def value(self, name: str) -> Tensor:
@@ -55,7 +56,7 @@ class Weights(nn.Module):
     def derived(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What `make` makes of these tensors, made again where one of them has changed or moved.
 
-        The result is one object for as long as they stay, so that its pre-packed forms are found.
+        The result is one object for as long as they stay, which pre-packing needs.
         """
         state = tuple(_state(t) for t in sources)
         known = self._derived.get(key)
