@@ -67,10 +67,8 @@ def _sharing(net: "DensifiedNet", cropped: Cost, here: Cost) -> list[str]:
         node, reason = next(iter(here.ends.items()))
         nodes, position = net.program.nodes, net.program.nodes.index(node)
         before, after = (_saved(cropped, here, part) for part in (nodes[:position], nodes[position:]))
-        lines.append(
-            f"from {label(node)} on, windows are computed one by one, since {reason}: "
-            f"{before} fewer MACs than cropping before it, {after} from it on"
-        )
+        lines.append(f"before {label(node)}, windows share work: {before}")
+        lines.append(f"from {label(node)} on, windows are computed one by one, since {reason}: {after}")
     if net.borders == "exact" and max(max(pair) for pair in net.reach):
         stride = net.geometry.stride(net.default_stride)
         neighbours = run_cost(Interpreter(net.program, "neighbours"), WINDOWS, stride)
@@ -83,9 +81,12 @@ def _sharing(net: "DensifiedNet", cropped: Cost, here: Cost) -> list[str]:
 
 
 def _saved(cropped: Cost, here: Cost, nodes: Sequence[Node]) -> str:
-    """How many times fewer MACs these nodes need than cropping."""
-    macs = [sum(cost.macs.get(node, 0) for node in nodes) for cost in (cropped, here)]
-    return _times(macs[0], macs[1] / WINDOWS**2)
+    """The MACs of these nodes against cropping."""
+    a, b = (sum(cost.macs.get(node, 0) for node in nodes) for cost in (cropped, here))
+    b /= WINDOWS**2
+    if not a or abs(a - b) < 0.005 * a:
+        return "as many MACs as cropping"
+    return f"{_times(a, b)} fewer MACs than cropping" if a > b else f"{_times(b, a)} more MACs than cropping"
 
 
 def _strides(net: "DensifiedNet", cropped: int) -> list[str]:
