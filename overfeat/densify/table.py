@@ -82,8 +82,8 @@ def _sharing(net: "DensifiedNet", cropped: Cost, here: Cost) -> list[str]:
 
 def _saved(cropped: Cost, here: Cost, nodes: Sequence[Node]) -> str:
     """The MACs of these nodes against cropping."""
-    a, b = (sum(cost.macs.get(node, 0) for node in nodes) for cost in (cropped, here))
-    b /= WINDOWS**2
+    a = sum(cropped.macs.get(node, 0) for node in nodes)
+    b = sum(here.macs.get(node, 0) for node in nodes) / WINDOWS**2
     if not a or abs(a - b) < 0.005 * a:
         return "as many MACs as cropping"
     return f"{_times(a, b)} fewer MACs than cropping" if a > b else f"{_times(b, a)} more MACs than cropping"
