@@ -18,7 +18,7 @@ def padded_features() -> nn.Sequential:
     """Padding before and after strides; every size stays a whole fraction of the image's."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 5, stride=2, padding=2), nn.ReLU(),
-        nn.MaxPool2d(3, 2, padding=1), nn.Conv2d(5, 4, 3, padding=1), nn.AvgPool2d(3, 1, 1),
+        nn.MaxPool2d(3, 2, padding=1), nn.Conv2d(5, 4, 3, padding=1), nn.AvgPool2d(3, 1, 1, count_include_pad=False),
     )  # fmt: skip
 
 

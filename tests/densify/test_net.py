@@ -301,3 +301,13 @@ def test_the_table_of_costs():
     cropped_macs = 4 * 27 * 12 * 10 + 4 * 36 * 10 * 8 + 320 * 2
     (total,) = [line.split() for line in text.splitlines() if line.split()[:1] == ["total"]]
     assert total[1] == f"{cropped_macs / 1000:.3g}k"
+
+
+def test_one_score_without_an_axis():
+    """[N] is one class, whose probability is the sigmoid's."""
+    module, image = make(classes=1), pixels(1, 3, 20, 19)
+    net = overfeat.densify(nn.Sequential(module, nn.Flatten(0)), WINDOW, mean=120.0, std=60.0)
+    (logits,) = cropped(module, (image.double() - 120) / 60, WINDOW, 2)
+    assert_matches(net(image, 2), logits, torch.float64)
+    (score_map,) = overfeat.score_maps(net, image, scales=[1.0], stride=2)
+    assert_matches(score_map.scores, logits.sigmoid(), torch.float32)
