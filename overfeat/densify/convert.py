@@ -1,7 +1,7 @@
 """`densify`: any module that classifies a window, as a net for images of any size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -56,7 +56,7 @@ def densify(
     """
     check_borders(borders)
     if not isinstance(module, (nn.Module, ExportedProgram)):
-        raise ArgumentError("module", f"must be a torch.nn.Module or an ExportedProgram, not {module!r}")
+        raise ArgumentError("module", f"must be a torch.nn.Module or an ExportedProgram, not {_described(module)}")
     if isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError("module", "must be the module that torch.jit.script or trace was given, not their result")
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
@@ -85,6 +85,15 @@ def densify(
     if check:
         check_conversion(net, module)
     return net
+
+
+def _described(value: object) -> str:
+    """A value that is no module, and the remedy of common slips."""
+    if isinstance(value, Mapping):
+        return "a state dict; load it into the module with module.load_state_dict"
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return f"the class {value.__name__}; give an instance, such as {value.__name__}()"
+    return repr(value)
 
 
 def _size(window: int | Size) -> Size:

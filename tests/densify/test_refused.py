@@ -100,7 +100,8 @@ MODULES = {
     "sigmoids": (lambda: net(None, nn.Sigmoid(), nn.Unflatten(1, (5, 1, 1))), "logits must be False: .* sigmoid"),
     "weights that are not loaded": (lambda: net().to("meta"), "some are on the meta device"),
     "a function": (lambda: torch.relu, "module must be a torch.nn.Module or an ExportedProgram, not <"),
-    "a class": (lambda: nn.ReLU, "module must be .*, not <class"),
+    "a class": (lambda: nn.ReLU, r"module must be .*, not the class ReLU; give an instance, such as ReLU\(\)"),
+    "a state dict": (lambda: net().state_dict(), "not a state dict; load it into the module"),
     "a name": (lambda: "resnet18", "module must be .*, not 'resnet18'"),
     "no convolution": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(243, 2)), "channels must be given"),
 }  # fmt: skip
