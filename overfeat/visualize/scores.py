@@ -97,7 +97,7 @@ def _draw_maps(
         shading = draw_map(axis, image, score_map, label)
         scores, scaled = score_map.scores[0, label], score_map.grid.scaled
         positions = f"{scores.shape[0]}x{scores.shape[1]} positions"
-        axis.set_title(f"{scaled[0]}x{scaled[1]}: {positions}, best {scores.max():.2f}", fontsize=8)
+        axis.set_title(f"{scaled[0]}x{scaled[1]}: {positions}, {scores.min():.2f} to {scores.max():.2f}", fontsize=8)
     if shading is not None:
         figure.colorbar(shading, ax=list(axes), shrink=0.6, label="score")
 
