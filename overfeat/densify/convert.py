@@ -47,7 +47,7 @@ def densify(
         logits: Whether scores are logits; False: probabilities.
         flip: Whether mirror images are part of evaluation by default.
         check: Compare random windows with the module itself.
-        channels: C; by default as many as `mean` or `std` has, or as the first convolution takes.
+        channels: C; by default as many as the first convolution takes, without one as many as `mean` or `std` has.
         box_coder: "xyxy" or "cxcywh", of the module's boxes.
         name: Of the net, in messages; by default the module's class.
 
@@ -137,7 +137,8 @@ def _numbers(argument: str, values: float | Sequence[float], channels: int) -> t
         raise ArgumentError(argument, f"must be a number or one for each channel, not {values!r}")
     numbers = (float(values),) * channels if isinstance(values, Real) else tuple(float(v) for v in values)  # type: ignore[union-attr]
     if len(numbers) != channels:
-        raise ArgumentError(argument, f"must be a number or {channels}, one for each channel, not {len(numbers)}")
+        own = "1 channel" if channels == 1 else f"{channels} channels"
+        raise ArgumentError(argument, f"must be one number or one for each of the module's {own}, not {len(numbers)}")
     if not all(map(math.isfinite, numbers)):
         raise ArgumentError(argument, f"must be finite, not {values}")
     return numbers

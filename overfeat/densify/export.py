@@ -132,7 +132,7 @@ def _export(module: nn.Module, window: Size, channels: int) -> ExportedProgram:
         except Exception as error:
             size = f"windows [N, {channels}, {window[0]}, {window[1]}]"
             raise ArgumentError(
-                "window", f"must be one that the module runs on; on {size}: {first_line(error)}"
+                "window", f"and channels must be ones that the module runs on; on {size}: {first_line(error)}"
             ) from error
         try:
             batch = torch.export.Dim("n")
@@ -172,7 +172,10 @@ def _program(exported: ExportedProgram) -> Program:
 def _check_node(node: Node) -> None:
     """InputError for a node whose value is not the same for a window whenever it is evaluated."""
     name = op_name(node)
-    if name.startswith(RANDOM) or (name.endswith("dropout") and len(node.args) > 2 and node.args[2]):
+    if name.endswith("dropout") and len(node.args) > 2 and node.args[2]:
+        remedy = "F.dropout needs training=self.training"
+        raise InputError(f"{label(node)} draws random numbers in evaluation too; {remedy}")
+    if name.startswith(RANDOM):
         raise InputError(f"{label(node)} draws random numbers; the module's outputs must depend on its input alone")
     if any(free_unbacked_symbols(v) for v in pytree.tree_leaves(node.meta["val"]) if not isinstance(v, (int, float))):
         raise InputError(
