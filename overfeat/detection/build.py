@@ -103,14 +103,15 @@ def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, in
     why_net = "for objects of any size" if net.architecture.name == "small" else "for large objects, on a GPU"
     why_scales = f"so that nearly every object measures about {BEST_OBJECT_SIZE:g} of the window at one of them"
     samples = options.samples_per_image or samples_for(len(data))
+    tiles = f"{samples} tile{'' if samples == 1 else 's'}"
     why_samples = given if options.samples_per_image else f"at least {SAMPLES} an epoch"
     return [
-        f"data: {data.describe()}, {without} images without a box",
+        f"data: {data.describe()}, {without} without a box",
         f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g} px",
         f"net: {net.architecture.name}, window {window} px{f', the nearest to {asked}' if asked != window else ''}, "
         f"{given if options.net or options.init else why_net}; {describe_start(net, init)}",
         f"scales: images are searched at {factors} times their size, {given if options.scales else why_scales}",
-        f"samples: {samples} tiles per image and epoch, {why_samples}",
+        f"samples: {tiles} per image and epoch, {why_samples}",
         *(f"warning: {line}" for line in _warnings(data, net)),
     ]
 
@@ -125,7 +126,7 @@ def _warnings(data: Annotated, net: OverFeat) -> list[str]:
         lines.append(f"{tiny} boxes are smaller than the stride of {stride} px, even at the largest scale")
     height, width = max((sample.size for sample in data.samples), key=math.prod)
     if height * width * largest**2 > MAX_RESIZED:
-        size = f"{width}x{height} px is too large to be searched at {largest:g} times its size"
+        size = f"{height}x{width} px is too large to be searched at {largest:g} times its size"
         lines.append(f"an image of {size}; split it, or give other scales")
     easy = np.concatenate([sample.labels[~sample.difficult] for sample in data.samples])
     counts = np.bincount(easy, minlength=len(data.class_names))

@@ -77,7 +77,7 @@ class FeatureOptions(Options):
         super().__post_init__()
         for name in ("node", "window"):
             if getattr(self, name) is not None and self.net != BACKBONE:
-                raise ArgumentError(name, f"is for a new net on {BACKBONE}; give net {BACKBONE}")
+                raise ArgumentError("net", f"must be {BACKBONE} where {name} is given")
 
     def frozen(self, on_backbone: bool) -> bool:
         """Whether the feature layers are frozen, of a net on a backbone or of any other."""

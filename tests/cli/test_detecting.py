@@ -165,7 +165,7 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert run(*command, "--skip-invalid") == 0
     out, messages = capsys.readouterr()
-    assert "left out: 2 images" in messages and "4 images with" in out and "1 images without a box" in out
+    assert "left out: 2 images" in messages and "4 images with" in out and ", 1 without a box" in out
 
 
 def test_choices_are_described(tmp_path):
@@ -181,7 +181,7 @@ def test_choices_are_described(tmp_path):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert "3 images with 13 boxes of 3 classes" in lines["data"] and "1 images without" in lines["data"]
+    assert "3 images with 13 boxes of 3 classes" in lines["data"] and ", 1 without a box" in lines["data"]
     assert lines["boxes"].startswith("longer sides of 2 to ") and "small, window 47 px" in lines["net"]
     assert "small.safetensors" in lines["net"] and "334 tiles per image" in lines["samples"]
     scale_factors = [

@@ -216,7 +216,7 @@ def test_options_of_the_backbone(multi_object):
     with pytest.raises(InputError, match="no net is called 'squeeze'"):
         build_multibox(read_coco(multi_object / "train.json"), MultiBoxConfig(net="squeeze"))
     for values in ({"node": "fire3"}, {"window": 80}, {"node": "fire3", "net": "small"}):
-        with pytest.raises(ArgumentError, match=r"(node|window) is for a new net on squeezenet"):
+        with pytest.raises(ArgumentError, match=r"net must be squeezenet where (node|window) is given"):
             DetectorConfig(**values)
     with pytest.raises(ArgumentError, match="from_scratch does not go with net squeezenet"):
         DetectorConfig(net="squeezenet", from_scratch=True)
