@@ -46,7 +46,7 @@ def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
     if factor <= 1:
         return image
     if factor**2 * height * width > max_pixels:
-        raise InputError(f"{path}: {width}x{height} is too narrow to be enlarged to the net's window; crop it")
+        raise InputError(f"{path}: {height}x{width} px is too narrow to be enlarged to the net's window; crop it")
     return resize(image[None], (max(window[0], round(height * factor)), max(window[1], round(width * factor))))[0]
 
 

@@ -43,7 +43,7 @@ class Sample:
         """Raises InputError for an image of another size than stated: the boxes would be wrong."""
         (height, width), (stated_height, stated_width) = image.shape[1:], self.size
         if (height, width) != self.size:
-            sizes = f"{width}x{height} px, but its annotation is for {stated_width}x{stated_height}"
+            sizes = f"{height}x{width} px, but its annotation is for {stated_height}x{stated_width}"
             raise InputError(f"{self.path}: {sizes}; give the image that was annotated")
 
 

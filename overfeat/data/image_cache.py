@@ -93,4 +93,4 @@ def check_elongation(image: Tensor, short_side: int) -> None:
     """Raises InputError for an image that would be too large with a shorter side of `short_side`."""
     height, width = image.shape[1:]
     if short_side**2 * max(height, width) / min(height, width) > MAX_RESIZED:
-        raise InputError(f"{width}x{height} px is too elongated for a shorter side of {short_side}; crop it")
+        raise InputError(f"{height}x{width} px is too elongated for a shorter side of {short_side}; crop it")

@@ -56,7 +56,7 @@ def open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
     width, height = image.size
     if width * height > max_pixels:
-        raise InputError(f"{path}: {width} x {height} pixels, more than the limit of {max_pixels:,}; make it smaller")
+        raise InputError(f"{path}: {height}x{width} pixels, more than the limit of {max_pixels:,}; make it smaller")
     return image
 
 

@@ -64,7 +64,7 @@ def scale_sizes(geometry: Geometry, height: int, width: int, scales: Scales = "s
     if isinstance(scales, SixScales):
         short, long = sorted((height, width))
         if short * MAX_ASPECT_RATIO < long and short < min(geometry.window):
-            problem = f"{width}x{height} px is too narrow to be enlarged to the {geometry.name} net's scales"
+            problem = f"{height}x{width} px is too narrow to be enlarged to the {geometry.name} net's scales"
             raise InputError(f"{problem}; crop it, or choose scales by (height, width)")
         six = six_scales(geometry, height, width)
         return [six[number - 1] for number in scales.numbers]

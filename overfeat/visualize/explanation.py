@@ -55,7 +55,7 @@ def _draw_steps(
     height = COLUMN * image.shape[1] / image.shape[2]
     axes = [_axes(figure, MARGIN + i * (COLUMN + GAP), TITLE_HEIGHT + HEADING, COLUMN, height) for i in range(4)]
     draw_best_window(axes[0], image, [best], label, names[label])
-    size = f"{best.grid.window[1]}x{best.grid.window[0]}"
+    size = f"{best.grid.window[0]}x{best.grid.window[1]}"
     _set_step(axes[0], "1  It names one window", f"{size} pixels in, {len(names):,} scores out")
     _draw_positions(axes[1], image, best, label)
     _set_step(axes[1], f"2  It names all {best.grid.num_positions} windows", "white: some of them; dots: their centres")
@@ -74,7 +74,7 @@ def _draw_scales(
         grid, height = score_map.grid, width * image.shape[1] / image.shape[2]
         axis = _axes(figure, left, bottom - height, width, height)
         shading = draw_map(axis, image, score_map, label)
-        text = f"{grid.scaled[1]}x{grid.scaled[0]} pixels: {grid.num_positions} windows"
+        text = f"{grid.scaled[0]}x{grid.scaled[1]} pixels: {grid.num_positions} windows"
         axis.text(0.5, -0.02, text, transform=axis.transAxes, ha="center", va="top", fontsize=11)
         left += width + GAP
     bar = _axes(figure, MARGIN, top + 0.12, COLUMN / 2, 0.16)
@@ -82,7 +82,7 @@ def _draw_scales(
     bar.set_axis_on()
     bar.set_xlabel("score", labelpad=-8)
     frame = _axes(figure, MARGIN, top, COLUMN, 0.1)
-    size = f"{maps[0].grid.window[1]}x{maps[0].grid.window[0]}"
+    size = f"{maps[0].grid.window[0]}x{maps[0].grid.window[1]}"
     _set_step(
         frame, "5  At every scale", f"enlarged, the photograph shows smaller things to the same window of {size} pixels"
     )

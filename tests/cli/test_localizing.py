@@ -84,7 +84,7 @@ def test_a_name_that_is_not_text(weights, photos, tmp_path):
 def test_a_strip_is_not_enlarged_to_gigabytes(weights, tmp_path, capsys, command):
     Image.new("RGB", (3000, 1)).save(tmp_path / "strip.png")
     assert main([command, str(tmp_path / "strip.png"), "--weights", weights]) == 1
-    assert "3000x1 px is too narrow" in capsys.readouterr().err
+    assert "1x3000 px is too narrow" in capsys.readouterr().err
 
 
 def test_evaluation_writes_over_nothing_but_its_results(weights, tmp_path, capsys):

@@ -191,7 +191,7 @@ def test_too_many_pixels_are_refused_from_the_header(tmp_path, side):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         message = error_of(bomb(tmp_path / "bomb.png", side, side))
-    assert f"{side} x {side}" in message and "100,000,000" in message
+    assert f"{side}x{side}" in message and "100,000,000" in message
 
 
 def test_the_limit_is_max_pixels_not_pillows(tmp_path, monkeypatch):
