@@ -59,6 +59,14 @@ def candidates(
     )  # fmt: skip
 
 
+def check_regressor(net: Net, regressor: Regressor | None) -> None:
+    """Raises InputError for the regressor of another net, or of a converted net without boxes, which has none."""
+    if regressor is None:
+        remedy = "use score_maps or classify, or convert a module that gives scores and boxes"
+        raise ArgumentError("regressor", f"must predict boxes, and is None: the net gives none; {remedy}")
+    regressor.check_made_for(net)
+
+
 @torch.no_grad()
 def collect_candidates(
     net: Net, regressor: Regressor, image: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT,
@@ -66,7 +74,7 @@ def collect_candidates(
     top_k: int | None = None, relative_threshold: float = 0.0, score_threshold: float = 0.0,
 ) -> Candidates:  # fmt: skip
     """`candidates` of an image [C, H, W] at these grids."""
-    regressor.check_made_for(net)
+    check_regressor(net, regressor)
     if top_k is not None and top_k < 1:
         raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
     check_fraction("relative_threshold", relative_threshold)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from overfeat.dense.candidates import Candidates, collect_candidates
+from overfeat.dense.candidates import Candidates, check_regressor, collect_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, clip_boxes, merge
 from overfeat.dense.grid import Grid, grids
@@ -44,8 +44,10 @@ def detect(
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
     _check_postprocess(postprocess, nms_iou_threshold)
+    check_regressor(net, regressor)
     if not net.background and net.activation == "softmax":
-        raise InputError("the net has no background class; train a detector, or use localize")
+        remedy = "set net.background = True if its last class is that; else use localize, or train a detector"
+        raise InputError(f"the net has no background class; {remedy}")
     image = as_image(image, net.in_channels)
     own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
     boxes = collect_candidates(net, regressor, image, own_grids, memory_limit, score_threshold=score_threshold)

@@ -93,7 +93,7 @@ def test_localize_and_detect_merge_them(image):
     predictions = overfeat.localize(net, net.regressor, image, top_k=2, relative_threshold=0.7, **options)
     expected = best_per_class(merge(raw, SIZE, match_threshold=0.5), 2)
     assert torch.equal(predictions.labels, expected.labels) and len(predictions) == 2
-    with pytest.raises(InputError, match="no background class"):
+    with pytest.raises(InputError, match=r"no background class; set net\.background = True"):
         overfeat.detect(net, net.regressor, image, **options)
     net.background = True
     detections = overfeat.detect(net, net.regressor, image, score_threshold=0.2, **options)
@@ -121,3 +121,12 @@ def test_a_regressor_of_another_net_is_refused(image, make_net):
     for borders in ("exact", "neighbours"):
         with_borders = net.with_borders(borders)
         assert len(overfeat.candidates(with_borders, with_borders.regressor, image, scales=[1.0]).scores)
+
+
+@pytest.mark.parametrize("predict", [overfeat.localize, overfeat.detect, overfeat.candidates])
+def test_a_module_without_boxes(predict, image):
+    net = densify(nn.Sequential(nn.Flatten(), nn.Linear(3 * WINDOW[0] * WINDOW[1], 3)), WINDOW, channels=3)
+    with pytest.raises(
+        InputError, match="regressor must predict boxes, and is None: the net gives none; use score_maps"
+    ):
+        predict(net, net.regressor, image)
