@@ -1,10 +1,11 @@
 """`DensifiedNet`: a converted module as a net that dense evaluation runs."""
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -89,8 +90,18 @@ class DensifiedNet(Net):
     def with_borders(self, borders: str) -> "DensifiedNet":
         """The same net, with the same weights, and another treatment of the windows' borders."""
         check_borders(borders)
+        return self._rebuilt(self.program, borders)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DensifiedNet":
+        """The same net with copies of the weights."""
+        return self._rebuilt(replace(self.program, weights=copy.deepcopy(self.program.weights, memo)), self.borders)
+
+    def __getstate__(self) -> NoReturn:
+        raise InputError("a converted net cannot be pickled; save the module's state_dict, and convert it again")
+
+    def _rebuilt(self, program: Program, borders: str) -> "DensifiedNet":
         net = DensifiedNet(
-            self.program, self.geometry, self.preparation, self.outputs, class_names=self.class_names,
+            program, self.geometry, self.preparation, self.outputs, class_names=self.class_names,
             borders=borders, activation=self.activation, flip=self.flip, box_coder=self.box_coder,
         )  # fmt: skip
         net.background, net.scale_factors = self.background, self.scale_factors

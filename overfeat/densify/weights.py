@@ -29,6 +29,10 @@ class Weights(nn.Module):
             owner.register_buffer(leaf, tensor)
         return name
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What `copy.deepcopy` copies: derived forms are made again."""
+        return self.__dict__ | {"_derived": {}}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert all tensors in place, so that the module's go with them, its buffers too."""
         before = [(m, name, buffer) for m in self.modules() for name, buffer in m._buffers.items()]

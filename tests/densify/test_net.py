@@ -1,6 +1,7 @@
 """What a converted net is besides its scores: images, weights, modes, layers, boxes, costs."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -220,6 +221,25 @@ def test_boxes_are_those_of_cropped_windows(form, coder):
     assert_matches(actual.boxes, torch.cat(expected_boxes), torch.float32)
     assert_matches(actual.scores, torch.cat(expected_scores), torch.float32)
     assert actual.labels.tolist() == [0, 1, 2] * (len(actual.labels) // 3)
+
+
+def test_copies():
+    """A deep copy has weights of its own and the same results; pickling and shallow copies are refused."""
+    module, images = make(), numbers(1, 3, 21, 20)
+    net = overfeat.densify(module, WINDOW, borders="neighbours", class_names=["a", "b", "c", "d"])
+    net.background, net.scale_factors = True, (0.5,)
+    expected = net(images, 3)
+    copied = copy.deepcopy(net)
+    assert torch.equal(copied(images, 3), expected) and copied.class_names == net.class_names
+    assert (copied.borders, copied.background, copied.scale_factors) == ("neighbours", True, (0.5,))
+    with torch.no_grad():
+        module[0].weight.zero_()
+    assert torch.equal(copied(images, 3), expected) and not torch.equal(net(images, 3), expected)
+    for copier in (pickle.dumps, copy.copy):
+        with pytest.raises(
+            overfeat.InputError, match="a converted net cannot be pickled; save the module's state_dict"
+        ):
+            copier(net)
 
 
 def test_tiles_and_tasks_of_a_net_with_boxes():
