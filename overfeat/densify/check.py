@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from overfeat.densify.export import evaluation_mode
 from overfeat.densify.net import DensifiedNet
 from overfeat.errors import ArgumentError, InputError
+from overfeat.models.net import eval_mode
 
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 5e-3}  # of the largest output; rounding grows with a net's depth
 LOW_PRECISION = 5e-2
@@ -31,7 +31,7 @@ def check_conversion(net: DensifiedNet, module: nn.Module | ExportedProgram) -> 
     windows = torch.cat([prepared[:, :, top : top + height, left : left + width] for top, left in starts])
     windows = windows.contiguous()
     first, last = windows[:1], windows[-1:]
-    with evaluation_mode(module) if isinstance(module, nn.Module) else nullcontext():
+    with eval_mode(module) if isinstance(module, nn.Module) else nullcontext():
         together = _tensors(run(windows.clone()))  # modules may write into their input
         # Each beside the other at another brightness, which what is computed over the batch depends on.
         of_first, of_last = (_tensors(run(torch.cat(pair))) for pair in ((first, 3 * last), (3 * first, last)))

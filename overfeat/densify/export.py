@@ -1,8 +1,7 @@
 """A torch module as a graph of ATen ops without in-place ops, with its weights beside it."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 from overfeat.densify.weights import Weights
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Size
+from overfeat.models.net import eval_mode
 
 EXAMPLES = 2  # windows that are exported; 1 would be taken for a constant
 RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "uniform")  # how their names begin
@@ -111,21 +111,9 @@ def example_input(module: nn.Module, window: Size, channels: int) -> Tensor:
     return torch.zeros(EXAMPLES, channels, *window, dtype=weight.dtype, device=weight.device)
 
 
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every submodule has its own mode again."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
-
-
 def _export(module: nn.Module, window: Size, channels: int) -> ExportedProgram:
     windows = example_input(module, window, channels)
-    with evaluation_mode(module), torch.no_grad(), warnings.catch_warnings():
+    with eval_mode(module), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module(windows)

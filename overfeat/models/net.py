@@ -169,15 +169,15 @@ class Regressor(nn.Module):
 
 @contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block: no dropout."""
-    training = [module.training for module in modules]
+    """Evaluation mode inside the block: no dropout. Afterwards every submodule has its own mode again."""
+    training = {submodule: submodule.training for module in modules for submodule in module.modules()}
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.train(mode)
+        for submodule, mode in training.items():
+            submodule.training = mode
 
 
 def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
