@@ -1,4 +1,4 @@
-"""Rules of ops that slide over maps: convolutions, poolings, padding; and of reductions over all cells."""
+"""Rules of ops that slide over maps: convolutions, poolings, padding."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from overfeat import ops
 from overfeat.densify.context import Context, Pair, filled, pair
-from overfeat.densify.reductions import reduce_cells
-from overfeat.densify.sliding import Sliding, slide, slidings
+from overfeat.densify.reductions import mean, reduce_cells
+from overfeat.densify.sliding import Sliding, output_cells, slide, slidings
 from overfeat.densify.values import Maps
 from overfeat.ops.layout import channels_last
 from overfeat.ops.max_pool import max_pool
@@ -53,8 +53,7 @@ def max_pool2d_with_indices(context: Context, node: Node, x: Maps, *args: Any) -
     """Its values; None if the indices are used."""
     if any(user.args[1] != 0 for user in node.users):
         return None
-    inner = next(user for user in node.users)
-    return (max_pool2d(context, inner, x, *args),)
+    return (max_pool2d(context, node, x, *args),)
 
 
 def avg_pool2d(context: Context, node: Node, x: Maps, kernel: Any, *rest: Any) -> Any:
@@ -87,7 +86,7 @@ def avg_pool2d(context: Context, node: Node, x: Maps, kernel: Any, *rest: Any) -
 def _scale(node: Node, i: int, sliding: Sliding, cells: int, count_include_pad: bool) -> list[float]:
     """What an average over a whole kernel is to be multiplied by, for each output cell along axis i."""
     kernel, pad = sliding.kernel, sliding.pad
-    firsts = [sliding.stride * j - pad for j in range(node.meta["val"].shape[2 + i])]
+    firsts = [sliding.stride * j - pad for j in range(output_cells(node)[i])]
     if count_include_pad:
         return [kernel / (min(first + kernel, cells + pad) - first) for first in firsts]
     return [kernel / (min(first + kernel, cells) - max(first, 0)) for first in firsts]
@@ -129,19 +128,3 @@ def constant_pad(
     left, _, top, _ = (*pads, 0, 0)[:4]
     sliding = slidings((1, 1), (1, 1), (top, left), (1, 1))
     return slide(node, x, sliding, lambda t, s, _: t[..., :: s[0], :: s[1]], borders=context.borders, fill=value or 0.0)
-
-
-def mean(context: Context, node: Node, x: Maps, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
-    """Over all cells: windows one by one."""
-    if dim is None or sorted(d % 4 for d in dim) != [2, 3] or dtype is not None:
-        return None
-    result = reduce_cells(x, torch.add) / (x.axes[0].cells * x.axes[1].cells)
-    return result[..., None, None] if keepdim else result
-
-
-def maximum_of_cells(context: Context, node: Node, x: Maps, dim: Any = (), keepdim: bool = False) -> Any:
-    """Over all cells: windows one by one."""
-    if sorted(d % 4 for d in dim) != [2, 3]:
-        return None
-    result = reduce_cells(x, torch.maximum)
-    return result[..., None, None] if keepdim else result

@@ -1,4 +1,4 @@
-"""The rule of a fully connected layer: over all numbers of a window it is a convolution."""
+"""The rule of a fully connected layer: over all elements of a window it is a convolution."""
 
 import math
 from typing import Any
@@ -15,33 +15,26 @@ from overfeat.densify.weights import Weights
 
 
 def linear(context: Context, node: Node, x: Maps | View, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """A layer over all numbers of a window: a convolution of the window's size where all its cells are shared."""
-    if not isinstance(x, View) or x.index.numbers.dim() != 1 or not x.maps.all_shared:
+    """A layer over all elements of a window: a convolution of the window's size where all its cells are shared."""
+    if not isinstance(x, View) or x.index.elements.dim() != 1 or not x.maps.all_shared:
         return None
     kernel = kernel_of(context.weights, node, weight, x.index)
     if kernel is None:
         return None
     maps, size = x.maps, (kernel.shape[2], kernel.shape[3])
-    windows = _OneCell(node, int(node.meta["val"].shape[1]))
     relu = node in context.relu
 
     def run(t: Tensor, steps: Pair, taps: Pair) -> Tensor:
         result = F.conv2d(t, kernel, bias, steps, 0, taps)
         return result.relu_() if relu else result
 
-    result = slide(windows, maps, slidings(size, (1, 1), (0, 0), (1, 1)), run, borders=context.borders)  # type: ignore[arg-type]
+    sliding = slidings(size, (1, 1), (0, 0), (1, 1))
+    result = slide(node, maps, sliding, run, borders=context.borders, cells=(1, 1))
     return (result.windows() if isinstance(result, Maps) else result).flatten(1)
 
 
-class _OneCell:
-    """Stands for a node whose output is a map of one cell."""
-
-    def __init__(self, node: Node, channels: int):
-        self.target, self.meta = node.target, {**node.meta, "val": torch.empty(1, channels, 1, 1, device="meta")}
-
-
 def kernel_of(weights: Weights, node: Node, weight: Tensor, index: Index) -> Tensor | None:
-    """A linear layer over a view of maps as a convolution's kernel [O, C, h, w]; None where numbers occur twice."""
+    """A linear layer over a view of maps as a convolution's kernel [O, C, h, w]; None where elements occur twice."""
     size = math.prod(index.shape)
     if not index.unique:
         return None
@@ -50,7 +43,7 @@ def kernel_of(weights: Weights, node: Node, weight: Tensor, index: Index) -> Ten
         kernel = weight
         if not index.identity:
             kernel = weight.new_zeros(len(weight), size)
-            kernel[:, index.numbers.to(weight.device)] = weight
+            kernel[:, index.elements.to(weight.device)] = weight
         return kernel.view(len(weight), *index.shape).contiguous(memory_format=torch.channels_last)
 
     return weights.derived((node, "kernel", weight.device.type), [weight], make)

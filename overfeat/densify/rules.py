@@ -1,7 +1,7 @@
 """How ops act on shared values: a rule for every op that keeps windows together.
 
 A rule gets the context, the node and its arguments, of which the first is Maps or a View; it returns None where it
-does not apply, and the op then runs on windows one by one, so that the result is exact for every op.
+does not apply, and the op then runs on a batch of windows, so that the result is exact for every op.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,10 @@ from overfeat.densify.convolutions import (
     conv2d,
     max_pool2d,
     max_pool2d_with_indices,
-    maximum_of_cells,
-    mean,
 )
 from overfeat.densify.elementwise import BINARY, ELEMENTWISE, batch_norm, cat, elementwise, joined, of_channels, softmax
 from overfeat.densify.fully_connected import linear
+from overfeat.densify.reductions import maximum_of_cells, mean
 from overfeat.densify.trees import map_leaves
 from overfeat.densify.values import Shared, View, windows_of
 from overfeat.densify.views import LAYOUT, layout, slice_cells
@@ -43,7 +42,7 @@ TAKES_VIEWS = frozenset((*LAYOUT, *ELEMENTWISE, "linear", "slice"))
 
 
 def apply_rule(context: Context, node: Node, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The op by its rule; None where it must run on windows one by one."""
+    """The op by its rule; None where it must run on a batch of windows."""
     if name in BINARY and sum(isinstance(a, Tensor) or isinstance(a, Shared) for a in args) > 1:
         return joined(context, node, *args, **kwargs)
     rule = RULES.get(name) or (elementwise if name in BINARY else None)
@@ -58,5 +57,5 @@ def apply_rule(context: Context, node: Node, name: str, args: Sequence[Any], kwa
 
 
 def windows_only(tree: Any) -> Any:
-    """Arguments with windows one by one in place of shared values."""
+    """Arguments with batches of windows in place of shared values."""
     return map_leaves(windows_of, tree)

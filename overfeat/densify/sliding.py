@@ -93,19 +93,20 @@ def _sharing_is_useless(axis: Axis, count: int, stride: int) -> bool:
 
 
 def slide(
-    node: Node, maps: Maps, slidings: Sequence[Sliding], op: Op, *, borders: str, fill: float = 0.0,
-    scale: Sequence[Sequence[float]] | None = None,
+    node: Node, maps: Maps, slidings: Sequence[Sliding], op: Op, *, borders: str, cells: Pair | None = None,
+    fill: float = 0.0, scale: Sequence[Sequence[float]] | None = None,
 ) -> Maps | Tensor:  # fmt: skip
-    """Run an op that slides; the result is windows one by one where none of its cells is shared.
+    """Run an op that slides; the result is a batch of windows where none of its cells is shared.
 
     Args:
+        cells: Output cells of a window (down, across); None: as many as the node's value has.
         fill: The value of the padding.
         scale: For both axes, factors of the output cells that see the border.
     """
     plans = []
+    cells = cells or output_cells(node)
     for i, (axis, sliding) in enumerate(zip(maps.axes, slidings, strict=True)):
-        cells = int(node.meta["val"].shape[2 + i])
-        plan = plan_axis(axis, sliding, cells, maps.grid.counts[i], maps.grid.stride, borders == "neighbours")
+        plan = plan_axis(axis, sliding, cells[i], maps.grid.counts[i], maps.grid.stride, borders == "neighbours")
         seen = max(plan.new.before - axis.before, plan.new.after - axis.after) // (axis.unit * axis.tap)
         if borders == "refuse" and seen:
             problem = f"{label(node)} sees {seen} cell{'s' * (seen > 1)} beyond the window's border"
@@ -121,12 +122,19 @@ def slide(
     return result.windows() if down.new.own and across.new.own else result
 
 
+def output_cells(node: Node) -> Pair:
+    """Cells of a window (down, across) in a node's value [N, C, h, w], or in the first of several values."""
+    value = node.meta["val"]
+    height, width = (value if isinstance(value, Tensor) else value[0]).shape[2:]
+    return int(height), int(width)
+
+
 def _run(maps: Maps, plans: tuple[AxisPlan, AxisPlan], cells: tuple[Cells, Cells], op: Op, fill: float) -> Tensor:
     """These output cells."""
     (down, pad_down, step_down, tap_down) = plans[0].source(cells[0])
     (across, pad_across, step_across, tap_across) = plans[1].source(cells[1])
-    taken = maps.take(down, across, (*pad_across, *pad_down), fill)
-    return on_maps(lambda t: op(t, (step_down, step_across), (tap_down, tap_across)), taken)
+    part = maps.take(down, across, (*pad_across, *pad_down), fill)
+    return on_maps(lambda t: op(t, (step_down, step_across), (tap_down, tap_across)), part)
 
 
 def _scaled(part: Tensor, cells: tuple[Cells, Cells], scale: Sequence[Sequence[float]] | None) -> Tensor:

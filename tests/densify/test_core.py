@@ -89,6 +89,16 @@ def test_folded_batch_normalization_follows_its_statistics():
     assert_like_crops(net, module, images, (9, 9), strides=(2,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_means_of_narrow_types_neither_overflow_nor_stall(dtype):
+    """Sums over a window exceed float16's range, and bfloat16's digits."""
+    module = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(dtype)
+    with torch.no_grad():
+        module[0].weight.zero_(), module[0].bias.copy_(torch.tensor([900.0, 3.0]))
+    scores = densify(module, 30, check=False)(numbers(1, 3, 40, 40), 5)
+    assert torch.equal(scores, module[0].bias.view(1, 2, 1, 1).expand_as(scores))
+
+
 def test_a_normalization_whose_input_is_used_twice_is_not_folded():
     class Twice(nn.Module):
         def __init__(self):
