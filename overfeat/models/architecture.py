@@ -67,12 +67,12 @@ class Architecture:
 
     @property
     def channels(self) -> int:
-        """Of the last maps."""
+        """Number of channels of the last maps."""
         return self.convs[-1].channels if self.backbone is None else self.backbone.channels
 
     @property
     def in_channels(self) -> int:
-        """Of the images."""
+        """Number of channels of the images."""
         return 3 if self.backbone is None else self.backbone.in_channels
 
     @property

@@ -32,7 +32,7 @@ class FeatureLayers(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Of the maps."""
+        """Number of channels of the maps."""
         return self.graph.channels
 
     def init_weights(self) -> None:

@@ -104,7 +104,7 @@ class FeatureGraph:
         return kernel, stride, pad, (1, 1), ceil
 
     def shapes(self, height: int, width: int) -> list[MapShape]:
-        """Of the image and of every operation's output, for an image of height x width."""
+        """Shapes of the image and of every operation's output, for an image of height x width."""
         shapes: list[MapShape] = [(self.in_channels, height, width)]
         for op in self.ops:
             sides, widths = shapes[op.inputs[0]][1:], [shapes[i][0] for i in op.inputs]
@@ -120,7 +120,7 @@ class FeatureGraph:
 
     @cached_property
     def channels(self) -> int:
-        """Of the maps."""
+        """Number of channels of the maps."""
         return self.shapes(0, 0)[-1][0]
 
     @cached_property
@@ -171,7 +171,7 @@ def _joined(fields: Sequence[Field]) -> Field:
 
 
 def _output_size(numbers: Sequence[int], ceil: bool) -> int:
-    """Of a size, kernel, stride, padding and dilation, as torch has it."""
+    """The output size of a size, kernel, stride, padding and dilation, as torch has it."""
     size, kernel, stride, pad, dilation = numbers
     room = size + 2 * pad - dilation * (kernel - 1) - 1
     if not ceil:

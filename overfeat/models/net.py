@@ -21,13 +21,15 @@ class InputSpan:
     Attributes:
         outputs: How many outputs.
         pads: For built-in nets: the (before, after) padding of every feature step.
-        offset: For nets without `pads`: pixels of the span before the first output's window, its real neighbours.
+        cells: For nets on a backbone: (start, stop) of the cells of the span's maps that the outputs depend on.
+        offset: For converted nets: pixels of the span before the first output's window, its real neighbours.
     """
 
     start: int
     stop: int
     outputs: int
     pads: tuple[tuple[int, int], ...] = ()
+    cells: tuple[int, int] | None = None
     offset: int = 0
 
 
@@ -67,7 +69,7 @@ class Net(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         raise NotImplementedError
 
     @property

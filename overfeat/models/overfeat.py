@@ -94,7 +94,6 @@ class OverFeat(Net):
                 f"the backbone is not that of the architecture {architecture.name}; take its `architecture`"
             )
         self.architecture, self.geometry = architecture, architecture.geometry
-        self._feature_layers = architecture.feature_layers
         self.class_names = [f"class {i}" for i in range(classes)]
         self.flip = True
         self.background = False
@@ -133,7 +132,7 @@ class OverFeat(Net):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.fc_layers[0].weight.dtype
 
     @property
@@ -198,8 +197,8 @@ class OverFeat(Net):
             images = as_batch(images, 1)
         self._check(images, check_size=pads is None)
         if self.backbone is not None:
-            return self.backbone(self._normalised(images), *([axis[0] for axis in pads] if pads else ()))
-        return self._run(images, self._feature_layers, pads)
+            return self.backbone(self._normalised(images))
+        return self._run(images, self.architecture.feature_layers, pads)
 
     @overload
     def classifier(self, maps: Tensor, stride: Stride = "coarse") -> Tensor: ...
@@ -224,7 +223,7 @@ class OverFeat(Net):
             (start, stop), cells = self.architecture.backbone.span(
                 length, *self.architecture.maps_span(outputs, stride)
             )
-            return InputSpan(start, stop, count, (cells,))
+            return InputSpan(start, stop, count, cells=cells)
         if count == self.geometry.num_outputs(axis, length, stride):
             return InputSpan(0, length, count, tuple((step.pad, step.pad) for step in steps))
         span, pads = input_span(steps, length, *self.architecture.maps_span(outputs, stride))
@@ -232,6 +231,9 @@ class OverFeat(Net):
 
     def tile_features(self, crop: Tensor, rows: InputSpan, columns: InputSpan, stride: Stride) -> Tensor:
         """The last maps of a tile [n, C, h, w], which equal a crop of the whole images' maps."""
+        if self.backbone is not None:
+            images = as_batch(crop, self.in_channels)  # training images are RGB
+            return self.backbone(self._normalised(images), rows.cells, columns.cells)
         own = tuple((step.pad, step.pad) for step in self.architecture.feature_steps)
         return self.features(crop, None if rows.pads == columns.pads == own else (rows.pads, columns.pads))
 
@@ -280,7 +282,7 @@ class OverFeat(Net):
                 f"the {self.architecture.name} net has layers 0..{len(layers) - 1}, not {number}; {features}"
             )
         self._check(images)
-        conv_part = len(self._feature_layers) + (self.architecture.pool > 1)
+        conv_part = len(self.architecture.feature_layers) + (self.architecture.pool > 1)
         if number < conv_part and self.backbone is not None:
             maps = self.features(images) if number else self._normalised(images)
             return F.max_pool2d(maps, self.architecture.pool) if layers[number].kind == "pool" else maps
