@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -25,7 +26,9 @@ def check_conversion(net: DensifiedNet, module: nn.Module | ExportedProgram) -> 
     stride, (height, width) = net.geometry.stride("fine"), net.geometry.window
     size = (height + (COUNTS[0] - 1) * stride, width + (COUNTS[1] - 1) * stride)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (1, net.in_channels, *size), generator=generator).to(net.device, torch.float32)
+    # Noise at another brightness in each of 8 x 8 areas: of noise alone, nets that average give every window the same.
+    noise = torch.randint(0, 256, (1, net.in_channels, *size), generator=generator)
+    images = (noise * F.interpolate(torch.rand(1, 1, 8, 8, generator=generator), size=size)).to(net.device)
     prepared = net.normalise(images)
     starts = [(i * stride, j * stride) for i in range(COUNTS[0]) for j in range(COUNTS[1])]
     windows = torch.cat([prepared[:, :, top : top + height, left : left + width] for top, left in starts])

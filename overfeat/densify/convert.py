@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from torch.fx import Node
 
 from overfeat.densify.check import check_conversion
 from overfeat.densify.context import pair
-from overfeat.densify.export import Program, export, op_name
+from overfeat.densify.export import Program, arguments, export, op_name
 from overfeat.densify.net import Activation, DensifiedNet, Preparation, check_borders
 from overfeat.densify.outputs import ends_in_sigmoid, find_outputs
 from overfeat.errors import ArgumentError
+from overfeat.models.feature_graph import SLIDING
 from overfeat.models.geometry import Geometry, Size
 from overfeat.ops.boxes import BOX_CODERS
 
@@ -35,8 +35,8 @@ def densify(
 
     Args:
         module: [N, C, *window] -> scores [N, classes], or a tuple of scores and boxes [N, 4], [N, 4 * classes] or
-            [N, classes, 4], in either order; boxes are codes in the window's frame, see `ops.boxes.decode`. Or such a
-            module as an `ExportedProgram` with a dynamic batch.
+            [N, classes, 4], in either order, scores first where both are [N, 4]; boxes are codes in the window's
+            frame, see `ops.boxes.decode`. Or such a module as an `ExportedProgram` with a dynamic batch.
         window: In pixels, its side or (height, width).
         class_names: One for each score.
         mean, std: The module's input is (x - mean) / std for x in 0..255; numbers, or one for each of its channels.
@@ -158,10 +158,8 @@ def _geometry(program: Program, name: str) -> Geometry:
 
 
 def _stride(node: Node) -> int:
-    """Of a convolution or pooling whose output has more than one cell; of any other op 1."""
-    position = {"conv2d": 3, "max_pool2d": 2, "avg_pool2d": 2}.get(op_name(node))
-    if position is None or max(node.meta["val"].shape[2:]) == 1:
+    """The stride of a convolution or pooling whose output has more than one cell; 1 for any other op."""
+    if op_name(node) not in SLIDING or max(node.meta["val"].shape[2:]) == 1:
         return 1
-    arguments: list[Any] = [*node.args, *((),) * 3][: position + 1]
-    stride = arguments[position] or (arguments[1] if position == 2 else 1)
-    return max(pair(stride))
+    a = arguments(node)
+    return max(pair(a["stride"] or a["kernel_size"]))

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
@@ -19,7 +20,7 @@ from overfeat.models.geometry import Size
 from overfeat.models.net import eval_mode
 
 EXAMPLES = 2  # windows that are exported; 1 would be taken for a constant
-RANDOM = ("rand", "bernoulli", "multinomial", "normal", "poisson", "uniform")  # how their names begin
+RANDOM_SWITCHES = ("train", "training", "dropout_p")  # arguments of ops that draw random numbers only if asked to
 SKIPPED = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
 
 
@@ -46,7 +47,7 @@ class Program:
 
     @property
     def channels(self) -> int:
-        """Of the input."""
+        """Number of channels of the input."""
         return int(self.image.meta["val"].shape[1])
 
     @property
@@ -62,6 +63,13 @@ def op_name(node: Node) -> str:
     if schema is None:
         return getattr(node.target, "__name__", str(node.target))
     return schema.name.removeprefix("aten::")
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a node's ATen op by name, with their defaults."""
+    schema = cast(OpOverload, node.target)._schema.arguments
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    return {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
 
 
 def label(node: Node) -> str:
@@ -159,17 +167,23 @@ def _program(exported: ExportedProgram) -> Program:
 
 def _check_node(node: Node) -> None:
     """InputError for a node whose value is not the same for a window whenever it is evaluated."""
-    name = op_name(node)
-    if name.endswith("dropout") and len(node.args) > 2 and node.args[2]:
-        remedy = "F.dropout needs training=self.training"
-        raise InputError(f"{label(node)} draws random numbers in evaluation too; {remedy}")
-    if name.startswith(RANDOM):
-        raise InputError(f"{label(node)} draws random numbers; the module's outputs must depend on its input alone")
+    if _is_random(node):
+        remedy = "the module's outputs must depend on its input alone"
+        remedy = "F.dropout needs training=self.training" if "dropout" in op_name(node) else remedy
+        raise InputError(f"{label(node)} draws random numbers in evaluation; {remedy}")
     if any(free_unbacked_symbols(v) for v in pytree.tree_leaves(node.meta["val"]) if not isinstance(v, (int, float))):
         raise InputError(
             f"{label(node)} gives a number or a shape that depends on the values of its input; replace it, for example "
             "by torch.where"
         )
+
+
+def _is_random(node: Node) -> bool:
+    """Whether a node draws random numbers."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    switches = [value for name, value in arguments(node).items() if name in RANDOM_SWITCHES]
+    return not switches or any(switches)
 
 
 def _last_uses(nodes: Sequence[Node], outputs: Sequence[Any], image: Node) -> dict[Node, list[Node]]:

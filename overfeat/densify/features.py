@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Node
 
-from overfeat.densify.export import Program, label, op_name
+from overfeat.densify.context import pair
+from overfeat.densify.export import Program, arguments, label, op_name
+from overfeat.densify.fusion import BATCH_NORM, fold
 from overfeat.densify.net import DensifiedNet
+from overfeat.densify.views import COPIES
 from overfeat.errors import InputError
 from overfeat.models.feature_graph import JOINS, POINTWISE, SLIDING, FeatureGraph, Op
-
-SAME = ("alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy")
-NORM = "_native_batch_norm_legit_no_training"
 
 
 def feature_graph(net: DensifiedNet, name: str) -> tuple[FeatureGraph, list[Tensor]]:
@@ -36,7 +34,7 @@ def feature_graph(net: DensifiedNet, name: str) -> tuple[FeatureGraph, list[Tens
             builder.add(node)
     graph, weights = builder.finish(last)
     try:
-        graph.step  # noqa: B018
+        graph.step  # noqa: B018  (for its error)
     except ValueError as error:
         raise InputError(f"the layers up to {name} have no square windows: {error}; choose another node") from error
     return graph, weights
@@ -58,9 +56,9 @@ class _Builder:
         maps = [n for n in node.all_input_nodes if n not in self.program.constants]
         if name == "sym_size":
             return  # for a view, which is refused
-        if name in SAME or name == "getitem":
+        if name in COPIES or name == "getitem":
             self.numbers[node] = self.numbers[maps[0]]
-        elif name == NORM:
+        elif name == BATCH_NORM:
             self._normalise(node, maps[0])
         elif name == "conv2d" and maps == [node.args[0]] and (args := _conv_args(node)):
             self._append(node, "conv2d", maps, self._added(constants), args)
@@ -87,7 +85,7 @@ class _Builder:
         self.numbers[node] = len(self.ops)
 
     def _join(self, node: Node, name: str) -> None:
-        a = _arguments(node)
+        a = arguments(node)
         operands = a["tensors"] if name == "cat" else list(node.args)
         if not isinstance(operands[0], Node) or (name == "cat" and a["dim"] % 4 != 1):
             raise self._refusal(node)
@@ -97,20 +95,18 @@ class _Builder:
 
     def _normalise(self, node: Node, before: Node) -> None:
         """Batch normalisation with its running statistics: a factor and a shift of every channel."""
-        a = _arguments(node)
-        factor = (self._tensor(a["running_var"]) + a["eps"]).rsqrt()
-        factor = factor if a["weight"] is None else factor * self._tensor(a["weight"])
-        shift = -self._tensor(a["running_mean"]) * factor
-        shift = shift if a["bias"] is None else shift + self._tensor(a["bias"])
-        conv, kernel = self.ops[-1] if self.ops else None, factor[:, None, None, None]
-        if conv and conv.name == "conv2d" and self.numbers[before] == len(self.ops) and len(before.users) == 1:
-            weight, *bias = (self.weights[i] for i in conv.weights)
-            shift = shift + bias[0] * factor if bias else shift
-            self.ops[-1] = replace(conv, weights=self._new(weight * kernel, shift))
+        a = arguments(node)
+        names = ("weight", "bias", "running_mean", "running_var")
+        norm = [None if a[name] is None else self._tensor(a[name]) for name in names]
+        conv = self.ops[-1] if self.ops else None
+        if conv and op_name(before) == "conv2d" and self.numbers[before] == len(self.ops) and len(before.users) == 1:
+            layer = [*(self.weights[i] for i in conv.weights), None][:2]
+            self.ops[-1] = replace(conv, weights=self._new(*fold(layer, norm, a["eps"])))
             self.numbers[node] = len(self.ops)
         else:
-            weights = self._new(kernel, shift)
-            self._append(node, "conv2d", [before], weights, ((1, 1), (0, 0), (1, 1), len(factor)))
+            mean = self._tensor(a["running_mean"])
+            weights = self._new(*fold([mean.new_ones(len(mean), 1, 1, 1), None], norm, a["eps"]))
+            self._append(node, "conv2d", [before], weights, ((1, 1), (0, 0), (1, 1), len(mean)))
 
     def _tensor(self, node: Node) -> Tensor:
         return self.program.weights.value(self.program.constants[node]).detach()
@@ -131,34 +127,22 @@ class _Builder:
         return InputError(f"the layers up to {self.name} hold {problem}; choose an earlier node")
 
 
-def _arguments(node: Node) -> dict[str, Any]:
-    """The arguments of a node by name, with their defaults."""
-    schema = cast(OpOverload, node.target)._schema.arguments
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
-    return {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
-
-
 def _conv_args(node: Node) -> tuple | None:
     """Those of an `Op`; None where the padding of the two sides differs."""
-    a = _arguments(node)
-    stride, dilation, pad = _pair(a["stride"]), _pair(a["dilation"]), a["padding"]
+    a = arguments(node)
+    stride, dilation, pad = pair(a["stride"]), pair(a["dilation"]), a["padding"]
     if pad == "same":
         both = [e * (k - 1) for e, k in zip(dilation, a["weight"].meta["val"].shape[2:], strict=True)]
         if any(sides % 2 for sides in both):
             return None
         pad = [sides // 2 for sides in both]
-    return stride, _pair(0 if pad == "valid" else pad), dilation, a["groups"]
+    return stride, pair(0 if pad == "valid" else pad), dilation, a["groups"]
 
 
 def _pool_args(node: Node) -> tuple:
-    a = _arguments(node)
-    kernel, pad = _pair(a["kernel_size"]), _pair(a["padding"])
-    stride = _pair(a["stride"]) if a["stride"] else kernel
+    a = arguments(node)
+    kernel, pad = pair(a["kernel_size"]), pair(a["padding"])
+    stride = pair(a["stride"]) if a["stride"] else kernel
     if op_name(node) == "max_pool2d":
-        return kernel, stride, pad, _pair(a["dilation"]), a["ceil_mode"]
+        return kernel, stride, pad, pair(a["dilation"]), a["ceil_mode"]
     return kernel, stride, pad, a["ceil_mode"], a["count_include_pad"], a["divisor_override"]
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values[0], values[-1]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Node
 
-from overfeat.densify.context import filled, pair
-from overfeat.densify.export import Program, is_number, op_name
+from overfeat.densify.context import pair
+from overfeat.densify.export import Program, arguments, is_number, op_name
 from overfeat.densify.sliding import Sliding, plan_axis
 from overfeat.densify.values import Axis, Index, Maps
 from overfeat.densify.views import COPIES, LAYOUT
@@ -24,11 +24,11 @@ class Head:
     Attributes:
         source: The maps that go in.
         pool: The max pooling that the first layer's op runs as well, or None.
-        linear: The first layer, over all numbers of a window.
-        index: Which number of the window's pooled maps each of its inputs is.
+        linear: The first layer, over all elements of a window.
+        index: Which element of the window's pooled maps each of its inputs is.
         body: The nodes before the head.
         layout: The nodes between the pooled maps and the first layer.
-        tail: The nodes after the first layer, of windows one by one.
+        tail: The nodes after the first layer, on a batch of windows.
     """
 
     source: Node
@@ -63,7 +63,7 @@ def find_head(program: Program, constants: Iterable[Node], indices: dict[Node, l
 
 
 def _head_at(program: Program, position: int, indices: dict[Node, list[Index | None]]) -> Head | None:
-    """The head whose first layer is this node, if it sees each number of a window's maps once at most."""
+    """The head whose first layer is this node, if it sees each element of a window's maps once at most."""
     linear, chain = program.nodes[position], set()
     node = linear.args[0]
     last = node
@@ -71,7 +71,7 @@ def _head_at(program: Program, position: int, indices: dict[Node, list[Index | N
         chain.add(node)
         node = node.args[0]
     index = indices.get(last, [None])[0] if isinstance(last, Node) else None
-    if not isinstance(node, Node) or index is None or index.numbers.dim() != 1 or node.meta["val"].dim() != 4:
+    if not isinstance(node, Node) or index is None or index.elements.dim() != 1 or node.meta["val"].dim() != 4:
         return None
     if not index.unique:
         return None
@@ -92,13 +92,15 @@ def _is_plain_pool(node: Node) -> bool:
     """Whether this is a max pooling of squares that nothing else uses, without padding."""
     if op_name(node) != "max_pool2d" or len(node.users) > 1:
         return False
-    kernel, stride, padding, dilation, _ = _pool_arguments(node)
-    return kernel[0] == kernel[1] and stride[0] == stride[1] and (*padding, *dilation) == (0, 0, 1, 1)
+    a = arguments(node)
+    kernel, stride, dilation = (pair(a[name] or a["kernel_size"]) for name in ("kernel_size", "stride", "dilation"))
+    return kernel[0] == kernel[1] and stride[0] == stride[1] and not any(pair(a["padding"])) and dilation == (1, 1)
 
 
-def _pool_arguments(node: Node) -> tuple[tuple[int, int], ...]:
-    kernel, stride, padding, dilation, ceil = filled(node.args[1:], (), (), 0, 1, False)
-    return pair(kernel), pair(stride or kernel), pair(padding), pair(dilation), pair(int(ceil))
+def _kernel_and_stride(pool: Node) -> tuple[int, int]:
+    """The kernel and the stride of a plain max pooling."""
+    a = arguments(pool)
+    return pair(a["kernel_size"])[0], pair(a["stride"] or a["kernel_size"])[0]
 
 
 def head_input(maps: object, pool: Node | None, *, borders: str) -> HeadInput | None:
@@ -110,8 +112,8 @@ def head_input(maps: object, pool: Node | None, *, borders: str) -> HeadInput | 
         return None
     axes, size = maps.axes, 1
     if pool is not None:
-        kernel, stride, *_ = _pool_arguments(pool)
-        size, sliding = kernel[0], Sliding(kernel[0], stride[0])
+        size, stride = _kernel_and_stride(pool)
+        sliding = Sliding(size, stride)
         plans = [
             plan_axis(axis, sliding, cells, count, maps.grid.stride, borders == "neighbours")
             for axis, cells, count in zip(maps.axes, pool.meta["val"].shape[2:], maps.grid.counts, strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from overfeat.densify.export import Program, op_name
-from overfeat.densify.rules import LAYOUT
+from overfeat.densify.views import LAYOUT
 from overfeat.errors import ArgumentError, InputError
 
 EXPECTED = "scores [N, classes], or scores and boxes [N, 4], [N, 4 * classes] or [N, classes, 4]"
@@ -48,8 +48,8 @@ def find_outputs(program: Program, num_names: int | None) -> Outputs:
     named = [p for p in pairs if p.num_classes == num_names] if num_names is not None else pairs
     if not named:
         _checked(pairs[0].num_classes, num_names)
-    if len(named) > 1 and len(shapes) > 2:
-        counts = " or ".join(str(p.num_classes) for p in named)
+    if len({pair.num_classes for pair in named}) > 1 or (len(named) > 1 and len(shapes) > 2):
+        counts = " or ".join(str(pair.num_classes) for pair in named)
         raise ArgumentError(
             "class_names", f"must be given: which of the {len(shapes)} outputs are scores, {counts} classes?"
         )

@@ -1,4 +1,4 @@
-"""Rules of ops that only change where numbers are: view, flatten, permute, slices."""
+"""Rules of ops that only move elements: view, flatten, permute, slices."""
 
 import math
 from collections.abc import Callable
@@ -22,12 +22,12 @@ COPIES = ("contiguous", "clone", "alias", "detach", "dropout", "feature_dropout"
 
 
 def layout(context: Context, node: Node, x: Maps | View, *args: Any, **kwargs: Any) -> Any:
-    """view, permute, slice, ...: only where the numbers are changes."""
+    """view, permute, slice, ...: moves elements of a window."""
     if any(isinstance(a, (Tensor, *Shared)) for a in leaves((args, kwargs))):
         return None
     if isinstance(x, Maps):
-        numbers = torch.arange(math.prod(x.shape)).view(x.shape)
-        x = View(x, Index(numbers, x.shape))
+        elements = torch.arange(math.prod(x.shape)).view(x.shape)
+        x = View(x, Index(elements, x.shape))
     if node not in context.indices:
         context.indices[node] = _indices(node, x.index, args, kwargs)
     views = [View(x.maps, index) if index is not None else None for index in context.indices[node]]
@@ -37,11 +37,11 @@ def layout(context: Context, node: Node, x: Maps | View, *args: Any, **kwargs: A
 
 
 def _indices(node: Node, index: Index, args: Any, kwargs: Any) -> list[Index | None]:
-    """The op on the numbers of two windows; None where it mixes the windows."""
+    """The op on the elements of two windows; None where it mixes the windows."""
     size = math.prod(index.shape)
-    numbers = torch.stack([index.numbers, index.numbers + size])
+    elements = torch.stack([index.elements, index.elements + size])
     target: Callable = node.target  # type: ignore[assignment]
-    results = target(numbers, *resolve(args, 2), **resolve(kwargs, 2))
+    results = target(elements, *resolve(args, 2), **resolve(kwargs, 2))
     indices: list[Index | None] = []
     for of_windows in results if isinstance(results, (tuple, list)) else [results]:
         apart = of_windows.dim() > 0 and len(of_windows) == 2 and torch.equal(of_windows[1], of_windows[0] + size)
@@ -53,11 +53,8 @@ def slice_cells(context: Context, node: Node, x: Maps | View, dim: int = 0, *arg
     """A slice: of windows there is only the whole, of maps the cells stay shared, of others see `layout`."""
     rank = node.meta["val"].dim()
     if dim % rank == 0:
-        return (
-            x
-            if not args or (args[0] in (None, 0) and (len(args) == 1 or args[1] is None or args[1] > 1 << 60))
-            else None
-        )
+        start, stop, step = filled(args, None, None, 1)
+        return x if start in (None, 0) and (stop is None or stop > 1 << 60) and step == 1 else None
     shared = (x.as_maps() or x) if isinstance(x, View) else x
     if not isinstance(shared, Maps) or dim % rank < 2:
         return layout(context, node, x, dim, *args)

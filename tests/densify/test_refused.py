@@ -74,6 +74,10 @@ MODULES = {
         lambda: gives(lambda x: (x, x[:, :4], x[:, :3])),
         "class_names must be given: which of the 3 outputs are scores, 5 or 3 classes?",
     ),
+    "scores of 16 classes, or boxes of 4?": (
+        lambda: gives(lambda x: (x[:, :4], x[:, :1].expand(-1, 16))),
+        "class_names must be given: which of the 2 outputs are scores, 4 or 16 classes?",
+    ),
     "the batch's mean": (lambda: net(lambda x: x - x.mean(0)), BATCH),
     "the batch's maximum": (lambda: net(lambda x: x / x.abs().max()), BATCH),
     "statistics of the batch": (
@@ -86,6 +90,10 @@ MODULES = {
     "softmax over windows": (lambda: net(None, nn.Softmax(0)), BATCH),
     "the number of windows": (lambda: net(lambda x: x * x.shape[0]), BATCH),
     "dropout": (lambda: net(lambda x: F.dropout(x, training=True)), "F.dropout needs training=self.training"),
+    "random slopes": (lambda: net(lambda x: F.rrelu(x, training=True)), RANDOM),
+    "random attention": (
+        lambda: net(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)), f"attention at 1 {RANDOM}"
+    ),
     "noise": (lambda: net(lambda x: x + torch.randn_like(x)), f"randn_like at 1 {RANDOM}"),
     "a number read": (lambda: net(lambda x: x * x.max().item()), VALUES),
     "a mask": (lambda: net(lambda x: x + x[x > 0].sum()), VALUES),
