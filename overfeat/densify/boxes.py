@@ -1,6 +1,5 @@
 """The boxes that a converted module gives beside its scores, for `localize` and `detect`."""
 
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,31 +11,31 @@ from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, Shape
 
 if TYPE_CHECKING:
-    from overfeat.densify.net import DensifiedNet, TileFeatures
+    from overfeat.densify.net import TileFeatures
 
 
 class ConvertedRegressor(Regressor):
-    """The boxes of a converted module, computed with its scores.
+    """The boxes of a converted module, computed with its scores: its net's `regressor`.
 
     Attributes:
+        output: Which of the module's outputs they are.
         num_classes: One box for each class, or None for one in all.
         box_coder: How a box is written, see `ops.boxes.encode`.
     """
 
-    def __init__(self, net: "DensifiedNet", num_classes: int | None, box_coder: str):
+    def __init__(self, output: int, num_classes: int | None, box_coder: str):
         super().__init__()
-        self._net = weakref.ref(net)
-        self.num_classes, self.box_coder = num_classes, box_coder
+        self.output, self.num_classes, self.box_coder = output, num_classes, box_coder
 
     def check_made_for(self, net: Net) -> None:
         """Raises InputError where it is of another net."""
-        if self._net() is not net:
+        if getattr(net, "regressor", None) is not self:
             raise InputError("the regressor is another net's; use net.regressor")
 
     def forward_flat(
         self, features: Sequence["TileFeatures"], stride: Stride = "fine", positions: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Shape]]:
-        """Boxes in their windows' frames, from the features of tiles.
+        """Boxes in their windows' frames, from the features of tiles that have passed the head.
 
         Args:
             positions: Which windows of each tile; int64 [k] each. None: all.
@@ -44,10 +43,7 @@ class ConvertedRegressor(Regressor):
         Returns:
             [windows, num_classes or 1, 4], and (n, rows, columns) of each tile.
         """
-        net = self._net()
-        assert net is not None and net.outputs.boxes is not None
-        net.forward_head_flat(features, stride)  # a second time nothing is computed
-        boxes = [f.outputs[net.outputs.boxes] for f in features]
+        boxes = [f.outputs[self.output] for f in features]
         if positions is not None:
             boxes = [of_tile[chosen] for of_tile, chosen in zip(boxes, positions, strict=True)]
         return torch.cat(boxes).reshape(-1, self.num_classes or 1, 4), [f.shape for f in features]

@@ -56,7 +56,7 @@ class Interpreter:
         self, values: dict[Node, Any], nodes: Sequence[Node], num_windows: int, device: torch.device,
         keep: Iterable[Node] = (), observer: Observer | None = None,
     ) -> dict[Node, Any]:  # fmt: skip
-        """Run nodes on values, which afterwards has what is not used up."""
+        """Run nodes; `values` gets their values, and loses those that no later node uses."""
         keep = set(keep)
         for node in nodes:
             if node in self.constants:
@@ -115,7 +115,7 @@ class Interpreter:
         return kwargs
 
     def _plain(self, node: Node, args: Any, kwargs: Any, num_windows: int) -> Any:
-        """The module's own op on windows one by one, or on constants."""
+        """The module's own op on a batch of windows, or on constants."""
         args, kwargs = resolve(args, num_windows), resolve(kwargs, num_windows)
         target: Callable = node.target  # type: ignore[assignment]
         if self.names[node] == "linear" and args[0].dim() == 2:
@@ -126,7 +126,7 @@ class Interpreter:
         return result.relu_() if node in self.context.relu else result
 
     def _linear(self, node: Node, flat: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A fully connected layer of windows one by one, with its ReLU."""
+        """A fully connected layer on a batch of windows, with its ReLU."""
         as_kernel = self.program.weights.derived(
             (node, "linear", weight.device.type), [weight], lambda: weight[..., None, None]
         )
@@ -174,13 +174,13 @@ def _is_shared(value: Any) -> bool:
 
 
 def _border_reason(node: Node) -> str | None:
-    """Of a value that is windows one by one by its rule; None where a rule has made one number of many cells."""
+    """Why a rule gives a batch of windows; None where its output has a single cell anyway."""
     value = node.meta["val"]
     spatial = isinstance(value, Tensor) and value.dim() == 4 and max(value.shape[2:]) > 1
     return "nearly all of its cells see the window's border" if spatial else None
 
 
 def _whole_reason(shared: Sequence[Maps | View]) -> str | None:
-    """Of a value that has no rule; None where its inputs have a single cell."""
+    """Why an op without a rule runs on a batch of windows; None where its inputs have a single cell anyway."""
     maps = [v.maps if isinstance(v, View) else v for v in shared]
     return "it mixes all cells of a window" if any(max(m.shape[1:]) > 1 for m in maps) else None

@@ -84,7 +84,7 @@ class DensifiedNet(Net):
         self.head = find_head(program, neighbours.constants, neighbours.context.indices)
         self.regressor: ConvertedRegressor | None = None
         if outputs.boxes is not None:
-            self.regressor = ConvertedRegressor(self, outputs.num_boxes, box_coder)
+            self.regressor = ConvertedRegressor(outputs.boxes, outputs.num_boxes, box_coder)
         self.eval()
 
     def with_borders(self, borders: str) -> "DensifiedNet":
@@ -121,7 +121,7 @@ class DensifiedNet(Net):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.weights.dtype or self.program.dtype
 
     def __str__(self) -> str:
@@ -242,12 +242,12 @@ class DensifiedNet(Net):
         if head is None:
             return TileFeatures(shape, None, self._outputs(values, self.program.nodes, grid.num_windows, crop.device))
         self.interpreter.run(values, head.body, grid.num_windows, crop.device, keep=[head.source])
-        for pool in dict.fromkeys((head.pool, None)):
-            maps = head_input(values[head.source if pool or not head.pool else head.pool], pool, borders=self.borders)
-            if maps is not None:
-                return TileFeatures(shape, maps)
-            if pool is not None:
-                self.interpreter.run(values, [pool], grid.num_windows, crop.device)
+        maps = head_input(values[head.source], head.pool, borders=self.borders)
+        if maps is None and head.pool is not None:  # the pooling on its own
+            self.interpreter.run(values, [head.pool], grid.num_windows, crop.device)
+            maps = head_input(values[head.pool], None, borders=self.borders)
+        if maps is not None:
+            return TileFeatures(shape, maps)
         rest = [*head.layout, head.linear, *head.tail]
         return TileFeatures(shape, None, self._outputs(values, rest, grid.num_windows, crop.device))
 
@@ -293,7 +293,7 @@ class DensifiedNet(Net):
     def _outputs(
         self, values: dict[Node, Any], nodes: Sequence[Node], num_windows: int, device: torch.device
     ) -> list[Tensor]:
-        """Run nodes up to the module's outputs, of windows one by one."""
+        """Run nodes up to the module's outputs, each [windows, ...]."""
         outputs = self.program.outputs
         self.interpreter.run(values, nodes, num_windows, device, keep=outputs)
         return [windows_of(values[node]) for node in outputs]  # type: ignore[misc]
@@ -314,7 +314,7 @@ class DensifiedNet(Net):
                 assert self.head is not None
                 maps, positions = features.input.maps, math.prod(features.shape)
                 gathers = positions < eager.GATHER_MAX_POSITIONS
-                window = self.head.index.numbers.numel() if gathers else 4 * maps.shape[1]
+                window = self.head.index.elements.numel() if gathers else 4 * maps.shape[1]
                 held = (3 * maps.numel() + positions * window) * maps.element_size()
             with Meter() as head:
                 self.forward_head_flat([features], pixels)
@@ -323,7 +323,7 @@ class DensifiedNet(Net):
         return images * of_body, images * of_head
 
     def tile_bytes_bound(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
-        """See `Net.tile_bytes_bound`: windows are shared only where one by one they would need more."""
+        """See `Net.tile_bytes_bound`: windows share only where each on its own would need more."""
         if self.borders == "neighbours":  # between windows far apart there are cells too
             return self.tile_bytes(images, rows, columns, stride)
         height, width = self.geometry.window
