@@ -22,7 +22,11 @@ __all__ = sorted(_SOURCES)
 
 
 class _Package(ModuleType):
-    """A package whose public functions keep their names: importing `overfeat.densify.net` must not hide `densify`."""
+    """A package whose public functions keep their names.
+
+    Python sets every imported subpackage as an attribute of its parent: `import overfeat.densify.net` would hide the
+    function `densify`.
+    """
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (isinstance(value, ModuleType) and _SOURCES.get(name)):

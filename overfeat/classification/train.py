@@ -5,7 +5,7 @@ from pathlib import Path
 from overfeat.classification.config import TRAINING, ClassifierConfig
 from overfeat.classification.data import CentreCropDataset, CropDataset
 from overfeat.data.image_folder import ImageFolder
-from overfeat.densify.backbone import FOR_IMAGES, new_net
+from overfeat.densify.initial_net import FOR_IMAGES, new_net
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
 from overfeat.models.overfeat import OverFeat

@@ -157,7 +157,7 @@ def _classifier(args: argparse.Namespace, options: ClassifierConfig, train: Trai
     from overfeat.classification.data import read_data
     from overfeat.classification.train import ClassifierTask, build_classifier
     from overfeat.data.image_folder import align
-    from overfeat.densify.backbone import describe_start
+    from overfeat.densify.initial_net import describe_start
 
     data, validation = read_data(args.data, args.validation, args.devkit)
     _seed(train)
@@ -247,7 +247,7 @@ def _box_classifier(args: argparse.Namespace, options: BoxClassifierConfig, trai
     Examples:
         overfeat train box-classifier --data annotated-photos --out run
     """
-    from overfeat.densify.backbone import describe_start
+    from overfeat.densify.initial_net import describe_start
     from overfeat.multibox.build import build_box_classifier, samples_for
     from overfeat.multibox.data import CROPS_PER_POSITIVE
     from overfeat.multibox.train import BoxClassifierTask

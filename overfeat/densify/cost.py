@@ -53,11 +53,11 @@ class Meter(TorchDispatchMode):
 
 @dataclass
 class Cost:
-    """Of a run.
+    """The cost of a run.
 
     Attributes:
         macs: By node.
-        ends: The nodes from which on windows are computed one by one, and why.
+        ends: The nodes from which on each window is computed on its own, and why.
         axes: Of every node whose value windows share.
         peak: Bytes of the tensors that are alive at once, with the images.
     """

@@ -39,15 +39,9 @@ def elementwise(context: Context, node: Node, x: Maps | View, *args: Any, **kwar
 
 
 def batch_norm(
-    context: Context,
-    node: Node,
-    x: Maps,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
+    context: Context, node: Node, x: Maps, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
     *rest: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """Batch normalization in evaluation; returns a tuple, as the op of the graph does."""
     if not isinstance(x, Maps):
         return None
@@ -81,9 +75,9 @@ def joined(context: Context, node: Node, *values: Any, **kwargs: Any) -> Any:
     if not all(_same_for_all_cells(v) for v in items if isinstance(v, Tensor)):
         return None
 
-    def function(taken: list[Tensor]) -> Tensor:
-        mine = iter(taken)
-        return target(*(next(mine) if isinstance(v, Maps) else v for v in items), **kwargs)
+    def function(parts: list[Tensor]) -> Tensor:
+        remaining = iter(parts)
+        return target(*(next(remaining) if isinstance(v, Maps) else v for v in items), **kwargs)
 
     return _combined(maps, function)
 
@@ -102,8 +96,8 @@ def cat(context: Context, node: Node, values: Sequence[Any], dim: int = 0) -> An
     if dim % 4 != 1 or not all(isinstance(v, Maps) for v in items):
         return None
 
-    def function(taken: list[Tensor]) -> Tensor:  # channels last, as the parts are: several times as fast
-        return torch.cat([t.permute(0, 1, 2, 4, 5, 3) for t in taken], dim=5).permute(0, 1, 2, 5, 3, 4)
+    def function(parts: list[Tensor]) -> Tensor:  # channels last, as the parts are: several times as fast
+        return torch.cat([t.permute(0, 1, 2, 4, 5, 3) for t in parts], dim=5).permute(0, 1, 2, 5, 3, 4)
 
     return _combined(items, function)  # type: ignore[arg-type]
 
@@ -124,11 +118,11 @@ def _combined(maps: Sequence[Maps], function: Callable[[list[Tensor]], Tensor]) 
     parts = {}
     for kind_down, down in axes[0].kinds():
         for kind_across, across in axes[1].kinds():
-            taken = [m.take(down, across) for m in maps]
+            pieces = [m.take(down, across) for m in maps]
             for i, cells in enumerate((down, across)):
                 if cells is None:
-                    taken = _aligned(taken, 4 + i, [m.axes[i].offset - axes[i].offset for m in maps])
-            parts[kind_down, kind_across] = function(taken)
+                    pieces = _aligned(pieces, 4 + i, [m.axes[i].offset - axes[i].offset for m in maps])
+            parts[kind_down, kind_across] = function(pieces)
     result = Maps((axes[0], axes[1]), parts, maps[0].grid)
     return result.windows() if axes[0].own and axes[1].own else result
 

@@ -68,7 +68,7 @@ def _sharing(net: "DensifiedNet", cropped: Cost, here: Cost) -> list[str]:
         nodes, position = net.program.nodes, net.program.nodes.index(node)
         before, after = (_saved(cropped, here, part) for part in (nodes[:position], nodes[position:]))
         lines.append(f"before {label(node)}, windows share work: {before}")
-        lines.append(f"from {label(node)} on, windows are computed one by one, since {reason}: {after}")
+        lines.append(f"from {label(node)} on, each window is computed on its own, since {reason}: {after}")
     if net.borders == "exact" and max(max(pair) for pair in net.reach):
         stride = net.geometry.stride(net.default_stride)
         neighbours = run_cost(Interpreter(net.program, "neighbours"), WINDOWS, stride)

@@ -1,4 +1,4 @@
-"""What a value of the graph is on whole images: maps that windows share, views of them, or windows one by one.
+"""What a value of the graph is on whole images: maps that windows share, views of them, or a batch of windows.
 
 Along an axis a window of the image at pixel p has `cells` cells, and cell k is shared cell p/unit + k*tap + offset: a
 stride is kept while windows are as far apart, else it becomes the dilation of what follows ("a trous"). The first
@@ -33,7 +33,7 @@ class WindowGrid:
 
     @property
     def num_windows(self) -> int:
-        """Of all images together."""
+        """Number of windows of all images together."""
         return self.images * self.counts[0] * self.counts[1]
 
 
@@ -126,7 +126,7 @@ class Maps:
         return self._pick(part, 1, kind_across, cells_across)
 
     def windows(self) -> Tensor:
-        """Every window on its own: [windows, C, cells down, cells across]."""
+        """All windows as a batch: [windows, C, cells down, cells across]."""
         every = self.take((0, self.axes[0].cells), (0, self.axes[1].cells))
         return every.flatten(0, 2)
 
@@ -198,20 +198,25 @@ def _pieces(axis: Axis, cells: Cells) -> Iterator[tuple[Kind, Cells]]:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Which number of a window's maps [C, h, w] each number of a view of them is; `shape` is the maps'."""
+    """Which elements of a window's maps a view of them has.
 
-    numbers: Tensor
+    Attributes:
+        elements: For each element of the view, its position in the flattened maps.
+        shape: Of the maps, (C, h, w).
+    """
+
+    elements: Tensor
     shape: tuple[int, int, int]
 
     @cached_property
     def channels(self) -> Tensor | None:
         """The channels of a view that only selects and reorders channels; None for any other."""
         cells = self.shape[1] * self.shape[2]
-        if self.numbers.dim() != 3 or tuple(self.numbers.shape[1:]) != self.shape[1:]:
+        if self.elements.dim() != 3 or tuple(self.elements.shape[1:]) != self.shape[1:]:
             return None
-        of = self.numbers[:, 0, 0] // cells
+        of = self.elements[:, 0, 0] // cells
         plain = (of * cells)[:, None, None] + torch.arange(cells).view(self.shape[1:])
-        return of if torch.equal(plain, self.numbers) else None
+        return of if torch.equal(plain, self.elements) else None
 
     @cached_property
     def consecutive(self) -> bool:
@@ -221,31 +226,31 @@ class Index:
 
     @cached_property
     def unique(self) -> bool:
-        """Whether no number of the maps is in the view twice."""
-        return len(self.numbers.unique()) == self.numbers.numel()
+        """Whether no element of the maps is in the view twice."""
+        return len(self.elements.unique()) == self.elements.numel()
 
     @cached_property
     def identity(self) -> bool:
-        """Whether the view has all numbers in their order."""
+        """Whether the view has all elements in their order."""
         size = self.shape[0] * self.shape[1] * self.shape[2]
-        flat = self.numbers.flatten()
+        flat = self.elements.flatten()
         return len(flat) == size and torch.equal(flat, torch.arange(size))
 
 
 @dataclass
 class View:
-    """Maps after view, flatten, permute, slice: which of its numbers is where."""
+    """Maps after view, flatten, permute, slice: not moved, but with the positions of their elements."""
 
     maps: Maps
     index: Index
 
     def windows(self) -> Tensor:
-        """Every window on its own: [windows, ...]."""
+        """All windows as a batch: [windows, ...]."""
         windows = self.maps.windows().flatten(1)
-        numbers = self.index.numbers
+        elements = self.index.elements
         if self.index.identity:
-            return windows.view(len(windows), *numbers.shape)
-        return windows[:, numbers.flatten().to(windows.device)].view(len(windows), *numbers.shape)
+            return windows.view(len(windows), *elements.shape)
+        return windows[:, elements.flatten().to(windows.device)].view(len(windows), *elements.shape)
 
     def as_maps(self) -> Maps | None:
         """A view that only selects and reorders channels as maps; None for any other."""
@@ -265,7 +270,7 @@ Shared = (Maps, View)
 
 
 def windows_of(value: object) -> object:
-    """Shared values as windows one by one; any other value as it is."""
+    """Shared values as batches of windows; any other value as it is."""
     return value.windows() if isinstance(value, Shared) else value
 
 

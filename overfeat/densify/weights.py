@@ -45,7 +45,7 @@ class Weights(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of the first floating-point parameter or buffer; None without one."""
+        """The dtype of the first floating-point parameter or buffer; None without one."""
         tensors = itertools.chain(self.parameters(), self.buffers())
         return next((t.dtype for t in tensors if t.is_floating_point()), None)
 

@@ -8,7 +8,7 @@ import numpy as np
 from overfeat.data.annotated import Annotated
 from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
 from overfeat.dense.scales import BEST_OBJECT_SIZE, choose_scales
-from overfeat.densify.backbone import FOR_OBJECTS, describe_start, new_net
+from overfeat.densify.initial_net import FOR_OBJECTS, describe_start, new_net
 from overfeat.detection.config import SAMPLES, DetectorConfig
 from overfeat.detection.targets import RULE
 from overfeat.errors import shorten

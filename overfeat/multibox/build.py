@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from overfeat.data.annotated import Annotated
-from overfeat.densify.backbone import FOR_IMAGES, check_net_name, describe_start, new_net
+from overfeat.densify.initial_net import FOR_IMAGES, check_net_name, describe_start, new_net
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import ARCHITECTURES, MULTIBOX_ARCHITECTURES, Architecture
 from overfeat.models.checkpoint import load_any

@@ -11,7 +11,8 @@ from overfeat.data.readers.coco import read_coco
 from overfeat.dense.config import DenseConfig
 from overfeat.dense.grid import grids
 from overfeat.dense.tiling import plan_tiles
-from overfeat.densify.backbone import Backbone, new_net
+from overfeat.densify.backbone import Backbone
+from overfeat.densify.initial_net import new_net
 from overfeat.detection.build import build_detector
 from overfeat.detection.config import DetectorConfig
 from overfeat.detection.train import DetectorTask
