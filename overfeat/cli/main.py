@@ -25,19 +25,8 @@ from overfeat.cli.options import flag_of
 from overfeat.errors import ArgumentError, InputError
 
 COMMANDS = (
-    classify,
-    localize,
-    detect,
-    features,
-    train,
-    evaluate,
-    profile,
-    compare_borders,
-    bench,
-    convert,
-    scenes,
-    demo,
-)
+    classify, localize, detect, features, train, evaluate, profile, compare_borders, bench, convert, scenes, demo,
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -58,7 +58,7 @@ class ModuleOptions(Options):
 class BoxModuleOptions(ModuleOptions):
     """How a module that gives boxes beside its scores becomes a net."""
 
-    box_coder: str = option("xyxy", "how the module's boxes are coded", choices=("xyxy", "cxcywh"))
+    box_coder: Literal["xyxy", "cxcywh"] = option("xyxy", "how the module's boxes are coded")
     background: bool = option(False, "the module's last class is the background")
 
 

@@ -69,18 +69,9 @@ def _draw_window(axis: Any, image: Tensor, box: np.ndarray, text: str) -> None:
     """A window with text, and the rest of the image darker."""
     height, width = image.shape[1:]
     x1, y1, x2, y2 = box
-    corners = [
-        (0, 0),
-        (width, 0),
-        (width, height),
-        (0, height),
-        (0, 0),
-        (x1, y1),
-        (x1, y2),
-        (x2, y2),
-        (x2, y1),
-        (x1, y1),
-    ]
+    # The image's outline, then the window's the other way round, as a hole.
+    outline = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
+    corners = [*outline, (x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1)]
     axis.fill(*zip(*corners, strict=True), color="black", alpha=0.45, linewidth=0)
     draw_box(axis, box, WINDOW_COLOR, linewidth=2)
     style = {"facecolor": "black", "alpha": 0.7, "pad": 2, "linewidth": 0}

@@ -314,7 +314,7 @@ def test_the_table_of_costs():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(320, 2))
     text = str(overfeat.densify(module.eval(), WINDOW, name="grouped"))
     assert "grouped: windows of 14x12 px, 2 classes, borders exact" in text
-    assert text.count("windows are computed one by one") == 1
+    assert text.count("each window is computed on its own") == 1
     assert "from group_norm at 1 on" in text or "from native_group_norm at 1 on" in text
     for row in ("conv2d at 0", "conv2d at 2", "linear at 4", "total"):
         assert row in text
