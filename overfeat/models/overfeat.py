@@ -94,6 +94,7 @@ class OverFeat(Net):
                 f"the backbone is not that of the architecture {architecture.name}; take its `architecture`"
             )
         self.architecture, self.geometry = architecture, architecture.geometry
+        self._steps = architecture.feature_layers  # torch.compile cannot read a cached property
         self.class_names = [f"class {i}" for i in range(classes)]
         self.flip = True
         self.background = False
@@ -198,7 +199,7 @@ class OverFeat(Net):
         self._check(images, check_size=pads is None)
         if self.backbone is not None:
             return self.backbone(self._normalised(images))
-        return self._run(images, self.architecture.feature_layers, pads)
+        return self._run(images, self._steps, pads)
 
     @overload
     def classifier(self, maps: Tensor, stride: Stride = "coarse") -> Tensor: ...
@@ -282,7 +283,7 @@ class OverFeat(Net):
                 f"the {self.architecture.name} net has layers 0..{len(layers) - 1}, not {number}; {features}"
             )
         self._check(images)
-        conv_part = len(self.architecture.feature_layers) + (self.architecture.pool > 1)
+        conv_part = len(self._steps) + (self.architecture.pool > 1)
         if number < conv_part and self.backbone is not None:
             maps = self.features(images) if number else self._normalised(images)
             return F.max_pool2d(maps, self.architecture.pool) if layers[number].kind == "pool" else maps
