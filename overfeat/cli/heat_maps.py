@@ -62,4 +62,4 @@ def write_heat_maps(
     with atomic_write(path.with_name(f"{path.name}.npz")) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
     if draw:
-        classification(image, maps, scores, names, path.name, path.with_name(f"{path.name}.png"))
+        classification(image, maps, scores, names, path.name, path.with_name(f"{path.name}.png"), count=min(count, 5))

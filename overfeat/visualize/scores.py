@@ -14,20 +14,22 @@ WINDOW_COLOR, BAR_COLOR = "cyan", "#f1711d"
 
 
 def classification(
-    image: Tensor, maps: Sequence[ScoreMap], scores: Tensor, names: Sequence[str], title: str, path: str | Path
-) -> None:
+    image: Tensor, maps: Sequence[ScoreMap], scores: Tensor, names: Sequence[str], title: str, path: str | Path,
+    *, count: int = 5,
+) -> None:  # fmt: skip
     """Draw an image uint8 [3, H, W] with its best window, the top classes, and a heat map of the best class per scale.
 
     Args:
         maps: From `score_maps`; those of the mirror image are not drawn.
         scores: Of the whole image, [classes].
+        count: Number of the top classes.
     """
     maps = [m for m in maps if not m.grid.flipped]
     label = int(scores.argmax())
     figure, axes = image_panels(image, len(maps) + 2, title)
     draw_best_window(axes[0], image, maps, label, names[label])
     axes[0].set_title("the image and its best window", fontsize=9)
-    draw_bars(axes[1], scores, names)
+    draw_bars(axes[1], scores, names, count)
     axes[1].set_box_aspect(image.shape[1] / image.shape[2])
     axes[1].set_title("scores of the image", fontsize=9)
     _draw_maps(figure, axes, 2, image, maps, label)
