@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from overfeat.cli import features
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
+from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings, note_unseen
 from overfeat.cli.heat_maps import SUFFIXES, can_draw, class_scores, write_heat_maps
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
-from overfeat.cli.options import refuse_options
+from overfeat.cli.options import config_from_args, refuse_options
 from overfeat.cli.results import add_out, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.errors import ArgumentError, InputError
@@ -77,14 +77,17 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(args.images)
     output = None
     if args.out:
-        settings = {name: getattr(args, name) for name in ("command", "voting", "top_k", "heat_map")}
-        settings |= dense_settings(args) | net_settings(args, net)
+        settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}
+        settings |= {"heat_map": True} if args.heat_map else {}
+        settings |= dense_settings(args, net) | net_settings(args, net)
         output = result_folder(args.out, images, settings, ".json", SUFFIXES if args.heat_map else ())
 
     draw = args.heat_map and can_draw()
 
     def process(path: Path) -> None:
         image = read_image(path, args.max_pixels)
+        if args.voting == "dense":
+            note_unseen(path, net, (image.shape[1], image.shape[2]), config_from_args(DenseConfig, args))
         maps = score_maps(net, image, **dense_arguments(args)) if args.heat_map else []
         scores = class_scores(maps) if maps else _scores(net, image, args)
         if not scores.isfinite().all():

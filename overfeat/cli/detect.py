@@ -127,7 +127,7 @@ def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     return (
         detector,
         net.class_names[: net.num_foreground_classes],
-        {**asdict(config), **dense_settings(args), **net_settings(args, net)},
+        {**asdict(config), **dense_settings(args, net), **net_settings(args, net)},
     )
 
 

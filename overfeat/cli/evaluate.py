@@ -191,7 +191,7 @@ def _run_detector(args: argparse.Namespace) -> int:
         raise InputError("--ignore-list counts the images from 1, and some are left out; put them right instead")
     data = align_boxes(data, net.class_names[:-1])
     config = asdict(config_from_args(DetectionConfig, args))
-    settings = {**config, **dense_settings(args), **nets.net_settings(args, net), **data_settings(data)}
+    settings = {**config, **dense_settings(args, net), **nets.net_settings(args, net), **data_settings(data)}
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()
     predict = partial(detect, net, regressor, **config, **dense_arguments(args))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from overfeat.cli.command import Commands, add_command
+from overfeat.cli.dense import note_unseen
 from overfeat.cli.images import add_image_options, find_images, process_images, read_enlarged
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
@@ -72,12 +73,16 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"-o {args.out}: is the image itself; name another file")
     output = None
     if args.out and not single:
-        settings = {"command": "features", "layer": layer, "stride": args.stride, "format": args.format}
-        settings |= net_settings(args, net)
+        settings = {"command": "features", "layer": layer, "format": args.format, **net_settings(args, net)}
+        if net.geometry.any_stride:
+            settings["stride"] = args.stride or net.default_stride
         output = result_folder(args.out, images, settings, SUFFIXES[args.format])
 
     def process(path: Path) -> None:
         image = as_batch(read_enlarged(net, path, args.max_pixels), net.in_channels)
+        if net.geometry.any_stride:
+            size = (image.shape[2], image.shape[3])
+            note_unseen(path, net, size, DenseConfig(scales=(1.0,), flip=False, stride=args.stride))
         with torch.no_grad():
             features = layer_output(image.to(net.device))[0].cpu().contiguous()
         if not args.out and args.format == "text":

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     output = None
     if args.out:
         figure_class()
-        settings = {"command": "localize", **asdict(config), **dense_settings(args), **net_settings(args, net)}
+        settings = {"command": "localize", **asdict(config), **dense_settings(args, net), **net_settings(args, net)}
         output = result_folder(args.out, images, settings, ".json", [".png"])
 
     def process(path: Path) -> None:

@@ -169,6 +169,15 @@ def test_modules_of_other_kinds(name, capsys):
     assert len(printed) == (1 if name == "one" else 3) and all(0 <= score <= 1 for score in printed)
 
 
+@pytest.mark.parametrize("command", ["classify", "features"])
+def test_a_stride_that_leaves_most_of_the_image_out_is_noted(command, module, capsys):
+    assert main([command, "photo.png", *OWN, "--stride", "500"]) == 0
+    note = "photo.png: 1 window of 16x16 px, less than half of its 37x42; choose a smaller --stride"
+    assert note in capsys.readouterr().err
+    assert main([command, "photo.png", *OWN, "--stride", "16"]) == 0
+    assert "window" not in capsys.readouterr().err
+
+
 def test_features_are_the_outputs_of_the_module_s_layers(module, folder, capsys):
     command = ["features", "photo.png", *OWN, "--stride", "4", "-o", "out.npz"]
     windows = np.array([[(x, y, x + 16, y + 16) for x in range(0, 27, 4)] for y in range(0, 22, 4)])

@@ -123,6 +123,7 @@ def test_bad_images_are_skipped_and_a_second_run_continues(weights, photos, tmp_
     assert "5 of 6 images are done already" in capsys.readouterr().err
     assert (out / "b.png.json").exists() and (out / "a.jpg.json").stat().st_mtime_ns == before
 
+    assert main([*command, "--stride", "fine"]) == 0  # the default
     assert main([*command, "--stride", "coarse"]) == 1
     assert "other settings" in capsys.readouterr().err
     (out / "settings.json").write_bytes(b"\xff\xfe")
