@@ -1,7 +1,6 @@
 """MACs and memory of a run, from the same interpreter on the meta device."""
 
 import weakref
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from overfeat.densify.interpreter import Interpreter, Observer
-from overfeat.densify.values import Maps, Shared, View, WindowGrid
+from overfeat.densify.values import Shared, View, WindowGrid
+from overfeat.models.geometry import Size
 
 META = torch.device("meta")
 
@@ -59,21 +59,15 @@ class Cost:
         macs: By node.
         ends: The nodes from which on each window is computed on its own, and why.
         axes: Of every node whose value windows share.
-        peak: Bytes of the tensors that are alive at once, with the images.
     """
 
     macs: dict[Node, int] = field(default_factory=dict)
     ends: dict[Node, str] = field(default_factory=dict)
     axes: dict[Node, Any] = field(default_factory=dict)
-    peak: int = 0
 
 
-def measure(
-    interpreter: Interpreter, nodes: Sequence[Node], grid: WindowGrid, size: tuple[int, int],
-    offsets: tuple[int, int] = (0, 0), *, prepare: Callable[[Tensor], Tensor] = lambda images: images,
-    channels: int | None = None,
-) -> Cost:  # fmt: skip
-    """The cost of nodes on images of (height, width); `prepare` comes before them."""
+def measure(interpreter: Interpreter, grid: WindowGrid, size: Size) -> Cost:
+    """The cost of a program on images of (height, width) with these windows."""
     cost, meter, before = Cost(), Meter(), 0
     program = interpreter.program
 
@@ -89,14 +83,8 @@ def measure(
             cost.axes[node] = value.maps.axes if isinstance(value, View) else value.axes
 
     with torch.no_grad(), meter:
-        images = torch.empty(grid.images, channels or program.channels, *size, device=META)
-        values = interpreter.start(prepare(images).to(program.weights.dtype or program.dtype), grid, offsets)
-        values = interpreter.run(
-            values, nodes, grid.num_windows, META, keep=program.outputs, observer=Observer(started, ended)
-        )
-        for output in program.outputs:
-            value = values.get(output)
-            if isinstance(value, (Maps, View)):
-                values[output] = value.windows()
-    cost.peak = meter.peak
+        dtype = program.weights.dtype or program.dtype
+        images = torch.empty(grid.images, program.channels, *size, device=META, dtype=dtype)
+        values = interpreter.start(images, grid)
+        interpreter.run(values, program.nodes, grid.num_windows, META, observer=Observer(started, ended))
     return cost

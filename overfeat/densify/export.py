@@ -168,8 +168,8 @@ def _program(exported: ExportedProgram) -> Program:
 def _check_node(node: Node) -> None:
     """InputError for a node whose value is not the same for a window whenever it is evaluated."""
     if _is_random(node):
-        remedy = "the module's outputs must depend on its input alone"
-        remedy = "F.dropout needs training=self.training" if "dropout" in op_name(node) else remedy
+        alone = "the module's outputs must depend on its input alone"
+        remedy = "F.dropout needs training=self.training" if "dropout" in op_name(node) else alone
         raise InputError(f"{label(node)} draws random numbers in evaluation; {remedy}")
     if any(free_unbacked_symbols(v) for v in pytree.tree_leaves(node.meta["val"]) if not isinstance(v, (int, float))):
         raise InputError(

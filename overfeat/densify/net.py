@@ -77,10 +77,10 @@ class DensifiedNet(Net):
         self._bytes: dict[Any, tuple[int, int]] = {}
         # A run with neighbours shares all maps, so it visits every view, and every pixel that windows depend on.
         neighbours = Interpreter(program, "neighbours")
-        shared = measure(neighbours, program.nodes, WindowGrid(1, (1, 1), 1), program.window)
+        shared = measure(neighbours, WindowGrid(1, (1, 1), 1), program.window)
         self.reach = _reach(shared)
         if borders == "refuse":
-            measure(self.interpreter, program.nodes, WindowGrid(1, (1, 1), 1), program.window)
+            measure(self.interpreter, WindowGrid(1, (1, 1), 1), program.window)
         self.head = find_head(program, neighbours.constants, neighbours.context.indices)
         self.regressor: ConvertedRegressor | None = None
         if outputs.boxes is not None:
@@ -339,9 +339,10 @@ class DensifiedNet(Net):
         grid = WindowGrid(1, (counts[0], counts[1]), self.geometry.stride(stride))
         seen = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
         macs: dict[str, int] = {}
-        for node, count in measure(self.interpreter, self.program.nodes, grid, seen).macs.items():
+        for node, count in measure(self.interpreter, grid, seen).macs.items():
             if count:
-                macs[label(node)] = macs.get(label(node), 0) + count
+                name = label(node)
+                macs[name] = macs.get(name, 0) + count
         return macs, grid.num_windows
 
 

@@ -14,11 +14,11 @@ from functools import lru_cache
 from torch import Tensor
 from torch.fx import Node
 
+from overfeat.densify.context import Pair
 from overfeat.densify.export import label
 from overfeat.densify.values import Axis, Cells, Maps, on_maps
 from overfeat.errors import ArgumentError
 
-Pair = tuple[int, int]
 # An op without padding on maps [n, C, h, w], given its strides and dilations (down, across).
 Op = Callable[[Tensor, Pair, Pair], Tensor]
 

@@ -38,7 +38,7 @@ def run_cost(interpreter: Interpreter, count: int, stride: int) -> Cost:
     """The cost of count x count windows."""
     height, width = interpreter.program.window
     size = ((count - 1) * stride + height, (count - 1) * stride + width)
-    return measure(interpreter, interpreter.program.nodes, WindowGrid(1, (count, count), stride), size)
+    return measure(interpreter, WindowGrid(1, (count, count), stride), size)
 
 
 def _by_label(program: Program, cost: Cost, windows: int) -> dict[str, float]:

@@ -110,8 +110,9 @@ class Net(nn.Module):
             return outputs.softmax(dim=1)
         return outputs.sigmoid() if self.activation == "sigmoid" else outputs
 
-    def class_maps(self, images: Tensor, stride: Stride = "coarse") -> Tensor:
-        """Outputs [N, classes, h, w] of every window of images [N, C, H, W] in 0..255, at least the window."""
+    def class_maps(self, images: Tensor) -> Tensor:
+        """Outputs [N, classes, h, w] at coarse stride of images [N, C, H, W] in 0..255, at least the window."""
+        stride: Stride = "coarse"
         rows, columns = (
             self.input_span(axis, side, slice(0, self.geometry.num_outputs(axis, side, stride)), stride)
             for axis, side in enumerate(images.shape[2:])

@@ -11,6 +11,7 @@ from overfeat.dense.evaluate import ScoreMap
 from overfeat.visualize.figures import draw_box, draw_text, image_panels, pixels, save, set_limits
 
 WINDOW_COLOR, BAR_COLOR = "cyan", "#f1711d"
+TOP = 5  # classes whose bars are drawn
 
 
 def classification(
@@ -106,15 +107,15 @@ def draw_map(axis: Any, image: Tensor, score_map: ScoreMap, label: int) -> Any:
     return shading
 
 
-def draw_bars(axis: Any, scores: Tensor, names: Sequence[str], count: int = 5, fontsize: float = 9) -> None:
-    """The best classes as bars, with their names above them."""
-    top = scores.cpu().topk(min(count, len(scores)))
+def draw_bars(axis: Any, scores: Tensor, names: Sequence[str], fontsize: float = 9) -> None:
+    """The five best classes as bars, with their names above them."""
+    top = scores.cpu().topk(min(TOP, len(scores)))
     for row, (score, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
         axis.barh(row, score, height=0.28, color=BAR_COLOR if row == 0 else "silver")
         text = {"fontsize": fontsize, "verticalalignment": "bottom", "parse_math": False}
         axis.text(0, row - 0.2, names[label], fontweight="bold" if row == 0 else "normal", **text)
         axis.text(1, row - 0.2, f"{score:.2f}", horizontalalignment="right", **text)
-    axis.set(xlim=(0, 1), ylim=(count - 0.7, -0.7))
+    axis.set(xlim=(0, 1), ylim=(TOP - 0.7, -0.7))
 
 
 def _centres(boxes: np.ndarray) -> tuple[float, float, float, float]:
