@@ -1,5 +1,6 @@
 """The feature maps of a converted module at a node, as the feature layers of a net of one's own."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from overfeat.models.receptive_field import SlidingWindow, input_size
 
 HIDDEN = (384,)
 SHORT_SIDE = 1.15  # what training resizes an image's shorter side to, in windows
+MAX_HEAD_WEIGHTS = 1 << 28  # of its first layer: 1 GiB in float32
 PROBE_CELLS = 16  # along a side of the maps that give their scale
 
 
@@ -35,7 +37,8 @@ class Backbone(FeatureLayers):
         architecture: Of a net on these features; its `window` is the one that it has.
 
     Raises:
-        ArgumentError: For a net that is not a converted one, and a window smaller than that of a single cell.
+        ArgumentError: For a net that is not a converted one, and a window smaller than that of a single cell or
+            with too large a head.
         InputError: For a node that does not exist, or layers before it that whole images cannot share, such as a mean
             over the window.
     """
@@ -44,7 +47,7 @@ class Backbone(FeatureLayers):
         if not isinstance(net, DensifiedNet):
             raise ArgumentError("net", f"must be a converted module, see densify; not {type(net).__name__}")
         graph, weights = feature_graph(net, node)
-        pool, kernel = _pool_and_kernel(graph.step, window, node)
+        pool, kernel = _pool_and_kernel(graph.step, window, node, graph.channels * (*hidden, 1)[0])
         order = -1 if net.preparation.reverse else 1
         mean, std = net.preparation.mean[::order], net.preparation.std[::order]
         layers = FeatureLayers(graph, weights)
@@ -57,14 +60,18 @@ class Backbone(FeatureLayers):
         self.architecture = replace(architecture, short_side=round(SHORT_SIDE * architecture.window))
 
 
-def _pool_and_kernel(step: SlidingWindow, window: int, node: str) -> tuple[int, int]:
+def _pool_and_kernel(step: SlidingWindow, window: int, node: str, weights_per_cell: int) -> tuple[int, int]:
     """The last pooling and the kernel after it that come nearest to a window."""
     cell = input_size([step])
     cells = (window - cell) / step.stride + 1
     if round(cells) < 1:
         raise ArgumentError("window", f"must be at least {cell} px at {node}, not {window}")
     pool = 2 if cells >= 3 else 1
-    return pool, max(1, round(cells / pool))
+    kernel = max(1, round(cells / pool))
+    if kernel**2 * weights_per_cell > MAX_HEAD_WEIGHTS:
+        most = cell + step.stride * (pool * math.isqrt(MAX_HEAD_WEIGHTS // weights_per_cell) - 1)
+        raise ArgumentError("window", f"must be at most {most} px at {node}, not {window}: the head would be too large")
+    return pool, kernel
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat
 from overfeat.models.transfer import with_background
+from overfeat.training.config import BACKBONE
 
 UNPOOLED_BELOW = 100  # pixels of a window
 
@@ -99,7 +100,7 @@ def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, in
     sides, window = longer_sides(data), net.architecture.window
     without = sum(not len(sample.labels) for sample in data.samples)
     factors = ", ".join(f"{factor:g}" for factor in net.scale_factors or ())
-    given, asked = "as given", options.window or window
+    given, asked = "as given", options.window or (FOR_OBJECTS[1] if options.net == BACKBONE else window)
     why_net = "for objects of any size" if net.architecture.name == "small" else "for large objects, on a GPU"
     why_scales = f"so that nearly every object measures about {BEST_OBJECT_SIZE:g} of the window at one of them"
     samples = options.samples_per_image or samples_for(len(data))

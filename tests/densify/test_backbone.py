@@ -121,6 +121,8 @@ def test_what_cannot_be_a_backbone(net):
         Backbone(overfeat.densify(flat, 8, check=False), node="2", window=20)
     with pytest.raises(ArgumentError, match="window must be at least 5 px at norm, not 2"):
         Backbone(net, node="norm", window=2)
+    with pytest.raises(ArgumentError, match=r"window must be at most [0-9]+ px at norm, not 50000"):
+        Backbone(net, node="norm", window=50000)
     other = Backbone(net, node="pool", window=20)
     with pytest.raises(InputError, match="the backbone is not that of the architecture"):
         OverFeat(Backbone(net, node="norm", window=20).architecture, 2, backbone=other)
