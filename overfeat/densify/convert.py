@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -99,9 +100,10 @@ def _described(value: object) -> str:
 def _size(window: int | Size) -> Size:
     """(height, width)."""
     sides = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+    whole = all(isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side > 0 for side in sides)
+    if len(sides) != 2 or not whole:
         raise ArgumentError("window", f"must be pixels, a side or (height, width), not {window!r}")
-    return sides[0], sides[1]
+    return int(sides[0]), int(sides[1])
 
 
 def _channels(module: nn.Module | ExportedProgram, mean: object, std: object) -> int:

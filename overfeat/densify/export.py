@@ -1,7 +1,10 @@
 """A torch module as a graph of ATen ops without in-place ops, with its weights beside it."""
 
+import io
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -132,10 +135,22 @@ def _export(module: nn.Module, window: Size, channels: int) -> ExportedProgram:
             ) from error
         try:
             batch = torch.export.Dim("n")
-            return torch.export.export(module, (windows,), dynamic_shapes=({0: batch},), strict=False)
+            with redirect_stderr(io.StringIO()), _without_log("torch.fx.experimental.symbolic_shapes"):
+                return torch.export.export(module, (windows,), dynamic_shapes=({0: batch},), strict=False)
         except Exception as error:
             remedy = "its forward must use tensors only, with shapes that do not depend on their values, and any batch"
             raise InputError(f"torch.export cannot follow the module: {first_line(error)}; {remedy}") from error
+
+
+@contextmanager
+def _without_log(name: str) -> Iterator[None]:
+    """No messages of this logger inside the block."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _program(exported: ExportedProgram) -> Program:

@@ -197,3 +197,9 @@ def test_a_wrong_conversion_is_reported(monkeypatch):
     with pytest.raises(InputError, match=r"differs from the module's by .*; please report this module"):
         overfeat.densify(net(), 9)
     assert overfeat.densify(net(), 9, check=False)
+
+
+def test_torch_prints_nothing_of_its_own(capfd):
+    with pytest.raises(InputError, match="cannot follow the module"):
+        overfeat.densify(net(lambda x: x if x.sum() > 0 else -x), 9)
+    assert capfd.readouterr() == ("", "")
