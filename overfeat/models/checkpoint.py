@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.files import atomic_write
 from overfeat.models.architecture import Architecture
 from overfeat.models.box_regressor import BoxRegressor
@@ -36,6 +36,9 @@ def save(
     Raises:
         InputError: Where the file cannot be written, or the dtype cannot represent a weight.
     """
+    if not isinstance(net, OverFeat):
+        remedy = "for a converted net save the module's state_dict, and convert it again"
+        raise ArgumentError("net", f"must be an OverFeat, not {type(net).__name__}; {remedy}")
     metadata = {"overfeat": FORMAT, "architecture": net.architecture.to_json()}
     metadata |= {
         name: json.dumps(getattr(net, name)) for name in ("class_names", "flip", "background", "scale_factors")

@@ -191,7 +191,11 @@ def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
     """
     if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
         what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images must be a tensor of uint8 or floating point in 0..255, not {what}")
+        remedy = (
+            "overfeat.data.images.read_image(path) reads a file, torch.from_numpy(a).permute(2, 0, 1) is an array's"
+        )
+        remedy = "convert it by .float()" if isinstance(images, Tensor) else remedy
+        raise ValueError(f"images must be a tensor of uint8 or floating point in 0..255, not {what}; {remedy}")
     batch = images[None] if images.dim() == 3 else images
     actual = batch.shape[1] if batch.dim() == 4 and 0 not in batch.shape[2:] else None
     if actual is not None and channels in (None, actual):
@@ -202,7 +206,9 @@ def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
         return _grey(batch)
     count = "C" if channels is None else channels
     expected = f"[N, {count}, H, W] or [{count}, H, W]"
-    raise ValueError(f"images must be {expected}; these have shape {tuple(images.shape)}")
+    last = images.dim() == 3 and images.shape[2] in (1, 3, channels)
+    remedy = "; images.permute(2, 0, 1) has the channels first" if last else ""
+    raise ValueError(f"images must be {expected}; these have shape {tuple(images.shape)}{remedy}")
 
 
 def _grey(images: Tensor) -> Tensor:

@@ -265,3 +265,10 @@ def test_quick_bounds_are_bounds(borders):
                 tile = Tile(grid, 0, slice(0, 2), slice(0, rows), slice(6 - columns, 6))
                 exact, bound = (tile_bytes(net, tile, enough=enough) for enough in (0, 1 << 60))
                 assert all(one <= other for one, other in zip(exact, bound, strict=True)), (pad, tile)
+
+
+def test_images_of_other_kinds_are_refused_with_the_remedy():
+    pixels = torch.zeros(60, 50, 3)
+    for images, remedy in ((pixels, "permute"), (pixels.numpy(), "from_numpy"), (pixels.long(), r"\.float\(\)")):
+        with pytest.raises(ValueError, match=rf"images must be .*{remedy}"):
+            as_batch(images)

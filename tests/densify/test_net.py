@@ -240,6 +240,10 @@ def test_copies():
             overfeat.InputError, match="a converted net cannot be pickled; save the module's state_dict"
         ):
             copier(net)
+    with pytest.raises(
+        overfeat.InputError, match="net must be an OverFeat, not DensifiedNet; for a converted net save"
+    ):
+        overfeat.save(net, "net.safetensors")
 
 
 def test_tiles_and_tasks_of_a_net_with_boxes():
