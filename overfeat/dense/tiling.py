@@ -23,10 +23,10 @@ class Tile:
     columns: slice
 
     @classmethod
-    def whole(cls, grid: Grid, num_images: int = 1, index: int = 0) -> "Tile":
-        """The tile of all positions of a grid."""
+    def whole(cls, grid: Grid) -> "Tile":
+        """The tile of all positions of a grid, of one image."""
         height, width = grid.shape
-        return cls(grid, index, slice(0, num_images), slice(0, height), slice(0, width))
+        return cls(grid, 0, slice(0, 1), slice(0, height), slice(0, width))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -36,7 +36,7 @@ class Tile:
 
     @property
     def num_positions(self) -> int:
-        """Of all its images together."""
+        """Number of positions of all its images together."""
         n, height, width = self.shape
         return n * height * width
 
@@ -69,7 +69,7 @@ def tile_bytes(net: Net, tile: Tile, box_channels: int = 0, enough: int = 0) -> 
 
     Args:
         box_channels: Of a regressor.
-        enough: A looser bound will do where it is not above this.
+        enough: A bound that is quicker to compute is returned if it is at most this.
     """
     # A position's box is written, decoded and scaled before the next tile comes.
     results = 4 * tile.num_positions * (3 * net.num_classes + 16 * box_channels)
