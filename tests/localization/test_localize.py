@@ -231,7 +231,7 @@ def test_ignored_and_unreadable_images(pair, tmp_path):
     # An image of another size than its annotation states.
     data.samples[3] = replace(data.samples[3], size=(7, 9))
     results = evaluate_localization(predict, data, ignore_list={3}, progress=False)
-    assert results["images"] == 2 and "but its annotation is for 9x7" in results["unreadable"][0]
+    assert results["images"] == 2 and "but its annotation is for 7x9" in results["unreadable"][0]
     with pytest.raises(InputError, match="none of the 1 images can be used"):
         evaluate_localization(predict, data, ignore_list={1, 2, 3}, progress=False)
     with pytest.raises(InputError, match="none of the 4 images has boxes"):
