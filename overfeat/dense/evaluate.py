@@ -14,7 +14,7 @@ from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.tiling import Tile, plan_tiles, tile_bytes, tile_features
 from overfeat.models.geometry import Size, Stride
-from overfeat.models.net import Net, as_batch, eval_mode
+from overfeat.models.net import Net, as_batch, eval_mode, warn_of_unit_range
 from overfeat.models.overfeat import ContextFeatures
 from overfeat.regions import region
 
@@ -104,6 +104,7 @@ def evaluate_groups(
     As many as fit the memory limit do, so that the head's weights are read once. box_channels: of a regressor whose
     boxes must fit as well.
     """
+    warn_of_unit_range(net, images)
     scaled = _ScaledImages(net, images)
     pending: list[_Pending] = []
     held = 0

@@ -115,6 +115,11 @@ class DensifiedNet(Net):
         return next((t.device for t in tensors), torch.device("cpu"))
 
     @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """See `Net.pixel_std`."""
+        return self.preparation.std
+
+    @property
     def num_classes(self) -> int:
         """Number of the module's scores."""
         return self.outputs.num_classes

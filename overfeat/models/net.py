@@ -1,5 +1,6 @@
 """`Net`: what dense evaluation needs of a network. Built-in (`OverFeat`) and converted nets are nets."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class Net(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         raise NotImplementedError
+
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """By which pixels are divided, of all channels or of each."""
+        return (1.0,)
 
     @property
     def num_classes(self) -> int:
@@ -209,6 +215,13 @@ def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
     last = images.dim() == 3 and images.shape[2] in (1, 3, channels)
     remedy = "; images.permute(2, 0, 1) has the channels first" if last else ""
     raise ValueError(f"images must be {expected}; these have shape {tuple(images.shape)}{remedy}")
+
+
+def warn_of_unit_range(net: Net, images: Tensor) -> None:
+    """A warning for floating-point images in 0..1, if the net is made for pixels in 0..255."""
+    if max(net.pixel_std) > 1 and images.is_floating_point() and images.numel() and 0 < float(images.amax()) <= 1:
+        text = "the images have no value above 1, but pixels are 0..255: multiply images in 0..1 by 255"
+        warnings.warn(text, stacklevel=2)
 
 
 def _grey(images: Tensor) -> Tensor:

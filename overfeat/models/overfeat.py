@@ -175,6 +175,12 @@ class OverFeat(Net):
         """
         return self.classifier(self.features(images), stride)
 
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """See `Net.pixel_std`."""
+        std = self.architecture.std
+        return std if isinstance(std, tuple) else (std,)
+
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std, in the dtype of the weights, channels last."""
         dtype = self.dtype
