@@ -69,7 +69,8 @@ def detections(image: Tensor, detections: Detections, names: Sequence[str], titl
         label, strength = int(detections.labels[i]), float(detections.scores[i] / detections.scores[0])
         box, color = detections.boxes[i].tolist(), f"C{label % 10}"
         draw_box(axis, box, color, linewidth=1 + strength, alpha=0.4 + 0.6 * strength)
-        style, text = {"facecolor": color, "edgecolor": "none", "pad": 1}, f"{names[label]} {detections.scores[i]:.2f}"
+        style = {"facecolor": "black", "edgecolor": color, "pad": 1}  # a grey class's colour may be the image's
+        text = f"{names[label]} {detections.scores[i]:.2f}"
         draw_text(axis, box, text, style, fontsize=fontsize, verticalalignment="bottom")
     set_limits(axis, image)
     save(figure, path)
