@@ -45,6 +45,8 @@ class Interpreter:
         self.names = {node: op_name(node) for node in program.nodes}
         self.regions = {node: label(node) if name in MULTIPLY else name for node, name in self.names.items()}
         self.context = Context(borders, program.weights, relu=self.fusion.relus)
+        # Dynamo cannot trace this loop: compiled, it silently gives other numbers. The net runs as it is.
+        self.run = torch.compiler.disable(self.run)  # type: ignore[method-assign]
 
     def start(self, images: Tensor, grid: WindowGrid, offsets: tuple[int, int] = (0, 0)) -> dict[Node, Any]:
         """The values before the first node: images [N, C, h, w] whose first window is `offsets` from their corner."""

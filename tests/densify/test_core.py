@@ -6,6 +6,7 @@ from cropping import assert_like_crops, numbers, randomise
 from torch import nn
 
 import overfeat
+from bench.suite.patch_nets import resnet18
 from bench.tolerance import assert_matches
 from overfeat.densify.convert import densify
 
@@ -154,3 +155,11 @@ def test_bytes_of_a_tile_grow_with_it():
     assert three == (3 * one[0], 3 * one[1])
     assert all(2 < after / before < 5 for before, after in zip(one, large, strict=True))
     assert one[0] > 8 * (3 * 30**2 + 4 * 30**2)  # the images, and the first maps
+
+
+def test_compiled_nets_give_the_same():
+    """Dynamo traced the interpreter once, and compiled residual nets gave other scores in silence."""
+    net, images = densify(randomise(resnet18()), 64, borders="neighbours", check=False), numbers(1, 3, 96, 96)
+    compiled = torch.compile(lambda x: net(x, 32), backend="eager")
+    for _ in range(2):
+        assert torch.equal(compiled(images), net(images, 32))
