@@ -26,7 +26,7 @@ In a clone, `make .venv/bench` installs what the measurements need.
 | --- | --- | --- |
 | `python -m bench --quick` | the quick suite, on your machine | two minutes on two cores |
 | `python -m bench` | the whole suite, with every baseline and growth; `-o FILE` saves the rows | 45 minutes |
-| `python -m bench densify` | patch classifiers at every window, beside cropping, fragments and MONAI | twelve minutes |
+| `python -m bench densify` | patch classifiers at every window, beside cropping, fragments and MONAI | ten minutes |
 | `python -m bench --compare REF` | another commit's library and this clone's | three times the suite's time each |
 | `pytest bench/ --benchmark-autosave` | the quick cases in pytest-benchmark, which stores and compares | minutes |
 | `overfeat profile IMAGE` | where the time of one image goes | seconds |

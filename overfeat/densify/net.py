@@ -166,10 +166,7 @@ class DensifiedNet(Net):
         """
         images = as_batch(images, self.in_channels)
         grid = self._whole_grid(images, stride)
-        rows, columns = (
-            self.input_span(axis, side, slice(0, count), stride)
-            for axis, (side, count) in enumerate(zip(images.shape[2:], grid.counts, strict=True))
-        )
+        rows, columns = self.image_spans((images.shape[2], images.shape[3]), stride)
         features = self.tile_features(images, rows, columns, stride)
         self.forward_head_flat([features], stride)
         maps = tuple(self._as_maps(output, grid) for output in features.outputs)
@@ -339,10 +336,9 @@ class DensifiedNet(Net):
 
     def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
         """See `Net.region_macs`."""
-        counts = [self.geometry.num_outputs(axis, side, stride) for axis, side in enumerate(size)]
-        spans = [self.input_span(axis, size[axis], slice(0, count), stride) for axis, count in enumerate(counts)]
-        grid = WindowGrid(1, (counts[0], counts[1]), self.geometry.stride(stride))
-        seen = (spans[0].stop - spans[0].start, spans[1].stop - spans[1].start)
+        rows, columns = self.image_spans(size, stride)
+        grid = WindowGrid(1, (rows.outputs, columns.outputs), self.geometry.stride(stride))
+        seen = (rows.stop - rows.start, columns.stop - columns.start)
         macs: dict[str, int] = {}
         for node, count in measure(self.interpreter, grid, seen).macs.items():
             if count:

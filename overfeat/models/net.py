@@ -1,6 +1,7 @@
 """`Net`: what dense evaluation needs of a network. Built-in (`OverFeat`) and converted nets are nets."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class InputSpan:
     offset: int = 0
 
 
-class Net(nn.Module):
+class Net(nn.Module, ABC):
     """A network that gives the same outputs for every window of an image.
 
     Attributes:
@@ -64,14 +65,14 @@ class Net(nn.Module):
         self.context = None
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where the weights are."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        raise NotImplementedError
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
@@ -91,23 +92,31 @@ class Net(nn.Module):
     # Tiles: `dense.evaluate` crops `input_span` of both axes out of the images at one scale, mirrors the crop where the
     # mirror image is evaluated, gets its features, and the scores of several tiles in one call of the head.
 
+    @abstractmethod
     def input_span(self, axis: int, length: int, outputs: slice, stride: Stride) -> InputSpan:
         """The pixels of an axis (0: rows, 1: columns) of `length` pixels that these outputs depend on."""
-        raise NotImplementedError
 
+    def image_spans(self, size: Size, stride: Stride) -> tuple[InputSpan, InputSpan]:
+        """The `input_span` of all outputs of an image of (height, width), for rows and for columns."""
+        rows, columns = (
+            self.input_span(axis, side, slice(0, self.geometry.num_outputs(axis, side, stride)), stride)
+            for axis, side in enumerate(size)
+        )
+        return rows, columns
+
+    @abstractmethod
     def tile_features(self, crop: Tensor, rows: InputSpan, columns: InputSpan, stride: Stride) -> Any:
         """What the head needs of a tile.
 
         Args:
             crop: [n, C, h, w] in 0..255, these spans of the images.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward_head_flat(
         self, features: Sequence[Any], stride: Stride, context: Sequence[Any] = ()
     ) -> tuple[Tensor, list[Shape]]:
         """Flat outputs [positions, classes] of the tiles with these features, and (n, rows, columns) of each tile."""
-        raise NotImplementedError
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Scores in 0..1 from outputs [N, classes, ...], float32, by `activation`."""
@@ -119,30 +128,27 @@ class Net(nn.Module):
     def class_maps(self, images: Tensor) -> Tensor:
         """Outputs [N, classes, h, w] at coarse stride of images [N, C, H, W] in 0..255, at least the window."""
         stride: Stride = "coarse"
-        rows, columns = (
-            self.input_span(axis, side, slice(0, self.geometry.num_outputs(axis, side, stride)), stride)
-            for axis, side in enumerate(images.shape[2:])
-        )
+        rows, columns = self.image_spans((images.shape[2], images.shape[3]), stride)
         flat, (shape,) = self.forward_head_flat([self.tile_features(images, rows, columns, stride)], stride)
         return flat.view(*shape, -1).permute(0, 3, 1, 2)
 
+    @abstractmethod
     def tile_bytes(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
         """Bytes that a tile of so many images needs at most: for its features; for its head with features and outputs.
 
         Both are proportional to the number of images.
         """
-        raise NotImplementedError
 
     def tile_bytes_bound(self, images: int, rows: InputSpan, columns: InputSpan, stride: Stride) -> tuple[int, int]:
         """As much as `tile_bytes` or more, for nets that have a quicker way to a bound."""
         return self.tile_bytes(images, rows, columns, stride)
 
+    @abstractmethod
     def region_macs(self, size: Size, stride: Stride) -> tuple[dict[str, int], int]:
         """MACs for one image of (height, width) by region of `regions`, and the number of its windows."""
-        raise NotImplementedError
 
 
-class Regressor(nn.Module):
+class Regressor(nn.Module, ABC):
     """Predicts boxes from the features of a net's tiles (section 4.2).
 
     Attributes:
@@ -158,10 +164,11 @@ class Regressor(nn.Module):
         """Numbers per position."""
         return 4 * (self.num_classes or 1)
 
+    @abstractmethod
     def check_made_for(self, net: Net) -> None:
         """Raises InputError where it was made for another net."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward_flat(
         self, features: Sequence[Any], stride: Stride = "fine", positions: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Shape]]:
@@ -173,7 +180,6 @@ class Regressor(nn.Module):
         Returns:
             [positions, num_classes or 1, 4], and (n, rows, columns) of each tile.
         """
-        raise NotImplementedError
 
 
 @contextmanager
