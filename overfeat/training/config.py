@@ -1,5 +1,6 @@
 """The options of the training loop, and those that the tasks share."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import ArgumentError
 from overfeat.options import Options, option
 
-OPTIMIZERS = ("sgd", "adagrad", "adam")
+OPTIMIZERS = ("sgd", "adagrad", "adam", "adamw")
+LR_SCHEDULES = ("step", "cosine")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 BACKBONE = "squeezenet"  # the net on feature maps of the SqueezeNet that ships
@@ -22,24 +24,48 @@ RESUMABLE = ("epochs", "num_workers", "device", "checkpoint_steps", "net", "init
 class TrainConfig(Options):
     """How to train; the defaults are the paper's (section 3.1). Raises ArgumentError for values out of range."""
 
-    epochs: int = option(90, "passes over the samples", minimum=1)
+    epochs: int | None = option(90, "passes over the samples", minimum=1)
     batch_size: int = option(128, "samples per step, over all processes", minimum=1)
     optimizer: str = option("sgd", "optimizer", choices=OPTIMIZERS)
     lr: float = option(0.05, "initial learning rate", minimum=0)
     momentum: float = option(0.6, "momentum of SGD", minimum=0)
     weight_decay: float = option(1e-5, "weight decay, of biases too", minimum=0)
+    lr_schedule: str = option(
+        "step", "halve the learning rate after the milestones, or let it fall by a cosine to 0 at the last step",
+        choices=LR_SCHEDULES,
+    )  # fmt: skip
     lr_milestones: tuple[int, ...] = option(
-        (30, 50, 60, 70, 80), "halve the learning rate after these epochs; '' for never", minimum=1
+        (30, 50, 60, 70, 80), "of the step schedule, halve the rate after these epochs; '' for never", minimum=1
     )
+    warmup: float = option(0.0, "fraction of all steps over which the learning rate first rises", minimum=0, below=1)
     seed: int = option(0, "seed of weights, order, crops and dropout", minimum=0)
     num_workers: int = option(min(4, os.cpu_count() or 1), "processes that read images", minimum=0)
     precision: str = option("float32", "of the forward and backward pass", choices=PRECISIONS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", metavar="NAME")
     checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch", minimum=1)
 
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate in an epoch, counted from 0."""
-        return self.lr * 0.5 ** sum(milestone <= epoch for milestone in self.lr_milestones)
+    @property
+    def has_fixed_length(self) -> bool:
+        """Whether the learning rate depends on the number of epochs, so that a resumed run must keep it."""
+        return self.lr_schedule == "cosine" or self.warmup > 0
+
+    def lr_at(self, epoch: int, step: int = 0, steps: int = 1) -> float:
+        """The learning rate of a step of an epoch, both counted from 0; an epoch has `steps` steps."""
+        if not self.has_fixed_length:
+            return self._lr_after(epoch)
+        assert self.epochs is not None, "chosen before the training starts"
+        completed, total = epoch * steps + step, self.epochs * steps
+        warmup = math.ceil(self.warmup * total)
+        if completed < warmup:
+            return self._lr_after(epoch) * (completed + 1) / warmup
+        if self.lr_schedule == "step":
+            return self._lr_after(epoch)
+        return self.lr * (1 + math.cos(math.pi * (completed - warmup) / (total - warmup))) / 2
+
+    def _lr_after(self, epoch: int) -> float:
+        """The learning rate after the milestones of the step schedule; that of the cosine has none."""
+        milestones = self.lr_milestones if self.lr_schedule == "step" else ()
+        return self.lr * 0.5 ** sum(milestone <= epoch for milestone in milestones)
 
 
 # The loop's defaults for the tasks that train on annotated boxes.

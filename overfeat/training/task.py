@@ -48,11 +48,15 @@ class Task(ABC):
         options, train: Of the task and of the loop.
         description: Further entries of the fingerprint: the data and the architecture of the module.
 
+    Attributes:
+        progress: The steps of training completed before the current one, a fraction of those of all epochs, 0 to 1.
+
     Raises:
         InputError: Not one training image can be used.
     """
 
     monitor = "validation_loss"  # the validation figure that is lowest at the best epoch
+    progress = 0.0
 
     def __init__(
         self,
@@ -83,6 +87,14 @@ class Task(ABC):
     def save(self, path: Path) -> None:
         """Write the trained module to a file."""
 
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The weights of `module` in groups, each with the factor of its learning rate; by default one group, 1.0.
+
+        Every weight that is trained is in one group; those that require no gradients may be left out. What decides
+        the factors belongs into `options` or `description`, which are compared when a run is resumed.
+        """
+        return [(list(self.module.parameters()), 1.0)]
+
     def score(self, batch: dict) -> Sums:
         """The sums of a validation batch; by default those of the loss."""
         return self.loss(self.module, batch)[1]
@@ -104,6 +116,7 @@ class Task(ABC):
         return {
             **fingerprint(self.options),
             **fingerprint(self.train),
+            **({"epochs": self.train.epochs} if self.train.has_fixed_length else {}),
             **self.description,
             "frozen_weights": _digest([weight for weight in self.module.parameters() if not weight.requires_grad]),
         }

@@ -5,11 +5,11 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -24,10 +24,12 @@ from overfeat.training.sampler import ResumableBatchSampler, derive_seed, make_l
 from overfeat.training.task import Task
 
 CHECK_EVERY = 10  # steps between checks of the loss, each of which synchronizes with the GPU
-OPTIMIZERS: dict[str, Callable[[Iterable[Tensor], TrainConfig], Optimizer]] = {
-    "sgd": lambda weights, c: torch.optim.SGD(weights, c.lr, c.momentum, weight_decay=c.weight_decay),
-    "adagrad": lambda weights, c: torch.optim.Adagrad(weights, c.lr, weight_decay=c.weight_decay),
-    "adam": lambda weights, c: torch.optim.Adam(weights, c.lr, weight_decay=c.weight_decay),
+Groups = list[dict[str, list[nn.Parameter]]]
+OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig], Optimizer]] = {
+    "sgd": lambda groups, c: torch.optim.SGD(groups, c.lr, c.momentum, weight_decay=c.weight_decay),
+    "adagrad": lambda groups, c: torch.optim.Adagrad(groups, c.lr, weight_decay=c.weight_decay),
+    "adam": lambda groups, c: torch.optim.Adam(groups, c.lr, weight_decay=c.weight_decay),
+    "adamw": lambda groups, c: torch.optim.AdamW(groups, c.lr, weight_decay=c.weight_decay),
 }
 
 
@@ -60,9 +62,13 @@ class Trainer:
         self.rank, self.world = distributed.rank_and_world_size()
         if self.config.precision == "float16" and device.type != "cuda":
             raise ArgumentError("precision", "float16 needs a GPU; on a CPU use bfloat16 or float32")
+        if self.config.epochs is None:
+            raise ArgumentError("epochs", "must be a number when the training starts")
+        self.epochs = self.config.epochs
         self.module = task.module.to(device)
         self.weights = [weight for weight in self.module.parameters() if weight.requires_grad]
-        self.optimizer = OPTIMIZERS[self.config.optimizer](self.weights, self.config)
+        groups, self.lr_factors = parameter_groups(task, self.weights)
+        self.optimizer = OPTIMIZERS[self.config.optimizer](groups, self.config)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.config.precision == "float16")
         self.replica: torch.nn.Module = self.module
         if self.world > 1:
@@ -85,7 +91,7 @@ class Trainer:
         else:
             rank_zero_only(self.folder.create)
             self._checkpoint()  # so that the run can be resumed from the first second on
-        while self.epoch < self.config.epochs:
+        while self.epoch < self.epochs:
             self._epoch()
         rank_zero_only(lambda: self.task.save(self.folder.path / LAST))
         return self.log
@@ -109,12 +115,10 @@ class Trainer:
 
     def _epoch(self) -> None:
         self.started = time.perf_counter()
-        first, lr = self.step, self.config.lr_at(self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        first = self.step
         self.module.train()
         self.sampler.epoch, self.sampler.start = self.epoch, self.step
-        title, quiet = f"epoch {self.epoch + 1}/{self.config.epochs}", True if self.rank else None  # None: off in files
+        title, quiet = f"epoch {self.epoch + 1}/{self.epochs}", True if self.rank else None  # None: off in files
         steps = self.sampler.steps
         with tqdm(desc=title, initial=self.step, total=steps, unit="batch", leave=False, disable=quiet) as bar:
             for batch in self.loader:
@@ -128,11 +132,13 @@ class Trainer:
         means = {f"train_{key}": value for key, value in self._means().items()}
         self._check_weights()
         speed = (self.step - first) * self.sampler.batch_size / (time.perf_counter() - self.started)
+        lr = self.config.lr_at(self.epoch, steps - 1, steps)
         self._finish({"epoch": self.epoch + 1, "lr": lr, **means, **self._validate()}, speed)
 
     def _step(self, batch: dict) -> None:
         # Seeded at each step, so that dropout does not depend on where a run was interrupted.
         torch.manual_seed(derive_seed(self.config.seed, self.epoch, self.step, self.rank))
+        self._start_step()
         self.task.skipped.record(self.loader.dataset, batch)
         with self._autocast():
             loss, sums = self.task.loss(self.replica, distributed.to_device(batch, self.device))
@@ -141,6 +147,14 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         distributed.add(self.sums, sums)
+
+    def _start_step(self) -> None:
+        """Set the learning rates and the task's progress."""
+        steps = self.sampler.steps
+        self.task.progress = (self.epoch * steps + self.step) / (self.epochs * steps)
+        lr = self.config.lr_at(self.epoch, self.step, steps)
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
+            group["lr"] = lr * factor
 
     def _autocast(self) -> torch.autocast:
         dtype = getattr(torch, self.config.precision)
@@ -184,7 +198,7 @@ class Trainer:
         self.log.append(record)
         rank_zero_only(lambda: self.folder.append_log(record))
         if self.rank == 0:
-            print(format_record(record, self.config.epochs), flush=True)
+            print(format_record(record, self.epochs), flush=True)
         figure = record.get(self.task.monitor)
         if figure is not None and (self.best is None or figure < self.best):
             self.best = figure
@@ -225,10 +239,22 @@ class Trainer:
             self.task.skipped.files.update(state["unreadable"])
         except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise damaged(self.folder.path / CHECKPOINT, error) from error
-        if self.epoch > self.config.epochs or (self.epoch == self.config.epochs and self.step):
+        if self.epoch > self.epochs or (self.epoch == self.epochs and self.step):
             completed = f"the {self.epoch} that {self.folder.path} has completed"
-            raise ArgumentError("epochs", f"{self.config.epochs} are fewer than {completed}")
+            raise ArgumentError("epochs", f"{self.epochs} are fewer than {completed}")
         self.log = self.folder.read_log(self.epoch)
+
+
+def parameter_groups(task: Task, trained: list[nn.Parameter]) -> tuple[Groups, list[float]]:
+    """The trained weights of a task in an optimizer's groups, and the factor of the learning rate of each.
+
+    Raises ValueError unless the task's groups hold each of the trained weights once.
+    """
+    groups = [([weight for weight in weights if weight.requires_grad], f) for weights, f in task.parameter_groups()]
+    groups = [(group, factor) for group, factor in groups if group]
+    if sorted(id(weight) for group, _ in groups for weight in group) != sorted(map(id, trained)):
+        raise ValueError("parameter_groups must hold every weight that is trained once")
+    return [{"params": group} for group, _ in groups], [factor for _, factor in groups]
 
 
 def format_record(record: dict, epochs: int) -> str:

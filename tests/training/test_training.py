@@ -1,6 +1,7 @@
 """The training loop, run as its users run it: `overfeat train` in processes of its own."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -147,8 +148,12 @@ def test_written_nets_have_their_class_names(trained):
     assert (out / "best.safetensors").exists() and min(errors) == torch.load(out / "checkpoint.pt")["best"]
 
 
-def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path):
+@pytest.mark.parametrize(
+    "schedule", ["", "--optimizer adamw --lr-schedule cosine --warmup 0.3"], ids=["step", "cosine"]
+)
+def test_a_killed_run_resumes_to_the_same_weights(data, tmp_path, schedule):
     options = ("--epochs", "2", "--batch-size", "4", "--crops", "2", "--lr", "0.01", "--checkpoint-steps", "1")
+    options += tuple(schedule.split())
     run(data, tmp_path / "uninterrupted", *options)
     out, checkpoint = tmp_path / "killed", tmp_path / "killed" / "checkpoint.pt"
     victim = subprocess.Popen(
@@ -296,6 +301,24 @@ def test_the_learning_rate_is_halved_at_the_paper_s_milestones():
     assert rates[29] == 0.05 and rates[30] == 0.025 and rates[50] == 0.0125 and rates[89] == 0.05 / 32
     with pytest.raises(InputError, match="batch_size must be at least 1"):
         TrainConfig(batch_size=0)
+
+
+def test_the_cosine_schedule_rises_and_falls_to_0():
+    config = TrainConfig(lr=0.1, epochs=4, lr_schedule="cosine", warmup=0.25)
+    rates = [config.lr_at(epoch, step, 10) for epoch in range(4) for step in range(10)]
+    assert rates[:10] == pytest.approx([0.01 * step for step in range(1, 11)]) and rates[10] == 0.1
+    assert rates[25] == pytest.approx(0.05) and rates[9:] == sorted(rates[9:], reverse=True) and 0 < rates[-1] < 0.001
+    halved = TrainConfig(lr=0.1, epochs=4, lr_milestones=(2,), warmup=0.25)
+    rates = [halved.lr_at(epoch, step, 10) for epoch in range(4) for step in range(10)]
+    assert rates[4] == pytest.approx(0.05) and rates[9:20] == [0.1] * 11 and rates[20:] == [0.05] * 20
+
+
+def test_a_run_with_the_cosine_schedule_keeps_its_length(data, tmp_path, capsys):
+    out, options = tmp_path / "out", ("--lr-schedule", "cosine", "--batch-size", "14")
+    assert run_here(capsys, data, out, *options, "--epochs", "2")[0] == 0
+    assert log(out)[-1]["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 11 / 12)) / 2)  # of the last of 12 steps
+    status, _, errors = run_here(capsys, data, out, *options, "--epochs", "3", "--resume")
+    assert status == 1 and "epochs was 2 and is now 3" in errors
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
