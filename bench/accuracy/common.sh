@@ -17,7 +17,10 @@ images() {
 train() {
   local task=$1 folder=runs/$2 resume=()
   shift 2
-  [ ! -e "$folder/net.safetensors" ] || return 0
+  # The nets are there from the first epoch on; a net without a checkpoint came from elsewhere.
+  [ ! -e "$folder/complete" ] || return 0
+  [ ! -e "$folder/net.safetensors" ] || [ -e "$folder/checkpoint.pt" ] || return 0
   [ ! -e "$folder/checkpoint.pt" ] || resume=(--resume)
   "$OVERFEAT" train "$task" --out "$folder" --num-workers 0 --precision bfloat16 "$@" "${resume[@]}"
+  touch "$folder/complete"
 }

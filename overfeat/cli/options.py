@@ -16,14 +16,17 @@ Container = argparse._ActionsContainer  # a parser or one of its argument groups
 def add_options(container: Container, config: type, *, skip: tuple[str, ...] = (), **defaults: Any) -> None:
     """Add an option for every field of a dataclass that has help (`overfeat.options.option`), but for `skip`.
 
-    `defaults` replace those of the dataclass.
+    `defaults` replace those of the dataclass; None stands for a value that is chosen from the data.
     """
     types = get_type_hints(config)
     for field in dataclasses.fields(config):
         if field.metadata.get("help") and field.name not in skip:
             default = defaults.get(field.name, field.default)
+            chosen = " (default: chosen from the data)" if default is None is not field.default else ""
             flags = field.metadata.get("flags") or ["--" + field.name.replace("_", "-")]
-            arguments = _arguments(field.metadata, types[field.name], default)
+            arguments = _arguments(
+                {**field.metadata, "help": field.metadata["help"] + chosen}, types[field.name], default
+            )
             container.add_argument(*flags, dest=field.name, **arguments)
 
 

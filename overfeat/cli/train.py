@@ -14,7 +14,7 @@ from overfeat.cli import annotated
 from overfeat.cli.annotated import TRAINING, VALIDATION, read_annotated
 from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.command import Commands, HelpFormatter, add_command
-from overfeat.cli.options import add_options, config_from_args
+from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.detection.config import TRAINING as DETECTOR_TRAINING
 from overfeat.detection.config import DetectorConfig
 from overfeat.errors import ArgumentError
@@ -65,7 +65,8 @@ def _add_head(heads: Commands, head: Head) -> None:
         _add_box_data_options(data)
     add_options(parser.add_argument_group("net and loss"), head.options)
     loop = parser.add_argument_group("training")
-    loop.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the log, checkpoint and nets")
+    help = "folder for the log, checkpoint and nets: net.safetensors, the last, and best.safetensors, every epoch"
+    loop.add_argument("--out", type=Path, required=True, metavar="DIR", help=help)
     help = "continue the interrupted run in --out; to the same weights on a CPU with as many processes as before"
     loop.add_argument("--resume", action="store_true", help=help)
     add_options(loop, TrainConfig, **asdict(head.defaults))
@@ -74,6 +75,8 @@ def _add_head(heads: Commands, head: Head) -> None:
 def _run(head: Head, args: argparse.Namespace) -> int:
     """Train; the description is printed by one process of torchrun's."""
     train_config = config_from_args(TrainConfig, args)
+    if train_config.lr_schedule == "cosine":
+        refuse_options(args, ["lr_milestones"], "the cosine schedule")
     options = config_from_args(head.options, args)  # bad values are reported before the data is read
 
     from overfeat.training.trainer import train

@@ -87,6 +87,23 @@ class Task(ABC):
     def save(self, path: Path) -> None:
         """Write the trained module to a file."""
 
+    def finish(self, path: Path) -> None:  # noqa: B027  nothing is to do by default
+        """Complete a file of `save` after the last epoch, such as by thresholds chosen on validation data.
+
+        Called for the net of the last epoch and for that of the best, by one process.
+        """
+
+    def warnings(self, record: dict, log: Sequence[dict]) -> list[str]:
+        """What is wrong after an epoch, a line each: the likely cause and the remedy; by default nothing.
+
+        Printed, and kept in the log's record as "warnings".
+
+        Args:
+            record: The epoch's: epoch, lr, means over the samples (train_loss, ...) and the validation figures.
+            log: The records of the epochs before.
+        """
+        return []
+
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """The weights of `module` in groups, each with the factor of its learning rate; by default one group, 1.0.
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -16,9 +17,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from overfeat.errors import ArgumentError, InputError
+from overfeat.files import atomic_write
 from overfeat.training import distributed
 from overfeat.training.config import TrainConfig
 from overfeat.training.distributed import all_reduce_sum, rank_zero_only
+from overfeat.training.forecast import Forecast
 from overfeat.training.resume import BEST, CHECKPOINT, LAST, RunFolder, damaged
 from overfeat.training.sampler import ResumableBatchSampler, derive_seed, make_loader
 from overfeat.training.task import Task
@@ -36,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig], Optimizer]] = {
 def train(task: Task, out: str | os.PathLike, *, resume: bool = False) -> list[dict]:
     """Train, and write log.jsonl, checkpoint.pt, net.safetensors and best.safetensors into `out`.
 
-    Under torchrun every process calls this.
+    The nets, of the last epoch and of the best, are written after every epoch. Under torchrun every process calls this.
 
     Args:
         task: What to train, with the options of the loop.
@@ -82,6 +85,7 @@ class Trainer:
         self.seconds, self.started = 0.0, time.perf_counter()
         self.best: float | None = None
         self.log: list[dict] = []
+        self.forecast: Forecast
 
     def fit(self, *, resume: bool = False) -> list[dict]:
         """Train all remaining epochs; see `train`."""
@@ -91,10 +95,30 @@ class Trainer:
         else:
             rank_zero_only(self.folder.create)
             self._checkpoint()  # so that the run can be resumed from the first second on
+        self.forecast = self._forecast()
         while self.epoch < self.epochs:
             self._epoch()
-        rank_zero_only(lambda: self.task.save(self.folder.path / LAST))
+        rank_zero_only(self._finish_nets)
         return self.log
+
+    def _forecast(self) -> Forecast:
+        steps, validation = self.sampler.steps, len(self.task.validation or ())
+        remaining = (self.epochs - self.epoch) * steps - self.step
+        return Forecast(remaining, steps, -(-validation // self.config.batch_size))
+
+    def _finish_nets(self) -> None:
+        """Write the last net and complete both; the best one is a copy where it is the last."""
+        last, best = self.folder.path / LAST, self.folder.path / BEST
+        self.task.save(last)
+        self.task.finish(last)
+        if not best.exists():
+            return
+        epochs = [record["epoch"] for record in self.log if record.get(self.task.monitor) == self.best]
+        if epochs[:1] == [self.epoch]:
+            with atomic_write(best) as temporary:
+                shutil.copyfile(last, temporary)
+        else:
+            self.task.finish(best)
 
     def _loader(self) -> tuple[ResumableBatchSampler, DataLoader]:
         data, order = self.task.dataset, getattr(self.task.dataset, "order", torch.randperm)
@@ -125,6 +149,7 @@ class Trainer:
                 self._step(batch)
                 self.step += 1
                 bar.update()
+                self._measure_step()
                 if self.step % CHECK_EVERY == 0:
                     bar.set_postfix(loss=f"{self._means()['loss']:.3f}", refresh=False)
                 if self.step % self.config.checkpoint_steps == 0 and self.step < steps:
@@ -147,6 +172,17 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         distributed.add(self.sums, sums)
+
+    def _measure_step(self) -> None:
+        """Print the forecast when it is due."""
+        if not self.forecast.pending:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        line = self.forecast.step()
+        if line and self.rank == 0:
+            tqdm.write(line)
+            sys.stdout.flush()
 
     def _start_step(self) -> None:
         """Set the learning rates and the task's progress."""
@@ -191,21 +227,29 @@ class Trainer:
         return figures
 
     def _finish(self, record: dict, speed: float) -> None:
-        """Log the epoch, then write its checkpoint: resuming cuts a log line without its checkpoint."""
+        """Log the epoch, then write its nets and checkpoint: resuming cuts a log line without its checkpoint."""
         seen, elapsed = self.sampler.steps * self.sampler.batch_size, round(self._elapsed(), 2)
         record |= {"samples": seen, "samples_per_second": round(speed, 1), "seconds": elapsed}
         record["unreadable"] = self.task.skipped.everywhere()
+        warning_lines = self.task.warnings(record, self.log)
+        if warning_lines:
+            record["warnings"] = warning_lines
         self.log.append(record)
         rank_zero_only(lambda: self.folder.append_log(record))
         if self.rank == 0:
             print(format_record(record, self.epochs), flush=True)
+            for line in warning_lines:
+                print(f"warning: {line}", flush=True)
         figure = record.get(self.task.monitor)
         if figure is not None and (self.best is None or figure < self.best):
             self.best = figure
             rank_zero_only(lambda: self.task.save(self.folder.path / BEST))
+        rank_zero_only(lambda: self.task.save(self.folder.path / LAST))
         self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
         self.started = time.perf_counter()
         self._checkpoint()
+        if self.forecast.pending:
+            self.forecast.end_epoch()
 
     def _elapsed(self) -> float:
         """Seconds spent on this epoch, by an interrupted run too."""

@@ -12,7 +12,7 @@ from overfeat.options import fraction, option
 
 @dataclass(frozen=True)
 class Config:
-    epochs: int = option(90, "passes over 100 % of the samples")
+    epochs: int | None = option(90, "passes over 100 % of the samples")
     lr_milestones: tuple[int, ...] = option((30, 50), "epochs")
     precision: Literal["float32", "bfloat16"] = option("float32", "of the passes")
     flip: bool | None = option(None, "mirror images")
@@ -55,6 +55,14 @@ def test_help_shows_defaults(capsys):
     printed = capsys.readouterr().out
     assert "passes over 100 % of the samples (default: 90)" in printed and "(default: 30,50)" in printed
     assert "None" not in printed and "False" not in printed
+
+
+def test_help_shows_which_values_are_chosen_from_the_data(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help", epochs=None)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "passes over 100 % of the samples (default: chosen from the data)" in printed
+    assert printed.count("chosen from the data") == 1 and parse(epochs=None).epochs is None
 
 
 def test_flags_of_names():

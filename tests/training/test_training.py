@@ -319,6 +319,8 @@ def test_a_run_with_the_cosine_schedule_keeps_its_length(data, tmp_path, capsys)
     assert log(out)[-1]["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 11 / 12)) / 2)  # of the last of 12 steps
     status, _, errors = run_here(capsys, data, out, *options, "--epochs", "3", "--resume")
     assert status == 1 and "epochs was 2 and is now 3" in errors
+    status, _, errors = run_here(capsys, data, tmp_path / "new", *options, "--lr-milestones", "3")
+    assert status == 1 and "lr-milestones does not apply to the cosine schedule" in errors
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
