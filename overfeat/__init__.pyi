@@ -34,6 +34,7 @@ from .models.multibox import MultiBox as MultiBox
 from .models.overfeat import OverFeat as OverFeat
 from .models.overfeat import build as build
 from .models.released import load_released as load_released
+from .models.thresholds import DetectionThresholds as DetectionThresholds
 from .multibox.predict import classify_boxes as classify_boxes
 from .multibox.predict import detect_multibox as detect_multibox
 from .multibox.predict import propose as propose

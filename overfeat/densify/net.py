@@ -105,7 +105,7 @@ class DensifiedNet(Net):
             borders=borders, activation=self.activation, flip=self.flip, box_coder=self.box_coder,
         )  # fmt: skip
         net.background, net.scale_factors = self.background, self.scale_factors
-        net.default_stride = self.default_stride
+        net.default_stride, net.thresholds = self.default_stride, self.thresholds
         return net
 
     @property

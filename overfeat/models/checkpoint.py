@@ -18,6 +18,7 @@ from overfeat.models.architecture import Architecture
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat, channels_last
+from overfeat.models.thresholds import DetectionThresholds
 
 FORMAT = "1"
 REGRESSOR = "regressor."  # the prefix of its tensors' names
@@ -44,6 +45,8 @@ def save(
         name: json.dumps(getattr(net, name)) for name in ("class_names", "flip", "background", "scale_factors")
     }
     metadata["context"] = json.dumps(net.context is not None)
+    if net.thresholds is not None:
+        metadata["thresholds"] = net.thresholds.to_json()
     if regressor is not None:
         metadata["regressor"] = regressor.to_json()
     of_regressor = {} if regressor is None else regressor.state_dict()
@@ -71,6 +74,8 @@ def load(path: str | os.PathLike) -> OverFeat:
         net.flip = bool(json.loads(metadata["flip"]))
         net.background = bool(json.loads(metadata["background"]))
         net.scale_factors = _scale_factors(json.loads(metadata["scale_factors"]))
+        thresholds = metadata.get("thresholds", "null")  # files of earlier versions have none
+        net.thresholds = DetectionThresholds.from_json(thresholds, net.num_foreground_classes)
         net.load_state_dict(tensors)
     return _finite(net, path)
 

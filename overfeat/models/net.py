@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from overfeat.models.geometry import Geometry, Size, Stride
+from overfeat.models.thresholds import DetectionThresholds
 
 Shape = tuple[int, int, int]  # (N, rows, columns) of a map of outputs
 RGB_TO_GREY = (19595, 38470, 7471)  # ITU-R 601's weights, in 1/65536, as PIL's
@@ -45,6 +46,7 @@ class Net(nn.Module, ABC):
         flip: Whether mirror images are part of evaluation by default.
         background: Whether the last class is the background (section 5).
         scale_factors: The scales that the net was trained for, as factors of an image's own size; None: the six scales.
+        thresholds: Of a detector, chosen on validation images; None: the defaults of `detect`.
         default_stride: The stride of an evaluation that names none.
         geometry: Window, strides and scales.
         context: None, or the part of a built-in net that sees `ContextFeatures`.
@@ -56,6 +58,7 @@ class Net(nn.Module, ABC):
     flip: bool = False
     background: bool = False
     scale_factors: tuple[float, ...] | None = None
+    thresholds: DetectionThresholds | None = None
     default_stride: Stride = "fine"
     geometry: Geometry
     context: nn.Module | None

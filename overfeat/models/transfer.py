@@ -19,7 +19,8 @@ def check_class_names(names: Sequence[str]) -> None:
 def with_background(net: OverFeat, names: Sequence[str]) -> OverFeat:
     """The net with these classes and the background as its last layer.
 
-    The weights of classes that the net has already are kept. Raises InputError as `check_class_names`.
+    The weights of classes that the net has already are kept, its thresholds are not. Raises InputError as
+    `check_class_names`.
     """
     check_class_names(names)
     old, old_names = net.fc_layers[-1], net.class_names
@@ -29,7 +30,7 @@ def with_background(net: OverFeat, names: Sequence[str]) -> OverFeat:
         for key, value in new.state_dict().items():  # weight and bias
             source = old.state_dict()[key]
             value[[names.index(name) for name in known]] = source[[old_names.index(name) for name in known]]
-    net.background = True
+    net.background, net.thresholds = True, None
     return net
 
 

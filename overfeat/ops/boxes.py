@@ -11,6 +11,7 @@ MATCH_METRICS = ("normalised", "sum", "centres")
 MAX_LOG_RATIO = 7.0  # of a side to its window's, before the exponential
 EPSILON = 1e-9
 SQUARES = ("maximum", "minimum")
+COMPILED_NMS = 500  # boxes; more of them are worth the import of numba
 MAX_COORDINATE = 1e9  # pixels; squares of larger ones would come near the limits of float32
 # Box coders, each with the code of a box of half the window's sides in its centre.
 BOX_CODERS = {
@@ -113,16 +114,20 @@ def match_score(a: Tensor, b: Tensor, *, match_metric: str = "normalised", min_i
     return relative + torch.where(union > 0, (union - shared) / union, 1 - equal.to(relative.dtype))
 
 
-def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_threshold: float = 0.5) -> Tensor:
-    """Non-maximum suppression within each group.
+def nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_threshold: float = 0.5,
+    across_iou_threshold: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Non-maximum suppression within each group and, if asked, across groups.
 
-    A box is removed if a kept box of its group with a higher score (of equal scores, the first) overlaps it by an
-    IoU above the threshold.
+    A box is removed if a kept box with a higher score (of equal scores, the first) overlaps it by an IoU above the
+    threshold: `iou_threshold` for boxes of one group, `across_iou_threshold` for boxes of different groups.
 
     Args:
         boxes, scores: [T, 4] and [T], both float32 or both float64.
         groups: int64 [T], or None for one group.
         iou_threshold: the largest IoU of two kept boxes of a group.
+        across_iou_threshold: the largest IoU of two kept boxes of different groups; 1 keeps all.
 
     Returns:
         Indices of the kept boxes, int64, highest score first.
@@ -135,11 +140,20 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, iou_thre
     check_boxes(boxes, scores, groups)
     check_values(boxes, scores)
     check_fraction("iou_threshold", iou_threshold)
-    left, kept = scores.argsort(descending=True, stable=True), []
+    check_fraction("across_iou_threshold", across_iou_threshold)
+    order = scores.argsort(descending=True, stable=True)
+    if min(iou_threshold, across_iou_threshold) == 1:
+        return order
+    if len(boxes) > COMPILED_NMS:
+        from overfeat.ops.backends.numba_nms import nms as compiled_nms  # importing numba takes a second
+
+        return compiled_nms(boxes, order, groups, iou_threshold, across_iou_threshold)
+    left, kept = order, []
     while len(left):
         best, left = left[:1], left[1:]
         kept.append(best)
-        left = left[(iou(boxes[best], boxes[left])[0] <= iou_threshold) | (groups[left] != groups[best])]
+        overlap, same = iou(boxes[best], boxes[left])[0], groups[left] == groups[best]
+        left = left[torch.where(same, overlap <= iou_threshold, overlap <= across_iou_threshold)]
     return torch.cat(kept) if kept else left
 
 

@@ -14,6 +14,7 @@ import overfeat
 from overfeat.errors import InputError
 from overfeat.models.architecture import ARCHITECTURES, RELEASED_FILES, Architecture, Conv
 from overfeat.models.released import load_released, read_labels, save_released
+from overfeat.models.thresholds import DetectionThresholds
 
 CONVS = (Conv(4, 3, stride=2, pad=1, pool=2), Conv(6, 3, pool=2))
 CUSTOM = Architecture("mine", CONVS, 2, (7, 5), 40, mean=100.0, std=50.0, scales=((48, 64),) * 6)
@@ -349,3 +350,32 @@ def test_released_file_with_a_nan(tmp_path):
             load_released(path, "accurate")
     finally:
         path.unlink()
+
+
+# The thresholds of a detector
+
+
+def test_thresholds_travel_with_the_weights(make_net, tmp_path):
+    net, path = make_net("small", 3), tmp_path / "net"
+    overfeat.save(net, path)
+    assert overfeat.load(path).thresholds is None
+    for thresholds in (
+        DetectionThresholds(),
+        DetectionThresholds(0.4, 0.3, 0.6, 0.2),
+        DetectionThresholds((0.1, 0.5, 2), class_iou_threshold=1.0),
+    ):
+        net.thresholds = thresholds
+        overfeat.save(net, path, dtype=torch.float16)
+        assert overfeat.load(path).thresholds == thresholds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "5", '{"match": 1}', '{"match_threshold": -1}', '{"match_threshold": [0.1, 0.2]}',
+     '{"match_threshold": [0.1, NaN, 0.5, 0.5, 0.5]}', '{"match_threshold": []}', '{"match_threshold": "0.5"}',
+     '{"score_threshold": 1.5}', '{"nms_iou_threshold": "x"}', '{"class_iou_threshold": NaN}'],
+)  # fmt: skip
+def test_thresholds_that_are_broken(good, text):
+    path, tensors, metadata = good
+    save_file(tensors, path, {**metadata, "thresholds": text})
+    refused(path, "its weights and its metadata do not fit together")

@@ -149,3 +149,49 @@ def test_match_scores_are_of_boxes_of_one_type():
     for wrong in (some.half(), some.double(), some[0], some[:, :3]):
         with pytest.raises(ValueError):
             box_ops.match_score(some, wrong)
+
+
+def crowd(count, seed, dtype=torch.float32):
+    """Boxes of many sizes, some of them equal, without area or far apart, with equal scores among them."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 100
+    sides = 2 ** (torch.rand(count, 2, generator=generator, dtype=torch.float64) * 8 - 2)
+    boxes = torch.cat([corner, corner + sides], dim=1)
+    boxes[::7] = boxes[::7].round()
+    boxes[1::9] = boxes[::9][: len(boxes[1::9])]
+    boxes[2::50, 2:] = boxes[2::50, :2]
+    boxes[3::50] = boxes[2::50][: len(boxes[3::50])]
+    boxes[4::60] = torch.tensor([-1e9, -1e9, 1e9, 1e9])
+    boxes[5::60] *= 1e6
+    scores = (torch.rand(count, generator=generator) * 50).round() / 50
+    return boxes.to(dtype), scores.to(dtype), torch.randint(4, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("own", "other"), [(0.3, 1.0), (0.0, 1.0), (0.5, 0.7), (1.0, 0.4), (1 / 3, 0.0), (0.95, 0.99), (1.0, 1.0)]
+)
+def test_compiled_nms_keeps_the_same_boxes(monkeypatch, dtype, own, other):
+    """As the loop over boxes does; and of both, no kept box overlaps another by more than the threshold."""
+    for seed, count in ((0, 900), (1, 1), (2, 0), (3, 120)):
+        boxes, scores, groups = crowd(count, seed, dtype)
+        kept = {}
+        for path, limit in (("loop", 10**9), ("compiled", -1)):
+            monkeypatch.setattr(box_ops, "COMPILED_NMS", limit)
+            kept[path] = box_ops.nms(boxes, scores, groups, iou_threshold=own, across_iou_threshold=other)
+        assert torch.equal(kept["loop"], kept["compiled"]) and kept["loop"].dtype == torch.int64
+        overlaps = box_ops.iou(boxes[kept["loop"]], boxes[kept["loop"]]).fill_diagonal_(0)
+        same = groups[kept["loop"], None] == groups[kept["loop"]]
+        assert (overlaps <= torch.where(same, torch.tensor(own, dtype=dtype), torch.tensor(other, dtype=dtype))).all()
+        assert len(kept["loop"]) < count or count <= 1 or min(own, other) == 1
+
+
+def test_suppression_across_groups():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [5, 0, 15, 10], [2, 0, 12, 10]])
+    scores, groups = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 1, 1, 2])
+    assert box_ops.nms(boxes, scores, groups, iou_threshold=0.3).tolist() == [0, 1, 3]
+    assert box_ops.nms(boxes, scores, groups, iou_threshold=1.0, across_iou_threshold=0.5).tolist() == [0, 2]
+    # The second box is removed by the first, so it removes neither the third nor the fourth.
+    assert box_ops.nms(boxes, scores, groups, iou_threshold=1.0, across_iou_threshold=0.7).tolist() == [0, 2, 3]
+    with pytest.raises(InputError, match="across_iou_threshold must be between 0 and 1, not 2"):
+        box_ops.nms(boxes, scores, across_iou_threshold=2)

@@ -1,0 +1,63 @@
+"""The thresholds that a detector was given on validation images; they travel with its weights."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from overfeat.errors import ArgumentError, check_fraction
+
+
+@dataclass(frozen=True)
+class DetectionThresholds:
+    """What `detect` uses where its caller names no thresholds; None: its own defaults.
+
+    `detection.calibrate.choose_thresholds` chooses them on validation images, `save` and `load` keep them.
+
+    Attributes:
+        match_threshold: Boxes merge while their match score is at most this; one number, or one for each class.
+        nms_iou_threshold: Largest IoU of two merged boxes of a class.
+        class_iou_threshold: Largest IoU of two boxes of different classes; 1 keeps all.
+        score_threshold: Lowest score of a position whose box counts.
+    """
+
+    match_threshold: float | tuple[float, ...] | None = None
+    nms_iou_threshold: float | None = None
+    class_iou_threshold: float | None = None
+    score_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        check_match_threshold(self.match_threshold)
+        for name in ("nms_iou_threshold", "class_iou_threshold", "score_threshold"):
+            value = getattr(self, name)
+            if value is not None:
+                check_fraction(name, value)
+
+    def to_json(self) -> str:
+        """As `from_json` reads it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, num_classes: int) -> "DetectionThresholds | None":
+        """The thresholds of a net of so many classes with boxes; ValueError or TypeError for invalid ones."""
+        values = json.loads(text)
+        if values is None:
+            return None
+        if not isinstance(values, dict):
+            raise TypeError(f"thresholds {text}")
+        if isinstance(values.get("match_threshold"), list):
+            values["match_threshold"] = tuple(values["match_threshold"])
+        thresholds = cls(**values)
+        check_match_threshold(thresholds.match_threshold, num_classes)
+        return thresholds
+
+
+def check_match_threshold(value: float | Sequence[float] | None, num_classes: int | None = None) -> None:
+    """Raises ArgumentError unless it is None, a number from 0 up, or one for each class (None: for any number)."""
+    if value is None:
+        return
+    numbers = value if isinstance(value, Sequence) else [value]
+    if not numbers or not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
+        raise ArgumentError("match_threshold", f"must be a number, 0 or more, or one for each class, not {value!r}")
+    if isinstance(value, Sequence) and num_classes not in (None, len(value)):
+        raise ArgumentError("match_threshold", f"must be one number or {num_classes}, one for each class, not {value}")
