@@ -1,4 +1,4 @@
-"""Average precision of detections, as ILSVRC, PASCAL VOC and COCO (at an IoU of 0.5) define it.
+"""Average precision of detections, as ILSVRC, PASCAL VOC and COCO (at one IoU, 0.5 by default) define it.
 
 Every protocol ranks the detections of a class over all images by their score and marks each as true or false positive;
 they differ in which object a detection may match, in what is ignored, and in how the precision is averaged over recall.
@@ -17,6 +17,7 @@ from overfeat.errors import ArgumentError
 from overfeat.ops.boxes import areas, iou
 
 PROTOCOLS = ("ilsvrc", "voc", "voc2007", "coco50")
+ALL_AREAS = (0.0, math.inf)
 # The recalls at which the precision is sampled by the protocols that do not integrate it; COCO's as pycocotools rounds.
 RECALLS = {
     "voc2007": torch.arange(11, dtype=torch.float64) / 10,
@@ -57,6 +58,21 @@ def ground_truth(sample: Annotation) -> Boxes:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """How the detections of a class in an image match its objects there.
+
+    scores [n], verdicts int64 [n]: of the detections; 1 is a true positive, 0 a false positive, -1 one that is ignored.
+    partners int64 [n]: the object that each matches, an index into those of the class; -1: none. counted bool [m]: the
+    objects that are not ignored.
+    """
+
+    scores: Tensor
+    verdicts: Tensor
+    partners: Tensor
+    counted: Tensor
+
+
+@dataclass(frozen=True)
 class Curve:
     """Precision against recall of one class, detection by detection in decreasing score.
 
@@ -78,6 +94,9 @@ def curves(
     num_classes: int,
     protocol: str = "voc",
     ignore_list: Collection[tuple[int, int]] = (),
+    *,
+    min_iou: float = 0.5,
+    area: tuple[float, float] = ALL_AREAS,
 ) -> list[Curve]:
     """The curve of every class over all images.
 
@@ -97,6 +116,9 @@ def curves(
         num_classes: Labels are below it.
         protocol: One of PROTOCOLS; else raises ArgumentError.
         ignore_list: (index of an image, class) pairs that are ignored.
+        min_iou: What stands for 0.5 above.
+        area: Smallest and largest area in square pixels; as in COCO's size groups, other objects are ignored, and so
+            are detections that match them, or that have another area and match none.
     """
     if protocol not in PROTOCOLS:
         raise ArgumentError("protocol", f"must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
@@ -105,7 +127,14 @@ def curves(
     ignored = set(ignore_list)
     pairs = list(enumerate(zip(detections, truths, strict=True)))
     return [
-        _curve([_match_class(d, t, k, protocol) for i, (d, t) in pairs if (i, k) not in ignored], protocol)
+        _curve(
+            [
+                match_class(detected, truth, k, protocol, min_iou=min_iou, area=area)
+                for i, (detected, truth) in pairs
+                if (i, k) not in ignored
+            ],
+            protocol,
+        )
         for k in range(num_classes)
     ]
 
@@ -116,25 +145,28 @@ def mean_average_precision(of_classes: Sequence[Curve]) -> float:
     return sum(averages) / len(averages) if averages else math.nan
 
 
-def _match_class(detections: Boxes, truth: Boxes, k: int, protocol: str) -> tuple[Tensor, Tensor, int]:
-    """Scores [n] and verdicts int64 [n] of the detections of one class in one image, and how many objects count.
-
-    A verdict is 1 for a true positive, 0 for a false positive, -1 for a detection that is ignored.
-    """
+def match_class(
+    detections: Boxes,
+    truth: Boxes,
+    k: int,
+    protocol: str,
+    *,
+    min_iou: float = 0.5,
+    area: tuple[float, float] = ALL_AREAS,
+) -> Matching:
+    """Match the detections of class k in one image; arguments as in `curves`."""
     assert detections.scores is not None
     mine, theirs = detections.labels == k, truth.labels == k
-    scores, true = detections.scores[mine], truth.boxes[theirs].double()
-    ignored = torch.zeros(len(true), dtype=torch.bool)
+    scores, boxes, true = detections.scores[mine], detections.boxes[mine].double(), truth.boxes[theirs].double()
+    difficult = torch.zeros(len(true), dtype=torch.bool)
     if protocol != "ilsvrc" and truth.difficult is not None:
-        ignored = truth.difficult[theirs]
-    overlaps = iou(detections.boxes[mine].double(), true)
-    thresholds = torch.full((len(true),), 0.5, dtype=torch.float64)
-    if protocol == "ilsvrc":
-        width, height = (true[:, 2:] - true[:, :2]).unbind(dim=1)
-        thresholds = thresholds.minimum(areas(true) / ((width + 10) * (height + 10)))
-    verdicts = torch.zeros(len(scores), dtype=torch.int64)
+        difficult = truth.difficult[theirs]
+    ignored = difficult | _outside(true, area)
+    overlaps, thresholds = iou(boxes, true), _thresholds(true, protocol, min_iou)
+    verdicts, partners = torch.zeros(len(scores), dtype=torch.int64), torch.full((len(scores),), -1)
     unmatched = torch.ones(len(true), dtype=torch.bool)
-    for i in scores.argsort(descending=True, stable=True).tolist() if len(true) else ():
+    order = scores.argsort(descending=True, stable=True)
+    for i in order[(overlaps >= thresholds).any(dim=1)[order]].tolist():
         close = overlaps[i] >= thresholds
         if not protocol.startswith("voc"):
             close &= unmatched
@@ -143,17 +175,33 @@ def _match_class(detections: Boxes, truth: Boxes, k: int, protocol: str) -> tupl
         rivals = overlaps[i].where(close, -1.0)
         best = int(len(rivals) - 1 - rivals.flip(0).argmax() if protocol == "coco50" else rivals.argmax())
         if not close[best]:
-            continue
-        verdicts[i] = -1 if ignored[best] else int(unmatched[best])
-        unmatched[best] = bool(ignored[best])
-    return scores, verdicts, len(true) - int(ignored.sum())
+            continue  # all are matched
+        verdicts[i], partners[i] = -1 if ignored[best] else int(unmatched[best]), best
+        unmatched[best] = bool(difficult[best])
+    verdicts[(partners < 0) & _outside(boxes, area)] = -1
+    return Matching(scores, verdicts, partners, ~ignored)
 
 
-def _curve(images: list[tuple[Tensor, Tensor, int]], protocol: str) -> Curve:
-    """The curve of one class, from what `_match_class` returns for each image."""
-    scores = torch.cat([torch.empty(0), *(scores for scores, _, _ in images)]).double()
-    verdicts = torch.cat([torch.empty(0, dtype=torch.int64), *(verdicts for _, verdicts, _ in images)])
-    objects = sum(count for _, _, count in images)
+def _outside(boxes: Tensor, area: tuple[float, float]) -> Tensor:
+    """Boxes whose area is not in this range: bool [n]."""
+    own = areas(boxes)
+    return (own < area[0]) | (own > area[1])
+
+
+def _thresholds(objects: Tensor, protocol: str, min_iou: float) -> Tensor:
+    """The IoU that a detection of each of these objects needs: float64 [n]."""
+    thresholds = torch.full((len(objects),), min_iou, dtype=torch.float64)
+    if protocol == "ilsvrc":
+        width, height = (objects[:, 2:] - objects[:, :2]).unbind(dim=1)
+        thresholds = thresholds.minimum(areas(objects) / ((width + 10) * (height + 10)))
+    return thresholds
+
+
+def _curve(images: Sequence[Matching], protocol: str) -> Curve:
+    """The curve of one class."""
+    scores = torch.cat([torch.empty(0), *(image.scores for image in images)]).double()
+    verdicts = torch.cat([torch.empty(0, dtype=torch.int64), *(image.verdicts for image in images)])
+    objects = sum(int(image.counted.sum()) for image in images)
     order = scores.argsort(descending=True, stable=True)
     order = order[verdicts[order] >= 0]
     right = verdicts[order] == 1

@@ -35,14 +35,14 @@ def average_precisions(
     means = {protocol: mean_average_precision(every) for protocol, every in of_classes.items()}
     averages = {
         names[k]: {"objects": counts[k]}
-        | _none_for_nan({p: of_classes[p][k].average for p in PROTOCOLS} | {"coco": of_coco[k]})
+        | none_for_nan({p: of_classes[p][k].average for p in PROTOCOLS} | {"coco": of_coco[k]})
         for k in with_objects
     }
     return {
         "objects": sum(counts),
-        "map": _none_for_nan(means | {"coco": figures["AP"]}),
+        "map": none_for_nan(means | {"coco": figures["AP"]}),
         "ap": averages,
-        "coco": _none_for_nan(figures),
+        "coco": none_for_nan(figures),
         "curves": {name: _lists(curve) for name, curve in zip(names, of_classes["voc"], strict=True) if curve.objects},
     }
 
@@ -51,8 +51,8 @@ def _lists(curve: Curve) -> dict[str, list]:
     return {key: getattr(curve, key).tolist() for key in ("scores", "recall", "precision", "right")}
 
 
-def _none_for_nan(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
+def none_for_nan(values: dict[str, float]) -> dict[str, float | None]:
+    """The same values for JSON, which has no NaN."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 

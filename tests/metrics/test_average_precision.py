@@ -4,14 +4,17 @@ import contextlib
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from random_scenes import random_scenes
 
 from overfeat.errors import InputError
-from overfeat.metrics.average_precision import PROTOCOLS, Boxes, curves, mean_average_precision
+from overfeat.metrics.average_precision import ALL_AREAS, PROTOCOLS, Boxes, curves, mean_average_precision
 from overfeat.metrics.coco import coco
+from overfeat.metrics.operating_points import SIZES
 
 
 def boxes(*corners, labels=None, scores=None, difficult=None):
@@ -112,29 +115,32 @@ def test_equal_scores_keep_their_order():
 @pytest.mark.parametrize("seed", range(6))
 def test_agrees_with_pycocotools(seed):
     """COCO's AP at an IoU of 0.5, on crowded images with duplicates, ties and misses, class by class."""
-    rng = torch.Generator().manual_seed(seed)
-    classes, detections, truths = 3, [], []
-    for _ in range(12):
-        count = int(torch.randint(0, 9, (1,), generator=rng))
-        corner, side = (
-            torch.randint(0, 60, (count, 2), generator=rng),
-            torch.randint(8, 50, (count, 2), generator=rng),
-        )
-        true = torch.cat([corner, corner + side], dim=1).double()
-        labels = torch.randint(0, classes, (count,), generator=rng)
-        truths.append(Boxes(true, labels))
-        shifted = torch.cat([true, true, torch.randint(0, 60, (3, 4), generator=rng).double()])
-        shifted = shifted + torch.randint(-9, 10, shifted.shape, generator=rng)
-        shifted = torch.cat([shifted[:, :2], shifted[:, 2:].maximum(shifted[:, :2] + 1)], dim=1)
-        shifted_labels = torch.cat([labels, labels, torch.randint(0, classes, (3,), generator=rng)])
-        scores = torch.randint(1, 30, (len(shifted),), generator=rng) / 30
-        detections.append(Boxes(shifted, shifted_labels, scores))
-    ours = [curve.average for curve in curves(detections, truths, classes, "coco50")]
-    assert ours == pytest.approx(of_pycocotools(detections, truths, classes), abs=1e-6)
-    assert 0.2 < sum(ours) / classes < 0.95
+    detections, truths = random_scenes(seed)
+    ours = [curve.average for curve in curves(detections, truths, 3, "coco50")]
+    assert ours == pytest.approx(of_pycocotools(detections, truths, 3)[0], abs=1e-6)
+    assert 0.2 < sum(ours) / 3 < 0.95
 
 
-def of_pycocotools(detections, truths, classes):
+@pytest.mark.parametrize("min_iou", [0.4, 0.5, 0.75])
+@pytest.mark.parametrize("size", [None, *SIZES])
+def test_sizes_and_other_ious_agree_with_pycocotools(min_iou, size):
+    """COCO's AP and recall of size groups, with areas of exactly 32 x 32 and 96 x 96 pixels among them."""
+    detections, truths = random_scenes(7, images=20, zoom=4)
+    exact = [Boxes(torch.tensor([[0.0, 0, s, s]]), torch.tensor([0]), torch.tensor([0.99])) for s in (32, 96)]
+    detections, truths = [*detections, *exact], [*truths, *(Boxes(b.boxes, b.labels) for b in exact)]
+    areas = SIZES[size] if size else ALL_AREAS
+    ours = curves(detections, truths, 3, "coco50", min_iou=min_iou, area=areas)
+    averages, recalls = of_pycocotools(detections, truths, 3, min_iou, (None, *SIZES).index(size))
+    expected = [value if value >= 0 else math.nan for value in averages]
+    assert [curve.average for curve in ours] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    reached = [float(curve.recall[-1]) for curve in ours if curve.objects]
+    assert reached == pytest.approx([recall for recall in recalls if recall >= 0])
+    assert len(reached) > 0
+
+
+def of_pycocotools(detections, truths, classes, min_iou=0.5, size=0):
+    """Average precisions and recalls of the classes."""
+
     def entries(images):
         for number, image in enumerate(images):
             for i, ((x1, y1, x2, y2), label) in enumerate(
@@ -156,9 +162,11 @@ def of_pycocotools(detections, truths, classes):
         }
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(list(entries(detections))), "bbox")
+        evaluation.params.iouThrs = np.array([min_iou])
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"][0, :, :, 0, -1].mean(axis=0).tolist()
+    figures = evaluation.eval
+    return figures["precision"][0, :, :, size, -1].mean(axis=0).tolist(), figures["recall"][0, :, size, -1].tolist()
 
 
 def test_all_of_coco_s_figures():
