@@ -6,8 +6,11 @@ import torch
 from PIL import Image
 
 from overfeat import visualize
+from overfeat.data.annotated import Sample
 from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
+from overfeat.detection.evaluate import PredictedImages, detection_figures
+from overfeat.metrics.average_precision import Boxes, ground_truth
 
 pytest.importorskip("matplotlib")
 NAMES = ["$\\frac", "100 % _wool_", "ash"]  # no mathematics
@@ -43,6 +46,41 @@ def test_the_best_window_is_outlined_in_every_panel(image, tmp_path):
     assert all(a < b for a, b in zip(before, after, strict=True))
     width = before[2] - before[0]  # from the first panel's window to that of the second panel
     assert width == pytest.approx(after[2] - after[0], abs=3)
+
+
+def color_extent(path, red, green, blue):
+    """The part of a picture in about this colour, (x1, y1, x2, y2) as fractions of its sides; None: nothing."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    y, x = np.nonzero((abs(pixels - (red, green, blue)) < 30).all(axis=2))
+    height, width = pixels.shape[:2]
+    return (x.min() / width, y.min() / height, x.max() / width, y.max() / height) if len(x) else None
+
+
+def test_mistakes_are_cropped_and_outlined(tmp_path):
+    """A missed object in a corner, a false positive elsewhere: each picture shows its own place."""
+    picture = np.zeros((400, 600, 3), dtype=np.uint8)
+    picture[:200, :300], picture[200:, 300:] = (180, 0, 180), (0, 0, 200)
+    Image.fromarray(picture).save(tmp_path / "image.png")
+    none = np.zeros(1, dtype=bool)
+    sample = Sample(tmp_path / "image.png", np.array([[0.0, 0, 40, 50]]), np.array([2]), none, (400, 600))
+    detected = Boxes(
+        torch.tensor([[440.0, 300, 520, 380], [5, 5, 35, 45]]), torch.tensor([0, 1]), torch.tensor([0.9, 0.1])
+    )
+    images = PredictedImages([sample], [0], [detected], [ground_truth(sample)], [])
+    results = detection_figures(images, NAMES)
+    assert visualize.mistakes(images, results, tmp_path / "out") == {"misses": 1, "false positives": 1}
+    magenta, blue, green, orange = (180, 0, 180), (0, 0, 200), (43, 255, 102), (255, 154, 31)
+    for name, own, other, outline, absent in (
+        ("miss", magenta, blue, green, orange),
+        ("false-positive", blue, magenta, orange, green),
+    ):
+        for path in (tmp_path / f"out/{name}-001.png", tmp_path / f"out/{name.replace('miss', 'misse')}s.png"):
+            assert color_extent(path, *own) and not color_extent(path, *other)
+            assert color_extent(path, *outline) and not color_extent(path, *absent)
+    # The object touches the corner of its image, so its outline starts where the crop does.
+    crop, box = (color_extent(tmp_path / "out/miss-001.png", *color) for color in (magenta, green))
+    assert box[:2] == pytest.approx(crop[:2], abs=0.02) and box[2] < crop[2] - 0.1 and box[3] < crop[3] - 0.1
 
 
 def test_maps_of_the_mirror_image_are_not_drawn(image, tmp_path):

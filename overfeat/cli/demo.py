@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.classify import top_classes
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.detect import MIN_SCORE
 from overfeat.cli.heat_maps import class_scores
 from overfeat.cli.results import add_out
+from overfeat.detection.config import MIN_SCORE
 
 if TYPE_CHECKING:
     from torch import Tensor

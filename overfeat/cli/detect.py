@@ -29,7 +29,7 @@ from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets,
 from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.cli.results import SETTINGS, add_out, result_folder
 from overfeat.dense.config import DenseConfig
-from overfeat.detection.config import DetectionConfig
+from overfeat.detection.config import MIN_SCORE, DetectionConfig
 from overfeat.errors import InputError
 from overfeat.files import write_json
 from overfeat.multibox.config import ProposalConfig
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from overfeat.dense.detections import Detections
 
 COCO = "coco.json"
-MIN_SCORE = 0.3
 # The options of each method; an option of the other method alone is refused.
 OPTIONS = {
     "overfeat": {field.name for config in (DenseConfig, DetectionConfig, BoxModuleOptions) for field in fields(config)},

@@ -17,11 +17,11 @@ from overfeat.cli.images import add_max_pixels
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.cli.results import add_out, check_outputs, data_settings, open_journal, write_results
 from overfeat.dense.config import DenseConfig
-from overfeat.detection.config import DetectionConfig
+from overfeat.detection.config import IOUS, MAX_MISTAKES, MIN_SCORE, DetectionConfig
 from overfeat.errors import InputError
 from overfeat.localization.config import LocalizationConfig
 from overfeat.multibox.config import ProposalConfig
-from overfeat.options import positive
+from overfeat.options import fraction, positive
 
 
 def add_parser(commands: Commands) -> None:
@@ -165,26 +165,44 @@ def _add_detector(tasks: Commands) -> None:
     help = "ILSVRC's: lines of an image's number from 1 and a class that does not count there"
     parser.add_argument("--ignore-list", type=Path, metavar="FILE", help=help)
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
+    _add_figures(parser.add_argument_group("precision, recall, F1, confusions, mistakes"))
     _add_outputs(parser, "precision against recall")
 
 
+def _add_figures(group: argparse._ArgumentGroup) -> None:
+    """The options of figures at a score threshold."""
+    help = "smallest IoU of a detection with its object; of several the first is that of the mistakes (default: 0.5)"
+    group.add_argument("--iou", dest="ious", type=fraction, nargs="+", default=IOUS, metavar="IOU", help=help)
+    help = "score threshold (default: %(default)s, as `detect` has it); average precision has none"
+    group.add_argument("--min-score", type=fraction, default=MIN_SCORE, metavar="S", help=help)
+    help = "draw the worst misses and false positives into a folder (needs the extra demo)"
+    group.add_argument("--mistakes", type=Path, metavar="FOLDER", help=help)
+    help = "list and draw N of each kind (default: %(default)s)"
+    group.add_argument("--max-mistakes", type=positive, default=MAX_MISTAKES, metavar="N", help=help)
+
+
 def _run_detector(args: argparse.Namespace) -> int:
-    """`overfeat evaluate detector`: average precision of a detector.
+    """`overfeat evaluate detector`: average precision, precision, recall and mistakes of a detector.
 
     Average precision of each class, and their mean, as ILSVRC, PASCAL VOC (all points), VOC 2007 (11 points) and COCO
-    (at an IoU of 0.5, and the mean over 0.5 to 0.95) count it.
+    (at an IoU of 0.5, and the mean over 0.5 to 0.95) count it; precision, recall and F1 at --min-score, and the score
+    with the best F1, by class and by size; which classes are confused; why objects are missed and false positives
+    arise, with pictures of the worst (--mistakes).
 
     Examples:
         overfeat evaluate detector --data photos/test --weights run/net.safetensors --plot curves.png
+        overfeat evaluate detector --data photos/test --weights run/net.safetensors --iou 0.4 0.5 --mistakes mistakes/
     """
     from overfeat.data.annotated import align_boxes
     from overfeat.data.readers.ilsvrc import read_pairs
-    from overfeat.detection.evaluate import evaluate_detection
+    from overfeat.detection.evaluate import check_ious, detection_figures, detection_report, predict_annotated
     from overfeat.detection.predict import detect
-    from overfeat.metrics.report import precision_table
-    from overfeat.visualize import precision_recall
+    from overfeat.visualize import check_mistakes, mistakes, precision_recall
 
+    check_ious(args.ious)
     check_outputs(args, ("ap", "unreadable"))
+    if args.mistakes:
+        check_mistakes(args.mistakes)
     net, regressor = nets.load_detector(args)
     data = read_annotated(args, args.data, TESTING, args.split)
     if args.ignore_list and data.problems:
@@ -195,10 +213,15 @@ def _run_detector(args: argparse.Namespace) -> int:
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()
     predict = partial(detect, net, regressor, **config, **dense_arguments(args))
-    results = evaluate_detection(predict, data, ignore_list=ignored, journal=journal, **_limits(args))
+    images = predict_annotated(predict, data, journal=journal, **_limits(args))
+    figures = {"ious": args.ious, "min_score": args.min_score, "max_mistakes": args.max_mistakes}
+    results = detection_figures(images, data.class_names, ignore_list=ignored, **figures)
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")
-    print(precision_table(results))
+    print(detection_report(results))
+    if args.mistakes:
+        drawn = mistakes(images, results, args.mistakes, max_pixels=args.max_pixels)
+        print(f"{' and '.join(f'{count} {plural}' for plural, count in drawn.items())} drawn to {args.mistakes}")
     return write_results(args, results, journal, precision_recall)
 
 

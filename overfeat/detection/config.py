@@ -8,6 +8,8 @@ from overfeat.training.config import BOX_TRAINING, BoxHeadOptions, NetOptions, T
 
 NEGATIVE_SAMPLING = ("half_hard", "hard", "random", "none")
 SAMPLES = 1000  # tiles in an epoch, at least
+MIN_SCORE = 0.3  # of the detections that are shown and counted; average precision has none
+IOUS, MAX_MISTAKES = (0.5,), 24  # of an evaluation: smallest IoUs of a match, how many mistakes of each kind are listed
 TRAINING = replace(BOX_TRAINING, batch_size=16)  # the loop's defaults
 
 

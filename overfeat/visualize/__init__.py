@@ -4,9 +4,10 @@ from overfeat.visualize.boxes import detections, localization
 from overfeat.visualize.curves import multibox, precision_recall, stage_times
 from overfeat.visualize.explanation import explanation
 from overfeat.visualize.figures import check_picture, figure_class
+from overfeat.visualize.mistakes import check_mistakes, mistakes
 from overfeat.visualize.scores import classification, heat_maps
 
 __all__ = [
-    "check_picture", "classification", "detections", "explanation", "figure_class", "heat_maps", "localization",
-    "multibox", "precision_recall", "stage_times",
+    "check_mistakes", "check_picture", "classification", "detections", "explanation", "figure_class", "heat_maps",
+    "localization", "mistakes", "multibox", "precision_recall", "stage_times",
 ]  # fmt: skip

@@ -78,7 +78,7 @@ def set_limits(axis: Any, image: Tensor) -> None:
     axis.set_ylim(image.shape[1], 0)
 
 
-def draw_box(axis: Any, box: Sequence[float] | np.ndarray, color: str, **style: float) -> None:
+def draw_box(axis: Any, box: Sequence[float] | np.ndarray, color: str, **style: Any) -> None:
     x1, y1, x2, y2 = box
     axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, **style)
 

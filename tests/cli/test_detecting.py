@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +112,52 @@ def test_the_shipped_detector_and_coco_s_own_tool(multi_object, tmp_path):
         evaluator.accumulate()
         evaluator.summarize()
     assert figures["coco"]["AP50"] == pytest.approx(evaluator.stats[1], abs=0.01) and figures["coco"]["AP50"] > 0.5
+
+
+def test_figures_and_pictures_of_mistakes(multi_object, tmp_path, capsys):
+    """Tables, JSON and pictures agree; a second run replaces the pictures of the first."""
+    results, folder = tmp_path / "results.json", tmp_path / "mistakes"
+    command = ["evaluate", "detector", "--data", multi_object, "--iou", 0.75, 0.4, "--min-score", 0.2, "-o", results]
+    assert run(*command, "--mistakes", folder, "--max-mistakes", 3) == 0
+    printed, figures = capsys.readouterr().out, json.loads(results.read_text())
+    assert figures["at_iou"].keys() == {"0.4", "0.75"} and figures["min_score"] == 0.2
+    for min_iou, points in figures["at_iou"].items():
+        everything, counts = points["all"], points["confusion"]
+        assert everything["objects"] == figures["objects"] == sum(map(sum, counts[:-1]))
+        assert everything["recall"] == pytest.approx(sum(counts[k][k] for k in range(10)) / figures["objects"])
+        assert f"at an IoU of {min_iou}; precision, recall and F1" in printed
+        assert f"{100 * everything['best_f1']:.2f}" in printed
+    assert figures["at_iou"]["0.4"]["all"]["recall"] > figures["at_iou"]["0.75"]["all"]["recall"]
+    mistakes = figures["mistakes"]
+    missed = sum(mistakes["counts"]["miss"].values())
+    assert mistakes["iou"] == 0.75 and len(mistakes["miss"]) == min(3, missed) > 0
+    assert f"misses: {missed} (" in printed and f"{len(mistakes['miss'])} misses and " in printed
+    index = json.loads((folder / "mistakes.json").read_text())
+    listed = [entry["picture"] for kind in ("miss", "false positive") for entry in index[kind]]
+    assert {path.name for path in folder.glob("*-0*.png")} == set(listed) and "miss-001.png" in listed
+    for entry, drawn in zip(mistakes["miss"], index["miss"], strict=True):
+        assert drawn == {"picture": drawn["picture"], **entry} and (multi_object / "test").samefile(
+            Path(entry["image"]).parent
+        )
+    assert (folder / "misses.png").exists()
+    assert run(*command, "--mistakes", folder, "--max-mistakes", 1) == 0
+    assert [path.name for path in folder.glob("miss-*.png")] == ["miss-001.png"]
+
+
+def test_mistakes_write_over_nothing_of_others(multi_object, tmp_path, capsys):
+    """Refused before the work."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/notes.txt").write_text("mine")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos/miss-001.png")
+    command = ["evaluate", "detector", "--data", multi_object]
+    for folder, words in (("notes", "holds notes.txt"), ("photos", "was not drawn by overfeat")):
+        before = {path: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        assert run(*command, "--mistakes", tmp_path / folder) == 1
+        assert words in capsys.readouterr().err
+        assert before == {path: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+    assert run(*command, "--iou", 0.5, 0) == 1
+    assert "--iou must be above 0 and at most 1, not 0.5, 0" in capsys.readouterr().err
 
 
 def test_from_scratch_and_resumed(multi_object, tmp_path, capsys):
