@@ -78,7 +78,7 @@ class DensifiedNet(Net):
         # A run with neighbours shares all maps, so it visits every view, and every pixel that windows depend on.
         neighbours = Interpreter(program, "neighbours")
         shared = measure(neighbours, WindowGrid(1, (1, 1), 1), program.window)
-        self.reach = _reach(shared)
+        self.halo = _halo(shared)
         if borders == "refuse":
             measure(self.interpreter, WindowGrid(1, (1, 1), 1), program.window)
         self.head = find_head(program, neighbours.constants, neighbours.context.indices)
@@ -231,7 +231,7 @@ class DensifiedNet(Net):
         stop = (outputs.stop - 1) * pixels + self.geometry.window[axis]
         if self.borders != "neighbours":
             return InputSpan(start, stop, count)
-        before, after = self.reach[axis]
+        before, after = self.halo[axis]
         first = max(0, start - -(-before // pixels) * pixels)
         return InputSpan(first, min(length, stop + after), count, offset=start - first)
 
@@ -347,7 +347,7 @@ class DensifiedNet(Net):
         return macs, grid.num_windows
 
 
-def _reach(cost: Cost) -> tuple[tuple[int, int], tuple[int, int]]:
+def _halo(cost: Cost) -> tuple[tuple[int, int], tuple[int, int]]:
     """For rows and columns: the pixels before and after a window that its outputs depend on with neighbours."""
     axes = [*cost.axes.values(), (Axis(1), Axis(1))]
     down, across = ((max(a[i].before for a in axes), max(a[i].after for a in axes)) for i in range(2))

@@ -69,7 +69,7 @@ def _sharing(net: "DensifiedNet", cropped: Cost, here: Cost) -> list[str]:
         before, after = (_saved(cropped, here, part) for part in (nodes[:position], nodes[position:]))
         lines.append(f"before {label(node)}, windows share work: {before}")
         lines.append(f"from {label(node)} on, each window is computed on its own, since {reason}: {after}")
-    if net.borders == "exact" and max(max(pair) for pair in net.reach):
+    if net.borders == "exact" and max(max(pair) for pair in net.halo):
         stride = net.geometry.stride(net.default_stride)
         neighbours = run_cost(Interpreter(net.program, "neighbours"), WINDOWS, stride)
         factors = [_times(total, sum(cost.macs.values()) / WINDOWS**2) for cost in (here, neighbours)]
