@@ -79,7 +79,7 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
     sizes = [tuple(image.shape[1:]) for image in images]
     of_images = [grids(net, size) for size in sizes]
     of_scales = [grid for of_image in of_images for grid in of_image]
-    counts = [stage_macs(net.architecture, *grid.scaled, net.num_classes, "fine") for grid in of_scales]
+    counts = [stage_macs(net.architecture, *grid.padded, net.num_classes, "fine") for grid in of_scales]
     macs = sum(count[layers] for count in counts for layers in ("features", "first", "rest"))
     positions = sum(grid.shape[0] * grid.shape[1] for grid in of_scales) / len(paths)
     return {

@@ -63,7 +63,7 @@ def _explain(net: "Net", picture: Path) -> None:
     image = read_image(ASSETS / "photos" / EXPLAINED)
     maps = score_maps(net, image, scales=FACTORS, stride=STRIDE)
     windows = _count_windows(maps)
-    shared = sum(sum(net.region_macs(m.grid.scaled, STRIDE)[0].values()) for m in maps)
+    shared = sum(sum(net.region_macs(m.grid.padded, STRIDE)[0].values()) for m in maps)
     cropped = windows * sum(net.region_macs(net.geometry.window, STRIDE)[0].values())
     cost = f"{windows:,} windows. Cropped one by one: {cropped / 1e9:.0f} billion multiplications. "
     cost += f"Here, with what windows share computed once: {shared / 1e9:.0f} billion, and the same scores."

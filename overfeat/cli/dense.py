@@ -37,7 +37,7 @@ def note_unseen(path: Path, net: "Net", image: "Size", config: DenseConfig) -> N
     from overfeat.dense.grid import grids
 
     own = grids(net, image, config)
-    if all(2 * grid.num_positions * math.prod(grid.window) < math.prod(grid.scaled) for grid in own):
+    if all(2 * grid.num_positions * math.prod(grid.window) < math.prod(grid.padded) for grid in own):
         count, (height, width) = own[0].num_positions, own[0].window
         windows = f"{count} window{'' if count == 1 else 's'} of {height}x{width} px"
         of_image = f"less than half of its {own[0].scaled[0]}x{own[0].scaled[1]}"

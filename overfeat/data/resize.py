@@ -25,6 +25,23 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
 
 
+def pad_color(images: Tensor, padding: tuple[int, int, int, int], color: Sequence[float]) -> Tensor:
+    """Images [..., C, H, W] with so many pixels (left, right, top, bottom) of a colour around them.
+
+    color: in 0..255, one number for each channel or for all; rounded for uint8 images.
+    """
+    if not any(padding):
+        return images
+    (left, right, top, bottom), (height, width) = padding, images.shape[-2:]
+    values = torch.tensor(color, dtype=torch.float64)
+    if not images.is_floating_point():
+        values = values.round().clamp(0, 255)
+    size = (*images.shape[:-2], top + height + bottom, left + width + right)
+    padded = values.to(images).view(-1, 1, 1).expand(size).contiguous()
+    padded[..., top : top + height, left : left + width] = images
+    return padded
+
+
 def resize_short_side(images: Tensor, short_side: int) -> Tensor:
     """Resize [N, C, H, W] to a shorter side of `short_side` pixels, keeping the aspect ratio."""
     height, width = images.shape[2:]

@@ -5,28 +5,33 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from overfeat.data.resize import resize
-from overfeat.dense.grid import Grid
-from overfeat.dense.scales import round_to_stride
+from overfeat.data.resize import pad_color, resize
+from overfeat.dense.scales import add_margin, round_to_stride
 from overfeat.dense.tiling import Tile, tile_features
 from overfeat.models.geometry import Size
 from overfeat.models.net import Net
 from overfeat.models.overfeat import ContextFeatures
 
 
-def half_size(net: Net, size: Size) -> Size | None:
+def add_border(net: Net, images: Tensor, margin: Size) -> Tensor:
+    """Images [N, C, H, W] with a margin of (rows, columns) of the net's mean colour on each side."""
+    rows, columns = margin
+    return pad_color(images, (columns, columns, rows, rows), net.mean_color)
+
+
+def half_size(net: Net, size: Size, margin: Size = (0, 0)) -> Size | None:
     """Half of a scale's (height, width), for a net with context.
 
-    None for a net without context, and where half the size is less than a window.
+    None for a net without context, and where half the size, with the margin, is less than a window.
     """
     half = round_to_stride(net.geometry, (size[0] / 2, size[1] / 2))
-    return half if net.context is not None and net.geometry.fits(half) else None
+    return half if net.context is not None and net.geometry.fits(add_margin(half, margin)) else None
 
 
-def half_resolution(net: Net, images: Tensor, size: Size) -> Tensor | None:
-    """The images [N, 3, H, W] at the `half_size` of a scale; None where there is none."""
-    half = half_size(net, size)
-    return None if half is None else resize(images, half)
+def half_resolution(net: Net, images: Tensor, size: Size, margin: Size = (0, 0)) -> Tensor | None:
+    """The images [N, 3, H, W] at the `half_size` of a scale, with as wide a margin; None where there is none."""
+    half = half_size(net, size, margin)
+    return None if half is None else add_border(net, resize(images, half), margin)
 
 
 def context_features(net: Net, half: Tensor | None, tile: Tile) -> ContextFeatures:
@@ -34,12 +39,14 @@ def context_features(net: Net, half: Tensor | None, tile: Tile) -> ContextFeatur
     grid, images = tile.grid, tile.shape[0]
     if half is None:
         return ContextFeatures(None, torch.full((tile.num_positions,), -1, device=net.device))
-    coarse = Grid(grid.window, grid.stride, (half.shape[2], half.shape[3]), grid.image, grid.flipped)
+    rows, columns = (side - 2 * margin for side, margin in zip(half.shape[2:], grid.margin, strict=True))
+    coarse = replace(grid, scaled=(rows, columns))
     spans, nearest = [], []
     for axis, outputs in enumerate((tile.rows, tile.columns)):
         scaled, halved, window = grid.scaled[axis], coarse.scaled[axis], grid.window[axis]
-        centres = (torch.arange(outputs.start, outputs.stop) * grid.stride + window / 2) * (halved / scaled)
-        cells = ((centres - window / 2) / grid.stride).round().long().clamp(0, coarse.shape[axis] - 1)
+        first = window / 2 - grid.margin[axis]  # the centre of the first window, in the image
+        centres = (torch.arange(outputs.start, outputs.stop) * grid.stride + first) * (halved / scaled)
+        cells = ((centres - first) / grid.stride).round().long().clamp(0, coarse.shape[axis] - 1)
         spans.append(slice(int(cells[0]), int(cells[-1]) + 1))
         nearest.append(cells - cells[0])
     height, width = (span.stop - span.start for span in spans)

@@ -10,7 +10,7 @@ from torch import Tensor
 from overfeat import ops
 from overfeat.data.resize import resize
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
-from overfeat.dense.context import context_features, half_resolution
+from overfeat.dense.context import add_border, context_features, half_resolution
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.tiling import Tile, plan_tiles, tile_bytes, tile_features
 from overfeat.models.geometry import Size, Stride
@@ -114,7 +114,7 @@ def evaluate_groups(
             if pending and held + cost > memory_limit // 2:
                 yield _run_head(net, pending)
                 held = 0
-            scaled.resize(grid.scaled)
+            scaled.resize(grid.scaled, grid.margin)
             context = None if net.context is None else context_features(net, scaled.half, tile)
             with eval_mode(net):
                 pending.append((tile, tile_features(net, scaled.images, tile), context))
@@ -141,18 +141,18 @@ def _run_head(net: Net, pending: list[_Pending]) -> TileGroup:
 
 
 class _ScaledImages:
-    """The images at one scale and, for context, at half of it; a new scale frees the previous one first."""
+    """The images at one scale and, for context, at half of it, with margins; a new scale frees the previous one."""
 
     def __init__(self, net: Net, images: Tensor):
         self._net, self._original = net, images
-        self._size: Size | None = None
+        self._now: tuple[Size, Size] | None = None
         self.images = images
         self.half: Tensor | None = None
 
-    def resize(self, size: Size) -> None:
-        if size == self._size:
+    def resize(self, size: Size, margin: Size) -> None:
+        if (size, margin) == self._now:
             return
-        self.images, self.half, self._size = self._original, None, size
+        self.images, self.half, self._now = self._original, None, (size, margin)
         with region("resize"):
-            self.images = resize(self._original, size)
-            self.half = half_resolution(self._net, self._original, size)
+            self.images = add_border(self._net, resize(self._original, size), margin)
+            self.half = half_resolution(self._net, self._original, size, margin)

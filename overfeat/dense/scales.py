@@ -54,11 +54,16 @@ def six_scales(geometry: Geometry, height: int, width: int) -> list[Size]:
     return sizes
 
 
-def scale_sizes(geometry: Geometry, height: int, width: int, scales: Scales = "six") -> list[Size]:
+def scale_sizes(
+    geometry: Geometry, height: int, width: int, scales: Scales = "six", margin: Size = (0, 0)
+) -> list[Size]:
     """The (height, width) of each scale for an image of height x width; for scales see `DenseConfig`, None: six.
 
+    margin: Of `Grid`.
+
     Raises:
-        InputError: For a size below the net's window, or an image too narrow for the six scales.
+        InputError: For a size that with its margin is below the net's window, or an image too narrow for the six
+            scales.
     """
     scales = check_scales(scales) or SixScales()
     if isinstance(scales, SixScales):
@@ -68,34 +73,45 @@ def scale_sizes(geometry: Geometry, height: int, width: int, scales: Scales = "s
             raise InputError(f"{problem}; crop it, or choose scales by (height, width)")
         six = six_scales(geometry, height, width)
         return [six[number - 1] for number in scales.numbers]
-    return [_scale_size(geometry, height, width, scale) for scale in scales]
+    return [_scale_size(geometry, height, width, scale, margin) for scale in scales]
 
 
-def _scale_size(geometry: Geometry, height: int, width: int, scale: Scale) -> Size:
+def _scale_size(geometry: Geometry, height: int, width: int, scale: Scale, margin: Size) -> Size:
     """`scale_sizes` of a factor or a size."""
     if isinstance(scale, tuple):
         short, long = sorted(scale)
         size = (short, long) if height <= width else (long, short)
     else:
         size = (height, width) if scale == 1 else round_to_stride(geometry, (scale * height, scale * width))
-    if not geometry.fits(size):
+    if not geometry.fits(add_margin(size, margin)):
         window = f"the {geometry.name} net's window of {geometry.window[0]}x{geometry.window[1]}"
         raise InputError(f"at {size[0]}x{size[1]} the image is smaller than {window}; choose a larger scale")
     return size
 
 
 def round_to_stride(geometry: Geometry, size: tuple[float, float]) -> Size:
-    """The (height, width) nearest to the one given of which fine stride leaves no pixels over."""
+    """The (height, width) nearest to the one given of which fine stride leaves no pixels over; at least a pixel."""
     stride = geometry.fine_stride
     height, width = (
-        window + stride * round((side - window) / stride) for side, window in zip(size, geometry.window, strict=True)
+        window + stride * max(round((side - window) / stride), -((window - 1) // stride))
+        for side, window in zip(size, geometry.window, strict=True)
     )
     return height, width
 
 
-def clamp_scales(geometry: Geometry, height: int, width: int, scale_factors: Sequence[float]) -> list[float]:
-    """The scale factors, raised where an image of this size would become smaller than the window; each once."""
-    smallest = max(geometry.window[0] / height, geometry.window[1] / width)
+def add_margin(size: Size, margin: Size) -> Size:
+    """The (height, width) of an image with a margin of (rows, columns) on each side."""
+    return size[0] + 2 * margin[0], size[1] + 2 * margin[1]
+
+
+def clamp_scales(
+    geometry: Geometry, height: int, width: int, scale_factors: Sequence[float], margin: Size = (0, 0)
+) -> list[float]:
+    """The scale factors, raised where an image of this size would become smaller than the window; each once.
+
+    margin: Of `Grid`; an image may be smaller by it.
+    """
+    smallest = max((geometry.window[0] - 2 * margin[0]) / height, (geometry.window[1] - 2 * margin[1]) / width)
     return sorted({max(float(factor), smallest) for factor in scale_factors})
 
 

@@ -54,12 +54,12 @@ class Tile:
 def tile_features(net: Net, scaled: Tensor, tile: Tile) -> Any:
     """What a net's head needs of a tile, computed from just the pixels that the tile's outputs depend on.
 
-    scaled: all images at the grid's scale, not mirrored.
+    scaled: all images at the grid's scale with its margin, not mirrored.
     """
     grid, (rows, columns) = tile.grid, _spans(net, tile)
     left, right = columns.start, columns.stop
     if grid.flipped:
-        left, right = grid.scaled[1] - right, grid.scaled[1] - left
+        left, right = grid.padded[1] - right, grid.padded[1] - left
     crop = scaled[tile.batch, :, rows.start : rows.stop, left:right].to(net.device)
     return net.tile_features(crop.flip(-1) if grid.flipped else crop, rows, columns, grid.stride)
 
@@ -84,7 +84,7 @@ def tile_bytes(net: Net, tile: Tile, box_channels: int = 0, enough: int = 0) -> 
 def _spans(net: Net, tile: Tile) -> tuple[InputSpan, InputSpan]:
     """The pixels of the scaled images, mirrored where the grid is, that a tile's outputs depend on."""
     rows, columns = (
-        net.input_span(axis, tile.grid.scaled[axis], outputs, tile.grid.stride)
+        net.input_span(axis, tile.grid.padded[axis], outputs, tile.grid.stride)
         for axis, outputs in enumerate((tile.rows, tile.columns))
     )
     return rows, columns

@@ -105,7 +105,7 @@ class DensifiedNet(Net):
             borders=borders, activation=self.activation, flip=self.flip, box_coder=self.box_coder,
         )  # fmt: skip
         net.background, net.scale_factors = self.background, self.scale_factors
-        net.default_stride, net.thresholds = self.default_stride, self.thresholds
+        net.default_stride, net.reach, net.thresholds = self.default_stride, self.reach, self.thresholds
         return net
 
     @property
@@ -118,6 +118,11 @@ class DensifiedNet(Net):
     def pixel_std(self) -> tuple[float, ...]:
         """See `Net.pixel_std`."""
         return self.preparation.std
+
+    @property
+    def mean_color(self) -> tuple[float, ...]:
+        """See `Net.mean_color`."""
+        return self.preparation.mean[::-1] if self.preparation.reverse else self.preparation.mean
 
     @property
     def num_classes(self) -> int:

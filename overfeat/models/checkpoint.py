@@ -42,7 +42,7 @@ def save(
         raise ArgumentError("net", f"must be an OverFeat, not {type(net).__name__}; {remedy}")
     metadata = {"overfeat": FORMAT, "architecture": net.architecture.to_json()}
     metadata |= {
-        name: json.dumps(getattr(net, name)) for name in ("class_names", "flip", "background", "scale_factors")
+        name: json.dumps(getattr(net, name)) for name in ("class_names", "flip", "background", "scale_factors", "reach")
     }
     metadata["context"] = json.dumps(net.context is not None)
     if net.thresholds is not None:
@@ -76,6 +76,7 @@ def load(path: str | os.PathLike) -> OverFeat:
         net.scale_factors = _scale_factors(json.loads(metadata["scale_factors"]))
         thresholds = metadata.get("thresholds", "null")  # files of earlier versions have none
         net.thresholds = DetectionThresholds.from_json(thresholds, net.num_foreground_classes)
+        net.reach = _reach(json.loads(metadata.get("reach", "0.0")))  # files of earlier versions have none
         net.load_state_dict(tensors)
     return _finite(net, path)
 
@@ -188,6 +189,12 @@ def _scale_factors(values: list[float] | None) -> tuple[float, ...] | None:
     if not scale_factors or not all(0 < factor < math.inf for factor in scale_factors):
         raise ValueError(f"scale_factors {values}")
     return scale_factors
+
+
+def _reach(value: float) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"reach {value}")
+    return float(value)
 
 
 def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:

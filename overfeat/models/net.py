@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from overfeat.errors import check_fraction
 from overfeat.models.geometry import Geometry, Size, Stride
 from overfeat.models.thresholds import DetectionThresholds
 
@@ -48,6 +49,7 @@ class Net(nn.Module, ABC):
         scale_factors: The scales that the net was trained for, as factors of an image's own size; None: the six scales.
         thresholds: Of a detector, chosen on validation images; None: the defaults of `detect`.
         default_stride: The stride of an evaluation that names none.
+        reach: How far windows reach beyond an image's border, over its mean colour: a fraction of the window, 0..1.
         geometry: Window, strides and scales.
         context: None, or the part of a built-in net that sees `ContextFeatures`.
     """
@@ -60,6 +62,7 @@ class Net(nn.Module, ABC):
     scale_factors: tuple[float, ...] | None = None
     thresholds: DetectionThresholds | None = None
     default_stride: Stride = "fine"
+    reach: float = 0.0
     geometry: Geometry
     context: nn.Module | None
 
@@ -81,6 +84,22 @@ class Net(nn.Module, ABC):
     def pixel_std(self) -> tuple[float, ...]:
         """By which pixels are divided, of all channels or of each."""
         return (1.0,)
+
+    @property
+    def mean_color(self) -> tuple[float, ...]:
+        """The colour beyond an image's border, in 0..255, of all channels or of each."""
+        return (0.0,)
+
+    @property
+    def margin(self) -> Size:
+        """Pixels (rows, columns) by which windows reach beyond each side of a scaled image: `reach` in fine strides.
+
+        Raises ArgumentError for a reach that is not in 0..1.
+        """
+        check_fraction("reach", self.reach)
+        stride = self.geometry.fine_stride
+        height, width = (round(self.reach * side) // stride * stride for side in self.geometry.window)
+        return height, width
 
     @property
     def num_classes(self) -> int:

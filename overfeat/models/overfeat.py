@@ -77,6 +77,7 @@ class OverFeat(Net):
         flip: Whether mirror images were part of training, and so are part of evaluation by default.
         background: Whether the last class is the background (section 5).
         scale_factors: The scales that the net was trained for, as factors of an image's own size; None: the six scales.
+        reach: How far windows reach beyond an image's border, see `Net`.
         dropout: Probability at the inputs of all fully connected layers but the first, in training.
         context: None, or the part of the first fully connected layer that sees `ContextFeatures`.
     """
@@ -180,6 +181,12 @@ class OverFeat(Net):
         """See `Net.pixel_std`."""
         std = self.architecture.std
         return std if isinstance(std, tuple) else (std,)
+
+    @property
+    def mean_color(self) -> tuple[float, ...]:
+        """See `Net.mean_color`."""
+        mean = self.architecture.mean
+        return mean if isinstance(mean, tuple) else (mean,)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std, in the dtype of the weights, channels last."""

@@ -15,6 +15,7 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.context import half_size
 from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import Grid, grids
+from overfeat.dense.scales import add_margin
 from overfeat.detection.predict import detect
 from overfeat.files import atomic_write
 from overfeat.localization.predict import localize
@@ -93,10 +94,10 @@ def evaluation_macs(net: Net, grids: Sequence[Grid]) -> tuple[dict[str, int], in
     macs: dict[str, int] = {}
     windows = 0
     for grid in grids:
-        of_grid, positions = net.region_macs(grid.scaled, grid.stride)
-        passes, half = [of_grid], half_size(net, grid.scaled)
+        of_grid, positions = net.region_macs(grid.padded, grid.stride)
+        passes, half = [of_grid], half_size(net, grid.scaled, grid.margin)
         if half is not None:
-            of_half, _ = net.region_macs(half, grid.stride)
+            of_half, _ = net.region_macs(add_margin(half, grid.margin), grid.stride)
             passes.append({name: count for name, count in of_half.items() if name != REMAINING_FC})
         for of_pass in passes:
             for name, count in of_pass.items():
