@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from overfeat.models.net import Net
 
 # Names of a split in a folder; the first that exists is read.
-TRAINING, VALIDATION, TESTING = ("train", "trainval"), ("validation", "val"), ("test", "validation", "val")
+TRAINING, VALIDATION = ("train", "trainval"), ("validation", "val", "valid")
+TESTING = ("test", *VALIDATION)
 
 
 def add_annotated_options(group: argparse._ActionsContainer, splits: Sequence[str]) -> None:
     """The options that name annotated images; `read_annotated` reads them."""
-    text = "a COCO .json file; a folder with SPLIT.json; a PASCAL VOC folder, or one of XML files beside their images; "
-    text += "with --devkit the ILSVRC images"
+    text = "a file or folder of COCO (.json), PASCAL VOC (.xml), LabelMe (.json), YOLO (data.yaml, or labels/ beside "
+    text += "images/), or a .csv table of image, xmin, ymin, xmax, ymax, label; with --devkit the ILSVRC images"
     group.add_argument("--data", type=Path, required=True, metavar="PATH", help=text)
     group.add_argument("--split", metavar="NAME", help=f"of a folder (default: {' or '.join(splits)})")
     group.add_argument("--images", type=Path, metavar="DIR", help="the images, if they do not lie beside --data")
@@ -34,9 +35,10 @@ def read_annotated(
 ) -> "Annotated":  # fmt: skip
     """Read the annotations at `path`, of a folder the given split or the first of `splits` that it has.
 
-    `images` and `boxes` stand in for --images and --boxes. Annotations that are left out are listed on stderr.
+    `images` and `boxes` stand in for --images and --boxes. Annotations that are left out are listed on stderr, and so
+    is what was read otherwise than written.
     """
-    from overfeat.data.readers.annotations import read_annotations
+    from overfeat.data.readers.annotations import available_splits, read_annotations
     from overfeat.data.readers.ilsvrc import read_ilsvrc_boxes
 
     if args.devkit:
@@ -45,13 +47,15 @@ def read_annotated(
         kind = "train" if splits == TRAINING else "validation"
         data = read_ilsvrc_boxes(args.devkit, path, boxes or args.boxes, kind, skip_invalid=args.skip_invalid)
     else:
-        existing = splits_in(path)
+        existing = available_splits(path)
         split = split or next((name for name in splits if name in existing), None)
         if split is None and existing:
             others = f"has none of the splits {', '.join(splits)}, but {shorten(existing)}"
             raise InputError(f"{path}: {others}; name the file, or the split with --split")
         data = read_annotations(path, images or args.images, split, skip_invalid=args.skip_invalid)
     report_problems(data, "invalid annotations")
+    if data.notes:
+        print(*(f"{path}: {note}" for note in data.notes), sep="\n", file=sys.stderr)
     return data
 
 
@@ -59,14 +63,6 @@ def report_problems(data: "Annotated", kind: str) -> None:
     """List on stderr what was left out, if anything was."""
     if data.problems:
         print(f"left out: {len(data.problems)} {kind}", *data.problems, sep="\n  ", file=sys.stderr)
-
-
-def splits_in(folder: Path) -> list[str]:
-    """The splits of a folder of annotations: its .json files and VOC's lists."""
-    lists = folder / "ImageSets" / "Main"
-    # VOC also has a list for every class there, "dog_train".
-    voc = [file.stem for file in sorted(lists.glob("*.txt")) if "_" not in file.stem]
-    return [*(file.stem for file in sorted(folder.glob("*.json"))), *voc]
 
 
 def adopt_class_names(net: "Net", names: Sequence[str]) -> None:

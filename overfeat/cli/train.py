@@ -101,7 +101,9 @@ def _add_folder_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_box_data_options(group: argparse._ArgumentGroup) -> None:
     annotated.add_annotated_options(group, TRAINING)
-    help = "annotations to validate every epoch on (default: those of validation or val beside the training data, "
+    help = (
+        "annotations to validate every epoch on (default: those of validation, val or valid beside the training data, "
+    )
     help += "without --images and --devkit)"
     group.add_argument("--validation", type=Path, metavar="PATH", help=help)
     group.add_argument("--validation-images", type=Path, metavar="DIR", help="the images of --validation, as --images")
@@ -110,12 +112,15 @@ def _add_box_data_options(group: argparse._ArgumentGroup) -> None:
 
 def _read(args: argparse.Namespace) -> "tuple[Annotated, Annotated | None]":
     """Training and validation data."""
+    from overfeat.data.readers.annotations import available_splits
+
     data, validation = read_annotated(args, args.data, TRAINING, args.split), None
-    folder = args.data if args.data.is_dir() else args.data.parent if args.data.stem in TRAINING else None
+    whole = args.data.is_dir() or available_splits(args.data)
+    folder = args.data if whole else args.data.parent if args.data.stem in TRAINING else None
     if args.validation:
         more = args.validation_images, args.validation_boxes
         validation = read_annotated(args, args.validation, VALIDATION, None, *more)
-    elif folder and not args.devkit and not args.images and set(VALIDATION) & set(annotated.splits_in(folder)):
+    elif folder and not args.devkit and not args.images and set(VALIDATION) & set(available_splits(folder)):
         validation = read_annotated(args, folder, VALIDATION)
     return data, validation
 

@@ -49,11 +49,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Annotated:
-    """Images with boxes whose labels are indices into class_names; problems: what skip_invalid skipped, a line each."""
+    """Images with boxes whose labels are indices into class_names.
+
+    problems: what skip_invalid skipped, a line each; notes: what was read otherwise than written.
+    """
 
     class_names: list[str]
     samples: list[Sample]
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)

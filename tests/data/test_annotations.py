@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from annotation_files import HEIGHT, WIDTH, error_of, only_problem, picture
 from PIL import Image
 
 from overfeat.data.annotated import Annotated, align_boxes
@@ -18,15 +19,9 @@ from overfeat.data.synthetic.dataset import write_dataset
 from overfeat.data.synthetic.images import make_image
 from overfeat.errors import InputError
 
-WIDTH, HEIGHT = 20, 10
 LAUGH = "&l{};"
 LAUGHS = "".join(f"<!ENTITY l{i} '{LAUGH.format(i - 1) * 10}'>" for i in range(1, 10))
 LAUGHS = f"<!DOCTYPE a [<!ENTITY l0 'ha'>{LAUGHS}]>"
-
-
-def picture(path, size=(WIDTH, HEIGHT), **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path, **options)
 
 
 def voc_object(name, *edges, extra=""):
@@ -56,22 +51,6 @@ def coco(folder, images=None, annotations=None, categories=None):
 
 def annotation(number=1, box=(1, 2, 3, 4), **other):
     return {"id": number, "image_id": 7, "category_id": 2, "bbox": box, **other}
-
-
-def error_of(read, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        read(*arguments, **options)
-    return str(caught.value)
-
-
-def only_problem(read, *arguments):
-    """The only problem, which the error and skip_invalid report alike, and the data set without it."""
-    message = error_of(read, *arguments)
-    data = read(*arguments, skip_invalid=True)
-    assert message.splitlines()[0].endswith(": 1 problem in the annotations:")
-    assert message.splitlines()[1:-1] == [f"  {line}" for line in data.problems]
-    assert message.endswith("skip_invalid skips these boxes and images")
-    return data.problems[0], data
 
 
 def test_synthetic_images_have_the_boxes_they_were_made_with(tmp_path):
@@ -359,6 +338,17 @@ def test_paths_without_annotations_are_explained(tmp_path):
     (tmp_path / "x.txt").write_text("x")
     assert "no annotations; give a COCO" in error_of(read_annotations, tmp_path / "x.txt")
     assert "leave the split out" in error_of(read_annotations, coco(tmp_path), split="train")
+
+
+def test_one_voc_file_alone_is_read(tmp_path):
+    picture(tmp_path / "JPEGImages" / "a.png")
+    for name in ("1", "2"):
+        xml(tmp_path / "Annotations" / f"{name}.xml", voc_object("bee", 1, 1, 2, 2))
+    data = read_annotations(tmp_path / "Annotations" / "1.xml")
+    assert [sample.path for sample in data.samples] == [tmp_path / "JPEGImages" / "a.png"]
+    xml(tmp_path / "flat" / "1.xml", voc_object("bee", 1, 1, 2, 2))
+    assert f"no file 'a.png' in {tmp_path / 'flat'}" in error_of(read_annotations, tmp_path / "flat" / "1.xml")
+    assert len(read_annotations(tmp_path / "flat" / "1.xml", tmp_path / "JPEGImages")) == 1
 
 
 @pytest.mark.parametrize("kind", ["xml", "json"])

@@ -1,42 +1,129 @@
-"""Images with boxes on disk, in the layout that a path has."""
+"""Images with boxes on disk, in the format that a path's content has."""
 
 import os
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from overfeat.data.annotated import Annotated
+from overfeat.data.readers import yolo_layout
 from overfeat.data.readers.checks import FilePath, Names
 from overfeat.data.readers.coco import read_coco
+from overfeat.data.readers.csv import read_csv
+from overfeat.data.readers.labelme import is_labelme, json_files, read_labelme
 from overfeat.data.readers.voc import read_voc, xml_files
+from overfeat.data.readers.yolo import read_yolo
 from overfeat.errors import InputError, shorten
 
+TABLES = (".csv", ".tsv")
+SPLITS = ("trainval", *yolo_layout.SPLITS)  # names of splits that a folder of each may have
 LAYOUTS = (
     "give a COCO .json file, a folder with SPLIT.json and its split's name, a PASCAL VOC folder with Annotations/ "
-    "and JPEGImages/, or a folder with VOC's XML files beside the images"
+    "and JPEGImages/, a table (.csv) of boxes, a YOLO folder with data.yaml or labels/ beside images/, or a folder "
+    "with files of VOC (.xml), LabelMe (.json) or YOLO (.txt) beside the images"
 )
+Reader = Callable[..., Annotated]
 
 
 def read_annotations(
     path: FilePath, images: FilePath | None = None, split: str | None = None, class_names: Names = None, *,
     skip_invalid: bool = False,
 ) -> Annotated:  # fmt: skip
-    """Read a .json file or a folder with SPLIT.json by `read_coco`, a folder with Annotations/ or XML by `read_voc`.
+    """Read a file or folder of boxes by `read_coco`, `read_voc`, `read_csv`, `read_yolo` or `read_labelme`.
 
-    The other arguments are those of the two. Raises InputError for anything else, and for a split of a .json file.
+    The other arguments are those of these. A split of a folder is a file SPLIT.json or SPLIT.csv, a list of VOC's, a
+    split of YOLO's, or a folder SPLIT in any of the formats.
+
+    Raises:
+        InputError: A path with none of the formats, a folder that lacks the split, or a split of a file without splits.
     """
     path = Path(path)
-    coco = partial(read_coco, images=images, class_names=class_names, skip_invalid=skip_invalid)
-    if path.suffix.lower() == ".json" and not path.is_dir():
-        if split is not None:
-            raise InputError(f"{path}: a file has no split {split!r}; leave the split out, or give the file's folder")
-        return coco(path)
+    options: dict[str, Any] = {"images": images, "class_names": class_names, "skip_invalid": skip_invalid}
     if not path.is_dir():
-        raise InputError(f"{path}: {'no annotations' if path.exists() else 'no such file or folder'}; {LAYOUTS}")
+        return _read_file(path, split, options)
     if split is not None and os.path.isfile(path / f"{split}.json"):
-        return coco(path / f"{split}.json")
+        return read_coco(path / f"{split}.json", **options)
     if (path / "Annotations").is_dir() or xml_files(path):
-        return read_voc(path, split, images=images, class_names=class_names, skip_invalid=skip_invalid)
-    splits = sorted(file.stem for file in path.glob("*.json"))
+        return read_voc(path, split, **options)
+    files = _split_files(path)
+    named = [file for file in files if file.stem == split]
+    if named:
+        return _read_file(named[0], None, options)
+    if yolo_layout.is_yolo(path):
+        return read_yolo(path, split, **options)
+    if split is None and is_labelme(path):
+        return read_labelme(path, **options)
+    if split is None and len(files) == 1:
+        return _read_file(files[0], None, options)
+    if split is not None and (path / split).is_dir():
+        return read_annotations(path / split, images, None, class_names, skip_invalid=skip_invalid)
+    splits = available_splits(path)
     if splits:
         raise InputError(f"{path}: no split {split!r} in it; give one of {shorten(splits)}")
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")
+
+
+def _read_file(path: Path, split: str | None, options: dict[str, Any]) -> Annotated:
+    reader = _reader_of(path)
+    if reader is None:
+        raise InputError(f"{path}: {'no annotations' if path.exists() else 'no such file or folder'}; {LAYOUTS}")
+    if reader is read_yolo and available_splits(path):
+        return read_yolo(path, split, **options)
+    if split is not None:
+        raise InputError(f"{path}: a file has no split {split!r}; leave the split out, or give the file's folder")
+    return reader(path, **options)
+
+
+def _reader_of(path: Path) -> Reader | None:
+    """The reader of a file by its suffix, else by how it begins."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return read_labelme if is_labelme(path) else read_coco
+    by_suffix: dict[str, Reader] = {".xml": read_voc, **dict.fromkeys(TABLES, read_csv)}
+    if suffix in by_suffix or not path.is_file():
+        return by_suffix.get(suffix)
+    if yolo_layout.is_yolo(path):
+        return read_yolo
+    line = yolo_layout.first_line(path) or ""
+    if line.startswith("{"):
+        return read_labelme if is_labelme(path) else read_coco
+    return read_voc if line.startswith("<") else read_csv if max(map(line.count, ",;\t")) >= 5 else None
+
+
+def available_splits(path: FilePath) -> list[str]:
+    """The names of the splits of a folder, or of a YOLO .yaml or .data file, for `read_annotations`.
+
+    One .json or .csv file alone is a split only if it is named as one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        is_config = path.is_file() and path.suffix.lower() in (*yolo_layout.YAML, yolo_layout.DARKNET)
+        return list(yolo_layout.read_layout(path).splits) if is_config else []
+    files = [file.stem for file in _split_files(path)]
+    if len(files) == 1 and files[0] not in SPLITS:
+        files = []
+    if (path / "Annotations").is_dir() or xml_files(path):
+        # VOC also has a list for every class there, "dog_train".
+        lists = sorted((path / "ImageSets" / "Main").glob("*.txt"))
+        splits = [name for name in files if (path / f"{name}.json").is_file()]
+        splits += [file.stem for file in lists if "_" not in file.stem]
+    elif yolo_layout.is_yolo(path):
+        splits = [name for name in files if name in SPLITS] + list(yolo_layout.read_layout(path).splits)
+    else:
+        splits = files or [name for name in SPLITS if _has_annotations(path / name)]
+    return list(dict.fromkeys(splits))
+
+
+def _split_files(folder: Path) -> list[Path]:
+    """The files of a folder that may each be a split: COCO's, and tables."""
+    tables = [file for file in folder.iterdir() if file.suffix.lower() in TABLES and file.name[0] != "."]
+    files = [] if is_labelme(folder) else json_files(folder)
+    return [*files, *sorted(file for file in tables if file.is_file())]
+
+
+def _has_annotations(folder: Path) -> bool:
+    """Whether a folder holds annotations in one of the formats, images being beside them."""
+    if not folder.is_dir():
+        return False
+    formats = (xml_files, _split_files, is_labelme, yolo_layout.is_yolo)
+    return (folder / "Annotations").is_dir() or any(check(folder) for check in formats)

@@ -1,5 +1,6 @@
 """Checks that the readers of annotations share, and the collection of what is invalid."""
 
+import codecs
 import math
 import os
 import reprlib
@@ -18,6 +19,8 @@ from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import ArgumentError, InputError, shorten
 
 MAX_LIST = 100_000_000  # bytes
+OVERHANG = 1.0  # pixels that boxes of CSV, YOLO and LabelMe may extend beyond the image
+ROUNDING = 0.02  # pixels of it that are not worth a note
 MAX_SIDE = 1_000_000  # pixels that an annotation may state
 ORIENTATION = 0x0112  # the EXIF tag; 5 and above turn the image by 90 degrees
 FilePath = str | os.PathLike
@@ -70,6 +73,11 @@ class Problems:
     def __init__(self, source: Path, skip: bool):
         self.source, self.skip = source, skip
         self.lines: list[str] = []
+        self.adapted: dict[str, list[str]] = {}  # what was done: to what
+
+    def adapt(self, kind: str, example: str) -> None:
+        """Record that something was read otherwise than written; the data set's notes say so, once for each kind."""
+        self.adapted.setdefault(kind, []).append(example)
 
     @contextmanager
     def at(self, location: object) -> Iterator[None]:
@@ -97,7 +105,28 @@ class Problems:
             labels = np.array([label_of[name] for _, name in image.objects], dtype=np.int64)
             difficult = np.array(list(image.objects.values()), dtype=bool)
             samples.append(Sample(image.path, boxes, labels, difficult, image.size))
-        return Annotated(names, samples, self.lines)
+        notes = [
+            f"{kind}: {examples[0]}" + (f" and {len(examples) - 1} more" if examples[1:] else "")
+            for kind, examples in self.adapted.items()
+        ]
+        return Annotated(names, samples, self.lines, notes)
+
+
+def bounding_box(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    """The smallest box around points, which must be finite."""
+    if not all(map(math.isfinite, (*xs, *ys))):
+        raise Invalid("a point that is not finite")
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def clip_start(box: tuple[float, ...], size: tuple[int, int], problems: Problems, location: str) -> tuple[float, ...]:
+    """The box without what is at most OVERHANG pixels to the left of the image or above it; notes any overhang."""
+    x1, y1, x2, y2 = box
+    beyond = max(-x1, -y1, x2 - size[1], y2 - size[0])
+    if ROUNDING < beyond <= OVERHANG:
+        problems.adapt("boxes up to a pixel over the edge, clipped", location)
+    x1, y1 = (0.0 if -OVERHANG <= edge < 0 else edge for edge in (x1, y1))
+    return x1, y1, x2, y2
 
 
 def class_name(name: Any, classes: Mapping[str, str] | None) -> str:
@@ -132,6 +161,18 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Invalid(f"cannot be read ({error.strerror})") from error
+
+
+def read_text(path: Path, limit: int = MAX_LIST) -> str:
+    """The text of a file in UTF-8, or in the encoding of its byte order mark. Raises Invalid."""
+    data = read_bytes(path, limit)
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Invalid(f"not text in UTF-8 (line {line}); save it as UTF-8") from error
 
 
 def text_lines(path: Path, remedy: str) -> list[str]:

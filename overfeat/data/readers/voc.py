@@ -19,7 +19,7 @@ def read_voc(
     folder: FilePath, split: str | None = None, *, images: FilePath | None = None, class_names: Names = None,
     skip_invalid: bool = False,
 ) -> Annotated:  # fmt: skip
-    """Read PASCAL VOC: Annotations/*.xml with JPEGImages/, or a flat folder of XML files and images.
+    """Read PASCAL VOC: Annotations/*.xml with JPEGImages/, a flat folder of XML files and images, or one XML file.
 
     Coordinates count from 1 and are inclusive. Boxes of <part> are ignored.
 
@@ -29,14 +29,19 @@ def read_voc(
         class_names: The classes; None: the names that occur, sorted, so splits may differ.
         skip_invalid: Skip invalid boxes and files; otherwise they raise InputError, as in `read_coco`.
     """
-    folder = existing_dir(folder)
+    source = Path(folder)
+    single = source.suffix.lower() == ".xml" and not source.is_dir()
+    xmls = source.parent if single else existing_dir(source)
+    folder = xmls.parent if single and xmls.name == "Annotations" else xmls
     flat = not (folder / "Annotations").is_dir()
     xmls = folder if flat else folder / "Annotations"
     root = existing_dir(images if images is not None else folder if flat else folder / "JPEGImages")
-    problems, used = Problems(folder, skip_invalid), set[Path]()
+    problems, used = Problems(source, skip_invalid), set[Path]()
     annotated: list[ImageBoxes] = []
     classes = None if class_names is None else {name: name for name in class_names}
-    if split is None:
+    if single:
+        names = [source.name]
+    elif split is None:
         names = xml_files(xmls)
     else:
         listing = folder / "ImageSets" / "Main" / f"{split}.txt"
