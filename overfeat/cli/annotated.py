@@ -1,6 +1,7 @@
 """Annotated images that a command works on: their options, and reading them."""
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,28 @@ def add_annotated_options(group: argparse._ActionsContainer, splits: Sequence[st
     group.add_argument("--images", type=Path, metavar="DIR", help="the images, if they do not lie beside --data")
     group.add_argument("--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit")
     group.add_argument("--boxes", type=Path, metavar="DIR", help="with --devkit: the folder of XML files")
+    help = "keep only the boxes of these classes; OLD=NEW renames, and merges classes with one new name"
+    group.add_argument("--classes", type=parse_classes, metavar="NAME[=NEW],...", help=help)
     group.add_argument("--skip-invalid", action="store_true", help="leave invalid annotations out, do not stop")
+
+
+def parse_classes(text: str) -> dict[str, str]:
+    """The new name of each class in "Dead=Tree,Alive=Tree,Bush"; names with commas stand in double quotes."""
+    mapping: dict[str, str] = {}
+    try:
+        entries = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names ({error})") from error
+    for entry in entries:
+        old, equals, new = (part.strip() for part in entry.partition("="))
+        if not old or (equals and not new):
+            raise argparse.ArgumentTypeError(f"{entry!r} is neither NAME nor OLD=NEW")
+        if old in mapping:
+            raise argparse.ArgumentTypeError(f"class {old!r} twice")
+        mapping[old] = new or old
+    if not mapping:
+        raise argparse.ArgumentTypeError("no names of classes")
+    return mapping
 
 
 def read_annotated(
@@ -36,14 +58,17 @@ def read_annotated(
     """Read the annotations at `path`, of a folder the given split or the first of `splits` that it has.
 
     `images` and `boxes` stand in for --images and --boxes. Annotations that are left out are listed on stderr, and so
-    is what was read otherwise than written.
+    is what was read otherwise than written. --classes selects from the classes there are.
     """
+    from overfeat.data.annotated import select_classes
     from overfeat.data.readers.annotations import available_splits, read_annotations
     from overfeat.data.readers.ilsvrc import read_ilsvrc_boxes
 
     if args.devkit:
         if not args.boxes:
             raise InputError("--devkit needs --boxes, the folder of ILSVRC's XML files")
+        if args.classes:
+            raise InputError("--classes does not apply with --devkit, whose classes are those of the kit; leave it out")
         kind = "train" if splits == TRAINING else "validation"
         data = read_ilsvrc_boxes(args.devkit, path, boxes or args.boxes, kind, skip_invalid=args.skip_invalid)
     else:
@@ -54,6 +79,10 @@ def read_annotated(
             raise InputError(f"{path}: {others}; name the file, or the split with --split")
         data = read_annotations(path, images or args.images, split, skip_invalid=args.skip_invalid)
     report_problems(data, "invalid annotations")
+    if args.classes:
+        present = {old: new for old, new in args.classes.items() if old in data.class_names}
+        # Images to validate on may lack a class of those to train on, where names were checked.
+        data = select_classes(data, present if present and splits == VALIDATION else args.classes)
     if data.notes:
         print(*(f"{path}: {note}" for note in data.notes), sep="\n", file=sys.stderr)
     return data

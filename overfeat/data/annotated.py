@@ -6,7 +6,7 @@ Boxes are x1, y1, x2, y2 in pixels, continuous and half-open: the whole image is
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,7 +51,8 @@ class Sample:
 class Annotated:
     """Images with boxes whose labels are indices into class_names.
 
-    problems: what skip_invalid skipped, a line each; notes: what was read otherwise than written.
+    problems: what skip_invalid skipped, a line each; notes: what was read otherwise than written, and what
+    `select_classes` did.
     """
 
     class_names: list[str]
@@ -93,6 +94,60 @@ def align_boxes(annotated: Annotated, names: Sequence[str], owner: str = "the ne
     new = np.array([label_of.get(name, -1) for name in annotated.class_names], dtype=np.int64)
     samples = [replace(sample, labels=new[sample.labels]) for sample in annotated.samples]
     return replace(annotated, class_names=list(names), samples=samples)
+
+
+def select_classes(annotated: Annotated, mapping: Mapping[str, str]) -> Annotated:
+    """The same images with the boxes of some classes, under new names: several with one name are merged.
+
+    Boxes of other classes are left out; images without boxes stay. Equal boxes of merged classes become one. The notes
+    of the result say what was merged and left out.
+
+    Args:
+        mapping: The new name of each class that is kept, in the order of the new classes.
+
+    Raises:
+        InputError: A class that the data do not have, or no box that is left.
+    """
+    counts = np.bincount(
+        np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in annotated.samples)]),
+        minlength=len(annotated.class_names),
+    )
+    unknown = [name for name in mapping if name not in annotated.class_names]
+    if unknown or not mapping:
+        there = f"there are {len(annotated.class_names)}: {', '.join(annotated.class_names)}"
+        raise InputError(f"classes that the data do not have: {shorten(unknown)}; {there}")
+    names = list(dict.fromkeys(mapping.values()))
+    new = np.array([names.index(mapping[name]) if name in mapping else -1 for name in annotated.class_names])
+    samples = [_relabeled(sample, new[sample.labels]) for sample in annotated.samples]
+    if not any(len(sample.labels) for sample in samples):
+        raise InputError(f"no box of the classes {shorten(list(mapping))}; choose classes that have boxes")
+    notes = [*annotated.notes, *_selection(dict(zip(annotated.class_names, counts.tolist(), strict=True)), mapping)]
+    return replace(annotated, class_names=names, samples=samples, notes=notes)
+
+
+def _relabeled(sample: Sample, labels: np.ndarray) -> Sample:
+    """The sample with new labels, without boxes of label -1 and without repetitions of a box and label."""
+    first: dict[tuple[tuple[float, ...], int], int] = {}
+    for i, (box, label) in enumerate(zip(sample.boxes.tolist(), labels.tolist(), strict=True)):
+        if label >= 0:
+            first.setdefault((tuple(box), label), i)
+    kept = np.array(list(first.values()), dtype=np.int64)
+    return replace(sample, boxes=sample.boxes[kept], labels=labels[kept], difficult=sample.difficult[kept])
+
+
+def _selection(counts: Mapping[str, int], mapping: Mapping[str, str]) -> list[str]:
+    """What a mapping of classes does, in words; counts: the boxes of each class."""
+
+    def boxes(name: str) -> str:
+        return f"{name} ({counts[name]} {'box' if counts[name] == 1 else 'boxes'})"
+
+    notes = []
+    for target in dict.fromkeys(mapping.values()):
+        sources = [name for name in mapping if mapping[name] == target]
+        if sources != [target]:
+            notes.append(f"class {target}: {' + '.join(map(boxes, sources))}")
+    dropped = [boxes(name) for name in counts if name not in mapping and counts[name]]
+    return notes + ([f"classes left out: {shorten(dropped)}"] if dropped else [])
 
 
 def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_invalid: bool = False) -> Annotated:
