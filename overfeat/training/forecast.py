@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 STEPS = 20  # before the forecast, or half of the run where it has fewer
+VALIDATION_COST = 0.5  # of a batch, in steps: there is no backward pass
 MINUTE, HOUR, DAY = 60, 3600, 24 * 3600
 
 
@@ -14,7 +15,7 @@ class Forecast:
     Args:
         remaining: The steps that are left of the run.
         steps: Those of an epoch.
-        validation_steps: Batches of validation, which take as long as steps until an epoch has ended.
+        validation_steps: Batches of validation, whose time is estimated until an epoch has ended.
         clock: Seconds.
     """
 
@@ -48,7 +49,7 @@ class Forecast:
     def _describe(self) -> str:
         measured = self.step_times[1:] or self.step_times
         step = sum(measured) / len(measured)
-        ends = self.end_times or [self.validation_steps * step]
+        ends = self.end_times or [VALIDATION_COST * self.validation_steps * step]
         epoch = self.steps * step + sum(ends) / len(ends)
         epochs = -(-self.remaining // self.steps) - len(self.end_times)  # whose end is to come
         to_go = (self.remaining - self.completed) * step + epochs * sum(ends) / len(ends)

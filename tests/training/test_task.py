@@ -194,12 +194,12 @@ def lines_of(forecast, clock, epochs, steps, first, step, end):
 
 
 def test_the_forecast_of_a_long_epoch():
-    """700 steps of 1.2 s and, until one has ended, 100 batches of validation that take as long: 16 min an epoch."""
+    """700 steps of 1.2 s and, until one has ended, 100 batches of validation that take half of it: 15 min an epoch."""
     clock = SimpleNamespace(now=5.0)
     forecast = Forecast(7 * 700, 700, 100, lambda: clock.now)
     lines = lines_of(forecast, clock, 7, 700, 60, 1.2, 0)
     assert len(lines) == 20 and not any(lines[:-1])
-    assert lines[-1].startswith("forecast: 1.2 s a step, 16 min an epoch, 1 h 52 min to go; done at about ")
+    assert lines[-1].startswith("forecast: 1.2 s a step, 15 min an epoch, 1 h 45 min to go; done at about ")
 
 
 def test_the_forecast_of_short_epochs_measures_validation():
