@@ -125,18 +125,12 @@ def curves(
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} images with detections, {len(truths)} with objects")
     ignored = set(ignore_list)
-    pairs = list(enumerate(zip(detections, truths, strict=True)))
-    return [
-        _curve(
-            [
-                match_class(detected, truth, k, protocol, min_iou=min_iou, area=area)
-                for i, (detected, truth) in pairs
-                if (i, k) not in ignored
-            ],
-            protocol,
-        )
-        for k in range(num_classes)
-    ]
+    of_classes: list[list[Matching]] = [[] for _ in range(num_classes)]
+    for i, (detected, truth) in enumerate(zip(detections, truths, strict=True)):
+        for k in {*detected.labels.tolist(), *truth.labels.tolist()}:
+            if (i, k) not in ignored:
+                of_classes[k].append(match_class(detected, truth, k, protocol, min_iou=min_iou, area=area))
+    return [_curve(images, protocol) for images in of_classes]
 
 
 def mean_average_precision(of_classes: Sequence[Curve]) -> float:
