@@ -10,6 +10,7 @@ from overfeat.data.annotated import Sample
 from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
 from overfeat.detection.evaluate import PredictedImages, detection_figures
+from overfeat.errors import WriteError
 from overfeat.metrics.average_precision import Boxes, ground_truth
 
 pytest.importorskip("matplotlib")
@@ -70,6 +71,8 @@ def test_mistakes_are_cropped_and_outlined(tmp_path):
     images = PredictedImages([sample], [0], [detected], [ground_truth(sample)], [])
     results = detection_figures(images, NAMES)
     assert visualize.mistakes(images, results, tmp_path / "out") == {"misses": 1, "false positives": 1}
+    with pytest.raises(WriteError, match="the images themselves"):
+        visualize.mistakes(images, results, tmp_path)
     magenta, blue, green, orange = (180, 0, 180), (0, 0, 200), (43, 255, 102), (255, 154, 31)
     for name, own, other, outline, absent in (
         ("miss", magenta, blue, green, orange),

@@ -201,12 +201,12 @@ def _run_detector(args: argparse.Namespace) -> int:
 
     check_ious(args.ious)
     check_outputs(args, ("ap", "unreadable"))
-    if args.mistakes:
-        check_mistakes(args.mistakes)
     net, regressor = nets.load_detector(args)
     data = read_annotated(args, args.data, TESTING, args.split)
     if args.ignore_list and data.problems:
         raise InputError("--ignore-list counts the images from 1, and some are left out; put them right instead")
+    if args.mistakes:
+        check_mistakes(args.mistakes, [sample.path for sample in data.samples])
     data = align_boxes(data, net.class_names[:-1])
     config = asdict(config_from_args(DetectionConfig, args))
     settings = {**config, **dense_settings(args, net), **nets.net_settings(args, net), **data_settings(data)}

@@ -18,6 +18,7 @@ from overfeat.visualize.figures import check_picture, displayable, draw_box, fig
 
 INDEX = "mistakes.json"
 OWN_FILES = re.compile(r"(miss|false-positive)-\d{3,}\.png|misses\.png|false-positives\.png")
+MAX_SIDE, MAX_BOXES = 800, 60  # of a crop: pixels that are drawn, boxes of a kind
 COLUMNS, ROWS = 6, 4  # of a sheet
 MARGIN, MIN_MARGIN = 0.6, 24  # around a box: a fraction of its longer side, pixels
 TRUTH_COLOR, DETECTION_COLOR = "#2bff66", "#ff9a1f"
@@ -35,12 +36,13 @@ class _Labelled:
 
 @dataclass(frozen=True)
 class _Crop:
-    """A mistake with the image around it, [3, h, w], and the boxes there."""
+    """A mistake, the pixels [3, h, w] around it, the (height, width) of these in the image, and the boxes there."""
 
     kind: str
     rank: int
     entry: dict
     image: Tensor
+    size: tuple[int, int]
     truth: list[_Labelled]
     detected: list[_Labelled]
 
@@ -60,16 +62,19 @@ class _Crop:
         return f"{self.kind.replace(' ', '-')}-{self.rank:03}.png"
 
 
-def check_mistakes(folder: Path) -> None:
-    """Prepare a folder for `mistakes`. Raises WriteError unless it is new, empty, or was written by it."""
+def check_mistakes(folder: Path, images: Sequence[Path] = ()) -> None:
+    """Prepare a folder for `mistakes`. Raises WriteError if it holds the images or pictures that it did not write."""
     figure_class()
-    files = sorted(ensure_dir(folder).iterdir())
-    check_result(folder / INDEX, ("counts", MISS, FALSE_POSITIVE))
-    for file in files:
-        if OWN_FILES.fullmatch(file.name):
-            check_picture(file)
-        elif file.name != INDEX:
-            raise WriteError(f"{folder}: holds {file.name}, which is no picture of mistakes; name another folder")
+    if folder.resolve() in {path.resolve().parent for path in images}:
+        raise WriteError(f"{folder}: holds the images themselves; choose another folder for pictures of mistakes")
+    check_result(ensure_dir(folder) / INDEX, ("counts", MISS, FALSE_POSITIVE))
+    for file in _own_files(folder):
+        check_picture(file)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files with names that pictures of mistakes have."""
+    return [file for file in sorted(folder.iterdir()) if OWN_FILES.fullmatch(file.name)]
 
 
 def mistakes(
@@ -79,13 +84,13 @@ def mistakes(
 
     Each has its picture, cropped around it, such as miss-001.png, the worst; misses.png and false-positives.png show
     the first 24 on a sheet; mistakes.json lists all with their pictures. Pictures of an earlier run are deleted. Images
-    that cannot be read any more are left out. Returns {plural of the kind: number of
-    pictures}.
+    that cannot be read any more are left out. Returns {plural of a kind: number of pictures}. Raises WriteError as
+    `check_mistakes` does.
     """
-    folder = ensure_dir(folder)
-    for file in folder.iterdir():
-        if OWN_FILES.fullmatch(file.name):
-            file.unlink()
+    folder = Path(folder)
+    check_mistakes(folder, [sample.path for sample in images.samples])
+    for file in _own_files(folder):
+        file.unlink()
     crops = _crops(images, results, max_pixels)
     for crop in crops:
         _draw_one(crop, folder / crop.file)
@@ -126,13 +131,15 @@ def _crop(kind: str, rank: int, entry: dict, image: Tensor, truth: Boxes, detect
     kept = detected.scores >= results["min_score"]
     shown = Boxes(detected.boxes[kept], detected.labels[kept], detected.scores[kept])
     others = _labelled(shown, results["classes"], region, own[FALSE_POSITIVE])
-    return _Crop(kind, rank, entry, image[:, y1:y2, x1:x2].clone(), objects, others)  # a copy frees the image
+    step = max(1, max(y2 - y1, x2 - x1) // MAX_SIDE)
+    cropped = image[:, y1:y2:step, x1:x2:step].clone()  # a copy, which lets the image go
+    return _Crop(kind, rank, entry, cropped, (y2 - y1, x2 - x1), objects, others)
 
 
 def _labelled(
     boxes: Boxes, names: Sequence[str], region: tuple[int, int, int, int], own: Sequence[float] | None
 ) -> list[_Labelled]:
-    """The boxes that reach into a region, in its pixels; that of the mistake is the last."""
+    """The first MAX_BOXES boxes that reach into a region, in its pixels, and last that of the mistake."""
     left, top, right, bottom = region
     entries = []
     for i, ((x1, y1, x2, y2), label) in enumerate(zip(boxes.boxes.tolist(), boxes.labels.tolist(), strict=True)):
@@ -140,7 +147,7 @@ def _labelled(
             score = "" if boxes.scores is None else f" {float(boxes.scores[i]):.2f}"
             box, thick = [x1 - left, y1 - top, x2 - left, y2 - top], own is not None and [x1, y1, x2, y2] == list(own)
             entries.append(_Labelled(box, f"{names[label]}{score}", thick))
-    return sorted(entries, key=lambda entry: entry.thick)
+    return [e for e in entries if not e.thick][:MAX_BOXES] + [e for e in entries if e.thick]
 
 
 def _region(box: Sequence[float], image: Tensor) -> tuple[int, int, int, int]:
@@ -153,7 +160,7 @@ def _region(box: Sequence[float], image: Tensor) -> tuple[int, int, int, int]:
 
 def _draw_one(crop: _Crop, path: Path) -> None:
     """A picture of one mistake."""
-    height, width = crop.image.shape[1:]
+    height, width = crop.size
     longer = max(height, width)
     figure = new_figure(max(4.0, 6 * width / longer), 6 * height / longer + 0.9)
     axis = figure.subplots()
@@ -182,7 +189,7 @@ def _draw_sheet(crops: Sequence[_Crop], results: dict, path: Path) -> None:
 
 def _draw(axis: Any, crop: _Crop, fontsize: float) -> None:
     """The crop with all annotated and detected boxes in it."""
-    height, width = crop.image.shape[1:]
+    height, width = crop.size
     axis.set_axis_off()
     axis.imshow(pixels(crop.image), extent=(0, width, height, 0))
     for entry in crop.truth:

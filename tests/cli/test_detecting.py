@@ -112,6 +112,9 @@ def test_the_shipped_detector_and_coco_s_own_tool(multi_object, tmp_path):
         evaluator.accumulate()
         evaluator.summarize()
     assert figures["coco"]["AP50"] == pytest.approx(evaluator.stats[1], abs=0.01) and figures["coco"]["AP50"] > 0.5
+    detected = json.loads((tmp_path / "coco/coco.json").read_text())
+    everything = figures["at_iou"]["0.5"]["all"]
+    assert everything["detections"] == sum(entry["score"] >= figures["min_score"] for entry in detected) > 10
 
 
 def test_figures_and_pictures_of_mistakes(multi_object, tmp_path, capsys):
@@ -146,16 +149,21 @@ def test_figures_and_pictures_of_mistakes(multi_object, tmp_path, capsys):
 
 def test_mistakes_write_over_nothing_of_others(multi_object, tmp_path, capsys):
     """Refused before the work."""
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes/notes.txt").write_text("mine")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/mistakes.json").write_text("[1]")
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "photos/miss-001.png")
     command = ["evaluate", "detector", "--data", multi_object]
-    for folder, words in (("notes", "holds notes.txt"), ("photos", "was not drawn by overfeat")):
-        before = {path: path.read_bytes() for path in (tmp_path / folder).iterdir()}
-        assert run(*command, "--mistakes", tmp_path / folder) == 1
+    cases = {
+        tmp_path / "index": "exists and holds no results",
+        tmp_path / "photos": "was not drawn by overfeat",
+        multi_object / "test": "holds the images themselves",
+    }
+    for folder, words in cases.items():
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert run(*command, "--mistakes", folder) == 1
         assert words in capsys.readouterr().err
-        assert before == {path: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        assert before == {path: path.read_bytes() for path in folder.iterdir()}
     assert run(*command, "--iou", 0.5, 0) == 1
     assert "--iou must be above 0 and at most 1, not 0.5, 0" in capsys.readouterr().err
 
