@@ -12,6 +12,7 @@ from overfeat.dense.grid import Grid
 from overfeat.detection.evaluate import PredictedImages, detection_figures
 from overfeat.errors import WriteError
 from overfeat.metrics.average_precision import Boxes, ground_truth
+from overfeat.visualize.scores import draw_best_window, draw_map
 
 pytest.importorskip("matplotlib")
 NAMES = ["$\\frac", "100 % _wool_", "ash"]  # no mathematics
@@ -100,3 +101,17 @@ def test_names_are_drawn_as_they_are(image, tmp_path):
     for name in ("scores.png", "explained.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.info["Software"] == "overfeat" and np.asarray(picture.convert("L")).std() > 20
+
+
+def test_windows_beyond_the_border(image):
+    """The text of the best window is in the image; scores are painted at the windows' centres, also outside."""
+    figure = visualize.figure_class()()
+    axis = figure.subplots()
+    grid = Grid((30, 30), 10, (60, 90), (60, 90), False, (10, 10))
+    scores = torch.zeros(1, 1, *grid.shape)
+    scores[0, 0, 0, 0] = 1
+    draw_best_window(axis, image, [ScoreMap(scores, grid)], 0, "ash")
+    x, y = axis.texts[-1].get_position()
+    assert 0 < x < 10 and 0 < y < 10
+    shading = draw_map(figure.subplots(), image, ScoreMap(scores, grid), 0)
+    assert shading.get_extent() == [0, 90, 60, 0]

@@ -87,7 +87,7 @@ def collect(name: str, image: Tensor, scale_factors: Sequence[float], stride: st
     """The candidates with a score of at least SCORE_THRESHOLDS[0], and the grids."""
     net, regressor = _loaded[name]
     size = tuple(image.shape[1:])
-    scale_factors = clamp_scales(net.geometry, *size, scale_factors)
+    scale_factors = clamp_scales(net.geometry, *size, scale_factors, net.margin)
     raw = candidates(
         net, regressor, image, scales=scale_factors, stride=stride, top_k=None, relative_threshold=0.0,
         score_threshold=SCORE_THRESHOLDS[0],

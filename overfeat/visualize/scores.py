@@ -78,7 +78,7 @@ def _draw_window(axis: Any, image: Tensor, box: np.ndarray, text: str) -> None:
     axis.fill(*zip(*corners, strict=True), color="black", alpha=0.45, linewidth=0)
     draw_box(axis, box, WINDOW_COLOR, linewidth=2)
     style = {"facecolor": "black", "alpha": 0.7, "pad": 2, "linewidth": 0}
-    inside = (x1 + 0.015 * width, y1 + 0.02 * height)
+    inside = (max(x1, 0) + 0.015 * width, max(y1, 0) + 0.02 * height)  # a window may reach beyond the image
     draw_text(axis, inside, text, style, fontsize=9, verticalalignment="top")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import overfeat
 from overfeat import load, load_regressor
 from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
@@ -22,7 +23,7 @@ from overfeat.densify.convert import densify
 from overfeat.models.flops import region_macs, stage_macs
 from overfeat.profiling.measure import machine
 from overfeat.profiling.peaks import measured_peaks
-from overfeat.profiling.profile import profile
+from overfeat.profiling.profile import evaluation_macs, profile
 from overfeat.profiling.table import stage_seconds, table
 from overfeat.regions import collect_timings, region
 
@@ -137,6 +138,22 @@ def test_times_of_a_detection():
     alone = [stage_macs(net.architecture, *e["scaled"], net.num_classes, "fine") for e in results["grids"]]
     counted = sum(e[stage] for e in alone for stage in ("features", "first", "rest"))
     assert 2e-9 * counted < results["whole"]["gflop"] < 1.5 * 2e-9 * counted
+
+
+def test_the_border_is_counted(make_net):
+    """With reach as much as of an image that is larger by the margin, and its context at half the resolution."""
+    net = make_net("small")
+    larger = evaluation_macs(net, grids(net, (94 + 48, 120 + 48), DenseConfig([1.0], True)))
+    net.reach = 0.5
+    own = grids(net, (94, 120), DenseConfig([1.0], True))
+    assert evaluation_macs(net, own) == larger and larger[1] == sum(grid.num_positions for grid in own)
+    net.add_context()
+    with FlopCounterMode(display=False) as counter:
+        overfeat.score_maps(net, torch.zeros(3, 94, 120), scales=[1.0], flip=True)
+    # The first full layer is a custom op, which FlopCounterMode does not count.
+    macs, windows = evaluation_macs(net, own)
+    assert 2 * (sum(macs.values()) - macs["first full layer"]) == counter.get_total_flops()
+    assert windows == larger[1] and macs["first full layer"] > larger[0]["first full layer"]
 
 
 def patch_net(borders, flatten=False):
