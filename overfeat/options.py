@@ -68,6 +68,12 @@ def non_negative(text: str) -> float:
     return _number(text, math.inf, "from 0 up")
 
 
+def one_or_several(text: str) -> float | tuple[float, ...]:
+    """Parse a number from 0 up, or several, separated by commas."""
+    numbers = tuple(non_negative(part.strip()) for part in text.split(","))
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
     return _number(text, 1.0, "from 0 to 1")

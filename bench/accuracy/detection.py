@@ -27,7 +27,7 @@ from overfeat.dense.config import DenseConfig
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import grids
 from overfeat.dense.scales import SCALE_STEP, clamp_scales
-from overfeat.detection.config import DetectionConfig
+from overfeat.detection.config import SCORE_THRESHOLD
 from overfeat.detection.predict import combine
 from overfeat.files import atomic_write
 from overfeat.metrics.average_precision import Boxes, curves, mean_average_precision
@@ -235,7 +235,7 @@ def main() -> None:
     results = {
         "scale_factors": list(net.scale_factors),
         "scale_factors_by_count": {str(n): [round(f, 4) for f in spread(net.scale_factors, n)] for n in SCALE_COUNTS},
-        "default score_threshold": DetectionConfig.score_threshold,
+        "default score_threshold": SCORE_THRESHOLD,
         "validation": {
             "images": len(validation),
             "map": {rule: [[*key[1:], maps[key]] for key in maps if key[0] == rule] for rule in RULES},

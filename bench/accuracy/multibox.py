@@ -188,7 +188,7 @@ def times(data: Annotated, threshold: float, square: str) -> dict:
         with_classes(proposals, classify_boxes(classifier, image, proposals.boxes, square=square))
 
     methods = {
-        "OverFeat": lambda image: detect(detector, regressor, image),
+        "OverFeat": lambda image: detect(detector, regressor, image, min_score=0.0),
         "DeepMultiBox, both": partial(multibox, crops="both"),
         "DeepMultiBox, centre": partial(multibox, crops="centre"),
     }

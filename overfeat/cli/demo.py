@@ -131,7 +131,6 @@ def _multiple_objects(out: Path) -> None:
     for sample in data.samples:
         image, picture = sample.read(), out / f"{sample.path.stem}-objects.png"
         detections = detect(net, regressor, image)
-        detections = detections[detections.scores >= MIN_SCORE]
         visualize.detections(image, detections, net.class_names, sample.path.name, picture)
         true = " ".join(sorted(data.class_names[label] for label in sample.labels)) or "none"
         detected = " ".join(sorted(net.class_names[label] for label in detections.labels)) or "none"

@@ -101,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
     def process(path: Path) -> None:
         image = read_image(path, args.max_pixels)
         detections = detector(image)
-        detections = detections[detections.scores >= args.min_score]
         objects = _entries(detections, names)
         if output:
             visualize.detections(image, detections, names, path.name, args.out / f"{path.name}.png")
@@ -122,7 +121,7 @@ def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
 
     net, regressor = load_detector(args)
     config = config_from_args(DetectionConfig, args)
-    detector = partial(detect, net, regressor, **asdict(config), **dense_arguments(args))
+    detector = partial(detect, net, regressor, min_score=args.min_score, **asdict(config), **dense_arguments(args))
     return (
         detector,
         net.class_names[: net.num_foreground_classes],

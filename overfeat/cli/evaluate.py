@@ -212,7 +212,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     settings = {**config, **dense_settings(args, net), **nets.net_settings(args, net), **data_settings(data)}
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()
-    predict = partial(detect, net, regressor, **config, **dense_arguments(args))
+    predict = partial(detect, net, regressor, min_score=0.0, **config, **dense_arguments(args))
     images = predict_annotated(predict, data, journal=journal, **_limits(args))
     figures = {"ious": args.ious, "min_score": args.min_score, "max_mistakes": args.max_mistakes}
     results = detection_figures(images, data.class_names, ignore_list=ignored, **figures)

@@ -4,6 +4,8 @@ import argparse
 import importlib
 import shlex
 import sys
+import warnings
+from pathlib import Path
 
 import overfeat
 from overfeat.cli import (
@@ -62,6 +64,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    """`_report_errors`, with the library's own warnings as a line each."""
+    default = warnings.formatwarning
+
+    def one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        own = Path(filename).is_relative_to(Path(overfeat.__file__).parent)
+        return f"warning: {message}\n" if own else default(message, category, filename, lineno, line)
+
+    warnings.formatwarning = one_line
+    try:
+        return _report_errors(args)
+    finally:
+        warnings.formatwarning = default
+
+
+def _report_errors(args: argparse.Namespace) -> int:
     """Run the parsed command; turn errors that a user can put right into a line and a status."""
     try:
         if args.fast:

@@ -1,5 +1,6 @@
 """Candidate boxes of an image, before merging (section 4.3, a to c)."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,29 +73,37 @@ def collect_candidates(
     net: Net, regressor: Regressor, image: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT,
     *,
     top_k: int | None = None, relative_threshold: float = 0.0, score_threshold: float = 0.0,
+    max_candidates: int | None = None,
 ) -> Candidates:  # fmt: skip
-    """`candidates` of an image [C, H, W] at these grids."""
+    """`candidates` of an image [C, H, W] at these grids.
+
+    max_candidates: Of more boxes than that only the best by score are collected (of equal scores the first), with a
+        warning, in memory for about twice as many and the boxes of a few tiles.
+    """
     check_regressor(net, regressor)
     if top_k is not None and top_k < 1:
         raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
+    if max_candidates is not None and max_candidates < 1:
+        raise ArgumentError("max_candidates", f"must be 1 or more, not {max_candidates}")
     check_fraction("relative_threshold", relative_threshold)
     check_fraction("score_threshold", score_threshold)
     flips = 2 if any(grid.flipped for grid in grids) else 1
     maxima = torch.zeros(len(grids) // flips, net.num_foreground_classes, device=net.device)
-    chunks = [_no_boxes(net)]
+    collected = _Collected(net, grids, score_threshold, max_candidates)
     for group in evaluate_groups(net, image[None], grids, memory_limit, regressor.box_channels):
         scores = [_foreground_scores(net, tile.outputs) for tile in group.tiles]
         for tile, flat in zip(group.tiles, scores, strict=True):
             running = maxima[tile.index // flips]
             torch.maximum(running, flat.amax(dim=0), out=running)
         # The maxima only grow, so scores below these thresholds now stay below them.
-        lowest = (relative_threshold * maxima.amax(dim=0)).clamp(min=score_threshold)
-        chunks += _group_boxes(regressor, group, scores, lowest)
-    boxes, confidence, labels, index, position = (torch.cat(values) for values in zip(*chunks, strict=True))
-    # By grid, then position, then class, however the grids were tiled.
-    starts = torch.tensor([0, *(grid.num_positions for grid in grids)], device=net.device).cumsum(0)
-    order = ((starts[index] + position) * net.num_classes + labels).argsort()
-    every = Candidates(boxes, confidence, labels, index // flips)[order]
+        lowest = (relative_threshold * maxima.amax(dim=0)).clamp(min=collected.lowest)
+        collected.add(_group_boxes(regressor, group, scores, lowest))
+    boxes, confidence, labels, index, _ = collected.in_order()
+    if collected.is_cut:
+        problem = f"more than {max_candidates} windows score {score_threshold:g} or more; only the best are used"
+        remedy = "a net that has learned leaves far fewer: train it longer, or raise score_threshold or max_candidates"
+        warnings.warn(f"{problem}. {remedy.capitalize()}", stacklevel=3)  # a decorator is between
+    every = Candidates(boxes, confidence, labels, index // flips)
     strong = every.scores >= relative_threshold * maxima.amax(dim=0)[every.labels]
     return every[strong & _of_best_classes(every, maxima, top_k)]
 
@@ -119,9 +128,46 @@ def _of_best_classes(boxes: Candidates, maxima: Tensor, top_k: int | None) -> Te
 _Chunk = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # boxes, scores, labels, index of the grid, position in it
 
 
-def _no_boxes(net: Net) -> _Chunk:
-    empty = torch.empty(0, device=net.device)
-    return empty.view(0, 4), empty, empty.long(), empty.long(), empty.long()
+class _Collected:
+    """The boxes of an image so far; with a limit, of more boxes the best.
+
+    Attributes:
+        lowest: The score below which a box is not collected.
+        is_cut: Whether boxes were left out.
+    """
+
+    def __init__(self, net: Net, grids: Sequence[Grid], score_threshold: float, limit: int | None):
+        empty = torch.empty(0, device=net.device)
+        self._chunks: list[_Chunk] = [(empty.view(0, 4), empty, empty.long(), empty.long(), empty.long())]
+        self._starts = torch.tensor([0, *(grid.num_positions for grid in grids)], device=net.device).cumsum(0)
+        self._classes, self._limit, self._count = net.num_classes, limit, 0
+        self.lowest, self.is_cut = score_threshold, False
+
+    def add(self, chunks: Sequence[_Chunk]) -> None:
+        """Add the boxes of some tiles."""
+        self._chunks += chunks
+        self._count += sum(len(scores) for _, scores, *_ in chunks)
+        if self._limit is not None and self._count > 2 * self._limit:
+            self._cut(self._limit)
+
+    def in_order(self) -> _Chunk:
+        """By grid, then position, then class, however the grids were tiled."""
+        if self._limit is not None and self._count > self._limit:
+            self._cut(self._limit)
+        return self._ordered()
+
+    def _ordered(self) -> _Chunk:
+        boxes, scores, labels, index, position = (torch.cat(values) for values in zip(*self._chunks, strict=True))
+        order = ((self._starts[index] + position) * self._classes + labels).argsort()
+        return boxes[order], scores[order], labels[order], index[order], position[order]
+
+    def _cut(self, limit: int) -> None:
+        """Keep the best boxes, of equal scores the first in order: in the end the same whenever this is called."""
+        ordered = self._ordered()
+        best = ordered[1].argsort(descending=True, stable=True)[:limit]
+        boxes, scores, labels, index, position = (values[best] for values in ordered)
+        self._chunks, self._count, self.is_cut = [(boxes, scores, labels, index, position)], limit, True
+        self.lowest = max(self.lowest, float(scores[-1]))
 
 
 def _group_boxes(regressor: Regressor, group: TileGroup, scores: Sequence[Tensor], lowest: Tensor) -> list[_Chunk]:

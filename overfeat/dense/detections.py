@@ -1,5 +1,6 @@
 """Merged boxes of an image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,23 +37,35 @@ class Detections:
 
 
 def merge(
-    candidates: Candidates, image: Size, *, match_threshold: float, match_metric: str = "normalised",
+    candidates: Candidates, image: Size, *, match_threshold: float | Sequence[float], match_metric: str = "normalised",
     box_average: str = "pairwise",
 ) -> Detections:  # fmt: skip
     """Merge the boxes of each class (section 4.3, d-g), clip them to the image's (height, width), sort by score.
 
-    The other arguments are those of `ops.merge_boxes`.
+    match_threshold: One number, or one for each class. The other arguments are those of `ops.merge_boxes`.
     """
     if not candidates.boxes.isfinite().all():
         raise InputError("the net gives NaN or infinite boxes; its weights are broken")
-    boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
+    several = isinstance(match_threshold, Sequence)
+    thresholds = torch.tensor(match_threshold if several else [match_threshold], dtype=torch.float64)
+    of_box = thresholds.to(candidates.labels.device)[candidates.labels if several else candidates.labels * 0]
+    merged = []
     with region("merge"):
-        merged = merge_boxes(
-            boxes, scores, labels, match_threshold=match_threshold, match_metric=match_metric, box_average=box_average
-        )
-    order = merged.scores.argsort(descending=True, stable=True)
-    clipped = clip_boxes(merged.boxes, image)
-    return Detections(clipped, merged.groups, merged.scores, merged.counts, merged.scores, merged.max_score)[order]
+        for threshold in thresholds.unique().tolist():
+            mine = candidates[of_box == threshold]
+            merged.append(
+                merge_boxes(
+                    mine.boxes, mine.scores, mine.labels,
+                    match_threshold=threshold, match_metric=match_metric, box_average=box_average,
+                )
+            )  # fmt: skip
+    boxes, scores, labels, counts, max_score = (
+        torch.cat([getattr(part, name) for part in merged])
+        for name in ("boxes", "scores", "groups", "counts", "max_score")
+    )
+    by_class = labels.argsort(stable=True)
+    order = by_class[scores[by_class].argsort(descending=True, stable=True)]
+    return Detections(clip_boxes(boxes, image), labels, scores, counts, scores, max_score)[order]
 
 
 def clip_boxes(boxes: Tensor, image: Size) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from overfeat.options import fraction, non_negative, option
+from overfeat.options import Options, fraction, one_or_several, option
 from overfeat.training.config import BOX_TRAINING, BoxHeadOptions, NetOptions, TaskOptions
 
 NEGATIVE_SAMPLING = ("half_hard", "hard", "random", "none")
@@ -33,19 +33,37 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     negatives_per_tile: int = option(16, "negative windows per tile", minimum=1)
 
 
+MIN_SCORE = 0.3  # of a detection
+MATCH_THRESHOLD, SCORE_THRESHOLD = 0.5, 0.3  # chosen on validation images of the synthetic digits
+MAX_CANDIDATES = 100_000  # a trained detector leaves a few thousand in a photograph
+
+
 @dataclass(frozen=True)
-class DetectionConfig:
-    """How `detect` selects and merges boxes; the thresholds were chosen on validation images."""
+class DetectionConfig(Options):
+    """How `detect` selects and merges boxes. None: as the weights have it, else the default."""
 
     postprocess: Literal["merge", "nms"] = option(
         "merge", "merge boxes that match and sum their confidences; or non-maximum suppression (NMS)"
     )
-    match_threshold: float = option(
-        0.5, "merge boxes while the best match score is this or less", parse=non_negative, metavar="T"
-    )
+    match_threshold: float | tuple[float, ...] | None = option(
+        None, "merge boxes while the best match score is this or less; one number, or one for each class, such as "
+        f"0.5,0.4 (default: as chosen in training, else {MATCH_THRESHOLD:g})",
+        parse=one_or_several, metavar="T",
+    )  # fmt: skip
     nms_iou_threshold: float | None = option(
-        None, "NMS drops boxes with a larger IoU with a box of their class that scores higher (default: 0.3 after "
-        "merging, where 1 keeps all; 0.2 for NMS alone; 0.5 for DeepMultiBox)",
+        None, "NMS drops boxes with a larger IoU with a box of their class that scores higher (default: as chosen in "
+        "training, else 0.3, after merging, where 1 keeps all; 0.2 for NMS alone; 0.5 for DeepMultiBox)",
         parse=fraction, metavar="T", flags=("--nms-iou",),
     )  # fmt: skip
-    score_threshold: float = option(0.3, "drop the boxes of positions that score less", parse=fraction, metavar="S")
+    class_iou_threshold: float | None = option(
+        None, "NMS drops boxes with a larger IoU with a box of another class that scores higher (default: as chosen "
+        "in training, else 1, which keeps all)",
+        parse=fraction, metavar="T", flags=("--class-nms-iou",),
+    )  # fmt: skip
+    score_threshold: float | None = option(
+        None, f"drop the boxes of positions that score less (default: as chosen in training, else {SCORE_THRESHOLD:g})",
+        parse=fraction, metavar="S",
+    )  # fmt: skip
+    max_candidates: int = option(
+        MAX_CANDIDATES, "use only so many boxes of positions, those with the highest scores", minimum=1, metavar="N"
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -9,24 +10,35 @@ from overfeat.dense.candidates import Candidates, check_regressor, collect_candi
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, clip_boxes, merge
 from overfeat.dense.grid import Grid, grids
-from overfeat.detection.config import DetectionConfig
+from overfeat.detection.config import (
+    MATCH_THRESHOLD,
+    MAX_CANDIDATES,
+    MIN_SCORE,
+    SCORE_THRESHOLD,
+    DetectionConfig,
+)
 from overfeat.detection.targets import expected_votes
 from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, as_image
+from overfeat.models.thresholds import DetectionThresholds, check_match_threshold
 from overfeat.ops.boxes import nms
 
 NMS_IOU_THRESHOLDS = {"merge": 0.3, "nms": 0.2}  # of the merged boxes, of the candidates; chosen on validation images
+Value = TypeVar("Value")
 BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged last as much as all before it
 
 
 def detect(
     net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
     stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, postprocess: str = DetectionConfig.postprocess,
-    match_threshold: float = DetectionConfig.match_threshold, nms_iou_threshold: float | None = None,
-    box_average: str = BOX_AVERAGE, score_threshold: float = DetectionConfig.score_threshold,
+    match_threshold: float | Sequence[float] | None = None, nms_iou_threshold: float | None = None,
+    class_iou_threshold: float | None = None, box_average: str = BOX_AVERAGE, score_threshold: float | None = None,
+    max_candidates: int | None = MAX_CANDIDATES, min_score: float = MIN_SCORE,
 ) -> Detections:  # fmt: skip
     """The objects in an image, best first (section 5).
+
+    Thresholds that are None are the net's own, `net.thresholds`, where it has them.
 
     Args:
         net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`; or a
@@ -36,51 +48,74 @@ def detect(
         scales, flip, stride, memory_limit: See `DenseConfig`.
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
             gives the scores, then NMS; "nms": NMS alone.
-        match_threshold, box_average: See `merge_boxes`.
-        nms_iou_threshold: Largest IoU of two boxes of a class; None: 0.3 for "merge", 0.2 for "nms".
-        score_threshold: Lowest score of a position whose box counts.
+        match_threshold: See `merge_boxes`; one number or one for each class. None: the net's own, else 0.5.
+        nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own or 0.3 for "merge", 0.2 for "nms".
+        class_iou_threshold: Largest IoU of two boxes of different classes; None: the net's own, else 1, which keeps
+            all.
+        box_average: See `merge_boxes`.
+        score_threshold: Lowest score of a position whose box counts; None: the net's own, else 0.3.
+        max_candidates: Of more such boxes only the best are used, with a warning; None: all, whatever their number.
+        min_score: Lowest score of a detection. Average precision needs all: 0.
 
     Raises:
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
-    _check_postprocess(postprocess, nms_iou_threshold)
+    _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
+    check_fraction("min_score", min_score)
     check_regressor(net, regressor)
     if not net.background and net.activation == "softmax":
         remedy = "set net.background = True if its last class is that; else use localize, or train a detector"
         raise InputError(f"the net has no background class; {remedy}")
+    own = net.thresholds or DetectionThresholds()
+    own_match = MATCH_THRESHOLD if own.match_threshold is None else own.match_threshold
+    matching = own_match if match_threshold is None else match_threshold
+    check_match_threshold(matching, net.num_foreground_classes)
     image = as_image(image, net.in_channels)
     own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
-    boxes = collect_candidates(net, regressor, image, own_grids, memory_limit, score_threshold=score_threshold)
-    return combine(
-        boxes, own_grids, postprocess=postprocess, match_threshold=match_threshold,
-        nms_iou_threshold=nms_iou_threshold, box_average=box_average,
+    boxes = collect_candidates(
+        net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
+        score_threshold=_first(score_threshold, own.score_threshold, SCORE_THRESHOLD),
     )  # fmt: skip
+    after_merging = own.nms_iou_threshold if postprocess == "merge" else None
+    detections = combine(
+        boxes, own_grids, postprocess=postprocess, match_threshold=matching, box_average=box_average,
+        nms_iou_threshold=_first(nms_iou_threshold, after_merging, NMS_IOU_THRESHOLDS[postprocess]),
+        class_iou_threshold=_first(class_iou_threshold, own.class_iou_threshold, 1.0),
+    )  # fmt: skip
+    return detections[detections.scores >= min_score]
+
+
+def _first(*values: Value | None) -> Value:
+    """The first that is not None."""
+    return next(value for value in values if value is not None)
 
 
 def combine(
     candidates: Candidates, grids: Sequence[Grid], *, postprocess: str = DetectionConfig.postprocess,
-    match_threshold: float = DetectionConfig.match_threshold, match_metric: str = "normalised",
-    nms_iou_threshold: float | None = None, box_average: str = BOX_AVERAGE,
+    match_threshold: float | Sequence[float] = MATCH_THRESHOLD, match_metric: str = "normalised",
+    nms_iou_threshold: float | None = None, class_iou_threshold: float = 1.0, box_average: str = BOX_AVERAGE,
 ) -> Detections:  # fmt: skip
     """Objects from the candidate boxes of all positions of these grids, best first; arguments as in `detect`."""
-    _check_postprocess(postprocess, nms_iou_threshold)
-    iou = NMS_IOU_THRESHOLDS[postprocess] if nms_iou_threshold is None else nms_iou_threshold
+    _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
+    own_limit = NMS_IOU_THRESHOLDS[postprocess] if nms_iou_threshold is None else nms_iou_threshold
+    limits = {"iou_threshold": own_limit, "across_iou_threshold": class_iou_threshold}
     if postprocess == "nms":
-        kept = candidates[nms(candidates.boxes, candidates.scores, candidates.labels, iou_threshold=iou)]
+        kept = candidates[nms(candidates.boxes, candidates.scores, candidates.labels, **limits)]
         return Detections.from_boxes(clip_boxes(kept.boxes, grids[0].image), kept.labels, kept.scores)
     merged = merge(
         candidates, grids[0].image,
         match_threshold=match_threshold, match_metric=match_metric, box_average=box_average,
     )  # fmt: skip
     scores = normalize_scores(merged.confidence_sum, merged.boxes, grids)
-    return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, iou_threshold=iou)]
+    return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, **limits)]
 
 
-def _check_postprocess(postprocess: str, nms_iou_threshold: float | None) -> None:
+def _check_postprocess(postprocess: str, nms_iou_threshold: float | None, class_iou_threshold: float | None) -> None:
     if postprocess not in NMS_IOU_THRESHOLDS:
         raise ArgumentError("postprocess", f"must be one of {', '.join(NMS_IOU_THRESHOLDS)}, not {postprocess!r}")
-    if nms_iou_threshold is not None:
-        check_fraction("nms_iou_threshold", nms_iou_threshold)
+    for name, value in (("nms_iou_threshold", nms_iou_threshold), ("class_iou_threshold", class_iou_threshold)):
+        if value is not None:
+            check_fraction(name, value)
 
 
 def normalize_scores(confidence_sum: Tensor, boxes: Tensor, grids: Sequence[Grid]) -> Tensor:

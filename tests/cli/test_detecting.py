@@ -87,7 +87,7 @@ def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
     printed = capsys.readouterr().out
     for file in sorted(out.glob("*.png.json")):
         path = multi_object / "test" / file.name.removesuffix(".json")
-        expected = detect(net, load_regressor(weights), read_image(path))
+        expected = detect(net, load_regressor(weights), read_image(path), min_score=0)
         objects = json.loads(file.read_text())["objects"]
         assert len(objects) == len(expected) and str(path) in printed
         columns = (expected.boxes.tolist(), expected.labels, expected.counts)
@@ -383,7 +383,7 @@ def test_two_processes_with_images_too_small_for_context(tmp_path):
     net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
     assert net.context is not None and regressor.num_classes == 2
     image = read_image(folder / "0.png")
-    detections = detect(net, regressor, image, score_threshold=0.01)
+    detections = detect(net, regressor, image, score_threshold=0.01, min_score=0)
     assert len(detections) and detections.boxes.isfinite().all()
 
 
@@ -421,3 +421,18 @@ def test_out_of_memory_is_reported(tmp_path, capsys):
     command = ["train", "detector", "--data", voc(tmp_path / "photos", 4), "--out", tmp_path / "run", "--device", "cpu"]
     assert run(*command, "--hidden", "99999999,99999999") == 1
     assert "out of memory" in capsys.readouterr().err
+
+
+def test_too_many_candidates_and_thresholds_of_classes(weights, tmp_path, capsys):
+    """A warning of one line, once for all images; a match threshold for each class, of which one is missing."""
+    folder = voc(tmp_path / "photos", 2)
+    command = ["detect", folder, "--weights", weights, "--score-threshold", "0.01", "--min-score", "0"]
+    assert run(*command, "--max-candidates", "50") == 0
+    messages = capsys.readouterr().err
+    assert messages.count("warning: more than 50 windows score 0.01 or more; only the best are used. A net") == 1
+    assert run(*command, "--match-threshold", ",".join(["0.5"] * 9)) == 1
+    assert "--match-threshold must be one number or 10, one for each class" in capsys.readouterr().err
+    assert run(*command, "--match-threshold", ",".join(["0.5"] * 10), "--class-nms-iou", "0.3") == 0
+    fewer = capsys.readouterr().out.splitlines()
+    assert run(*command) == 0
+    assert 2 < len(fewer) < len(capsys.readouterr().out.splitlines())

@@ -260,7 +260,7 @@ def test_tiles_and_tasks_of_a_net_with_boxes():
     with pytest.raises(overfeat.InputError, match="no background class"):
         overfeat.detect(net, net.regressor, image)
     net.background = True
-    detections = overfeat.detect(net, net.regressor, image, score_threshold=0.0)
+    detections = overfeat.detect(net, net.regressor, image, score_threshold=0.0, min_score=0)
     assert len(detections.boxes) and detections.labels.max() < 2
     with pytest.raises(overfeat.InputError, match=r"use net\.regressor"):
         overfeat.detect(net.with_borders("neighbours"), net.regressor, image)

@@ -1,26 +1,30 @@
 """Detectors: training and prediction."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
 from bench.tolerance import assert_matches
-from overfeat import load
-from overfeat.cli.assets import SHIPPED_WEIGHTS
+from overfeat import load, load_regressor
+from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.data.images import read_image
 from overfeat.data.random_tiles import collate_list
 from overfeat.data.readers.coco import read_coco
-from overfeat.dense.candidates import Candidates, candidates
-from overfeat.dense.grid import Grid
+from overfeat.dense.candidates import Candidates, _Collected, candidates, collect_candidates
+from overfeat.dense.config import DenseConfig
+from overfeat.dense.grid import Grid, grids
 from overfeat.dense.scales import clamp_scales
 from overfeat.detection.build import describe_choices
-from overfeat.detection.config import NEGATIVE_SAMPLING, DetectorConfig
+from overfeat.detection.config import MIN_SCORE, NEGATIVE_SAMPLING, DetectorConfig
 from overfeat.detection.hard_negatives import sample_negatives
 from overfeat.detection.predict import combine, detect, normalize_scores
 from overfeat.detection.targets import expected_votes
 from overfeat.detection.train import DetectorTask
 from overfeat.errors import InputError
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.thresholds import DetectionThresholds
 from overfeat.models.transfer import with_background
 from overfeat.ops.boxes import iou
 
@@ -149,14 +153,15 @@ def test_merging_and_nms(pair):
     net, regressor = pair
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     raw = candidates(net, regressor, image, scales=[0.6, 1.0], top_k=None, relative_threshold=0.0, score_threshold=0.1)
-    merged = detect(net, regressor, image, score_threshold=0.1, nms_iou_threshold=1.0)
-    fewer = detect(net, regressor, image, score_threshold=0.1, nms_iou_threshold=0.3)
+    every = {"score_threshold": 0.1, "min_score": 0.0}
+    merged = detect(net, regressor, image, nms_iou_threshold=1.0, **every)
+    fewer = detect(net, regressor, image, nms_iou_threshold=0.3, **every)
     overlaps = iou(fewer.boxes, fewer.boxes) * (fewer.labels[:, None] == fewer.labels)
     assert 0 < len(fewer) < len(merged) and (overlaps.fill_diagonal_(0) <= 0.3).all()
     assert int(merged.counts.sum()) == len(raw.labels) and (merged.scores.diff() <= 0).all()
     assert_matches(merged.confidence_sum.sum(), raw.scores.sum(), torch.float32)
     assert (merged.scores < 1).all() and (merged.scores > 0).all()
-    left = detect(net, regressor, image, postprocess="nms", score_threshold=0.1)
+    left = detect(net, regressor, image, postprocess="nms", **every)
     assert (left.counts == 1).all() and torch.equal(left.scores[0], raw.scores.max())
     concentric = Candidates(
         torch.tensor([[0.0, 0, 10, 10], [1, 1, 9, 9], [0, 0, 10, 10]]),
@@ -164,9 +169,7 @@ def test_merging_and_nms(pair):
     )  # fmt: skip
     each = combine(concentric, [Grid((47, 47), 4, (60, 60), (60, 60))], postprocess="nms", nms_iou_threshold=1.0)
     assert each.counts.tolist() == [1, 1, 1] and torch.equal(each.scores, concentric.scores)
-    all_boxes = detect(
-        net, regressor, image, scales=[0.6], postprocess="nms", nms_iou_threshold=1.0, score_threshold=0.1
-    )
+    all_boxes = detect(net, regressor, image, scales=[0.6], postprocess="nms", nms_iou_threshold=1.0, **every)
     raw = candidates(net, regressor, image, scales=[0.6], top_k=None, relative_threshold=0.0, score_threshold=0.1)
     assert len(all_boxes) == len(raw.labels) > 5
     with pytest.raises(InputError, match="postprocess must be one of"):
@@ -175,6 +178,102 @@ def test_merging_and_nms(pair):
         detect(net, regressor, image, nms_iou_threshold=2)
     with pytest.raises(InputError, match="no background class"):
         detect(load(SHIPPED_WEIGHTS), regressor, image)
+
+
+def same_detections(one, other):
+    return all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+
+
+def test_the_lowest_score_of_a_detection():
+    """As on the command line; average precision needs all."""
+    net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
+    image = read_image(ASSETS / "multi-object/test/00012.png")
+    every, default = detect(net, regressor, image, min_score=0), detect(net, regressor, image)
+    assert MIN_SCORE == 0.3 and 0 < len(default) < len(every) and default.scores.min() >= MIN_SCORE
+    assert same_detections(default, every[every.scores >= MIN_SCORE])
+    with pytest.raises(InputError, match="min_score must be between 0 and 1, not 2"):
+        detect(net, regressor, image, min_score=2)
+
+
+def test_thresholds_of_the_net(pair):
+    """They are used where the caller names none; merging's NMS threshold is not that of NMS alone."""
+    net, regressor = pair
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    per_class = (0.0, 0.9, *[0.4] * 8)
+    given = {"match_threshold": per_class, "nms_iou_threshold": 0.8, "class_iou_threshold": 0.5}
+    low = {"score_threshold": 0.1, "min_score": 0.0}
+    expected = detect(net, regressor, image, **given, **low)
+    plain, alone = (detect(net, regressor, image, postprocess=p, **low) for p in ("merge", "nms"))
+    net.thresholds = DetectionThresholds(**given, score_threshold=0.1)
+    assert same_detections(detect(net, regressor, image, min_score=0.0), expected) and len(expected)
+    own = detect(net, regressor, image, match_threshold=0.5, nms_iou_threshold=0.3, class_iou_threshold=1.0, **low)
+    assert same_detections(own, plain) and not same_detections(plain, expected)
+    left = detect(net, regressor, image, postprocess="nms", class_iou_threshold=1.0, min_score=0.0)
+    assert same_detections(left, alone)
+    net.thresholds = DetectionThresholds((0.5, 0.5))
+    with pytest.raises(InputError, match="match_threshold must be one number or 10, one for each class, not"):
+        detect(net, regressor, image)
+
+
+def test_a_match_threshold_for_each_class(pair):
+    """The boxes of each class are those of its own threshold."""
+    net, regressor = pair
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    thresholds = [0.1 * (label % 3) for label in range(10)]
+    options = {"score_threshold": 0.08, "min_score": 0.0, "nms_iou_threshold": 1.0}
+    mixed = detect(net, regressor, image, match_threshold=thresholds, **options)
+    for value in set(thresholds):
+        alone = detect(net, regressor, image, match_threshold=value, **options)
+        of_value = torch.tensor([thresholds[label] == value for label in range(10)])
+        assert same_detections(mixed[of_value[mixed.labels]], alone[of_value[alone.labels]])
+    assert len(mixed.labels.unique()) > 5 and (mixed.scores.diff() <= 0).all()
+
+
+def test_nms_across_classes(pair):
+    net, regressor = pair
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    for postprocess in ("merge", "nms"):
+        options = {"score_threshold": 0.08, "min_score": 0.0, "postprocess": postprocess}
+        every, fewer = (detect(net, regressor, image, class_iou_threshold=t, **options) for t in (1.0, 0.4))
+        assert same_detections(every, detect(net, regressor, image, **options)) and 0 < len(fewer) < len(every)
+        overlaps = iou(fewer.boxes, fewer.boxes).fill_diagonal_(0)
+        clipping = 0.1 if postprocess == "nms" else 0.0  # NMS alone sees the boxes before they are clipped
+        assert (overlaps <= 0.4 + clipping).all()
+
+
+def test_more_candidates_than_can_be_merged(pair):
+    """The best are used, the same whatever the tiles, and those left out are not kept in memory."""
+    net, regressor = pair
+    image = torch.randint(0, 256, (3, 150, 170), dtype=torch.uint8)
+    own_grids = grids(net, (150, 170), DenseConfig([0.6, 1.0], True))
+    every = collect_candidates(net, regressor, image, own_grids)
+    best = every.scores.argsort(descending=True, stable=True)[:100].sort().values
+    for memory_limit in (1 << 30, 1 << 21):
+        with pytest.warns(UserWarning, match=r"more than 100 windows score 0 or more; only the best are used"):
+            few = collect_candidates(net, regressor, image, own_grids, memory_limit, max_candidates=100)
+        assert torch.equal(few.labels, every.labels[best]) and torch.equal(few.scales, every.scales[best])
+        assert_matches(few.boxes, every.boxes[best], torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(collect_candidates(net, regressor, image, own_grids, max_candidates=len(every.labels)).labels)
+    with pytest.warns(UserWarning, match="max_candidates"):
+        few = detect(net, regressor, image, score_threshold=0.0, max_candidates=100, nms_iou_threshold=1, min_score=0)
+        assert few.counts.sum() == 100
+    with pytest.raises(InputError, match="max_candidates must be 1 or more, not 0"):
+        detect(net, regressor, image, max_candidates=0)
+
+
+def test_boxes_with_equal_scores_are_cut_in_order(pair):
+    """Of a net that scores all windows alike, the first boxes by scale and position; memory for few others."""
+    net, _ = pair
+    own_grids = [Grid((47, 47), 4, (127, 127), (127, 127))]
+    collected = _Collected(net, own_grids, 0.3, 50)
+    for start in reversed(range(0, 440, 22)):
+        position = torch.arange(start, start + 22).flip(0)
+        boxes, zeros = position[:, None].float().expand(22, 4), torch.zeros(22).long()
+        collected.add([(boxes, torch.full((22,), 0.48), zeros, zeros, position)])
+        assert sum(len(scores) for _, scores, *_ in collected._chunks) <= 100
+    assert collected.in_order()[4].tolist() == list(range(50)) and collected.is_cut
 
 
 def test_scales_of_small_images(pair):

@@ -96,7 +96,7 @@ def test_localize_and_detect_merge_them(image):
     with pytest.raises(InputError, match=r"no background class; set net\.background = True"):
         overfeat.detect(net, net.regressor, image, **options)
     net.background = True
-    detections = overfeat.detect(net, net.regressor, image, score_threshold=0.2, **options)
+    detections = overfeat.detect(net, net.regressor, image, score_threshold=0.2, min_score=0, **options)
     raw = overfeat.candidates(
         net, net.regressor, image, top_k=None, relative_threshold=0.0, score_threshold=0.2, **options
     )
@@ -109,7 +109,7 @@ def test_localize_and_detect_merge_them(image):
 
 def test_sigmoids_need_no_background(image):
     net = densify(TwoHeads(1).eval(), WINDOW, mean=120.0, std=60.0)
-    detections = overfeat.detect(net, net.regressor, image, scales=[1.0], stride=4, score_threshold=0.01)
+    detections = overfeat.detect(net, net.regressor, image, scales=[1.0], stride=4, score_threshold=0.01, min_score=0)
     assert net.activation == "sigmoid" and len(detections) and detections.labels.unique().tolist() == [0]
 
 
