@@ -20,7 +20,6 @@ from overfeat.cli.classify import top_classes
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.heat_maps import class_scores
 from overfeat.cli.results import add_out
-from overfeat.detection.config import MIN_SCORE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -118,9 +118,11 @@ def run(args: argparse.Namespace) -> int:
 def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     """The detector of an image, the names of its labels, and what the results depend on."""
     from overfeat.detection.predict import detect
+    from overfeat.models.thresholds import check_match_threshold
 
     net, regressor = load_detector(args)
     config = config_from_args(DetectionConfig, args)
+    check_match_threshold(config.match_threshold, net.num_foreground_classes)
     detector = partial(detect, net, regressor, min_score=args.min_score, **asdict(config), **dense_arguments(args))
     return (
         detector,

@@ -197,6 +197,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     from overfeat.data.readers.ilsvrc import read_pairs
     from overfeat.detection.evaluate import check_ious, detection_figures, detection_report, predict_annotated
     from overfeat.detection.predict import detect
+    from overfeat.models.thresholds import check_match_threshold
     from overfeat.visualize import check_mistakes, mistakes, precision_recall
 
     check_ious(args.ious)
@@ -209,6 +210,7 @@ def _run_detector(args: argparse.Namespace) -> int:
         check_mistakes(args.mistakes, [sample.path for sample in data.samples])
     data = align_boxes(data, net.class_names[:-1])
     config = asdict(config_from_args(DetectionConfig, args))
+    check_match_threshold(config["match_threshold"], net.num_foreground_classes)
     settings = {**config, **dense_settings(args, net), **nets.net_settings(args, net), **data_settings(data)}
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()

@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 import overfeat
 from overfeat.cli import (
@@ -64,20 +65,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """`_report_errors`, with the library's own warnings as a line each."""
-    default = warnings.formatwarning
+    """`_report_errors`; each of the library's own warnings is a line, and comes once."""
+    default, shown = warnings.showwarning, set()
 
-    def one_line(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        own = Path(filename).is_relative_to(Path(overfeat.__file__).parent)
-        return f"warning: {message}\n" if own else default(message, category, filename, lineno, line)
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if not Path(filename).is_relative_to(Path(overfeat.__file__).parent):
+            default(message, category, filename, lineno, file, line)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            print(f"warning: {message}", file=file or sys.stderr)
 
-    warnings.formatwarning = one_line
+    warnings.showwarning = show
     try:
         return _report_errors(args)
     finally:
-        warnings.formatwarning = default
+        warnings.showwarning = default
 
 
 def _report_errors(args: argparse.Namespace) -> int:

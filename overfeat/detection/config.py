@@ -33,7 +33,6 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     negatives_per_tile: int = option(16, "negative windows per tile", minimum=1)
 
 
-MIN_SCORE = 0.3  # of a detection
 MATCH_THRESHOLD, SCORE_THRESHOLD = 0.5, 0.3  # chosen on validation images of the synthetic digits
 MAX_CANDIDATES = 100_000  # a trained detector leaves a few thousand in a photograph
 
