@@ -79,12 +79,16 @@ def read_annotated(
             raise InputError(f"{path}: {others}; name the file, or the split with --split")
         data = read_annotations(path, images or args.images, split, skip_invalid=args.skip_invalid)
     report_problems(data, "invalid annotations")
-    if args.classes:
+    notes = data.notes
+    if args.classes and splits == VALIDATION:
+        # Beside training data, with which names were checked and the notes given; it may lack some of the classes.
         present = {old: new for old, new in args.classes.items() if old in data.class_names}
-        # Images to validate on may lack a class of those to train on, where names were checked.
-        data = select_classes(data, present if present and splits == VALIDATION else args.classes)
-    if data.notes:
-        print(*(f"{path}: {note}" for note in data.notes), sep="\n", file=sys.stderr)
+        data = select_classes(data, present or args.classes)
+    elif args.classes:
+        data = select_classes(data, args.classes)
+        notes = data.notes
+    if notes:
+        print(*(f"{path}: {note}" for note in notes), sep="\n", file=sys.stderr)
     return data
 
 

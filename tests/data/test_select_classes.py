@@ -65,7 +65,7 @@ def test_the_command_line_says_once_what_was_done(trees, capsys):
     assert capsys.readouterr().err.splitlines() == [f"{trees}: {note}" for note in notes]
     assert "classes that the data do not have: Oak; there are 3: Alive, Bush, Dead" in error_of(read, "Bush,Oak")
     assert read("Bush,Oak", VALIDATION).class_names == ["Bush"], "the names were checked on the training data"
-    capsys.readouterr()
+    assert capsys.readouterr().err == ""
     with pytest.raises(SystemExit):
         read("a=,b")
     assert "argument --classes: 'a=' is neither NAME nor OLD=NEW" in capsys.readouterr().err

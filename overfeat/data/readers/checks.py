@@ -73,11 +73,12 @@ class Problems:
     def __init__(self, source: Path, skip: bool):
         self.source, self.skip = source, skip
         self.lines: list[str] = []
-        self.adapted: dict[str, list[str]] = {}  # what was done: to what
+        self.adapted: dict[str, tuple[str, int]] = {}  # what was done: to what first, and how often
 
     def adapt(self, kind: str, example: str) -> None:
         """Record that something was read otherwise than written; the data set's notes say so, once for each kind."""
-        self.adapted.setdefault(kind, []).append(example)
+        first, count = self.adapted.get(kind, (example, 0))
+        self.adapted[kind] = first, count + 1
 
     @contextmanager
     def at(self, location: object) -> Iterator[None]:
@@ -106,8 +107,8 @@ class Problems:
             difficult = np.array(list(image.objects.values()), dtype=bool)
             samples.append(Sample(image.path, boxes, labels, difficult, image.size))
         notes = [
-            f"{kind}: {examples[0]}" + (f" and {len(examples) - 1} more" if examples[1:] else "")
-            for kind, examples in self.adapted.items()
+            f"{kind}: {first}" + (f" and {count - 1} more" if count > 1 else "")
+            for kind, (first, count) in self.adapted.items()
         ]
         return Annotated(names, samples, self.lines, notes)
 

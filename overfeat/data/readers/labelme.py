@@ -14,7 +14,7 @@ from overfeat.errors import InputError
 
 MAX_JSON = 200_000_000  # bytes; the image is often embedded
 MIN_POINTS = {"rectangle": 2, "circle": 2, "mask": 2, "polygon": 3, "rotation": 3, "oriented_rectangle": 3}
-SNIFFED_FILES = 20
+SNIFFED_FILES, HEAD = 20, 1 << 16  # files of a folder, and bytes of each, that show what it holds
 
 
 def read_labelme(
@@ -65,6 +65,9 @@ def is_labelme(path: Path) -> bool:
         data = checks.read_bytes(path, MAX_JSON)
     except Invalid:
         return False
+    head = data[:HEAD]
+    if b'"shapes"' not in head and (b'"images"' in head or b'"annotations"' in head):
+        return False  # COCO's, which may be large
     return b'"shapes"' in data and (b'"imagePath"' in data or b'"imageData"' in data)
 
 

@@ -164,9 +164,14 @@ def images_of(places: Sequence[Path], locator: ImageLocator, problems: checks.Pr
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The images in a folder and below, in the order of their paths, without hidden ones."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] not in "._")
+    """The images in a folder and below, in the order of their paths, without hidden ones; links are followed."""
+    visited = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         yield from (Path(parent, name) for name in sorted(files) if _is_image(name))
 
 
