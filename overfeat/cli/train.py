@@ -217,14 +217,12 @@ def _detector(args: argparse.Namespace, options: DetectorConfig, train: TrainCon
     """
     from overfeat.detection.build import build_detector, describe_choices
     from overfeat.detection.train import DetectorTask
-    from overfeat.training.distributed import choose_device
 
     data, validation = _read_checked(args)
     _seed(train)
-    gpu = choose_device(train.device).type == "cuda"
-    net, regressor, init = build_detector(data, options, gpu=gpu, shipped=SHIPPED_WEIGHTS)
+    net, regressor, init = build_detector(data, options, shipped=SHIPPED_WEIGHTS)
     task = DetectorTask(net, regressor, data, validation, options, train)
-    return task, describe_choices(data, net, options, init)
+    return task, describe_choices(data, net, options, train, init)
 
 
 def _multibox(args: argparse.Namespace, options: MultiBoxConfig, train: TrainConfig) -> Built:

@@ -15,6 +15,7 @@ MAX_ASPECT_RATIO = 50  # images with a larger ratio of their sides are not enlar
 SCALE_STEP = 1.4  # the paper's ratio from one scale to the next (section 4.2)
 BEST_OBJECT_SIZE = 0.65  # longer side of the objects that a window fits best, as a fraction of the window's
 MAX_SCALE_FACTOR = 64
+PERCENTILES = (5, 95)  # of the objects' sizes, between which scale factors are chosen
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,28 @@ def clamp_scales(
     return sorted({max(float(factor), smallest) for factor in scale_factors})
 
 
-def choose_scales(sides: Sequence[float] | np.ndarray, window: int, step: float = SCALE_STEP) -> tuple[float, ...]:
+def choose_scales(
+    sides: Sequence[float] | np.ndarray, window: int, labels: Sequence[int] | np.ndarray | None = None,
+    *, step: float = SCALE_STEP,
+) -> tuple[float, ...]:  # fmt: skip
     """The scale factors at which a net with this window sees objects of these sizes, in ascending order.
 
-    They are `step` apart, from the one that makes the largest objects fit the window to the one that makes the
-    smallest fit it; the largest and smallest percent of the objects may be left out.
+    They are at most `step` apart, from the one that makes the largest objects fit the window to the one that makes the
+    smallest fit it: the 95th percentile of the class with the largest objects, the 5th of that with the smallest. What
+    is a little larger or smaller still fits, and the largest factor, which costs most, is not that of a few outliers.
 
-    sides: longer sides of the objects, in pixels of their images; InputError for none, or too small ones.
+    Args:
+        sides: Longer sides of the objects, in pixels of their images; InputError for none, or too small ones.
+        window: In pixels.
+        labels: Of the objects; None: they are of one class.
+        step: Largest ratio of neighbouring factors.
     """
     sides = np.asarray(sides, dtype=np.float64)
     if not len(sides):
         raise InputError("no boxes to choose scale factors from")
-    small, large = np.percentile(sides, [1, 99])
+    labels = np.zeros(len(sides)) if labels is None else np.asarray(labels)
+    ranges = np.array([np.percentile(sides[labels == label], PERCENTILES) for label in np.unique(labels)])
+    small, large = ranges[:, 0].min(), ranges[:, 1].max()
     # Between the largest and smallest factors every object is within `step` of the best fit.
     low, high = BEST_OBJECT_SIZE * window / large, BEST_OBJECT_SIZE * window / small
     if high > MAX_SCALE_FACTOR:

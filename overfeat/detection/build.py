@@ -1,53 +1,59 @@
 """The detector that training starts from: its net, scale factors and box regressor, and the reasons in words."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from overfeat.data.annotated import Annotated
+from overfeat.data.augment import without_upright
 from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
 from overfeat.dense.scales import BEST_OBJECT_SIZE, choose_scales
 from overfeat.densify.initial_net import FOR_OBJECTS, describe_start, new_net
-from overfeat.detection.config import SAMPLES, DetectorConfig
+from overfeat.detection.config import MIN_EPOCHS, SAMPLES, TILES, DetectorConfig
 from overfeat.detection.targets import RULE
 from overfeat.errors import shorten
 from overfeat.models import checkpoint
-from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.overfeat import OverFeat
 from overfeat.models.transfer import with_background
-from overfeat.training.config import BACKBONE
+from overfeat.training.config import BACKBONE, TrainConfig
 
 UNPOOLED_BELOW = 100  # pixels of a window
+REACHES = (0.0, 0.125, 0.25, 0.375, 0.5)  # of `choose_reach`
+MAX_MISSED = 0.005  # fraction of the boxes that no window sees
 
 
 def build_detector(
-    data: Annotated, options: DetectorConfig, *, gpu: bool = False, shipped: Path | None = None
+    data: Annotated, options: DetectorConfig, *, shipped: Path | None = None
 ) -> tuple[OverFeat, BoxRegressor, Path | None]:
     """A net with a background class and a box regressor for these objects, and the file they start from.
 
     Args:
         data: The training data.
         options: What is not None there is not chosen here.
-        gpu: Whether nets for large objects can be trained.
-        shipped: Weights of a small net to start from by default.
+        shipped: Weights of a net to start from where it knows all the classes.
 
     Raises:
         InputError: Weights cannot be read, or options do not match.
     """
-    init, regressor = choose_init(data, options, gpu=gpu, shipped=shipped), None
+    init, regressor = options.init, None
+    if init is None and options.net is None and not options.from_scratch and shipped and _knows(shipped, data):
+        init = shipped
     if init:
         net, regressor = checkpoint.load(init), checkpoint.find_regressor(init)
     else:
-        default = choose_net(longer_sides(data), gpu=gpu)
+        default = "small" if options.from_scratch else BACKBONE
         net = new_net(options, default, len(data.class_names), FOR_OBJECTS)
     same_classes = net.class_names[: len(data.class_names)] == data.class_names
     net = with_background(net, data.class_names)
-    net.scale_factors = options.scales or choose_scales(longer_sides(data), net.architecture.window)
-    if options.context and net.context is None:
+    net.scale_factors = options.scales or choose_scales(longer_sides(data), net.architecture.window, labels_of(data))
+    net.reach = choose_reach(data, net) if options.reach is None else options.reach
+    context = net.backbone is None if options.context is None else options.context
+    if context and net.context is None:
         net.add_context()
-    elif not options.context:
+    elif not context:
         net.context = None
     new = _new_regressor(net, options)
     if regressor is None or regressor.to_json() != new.to_json() or (options.per_class and not same_classes):
@@ -55,64 +61,108 @@ def build_detector(
     return net, regressor, init
 
 
-def choose_init(data: Annotated, options: DetectorConfig, *, gpu: bool, shipped: Path | None) -> Path | None:
-    """The weights to start from: those of the options, or the shipped ones of a small net."""
-    if options.init or options.from_scratch:
-        return options.init
-    return shipped if (options.net or choose_net(longer_sides(data), gpu=gpu)) == "small" else None
+def choose_options(data: Annotated, options: DetectorConfig) -> DetectorConfig:
+    """The options with those chosen that depend on the data: tiles per image, and quarter turns."""
+    samples, turns = options.samples_per_image, options.quarter_turns
+    if turns is None:
+        turns = without_upright(boxes_of(data), labels_of(data))
+    return replace(options, samples_per_image=samples or -(-SAMPLES // len(data)), quarter_turns=turns)
 
 
-def choose_net(sides: np.ndarray, *, gpu: bool) -> str:
-    """The architecture whose window suits objects with these longer sides.
+def choose_training(data: Annotated, options: DetectorConfig, train: TrainConfig) -> TrainConfig:
+    """The options of the loop with the number of epochs: as many as give TILES tiles, and not less than MIN_EPOCHS."""
+    if train.epochs is not None:
+        return train
+    tiles = len(data) * (choose_options(data, options).samples_per_image or 1)
+    return replace(train, epochs=max(MIN_EPOCHS, round(TILES / tiles)))
 
-    On a CPU that is the small one, whatever the objects: images are resized until they fit its window.
+
+def choose_reach(data: Annotated, net: OverFeat) -> float:
+    """The smallest of REACHES with which nearly all objects have windows centred near them.
+
+    0 where nearly all have without; MAX_MISSED of them may have none.
     """
-    small, fast = (BEST_OBJECT_SIZE * ARCHITECTURES[name].window for name in ("small", "fast"))
-    return "fast" if gpu and np.median(sides) > math.sqrt(small * fast) else "small"
+    for reach in REACHES:
+        missed = 1 - fitting(data, net, reach).mean()
+        if missed <= MAX_MISSED:
+            return reach
+    return min(REACHES, key=lambda reach: (-fitting(data, net, reach).sum(), reach))
 
 
-def samples_for(images: int) -> int:
-    """Tiles per image for an epoch of SAMPLES."""
-    return -(-SAMPLES // images)
+def _knows(weights: Path, data: Annotated) -> bool:
+    """Whether the net in a file has all classes of the data."""
+    return set(data.class_names) <= set(checkpoint.load(weights).class_names)
+
+
+def boxes_of(data: Annotated) -> np.ndarray:
+    """All boxes [n, 4], in pixels of their images."""
+    return np.concatenate([sample.boxes for sample in data.samples])
+
+
+def labels_of(data: Annotated) -> np.ndarray:
+    """The labels of all boxes."""
+    return np.concatenate([sample.labels for sample in data.samples])
 
 
 def longer_sides(data: Annotated) -> np.ndarray:
     """Of every box, in pixels of its image."""
-    boxes = np.concatenate([sample.boxes for sample in data.samples])
+    boxes = boxes_of(data)
     return (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
 
 
-def fitting(data: Annotated, net: OverFeat) -> np.ndarray:
-    """Which boxes have positive windows at one of the net's scale factors, bool.
+def fitting(data: Annotated, net: OverFeat, reach: float | None = None) -> np.ndarray:
+    """Which boxes have positive windows at one of the net's scale factors, bool; reach: None: the net's own.
 
-    An image that a scale factor would make smaller than the window is resized to the window.
+    An image that a scale factor would make smaller than the window is resized to the window, less what windows reach
+    beyond it.
     """
     window, fits = net.architecture.window, []
+    beyond = net.reach if reach is None else reach
     for sample in data.samples:
-        factors = np.maximum(net.scale_factors or (), window / min(sample.size))
-        sides = (sample.boxes[:, 2:] - sample.boxes[:, :2]).max(axis=1, initial=0)
-        fits.append(RULE.fits(sides[:, None] * factors / window).any(axis=1))
+        smallest = window * max(0.0, 1 - 2 * beyond) / min(sample.size)
+        factors = np.maximum(net.scale_factors or (), smallest)
+        scaled = sample.boxes[:, None] * factors[:, None] / window  # [n, factors, 4] in windows
+        height, width = (side * factors / window for side in sample.size)
+        sizes, centers = scaled[..., 2:] - scaled[..., :2], (scaled[..., 2:] + scaled[..., :2]) / 2
+        edges = np.minimum(centers, np.stack([width, height], axis=-1) - centers).min(axis=-1, initial=math.inf)
+        near = edges + beyond + RULE.center_tolerance >= 0.5
+        fits.append((RULE.fits(sizes.max(axis=-1, initial=0)) & near).any(axis=1))
     return np.concatenate(fits)
 
 
-def describe_choices(data: Annotated, net: OverFeat, options: DetectorConfig, init: Path | None) -> list[str]:
+def describe_choices(
+    data: Annotated, net: OverFeat, options: DetectorConfig, train: TrainConfig, init: Path | None
+) -> list[str]:
     """Lines about the data, the choices of `build_detector` and their reasons, and warnings of what will be missed."""
-    sides, window = longer_sides(data), net.architecture.window
+    sides, window, chosen = longer_sides(data), net.architecture.window, choose_options(data, options)
     without = sum(not len(sample.labels) for sample in data.samples)
-    factors = ", ".join(f"{factor:g}" for factor in net.scale_factors or ())
     given, asked = "as given", options.window or (FOR_OBJECTS[1] if options.net == BACKBONE else window)
-    why_net = "for objects of any size" if net.architecture.name == "small" else "for large objects, on a GPU"
-    why_scales = f"so that nearly every object measures about {BEST_OBJECT_SIZE:g} of the window at one of them"
-    samples = options.samples_per_image or samples_for(len(data))
-    tiles = f"{samples} tile{'' if samples == 1 else 's'}"
-    why_samples = given if options.samples_per_image else f"at least {SAMPLES} an epoch"
+    training = choose_training(data, options, train)
+    why_net = "knows these classes" if init and not options.init else "for photographs"
+    costs = np.square(net.scale_factors or ())
+    shares = 100 * costs / costs.sum()
+    scales = ", ".join(
+        f"{factor:g} ({share:.0f} %)" for factor, share in zip(net.scale_factors or (), shares, strict=True)
+    )
+    why_scales = f"so that objects measure about {BEST_OBJECT_SIZE:g} of the window at one of them"
+    gained = int(fitting(data, net).sum() - fitting(data, net, 0.0).sum())
+    why_reach = f"which {gained} boxes need" if net.reach else "which nearly all boxes do not need"
+    aspect = "boxes are as often wide as high" if chosen.quarter_turns else "objects have an upright direction"
+    turns, why_turns = "with" if chosen.quarter_turns else "without", aspect if options.quarter_turns is None else given
+    tiles = len(data) * (chosen.samples_per_image or 0)
+    why_epochs = given if train.epochs is not None else f"about {TILES} tiles"
     return [
         f"data: {data.describe()}, {without} without a box",
         f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g} px",
         f"net: {net.architecture.name}, window {window} px{f', the nearest to {asked}' if asked != window else ''}, "
         f"{given if options.net or options.init else why_net}; {describe_start(net, init)}",
-        f"scales: images are searched at {factors} times their size, {given if options.scales else why_scales}",
-        f"samples: {tiles} per image and epoch, {why_samples}",
+        f"scales: images are searched at these factors of their size (with their part of the cost), "
+        f"{given if options.scales else why_scales}: {scales}",
+        f"border: windows reach {net.reach:g} of their size beyond images, "
+        f"{given if options.reach is not None else why_reach}",
+        f"augmentation: {turns} quarter turns, {why_turns}; {'with' if options.flip else 'without'} mirror images",
+        f"training: {training.epochs} epochs of {tiles} tiles, {why_epochs}; batches of {train.batch_size}, "
+        f"{train.optimizer}, learning rate {train.lr:g}",
         *(f"warning: {line}" for line in _warnings(data, net)),
     ]
 
@@ -122,7 +172,7 @@ def _warnings(data: Annotated, net: OverFeat) -> list[str]:
     sides, largest, stride = longer_sides(data), max(net.scale_factors or ()), net.architecture.fine_stride
     lines = []
     if misfits := int((~fitting(data, net)).sum()):
-        lines.append(f"{misfits} boxes are too small or too large for these scales and hardly contribute to the loss")
+        lines.append(f"{misfits} boxes are too small, large or near the border and hardly contribute to the loss")
     if tiny := int((sides * largest < stride).sum()):
         lines.append(f"{tiny} boxes are smaller than the stride of {stride} px, even at the largest scale")
     height, width = max((sample.size for sample in data.samples), key=math.prod)

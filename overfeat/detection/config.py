@@ -1,16 +1,20 @@
 """The options of detection and of training a detector."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from overfeat.options import Options, fraction, one_or_several, option
-from overfeat.training.config import BOX_TRAINING, BoxHeadOptions, NetOptions, TaskOptions
+from overfeat.training.config import BoxHeadOptions, NetOptions, TaskOptions, TrainConfig
 
-NEGATIVE_SAMPLING = ("half_hard", "hard", "random", "none")
+NEGATIVE_SAMPLING = ("curriculum", "half_hard", "hard", "random", "none")
 SAMPLES = 1000  # tiles in an epoch, at least
 MIN_SCORE = 0.3  # of the detections that are shown and counted; average precision has none
 IOUS, MAX_MISTAKES = (0.5,), 24  # of an evaluation: smallest IoUs of a match, how many mistakes of each kind are listed
-TRAINING = replace(BOX_TRAINING, batch_size=16)  # the loop's defaults
+TILES = 40_000  # of all epochs
+MIN_EPOCHS = 6
+TRAINING = TrainConfig(
+    optimizer="adamw", lr=0.0015, weight_decay=0.001, lr_schedule="cosine", warmup=0.1, epochs=None, batch_size=16
+)  # the loop's defaults
 
 
 @dataclass(frozen=True)
@@ -18,19 +22,42 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     """How to train a detector on tiles of images (section 5)."""
 
     net: str | None = option(
-        None, "fast, accurate, small or squeezenet (default: small; on a GPU fast for large objects)", metavar="NAME"
+        None, "squeezenet, fast, accurate or small (default: squeezenet; small for the digits of the shipped net)",
+        metavar="NAME",
+    )  # fmt: skip
+    freeze_features: bool = option(False, "do not train the feature layers of the initial net")
+    backbone_lr: float = option(
+        0.1, "learning rate of squeezenet's feature layers, as a fraction of that of the new layers", minimum=0
     )
     samples_per_image: int | None = option(
         None, f"tiles per image and epoch (default: enough for {SAMPLES} an epoch)", minimum=1
     )
-    context: bool = option(True, "add features of each window's surroundings, at half the resolution")
+    context: bool | None = option(
+        None, "add features of each window's surroundings, at half the resolution (default: but for squeezenet)"
+    )
     scales: tuple[float, ...] | None = option(
         None, "scale factors, such as 0.5,0.7,1.0 (default: chosen from the boxes)", minimum=0.001, below=64
     )
-    negative_sampling: str = option(
-        "half_hard", "negatives in the loss: the hardest, random ones, or half of each", choices=NEGATIVE_SAMPLING
+    reach: float | None = option(
+        None, "how far windows reach beyond the image, as a fraction of the window (default: chosen from the boxes)",
+        minimum=0, below=1,
+    )  # fmt: skip
+    quarter_turns: bool | None = option(
+        None, "train on images turned by 90, 180 and 270 degrees too (default: if boxes are as often wide as high)"
     )
-    negatives_per_tile: int = option(16, "negative windows per tile", minimum=1)
+    color_jitter: float = option(
+        0.2, "largest relative change of brightness, contrast and saturation in training", minimum=0, below=1
+    )
+    negative_sampling: str = option(
+        "curriculum", "negatives in the loss: random ones, the hardest of a random subset, half of each; curriculum: "
+        "random, then the hardest", choices=NEGATIVE_SAMPLING,
+    )  # fmt: skip
+    random_negatives: float = option(
+        0.1, "of the curriculum, the fraction of training with random negatives", minimum=0, below=1
+    )
+    negative_pool: int = option(128, "random negative windows per tile, of which the hardest are chosen", minimum=1)
+    negatives_per_tile: int = option(32, "negative windows per tile in the loss, on average over a batch", minimum=1)
+    box_weight: float = option(2.0, "weight of the boxes' loss, 1 - IoU, beside that of the classes", minimum=0)
 
 
 MATCH_THRESHOLD, SCORE_THRESHOLD = 0.5, 0.3  # chosen on validation images of the synthetic digits

@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overfeat import ops
 from overfeat.data.annotated import Annotated
 from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid
 from overfeat.dense.tiling import Tile
-from overfeat.detection.build import fitting, samples_for
+from overfeat.detection.build import choose_options, choose_training, fitting
 from overfeat.detection.config import TRAINING, DetectorConfig
 from overfeat.detection.data import TileDataset
 from overfeat.detection.hard_negatives import sample_negatives
@@ -23,14 +25,16 @@ from overfeat.errors import InputError
 from overfeat.models import checkpoint
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.geometry import Stride
-from overfeat.models.overfeat import OverFeat
+from overfeat.models.overfeat import ContextFeatures, OverFeat, gather_windows
 from overfeat.ops.boxes import decode, encode, paired_iou
 from overfeat.training.config import TrainConfig
 from overfeat.training.task import Sums, Task, check_classes, check_objects, describe_data
 
 TILE_WINDOWS = 4  # windows along a tile's side
+MAX_POSITIVES = 64  # positive windows of a tile that contribute to the loss
 VALIDATION_TILES = 200  # at least
-FIGURES = ("loss", "missed_error", "false_error", "iou_error")
+FIGURES = ("loss", "missed_error", "false_error", "iou_error", "score_spread")
+MIN_SPREAD = 0.02  # standard deviation of the windows' scores, below which they are called equal
 
 
 class Detector(nn.Module):
@@ -41,33 +45,58 @@ class Detector(nn.Module):
         self.net, self.regressor, self.freeze_features = net, regressor, freeze_features
         net.feature_layers.requires_grad_(not freeze_features)
 
-    def forward(self, images: Sequence[Tensor], stride: Stride, positives: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class scores of all windows [windows, classes], and boxes [positives, classes or 1, 4].
+    def forward(
+        self, images: Sequence[Tensor], stride: Stride, positions: Sequence[Tensor], positives: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Class scores of some windows [windows, classes], and boxes of others [positives, classes or 1, 4].
 
-        images: uint8 [3, H, W] each; positives: int64 [k] of each, the windows whose boxes are predicted.
+        images: uint8 [3, H, W] each; positions, positives: int64 [n] of each, the numbers of these windows.
         """
-        net, maps, context = self.net, [], []
+        net, context, windows, objects = self.net, [], [], []
+        pool, kernel, step = net.architecture.pool, net.architecture.kernel, net.architecture.maps_stride(stride)
+        pooled_boxes, box_kernel = self.regressor.box_features == "pooled", self.regressor.fc_layers[0].kernel_size[0]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_features):
-            for image in images:
-                size = (image.shape[1], image.shape[2])
-                grid = Grid(net.geometry.window, net.geometry.stride(stride), size, size)
-                maps.append(net.features(image[None]))
+            maps = self._maps(images)
+            pooled = [ops.offset_max_pool(m, pool) for m in maps]
+            for i, (of_image, of_objects) in enumerate(zip(positions, positives, strict=True)):
+                windows.append(gather_windows(pooled[i], kernel, step, of_image, pool))
+                source, tap = (pooled[i], pool) if pooled_boxes else (maps[i], 1)
+                objects.append(gather_windows(source, box_kernel, step, of_objects, tap))
                 if net.context is not None:
-                    half = half_resolution(net, image[None], size)
-                    context.append(context_features(net, half, Tile.whole(grid)))
-        logits = net.forward_head_flat(maps, stride, context)[0]
+                    context.append(self._context(images[i], stride, of_image))
+        logits = net.forward_windows(torch.cat(windows), stride, context)
         if net.context is not None:  # DDP needs its gradient even where no image is large enough for it
             logits = logits + 0 * net.context.weight.sum()
-        return logits, self.regressor.forward_flat(maps, stride, positives)[0]
+        boxes = self.regressor.forward_windows(torch.cat(objects))
+        return logits, boxes
+
+    def _context(self, image: Tensor, stride: Stride, positions: Tensor) -> ContextFeatures:
+        """What the windows at these positions of an image see of their surroundings."""
+        net, size = self.net, (image.shape[1], image.shape[2])
+        grid = Grid(net.geometry.window, net.geometry.stride(stride), size, size)
+        around = context_features(net, half_resolution(net, image[None], size), Tile.whole(grid))
+        return replace(around, positions=around.positions[positions])
+
+    def _maps(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """The last maps [1, C, h, w] of every image; images of the same size are one batch."""
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for number, image in enumerate(images):
+            by_size.setdefault(tuple(image.shape), []).append(number)
+        maps: dict[int, Tensor] = {}
+        for numbers in by_size.values():
+            of_size = self.net.features(torch.stack([images[number] for number in numbers]))
+            maps.update(zip(numbers, of_size.split(1), strict=True))
+        return [maps[number] for number in range(len(images))]
 
 
 class DetectorTask(Task):
     """Trains a net with a background class on tiles of images, and the boxes of the positive windows.
 
-    `assign_targets` decides which window is positive for which object, `sample_negatives` which negatives contribute
-    to the loss. Positive and negative windows of a tile weigh the same, whatever their numbers. The figures of the
-    log are means over the tiles with positive windows. Arguments: see `Task`; `build_detector` makes the nets. The
-    net's `flip` and `dropout` become those of the options; labels do not count its last class, the background.
+    `assign_targets` decides which window is positive for which object; the loss is that of the positive windows and of
+    as many negatives of a random subset as `negative_windows` chooses. Positive and negative windows of a batch weigh
+    the same, whatever their numbers. The figures of the log are means over the batches with positive windows.
+    Arguments: see `Task`; `build_detector` makes the nets. The net's `flip` and `dropout` become those of the options;
+    labels do not count its last class, the background.
     """
 
     options: DetectorConfig
@@ -82,81 +111,118 @@ class DetectorTask(Task):
         train: TrainConfig = TRAINING,
     ):
         _check(net, regressor, data, validation)
+        options, train = choose_options(data, options), choose_training(data, options, train)
         net.flip, net.dropout = options.flip, options.dropout
         side, factors = TILE_WINDOWS * net.architecture.window, net.scale_factors or ()
-        common: dict[str, Any] = {"seed": train.seed, "max_pixels": options.max_pixels}
+        common: dict[str, Any] = {"margin": net.margin[0], "color": net.mean_color, "max_pixels": options.max_pixels}
 
-        def tiles_of(data: Annotated, samples: int, flip: bool) -> TileDataset:
-            return TileDataset(data, net.architecture, factors, side, samples_per_image=samples, flip=flip, **common)
+        def tiles_of(data: Annotated, samples: int, **augmentation: Any) -> TileDataset:
+            return TileDataset(
+                data, net.geometry, factors, side, samples_per_image=samples, seed=train.seed, **common, **augmentation
+            )
 
-        tiles = tiles_of(data, options.samples_per_image or samples_for(len(data)), options.flip)
-        validation_tiles = tiles_of(validation, -(-VALIDATION_TILES // len(validation)), False) if validation else None
+        assert options.samples_per_image and options.quarter_turns is not None
+        tiles = tiles_of(
+            data, options.samples_per_image,
+            flip=options.flip, quarter_turns=options.quarter_turns, color_jitter=options.color_jitter,
+        )  # fmt: skip
+        samples = -(-VALIDATION_TILES // len(validation)) if validation else 0
+        validation_tiles = tiles_of(validation, samples, flip=False) if validation else None
         description = {
             **describe_data(data, validation),
             "architecture": net.architecture.to_json(),
             "scales": list(net.scale_factors or ()),
+            "reach": net.reach,
             "context": net.context is not None,
             **json.loads(regressor.to_json()),
         }
-        self.detector = Detector(net, regressor, options.frozen(net.backbone is not None))
+        self.detector, self.validation_data = Detector(net, regressor, options.freeze_features), validation
         super().__init__(self.detector, tiles, validation_tiles, options, train, description)
 
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The weights with the factors of their learning rate, lower for a backbone, which is trained already."""
+        net = self.detector.net
+        trained = set() if net.backbone is None else set(net.backbone.parameters())
+        weights = [weight for weight in self.detector.parameters() if weight.requires_grad]
+        fine_tuned = [weight for weight in weights if weight in trained]
+        new = [weight for weight in weights if weight not in trained]
+        return [(new, 1.0)] + ([(fine_tuned, self.options.backbone_lr)] if fine_tuned else [])
+
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:
-        """Cross entropy of positive and negative windows, and 1 - IoU of the boxes; sums over tiles with positives."""
-        items = zip(batch["image"], batch["boxes"], batch["labels"], batch["difficult"], strict=True)
-        targets = [self._targets(*item) for item in items]
-        positives = [(objects >= 0).nonzero()[:, 0] for _, _, objects in targets]
-        logits, values = module(batch["image"], self.options.stride, positives)
+        """Cross entropy of positive and negative windows, and 1 - IoU of the boxes; sums of batches with positives."""
+        names = ("image", "boxes", "labels", "difficult", "unreadable")
+        tiles = [self._sample_windows(*item) for item in zip(*(batch[name] for name in names), strict=True)]
+        targets, background = torch.cat([tile.targets for tile in tiles]), self.detector.net.num_classes - 1
+        positives = [tile.positions[tile.targets != background] for tile in tiles]
+        logits, values = module(batch["image"], self.options.stride, [tile.positions for tile in tiles], positives)
         logits, values = logits.float(), values.float()
-        total = (logits.sum() + values.sum()) * 0  # DDP needs gradients of all weights
-        sums: Sums = {"samples": 0, **dict.fromkeys(FIGURES, 0.0)}
-        readable = max(1, int((batch["unreadable"] < 0).sum()))
-        scores = logits.split([len(labels) for _, labels, _ in targets])
-        boxes = values.split([len(indices) for indices in positives])
-        for i, (windows, labels, objects) in enumerate(targets):
-            if batch["unreadable"][i] >= 0:
-                continue
-            loss, figures = self._class_loss(scores[i], labels, positives[i])
-            if len(positives[i]):
-                own = objects[positives[i]]
-                iou = self._box_iou(boxes[i], windows[positives[i]], batch["boxes"][i][own], batch["labels"][i][own])
-                loss = loss + (1 - iou).mean()
-                figures |= {"samples": 1, "iou_error": (1 - iou.detach()).mean(), "loss": loss.detach()}
-                sums = {key: value + figures.get(key, 0.0) for key, value in sums.items()}
-            total = total + loss / readable
-        return total, sums
+        entropy, errors = F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=1) != targets
+        positive = (targets != background).nonzero()[:, 0]
+        chosen = self._choose_negatives(entropy.detach(), targets == background, len(tiles))
+        loss = (logits.sum() + values.sum()) * 0  # DDP needs gradients of all weights
+        figures: Sums = {}
+        for name, indices in (("missed_error", positive), ("false_error", chosen)):
+            if len(indices):
+                loss = loss + entropy[indices].mean()
+                figures[name] = errors[indices].float().mean()
+        if not len(positive):
+            return loss, {"samples": 0, **dict.fromkeys(FIGURES, 0.0)}
+        windows, boxes = (torch.cat([getattr(tile, name) for tile in tiles])[positive] for name in ("windows", "boxes"))
+        iou_error = (1 - self._box_iou(values, windows, boxes, targets[positive])).mean()
+        loss = loss + self.options.box_weight * iou_error
+        spread = logits.detach().softmax(dim=1)[:, -1].std()
+        figures |= {"samples": 1, "iou_error": iou_error.detach(), "loss": loss.detach(), "score_spread": spread}
+        return loss, {"samples": 0, **dict.fromkeys(FIGURES, 0.0), **figures}
 
     def validate(self) -> dict[str, float]:
         """The figures of training on tiles of the validation images, the same tiles in every epoch."""
         torch.manual_seed(self.train.seed)
         return super().validate()
 
+    def warnings(self, record: dict, log: Sequence[dict]) -> list[str]:
+        """What an epoch's figures say of a detector that does not learn, with likely causes."""
+        lines = []
+        if record["train_missed_error"] >= 1:
+            causes = "boxes that do not lie on their objects, or too high or low a learning rate"
+            lines.append(f"not one positive window was classified correctly in this epoch; likely causes: {causes}")
+        if record["train_score_spread"] < MIN_SPREAD:
+            causes = "a learning rate that is too high, or windows that do not show the objects (--window, --scales)"
+            lines.append(f"all windows score nearly the same; likely causes: {causes}")
+        return lines
+
+    def finish(self, path: Path) -> None:
+        """Choose the thresholds of merging on the validation data, and write them into the file."""
+        if self.validation_data is not None:
+            net, regressor = checkpoint.load(path), checkpoint.load_regressor(path)
+            net.thresholds = None  # choose_thresholds
+            checkpoint.save(net, path, regressor=regressor)
+
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
         checkpoint.save(self.detector.net, path, regressor=self.detector.regressor)
 
-    def _targets(
-        self, image: Tensor, boxes: Tensor, labels: Tensor, difficult: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows [n, 4] of a tile, their classes [n] and objects [n]."""
+    def _sample_windows(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, difficult: Tensor, unreadable: Tensor
+    ) -> "Windows":
+        """Positive windows of a tile, and random negatives; none of an image that could not be read."""
         net, size = self.detector.net, (image.shape[1], image.shape[2])
         grid = Grid(net.geometry.window, net.geometry.stride(self.options.stride), size, size)
-        windows = torch.from_numpy(grid.boxes()).to(boxes)
-        targets, objects = assign_targets(windows, boxes, labels, background=net.num_classes - 1, ignored=difficult)
-        return windows.view(-1, 4), targets.flatten(), objects.flatten()
+        windows, background = torch.from_numpy(grid.boxes()).to(boxes), net.num_classes - 1
+        targets, objects = assign_targets(windows, boxes, labels, background=background, ignored=difficult)
+        targets, objects, windows = targets.flatten(), objects.flatten(), windows.view(-1, 4)
+        positive = _random_subset((objects >= 0).nonzero()[:, 0], MAX_POSITIVES)
+        negative = _random_subset((targets == background).nonzero()[:, 0], self.options.negative_pool)
+        positions = torch.cat([positive, negative])[: 0 if unreadable >= 0 else None]
+        own = torch.cat([boxes[objects[positive]], boxes.new_zeros(len(negative), 4)])[: len(positions)]
+        return Windows(positions, targets[positions], windows[positions], own)
 
-    def _class_loss(self, logits: Tensor, labels: Tensor, positive: Tensor) -> tuple[Tensor, Sums]:
-        """The mean cross entropy of the positive windows plus that of the sampled negatives, and their errors."""
-        entropy = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
-        background, options = self.detector.net.num_classes - 1, self.options
-        sampling, count = options.negative_sampling, options.negatives_per_tile
-        negative = sample_negatives(entropy.detach(), labels == background, sampling, count)
-        loss, errors = logits.new_zeros(()), Sums()
-        for name, indices in (("false_error", negative), ("missed_error", positive)):
-            if len(indices):
-                loss = loss + entropy[indices].mean()
-                errors[name] = (logits[indices].argmax(dim=1) != labels[indices]).float().mean()
-        return loss, errors
+    def _choose_negatives(self, loss: Tensor, negative: Tensor, tiles: int) -> Tensor:
+        """Indices of the negative windows of a batch that contribute to its loss; random ones in validation."""
+        options = self.options
+        sampling = options.negative_sampling if self.module.training else "random"
+        if sampling == "curriculum":
+            sampling = "random" if self.progress < options.random_negatives else "hard"
+        return sample_negatives(loss, negative, sampling, options.negatives_per_tile * tiles)
 
     def _box_iou(self, values: Tensor, windows: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """IoU [k] of the predicted boxes [k, classes or 1, 4] with those of the objects."""
@@ -166,6 +232,20 @@ class DetectorTask(Task):
         true = decode(encode(boxes, windows, coder), unit, coder)
         predicted = values[torch.arange(len(column), device=column.device), column]
         return paired_iou(decode(predicted, unit, coder), true)
+
+
+class Windows(NamedTuple):
+    """Some windows of a tile, of which those with an object are positive."""
+
+    positions: Tensor  # int64 [n], their numbers in the tile's grid
+    targets: Tensor  # int64 [n], classes
+    windows: Tensor  # [n, 4], in the tile's pixels
+    boxes: Tensor  # [n, 4], of their objects; 0 for negatives
+
+
+def _random_subset(indices: Tensor, count: int) -> Tensor:
+    """At most `count` of the indices."""
+    return indices[torch.randperm(len(indices))[:count].to(indices.device)] if len(indices) > count else indices
 
 
 def _check(net: OverFeat, regressor: BoxRegressor, data: Annotated, validation: Annotated | None) -> None:

@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from overfeat.data.annotated import Annotated
+from overfeat.data.augment import mirror_image
 from overfeat.data.image_cache import CACHE_BYTES, ImageCache
-from overfeat.data.random_tiles import empty_image, mirror_image
+from overfeat.data.random_tiles import empty_image
 from overfeat.data.resize import resize
 from overfeat.dense.config import Scales, SixScales, check_scales
 from overfeat.dense.scales import scale_sizes

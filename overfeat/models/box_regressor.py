@@ -14,7 +14,15 @@ from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import Architecture
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, Shape
-from overfeat.models.overfeat import ConvList, OverFeat, channels_last, fc_flat, initialise, remaining_fc
+from overfeat.models.overfeat import (
+    ConvList,
+    OverFeat,
+    channels_last,
+    fc_flat,
+    gather_windows,
+    initialise,
+    remaining_fc,
+)
 from overfeat.ops.boxes import BOX_CODERS
 from overfeat.regions import region
 
@@ -102,6 +110,14 @@ class BoxRegressor(Regressor):
                 flat = remaining_fc(self.fc_layers, first, dropout)
         return flat.view(len(flat), self.num_classes or 1, 4), shapes
 
+    def forward_windows(self, windows: Tensor) -> Tensor:
+        """Boxes [n, num_classes or 1, 4] of single windows of the maps, pooled or unpooled as `box_features` says.
+
+        windows: [n, C, k, k] as `gather_windows` returns them, of the first layer's kernel.
+        """
+        flat, _ = fc_flat(self.fc_layers, [windows], 1, 1, dropout=self.dropout if self.training else 0.0)
+        return flat.view(len(flat), self.num_classes or 1, 4)
+
     def _gathered_first_fc(
         self, maps: Sequence[Tensor], step: int, positions: Sequence[Tensor] | None
     ) -> tuple[Tensor, list[Shape]]:
@@ -112,9 +128,10 @@ class BoxRegressor(Regressor):
             positions = [torch.arange(math.prod(shape), device=maps[0].device) for shape in shapes]
         weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
         count = max(1, GATHER_BYTES // (weight.shape[1] * weight.element_size()))
-        for m, of_map, shape in zip(maps, positions, shapes, strict=True):
+        for m, of_map in zip(maps, positions, strict=True):
             for chunk in of_map.split(count):
-                chunks.append(F.linear(_windows(m, kernel, step, shape, chunk), weight, layer.bias).relu_())
+                windows = gather_windows(m, kernel, step, chunk).permute(0, 2, 3, 1).flatten(1)
+                chunks.append(F.linear(windows, weight, layer.bias).relu_())
         return torch.cat(chunks), shapes
 
     def check_made_for(self, net: Net) -> None:
@@ -134,14 +151,3 @@ class BoxRegressor(Regressor):
     def from_json(text: str, architecture: Architecture) -> "BoxRegressor":
         """What `to_json` wrote. Raises ValueError, KeyError or TypeError for any other text."""
         return BoxRegressor(architecture, **json.loads(text))
-
-
-def _windows(maps: Tensor, kernel: int, step: int, shape: Shape, positions: Tensor) -> Tensor:
-    """The contents of the windows at these positions of maps [N, C, H, W]: [positions, kernel * kernel * C]."""
-    _, rows, columns = shape
-    height, width = maps.shape[2:]
-    image, row, column = positions // (rows * columns), positions // columns % rows, positions % columns
-    start = (image * height + row * step) * width + column * step
-    offsets = torch.arange(kernel, device=maps.device)
-    offsets = (offsets[:, None] * width + offsets).flatten()
-    return maps.permute(0, 2, 3, 1).flatten(0, 2)[start[:, None] + offsets].flatten(1)

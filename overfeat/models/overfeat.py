@@ -270,17 +270,35 @@ class OverFeat(Net):
 
         context: for a net with context, what the positions of each map see of their surroundings; nothing by default.
         """
-        dropout, pool = self.dropout if self.training else 0.0, self.architecture.pool
-        step, context_logits = self.architecture.maps_stride(stride), None
-        if self.context is not None and any(c.maps is not None for c in context):
-            with region(FIRST_FC):
-                coarse = [c.maps for c in context if c.maps is not None]
-                seen, shapes = first_fc(self.context, coarse, pool, step)
-            starts = itertools.accumulate((n * h * w for n, h, w in shapes), initial=0)
-            shifted = [c.positions if c.maps is None else c.positions + next(starts) for c in context]
-            # Positions without context, of images that are too small for it, are -1: the row of zeros at the end.
-            context_logits = F.pad(seen, (0, 0, 0, 1))[torch.cat(shifted)]
-        return fc_flat(self.fc_layers, maps, pool, step, dropout=dropout, context=context_logits)
+        dropout = self.dropout if self.training else 0.0
+        return fc_flat(
+            self.fc_layers, maps, self.architecture.pool, self.architecture.maps_stride(stride),
+            dropout=dropout, context=self._context_logits(context, stride),
+        )  # fmt: skip
+
+    def forward_windows(
+        self, windows: Tensor, stride: Stride = "coarse", context: Sequence[ContextFeatures] = ()
+    ) -> Tensor:
+        """Logits [n, classes] of single windows of the pooled maps [n, C, kernel, kernel]; see `gather_windows`.
+
+        stride: That of the context's maps; context: as in `forward_head_flat`.
+        """
+        dropout = self.dropout if self.training else 0.0
+        return fc_flat(self.fc_layers, [windows], 1, 1, dropout=dropout, context=self._context_logits(context, stride))[
+            0
+        ]
+
+    def _context_logits(self, context: Sequence[ContextFeatures], stride: Stride) -> Tensor | None:
+        """What context adds to the first fully connected layer at every position; None for nothing."""
+        if self.context is None or all(c.maps is None for c in context):
+            return None
+        with region(FIRST_FC):
+            coarse = [c.maps for c in context if c.maps is not None]
+            seen, shapes = first_fc(self.context, coarse, self.architecture.pool, self.architecture.maps_stride(stride))
+        starts = itertools.accumulate((n * h * w for n, h, w in shapes), initial=0)
+        shifted = [c.positions if c.maps is None else c.positions + next(starts) for c in context]
+        # Positions without context, of images that are too small for it, are -1: the row of zeros at the end.
+        return F.pad(seen, (0, 0, 0, 1))[torch.cat(shifted)]
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output [N, channels, h, w] of one layer at coarse stride, numbered from 0 as in the released program.
@@ -393,6 +411,25 @@ def remaining_fc(layers: ConvList, x: Tensor, dropout: float, last_relu: bool = 
         x = F.dropout(x, dropout, training=dropout > 0)
         x = ops.linear(x, layer.weight, layer.bias, relu=last_relu or layer is not layers[-1])
     return x
+
+
+def gather_windows(maps: Tensor, side: int, step: int, positions: Tensor, tap: int = 1) -> Tensor:
+    """The contents of windows of maps [N, C, H, W], as maps [positions, C, side, side] of their own.
+
+    Args:
+        side: Cells along a window's side.
+        step: Cells between windows.
+        positions: int64, numbers of windows, row by row, image by image.
+        tap: Cells between the cells of a window.
+    """
+    (height, width), extent = maps.shape[2:], (side - 1) * tap + 1
+    rows, columns = ((length - extent) // step + 1 for length in (height, width))
+    image, row, column = positions // (rows * columns), positions // columns % rows, positions % columns
+    start = (image * height + row * step) * width + column * step
+    offsets = torch.arange(0, extent, tap, device=maps.device)
+    cells = (start[:, None] + (offsets[:, None] * width + offsets).flatten()).flatten()
+    flat = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    return flat.index_select(0, cells).view(-1, side, side, maps.shape[1]).permute(0, 3, 1, 2)
 
 
 def _check_classes(count: int) -> None:

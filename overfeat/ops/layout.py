@@ -27,7 +27,7 @@ def flatten_positions(maps: Tensor) -> Tensor:
 
 def flatten_maps(maps: Tensor) -> Tensor:
     """Maps [N, C, H, W] as one vector each, channels last: [N, H*W*C]."""
-    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1)
+    return maps.permute(0, 2, 3, 1).flatten(1)
 
 
 def concat(chunks: Sequence[Tensor]) -> Tensor:

@@ -49,7 +49,7 @@ def test_the_fingerprint_has_what_decides_the_result():
         (TrainConfig, {"precision": "float8"}, "precision must be one of float32"),
         (TrainConfig, {"lr_milestones": (3, 0)}, "lr_milestones must be at least 1"),
         (ClassifierConfig, {"dropout": 1.0}, "dropout must be at least 0 and less than 1"),
-        (DetectorConfig, {"negative_sampling": "mixed"}, "negative_sampling must be one of half_hard"),
+        (DetectorConfig, {"negative_sampling": "mixed"}, "negative_sampling must be one of curriculum"),
         (DetectorConfig, {"init": Path("a"), "from_scratch": True}, "from_scratch does not go with init"),
         (MultiBoxConfig, {"priors": False}, "matching must be prediction without priors"),
     ],
