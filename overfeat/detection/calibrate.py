@@ -1,0 +1,165 @@
+"""The thresholds of a detector, chosen on validation images at the end of its training."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from overfeat.data.annotated import Annotated
+from overfeat.data.images import MAX_PIXELS
+from overfeat.data.map_images import map_annotated
+from overfeat.dense.candidates import Candidates, collect_candidates
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
+from overfeat.dense.detections import Detections
+from overfeat.dense.grid import Grid, grids
+from overfeat.detection.config import MATCH_THRESHOLD, SCORE_THRESHOLD
+from overfeat.detection.predict import NMS_IOU_THRESHOLDS, combine
+from overfeat.errors import InputError
+from overfeat.metrics.average_precision import Boxes, curves, ground_truth
+from overfeat.models.geometry import Stride
+from overfeat.models.net import Net, Regressor, as_image
+from overfeat.models.thresholds import DetectionThresholds
+from overfeat.ops.boxes import nms
+
+SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
+MATCH_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+NMS_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+CLASS_THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
+MAX_CANDIDATES = 20_000  # in an image, so that a net that has not learned takes minutes at most
+LEARNED = 0.01  # mean average precision below which there is nothing to choose
+MIN_GAIN, MIN_CLASS_GAIN = 0.002, 0.01  # of average precision, for which a default is left
+Value = TypeVar("Value")
+Figures = Tensor  # average precisions, float64 [3, classes]: of all images and of two halves; NaN without objects
+
+
+@dataclass(frozen=True)
+class _Image:
+    candidates: Candidates
+    grids: list[Grid]
+    truth: Boxes
+
+
+def choose_thresholds(
+    net: Net, regressor: Regressor, data: Annotated, *, stride: Stride | None = None, flip: bool | None = None,
+    memory_limit: int = MEMORY_LIMIT, max_images: int | None = 60, max_pixels: int = MAX_PIXELS, progress: bool = True,
+) -> DetectionThresholds:  # fmt: skip
+    """The thresholds of `detect` with the best average precision (VOC's, at an IoU of 0.5) on annotated images.
+
+    In this order: the scores of windows and the match scores that count, a match score for each class, NMS within
+    classes, NMS across classes. Another value than the default must gain MIN_GAIN in the mean, a match score of a class
+    MIN_CLASS_GAIN in that class, and neither may lose on one of two halves of the images. The windows of each image are
+    evaluated once. The same arguments give the same thresholds.
+
+    Args:
+        net, regressor: A detector, as `detect` takes it; its own thresholds make no difference.
+        data: Images other than those of the training, labelled by the net's class_names without the background.
+        stride, flip, memory_limit: See `DenseConfig`.
+        max_images: At most so many images, evenly spaced.
+        max_pixels: Larger images are left out, as are those that cannot be read.
+        progress: Show it on stderr, if that is a terminal.
+
+    Returns:
+        The thresholds, for `net.thresholds`; without any (all None) for a net that detects nothing yet.
+
+    Raises:
+        InputError: For other classes than the net's, and where no image with an object can be used.
+    """
+    if data.class_names != net.class_names[: net.num_foreground_classes]:
+        raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
+    dense = DenseConfig(None, flip, stride, memory_limit)
+
+    def collect(image: Tensor) -> tuple[Candidates, list[Grid]]:
+        image = as_image(image, net.in_channels)
+        own_grids = grids(net, (image.shape[1], image.shape[2]), dense)
+        lowest = min(SCORE_THRESHOLDS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # at such low scores there may be many
+            raw = collect_candidates(
+                net, regressor, image, own_grids, memory_limit, score_threshold=lowest, max_candidates=MAX_CANDIDATES
+            )
+        return Candidates(*(values.cpu() for values in vars(raw).values())), own_grids
+
+    limits = {"max_images": max_images, "max_pixels": max_pixels, "progress": progress}
+    mapped = map_annotated(data.samples, collect, **limits)
+    images = [_Image(raw, own_grids, ground_truth(sample)) for _, sample, (raw, own_grids) in mapped.results]
+    return _Search(images, len(data.class_names), progress).run()
+
+
+class _Search:
+    """The search over thresholds, on candidates that were collected once."""
+
+    def __init__(self, images: Sequence[_Image], classes: int, progress: bool):
+        self.images, self.classes, self.progress = images, classes, progress
+        self.truths = [image.truth for image in images]
+
+    def run(self) -> DetectionThresholds:
+        default, lowest = (SCORE_THRESHOLD, MATCH_THRESHOLD), (min(SCORE_THRESHOLDS), MATCH_THRESHOLD)
+        nms_iou, class_iou = NMS_IOU_THRESHOLDS["merge"], 1.0
+        pairs = [(score, match) for score in SCORE_THRESHOLDS for match in MATCH_THRESHOLDS]
+        merged = {lowest: self.merge(*lowest)}
+        if not _mean(self.figures(merged[lowest], nms_iou, class_iou)[0]) >= LEARNED:
+            return DetectionThresholds()
+        bar = tqdm(pairs, "choosing thresholds", leave=False, file=sys.stderr, disable=None if self.progress else True)
+        merged |= {pair: self.merge(*pair) for pair in bar if pair != lowest}
+        figures = {pair: self.figures(merged[pair], nms_iou, class_iou) for pair in pairs}
+        score, match = _best(pairs, default, lambda pair: figures[pair], MIN_GAIN)
+        of_class = [
+            self.class_match(k, match, {m: figures[score, m] for m in MATCH_THRESHOLDS}) for k in range(self.classes)
+        ]
+        chosen = _per_class({value: merged[score, value] for value in set(of_class)}, of_class)
+        nms_iou = _best(NMS_THRESHOLDS, nms_iou, lambda value: self.figures(chosen, value, class_iou), MIN_GAIN)
+        class_iou = _best(CLASS_THRESHOLDS, class_iou, lambda value: self.figures(chosen, nms_iou, value), MIN_GAIN)
+        matches = of_class[0] if len(set(of_class)) == 1 else tuple(of_class)
+        return DetectionThresholds(matches, nms_iou, class_iou, score)
+
+    @staticmethod
+    def class_match(label: int, match: float, figures: dict[float, Figures]) -> float:
+        """The match threshold of one class; figures: by match threshold."""
+        return _best(MATCH_THRESHOLDS, match, lambda value: figures[value][:, [label]], MIN_CLASS_GAIN)
+
+    def merge(self, score_threshold: float, match_threshold: float) -> list[Detections]:
+        """The merged boxes of each image, before NMS."""
+        detections = []
+        for image in self.images:
+            strong = image.candidates[image.candidates.scores >= score_threshold]
+            detections.append(combine(strong, image.grids, match_threshold=match_threshold, nms_iou_threshold=1.0))
+        return detections
+
+    def figures(self, merged: Sequence[Detections], nms_iou: float, class_iou: float) -> Figures:
+        """Average precisions after NMS."""
+        limits = {"iou_threshold": nms_iou, "across_iou_threshold": class_iou}
+        kept = [boxes[nms(boxes.boxes, boxes.scores, boxes.labels, **limits)] for boxes in merged]
+        detections = [Boxes(boxes.boxes, boxes.labels, boxes.scores) for boxes in kept]
+        parts = (slice(None), slice(0, None, 2), slice(1, None, 2))
+        rows = [[c.average for c in curves(detections[part], self.truths[part], self.classes)] for part in parts]
+        return torch.tensor(rows, dtype=torch.float64)
+
+
+def _per_class(merged: dict[float, list[Detections]], of_class: Sequence[float]) -> list[Detections]:
+    """The boxes of each class by its own match threshold, highest score first."""
+    own, images = torch.tensor(of_class, dtype=torch.float64), []
+    for number in range(len(next(iter(merged.values())))):
+        parts = [every[number][own[every[number].labels] == value] for value, every in sorted(merged.items())]
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        boxes = Detections(*(torch.cat(values) for values in columns))
+        by_class = boxes[boxes.labels.argsort(stable=True)]
+        images.append(by_class[by_class.scores.argsort(descending=True, stable=True)])
+    return images
+
+
+def _best(values: Iterable[Value], default: Value, figures: Callable[[Value], Figures], min_gain: float) -> Value:
+    """The value with the best mean average precision; the default where it gains less or loses on a half."""
+    of_default = figures(default)
+    gains = {value: [_mean(row) for row in figures(value) - of_default] for value in values}
+    allowed = {value: gain for value, (gain, *halves) in gains.items() if gain >= min_gain and min(halves) >= 0}
+    return max(allowed, key=lambda value: allowed[value]) if allowed else default
+
+
+def _mean(averages: Tensor) -> float:
+    """The mean over the classes that have objects; 0 if none has."""
+    return float(averages.nanmean().nan_to_num())
