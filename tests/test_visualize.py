@@ -87,6 +87,20 @@ def test_mistakes_are_cropped_and_outlined(tmp_path):
     assert box[:2] == pytest.approx(crop[:2], abs=0.02) and box[2] < crop[2] - 0.1 and box[3] < crop[3] - 0.1
 
 
+def test_a_large_mistake_is_drawn_whole(tmp_path):
+    """Its crop has more pixels than are drawn; its outline spans it all the same."""
+    Image.new("RGB", (2400, 1800), (180, 0, 180)).save(tmp_path / "image.png")
+    none = np.zeros(1, dtype=bool)
+    sample = Sample(tmp_path / "image.png", np.array([[100.0, 100, 2300, 1700]]), np.array([0]), none, (1800, 2400))
+    nothing = Boxes(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(0))
+    images = PredictedImages([sample], [0], [nothing], [ground_truth(sample)], [])
+    visualize.mistakes(images, detection_figures(images, NAMES), tmp_path / "out")
+    crop, box = (color_extent(tmp_path / "out/miss-001.png", *c) for c in ((180, 0, 180), (43, 255, 102)))
+    width, height = crop[2] - crop[0], crop[3] - crop[1]
+    inner = [crop[0] + width / 24, crop[1] + height / 18, crop[2] - width / 24, crop[3] - height / 18]
+    assert box == pytest.approx(inner, abs=0.02)
+
+
 def test_maps_of_the_mirror_image_are_not_drawn(image, tmp_path):
     maps = [score_map((60, 90), (1, 2))]
     visualize.heat_maps(image, maps, 0, "title", tmp_path / "one.png")

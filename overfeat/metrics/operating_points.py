@@ -65,13 +65,13 @@ def _point(of_classes: Sequence[Curve], min_score: float) -> dict:
     true = int(hits[selected - 1]) if selected else 0
     f1 = 2 * hits / (torch.arange(1, len(hits) + 1) + objects)
     f1[:-1][scores[:-1] == scores[1:]] = -1.0  # a threshold selects all of equal scores or none
-    best = int(f1.argmax()) if len(f1) and objects else None
+    best = int(f1.argmax()) if right.any() else None  # no threshold is best without true positives
     values = {
         "ap": mean_average_precision(of_classes),
         "precision": true / selected if selected else math.nan,
         "recall": true / objects if objects else math.nan,
         "f1": 2 * true / (selected + objects) if objects else math.nan,
-        "best_f1": math.nan if best is None else float(f1[best]),
+        "best_f1": float(f1[best]) if best is not None else 0.0 if objects else math.nan,
         "best_f1_score": math.nan if best is None else float(scores[best]),
     }
     return {"objects": objects, "detections": selected, **none_for_nan(values)}

@@ -155,9 +155,11 @@ def test_nothing_detected_and_nothing_there():
     nothing = Boxes(torch.empty(0, 4, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
     detections, truths = [empty, boxes((A, 0, 0.9)), empty], [boxes((A, 0)), nothing, nothing]
     points = operating_points(detections, truths, ["a", "b"], **HALF)
-    assert points["all"]["precision"] == points["all"]["recall"] == points["all"]["f1"] == 0.0
+    point = points["all"]
+    assert point["precision"] == point["recall"] == point["f1"] == point["best_f1"] == 0.0
+    assert point["best_f1_score"] is None and points["classes"].keys() == {"a"}
     assert confusion_matrix(detections, truths, 2, **HALF) == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
     assert [m.reason for m in list_mistakes(detections, truths, **HALF)] == ["not detected", "background"]
     points = operating_points([empty], [boxes((A, 0))], ["a"], **HALF)
-    assert points["all"]["precision"] is None and points["all"]["best_f1"] is None
+    assert points["all"]["precision"] is None and points["all"]["best_f1"] == 0.0
     assert "100" not in operating_table(points, 0.5, 0.5)
