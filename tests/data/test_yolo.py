@@ -108,6 +108,12 @@ def test_images_in_another_folder(tmp_path):
     data = read_annotations(tmp_path / "txt", tmp_path / "photos")
     assert [sample.boxes.tolist() for sample in data.samples] == [BOXES]
     assert "no usable box in 0 images" in error_of(read_annotations, tmp_path / "txt")
+    ultralytics(tmp_path / "set")
+    photos = tmp_path / "set" / "images" / "train"
+    assert "give the split's folder of labels alone" in error_of(read_annotations, tmp_path / "set", photos, "train")
+    assert len(read_annotations(tmp_path / "set" / "labels" / "train", photos)) == 2
+    listing = write(tmp_path / "list.txt", "x/a.png\n")
+    assert [sample.path for sample in read_annotations(listing, photos).samples] == [photos / "a.png"]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,11 @@ def _pairs(
         places = [path]
     else:
         places = [place for places in layout.splits.values() for place in places] or [image_root(layout.root)]
-    if images is not None and split is None:
+    if images is not None and all(place.is_dir() for place in places):
+        if split is not None:
+            raise InputError(
+                f"{path}: images elsewhere have no split {split!r}; give the split's folder of labels alone"
+            )
         pairs = _pairs_apart(path, existing_dir(images))
     else:
         locator = ImageLocator(image_roots(layout.root, images), problems)
