@@ -118,6 +118,28 @@ def test_progress_counts_the_steps_of_all_epochs(tmp_path):
     assert resumed.seen == [0.5, 0.625, 0.75, 0.875]
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4, 6])
+def test_the_cosine_schedule_resumes_to_the_same_weights(tmp_path, steps):
+    """Stopped in the first epoch, at its end or later; the schedule goes on at the same step."""
+
+    class Interrupted(LineTask):
+        def loss(self, module, batch):
+            if len(getattr(self, "seen", [])) == steps:
+                raise KeyboardInterrupt
+            return super().loss(module, batch)
+
+    options = {"epochs": 2, "batch_size": 1, "optimizer": "adamw", "lr_schedule": "cosine", "warmup": 0.3}
+    complete, resumed = LineTask(**options), LineTask(**options, checkpoint_steps=1)
+    expected = train(complete, tmp_path / "complete")
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupted(**options, checkpoint_steps=1), tmp_path / "run")
+    log = train(resumed, tmp_path / "run", resume=True)
+    assert resumed.seen == complete.seen[steps:]
+    assert read(tmp_path / "run/net.safetensors") == read(tmp_path / "complete/net.safetensors")
+    figures = [[(record["lr"], record["train_loss"]) for record in records] for records in (log, expected)]
+    assert figures[0] == figures[1]
+
+
 def test_nets_are_written_after_every_epoch(tmp_path):
     seen = []
 
