@@ -11,7 +11,7 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import TileGroup, evaluate_groups
 from overfeat.dense.grid import Grid, grids
 from overfeat.errors import ArgumentError, InputError, check_fraction
-from overfeat.models.geometry import Stride
+from overfeat.models.geometry import Size, Stride
 from overfeat.models.net import Net, Regressor, as_image, eval_mode
 from overfeat.ops.boxes import decode, mirrored
 
@@ -189,5 +189,15 @@ def _group_boxes(regressor: Regressor, group: TileGroup, scores: Sequence[Tensor
         of_class = label if regressor.num_classes else torch.zeros_like(label)
         position = tile.grid_positions(chosen[number])
         index = torch.full_like(label, tile.index)
-        chunks.append((boxes[number, of_class], flat[chosen[number], label], label, index, position))
+        chunk = (boxes[number, of_class], flat[chosen[number], label], label, index, position)
+        chunks.append(_without_outside(chunk, tile.grid.image) if any(tile.grid.margin) else chunk)
     return chunks
+
+
+def _without_outside(chunk: _Chunk, image: Size) -> _Chunk:
+    """The boxes that overlap an image of (height, width): windows beyond its border may predict others."""
+    boxes, (height, width) = chunk[0], image
+    outside = (boxes[:, 2:] <= 0) | (boxes[:, :2] >= boxes.new_tensor([width, height]))
+    inside = ~outside.any(dim=1)
+    boxes, scores, labels, index, position = (values[inside] for values in chunk)
+    return boxes, scores, labels, index, position

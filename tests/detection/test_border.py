@@ -10,6 +10,7 @@ from overfeat.dense.config import DenseConfig
 from overfeat.dense.grid import Grid, grids
 from overfeat.detection.predict import normalize_scores
 from overfeat.detection.targets import RULE, assign_targets, expected_votes
+from overfeat.errors import InputError
 
 BACKGROUND, OBJECT, SIDE = 100, 250, 8
 
@@ -97,3 +98,23 @@ def test_scores_do_not_depend_on_the_distance_from_the_border(net):
         assert len(raw.boxes) == 2 and {grid.margin for grid in own} == {(8, 8)}
         scores.append(float(normalize_scores(raw.scores.sum()[None], raw.boxes[:1], own)))
     assert scores[0] == pytest.approx(scores[1]) == pytest.approx(2 / (2 + 18), rel=1e-3)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_outside_of_the_image_are_no_candidates(flip):
+    """A window beyond the border whose box lies there too."""
+    module = SquareDetector()
+    with torch.no_grad():
+        module.score.weight.zero_()
+        module.score.bias.fill_(10)  # every window
+        module.box.bias.copy_(torch.tensor([0.0, 0.0, 0.25, 0.25]))
+    net = overfeat.densify(module, 16, mean=float(BACKGROUND), std=50.0)
+    net.reach = 0.5
+    raw = candidates(net, net.regressor, picture(40, 52), flip=flip, stride=4)
+    # Windows start from -8 in steps of 4, their boxes at their left; of mirror images at their right.
+    left, top = (x.unique().tolist() for x in raw.boxes[:, :2].T)
+    assert top == list(range(0, 33, 4)) and left == list(range(0, 49 if flip else 45, 4))
+    with torch.no_grad():
+        module.box.bias[0] = torch.nan
+    with pytest.raises(InputError, match="NaN"):
+        overfeat.localize(net, net.regressor, picture(40, 52), flip=flip, stride=4)
