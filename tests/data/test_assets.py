@@ -10,6 +10,7 @@ import overfeat
 from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.data.images import list_images
 from overfeat.data.readers.coco import read_coco
+from overfeat.data.readers.voc import read_voc
 from overfeat.data.synthetic.images import make_image
 
 IMAGES = list_images(ASSETS / "scenes")
@@ -47,6 +48,15 @@ def test_the_multi_object_images_are_what_the_generator_makes():
         np.testing.assert_array_equal(sample.read().permute(1, 2, 0).numpy(), made.image)
         np.testing.assert_allclose(sample.boxes, made.boxes, atol=0.011)
         assert sample.labels.tolist() == made.labels.tolist()
+
+
+def test_the_micrographs_of_blood():
+    cells = read_voc(ASSETS / "cells")
+    assert cells.class_names == ["Platelets", "RBC", "WBC"] and not cells.problems
+    counts = [np.bincount(sample.labels, minlength=3).tolist() for sample in cells.samples]
+    assert counts == [[2, 16, 1], [3, 12, 1], [3, 14, 1]]
+    for sample in cells.samples:
+        assert sample.read().shape == (3, 480, 640) and sample.path.stat().st_size <= 25_000
 
 
 def test_every_asset_is_listed():
