@@ -7,6 +7,7 @@ from PIL import Image
 
 from overfeat import visualize
 from overfeat.data.annotated import Sample
+from overfeat.dense.detections import Detections
 from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
 from overfeat.detection.evaluate import PredictedImages, detection_figures
@@ -99,6 +100,28 @@ def test_a_large_mistake_is_drawn_whole(tmp_path):
     width, height = crop[2] - crop[0], crop[3] - crop[1]
     inner = [crop[0] + width / 24, crop[1] + height / 18, crop[2] - width / 24, crop[3] - height / 18]
     assert box == pytest.approx(inner, abs=0.02)
+
+
+def test_detections_are_drawn_beside_the_annotated_objects(image, tmp_path):
+    """Each in its panel, in its class's colour; a picture without any box is one too."""
+    left, right = torch.tensor([[10.0, 10, 40, 40]]), torch.tensor([[50.0, 20, 80, 50]])
+    detected = Detections.from_boxes(left, torch.tensor([0]), torch.tensor([0.8]))
+    objects = Boxes(right, torch.tensor([2]))
+    visualize.comparison(image, detected, objects, NAMES, "$\\frac", tmp_path / "both.png")
+    with Image.open(tmp_path / "both.png") as picture:
+        width, height = picture.size
+        picture.crop((0, 0, width, int(height * 0.85))).save(tmp_path / "panels.png")  # without the legend
+    blue, green = (color_extent(tmp_path / "panels.png", *color) for color in ((31, 119, 180), (44, 160, 44)))
+    assert blue[2] < 0.5 < green[0]
+    with Image.open(tmp_path / "panels.png") as picture:
+        ratio = picture.height / picture.width
+    for box in (blue, green):  # both are square
+        assert (box[3] - box[1]) * ratio == pytest.approx(box[2] - box[0], rel=0.05)
+    nothing = Detections.from_boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    visualize.comparison(
+        image, nothing, Boxes(nothing.boxes, nothing.labels), NAMES, "nothing", tmp_path / "nothing.png"
+    )
+    assert color_extent(tmp_path / "nothing.png", 31, 119, 180) is None
 
 
 def test_maps_of_the_mirror_image_are_not_drawn(image, tmp_path):

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from overfeat.dense.candidates import Candidates
 from overfeat.dense.detections import Detections
+from overfeat.metrics.average_precision import Boxes
 from overfeat.visualize.figures import (
     displayable,
     draw_box,
@@ -73,4 +75,28 @@ def detections(image: Tensor, detections: Detections, names: Sequence[str], titl
         text = f"{names[label]} {detections.scores[i]:.2f}"
         draw_text(axis, box, text, style, fontsize=fontsize, verticalalignment="bottom")
     set_limits(axis, image)
+    save(figure, path)
+
+
+def comparison(
+    image: Tensor, detections: Detections, objects: Boxes, names: Sequence[str], title: str, path: str | Path
+) -> None:
+    """Draw detections beside the annotated objects, in the colours of their classes, with the number of each class.
+
+    names: of the labels of both.
+    """
+    detected = Boxes(detections.boxes, detections.labels)
+    labels = torch.cat((detected.labels.cpu(), objects.labels.cpu())).unique().tolist()
+    figure, axes = image_panels(image, 2, title)
+    for axis, what, boxes in zip(axes, ("detected", "annotated"), (detected, objects), strict=True):
+        axis.imshow(pixels(image))
+        for box, label in zip(boxes.boxes.tolist(), boxes.labels.tolist(), strict=True):
+            draw_box(axis, box, "black", linewidth=3)  # legible on any image
+            draw_box(axis, box, f"C{label % 10}", linewidth=1.8)
+        counts = [f"{names[label]} {int((boxes.labels == label).sum())}" for label in labels]
+        axis.set_title(f"{what}: {', '.join(counts) or 'nothing'}", fontsize=10, parse_math=False)
+        set_limits(axis, image)
+    legend = [axes[0].plot([], [], color=f"C{label % 10}", linewidth=3, label=names[label])[0] for label in labels]
+    if legend:
+        figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 8), fontsize=9)
     save(figure, path)
