@@ -20,7 +20,7 @@ from overfeat.dense.grid import Grid, grids
 from overfeat.detection.config import MATCH_THRESHOLD, SCORE_THRESHOLD
 from overfeat.detection.predict import NMS_IOU_THRESHOLDS, combine
 from overfeat.errors import InputError
-from overfeat.metrics.average_precision import Boxes, curves, ground_truth
+from overfeat.metrics.average_precision import Boxes, curve_of_matches, ground_truth, match_class
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, as_image
 from overfeat.models.thresholds import DetectionThresholds
@@ -135,9 +135,13 @@ class _Search:
         limits = {"iou_threshold": nms_iou, "across_iou_threshold": class_iou}
         kept = [boxes[nms(boxes.boxes, boxes.scores, boxes.labels, **limits)] for boxes in merged]
         detections = [Boxes(boxes.boxes, boxes.labels, boxes.scores) for boxes in kept]
-        parts = (slice(None), slice(0, None, 2), slice(1, None, 2))
-        rows = [[c.average for c in curves(detections[part], self.truths[part], self.classes)] for part in parts]
-        return torch.tensor(rows, dtype=torch.float64)
+        columns = []
+        for label in range(self.classes):
+            pairs = zip(detections, self.truths, strict=True)
+            matches = [match_class(detected, truth, label, "voc") for detected, truth in pairs]
+            parts = (matches, matches[::2], matches[1::2])
+            columns.append([curve_of_matches(part, "voc").average for part in parts])
+        return torch.tensor(columns, dtype=torch.float64).T
 
 
 def _per_class(merged: dict[float, list[Detections]], of_class: Sequence[float]) -> list[Detections]:

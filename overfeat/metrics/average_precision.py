@@ -130,7 +130,7 @@ def curves(
         for k in {*detected.labels.tolist(), *truth.labels.tolist()}:
             if (i, k) not in ignored:
                 of_classes[k].append(match_class(detected, truth, k, protocol, min_iou=min_iou, area=area))
-    return [_curve(images, protocol) for images in of_classes]
+    return [curve_of_matches(images, protocol) for images in of_classes]
 
 
 def mean_average_precision(of_classes: Sequence[Curve]) -> float:
@@ -191,8 +191,8 @@ def _thresholds(objects: Tensor, protocol: str, min_iou: float) -> Tensor:
     return thresholds
 
 
-def _curve(images: Sequence[Matching], protocol: str) -> Curve:
-    """The curve of one class."""
+def curve_of_matches(images: Sequence[Matching], protocol: str) -> Curve:
+    """The curve of one class, from what `match_class` gives for each image."""
     scores = torch.cat([torch.empty(0), *(image.scores for image in images)]).double()
     verdicts = torch.cat([torch.empty(0, dtype=torch.int64), *(image.verdicts for image in images)])
     objects = sum(int(image.counted.sum()) for image in images)

@@ -1,0 +1,126 @@
+"""The thresholds that are chosen on validation images."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from overfeat import load, load_regressor, save
+from overfeat.cli.assets import SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.data.annotated import align_boxes
+from overfeat.data.readers.coco import read_coco
+from overfeat.dense.candidates import Candidates
+from overfeat.dense.grid import Grid
+from overfeat.detection import calibrate
+from overfeat.detection.calibrate import choose_thresholds
+from overfeat.detection.evaluate import evaluate_detection
+from overfeat.detection.predict import detect
+from overfeat.errors import InputError
+from overfeat.metrics.average_precision import Boxes
+from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.thresholds import DetectionThresholds
+from overfeat.models.transfer import with_background
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture
+def few_values(monkeypatch):
+    for name, values in {
+        "SCORE_THRESHOLDS": (0.2, 0.3), "MATCH_THRESHOLDS": (0.3, 0.5, 0.7), "NMS_THRESHOLDS": (0.3, 0.6),
+        "CLASS_THRESHOLDS": (1.0, 0.5),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(calibrate, name, values)
+
+
+def test_thresholds_of_the_shipped_detector(multi_object, few_values, tmp_path):
+    """No worse on these images than the defaults, as `detect` uses them; the same with an unreadable image."""
+    net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
+    data = align_boxes(read_coco(multi_object / "train.json"), DIGITS)
+    data = replace(data, samples=data.samples[:4])
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    broken = replace(data.samples[0], path=tmp_path / "broken.png")
+    before = evaluate_detection(lambda image: detect(net, regressor, image, min_score=0), data, progress=False)
+    chosen = choose_thresholds(net, regressor, data, progress=False)
+    with_broken = replace(data, samples=[*data.samples, broken])
+    net.thresholds = DetectionThresholds(0.0, 1.0, 1.0, 1.0)  # its own make no difference
+    assert choose_thresholds(net, regressor, with_broken, progress=False) == chosen
+    net.thresholds = chosen
+    after = evaluate_detection(lambda image: detect(net, regressor, image, min_score=0), data, progress=False)
+    assert after["map"]["voc"] >= before["map"]["voc"] > 0.5
+    save(net, tmp_path / "net", regressor=regressor)
+    assert load(tmp_path / "net").thresholds == chosen
+
+
+def test_a_net_that_has_not_learned(multi_object, few_values):
+    """It has no thresholds of its own."""
+    torch.manual_seed(0)
+    net = with_background(load(SHIPPED_WEIGHTS), DIGITS)
+    torch.nn.init.zeros_(net.fc_layers[-1].weight)  # all windows score alike
+    torch.nn.init.constant_(net.fc_layers[-1].bias[0], 3.0)
+    net.scale_factors = (0.6, 1.0)
+    data = align_boxes(read_coco(multi_object / "test.json"), DIGITS)
+    regressor = BoxRegressor(net.architecture).eval()
+    assert choose_thresholds(net.eval(), regressor, data, max_images=2, progress=False) == DetectionThresholds()
+
+
+def test_data_that_have_no_use(multi_object, few_values):
+    net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
+    data = align_boxes(read_coco(multi_object / "test.json"), DIGITS)
+    with pytest.raises(InputError, match="class_names"):
+        choose_thresholds(net, regressor, replace(data, class_names=["a", *DIGITS[1:]]))
+    none = [replace(s, boxes=s.boxes[:0], labels=s.labels[:0], difficult=s.difficult[:0]) for s in data.samples]
+    with pytest.raises(InputError, match="no objects in the 4 images"):
+        choose_thresholds(net, regressor, replace(data, samples=none))
+
+
+def cluster(centre, side, label, score, count=6):
+    """Boxes around one place, as the windows near an object give them."""
+    jitter = torch.linspace(-1, 1, count)[:, None].expand(count, 2)
+    centres = torch.tensor([centre], dtype=torch.float32) + jitter
+    scores, labels = torch.full((count,), score), torch.full((count,), label)
+    return torch.cat([centres - side / 2, centres + side / 2], dim=1), scores, labels, labels * 0
+
+
+def image_of(clusters, objects):
+    """An image with candidates, and with objects (centre, side, label)."""
+    columns = zip(*(cluster(*arguments) for arguments in clusters), strict=True)
+    boxes = torch.tensor([[x - side / 2, y - side / 2, x + side / 2, y + side / 2] for (x, y), side, _ in objects])
+    truth = Boxes(boxes, torch.tensor([label for *_, label in objects]))
+    return calibrate._Image(Candidates(*map(torch.cat, columns)), [Grid((47, 47), 4, (300, 300), (300, 300))], truth)
+
+
+def test_nms_across_classes_where_objects_are_detected_as_two():
+    """Class 1 is also reported on objects of class 0, with a higher score than on its own objects."""
+    clusters = [((60, 60), 30, 0, 0.9), ((60, 60), 30, 1, 0.7), ((200, 200), 30, 1, 0.6)]
+    images = [image_of(clusters, [((60, 60), 30, 0), ((200, 200), 30, 1)])] * 4
+    chosen = calibrate._Search(images, 2, False).run()
+    assert chosen.class_iou_threshold == 0.8 and chosen.score_threshold == 0.3 and chosen.match_threshold == 0.5
+    alone = [image_of([clusters[0], clusters[2]], [((60, 60), 30, 0), ((200, 200), 30, 1)])] * 4
+    assert calibrate._Search(alone, 2, False).run() == DetectionThresholds(0.5, 0.3, 1.0, 0.3)
+
+
+def test_weak_windows_count_where_that_gains():
+    images = [image_of([((60, 60), 30, 0, 0.25)], [((60, 60), 30, 0)])] * 2
+    assert calibrate._Search(images, 1, False).run().score_threshold in (0.1, 0.2)
+
+
+def test_a_value_must_gain_and_lose_nowhere():
+    """In the mean over classes, on all images and on both halves; a class has its own match threshold alone."""
+    rows = {
+        0.5: [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]],
+        0.3: [[0.6, 0.4], [0.6, 0.4], [0.6, 0.4]],
+        0.4: [[0.9, 0.9], [1.0, 1.0], [0.4, 0.5]],
+        0.7: [[0.51, 0.5], [0.51, 0.5], [0.51, float("nan")]],
+    }
+    figures = {value: torch.tensor(averages, dtype=torch.float64) for value, averages in rows.items()}
+    assert calibrate._best(figures, 0.5, figures.get, 0.002) == 0.7
+    assert calibrate._best(figures, 0.5, figures.get, 0.02) == 0.5
+    assert (
+        calibrate._Search.class_match(0, 0.5, {**dict.fromkeys(calibrate.MATCH_THRESHOLDS, figures[0.5]), **figures})
+        == 0.3
+    )
+    assert (
+        calibrate._Search.class_match(1, 0.5, {**dict.fromkeys(calibrate.MATCH_THRESHOLDS, figures[0.5]), **figures})
+        == 0.4
+    )
