@@ -17,6 +17,7 @@ from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid
 from overfeat.dense.tiling import Tile
 from overfeat.detection.build import choose_options, choose_training, fitting
+from overfeat.detection.calibrate import choose_thresholds
 from overfeat.detection.config import TRAINING, DetectorConfig
 from overfeat.detection.data import TileDataset
 from overfeat.detection.hard_negatives import sample_negatives
@@ -193,8 +194,9 @@ class DetectorTask(Task):
     def finish(self, path: Path) -> None:
         """Choose the thresholds of merging on the validation data, and write them into the file."""
         if self.validation_data is not None:
-            net, regressor = checkpoint.load(path), checkpoint.load_regressor(path)
-            net.thresholds = None  # choose_thresholds
+            device, limit = self.detector.net.device, self.options.max_pixels
+            net, regressor = checkpoint.load(path).to(device), checkpoint.load_regressor(path).to(device)
+            net.thresholds = choose_thresholds(net, regressor, self.validation_data, max_pixels=limit)
             checkpoint.save(net, path, regressor=regressor)
 
     def save(self, path: Path) -> None:
