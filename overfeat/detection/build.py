@@ -20,9 +20,9 @@ from overfeat.models.overfeat import OverFeat
 from overfeat.models.transfer import with_background
 from overfeat.training.config import BACKBONE, TrainConfig
 
-UNPOOLED_BELOW = 100  # pixels of a window
+BACKBONE_HIDDEN = (192, 96)  # channels of the regressor's hidden layers on a backbone
 REACHES = (0.0, 0.125, 0.25, 0.375, 0.5)  # of `choose_reach`
-MAX_MISSED = 0.005  # fraction of the boxes that no window sees
+MAX_MISSED = 0.005  # fraction of the boxes that no window is centred on, beyond those that none can be
 
 
 def build_detector(
@@ -78,15 +78,10 @@ def choose_training(data: Annotated, options: DetectorConfig, train: TrainConfig
 
 
 def choose_reach(data: Annotated, net: OverFeat) -> float:
-    """The smallest of REACHES with which nearly all objects have windows centred near them.
-
-    0 where nearly all have without; MAX_MISSED of them may have none.
-    """
-    for reach in REACHES:
-        missed = 1 - fitting(data, net, reach).mean()
-        if missed <= MAX_MISSED:
-            return reach
-    return min(REACHES, key=lambda reach: (-fitting(data, net, reach).sum(), reach))
+    """The smallest of REACHES with which windows are centred on nearly all objects, all but MAX_MISSED of them."""
+    missed = {reach: 1 - fitting(data, net, reach, tolerance=0.0).mean() for reach in REACHES}
+    best = min(missed.values())
+    return next(reach for reach in REACHES if missed[reach] <= best + MAX_MISSED)
 
 
 def _knows(weights: Path, data: Annotated) -> bool:
@@ -110,14 +105,20 @@ def longer_sides(data: Annotated) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
 
 
-def fitting(data: Annotated, net: OverFeat, reach: float | None = None) -> np.ndarray:
-    """Which boxes have positive windows at one of the net's scale factors, bool; reach: None: the net's own.
+def fitting(
+    data: Annotated, net: OverFeat, reach: float | None = None, tolerance: float = RULE.center_tolerance
+) -> np.ndarray:
+    """Which boxes have positive windows at one of the net's scale factors, bool.
 
     An image that a scale factor would make smaller than the window is resized to the window, less what windows reach
     beyond it.
+
+    Args:
+        reach: Of the windows; None: the net's own.
+        tolerance: Largest distance of the centres of window and box, as a fraction of the window.
     """
-    window, fits = net.architecture.window, []
-    beyond = net.reach if reach is None else reach
+    window, stride, fits = net.architecture.window, net.geometry.fine_stride, []
+    beyond = round((net.reach if reach is None else reach) * window) // stride * stride / window  # as `Net.margin`
     for sample in data.samples:
         smallest = window * max(0.0, 1 - 2 * beyond) / min(sample.size)
         factors = np.maximum(net.scale_factors or (), smallest)
@@ -125,7 +126,7 @@ def fitting(data: Annotated, net: OverFeat, reach: float | None = None) -> np.nd
         height, width = (side * factors / window for side in sample.size)
         sizes, centers = scaled[..., 2:] - scaled[..., :2], (scaled[..., 2:] + scaled[..., :2]) / 2
         edges = np.minimum(centers, np.stack([width, height], axis=-1) - centers).min(axis=-1, initial=math.inf)
-        near = edges + beyond + RULE.center_tolerance >= 0.5
+        near = edges + beyond + tolerance >= 0.5
         fits.append((RULE.fits(sizes.max(axis=-1, initial=0)) & near).any(axis=1))
     return np.concatenate(fits)
 
@@ -188,7 +189,8 @@ def _warnings(data: Annotated, net: OverFeat) -> list[str]:
 
 def _new_regressor(net: OverFeat, options: DetectorConfig) -> BoxRegressor:
     classes = net.num_foreground_classes if options.per_class else None
-    # Large windows have finer pooled maps, and unpooled ones would make up most of the net's weights.
-    features = options.box_features or ("unpooled" if net.architecture.window < UNPOOLED_BELOW else "pooled")
-    coder, hidden = options.box_coder, options.hidden
+    # Unpooled maps of many channels would make up most of the net's weights.
+    on_backbone = net.backbone is not None
+    features = options.box_features or ("pooled" if on_backbone else "unpooled")
+    coder, hidden = options.box_coder, options.hidden or (BACKBONE_HIDDEN if on_backbone else None)
     return BoxRegressor(net.architecture, classes, box_coder=coder, hidden=hidden, box_features=features)

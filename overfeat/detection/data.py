@@ -33,9 +33,10 @@ class TileDataset(RandomTileDataset):
     """Random tiles of images, each near one of the scale factors, with the boxes that reach into them.
 
     All scale factors are equally frequent, times SCALE_STEP to the power of -0.5 to 0.5. Most tiles hold an object of
-    the image that fits a window at that scale, if there is one. Tiles reach beyond the image as windows do, over
-    pixels of the mean colour. Items are dicts: "image" uint8 [3, h, w]; "boxes" float32 [n, 4] in its pixels, which
-    may reach out of it; "labels" int64 [n]; "difficult" bool [n]; "unreadable" as in `RandomTileDataset`.
+    the image that fits a window at that scale, if there is one, of a random class. Tiles reach beyond the image as
+    windows do, over pixels of the mean colour. Items are dicts: "image" uint8 [3, h, w]; "boxes" float32 [n, 4] in its
+    pixels, which may reach out of it; "labels" int64 [n]; "difficult" bool [n]; "unreadable" as in
+    `RandomTileDataset`.
 
     Args:
         annotated: Images with boxes.
@@ -64,10 +65,12 @@ class TileDataset(RandomTileDataset):
     def sample_tile(self, rng: np.random.Generator, index: int, image: Tensor, sample: Sample) -> dict:
         """A tile; `index` makes no difference."""
         mirror, turns = rng.random() < 0.5 and self.flip, int(rng.random() * 4) if self.quarter_turns else 0
-        rows, columns = self._region(rng, (image.shape[1], image.shape[2]), sample.boxes)
+        rows, columns = self._region(rng, (image.shape[1], image.shape[2]), sample)
         tile = resize(
             image[None, :, rows.start : rows.stop, columns.start : columns.stop], (rows.length, columns.length)
         )
+        if self.color_jitter:
+            tile = jitter_color(tile[0], rng, self.color_jitter)[None]
         tile = pad_color(tile, (columns.before, columns.after, rows.before, rows.after), self.color)[0]
         scale = [span.length / (span.stop - span.start) for span in (columns, rows)]
         boxes = (sample.boxes - [columns.start, rows.start] * 2) * (scale * 2) + [columns.before, rows.before] * 2
@@ -77,25 +80,31 @@ class TileDataset(RandomTileDataset):
             tile, tile_boxes = mirror_image(tile, tile_boxes)
         for _ in range(turns):
             tile, tile_boxes = quarter_turn(tile, tile_boxes)
-        if self.color_jitter:
-            tile = jitter_color(tile, rng, self.color_jitter)
         labels, difficult = (torch.from_numpy(values[inside]) for values in (sample.labels, sample.difficult))
         return {"image": tile, "boxes": tile_boxes, "labels": labels, "difficult": difficult}
 
-    def _region(self, rng: np.random.Generator, shape: tuple[int, int], boxes: np.ndarray) -> tuple[Span, Span]:
+    def _region(self, rng: np.random.Generator, shape: tuple[int, int], sample: Sample) -> tuple[Span, Span]:
         """Rows and columns of a tile near one of the scale factors."""
+        boxes = sample.boxes
         factor = self.scale_factors[int(rng.random() * len(self.scale_factors))] * SCALE_STEP ** (rng.random() - 0.5)
         factor = max(factor, (self.window - 2 * self.margin) / min(shape))
         sides = factor * (boxes[:, 2:] - boxes[:, :2]).max(axis=1) / self.window if len(boxes) else np.empty(0)
         fitting = np.flatnonzero(RULE.fits(sides))
         anywhere = rng.random() < RANDOM_TILES or not len(fitting)
-        box = None if anywhere else boxes[fitting[int(rng.random() * len(fitting))]]
+        box = None if anywhere else boxes[self._choose(rng, fitting, sample.labels)]
         stretch = (1 + ASPECT_JITTER) ** rng.uniform(-0.5, 0.5) if self.color_jitter else 1.0
         rows, columns = (
             self._span(rng, shape[axis], factor * stretch**sign, None if box is None else box[[1 - axis, 3 - axis]])
             for axis, sign in ((0, 1), (1, -1))
         )
         return rows, columns
+
+    @staticmethod
+    def _choose(rng: np.random.Generator, fitting: np.ndarray, labels: np.ndarray) -> int:
+        """One of the fitting objects, of a random class of theirs: rare classes are as frequent as others."""
+        classes = np.unique(labels[fitting])
+        own = fitting[labels[fitting] == classes[int(rng.random() * len(classes))]]
+        return own[int(rng.random() * len(own))]
 
     def _span(self, rng: np.random.Generator, length: int, factor: float, box: np.ndarray | None) -> Span:
         """A random part of an axis of `length` pixels that holds an object's `box`, its first and last pixel."""

@@ -136,6 +136,7 @@ class DetectorTask(Task):
             "reach": net.reach,
             "context": net.context is not None,
             **json.loads(regressor.to_json()),
+            **({"epochs": train.epochs} if options.negative_sampling == "curriculum" else {}),
         }
         self.detector, self.validation_data = Detector(net, regressor, options.freeze_features), validation
         super().__init__(self.detector, tiles, validation_tiles, options, train, description)

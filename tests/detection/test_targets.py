@@ -209,7 +209,7 @@ def test_a_tile_shows_its_boxes(scenes):
     image = read_image(sample.path)
     data = replace(scenes, samples=[sample])
     tiles = TileDataset(data, NET.geometry, (1.0,), 60, samples_per_image=40, flip=False)
-    tiles._region = lambda rng, shape, boxes: (Span(5, 64, 59, 0, 0), Span(9, 68, 59, 0, 0))
+    tiles._region = lambda rng, shape, sample: (Span(5, 64, 59, 0, 0), Span(9, 68, 59, 0, 0))
     item = tiles[(0, 0)]
     assert torch.equal(item["image"], image[:, 5:64, 9:68])
     inside = (sample.boxes[:, 0] < 68) & (sample.boxes[:, 1] < 64) & (sample.boxes[:, 2] > 9) & (sample.boxes[:, 3] > 5)
