@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
     (others,) = (names for method, names in OPTIONS.items() if method != args.method)
     refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
-    if args.postprocess == "nms":
-        refuse_options(args, ["match_threshold"], "--postprocess nms")
+    if args.postprocess in ("vote", "nms"):
+        refuse_options(args, ["match_threshold"], f"--postprocess {args.postprocess}")
     images = find_images(args.images)
     detector, names, settings = (_multibox if args.method == "multibox" else _overfeat)(args)
     output = None

@@ -4,7 +4,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +20,11 @@ from overfeat.dense.detections import Detections
 from overfeat.dense.grid import Grid, grids
 from overfeat.detection.config import MATCH_THRESHOLD, SCORE_THRESHOLD
 from overfeat.detection.predict import NMS_IOU_THRESHOLDS, combine
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.metrics.average_precision import Boxes, curve_of_matches, ground_truth, match_class
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, as_image
-from overfeat.models.thresholds import DetectionThresholds
+from overfeat.models.thresholds import POSTPROCESSES, DetectionThresholds
 from overfeat.ops.boxes import nms
 
 SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
@@ -32,7 +33,7 @@ NMS_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 CLASS_THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
 MAX_CANDIDATES = 20_000  # in an image, so that a net that has not learned takes minutes at most
 LEARNED = 0.01  # mean average precision below which there is nothing to choose
-MIN_GAIN, MIN_CLASS_GAIN = 0.002, 0.01  # of average precision, for which a default is left
+MIN_GAIN, MIN_CLASS_GAIN = 0.005, 0.02  # of average precision, for which a default is left: less was chance
 Value = TypeVar("Value")
 Figures = Tensor  # average precisions, float64 [3, classes]: of all images and of two halves; NaN without objects
 
@@ -43,9 +44,14 @@ class _Image:
     grids: list[Grid]
     truth: Boxes
 
+    def strong(self, score_threshold: float) -> Candidates:
+        """The candidates with this score or more."""
+        return self.candidates[self.candidates.scores >= score_threshold]
+
 
 def choose_thresholds(
-    net: Net, regressor: Regressor, data: Annotated, *, stride: Stride | None = None, flip: bool | None = None,
+    net: Net, regressor: Regressor, data: Annotated, *, postprocess: str | None = "merge",
+    stride: Stride | None = None, flip: bool | None = None,
     memory_limit: int = MEMORY_LIMIT, max_images: int | None = 60, max_pixels: int = MAX_PIXELS, progress: bool = True,
 ) -> DetectionThresholds:  # fmt: skip
     """The thresholds of `detect` with the best average precision (VOC's, at an IoU of 0.5) on annotated images.
@@ -58,6 +64,7 @@ def choose_thresholds(
     Args:
         net, regressor: A detector, as `detect` takes it; its own thresholds make no difference.
         data: Images other than those of the training, labelled by the net's class_names without the background.
+        postprocess: Of `detect`; None: "merge", or another if that gains MIN_GAIN.
         stride, flip, memory_limit: See `DenseConfig`.
         max_images: At most so many images, evenly spaced.
         max_pixels: Larger images are left out, as are those that cannot be read.
@@ -69,6 +76,8 @@ def choose_thresholds(
     Raises:
         InputError: For other classes than the net's, and where no image with an object can be used.
     """
+    if postprocess not in (None, *POSTPROCESSES):
+        raise ArgumentError("postprocess", f"must be one of {', '.join(POSTPROCESSES)}, not {postprocess!r}")
     if data.class_names != net.class_names[: net.num_foreground_classes]:
         raise InputError("the boxes' classes are not the net's class_names; see data.annotated.align_boxes")
     dense = DenseConfig(None, flip, stride, memory_limit)
@@ -87,7 +96,7 @@ def choose_thresholds(
     limits = {"max_images": max_images, "max_pixels": max_pixels, "progress": progress}
     mapped = map_annotated(data.samples, collect, **limits)
     images = [_Image(raw, own_grids, ground_truth(sample)) for _, sample, (raw, own_grids) in mapped.results]
-    return _Search(images, len(data.class_names), progress).run()
+    return _Search(images, len(data.class_names), progress).run(postprocess)
 
 
 class _Search:
@@ -97,44 +106,70 @@ class _Search:
         self.images, self.classes, self.progress = images, classes, progress
         self.truths = [image.truth for image in images]
 
-    def run(self) -> DetectionThresholds:
-        default, lowest = (SCORE_THRESHOLD, MATCH_THRESHOLD), (min(SCORE_THRESHOLDS), MATCH_THRESHOLD)
-        nms_iou, class_iou = NMS_IOU_THRESHOLDS["merge"], 1.0
-        pairs = [(score, match) for score in SCORE_THRESHOLDS for match in MATCH_THRESHOLDS]
-        merged = {lowest: self.merge(*lowest)}
-        if not _mean(self.figures(merged[lowest], nms_iou, class_iou)[0]) >= LEARNED:
+    def run(self, postprocess: str | None = "merge") -> DetectionThresholds:
+        """The best thresholds of one way, or of the best way."""
+        ways = POSTPROCESSES if postprocess is None else (postprocess,)
+        lowest = self.merged(min(SCORE_THRESHOLDS), MATCH_THRESHOLD)
+        if not _mean(self.figures(lowest, NMS_IOU_THRESHOLDS["merge"])[0]) >= LEARNED:
             return DetectionThresholds()
-        bar = tqdm(pairs, "choosing thresholds", leave=False, file=sys.stderr, disable=None if self.progress else True)
-        merged |= {pair: self.merge(*pair) for pair in bar if pair != lowest}
-        figures = {pair: self.figures(merged[pair], nms_iou, class_iou) for pair in pairs}
+        best = {way: self.merging() if way == "merge" else self.other(way) for way in ways}
+        return best[_best(ways, ways[0], lambda way: best[way][1], MIN_GAIN)][0]
+
+    def merging(self) -> tuple[DetectionThresholds, Figures]:
+        """The best thresholds of merging, and their figures."""
+        nms_iou, default = NMS_IOU_THRESHOLDS["merge"], (SCORE_THRESHOLD, MATCH_THRESHOLD)
+        pairs = [(score, match) for score in SCORE_THRESHOLDS for match in MATCH_THRESHOLDS]
+        merged = {pair: self.merged(*pair) for pair in self.bar(pairs, "merge")}
+        figures = {pair: self.figures(merged[pair], nms_iou) for pair in pairs}
         score, match = _best(pairs, default, lambda pair: figures[pair], MIN_GAIN)
-        of_class = [
-            self.class_match(k, match, {m: figures[score, m] for m in MATCH_THRESHOLDS}) for k in range(self.classes)
-        ]
+        of_match = {value: figures[score, value] for value in MATCH_THRESHOLDS}
+        of_class = [self.class_match(label, match, of_match) for label in range(self.classes)]
         chosen = _per_class({value: merged[score, value] for value in set(of_class)}, of_class)
-        nms_iou = _best(NMS_THRESHOLDS, nms_iou, lambda value: self.figures(chosen, value, class_iou), MIN_GAIN)
-        class_iou = _best(CLASS_THRESHOLDS, class_iou, lambda value: self.figures(chosen, nms_iou, value), MIN_GAIN)
+        nms_iou = _best(NMS_THRESHOLDS, nms_iou, lambda value: self.figures(chosen, value), MIN_GAIN)
+        class_iou = _best(CLASS_THRESHOLDS, 1.0, lambda value: self.figures(chosen, nms_iou, value), MIN_GAIN)
         matches = of_class[0] if len(set(of_class)) == 1 else tuple(of_class)
-        return DetectionThresholds(matches, nms_iou, class_iou, score)
+        return DetectionThresholds(matches, nms_iou, class_iou, score, "merge"), self.figures(
+            chosen, nms_iou, class_iou
+        )
+
+    def other(self, postprocess: str) -> tuple[DetectionThresholds, Figures]:
+        """The best thresholds of voting or NMS, and their figures."""
+
+        @cache
+        def figures(score: float, nms_iou: float, class_iou: float) -> Figures:
+            options: dict[str, Any] = {"nms_iou_threshold": nms_iou, "class_iou_threshold": class_iou}
+            return self.figures([
+                combine(image.strong(score), image.grids, postprocess=postprocess, **options) for image in self.images
+            ])  # fmt: skip
+
+        nms_iou = NMS_IOU_THRESHOLDS[postprocess]
+        bar = self.bar(SCORE_THRESHOLDS, postprocess)
+        score = _best(bar, SCORE_THRESHOLD, lambda value: figures(value, nms_iou, 1.0), MIN_GAIN)
+        nms_iou = _best(NMS_THRESHOLDS, nms_iou, lambda value: figures(score, value, 1.0), MIN_GAIN)
+        class_iou = _best(CLASS_THRESHOLDS, 1.0, lambda value: figures(score, nms_iou, value), MIN_GAIN)
+        chosen = DetectionThresholds(None, nms_iou, class_iou, score, postprocess)
+        return chosen, figures(score, nms_iou, class_iou)
+
+    def bar(self, values: Iterable[Value], postprocess: str) -> Iterable[Value]:
+        """The values, with progress."""
+        disable = None if self.progress else True
+        return tqdm(values, f"thresholds ({postprocess})", leave=False, file=sys.stderr, disable=disable)
 
     @staticmethod
     def class_match(label: int, match: float, figures: dict[float, Figures]) -> float:
         """The match threshold of one class; figures: by match threshold."""
         return _best(MATCH_THRESHOLDS, match, lambda value: figures[value][:, [label]], MIN_CLASS_GAIN)
 
-    def merge(self, score_threshold: float, match_threshold: float) -> list[Detections]:
+    def merged(self, score_threshold: float, match_threshold: float) -> list[Detections]:
         """The merged boxes of each image, before NMS."""
-        detections = []
-        for image in self.images:
-            strong = image.candidates[image.candidates.scores >= score_threshold]
-            detections.append(combine(strong, image.grids, match_threshold=match_threshold, nms_iou_threshold=1.0))
-        return detections
+        options: dict[str, Any] = {"match_threshold": match_threshold, "nms_iou_threshold": 1.0}
+        return [combine(image.strong(score_threshold), image.grids, **options) for image in self.images]
 
-    def figures(self, merged: Sequence[Detections], nms_iou: float, class_iou: float) -> Figures:
+    def figures(self, boxes: Sequence[Detections], nms_iou: float = 1.0, class_iou: float = 1.0) -> Figures:
         """Average precisions after NMS."""
         limits = {"iou_threshold": nms_iou, "across_iou_threshold": class_iou}
-        kept = [boxes[nms(boxes.boxes, boxes.scores, boxes.labels, **limits)] for boxes in merged]
-        detections = [Boxes(boxes.boxes, boxes.labels, boxes.scores) for boxes in kept]
+        kept = [one[nms(one.boxes, one.scores, one.labels, **limits)] for one in boxes]
+        detections = [Boxes(one.boxes, one.labels, one.scores) for one in kept]
         columns = []
         for label in range(self.classes):
             pairs = zip(detections, self.truths, strict=True)

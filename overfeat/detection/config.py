@@ -68,9 +68,10 @@ MAX_CANDIDATES = 100_000  # a trained detector leaves a few thousand in a photog
 class DetectionConfig(Options):
     """How `detect` selects and merges boxes. None: as the weights have it, else the default."""
 
-    postprocess: Literal["merge", "nms"] = option(
-        "merge", "merge boxes that match and sum their confidences; or non-maximum suppression (NMS)"
-    )
+    postprocess: Literal["merge", "vote", "nms"] | None = option(
+        None, "merge boxes that match and sum their confidences; keep those that many others overlap, as their "
+        "average (vote); or keep those that score highest (nms) (default: as chosen in training, else merge)"
+    )  # fmt: skip
     match_threshold: float | tuple[float, ...] | None = option(
         None, "merge boxes while the best match score is this or less; one number, or one for each class, such as "
         f"0.5,0.4 (default: as chosen in training, else {MATCH_THRESHOLD:g})",
@@ -78,7 +79,8 @@ class DetectionConfig(Options):
     )  # fmt: skip
     nms_iou_threshold: float | None = option(
         None, "NMS drops boxes with a larger IoU with a box of their class that scores higher (default: as chosen in "
-        "training, else 0.3, after merging, where 1 keeps all; 0.2 for NMS alone; 0.5 for DeepMultiBox)",
+        "training, else 0.3, after merging, where 1 keeps all; 0.3 for voting; 0.2 for NMS alone; 0.5 for "
+        "DeepMultiBox)",
         parse=fraction, metavar="T", flags=("--nms-iou",),
     )  # fmt: skip
     class_iou_threshold: float | None = option(

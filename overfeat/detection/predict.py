@@ -15,23 +15,26 @@ from overfeat.detection.config import (
     MAX_CANDIDATES,
     MIN_SCORE,
     SCORE_THRESHOLD,
-    DetectionConfig,
 )
-from overfeat.detection.targets import expected_votes
+from overfeat.detection.targets import expected_votes, typical_votes
 from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, as_image
 from overfeat.models.thresholds import DetectionThresholds, check_match_threshold
 from overfeat.ops.boxes import nms
+from overfeat.ops.vote_boxes import averages, support
+from overfeat.regions import region
 
-NMS_IOU_THRESHOLDS = {"merge": 0.3, "nms": 0.2}  # of the merged boxes, of the candidates; chosen on validation images
+# Of the merged boxes, of the candidates; chosen on validation images.
+NMS_IOU_THRESHOLDS = {"merge": 0.3, "vote": 0.3, "nms": 0.2}
+SUPPORT_IOU, VOTE_IOU = 0.4, 0.6  # from which boxes support a box; from which they are averaged
 Value = TypeVar("Value")
 BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged last as much as all before it
 
 
 def detect(
     net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
-    stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, postprocess: str = DetectionConfig.postprocess,
+    stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, postprocess: str | None = None,
     match_threshold: float | Sequence[float] | None = None, nms_iou_threshold: float | None = None,
     class_iou_threshold: float | None = None, box_average: str = BOX_AVERAGE, score_threshold: float | None = None,
     max_candidates: int | None = MAX_CANDIDATES, min_score: float = MIN_SCORE,
@@ -47,9 +50,11 @@ def detect(
         image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
-            gives the scores, then NMS; "nms": NMS alone.
+            gives the scores, then NMS; "vote": a box's confidence is that of the boxes around it, weighted by their
+            overlap (`ops.vote_boxes.support`), then NMS, each box left becomes their average, and NMS again; "nms":
+            NMS alone. None: the net's own, else "merge".
         match_threshold: See `merge_boxes`; one number or one for each class. None: the net's own, else 0.5.
-        nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own or 0.3 for "merge", 0.2 for "nms".
+        nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own, else 0.3, 0.2 for "nms".
         class_iou_threshold: Largest IoU of two boxes of different classes; None: the net's own, else 1, which keeps
             all.
         box_average: See `merge_boxes`.
@@ -60,13 +65,14 @@ def detect(
     Raises:
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
+    own = net.thresholds or DetectionThresholds()
+    postprocess = _first(postprocess, own.postprocess, "merge")
     _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
     check_fraction("min_score", min_score)
     check_regressor(net, regressor)
     if not net.background and net.activation == "softmax":
         remedy = "set net.background = True if its last class is that; else use localize, or train a detector"
         raise InputError(f"the net has no background class; {remedy}")
-    own = net.thresholds or DetectionThresholds()
     own_match = MATCH_THRESHOLD if own.match_threshold is None else own.match_threshold
     matching = own_match if match_threshold is None else match_threshold
     check_match_threshold(matching, net.num_foreground_classes)
@@ -76,10 +82,10 @@ def detect(
         net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
         score_threshold=_first(score_threshold, own.score_threshold, SCORE_THRESHOLD),
     )  # fmt: skip
-    after_merging = own.nms_iou_threshold if postprocess == "merge" else None
+    own_nms_iou = own.nms_iou_threshold if postprocess == (own.postprocess or "merge") else None
     detections = combine(
         boxes, own_grids, postprocess=postprocess, match_threshold=matching, box_average=box_average,
-        nms_iou_threshold=_first(nms_iou_threshold, after_merging, NMS_IOU_THRESHOLDS[postprocess]),
+        nms_iou_threshold=_first(nms_iou_threshold, own_nms_iou, NMS_IOU_THRESHOLDS[postprocess]),
         class_iou_threshold=_first(class_iou_threshold, own.class_iou_threshold, 1.0),
     )  # fmt: skip
     return detections[detections.scores >= min_score]
@@ -91,7 +97,7 @@ def _first(*values: Value | None) -> Value:
 
 
 def combine(
-    candidates: Candidates, grids: Sequence[Grid], *, postprocess: str = DetectionConfig.postprocess,
+    candidates: Candidates, grids: Sequence[Grid], *, postprocess: str = "merge",
     match_threshold: float | Sequence[float] = MATCH_THRESHOLD, match_metric: str = "normalised",
     nms_iou_threshold: float | None = None, class_iou_threshold: float = 1.0, box_average: str = BOX_AVERAGE,
 ) -> Detections:  # fmt: skip
@@ -102,12 +108,26 @@ def combine(
     if postprocess == "nms":
         kept = candidates[nms(candidates.boxes, candidates.scores, candidates.labels, **limits)]
         return Detections.from_boxes(clip_boxes(kept.boxes, grids[0].image), kept.labels, kept.scores)
+    if postprocess == "vote":
+        return _vote(candidates, grids, limits)
     merged = merge(
         candidates, grids[0].image,
         match_threshold=match_threshold, match_metric=match_metric, box_average=box_average,
     )  # fmt: skip
     scores = normalize_scores(merged.confidence_sum, merged.boxes, grids)
     return replace(merged, scores=scores)[nms(merged.boxes, scores, merged.labels, **limits)]
+
+
+def _vote(candidates: Candidates, grids: Sequence[Grid], limits: dict[str, float]) -> Detections:
+    """Keep the boxes that most others support, as their average."""
+    boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
+    with region("merge"):
+        sums = support(boxes, scores, labels, min_iou=SUPPORT_IOU)
+        ranks = sums / (sums + typical_votes(grids))
+        kept = nms(boxes, ranks, labels, **limits)
+        means, counts, max_score = averages(boxes, scores, labels, chosen=kept, min_iou=VOTE_IOU)
+        voted = Detections(clip_boxes(means, grids[0].image), labels[kept], ranks[kept], counts, sums[kept], max_score)
+        return voted[nms(voted.boxes, voted.scores, voted.labels, **limits)]
 
 
 def _check_postprocess(postprocess: str, nms_iou_threshold: float | None, class_iou_threshold: float | None) -> None:

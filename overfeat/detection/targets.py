@@ -1,5 +1,7 @@
 """Target assignment: which windows are positive, negative or ignored for which objects (section 5)."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -106,3 +108,13 @@ def expected_votes(boxes: Tensor, grids: Sequence[Grid], *, rule: AssignmentRule
             within.append(torch.searchsorted(centers, high, right=True) - torch.searchsorted(centers, low))
         counts += torch.where(rule.fits(size), within[0] * within[1], 0)
     return counts.clamp(min=1).to(device, torch.float32)
+
+
+def typical_votes(grids: Sequence[Grid], *, rule: AssignmentRule = RULE) -> float:
+    """The mean of `expected_votes` over objects of the sizes that fit the grids' windows, away from the border."""
+    # A scale fits an interval of the logarithm of an object's size, all scales together the union of these.
+    length = math.log(rule.max_size / rule.min_size)
+    starts = sorted(math.log(grid.window[0] * grid.image[0] / grid.scaled[0]) for grid in grids)
+    union = length + sum(min(length, after - before) for before, after in itertools.pairwise(starts))
+    windows = math.prod(2 * rule.center_tolerance * side / grids[0].stride for side in grids[0].window)
+    return windows * len(grids) * length / union

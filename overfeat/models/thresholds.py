@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 from overfeat.errors import ArgumentError, check_fraction
 
+POSTPROCESSES = ("merge", "vote", "nms")
+
 
 @dataclass(frozen=True)
 class DetectionThresholds:
@@ -16,18 +18,22 @@ class DetectionThresholds:
 
     Attributes:
         match_threshold: Boxes merge while their match score is at most this; one number, or one for each class.
-        nms_iou_threshold: Largest IoU of two merged boxes of a class.
+        nms_iou_threshold: Largest IoU of two boxes of a class, after merging where they merge.
         class_iou_threshold: Largest IoU of two boxes of different classes; 1 keeps all.
         score_threshold: Lowest score of a position whose box counts.
+        postprocess: The way of `detect` that match_threshold and nms_iou_threshold are for, and that it uses.
     """
 
     match_threshold: float | tuple[float, ...] | None = None
     nms_iou_threshold: float | None = None
     class_iou_threshold: float | None = None
     score_threshold: float | None = None
+    postprocess: str | None = None
 
     def __post_init__(self) -> None:
         check_match_threshold(self.match_threshold)
+        if self.postprocess not in (None, *POSTPROCESSES):
+            raise ArgumentError("postprocess", f"must be one of {', '.join(POSTPROCESSES)}, not {self.postprocess!r}")
         for name in ("nms_iou_threshold", "class_iou_threshold", "score_threshold"):
             value = getattr(self, name)
             if value is not None:

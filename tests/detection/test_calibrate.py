@@ -97,7 +97,7 @@ def test_nms_across_classes_where_objects_are_detected_as_two():
     chosen = calibrate._Search(images, 2, False).run()
     assert chosen.class_iou_threshold == 0.8 and chosen.score_threshold == 0.3 and chosen.match_threshold == 0.5
     alone = [image_of([clusters[0], clusters[2]], [((60, 60), 30, 0), ((200, 200), 30, 1)])] * 4
-    assert calibrate._Search(alone, 2, False).run() == DetectionThresholds(0.5, 0.3, 1.0, 0.3)
+    assert calibrate._Search(alone, 2, False).run() == DetectionThresholds(0.5, 0.3, 1.0, 0.3, "merge")
 
 
 def test_weak_windows_count_where_that_gains():
@@ -116,11 +116,21 @@ def test_a_value_must_gain_and_lose_nowhere():
     figures = {value: torch.tensor(averages, dtype=torch.float64) for value, averages in rows.items()}
     assert calibrate._best(figures, 0.5, figures.get, 0.002) == 0.7
     assert calibrate._best(figures, 0.5, figures.get, 0.02) == 0.5
-    assert (
-        calibrate._Search.class_match(0, 0.5, {**dict.fromkeys(calibrate.MATCH_THRESHOLDS, figures[0.5]), **figures})
-        == 0.3
-    )
-    assert (
-        calibrate._Search.class_match(1, 0.5, {**dict.fromkeys(calibrate.MATCH_THRESHOLDS, figures[0.5]), **figures})
-        == 0.4
-    )
+    figures |= {value: figures[0.5] for value in calibrate.MATCH_THRESHOLDS if value not in figures}
+    assert calibrate._Search.class_match(0, 0.5, figures) == 0.3
+    assert calibrate._Search.class_match(1, 0.5, figures) == 0.4
+
+
+def test_the_way_of_post_processing():
+    """Another than merging where that gains."""
+    clusters = [((60, 60), 30, 0, 0.9), ((66, 66), 30, 0, 0.8), ((200, 200), 30, 0, 0.6)]
+    images = [image_of(clusters, [((x, x), 30, 0) for x in (60, 200)])] * 2
+    search = calibrate._Search(images, 1, False)
+    for way in ("merge", "vote", "nms"):
+        assert search.run(way).postprocess == way
+    assert search.run(None).postprocess == "merge"
+    better = {"merge": 0.5, "vote": 0.8, "nms": 0.7}
+    table = {way: torch.full((3, 1), value, dtype=torch.float64) for way, value in better.items()}
+    search.merging = lambda: (DetectionThresholds(postprocess="merge"), table["merge"])
+    search.other = lambda way: (DetectionThresholds(postprocess=way), table[way])
+    assert search.run(None).postprocess == "vote" and search.run("merge").postprocess == "merge"

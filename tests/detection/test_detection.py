@@ -1,5 +1,6 @@
 """Detectors: training and prediction."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from overfeat.detection.build import describe_choices
 from overfeat.detection.config import MIN_SCORE, NEGATIVE_SAMPLING, TRAINING, DetectorConfig
 from overfeat.detection.hard_negatives import sample_negatives
 from overfeat.detection.predict import combine, detect, normalize_scores
-from overfeat.detection.targets import expected_votes
+from overfeat.detection.targets import expected_votes, typical_votes
 from overfeat.detection.train import DetectorTask
 from overfeat.errors import InputError
 from overfeat.models.box_regressor import BoxRegressor
@@ -213,6 +214,38 @@ def test_thresholds_of_the_net(pair):
     net.thresholds = DetectionThresholds((0.5, 0.5))
     with pytest.raises(InputError, match="match_threshold must be one number or 10, one for each class, not"):
         detect(net, regressor, image)
+
+
+def test_voting():
+    """Boxes around an object confirm each other: a lone box with a higher score of its own comes after them."""
+    offsets = torch.tensor([[-1.0, 0, 1, 0], [0, 1, 0, -1], [1, 0, -1, 0], [0, -1, 0, 1]])
+    boxes = torch.cat([torch.tensor([50.0, 50, 80, 80]) + offsets, torch.tensor([[-5.0, 5, 25, 35]])])
+    scores = torch.tensor([0.6, 0.6, 0.6, 0.6, 0.95])
+    raw = Candidates(boxes, scores, torch.zeros(5).long(), torch.zeros(5).long())
+    own_grids = [Grid((47, 47), 4, (127, 127), (127, 127))]
+    detections = combine(raw, own_grids, postprocess="vote")
+    assert detections.boxes.tolist() == [pytest.approx([50, 50, 80, 80]), [0, 5, 25, 35]]
+    assert detections.counts.tolist() == [4, 1] and detections.max_score.tolist() == pytest.approx([0.6, 0.95])
+    typical = (0.3 * 47 / 4) ** 2
+    assert typical_votes(own_grids) == pytest.approx(typical)
+    assert detections.scores[1].item() == pytest.approx(0.95 / (0.95 + typical))
+    assert 0.6 < detections.confidence_sum[0] < 2.4
+    two = combine(replace(raw, labels=torch.tensor([0, 0, 1, 1, 0])), own_grids, postprocess="vote")
+    assert len(two) == 3 and len(combine(raw[raw.scores > 1], own_grids, postprocess="vote")) == 0
+    one = combine(
+        replace(raw, labels=torch.tensor([0, 0, 1, 1, 0])), own_grids, postprocess="vote", class_iou_threshold=0.5
+    )
+    assert len(one) == 2
+
+
+def test_typical_votes():
+    """Where scales overlap, an object has windows of several; mirror images count."""
+    windows = (0.3 * 47 / 4) ** 2
+    scaled = [(94, 94), (188, 188)]  # twice the size: the intervals of object sizes overlap by log(.95 / .45 / 2)
+    pair = [Grid((47, 47), 4, size, (94, 94), flipped) for size in scaled for flipped in (False, True)]
+    length = math.log(0.95 / 0.45)
+    assert typical_votes(pair) == pytest.approx(4 * windows * length / (length + math.log(2)))
+    assert typical_votes(pair[:2]) == pytest.approx(2 * windows)
 
 
 def test_a_match_threshold_for_each_class(pair):

@@ -26,17 +26,22 @@ def _keep(corners, groups, rule):
     """Which boxes are kept, bool [n]. rule: threshold within a group, of two groups, and 0 in the boxes' dtype."""
     n = len(corners)
     keep = np.zeros(n, np.bool_)
-    buckets = 1
-    while buckets < 2 * n:
-        buckets *= 2
-    # The last kept box of each bucket and level; the kept boxes before it in its bucket and level; boxes of a level.
-    grid = (np.full(buckets, -1, np.int32), np.full(LEVELS, -1, np.int32), np.full((n, 2), -1, np.int32),
-            np.zeros(LEVELS, np.int64))  # fmt: skip
+    grid = _new_grid(n)
     for i in range(n):
         keep[i] = not _suppressed(i, corners, groups, grid, rule)
         if keep[i]:
             _insert(i, corners, grid)
     return keep
+
+
+@compiled
+def _new_grid(n):
+    """The last box of each bucket and level; the boxes before it in its bucket and level; the number of a level."""
+    buckets = 1
+    while buckets < 2 * n:
+        buckets *= 2
+    heads, of_level = np.full(buckets, -1, np.int32), np.full(LEVELS, -1, np.int32)
+    return heads, of_level, np.full((n, 2), -1, np.int32), np.zeros(LEVELS, np.int64)
 
 
 @compiled

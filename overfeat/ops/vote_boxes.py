@@ -1,0 +1,63 @@
+"""Box voting: boxes that others of their group confirm, and their averages (after Gidaris & Komodakis 2015)."""
+
+import torch
+from torch import Tensor
+
+from overfeat.errors import ArgumentError, check_fraction
+from overfeat.ops.boxes import check_boxes, check_values
+
+
+def support(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, min_iou: float = 0.3) -> Tensor:
+    """How far the boxes of its group confirm each box: the sum of their scores, weighted by their overlap.
+
+    A box counts with the weight (IoU - min_iou) / (1 - min_iou), 0 below min_iou and 1 for the box itself.
+
+    Args:
+        boxes, scores: [T, 4] and [T], both float32 or both float64.
+        groups: int64 [T], or None for one group.
+        min_iou: From 0 up, and less than 1.
+
+    Returns:
+        [T]. It has no gradient.
+
+    Raises:
+        ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values).
+    """
+    from overfeat.ops.backends import numba_vote  # importing numba takes a second
+
+    groups = _checked(boxes, scores, groups, min_iou)
+    if min_iou == 1:
+        raise ArgumentError("min_iou", "must be less than 1")
+    return numba_vote.support(boxes, scores, groups, min_iou)
+
+
+def averages(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, chosen: Tensor, min_iou: float = 0.7
+) -> tuple[Tensor, ...]:
+    """For each chosen box the mean, weighted by the scores, of the boxes of its group that overlap it.
+
+    Args:
+        boxes, scores, groups: As in `support`.
+        chosen: int64 [n], indices of boxes.
+        min_iou: Smallest IoU of the boxes averaged.
+
+    Returns:
+        Boxes [n, 4], the number of boxes averaged in each, int64 [n], and the largest of their scores [n].
+
+    Raises:
+        ValueError: As `support`.
+    """
+    from overfeat.ops.backends import numba_vote
+
+    groups = _checked(boxes, scores, groups, min_iou)
+    return numba_vote.averages(boxes, scores, groups, chosen, min_iou)
+
+
+def _checked(boxes: Tensor, scores: Tensor, groups: Tensor | None, min_iou: float) -> Tensor:
+    """The groups. Raises ValueError for invalid arguments."""
+    if groups is None and isinstance(boxes, Tensor):
+        groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    check_boxes(boxes, scores, groups)
+    check_values(boxes, scores)
+    check_fraction("min_iou", min_iou)
+    return groups
