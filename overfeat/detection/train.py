@@ -193,11 +193,11 @@ class DetectorTask(Task):
         return lines
 
     def finish(self, path: Path) -> None:
-        """Choose the thresholds of merging on the validation data, and write them into the file."""
+        """Choose the post-processing and its thresholds on the validation data, and write them into the file."""
         if self.validation_data is not None:
             device, limit = self.detector.net.device, self.options.max_pixels
             net, regressor = checkpoint.load(path).to(device), checkpoint.load_regressor(path).to(device)
-            net.thresholds = choose_thresholds(net, regressor, self.validation_data, max_pixels=limit)
+            net.thresholds = choose_thresholds(net, regressor, self.validation_data, postprocess=None, max_pixels=limit)
             checkpoint.save(net, path, regressor=regressor)
 
     def save(self, path: Path) -> None:
