@@ -2,8 +2,7 @@
 
 Greedy merging beside NMS, negatives, context features, strides, numbers of scales; and how far accumulation separates
 the confidences of right and wrong boxes. Thresholds are the best of those tried on the validation images. The
-detectors come
-from bench/accuracy/detectors.sh.
+detectors come from bench/accuracy/detectors.sh.
 """
 
 import argparse
@@ -30,13 +29,14 @@ from overfeat.dense.scales import SCALE_STEP, clamp_scales
 from overfeat.detection.config import SCORE_THRESHOLD
 from overfeat.detection.predict import combine
 from overfeat.files import atomic_write
-from overfeat.metrics.average_precision import Boxes, curves, mean_average_precision
+from overfeat.metrics.average_precision import Boxes, curves, ground_truth, mean_average_precision
 from overfeat.metrics.report import average_precisions
 from overfeat.models.checkpoint import load, load_regressor
 
 COMMAND = "bench/accuracy/detectors.sh && python -m bench.accuracy.detection"
 LONG = "detector"  # trained longest; the one that ships
-NETS = (LONG, "half-hard", "hard", "random", "none", "no-context")  # the others: short trainings of equal length
+# The others: short trainings of equal length, the first with the defaults of `overfeat train detector`.
+NETS = (LONG, "defaults", "half-hard", "hard", "random", "none", "no-context")
 SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 # Post-processing -> the arguments of `combine`, and the thresholds tried on the validation images.
 RULES = {
@@ -135,7 +135,7 @@ def detect_test(sample: Sample, chosen: Chosen) -> dict[str, Result]:
 def detect_all(data: Annotated, pool, detect_sample: Callable) -> tuple[dict, list[Boxes]]:
     """Detections of all images by every variant, and the ground truth."""
     of_images = list(tqdm(pool.imap(detect_sample, data.samples, chunksize=4), total=len(data), unit="image"))
-    truths = [Boxes(torch.from_numpy(s.boxes), torch.from_numpy(s.labels)) for s in data.samples]
+    truths = [ground_truth(sample) for sample in data.samples]
     return {name: [image[name] for image in of_images] for name in of_images[0]}, truths
 
 

@@ -4,13 +4,19 @@
 source "$(dirname "$0")/common.sh"
 "$(dirname "$0")/classifiers.sh"
 
-train detector detector-start --no-flip --init runs/small-0/net.safetensors --data runs/multi --samples-per-image 1 \
-  --hidden 256,64 --epochs 6 --lr-milestones 3,4,5
-train detector detector --no-flip --init runs/detector-start/net.safetensors --data runs/multi --samples-per-image 1 \
-  --epochs 3 --lr 0.0005 --lr-milestones 1,2
+# Digits have the training that was published, not the defaults of photographs.
+digits=(--no-flip --no-quarter-turns --color-jitter 0 --reach 0 --context --negative-sampling half_hard
+  --negatives-per-tile 16 --negative-pool 4096 --box-weight 1 --optimizer adam --lr 0.001 --weight-decay 0.00001
+  --lr-schedule step --warmup 0)
+train detector detector-start "${digits[@]}" --init runs/small-0/net.safetensors --data runs/multi \
+  --samples-per-image 1 --hidden 256,64 --epochs 6 --lr-milestones 3,4,5
+train detector detector "${digits[@]}" --init runs/detector-start/net.safetensors --data runs/multi \
+  --samples-per-image 1 --epochs 3 --lr 0.0005 --lr-milestones 1,2
 
-short=(--no-flip --init runs/small-0/net.safetensors --data runs/train-small --samples-per-image 2 --hidden 256,64
-  --epochs 3 --lr-milestones 1,2)
+same=(--no-flip --init runs/small-0/net.safetensors --data runs/train-small --samples-per-image 2 --hidden 256,64
+  --epochs 3)
+short=("${digits[@]}" "${same[@]}" --lr-milestones 1,2)
+train detector detector-defaults "${same[@]}"
 train detector detector-half-hard "${short[@]}"
 train detector detector-random "${short[@]}" --negative-sampling random
 train detector detector-hard "${short[@]}" --negative-sampling hard

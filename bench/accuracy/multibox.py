@@ -134,7 +134,8 @@ def propose_test(sample: Sample, data: str, threshold: float, square: str) -> di
                 results[key] = classified(tuned, image, square, max(CLASSIFIED_BOXES))
                 results[f"{key} as in the paper"] = classified(as_in_paper, image, SQUARES[0], max(CLASSIFIED_BOXES))
     if second:
-        predict, pair = (detect, "detector") if data == "multi" else (localize, "localizer")
+        detector = partial(detect, min_score=0.0), "detector"
+        predict, pair = detector if data == "multi" else (localize, "localizer")
         results["OverFeat"] = Result.of(predict(*_loaded[pair], image))
         boxes = torch.from_numpy(sample.boxes).float()
         probabilities = classify_boxes(_loaded["classifier"], image, boxes, square=square)

@@ -1,6 +1,7 @@
 """The recipes in bench/accuracy: every command is one that the command line accepts, and what exists is skipped."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,15 +29,16 @@ path.touch()
 
 @pytest.fixture
 def recipe(tmp_path):
-    """recipe(name): run a recipe with the stub; the arguments of all commands so far."""
+    """recipe(name, ...): run a recipe with the stub; the arguments of all commands so far."""
     shutil.copytree(ROOT / "bench" / "accuracy", tmp_path / "bench" / "accuracy")
     stub = tmp_path / ".venv" / "bin" / "overfeat"
     stub.parent.mkdir(parents=True)
     stub.write_text(STUB)
     stub.chmod(0o755)
 
-    def run(name):
-        subprocess.run([tmp_path / "bench" / "accuracy" / name], cwd="/", check=True)
+    def run(name, *arguments, **environment):
+        command = [tmp_path / "bench" / "accuracy" / name, *arguments]
+        subprocess.run(command, cwd="/", check=True, env=os.environ | environment)
         return [json.loads(line) for line in (tmp_path / "commands.jsonl").read_text().splitlines()]
 
     return run
@@ -49,7 +51,7 @@ def test_every_command_is_accepted(recipe, tmp_path):
     for arguments in commands:
         parser.parse_args(arguments)
     trained = {arguments[arguments.index("--out") + 1] for arguments in commands if arguments[0] == "train"}
-    assert len(trained) == len([arguments for arguments in commands if arguments[0] == "train"]) == 28
+    assert len(trained) == len([arguments for arguments in commands if arguments[0] == "train"]) == 29
     for arguments in commands:  # data and initial weights are outputs of earlier commands
         for option in ("--data", "--init"):
             if option in arguments:
@@ -59,6 +61,6 @@ def test_every_command_is_accepted(recipe, tmp_path):
 def test_existing_outputs_are_skipped_and_interrupted_trainings_resumed(recipe, tmp_path):
     before = recipe("regressors.sh")
     assert recipe("regressors.sh") == before
-    (tmp_path / "runs/regressor-scr-iou/net.safetensors").rename(tmp_path / "runs/regressor-scr-iou/checkpoint.pt")
+    (tmp_path / "runs/regressor-scr-iou/complete").rename(tmp_path / "runs/regressor-scr-iou/checkpoint.pt")
     *same, resumed = recipe("regressors.sh")
     assert same == before and resumed == [*before[-1], "--resume"]
