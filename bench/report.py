@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.common import RESULTS, ROOT
 from bench.pages import (
+    cells,
     classification,
     detection,
     gpu,
@@ -34,6 +35,7 @@ SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
     "accuracy-classification": classification.page,
     "accuracy-localization": localization.page,
     "accuracy-detection": detection.page,
+    "accuracy-cells": cells.page,
     "accuracy-multibox": multibox.page,
     "accuracy-six-scales": six_scales.page,
 }

@@ -3,7 +3,17 @@
 from pathlib import Path
 
 from bench.common import ROOT
-from bench.pages import classification, densify, detection, localization, multibox, six_scales, speed_detect, suite
+from bench.pages import (
+    cells,
+    classification,
+    densify,
+    detection,
+    localization,
+    multibox,
+    six_scales,
+    speed_detect,
+    suite,
+)
 from bench.pages.tables import measured_on, percent, table
 
 NO_GPU = "The Triton kernels have not run on a GPU; none was at hand."
@@ -12,11 +22,16 @@ HEAD = """# Benchmarks
 
 <!-- Written by python -m bench.report from bench/results; do not edit. -->
 
-Speed was measured on two cores of a server's CPU, accuracy on synthetic images: MNIST digits on photographs, since
-ImageNet was not at hand. The tables here are those that matter; each links to a page with all rows, thresholds and a
-discussion. Times of different machines are never divided by each other. The paper's own numbers, on ImageNet, stand
-beside some rows to compare their order.
+Speed was measured on two cores of a server's CPU, accuracy on {images}.
+The tables here are those that matter; each links to a page with all rows, thresholds and a discussion. Times of
+different machines are never divided by each other. The paper's own numbers, on ImageNet, stand beside some rows to
+compare their order.
 """
+CELLS_RESULTS = "accuracy-cells"
+DIGITS = "synthetic images: MNIST digits on photographs, since\nImageNet was not at hand"
+CELLS = (
+    "synthetic images, MNIST digits on photographs, since\nImageNet was not at hand, and on micrographs of blood cells"
+)
 
 REPRODUCE = """## Reproduce
 
@@ -33,6 +48,7 @@ In a clone, `make .venv/bench` installs what the measurements need.
 | `make bench` | all speed results of this page | an hour |
 | `make gpu` | checks and timings of the kernels on a GPU; needs that machine's own torch and no network | ten minutes |
 | `bench/accuracy/all.sh` | all accuracy results: data sets, trainings, measurements | six and a half hours |
+| `BCCD=FOLDER bench/accuracy/cells.sh`, `BCCD=FOLDER python -m bench.accuracy.cells` | blood cells | eight hours |
 | `python -m bench.report` | nothing; writes this page and those in `bench/results` | seconds |
 
 The recipes in `bench/accuracy/*.sh` skip what exists and resume what was interrupted. The commands in the next table
@@ -48,8 +64,9 @@ def page(runs: dict[str, dict], results: dict[str, dict], gpus: list[str]) -> st
         results: all other results by their path below bench/results, without its ending.
         gpus: names of the results of `make gpu`.
     """
+    micrographs = results.get(CELLS_RESULTS)
     return "\n".join([
-        HEAD,
+        HEAD.format(images=CELLS if micrographs else DIGITS),
         *(_headline(name, run) for name, run in runs.items() if suite.has_headline(run)),
         _speed(runs["cpu"], results["speed-detect"]),
         *(_densify(name, run) for name, run in runs.items() if densify.rows_of(run)),
@@ -57,9 +74,10 @@ def page(runs: dict[str, dict], results: dict[str, dict], gpus: list[str]) -> st
         _classification(results["accuracy-classification"]),
         _localization(results["accuracy-localization"]),
         _six_scales(results["accuracy-six-scales"]),
+        *([_cells(micrographs)] if micrographs else []),
         _detection(results["accuracy-detection"]),
         _multibox(results["accuracy-multibox"]),
-        _missed(runs),
+        _missed(runs, micrographs),
         REPRODUCE,
         _sources({f"suite/{name}": run for name, run in runs.items()} | results),
     ])  # fmt: skip
@@ -167,6 +185,17 @@ ImageNet: {detection.PAPER}. [All metrics, thresholds and discussion](bench/resu
 """
 
 
+def _cells(results: dict) -> str:
+    published = ", ".join(f"{name} {value}" for name, (value, _) in cells.PUBLISHED.items())
+    return f"""## Accuracy: detection of blood cells
+
+{results["data"]["test"]["images"]} micrographs of BCCD; VOC's average precision at an IoU of 0.5. Published, on other \
+splits: {published} %. [Starts, negatives, border, merging, sources](bench/results/{CELLS_RESULTS}.md).
+
+{cells.summary(results)}
+"""
+
+
 def _multibox(results: dict) -> str:
     return f"""## Accuracy: DeepMultiBox
 
@@ -183,8 +212,10 @@ Mean average precision (VOC / COCO) by the number of boxes that are classified, 
 """
 
 
-def _missed(runs: dict[str, dict]) -> str:
+def _missed(runs: dict[str, dict], micrographs: dict | None) -> str:
     missed = [line for run in runs.values() if run["complete"] and run["device"] == "cpu" for line in suite.missed(run)]
+    if micrographs:
+        missed += [f"blood cells, {line}" for line, reached in cells.targets(micrographs).items() if not reached]
     skipped = [f"{entry['what']}, {name}: {entry['why']}." for name, run in runs.items() for entry in run["skipped"]]
     lines = [
         *(f"Target missed: {line}." for line in missed),

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bench.common import ROOT
+from bench.pages.cells import TITLES
 from overfeat.cli.main import build_parser
 
 # A stub of the command line: records its arguments and writes the files that the recipe expects.
@@ -64,3 +65,35 @@ def test_existing_outputs_are_skipped_and_interrupted_trainings_resumed(recipe, 
     (tmp_path / "runs/regressor-scr-iou/complete").rename(tmp_path / "runs/regressor-scr-iou/checkpoint.pt")
     *same, resumed = recipe("regressors.sh")
     assert same == before and resumed == [*before[-1], "--resume"]
+
+
+@pytest.fixture
+def bccd(tmp_path):
+    """A folder with BCCD's layout, without images."""
+    folder = tmp_path / "BCCD"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets/Main/train.txt").write_text("".join(f"BloodImage_{number:05}\n" for number in range(30)))
+    return folder
+
+
+def test_cells(recipe, bccd, tmp_path):
+    commands = recipe("cells.sh", BCCD=str(bccd))
+    parser = build_parser()
+    options = {args.out.name.removeprefix("cells-"): args for args in map(parser.parse_args, commands)}
+    assert len(commands) == len(options) == len(TITLES) + 1
+    assert options.keys() == {*TITLES, "box-classifier"}
+    few = tmp_path / "runs/bccd-20"
+    assert {args.data for name, args in options.items() if name != "20-images"} == {bccd}
+    assert (tmp_path / options["20-images"].data).samefile(few) and (few / "Annotations").samefile(bccd / "Annotations")
+    assert (few / "ImageSets/Main/train.txt").read_text().split()[-1] == "BloodImage_00019"
+    assert {args.epochs for name, args in options.items() if name in ("short", "frozen", "hard")} == {8}
+    assert recipe("cells.sh", BCCD=str(bccd)) == commands
+
+
+def test_cells_by_name(recipe, bccd):
+    assert [c[c.index("--out") + 1] for c in recipe("cells.sh", "no-reach", BCCD=str(bccd))] == ["runs/cells-no-reach"]
+    with pytest.raises(subprocess.CalledProcessError):
+        recipe("cells.sh", "nonsense", BCCD=str(bccd))
+    with pytest.raises(subprocess.CalledProcessError):
+        recipe("cells.sh", BCCD="")
