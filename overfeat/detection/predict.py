@@ -123,7 +123,9 @@ def _vote(candidates: Candidates, grids: Sequence[Grid], limits: dict[str, float
     boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
     with region("merge"):
         sums = support(boxes, scores, labels, min_iou=SUPPORT_IOU)
-        ranks = sums / (sums + typical_votes(grids))
+        # Between the windows that each box expects, which jump with the scales that fit it, and those of any object.
+        expected = (expected_votes(boxes, grids) * typical_votes(grids)).sqrt()
+        ranks = sums / (sums + expected)
         kept = nms(boxes, ranks, labels, **limits)
         means, counts, max_score = averages(boxes, scores, labels, chosen=kept, min_iou=VOTE_IOU)
         voted = Detections(clip_boxes(means, grids[0].image), labels[kept], ranks[kept], counts, sums[kept], max_score)

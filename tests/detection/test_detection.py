@@ -228,7 +228,8 @@ def test_voting():
     assert detections.counts.tolist() == [4, 1] and detections.max_score.tolist() == pytest.approx([0.6, 0.95])
     typical = (0.3 * 47 / 4) ** 2
     assert typical_votes(own_grids) == pytest.approx(typical)
-    assert detections.scores[1].item() == pytest.approx(0.95 / (0.95 + typical))
+    votes = expected_votes(boxes[4:], own_grids).item()
+    assert detections.scores[1].item() == pytest.approx(0.95 / (0.95 + math.sqrt(typical * votes)))
     assert 0.6 < detections.confidence_sum[0] < 2.4
     two = combine(replace(raw, labels=torch.tensor([0, 0, 1, 1, 0])), own_grids, postprocess="vote")
     assert len(two) == 3 and len(combine(raw[raw.scores > 1], own_grids, postprocess="vote")) == 0
