@@ -219,12 +219,12 @@ def test_thresholds_of_the_net(pair):
 def test_voting():
     """Boxes around an object confirm each other: a lone box with a higher score of its own comes after them."""
     offsets = torch.tensor([[-1.0, 0, 1, 0], [0, 1, 0, -1], [1, 0, -1, 0], [0, -1, 0, 1]])
-    boxes = torch.cat([torch.tensor([50.0, 50, 80, 80]) + offsets, torch.tensor([[-5.0, 5, 25, 35]])])
+    boxes = torch.cat([torch.tensor([50.0, 50, 80, 80]) + offsets, torch.tensor([[80.0, 20, 110, 50]])])
     scores = torch.tensor([0.6, 0.6, 0.6, 0.6, 0.95])
     raw = Candidates(boxes, scores, torch.zeros(5).long(), torch.zeros(5).long())
     own_grids = [Grid((47, 47), 4, (127, 127), (127, 127))]
     detections = combine(raw, own_grids, postprocess="vote")
-    assert detections.boxes.tolist() == [pytest.approx([50, 50, 80, 80]), [0, 5, 25, 35]]
+    assert detections.boxes.tolist() == [pytest.approx([50, 50, 80, 80]), [80, 20, 110, 50]]
     assert detections.counts.tolist() == [4, 1] and detections.max_score.tolist() == pytest.approx([0.6, 0.95])
     typical = (0.3 * 47 / 4) ** 2
     assert typical_votes(own_grids) == pytest.approx(typical)
