@@ -23,15 +23,13 @@ HEAD = """# Benchmarks
 <!-- Written by python -m bench.report from bench/results; do not edit. -->
 
 Speed was measured on two cores of a server's CPU, accuracy on {images}.
-The tables here are those that matter; each links to a page with all rows, thresholds and a discussion. Times of
-different machines are never divided by each other. The paper's own numbers, on ImageNet, stand beside some rows to
-compare their order.
+ImageNet was not at hand. The tables here are those that matter; each links to a page with all rows, thresholds and a
+discussion. Times of different machines are never divided by each other. The paper's own numbers, on ImageNet, stand
+beside some rows to compare their order.
 """
 CELLS_RESULTS = "accuracy-cells"
-DIGITS = "synthetic images: MNIST digits on photographs, since\nImageNet was not at hand"
-CELLS = (
-    "synthetic images, MNIST digits on photographs, since\nImageNet was not at hand, and on micrographs of blood cells"
-)
+DIGITS = "synthetic images: MNIST digits on photographs"
+CELLS = "MNIST digits on photographs and micrographs of blood cells"
 
 REPRODUCE = """## Reproduce
 
@@ -214,8 +212,8 @@ Mean average precision (VOC / COCO) by the number of boxes that are classified, 
 
 def _missed(runs: dict[str, dict], micrographs: dict | None) -> str:
     missed = [line for run in runs.values() if run["complete"] and run["device"] == "cpu" for line in suite.missed(run)]
-    if micrographs:
-        missed += [f"blood cells, {line}" for line, reached in cells.targets(micrographs).items() if not reached]
+    of_cells = [line for line, reached in cells.targets(micrographs).items() if not reached] if micrographs else []
+    missed += [f"blood cells: {'; '.join(of_cells)}"] if of_cells else []
     skipped = [f"{entry['what']}, {name}: {entry['why']}." for name, run in runs.items() for entry in run["skipped"]]
     lines = [
         *(f"Target missed: {line}." for line in missed),
