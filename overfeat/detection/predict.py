@@ -27,7 +27,7 @@ from overfeat.regions import region
 
 # Of the merged boxes, of the candidates; chosen on validation images.
 NMS_IOU_THRESHOLDS = {"merge": 0.3, "vote": 0.3, "nms": 0.2}
-SUPPORT_IOU, VOTE_IOU = 0.4, 0.6  # from which boxes support a box; from which they are averaged
+VOTE_IOU = 0.4  # from which boxes support a box
 Value = TypeVar("Value")
 BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged last as much as all before it
 
@@ -51,8 +51,8 @@ def detect(
         scales, flip, stride, memory_limit: See `DenseConfig`.
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
             gives the scores, then NMS; "vote": a box's confidence is that of the boxes around it, weighted by their
-            overlap (`ops.vote_boxes.support`), then NMS, each box left becomes their average, and NMS again; "nms":
-            NMS alone. None: the net's own, else "merge".
+            overlap (`ops.vote_boxes.support`), then NMS, and each box left becomes their average; "nms": NMS alone.
+            None: the net's own, else "merge".
         match_threshold: See `merge_boxes`; one number or one for each class. None: the net's own, else 0.5.
         nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own, else 0.3, 0.2 for "nms".
         class_iou_threshold: Largest IoU of two boxes of different classes; None: the net's own, else 1, which keeps
@@ -119,17 +119,15 @@ def combine(
 
 
 def _vote(candidates: Candidates, grids: Sequence[Grid], limits: dict[str, float]) -> Detections:
-    """Keep the boxes that most others support, as their average."""
-    boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
+    """Keep the boxes that most others support, as the average of these; squares let confident boxes count more."""
+    boxes, scores, labels = candidates.boxes, candidates.scores**2, candidates.labels
     with region("merge"):
-        sums = support(boxes, scores, labels, min_iou=SUPPORT_IOU)
-        # Between the windows that each box expects, which jump with the scales that fit it, and those of any object.
-        expected = (expected_votes(boxes, grids) * typical_votes(grids)).sqrt()
-        ranks = sums / (sums + expected)
+        sums = support(boxes, scores, labels, min_iou=VOTE_IOU)
+        ranks = sums / (sums + typical_votes(grids))
         kept = nms(boxes, ranks, labels, **limits)
         means, counts, max_score = averages(boxes, scores, labels, chosen=kept, min_iou=VOTE_IOU)
-        voted = Detections(clip_boxes(means, grids[0].image), labels[kept], ranks[kept], counts, sums[kept], max_score)
-        return voted[nms(voted.boxes, voted.scores, voted.labels, **limits)]
+    means = clip_boxes(means, grids[0].image)
+    return Detections(means, labels[kept], ranks[kept], counts, sums[kept], max_score.sqrt())
 
 
 def _check_postprocess(postprocess: str, nms_iou_threshold: float | None, class_iou_threshold: float | None) -> None:

@@ -7,7 +7,7 @@ from overfeat.errors import ArgumentError, check_fraction
 from overfeat.ops.boxes import check_boxes, check_values
 
 
-def support(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, min_iou: float = 0.3) -> Tensor:
+def support(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, min_iou: float = 0.4) -> Tensor:
     """How far the boxes of its group confirm each box: the sum of their scores, weighted by their overlap.
 
     A box counts with the weight (IoU - min_iou) / (1 - min_iou), 0 below min_iou and 1 for the box itself.
@@ -26,20 +26,18 @@ def support(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, min_
     from overfeat.ops.backends import numba_vote  # importing numba takes a second
 
     groups = _checked(boxes, scores, groups, min_iou)
-    if min_iou == 1:
-        raise ArgumentError("min_iou", "must be less than 1")
     return numba_vote.support(boxes, scores, groups, min_iou)
 
 
 def averages(
-    boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, chosen: Tensor, min_iou: float = 0.7
+    boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, chosen: Tensor, min_iou: float = 0.4
 ) -> tuple[Tensor, ...]:
-    """For each chosen box the mean, weighted by the scores, of the boxes of its group that overlap it.
+    """For each chosen box the mean of the boxes of its group, with the weights of `support` times their scores.
 
     Args:
         boxes, scores, groups: As in `support`.
         chosen: int64 [n], indices of boxes.
-        min_iou: Smallest IoU of the boxes averaged.
+        min_iou: As in `support`.
 
     Returns:
         Boxes [n, 4], the number of boxes averaged in each, int64 [n], and the largest of their scores [n].
@@ -60,4 +58,6 @@ def _checked(boxes: Tensor, scores: Tensor, groups: Tensor | None, min_iou: floa
     check_boxes(boxes, scores, groups)
     check_values(boxes, scores)
     check_fraction("min_iou", min_iou)
+    if min_iou == 1:
+        raise ArgumentError("min_iou", "must be less than 1")
     return groups

@@ -35,11 +35,12 @@ def test_all_pairs(min_iou, dtype):
         chosen = torch.arange(count).flip(0)[::2]
         means, counts, max_score = averages(boxes, scores, groups, chosen=chosen, min_iou=min_iou)
         assert counts.tolist() == near.sum(dim=1)[chosen].tolist() and means.dtype == dtype
-        weights = torch.where(near, exact, 0)[chosen]
+        strong = torch.where(near, exact, 0)[chosen]
+        weights = strong * ((overlaps - min_iou) / (1 - min_iou))[chosen]
         expected = (weights @ boxes.double()) / weights.sum(dim=1, keepdim=True)
         expected = torch.where(weights.sum(dim=1, keepdim=True) > 0, expected, boxes[chosen].double())
         torch.testing.assert_close(means, expected.to(dtype), rtol=1e-5, atol=1e-3)
-        assert torch.equal(max_score, weights.amax(dim=1).to(dtype) if count else max_score)
+        assert torch.equal(max_score, strong.amax(dim=1).to(dtype) if count else max_score)
 
 
 def test_by_hand():
@@ -52,7 +53,8 @@ def test_by_hand():
     )
     means, counts, _ = averages(boxes, scores, groups, chosen=torch.tensor([1, 2]), min_iou=0.5)
     assert counts.tolist() == [2, 1]
-    assert means[0].tolist() == pytest.approx([1 / 3, 0, 10 + 1 / 3, 10]) and means[1].tolist() == [0, 0, 10, 10]
+    share = 0.4 / (0.4 + 0.8 * weight)
+    assert means[0].tolist() == pytest.approx([share, 0, 10 + share, 10]) and means[1].tolist() == [0, 0, 10, 10]
     assert averages(boxes, scores, chosen=torch.tensor([0]), min_iou=0.9)[1].tolist() == [2]
     with pytest.raises(InputError, match="min_iou must be less than 1"):
         support(boxes, scores, min_iou=1)

@@ -46,8 +46,7 @@ def _support(corners, scores, groups, min_iou):
     nearby, ious = np.empty(len(corners), np.int32), np.empty(len(corners))
     for i in range(len(corners)):
         for at in range(_overlapping(i, corners, groups, grid, min_iou, nearby, ious)):
-            weight = (ious[at] - min_iou) / (1 - min_iou) if min_iou < 1 else 1.0
-            sums[i] += scores[nearby[at]] * weight
+            sums[i] += scores[nearby[at]] * (ious[at] - min_iou) / (1 - min_iou)
     return sums
 
 
@@ -61,10 +60,12 @@ def _averages(corners, scores, groups, chosen, min_iou):
         means[number] = 0.0
         counts[number] = _overlapping(i, corners, groups, grid, min_iou, nearby, ious)
         for at in range(counts[number]):
-            total += scores[nearby[at]]
-            max_score[number] = max(max_score[number], scores[nearby[at]])
+            k = nearby[at]
+            weight = scores[k] * (ious[at] - min_iou) / (1 - min_iou)
+            total += weight
+            max_score[number] = max(max_score[number], scores[k])
             for side in range(4):
-                means[number, side] += scores[nearby[at]] * corners[nearby[at], side]
+                means[number, side] += weight * corners[k, side]
         if total > 0:
             means[number] /= total
         else:
