@@ -29,7 +29,7 @@ from overfeat.ops.boxes import nms
 
 SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
 MATCH_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-NMS_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+NMS_THRESHOLDS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
 CLASS_THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
 MAX_CANDIDATES = 20_000  # in an image, so that a net that has not learned takes minutes at most
 LEARNED = 0.01  # mean average precision below which there is nothing to choose
