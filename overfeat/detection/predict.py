@@ -54,7 +54,8 @@ def detect(
             overlap (`ops.vote_boxes.support`), then NMS, and each box left becomes their average; "nms": NMS alone.
             None: the net's own, else "merge".
         match_threshold: See `merge_boxes`; one number or one for each class. None: the net's own, else 0.5.
-        nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own, else 0.3, 0.25 for "vote", 0.2 for "nms".
+        nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own, else 0.3 for "merge",
+            0.25 for "vote", 0.2 for "nms".
         class_iou_threshold: Largest IoU of two boxes of different classes; None: the net's own, else 1, which keeps
             all.
         box_average: See `merge_boxes`.
