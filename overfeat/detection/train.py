@@ -96,8 +96,9 @@ class DetectorTask(Task):
     `assign_targets` decides which window is positive for which object; the loss is that of the positive windows and of
     as many negatives of a random subset as `negative_windows` chooses. Positive and negative windows of a batch weigh
     the same, whatever their numbers. The figures of the log are means over the batches with positive windows.
-    Arguments: see `Task`; `build_detector` makes the nets. The net's `flip` and `dropout` become those of the options;
-    labels do not count its last class, the background.
+    Arguments: see `Task`; `build_detector` makes the nets. The net's `dropout` becomes that of the options; evaluation
+    leaves mirror images out, which take as long again for little. Labels do not count the net's last class, the
+    background.
     """
 
     options: DetectorConfig
@@ -113,7 +114,7 @@ class DetectorTask(Task):
     ):
         _check(net, regressor, data, validation)
         options, train = choose_options(data, options), choose_training(data, options, train)
-        net.flip, net.dropout = options.flip, options.dropout
+        net.flip, net.dropout = False, options.dropout
         side, factors = TILE_WINDOWS * net.architecture.window, net.scale_factors or ()
         common: dict[str, Any] = {"margin": net.margin[0], "color": net.mean_color, "max_pixels": options.max_pixels}
 
