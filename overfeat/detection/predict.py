@@ -142,9 +142,10 @@ def _check_postprocess(postprocess: str, nms_iou_threshold: float | None, class_
 def normalize_scores(confidence_sum: Tensor, boxes: Tensor, grids: Sequence[Grid]) -> Tensor:
     """Accumulated confidences as scores in 0..1 that are comparable between images and object sizes.
 
-    They are s / (s + e), e being how many windows of the grids are positive for an object there
-    (`detection.targets.expected_votes`). 0.5 is an object to which all of these give full confidence and no other
-    window any, whatever its size, the sizes of the image, the stride, and its distance from the border.
+    They are s / (s + e), e being the geometric mean of how many windows of the grids are positive for an object there
+    (`detection.targets.expected_votes`) and for any object away from the border (`typical_votes`): the first alone
+    favours sizes at which few scales have positive windows, the second objects away from the border. Where both are
+    equal, 0.5 is an object to which all of these windows give full confidence and no other any.
     confidence_sum: [n]; boxes: [n, 4] in pixels of the image; the result is [n].
     """
-    return confidence_sum / (confidence_sum + expected_votes(boxes, grids))
+    return confidence_sum / (confidence_sum + (expected_votes(boxes, grids) * typical_votes(grids)).sqrt())

@@ -319,10 +319,14 @@ def test_scales_of_small_images(pair):
 
 
 def test_normalized_scores():
-    """0.5 where all positive windows give full confidence, in the middle as at the border."""
+    """An object at the border, where fewer windows are positive, needs a smaller sum for the same score."""
     grids = [Grid((47, 47), 4, (127, 127), (127, 127))]
     boxes = torch.tensor([[48.5, 48.5, 78.5, 78.5], [8.5, 48.5, 38.5, 78.5]])  # centred on windows
     sums = torch.tensor([9.0, 6.0])  # 3 x 3 of them within 7.05 px; 2 x 3 beside the left border
     assert expected_votes(boxes, grids).tolist() == [9.0, 6.0]
-    assert normalize_scores(sums, boxes, grids).tolist() == pytest.approx([0.5, 0.5])
-    assert normalize_scores(9 * sums, boxes, grids).tolist() == pytest.approx([0.9, 0.9])
+    typical = typical_votes(grids)
+    needed = torch.tensor([math.sqrt(9 * typical), math.sqrt(6 * typical)])
+    assert normalize_scores(needed, boxes, grids).tolist() == pytest.approx([0.5, 0.5])
+    assert normalize_scores(9 * needed, boxes, grids).tolist() == pytest.approx([0.9, 0.9])
+    middle, border = normalize_scores(sums, boxes, grids).tolist()
+    assert middle == pytest.approx(9 / (9 + math.sqrt(9 * typical))) and border < middle
