@@ -1,6 +1,7 @@
 """Training a detector: positive windows, negatives chosen on the fly, and boxes (section 5)."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -195,11 +196,16 @@ class DetectorTask(Task):
 
     def finish(self, path: Path) -> None:
         """Choose the post-processing and its thresholds on the validation data, and write them into the file."""
-        if self.validation_data is not None:
-            device, limit = self.detector.net.device, self.options.max_pixels
-            net, regressor = checkpoint.load(path).to(device), checkpoint.load_regressor(path).to(device)
+        if self.validation_data is None:
+            return
+        device, limit = self.detector.net.device, self.options.max_pixels
+        net, regressor = checkpoint.load(path).to(device), checkpoint.load_regressor(path).to(device)
+        try:
             net.thresholds = choose_thresholds(net, regressor, self.validation_data, postprocess=None, max_pixels=limit)
-            checkpoint.save(net, path, regressor=regressor)
+        except InputError as error:  # no reason to lose a trained net
+            warnings.warn(f"no thresholds were chosen: {error}", stacklevel=2)
+            return
+        checkpoint.save(net, path, regressor=regressor)
 
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""
