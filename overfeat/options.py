@@ -70,13 +70,22 @@ def non_negative(text: str) -> float:
 
 def one_or_several(text: str) -> float | tuple[float, ...]:
     """Parse a number from 0 up, or several, separated by commas."""
-    numbers = tuple(non_negative(part.strip()) for part in text.split(","))
-    return numbers if len(numbers) > 1 else numbers[0]
+    return _one_or_several(text, non_negative)
 
 
 def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
     return _number(text, 1.0, "from 0 to 1")
+
+
+def fractions(text: str) -> float | tuple[float, ...]:
+    """Parse a number from 0 to 1, or several, separated by commas."""
+    return _one_or_several(text, fraction)
+
+
+def _one_or_several(text: str, parse: Callable[[str], float]) -> float | tuple[float, ...]:
+    numbers = tuple(parse(part.strip()) for part in text.split(","))
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _number(text: str, maximum: float, requirement: str) -> float:

@@ -30,10 +30,10 @@ from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.cli.results import SETTINGS, add_out, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import MIN_SCORE, DetectionConfig
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.files import write_json
 from overfeat.multibox.config import ProposalConfig
-from overfeat.options import fraction
+from overfeat.options import fractions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,9 @@ def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "detect", run, __doc__)
     add_image_options(parser)
-    help = "drop objects that score less (default: %(default)s; 0 for average precision, where DeepMultiBox gives "
-    help += "every class of its --max-detections boxes)"
-    parser.add_argument("--min-score", type=fraction, default=MIN_SCORE, metavar="S", help=help)
+    help = "drop objects that score less; one number, or one for each class, such as 0.5,0.4 (default: as chosen in "
+    help += f"training, else {MIN_SCORE:g}; 0 for average precision, where DeepMultiBox gives every class of its "
+    parser.add_argument("--min-score", type=fractions, metavar="S", help=help + "--max-detections boxes)")
     help = "overfeat: every window, merged; or DeepMultiBox (default: %(default)s)"
     parser.add_argument("--method", choices=tuple(OPTIONS), default="overfeat", help=help)
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
@@ -117,12 +117,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     """The detector of an image, the names of its labels, and what the results depend on."""
-    from overfeat.detection.predict import detect
+    from overfeat.detection.predict import detect, lowest_score
     from overfeat.models.thresholds import check_match_threshold
 
     net, regressor = load_detector(args)
     config = config_from_args(DetectionConfig, args)
     check_match_threshold(config.match_threshold, net.num_foreground_classes)
+    args.min_score = lowest_score(net, args.min_score, config.postprocess)
     detector = partial(detect, net, regressor, min_score=args.min_score, **asdict(config), **dense_arguments(args))
     return (
         detector,
@@ -135,6 +136,9 @@ def _multibox(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     """The same of DeepMultiBox."""
     from overfeat.multibox.predict import detect_multibox, label_names
 
+    if isinstance(args.min_score, tuple):
+        raise ArgumentError("min_score", "must be one number for --method multibox")
+    args.min_score = MIN_SCORE if args.min_score is None else args.min_score
     model, net = load_multibox_nets(args)
     if args.nms_iou_threshold is None:  # the default of DetectionConfig
         args.nms_iou_threshold = ProposalConfig.nms_iou_threshold
@@ -159,12 +163,16 @@ def _entries(detections: "Detections", names: Sequence[str]) -> list[dict]:
     ]
 
 
-def _print(path: Path, objects: Sequence[dict], min_score: float) -> None:
+def _print(path: Path, objects: Sequence[dict], min_score: float | Sequence[float]) -> None:
     """A line for each object of an image."""
     from tqdm import tqdm
 
     if not objects:
-        tqdm.write(f"{path}: no object with a score of {min_score:g} or more", file=sys.stderr)
+        if isinstance(min_score, Sequence):
+            least = f"{min(min_score):g} to {max(min_score):g}, by its class,"
+        else:
+            least = f"{min_score:g}"
+        tqdm.write(f"{path}: no object with a score of {least} or more", file=sys.stderr)
     for entry in objects:
         x1, y1, x2, y2 = entry["box"]
         box = f"{x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}"

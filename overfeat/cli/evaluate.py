@@ -1,7 +1,7 @@
 """`overfeat evaluate`: error rates or average precision of a net on a data set."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from overfeat.detection.config import IOUS, MAX_MISTAKES, MIN_SCORE, DetectionCo
 from overfeat.errors import InputError
 from overfeat.localization.config import LocalizationConfig
 from overfeat.multibox.config import ProposalConfig
-from overfeat.options import fraction, positive
+from overfeat.options import fraction, fractions, positive
 
 
 def add_parser(commands: Commands) -> None:
@@ -173,8 +173,9 @@ def _add_figures(group: argparse._ArgumentGroup) -> None:
     """The options of figures at a score threshold."""
     help = "smallest IoU of a detection with its object; of several the first is that of the mistakes (default: 0.5)"
     group.add_argument("--iou", dest="ious", type=fraction, nargs="+", default=IOUS, metavar="IOU", help=help)
-    help = "score threshold (default: %(default)s, as `detect` has it); average precision has none"
-    group.add_argument("--min-score", type=fraction, default=MIN_SCORE, metavar="S", help=help)
+    help = "score threshold; one number, or one for each class, such as 0.5,0.4 (default: that of `detect`: as chosen "
+    help += f"in training, else {MIN_SCORE:g}); average precision has none"
+    group.add_argument("--min-score", type=fractions, metavar="S", help=help)
     help = "draw the worst misses and false positives into a folder (needs the extra demo)"
     group.add_argument("--mistakes", type=Path, metavar="FOLDER", help=help)
     help = "list and draw N of each kind (default: %(default)s)"
@@ -196,7 +197,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     from overfeat.data.annotated import align_boxes
     from overfeat.data.readers.ilsvrc import read_pairs
     from overfeat.detection.evaluate import check_ious, detection_figures, detection_report, predict_annotated
-    from overfeat.detection.predict import detect
+    from overfeat.detection.predict import detect, lowest_score
     from overfeat.models.thresholds import check_match_threshold
     from overfeat.visualize import check_mistakes, mistakes, precision_recall
 
@@ -211,16 +212,20 @@ def _run_detector(args: argparse.Namespace) -> int:
     data = align_boxes(data, net.class_names[:-1])
     config = asdict(config_from_args(DetectionConfig, args))
     check_match_threshold(config["match_threshold"], net.num_foreground_classes)
+    min_score = lowest_score(net, args.min_score, config["postprocess"])
     settings = {**config, **dense_settings(args, net), **nets.net_settings(args, net), **data_settings(data)}
     journal = open_journal(args.out, settings)
     ignored = read_pairs(args.ignore_list) if args.ignore_list else ()
     predict = partial(detect, net, regressor, min_score=0.0, **config, **dense_arguments(args))
     images = predict_annotated(predict, data, journal=journal, **_limits(args))
-    figures = {"ious": args.ious, "min_score": args.min_score, "max_mistakes": args.max_mistakes}
+    figures = {"ious": args.ious, "min_score": min_score, "max_mistakes": args.max_mistakes}
     results = detection_figures(images, data.class_names, ignore_list=ignored, **figures)
     results["settings"] = settings
     print(f"{results['images']} images of {args.data} with {results['objects']} objects; average precision in %")
     print(detection_report(results))
+    if args.min_score is None and net.thresholds and min_score == net.thresholds.min_score:
+        scores = "min scores" if isinstance(min_score, Sequence) else f"min score {min_score:g}"
+        print(f"\n{scores}: as chosen on validation images, with the weights")
     if args.mistakes:
         drawn = mistakes(images, results, args.mistakes, max_pixels=args.max_pixels)
         print(f"{' and '.join(f'{count} {plural}' for plural, count in drawn.items())} drawn to {args.mistakes}")

@@ -1,9 +1,10 @@
 """The thresholds of a detector, chosen on validation images at the end of its training."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,10 +19,11 @@ from overfeat.dense.candidates import Candidates, collect_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import Grid, grids
-from overfeat.detection.config import MATCH_THRESHOLD, SCORE_THRESHOLD
+from overfeat.detection.config import MATCH_THRESHOLD, MIN_SCORE, SCORE_THRESHOLD
 from overfeat.detection.predict import NMS_IOU_THRESHOLDS, combine
 from overfeat.errors import ArgumentError, InputError
-from overfeat.metrics.average_precision import Boxes, curve_of_matches, ground_truth, match_class
+from overfeat.metrics.average_precision import Boxes, curve_of_matches, curves, ground_truth, match_class
+from overfeat.metrics.operating_points import best_f1
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, as_image
 from overfeat.models.thresholds import POSTPROCESSES, DetectionThresholds
@@ -34,6 +36,7 @@ CLASS_THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
 MAX_CANDIDATES = 20_000  # in an image, so that a net that has not learned takes minutes at most
 LEARNED = 0.01  # mean average precision below which there is nothing to choose
 MIN_GAIN, MIN_CLASS_GAIN = 0.005, 0.02  # of average precision, for which a default is left: less was chance
+MIN_SCORES, MIN_OBJECTS = (0.05, 0.95), 10  # the range of lowest scores; objects that a class needs for its own
 Value = TypeVar("Value")
 Figures = Tensor  # average precisions, float64 [3, classes]: of all images and of two halves; NaN without objects
 
@@ -59,7 +62,9 @@ def choose_thresholds(
     In this order: the scores of windows and the match scores that count, a match score for each class, NMS within
     classes, NMS across classes. Another value than the default must gain MIN_GAIN in the mean, a match score of a class
     MIN_CLASS_GAIN in that class, and neither may lose on one of two halves of the images. The windows of each image are
-    evaluated once. The same arguments give the same thresholds.
+    evaluated once. The same arguments give the same thresholds. Last, the lowest score of a detection of each class is
+    that with the best F1 at this IoU, rounded down to two digits and within MIN_SCORES; of classes with fewer than
+    MIN_OBJECTS objects it is that of all classes together.
 
     Args:
         net, regressor: A detector, as `detect` takes it; its own thresholds make no difference.
@@ -96,7 +101,9 @@ def choose_thresholds(
     limits = {"max_images": max_images, "max_pixels": max_pixels, "progress": progress}
     mapped = map_annotated(data.samples, collect, **limits)
     images = [_Image(raw, own_grids, ground_truth(sample)) for _, sample, (raw, own_grids) in mapped.results]
-    return _Search(images, len(data.class_names), progress).run(postprocess)
+    search = _Search(images, len(data.class_names), progress)
+    chosen = search.run(postprocess)
+    return chosen if chosen.postprocess is None else replace(chosen, min_score=search.min_score(chosen))
 
 
 class _Search:
@@ -150,6 +157,21 @@ class _Search:
         chosen = DetectionThresholds(None, nms_iou, class_iou, score, postprocess)
         return chosen, figures(score, nms_iou, class_iou)
 
+    def min_score(self, chosen: DetectionThresholds) -> float | tuple[float, ...]:
+        """The lowest score of a detection with the other thresholds, one for each class unless all are equal."""
+        score = chosen.score_threshold or 0.0
+        options: dict[str, Any] = {key: getattr(chosen, key) for key in ("nms_iou_threshold", "class_iou_threshold")}
+        if chosen.match_threshold is not None:
+            options["match_threshold"] = chosen.match_threshold
+        way = chosen.postprocess or "merge"
+        detections = [combine(image.strong(score), image.grids, postprocess=way, **options) for image in self.images]
+        boxes = [Boxes(one.boxes, one.labels, one.scores) for one in detections]
+        of_classes = curves(boxes, self.truths, self.classes, "coco50")
+        together = best_f1(of_classes)[1]
+        own = [best_f1([curve])[1] if curve.objects >= MIN_OBJECTS else math.nan for curve in of_classes]
+        scores = tuple(_rounded(together if math.isnan(value) else value) for value in own)
+        return scores[0] if len(set(scores)) == 1 else scores
+
     def bar(self, values: Iterable[Value], postprocess: str) -> Iterable[Value]:
         """The values, with progress."""
         disable = None if self.progress else True
@@ -197,6 +219,12 @@ def _best(values: Iterable[Value], default: Value, figures: Callable[[Value], Fi
     gains = {value: [_mean(row) for row in figures(value) - of_default] for value in values}
     allowed = {value: gain for value, (gain, *halves) in gains.items() if gain >= min_gain and min(halves) >= 0}
     return max(allowed, key=lambda value: allowed[value]) if allowed else default
+
+
+def _rounded(score: float) -> float:
+    """A score threshold in two digits; the default for one that is not known."""
+    lowest, highest = MIN_SCORES
+    return MIN_SCORE if math.isnan(score) else min(max(math.floor(100 * score) / 100, lowest), highest)
 
 
 def _mean(averages: Tensor) -> float:

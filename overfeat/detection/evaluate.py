@@ -12,13 +12,14 @@ from overfeat.data.images import MAX_PIXELS
 from overfeat.data.map_images import map_annotated
 from overfeat.dense.detections import Detections
 from overfeat.detection.config import IOUS, MAX_MISTAKES, MIN_SCORE
-from overfeat.errors import ArgumentError, check_fraction
+from overfeat.errors import ArgumentError
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import Boxes, ground_truth
 from overfeat.metrics.confusion import confusion_matrix, confusion_table
 from overfeat.metrics.mistakes import FALSE_POSITIVE, MISS, Mistake, count_reasons, list_mistakes, mistake_table
 from overfeat.metrics.operating_points import SIZE_NOTE, operating_points, operating_table
 from overfeat.metrics.report import average_precisions, precision_table
+from overfeat.models.thresholds import check_min_score
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def detection_figures(
     *,
     ignore_list: Collection[tuple[int, str]] = (),
     ious: Sequence[float] = IOUS,
-    min_score: float = MIN_SCORE,
+    min_score: float | Sequence[float] = MIN_SCORE,
     max_mistakes: int = MAX_MISTAKES,
 ) -> dict:
     """Average precision, precision, recall and F1, confusions and mistakes of detections.
@@ -107,7 +108,8 @@ def detection_figures(
         names: Of the classes.
         ignore_list: (number of an image from 1, class) pairs that ILSVRC's protocol, and it alone, does not count.
         ious: Smallest IoUs of a match, for precision, recall, F1 and confusions; the first is that of the mistakes too.
-        min_score: Score threshold of precision, recall, F1, confusions and mistakes. Average precision has none.
+        min_score: Score threshold of precision, recall, F1, confusions and mistakes, one number or one for each class.
+            Average precision has none.
         max_mistakes: How many of the worst misses are listed, and of the worst false positives.
 
     Returns:
@@ -117,7 +119,7 @@ def detection_figures(
             "mistakes": {"iou", "counts": see `count_reasons`, "miss": the worst misses, "false positive": the worst
                 false positives}; each a `metrics.mistakes.Mistake` with the image's path and the names of classes
     """
-    check_fraction("min_score", min_score)
+    check_min_score(min_score, len(names))
     check_ious(ious)
     ignored = {(p, name) for p, index in enumerate(images.indices) for n, name in ignore_list if n == index + 1}
     detected = (images.detections, images.truths)
@@ -143,7 +145,9 @@ def check_ious(ious: Sequence[float]) -> None:
         raise ArgumentError("ious", f"must be above 0 and at most 1, not {', '.join(f'{v:g}' for v in ious) or 'none'}")
 
 
-def _mistakes(images: PredictedImages, names: list[str], min_iou: float, min_score: float, count: int) -> dict:
+def _mistakes(
+    images: PredictedImages, names: list[str], min_iou: float, min_score: float | Sequence[float], count: int
+) -> dict:
     """The worst mistakes as JSON holds them."""
     mistakes = list_mistakes(images.detections, images.truths, min_iou=min_iou, min_score=min_score)
 

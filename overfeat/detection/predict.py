@@ -20,8 +20,8 @@ from overfeat.detection.targets import expected_votes, typical_votes
 from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, as_image
-from overfeat.models.thresholds import DetectionThresholds, check_match_threshold
-from overfeat.ops.boxes import nms
+from overfeat.models.thresholds import DetectionThresholds, check_match_threshold, check_min_score
+from overfeat.ops.boxes import nms, scoring
 from overfeat.ops.vote_boxes import averages, support
 from overfeat.regions import region
 
@@ -37,7 +37,7 @@ def detect(
     stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, postprocess: str | None = None,
     match_threshold: float | Sequence[float] | None = None, nms_iou_threshold: float | None = None,
     class_iou_threshold: float | None = None, box_average: str = BOX_AVERAGE, score_threshold: float | None = None,
-    max_candidates: int | None = MAX_CANDIDATES, min_score: float = MIN_SCORE,
+    max_candidates: int | None = MAX_CANDIDATES, min_score: float | Sequence[float] | None = None,
 ) -> Detections:  # fmt: skip
     """The objects in an image, best first (section 5).
 
@@ -61,7 +61,8 @@ def detect(
         box_average: See `merge_boxes`.
         score_threshold: Lowest score of a position whose box counts; None: the net's own, else 0.3.
         max_candidates: Of more such boxes only the best are used, with a warning; None: all, whatever their number.
-        min_score: Lowest score of a detection. Average precision needs all: 0.
+        min_score: Lowest score of a detection; one number or one for each class. None: the net's own, else 0.3. Average
+            precision needs all: 0.
 
     Raises:
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
@@ -69,7 +70,7 @@ def detect(
     own = net.thresholds or DetectionThresholds()
     postprocess = _first(postprocess, own.postprocess, "merge")
     _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
-    check_fraction("min_score", min_score)
+    lowest = lowest_score(net, min_score, postprocess)
     check_regressor(net, regressor)
     if not net.background and net.activation == "softmax":
         remedy = "set net.background = True if its last class is that; else use localize, or train a detector"
@@ -89,7 +90,21 @@ def detect(
         nms_iou_threshold=_first(nms_iou_threshold, own_nms_iou, NMS_IOU_THRESHOLDS[postprocess]),
         class_iou_threshold=_first(class_iou_threshold, own.class_iou_threshold, 1.0),
     )  # fmt: skip
-    return detections[detections.scores >= min_score]
+    return detections[scoring(detections.scores, detections.labels, lowest)]
+
+
+def lowest_score(
+    net: Net, min_score: float | Sequence[float] | None = None, postprocess: str | None = None
+) -> float | Sequence[float]:
+    """The lowest score of a detection, one number or one for each class, as `detect` uses these arguments.
+
+    The net's own is that of its own way of post-processing.
+    """
+    own = net.thresholds or DetectionThresholds()
+    if min_score is None and postprocess in (None, own.postprocess or "merge"):
+        min_score = own.min_score
+    check_min_score(min_score, net.num_foreground_classes)
+    return MIN_SCORE if min_score is None else min_score
 
 
 def _first(*values: Value | None) -> Value:

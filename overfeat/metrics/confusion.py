@@ -14,7 +14,12 @@ MAX_LISTED = 20
 
 
 def confusion_matrix(
-    detections: Sequence[Boxes], truths: Sequence[Boxes], num_classes: int, *, min_iou: float, min_score: float
+    detections: Sequence[Boxes],
+    truths: Sequence[Boxes],
+    num_classes: int,
+    *,
+    min_iou: float,
+    min_score: float | Sequence[float],
 ) -> list[list[int]]:
     """Counts of objects by their class (row) and the class that was detected there (column).
 

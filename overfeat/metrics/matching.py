@@ -1,12 +1,13 @@
 """The detections and objects of one image, matched class by class at one IoU and score threshold."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from overfeat.metrics.average_precision import Boxes, match_class
-from overfeat.ops.boxes import iou
+from overfeat.ops.boxes import iou, scoring
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class ImageMatch:
         return self.counted & ~self.matched
 
 
-def match_image(detected: Boxes, truth: Boxes, *, min_iou: float, min_score: float) -> ImageMatch:
-    """Match the detections in one image."""
+def match_image(detected: Boxes, truth: Boxes, *, min_iou: float, min_score: float | Sequence[float]) -> ImageMatch:
+    """Match the detections in one image; min_score: one number, or one for each class."""
     assert detected.scores is not None
     partners, verdicts = torch.full_like(detected.labels, -1), torch.zeros_like(detected.labels)
     counted = torch.ones_like(truth.labels, dtype=torch.bool)
@@ -56,5 +57,6 @@ def match_image(detected: Boxes, truth: Boxes, *, min_iou: float, min_score: flo
             of_class.verdicts,
             of_class.counted,
         )
+    selected = scoring(detected.scores, detected.labels, min_score)
     overlaps = iou(detected.boxes.double(), truth.boxes.double())
-    return ImageMatch(detected.scores >= min_score, partners, verdicts, counted, overlaps)
+    return ImageMatch(selected, partners, verdicts, counted, overlaps)

@@ -43,7 +43,7 @@ class Mistake:
 
 
 def list_mistakes(
-    detections: Sequence[Boxes], truths: Sequence[Boxes], *, min_iou: float, min_score: float
+    detections: Sequence[Boxes], truths: Sequence[Boxes], *, min_iou: float, min_score: float | Sequence[float]
 ) -> list[Mistake]:
     """All misses, then all false positives, each the worst first, at one IoU and score threshold.
 
@@ -73,7 +73,9 @@ def list_mistakes(
     return misses + sorted(positives, key=lambda mistake: -mistake.score)
 
 
-def _mistakes_in(index: int, detected: Boxes, truth: Boxes, min_iou: float, min_score: float) -> Iterator[Mistake]:
+def _mistakes_in(
+    index: int, detected: Boxes, truth: Boxes, min_iou: float, min_score: float | Sequence[float]
+) -> Iterator[Mistake]:
     """The mistakes in one image."""
     assert detected.scores is not None
     match = match_image(detected, truth, min_iou=min_iou, min_score=min_score)

@@ -21,7 +21,8 @@ class DetectionThresholds:
         nms_iou_threshold: Largest IoU of two boxes of a class, after merging where they merge.
         class_iou_threshold: Largest IoU of two boxes of different classes; 1 keeps all.
         score_threshold: Lowest score of a position whose box counts.
-        postprocess: The way of `detect` that match_threshold and nms_iou_threshold are for, and that it uses.
+        postprocess: The way of `detect`, which match_threshold, nms_iou_threshold and min_score are for.
+        min_score: Lowest score of a detection; one number, or one for each class.
     """
 
     match_threshold: float | tuple[float, ...] | None = None
@@ -29,9 +30,11 @@ class DetectionThresholds:
     class_iou_threshold: float | None = None
     score_threshold: float | None = None
     postprocess: str | None = None
+    min_score: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_match_threshold(self.match_threshold)
+        check_min_score(self.min_score)
         if self.postprocess not in (None, *POSTPROCESSES):
             raise ArgumentError("postprocess", f"must be one of {', '.join(POSTPROCESSES)}, not {self.postprocess!r}")
         for name in ("nms_iou_threshold", "class_iou_threshold", "score_threshold"):
@@ -51,10 +54,11 @@ class DetectionThresholds:
             return None
         if not isinstance(values, dict):
             raise TypeError(f"thresholds {text}")
-        if isinstance(values.get("match_threshold"), list):
-            values["match_threshold"] = tuple(values["match_threshold"])
+        for name, value in values.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
         thresholds = cls(**values)
         check_match_threshold(thresholds.match_threshold, num_classes)
+        check_min_score(thresholds.min_score, num_classes)
         return thresholds
 
 
@@ -65,5 +69,20 @@ def check_match_threshold(value: float | Sequence[float] | None, num_classes: in
     numbers = value if isinstance(value, Sequence) else [value]
     if not numbers or not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
         raise ArgumentError("match_threshold", f"must be a number, 0 or more, or one for each class, not {value!r}")
-    if isinstance(value, Sequence) and num_classes not in (None, len(value)):
-        raise ArgumentError("match_threshold", f"must be one number or {num_classes}, one for each class, not {value}")
+    _check_count("match_threshold", value, num_classes)
+
+
+def check_min_score(value: float | Sequence[float] | None, num_classes: int | None = None) -> None:
+    """Raises ArgumentError unless it is None, a number from 0 to 1, or one for each class (None: for any number)."""
+    if value is None:
+        return
+    for number in value if isinstance(value, Sequence) else [value]:
+        check_fraction("min_score", number)
+    _check_count("min_score", value, num_classes)
+
+
+def _check_count(name: str, value: float | Sequence[float], num_classes: int | None) -> None:
+    """Raises ArgumentError for several numbers that are not one for each class."""
+    if isinstance(value, Sequence) and (not value or num_classes not in (None, len(value))):
+        count = "" if num_classes is None else f" or {num_classes}"
+        raise ArgumentError(name, f"must be one number{count}, one for each class, not {value}")

@@ -1,6 +1,7 @@
 """Boxes: IoU, match scores, NMS and box coders. Boxes are (x1, y1, x2, y2) in pixels, continuous and half-open."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +51,16 @@ def check_values(boxes: Tensor, scores: Tensor) -> None:
                 f"{int(invalid.sum())} of {len(boxes)} boxes have {problem}; the first is number {first}, "
                 f"{boxes[first].tolist()} with score {float(scores[first])}"
             )
+
+
+def scoring(scores: Tensor, labels: Tensor, min_score: float | Sequence[float]) -> Tensor:
+    """The boxes that score `min_score`, one number or one for each class, or more: bool [T].
+
+    The threshold has the precision of the scores [T]; labels: int64 [T].
+    """
+    if isinstance(min_score, Sequence):
+        return scores >= scores.new_tensor(min_score)[labels]
+    return scores >= min_score
 
 
 def areas(boxes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from overfeat.errors import InputError, WriteError
 from overfeat.files import check_result, ensure_dir, write_json
 from overfeat.metrics.average_precision import Boxes
 from overfeat.metrics.mistakes import FALSE_POSITIVE, MISS, PLURALS
+from overfeat.ops.boxes import scoring
 from overfeat.visualize.figures import check_picture, displayable, draw_box, figure_class, new_figure, pixels, save
 
 INDEX = "mistakes.json"
@@ -128,7 +129,7 @@ def _crop(kind: str, rank: int, entry: dict, image: Tensor, truth: Boxes, detect
     own = {other: entry["box"] if other == kind else None for other in PLURALS}
     objects = _labelled(truth, results["classes"], region, own[MISS])
     assert detected.scores is not None
-    kept = detected.scores >= results["min_score"]
+    kept = scoring(detected.scores, detected.labels, results["min_score"])
     shown = Boxes(detected.boxes[kept], detected.labels[kept], detected.scores[kept])
     others = _labelled(shown, results["classes"], region, own[FALSE_POSITIVE])
     step = max(1, max(y2 - y1, x2 - x1) // MAX_SIDE)

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from voc_files import voc
 
 from overfeat import load, load_regressor, save
-from overfeat.cli.assets import ASSETS, SHIPPED_WEIGHTS
+from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.detection.predict import detect
@@ -26,6 +26,7 @@ from overfeat.errors import InputError
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import PROTOCOLS
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.thresholds import DetectionThresholds
 from overfeat.models.transfer import with_background
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -115,6 +116,31 @@ def test_the_shipped_detector_and_coco_s_own_tool(multi_object, tmp_path):
     detected = json.loads((tmp_path / "coco/coco.json").read_text())
     everything = figures["at_iou"]["0.5"]["all"]
     assert everything["detections"] == sum(entry["score"] >= figures["min_score"] for entry in detected) > 10
+
+
+def test_lowest_scores_of_the_weights(multi_object, tmp_path, capsys):
+    """`detect` and `evaluate` use those of each class, and say so; others can be given."""
+    weights, out, results = (tmp_path / name for name in ("net.safetensors", "detections", "results.json"))
+    net, lowest = load(SHIPPED_DETECTOR), [1.0, 1.0, *[0.4] * 8]
+    net.thresholds = DetectionThresholds(min_score=tuple(lowest))
+    save(net, weights, regressor=load_regressor(SHIPPED_DETECTOR))
+    assert run("detect", multi_object / "test", "--weights", weights, "-o", out) == 0
+    assert "no object with a score of 0.4 to 1, by its class, or more" in capsys.readouterr().err
+    detected = json.loads((out / "coco.json").read_text())
+    assert detected and min(entry["score"] for entry in detected) >= 0.4
+    assert not {"0", "1"} & {entry["category"] for entry in detected}
+    command = ["evaluate", "detector", "--data", multi_object, "--weights", weights]
+    assert run(*command, "-o", results) == 0
+    printed, figures = capsys.readouterr().out, json.loads(results.read_text())
+    assert figures["min_score"] == lowest and "min scores: as chosen on validation images" in printed
+    points = figures["at_iou"]["0.5"]
+    assert points["all"]["detections"] == len(detected) and points["classes"]["1"]["detections"] == 0
+    assert run(*command, "--min-score", ",".join(["0.3"] * 10)) == 0
+    assert "min scores:" not in capsys.readouterr().out
+    for given in ("0.5,0.4", "0.5,2"):
+        with contextlib.suppress(SystemExit):
+            assert run(*command, "--min-score", given) != 0
+        assert "--min-score" in capsys.readouterr().err
 
 
 def test_figures_and_pictures_of_mistakes(multi_object, tmp_path, capsys):

@@ -168,6 +168,10 @@ def test_class_agnostic_boxes(nets, capsys):
             ["--method", "multibox", "--weights", "BOXES", "--memory-limit", "9"],
             "--memory-limit does not apply to --method multibox",
         ),
+        (
+            ["--method", "multibox", "--weights", "BOXES", "--min-score", "0.5,0.4"],
+            "--min-score must be one number for",
+        ),
         (["--crops", "centre"], "--crops does not apply to --method overfeat"),
         (["--postprocess", "nms", "--match-threshold", "0.4"], "--match-threshold does not apply to --postprocess nms"),
         (["--classifier", "WHAT"], "--classifier does not apply to --method overfeat"),

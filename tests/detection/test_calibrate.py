@@ -46,6 +46,9 @@ def test_thresholds_of_the_shipped_detector(multi_object, few_values, tmp_path):
     net.thresholds = DetectionThresholds(0.0, 1.0, 1.0, 1.0)  # its own make no difference
     assert choose_thresholds(net, regressor, with_broken, progress=False) == chosen
     net.thresholds = chosen
+    few = evaluate_detection(lambda image: detect(net, regressor, image), data, progress=False, min_score=0)
+    best = evaluate_detection(lambda image: detect(net, regressor, image, min_score=0), data, progress=False)
+    assert few["at_iou"]["0.5"]["all"]["f1"] >= best["at_iou"]["0.5"]["all"]["best_f1"] - 0.03
     after = evaluate_detection(lambda image: detect(net, regressor, image, min_score=0), data, progress=False)
     assert after["map"]["voc"] >= before["map"]["voc"] > 0.5
     save(net, tmp_path / "net", regressor=regressor)
@@ -119,6 +122,20 @@ def test_a_value_must_gain_and_lose_nowhere():
     figures |= {value: figures[0.5] for value in calibrate.MATCH_THRESHOLDS if value not in figures}
     assert calibrate._Search.class_match(0, 0.5, figures) == 0.3
     assert calibrate._Search.class_match(1, 0.5, figures) == 0.4
+
+
+def test_the_lowest_score_is_that_of_the_best_f1():
+    """Of each class; of one with few objects that of all together."""
+    strong = [image_of([((60, 60), 30, 0, 0.9)], [((60, 60), 30, 0)])] * 12
+    weak = [image_of([((60, 60), 30, 1, 0.6), ((200, 200), 30, 0, 0.5)], [((60, 60), 30, 1)])] * 12
+    rare = [image_of([((60, 60), 30, 2, 0.7)], [((60, 60), 30, 2)])] * 4
+    chosen = DetectionThresholds(score_threshold=0.3, nms_iou_threshold=0.3, class_iou_threshold=1.0, postprocess="nms")
+    search = calibrate._Search(strong + weak + rare, 3, False)
+    assert search.min_score(chosen) == (0.89, 0.6, 0.6)  # 0.9 in float32 is less than 0.9
+    assert calibrate._Search(strong, 1, False).min_score(chosen) == 0.89
+    certain = [image_of([((60, 60), 30, 0, 1.0)], [((60, 60), 30, 0)])] * 12
+    assert calibrate._Search(certain, 1, False).min_score(chosen) == 0.95
+    assert calibrate._rounded(0.001) == 0.05 and calibrate._rounded(float("nan")) == 0.3
 
 
 def test_the_way_of_post_processing():

@@ -196,6 +196,28 @@ def test_the_lowest_score_of_a_detection():
         detect(net, regressor, image, min_score=2)
 
 
+def test_the_lowest_score_of_each_class(pair):
+    """Given, or the net's own for its own way of post-processing, else the default."""
+    net, regressor = pair
+    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
+    low = {"score_threshold": 0.1}
+    every = detect(net, regressor, image, min_score=0, **low)
+    typical, common = float(every.scores.median()), int(every.labels.mode().values)
+    of_class = tuple(1.0 if label == common else typical for label in range(10))
+    kept = every[(every.scores >= typical) & (every.labels != common)]
+    expected = detect(net, regressor, image, min_score=of_class, **low)
+    assert 0 < len(kept) < len(every) and same_detections(expected, kept)
+    default, alone = detect(net, regressor, image, **low), detect(net, regressor, image, postprocess="nms", **low)
+    net.thresholds = DetectionThresholds(min_score=of_class)
+    assert same_detections(detect(net, regressor, image, **low), kept)
+    assert same_detections(detect(net, regressor, image, min_score=MIN_SCORE, **low), default)
+    assert same_detections(detect(net, regressor, image, postprocess="nms", **low), alone) and len(alone)
+    with pytest.raises(InputError, match="min_score must be one number or 10, one for each class, not"):
+        detect(net, regressor, image, min_score=(0.5, 0.4))
+    with pytest.raises(InputError, match=r"min_score must be between 0 and 1, not 1\.5"):
+        detect(net, regressor, image, min_score=[1.5] * 10)
+
+
 def test_thresholds_of_the_net(pair):
     """They are used where the caller names none; merging's NMS threshold is not that of NMS alone."""
     net, regressor = pair

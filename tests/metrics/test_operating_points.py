@@ -52,6 +52,27 @@ def test_points_by_hand():
     assert len(table) == 2 + 2 + 1 + 3 and len({len(line) for line in table[1:3]}) == 1
 
 
+def test_a_score_threshold_for_each_class():
+    """Figures of a class are those of its own, figures of all those of all of them."""
+    detections, truths = random_scenes(3, images=4, difficult=True)
+    names, lowest = ["a", "b", "c"], (0.2, 0.5, 0.8)
+    points = operating_points(detections, truths, names, min_iou=0.5, min_score=lowest)
+    alone = [operating_points(detections, truths, names, min_iou=0.5, min_score=score) for score in lowest]
+    for one, name in zip(alone, names, strict=True):
+        assert points["classes"][name] == one["classes"][name]
+    assert points["all"]["detections"] == sum(point["detections"] for point in points["classes"].values())
+    assert points["all"]["best_f1"] == alone[0]["all"]["best_f1"]
+    matrix = torch.tensor(confusion_matrix(detections, truths, 3, min_iou=0.5, min_score=lowest))
+    assert matrix[:, :3].sum(0).tolist() == [points["classes"][name]["detections"] for name in names]
+    assert int(matrix.diag().sum()) == round(points["all"]["precision"] * points["all"]["detections"])
+    mistakes = list_mistakes(detections, truths, min_iou=0.5, min_score=lowest)
+    positives = sum(mistake.kind == FALSE_POSITIVE for mistake in mistakes)
+    assert positives == points["all"]["detections"] - int(matrix.diag().sum())
+    table = operating_table(points, 0.5, lowest).splitlines()
+    assert "the min score of their class or more" in table[0] and "min score" in table[1]
+    assert [line.split()[4] for line in table[2:5]] == ["0.2", "0.5", "0.8"]
+
+
 def test_equal_scores_are_selected_together():
     truth, detected = [boxes((A, 0), (B, 0))], [boxes((A, 0, 0.5), (FAR, 0, 0.5), (FAR, 0, 0.5))]
     point = operating_points(detected, truth, ["a"], **HALF)["all"]

@@ -363,6 +363,8 @@ def test_thresholds_travel_with_the_weights(make_net, tmp_path):
         DetectionThresholds(),
         DetectionThresholds(0.4, 0.3, 0.6, 0.2),
         DetectionThresholds((0.1, 0.5, 2), class_iou_threshold=1.0),
+        DetectionThresholds(postprocess="vote", min_score=(0.5, 0, 1)),
+        DetectionThresholds(min_score=0.45),
     ):
         net.thresholds = thresholds
         overfeat.save(net, path, dtype=torch.float16)
@@ -373,7 +375,8 @@ def test_thresholds_travel_with_the_weights(make_net, tmp_path):
     "text",
     ["{", "[]", "5", '{"match": 1}', '{"match_threshold": -1}', '{"match_threshold": [0.1, 0.2]}',
      '{"match_threshold": [0.1, NaN, 0.5, 0.5, 0.5]}', '{"match_threshold": []}', '{"match_threshold": "0.5"}',
-     '{"score_threshold": 1.5}', '{"nms_iou_threshold": "x"}', '{"class_iou_threshold": NaN}'],
+     '{"score_threshold": 1.5}', '{"nms_iou_threshold": "x"}', '{"class_iou_threshold": NaN}',
+     '{"min_score": 1.5}', '{"min_score": [0.5, 0.4]}', '{"min_score": []}', '{"min_score": "0.5"}'],
 )  # fmt: skip
 def test_thresholds_that_are_broken(good, text):
     path, tensors, metadata = good
