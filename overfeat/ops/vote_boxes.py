@@ -48,6 +48,8 @@ def averages(
     from overfeat.ops.backends import numba_vote
 
     groups = _checked(boxes, scores, groups, min_iou)
+    if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(boxes)):
+        raise ArgumentError("chosen", f"must be indices of the {len(boxes)} boxes")
     return numba_vote.averages(boxes, scores, groups, chosen, min_iou)
 
 

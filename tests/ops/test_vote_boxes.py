@@ -60,3 +60,5 @@ def test_by_hand():
         support(boxes, scores, min_iou=1)
     with pytest.raises(InputError, match="x2 < x1"):
         support(-boxes, scores)
+    with pytest.raises(InputError, match="chosen must be indices of the 3 boxes"):
+        averages(boxes, scores, chosen=torch.tensor([3]))

@@ -1,13 +1,11 @@
-"""Sums over the boxes that overlap each box, on a CPU, compiled by numba; the grid is that of numba_nms."""
-
-import math
+"""Sums over the boxes that overlap each box, on a CPU, compiled by numba."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from overfeat.ops.backends.numba_merge import LEVELS, MIN_LEVEL, SLACK, compiled
-from overfeat.ops.backends.numba_nms import _bucket, _insert, _level, _new_grid
+from overfeat.ops.backends.numba_grid import insert, iou, list_near, new_grid
+from overfeat.ops.backends.numba_merge import compiled
 
 
 def support(boxes: Tensor, scores: Tensor, groups: Tensor, min_iou: float) -> Tensor:
@@ -34,19 +32,19 @@ def _arrays(boxes: Tensor, scores: Tensor, groups: Tensor) -> tuple[np.ndarray, 
 
 @compiled
 def _full_grid(corners):
-    grid = _new_grid(len(corners))
+    grid = new_grid(len(corners))
     for i in range(len(corners)):
-        _insert(i, corners, grid)
+        insert(i, corners, grid)
     return grid
 
 
 @compiled
 def _support(corners, scores, groups, min_iou):
     grid, sums = _full_grid(corners), np.zeros(len(corners))
-    nearby, ious = np.empty(len(corners), np.int32), np.empty(len(corners))
+    near, ious = np.empty(len(corners), np.int32), np.empty(len(corners))
     for i in range(len(corners)):
-        for at in range(_overlapping(i, corners, groups, grid, min_iou, nearby, ious)):
-            sums[i] += scores[nearby[at]] * (ious[at] - min_iou) / (1 - min_iou)
+        for at in range(_overlapping(i, corners, groups, grid, min_iou, near, ious)):
+            sums[i] += scores[near[at]] * (ious[at] - min_iou) / (1 - min_iou)
     return sums
 
 
@@ -54,13 +52,13 @@ def _support(corners, scores, groups, min_iou):
 def _averages(corners, scores, groups, chosen, min_iou):
     grid, means, counts = _full_grid(corners), np.empty((len(chosen), 4)), np.zeros(len(chosen), np.int64)
     max_score = np.zeros(len(chosen))
-    nearby, ious = np.empty(len(corners), np.int32), np.empty(len(corners))
+    near, ious = np.empty(len(corners), np.int32), np.empty(len(corners))
     for number in range(len(chosen)):
         i, total = chosen[number], 0.0
         means[number] = 0.0
-        counts[number] = _overlapping(i, corners, groups, grid, min_iou, nearby, ious)
+        counts[number] = _overlapping(i, corners, groups, grid, min_iou, near, ious)
         for at in range(counts[number]):
-            k = nearby[at]
+            k = near[at]
             weight = scores[k] * (ious[at] - min_iou) / (1 - min_iou)
             total += weight
             max_score[number] = max(max_score[number], scores[k])
@@ -74,47 +72,13 @@ def _averages(corners, scores, groups, chosen, min_iou):
 
 
 @compiled
-def _overlapping(i, corners, groups, grid, min_iou, nearby, ious):
-    """Collect the boxes of box i's group with an IoU of at least min_iou, itself too, and these IoUs: their number."""
-    heads, of_level, links, population = grid
-    x1, y1, x2, y2 = corners[i]
-    side, count = max(x2 - x1, y2 - y1) * SLACK, 0
-    least = min_iou / SLACK  # the IoU of two boxes is at most the ratio of their longer sides
-    for level in range(LEVELS):
-        size = 2.0 ** (level + MIN_LEVEL)  # longer sides lie in size / 2 .. size
-        if population[level] == 0 or (level > 0 and (size < least * side or size / 2 * least > side)):
-            continue
-        first_column, last_column = math.floor((x1 - size * SLACK) / size), math.floor(x2 / size)
-        first_row, last_row = math.floor((y1 - size * SLACK) / size), math.floor(y2 / size)
-        if level == LEVELS - 1 or (last_column - first_column + 1.0) * (last_row - first_row + 1.0) > population[level]:
-            k = of_level[level]
-            while k >= 0:
-                count = _collect(i, k, corners, groups, min_iou, nearby, ious, count)
-                k = links[k, 1]
-            continue
-        for row in range(first_row, last_row + 1):
-            for column in range(first_column, last_column + 1):
-                k = heads[_bucket(level, column, row, heads)]
-                while k >= 0:  # a bucket may hold boxes of other cells, which have their own turn
-                    own = math.floor(corners[k, 0] / size) == column and math.floor(corners[k, 1] / size) == row
-                    if own and _level(corners[k]) == level:
-                        count = _collect(i, k, corners, groups, min_iou, nearby, ious, count)
-                    k = links[k, 0]
+def _overlapping(i, corners, groups, grid, min_iou, near, ious):
+    """List the boxes of box i's group with an IoU of at least min_iou, above 0, and these IoUs: their number."""
+    count = 0
+    for at in range(list_near(i, corners, grid, min_iou, near)):
+        k = near[at]
+        overlap = iou(corners[i], corners[k], 0.0, 1.0) if groups[i] == groups[k] else 0.0
+        if overlap >= min_iou and overlap > 0:
+            near[count], ious[count] = k, overlap
+            count += 1
     return count
-
-
-@compiled
-def _collect(i, k, corners, groups, min_iou, nearby, ious, count):
-    """Add box k if it belongs to the boxes of `_overlapping`; returns the number of them."""
-    if groups[i] != groups[k]:
-        return count
-    a, b = corners[i], corners[k]
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    same = a[0] == b[0] and a[1] == b[1] and a[2] == b[2] and a[3] == b[3]
-    iou = shared / union if union > 0 else (1.0 if same else 0.0)
-    if iou < min_iou or iou == 0:
-        return count
-    nearby[count], ious[count] = k, iou
-    return count + 1
