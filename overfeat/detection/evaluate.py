@@ -24,9 +24,13 @@ from overfeat.models.thresholds import check_min_score
 
 @dataclass(frozen=True)
 class PredictedImages:
-    """Annotated images with their detections: samples, their indices in the data set, detections and objects of each.
+    """Annotated images with their detections.
 
-    unreadable: messages about the images that are left out.
+    Attributes:
+        samples: The images that could be read.
+        indices: Of the samples in the data set.
+        detections, truths: The detected and the annotated boxes of each sample.
+        unreadable: Messages about the images that are left out.
     """
 
     samples: list[Sample]

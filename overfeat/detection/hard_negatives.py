@@ -5,14 +5,14 @@ from torch import Tensor
 
 
 def sample_negatives(loss: Tensor, negative: Tensor, sampling: str, count: int) -> Tensor:
-    """Indices of the negative windows of a tile that contribute to its loss.
+    """Indices of the negative windows of a batch that contribute to its loss.
 
     Args:
         loss: [n], the loss of each window.
         negative: bool [n].
         sampling: "hard": those with the highest loss; "random"; "half_hard": half of each, where a random one may be
             among the hard ones; "none".
-        count: How many, if the tile has as many.
+        count: How many, if there are as many.
 
     Returns:
         int64 [at most count], the hard ones first.

@@ -59,11 +59,13 @@ def ground_truth(sample: Annotation) -> Boxes:
 
 @dataclass(frozen=True)
 class Matching:
-    """How the detections of a class in an image match its objects there.
+    """How the n detections of a class in an image match the m objects of that class.
 
-    scores [n], verdicts int64 [n]: of the detections; 1 is a true positive, 0 a false positive, -1 one that is ignored.
-    partners int64 [n]: the object that each matches, an index into those of the class; -1: none. counted bool [m]: the
-    objects that are not ignored.
+    Attributes:
+        scores: [n], of the detections.
+        verdicts: int64 [n], 1 for a true positive, 0 for a false positive, -1 for a detection that is ignored.
+        partners: int64 [n], the object that each detection matches, an index into those of the class, or -1.
+        counted: bool [m], the objects that are not ignored.
     """
 
     scores: Tensor

@@ -1,4 +1,4 @@
-"""Which classes detections confuse."""
+"""Confusion between classes: the objects of each by the class that was detected there."""
 
 from collections.abc import Sequence
 
@@ -47,7 +47,7 @@ def _match_across_classes(partners: Tensor, match: ImageMatch, detected: Boxes, 
     """Add partners of the false positives among the missed objects."""
     assert detected.scores is not None
     missed = match.missed
-    close = (match.overlaps >= min_iou) & match.positives[:, None] & missed
+    close = (match.overlaps >= min_iou) & match.false_positives[:, None] & missed
     i, j = close.nonzero().unbind(1)
     order = zip((-match.overlaps[i, j]).tolist(), (-detected.scores[i]).tolist(), i.tolist(), j.tolist(), strict=True)
     for _, _, detection, truth in sorted(order):
@@ -75,7 +75,7 @@ def confusion_table(counts: Sequence[Sequence[int]], names: Sequence[str]) -> st
 
 
 def _most_frequent(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """The largest counts off the diagonal between two classes, a line each."""
+    """The largest counts of objects detected as another class, a line each."""
     classes = range(len(labels) - 1)
     pairs = [(i, k) for i in classes for k in classes if i != k and counts[i][k]]
     pairs.sort(key=lambda pair: -counts[pair[0]][pair[1]])

@@ -14,9 +14,12 @@ from overfeat.ops.boxes import iou, scoring
 class ImageMatch:
     """How the n detections in an image match its m objects, with the matching of `operating_points`.
 
-    selected bool [n]: detections with a score of the threshold or more. partners int64 [n]: the object that each
-    detection matches, -1: none. verdicts int64 [n]: 1 for a true positive, 0 for a false positive, -1 for a detection
-    that is ignored. counted bool [m]: objects that are not ignored. overlaps float64 [n, m]: IoUs.
+    Attributes:
+        selected: bool [n], the detections with a score of the threshold or more.
+        partners: int64 [n], the object that each detection matches, or -1.
+        verdicts: int64 [n], 1 for a true positive, 0 for a false positive, -1 for a detection that is ignored.
+        counted: bool [m], the objects that are not ignored.
+        overlaps: float64 [n, m], IoUs.
     """
 
     selected: Tensor
@@ -26,8 +29,8 @@ class ImageMatch:
     overlaps: Tensor
 
     @property
-    def positives(self) -> Tensor:
-        """The false positives: bool [n]."""
+    def false_positives(self) -> Tensor:
+        """The selected detections without an object: bool [n]."""
         return self.selected & (self.verdicts == 0)
 
     @property
@@ -52,11 +55,8 @@ def match_image(detected: Boxes, truth: Boxes, *, min_iou: float, min_score: flo
         mine, theirs = detected.labels == k, truth.labels == k
         of_class = match_class(detected, truth, k, "coco50", min_iou=min_iou)
         indices = torch.cat([theirs.nonzero()[:, 0], torch.tensor([-1])])  # -1 stays
-        partners[mine], verdicts[mine], counted[theirs] = (
-            indices[of_class.partners],
-            of_class.verdicts,
-            of_class.counted,
-        )
+        partners[mine] = indices[of_class.partners]
+        verdicts[mine], counted[theirs] = of_class.verdicts, of_class.counted
     selected = scoring(detected.scores, detected.labels, min_score)
     overlaps = iou(detected.boxes.double(), truth.boxes.double())
     return ImageMatch(selected, partners, verdicts, counted, overlaps)

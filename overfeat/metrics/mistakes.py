@@ -25,11 +25,14 @@ POOR_IOU = 0.1  # smallest IoU at which a box is a poor one of an object, as in 
 class Mistake:
     """A missed object or a false positive.
 
-    image: Its index. kind: MISS or FALSE_POSITIVE. reason: One of REASONS[kind].
-    label, box: Of the object or the detection.
-    score: Of the false positive; of a miss the score of the detection below the threshold that matches it, else 0.
-    other, iou: Label and IoU of what the reason refers to: of a miss a detection, of a false positive an object; else
-        None and 0.
+    Attributes:
+        image: Its index.
+        kind: MISS or FALSE_POSITIVE.
+        reason: One of REASONS[kind].
+        label, box: Of the object or the detection.
+        score: Of the false positive; of a miss the score of the detection below the threshold that matches it, else 0.
+        other, iou: Label and IoU of what the reason refers to: of a miss a detection, of a false positive an object;
+            else None and 0.
     """
 
     image: int
@@ -69,8 +72,8 @@ def list_mistakes(
     ]
     misses = [mistake for mistake in mistakes if mistake.kind == MISS]
     misses.sort(key=lambda miss: (miss.score, -float(areas(torch.tensor(miss.box)))))
-    positives = [mistake for mistake in mistakes if mistake.kind == FALSE_POSITIVE]
-    return misses + sorted(positives, key=lambda mistake: -mistake.score)
+    false_positives = [mistake for mistake in mistakes if mistake.kind == FALSE_POSITIVE]
+    return misses + sorted(false_positives, key=lambda mistake: -mistake.score)
 
 
 def _mistakes_in(
@@ -79,7 +82,7 @@ def _mistakes_in(
     """The mistakes in one image."""
     assert detected.scores is not None
     match = match_image(detected, truth, min_iou=min_iou, min_score=min_score)
-    for i in match.positives.nonzero()[:, 0].tolist():
+    for i in match.false_positives.nonzero()[:, 0].tolist():
         own, close = truth.labels == detected.labels[i], match.overlaps[i] >= min_iou
         choices = {
             "duplicate": own & close,
@@ -93,8 +96,8 @@ def _mistakes_in(
     for j in match.missed.nonzero()[:, 0].tolist():
         own, overlaps = detected.labels == truth.labels[j], match.overlaps[:, j]
         choices = {
-            "wrong class": match.positives & ~own & (overlaps >= min_iou),
-            "poor box": match.positives & own & (overlaps >= POOR_IOU),
+            "wrong class": match.false_positives & ~own & (overlaps >= min_iou),
+            "poor box": match.false_positives & own & (overlaps >= POOR_IOU),
         }
         low = detected.scores[(match.partners == j) & (match.verdicts == 1)]
         without = ("low score" if len(low) else "not detected", None, 0.0)

@@ -13,7 +13,7 @@ from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, P
 from overfeat.data.readers.locate import ImageLocator, image_roots
 from overfeat.errors import InputError
 
-# The names of the columns, in lower case, without anything but letters and digits; the first that is there counts.
+# Names of the columns, reduced to lower-case letters and digits; of several in a table the first here counts.
 IMAGE = ("imagepath", "imagefile", "imagefilename", "filename", "filepath", "image", "imagename", "img", "imgpath",
          "file", "path", "imageid")  # fmt: skip
 LABEL = ("label", "class", "classname", "labelname", "labels", "category", "categoryname", "celltype", "object",

@@ -102,11 +102,11 @@ def _add_shape(
         raise Invalid(f"{quoted.repr(shape)} is not an object")
     name = checks.class_name(shape.get("label"), classes)
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
-    least = MIN_POINTS.get(kind) if isinstance(kind, str) else None
-    if least is None:
+    needed = MIN_POINTS.get(kind) if isinstance(kind, str) else None
+    if needed is None:
         raise Invalid(f"a shape of type {quoted.repr(kind)} has no box; there are {', '.join(MIN_POINTS)}")
-    if not isinstance(points, list) or len(points) < least or not all(map(_is_point, points)):
-        raise Invalid(f"points of a {kind} are {quoted.repr(points)}, not at least {least} pairs of numbers")
+    if not isinstance(points, list) or len(points) < needed or not all(map(_is_point, points)):
+        raise Invalid(f"points of a {kind} are {quoted.repr(points)}, not at least {needed} pairs of numbers")
     xs, ys = ([checks.number(point[i], "a point") for point in points] for i in (0, 1))
     if kind == "circle":
         box = _circle_box(xs, ys, image.size)
