@@ -64,6 +64,21 @@ class Annotated:
         return len(self.samples)
 
     @property
+    def boxes(self) -> np.ndarray:
+        """The boxes of all samples, float64 [n, 4], each in pixels of its image."""
+        return np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in self.samples)])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all boxes, int64 [n]."""
+        return np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in self.samples)])
+
+    @property
+    def difficult(self) -> np.ndarray:
+        """VOC's flag of all boxes, bool [n]."""
+        return np.concatenate([np.zeros(0, bool), *(sample.difficult for sample in self.samples)])
+
+    @property
     def fingerprint(self) -> str:
         """A hash of classes, file names, boxes and labels in order, without the folders they lie in."""
         digest = hashlib.sha256("\n".join(self.class_names).encode(errors="surrogatepass"))
@@ -76,8 +91,9 @@ class Annotated:
 
     def describe(self) -> str:
         """The number of images, boxes and classes, and the fingerprint, in words."""
-        boxes = sum(len(sample.labels) for sample in self.samples)
-        return f"{len(self)} images with {boxes} boxes of {len(self.class_names)} classes ({self.fingerprint})"
+        return (
+            f"{len(self)} images with {len(self.labels)} boxes of {len(self.class_names)} classes ({self.fingerprint})"
+        )
 
 
 def align_boxes(annotated: Annotated, names: Sequence[str], owner: str = "the net") -> Annotated:
@@ -108,10 +124,7 @@ def select_classes(annotated: Annotated, mapping: Mapping[str, str]) -> Annotate
     Raises:
         InputError: A class that the data do not have, or no box that is left.
     """
-    counts = np.bincount(
-        np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in annotated.samples)]),
-        minlength=len(annotated.class_names),
-    )
+    counts = np.bincount(annotated.labels, minlength=len(annotated.class_names))
     unknown = [name for name in mapping if name not in annotated.class_names]
     if unknown or not mapping:
         there = f"there are {len(annotated.class_names)}: {', '.join(annotated.class_names)}"

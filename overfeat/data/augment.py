@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MIN_BOXES = 20  # of a class, for its boxes to tell whether it has an upright direction
+MIN_BOXES = 20  # of a class, from which their aspect ratios show whether it has an upright direction
 MAX_LOG_ASPECT = 0.15  # of width to height on average, of classes without one
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601
 
@@ -26,8 +26,7 @@ def quarter_turn(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 def jitter_color(image: Tensor, rng: np.random.Generator, strength: float) -> Tensor:
     """An image uint8 [3, H, W] with random brightness, contrast, saturation and colour cast.
 
-    Args:
-        strength: Largest relative change of each but the cast, whose gains change by at most half of it.
+    strength: Largest relative change of each but the cast, whose gains change by at most half of it.
     """
     brightness, contrast, saturation, *cast = 1 + strength * rng.uniform(-1, 1, 6) * [1, 1, 1, 0.5, 0.5, 0.5]
     pixels = image.float()
@@ -38,11 +37,11 @@ def jitter_color(image: Tensor, rng: np.random.Generator, strength: float) -> Te
     return ((pixels - mean) * contrast + mean).mul_(gains).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def without_upright(boxes: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether boxes [n, 4] look as if the objects had no upright direction, so that quarter turns are as likely.
+def allows_quarter_turns(boxes: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether the boxes [n, 4] suggest objects without an upright direction, for which quarter turns are as likely.
 
-    The boxes of every class with enough of them are as often wide as high: the mean logarithm of width to height is
-    within MAX_LOG_ASPECT of 0. False where no class has enough.
+    That is so if the boxes of every class with MIN_BOXES or more are as often wide as high: the mean logarithm of width
+    to height is within MAX_LOG_ASPECT of 0. False if no class has as many.
     """
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)
     aspect = np.log(sides[:, 0] / sides[:, 1])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from overfeat.data.annotated import Annotated
-from overfeat.data.augment import without_upright
+from overfeat.data.augment import allows_quarter_turns
 from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
 from overfeat.dense.scales import BEST_OBJECT_SIZE, choose_scales
 from overfeat.densify.initial_net import FOR_OBJECTS, describe_start, new_net
@@ -28,11 +28,11 @@ MAX_MISSED = 0.005  # fraction of the boxes that no window is centred on, beyond
 def build_detector(
     data: Annotated, options: DetectorConfig, *, shipped: Path | None = None
 ) -> tuple[OverFeat, BoxRegressor, Path | None]:
-    """A net with a background class and a box regressor for these objects, and the file they start from.
+    """A net with a background class and a box regressor for these objects, and the file they start from, or None.
 
     Args:
         data: The training data.
-        options: What is not None there is not chosen here.
+        options: Of these, None stands for what is chosen here.
         shipped: Weights of a net to start from where it knows all the classes.
 
     Raises:
@@ -48,7 +48,7 @@ def build_detector(
         net = new_net(options, default, len(data.class_names), FOR_OBJECTS)
     same_classes = net.class_names[: len(data.class_names)] == data.class_names
     net = with_background(net, data.class_names)
-    net.scale_factors = options.scales or choose_scales(longer_sides(data), net.architecture.window, labels_of(data))
+    net.scale_factors = options.scales or choose_scales(longer_sides(data), net.architecture.window, data.labels)
     net.reach = choose_reach(data, net) if options.reach is None else options.reach
     context = net.backbone is None if options.context is None else options.context
     if context and net.context is None:
@@ -65,7 +65,7 @@ def choose_options(data: Annotated, options: DetectorConfig) -> DetectorConfig:
     """The options with those chosen that depend on the data: tiles per image, and quarter turns."""
     samples, turns = options.samples_per_image, options.quarter_turns
     if turns is None:
-        turns = without_upright(boxes_of(data), labels_of(data))
+        turns = allows_quarter_turns(data.boxes, data.labels)
     return replace(options, samples_per_image=samples or -(-SAMPLES // len(data)), quarter_turns=turns)
 
 
@@ -89,36 +89,27 @@ def _knows(weights: Path, data: Annotated) -> bool:
     return set(data.class_names) <= set(checkpoint.load(weights).class_names)
 
 
-def boxes_of(data: Annotated) -> np.ndarray:
-    """All boxes [n, 4], in pixels of their images."""
-    return np.concatenate([sample.boxes for sample in data.samples])
-
-
-def labels_of(data: Annotated) -> np.ndarray:
-    """The labels of all boxes."""
-    return np.concatenate([sample.labels for sample in data.samples])
-
-
 def longer_sides(data: Annotated) -> np.ndarray:
-    """Of every box, in pixels of its image."""
-    boxes = boxes_of(data)
-    return (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    """The longer side of every box [n], in pixels of its image."""
+    return (data.boxes[:, 2:] - data.boxes[:, :2]).max(axis=1)
 
 
 def fitting(
     data: Annotated, net: OverFeat, reach: float | None = None, tolerance: float = RULE.center_tolerance
 ) -> np.ndarray:
-    """Which boxes have positive windows at one of the net's scale factors, bool.
+    """Which of the n boxes have positive windows at one of the net's scale factors: bool [n].
 
     An image that a scale factor would make smaller than the window is resized to the window, less what windows reach
     beyond it.
 
     Args:
+        data: The boxes and the sizes of their images.
+        net: For its window, stride and scale factors.
         reach: Of the windows; None: the net's own.
         tolerance: Largest distance of the centres of window and box, as a fraction of the window.
     """
-    window, stride, fits = net.architecture.window, net.geometry.fine_stride, []
-    beyond = round((net.reach if reach is None else reach) * window) // stride * stride / window  # as `Net.margin`
+    window, fits = net.architecture.window, []
+    beyond = net.geometry.margin(net.reach if reach is None else reach)[0] / window
     for sample in data.samples:
         smallest = window * max(0.0, 1 - 2 * beyond) / min(sample.size)
         factors = np.maximum(net.scale_factors or (), smallest)
@@ -180,8 +171,7 @@ def _warnings(data: Annotated, net: OverFeat) -> list[str]:
     if height * width * largest**2 > MAX_RESIZED:
         size = f"{height}x{width} px is too large to be searched at {largest:g} times its size"
         lines.append(f"an image of {size}; split it, or give other scales")
-    easy = np.concatenate([sample.labels[~sample.difficult] for sample in data.samples])
-    counts = np.bincount(easy, minlength=len(data.class_names))
+    counts = np.bincount(data.labels[~data.difficult], minlength=len(data.class_names))
     if absent := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
         lines.append(f"classes without a box that is not difficult, which cannot be detected: {shorten(absent)}")
     return lines

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,15 +25,16 @@ from overfeat.detection.targets import assign_targets
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.fc_layers import gather_windows
 from overfeat.models.geometry import Stride
-from overfeat.models.overfeat import ContextFeatures, OverFeat, gather_windows
+from overfeat.models.overfeat import ContextFeatures, OverFeat
 from overfeat.ops.boxes import decode, encode, paired_iou
 from overfeat.training.config import TrainConfig
 from overfeat.training.task import Sums, Task, check_classes, check_objects, describe_data
 
 TILE_WINDOWS = 4  # windows along a tile's side
-MAX_POSITIVES = 64  # positive windows of a tile that contribute to the loss
-VALIDATION_TILES = 200  # at least
+MAX_POSITIVES = 64  # of a tile that contribute to the loss
+VALIDATION_TILES = 200  # of the validation data, at least
 FIGURES = ("loss", "missed_error", "false_error", "iou_error", "score_spread")
 MIN_SPREAD = 0.02  # standard deviation of the windows' scores, below which they are called equal
 
@@ -52,7 +52,11 @@ class Detector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Class scores of some windows [windows, classes], and boxes of others [positives, classes or 1, 4].
 
-        images: uint8 [3, H, W] each; positions, positives: int64 [n] of each, the numbers of these windows.
+        Args:
+            images: uint8 [3, H, W] each.
+            stride: Of the windows.
+            positions: int64 [n] for each image, the numbers of the windows with class scores, row by row.
+            positives: int64 [n] for each image, those of the windows with boxes.
         """
         net, context, windows, objects = self.net, [], [], []
         pool, kernel, step = net.architecture.pool, net.architecture.kernel, net.architecture.maps_stride(stride)
@@ -268,8 +272,7 @@ def _check(net: OverFeat, regressor: BoxRegressor, data: Annotated, validation: 
     for annotated, name in ((data, "training"), (validation, "validation")):
         if annotated is None:
             continue
-        easy = ~np.concatenate([sample.difficult for sample in annotated.samples])
-        if not (fitting(annotated, net) & easy).any():
+        if not (fitting(annotated, net) & ~annotated.difficult).any():
             factors = ", ".join(f"{factor:g}" for factor in net.scale_factors)
             raise InputError(
                 f"no object of the {name} data fits the window of {net.architecture.window} px when images are "

@@ -12,17 +12,10 @@ from torch import Tensor, nn
 
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import Architecture
+from overfeat.models.fc_layers import ConvList, fc_flat, gather_windows, remaining_fc
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, Shape
-from overfeat.models.overfeat import (
-    ConvList,
-    OverFeat,
-    channels_last,
-    fc_flat,
-    gather_windows,
-    initialise,
-    remaining_fc,
-)
+from overfeat.models.overfeat import OverFeat, channels_last, initialise
 from overfeat.ops.boxes import BOX_CODERS
 from overfeat.regions import region
 

@@ -36,6 +36,15 @@ class Geometry:
         """Whether an image of (height, width) has a window."""
         return size[0] >= self.window[0] and size[1] >= self.window[1]
 
+    def margin(self, reach: float) -> Size:
+        """Pixels (rows, columns) by which windows reach beyond each side of an image: whole fine strides.
+
+        reach: The fraction of a window that they are at most, but for rounding to pixels.
+        """
+        stride = self.fine_stride
+        height, width = (round(reach * side) // stride * stride for side in self.window)
+        return height, width
+
     def num_outputs(self, axis: int, length: int, stride: Stride) -> int:
         """Number of windows along an axis (0: rows, 1: columns) of `length` pixels."""
         return max(0, (length - self.window[axis]) // self.stride(stride) + 1)

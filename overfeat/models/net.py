@@ -97,9 +97,7 @@ class Net(nn.Module, ABC):
         Raises ArgumentError for a reach that is not in 0..1.
         """
         check_fraction("reach", self.reach)
-        stride = self.geometry.fine_stride
-        height, width = (round(self.reach * side) // stride * stride for side in self.geometry.window)
-        return height, width
+        return self.geometry.margin(self.reach)
 
     @property
     def num_classes(self) -> int:

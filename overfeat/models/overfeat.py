@@ -1,9 +1,9 @@
 """The networks: `OverFeat` is the one module that runs any `Architecture`."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,32 +13,16 @@ from overfeat import ops
 from overfeat.errors import InputError
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer
 from overfeat.models.backbone import FeatureLayers
+from overfeat.models.fc_layers import ConvList, fc_flat, first_fc
 from overfeat.models.flops import region_macs
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.memory import feature_bytes, head_bytes
 from overfeat.models.net import InputSpan, Net, Shape, as_batch
 from overfeat.models.receptive_field import input_span
-from overfeat.ops import layout
-from overfeat.regions import FIRST_FC, REMAINING_FC, region
+from overfeat.regions import FIRST_FC, region
 
 Module = TypeVar("Module", bound=nn.Module)
 Pads = Sequence[Sequence[tuple[int, int]]]  # for rows and for columns, (before, after) of every feature step
-
-
-if TYPE_CHECKING:
-
-    class ConvList(nn.ModuleList):
-        """A `ModuleList` of convolutions."""
-
-        @overload
-        def __getitem__(self, index: slice) -> "ConvList": ...
-        @overload
-        def __getitem__(self, index: int) -> nn.Conv2d: ...
-        def __getitem__(self, index: int | slice) -> "nn.Conv2d | ConvList": ...
-        def __iter__(self) -> Iterator[nn.Conv2d]: ...
-
-else:
-    ConvList = nn.ModuleList
 
 
 def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
@@ -284,9 +268,9 @@ class OverFeat(Net):
         stride: That of the context's maps; context: as in `forward_head_flat`.
         """
         dropout = self.dropout if self.training else 0.0
-        return fc_flat(self.fc_layers, [windows], 1, 1, dropout=dropout, context=self._context_logits(context, stride))[
-            0
-        ]
+        context_logits = self._context_logits(context, stride)
+        logits, _ = fc_flat(self.fc_layers, [windows], 1, 1, dropout=dropout, context=context_logits)
+        return logits
 
     def _context_logits(self, context: Sequence[ContextFeatures], stride: Stride) -> Tensor | None:
         """What context adds to the first fully connected layer at every position; None for nothing."""
@@ -363,73 +347,6 @@ class OverFeat(Net):
                 f"an image of {images.shape[2]}x{images.shape[3]} is smaller than the "
                 f"{self.architecture.name} net's window of {window}x{window}; enlarge it first"
             )
-
-
-def fc_flat(
-    layers: ConvList, maps: Sequence[Tensor], pool: int, step: int, *, dropout: float = 0.0,
-    context: Tensor | None = None, last_relu: bool = False, regions: tuple[str, str] = (FIRST_FC, REMAINING_FC),
-) -> tuple[Tensor, list[Shape]]:  # fmt: skip
-    """Fully connected layers over unpooled maps (section 3.3): flat outputs, and (N, h', w') of each map.
-
-    Args:
-        layers: As convolutions; a ReLU and dropout follow all but the last, with `last_relu` a ReLU the last as well.
-        maps: [N, C, h, w] each.
-        pool: Size of the pooling before the first layer.
-        step: Cells of the maps between outputs: 1 pools at every offset (fine stride), `pool` at the first (coarse).
-        dropout: Its probability; 0 in evaluation.
-        context: [positions, hidden], added before the first ReLU.
-        regions: Names of the first layer's region and of the others'.
-    """
-    relu = len(layers) > 1 or last_relu
-    with region(regions[0]):
-        x, shapes = first_fc(layers[0], maps, pool, step, relu and context is None)
-        if context is not None:
-            x = x + context
-            x = x.relu_() if relu else x
-    with region(regions[1]):
-        return remaining_fc(layers, x, dropout, last_relu), shapes
-
-
-def first_fc(
-    layer: nn.Conv2d, maps: Sequence[Tensor], pool: int, step: int, relu: bool = False
-) -> tuple[Tensor, list[Shape]]:
-    """`fc_flat` of the first layer: from here on every position is independent, a row of one matrix."""
-    window = pool * layer.kernel_size[0]
-    for m in maps:
-        if min(m.shape[2:]) < window:
-            raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {window}x{window}")
-    if step != 1:
-        assert step == pool, (step, pool)
-        maps, pool = [F.max_pool2d(m, pool) for m in maps], 1
-    flat = ops.skip_classifier_flat(maps, layer.weight, layer.bias, pool, relu=relu)
-    return flat, layout.output_shapes(maps, layer.weight, pool)
-
-
-def remaining_fc(layers: ConvList, x: Tensor, dropout: float, last_relu: bool = False) -> Tensor:
-    """The fully connected layers after the first, whose output is x [positions, channels]."""
-    for layer in layers[1:]:
-        x = F.dropout(x, dropout, training=dropout > 0)
-        x = ops.linear(x, layer.weight, layer.bias, relu=last_relu or layer is not layers[-1])
-    return x
-
-
-def gather_windows(maps: Tensor, side: int, step: int, positions: Tensor, tap: int = 1) -> Tensor:
-    """The contents of windows of maps [N, C, H, W], as maps [positions, C, side, side] of their own.
-
-    Args:
-        side: Cells along a window's side.
-        step: Cells between windows.
-        positions: int64, numbers of windows, row by row, image by image.
-        tap: Cells between the cells of a window.
-    """
-    (height, width), extent = maps.shape[2:], (side - 1) * tap + 1
-    rows, columns = ((length - extent) // step + 1 for length in (height, width))
-    image, row, column = positions // (rows * columns), positions // columns % rows, positions % columns
-    start = (image * height + row * step) * width + column * step
-    offsets = torch.arange(0, extent, tap, device=maps.device)
-    cells = (start[:, None] + (offsets[:, None] * width + offsets).flatten()).flatten()
-    flat = maps.permute(0, 2, 3, 1).flatten(0, 2)
-    return flat.index_select(0, cells).view(-1, side, side, maps.shape[1]).permute(0, 3, 1, 2)
 
 
 def _check_classes(count: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from overfeat.data.augment import jitter_color, mirror_image, quarter_turn, without_upright
+from overfeat.data.augment import allows_quarter_turns, jitter_color, mirror_image, quarter_turn
 
 
 @pytest.mark.parametrize("change", [mirror_image, quarter_turn])
@@ -40,9 +40,9 @@ def test_objects_without_an_upright_direction(aspects, expected):
     labels = np.arange(200) % 2
     widths = heights * np.array(aspects)[labels] * np.exp(rng.normal(0, 0.2, 200))
     boxes = np.stack([np.zeros(200), np.zeros(200), widths, heights], axis=1)
-    assert without_upright(boxes, labels) == expected
+    assert allows_quarter_turns(boxes, labels) == expected
 
 
 def test_few_boxes_do_not_tell():
     boxes = np.tile([0.0, 0, 10, 10], (5, 1))
-    assert not without_upright(boxes, np.zeros(5, dtype=np.int64))
+    assert not allows_quarter_turns(boxes, np.zeros(5, dtype=np.int64))
