@@ -74,14 +74,14 @@ def _pairs(
             return [(ImageLocator(roots, problems).locate(path.stem, noted=False), path)]
         return []
     if split is not None:
-        places = layout.split(split)
-        if places is None:
+        sources = layout.split(split)
+        if sources is None:
             raise InputError(f"{path}: no split {split!r} in it; there are: {shorten(list(layout.splits)) or 'none'}")
     elif path.is_file() and not layout.splits:
-        places = [path]
+        sources = [path]
     else:
-        places = [place for places in layout.splits.values() for place in places] or [image_root(layout.root)]
-    if images is not None and all(place.is_dir() for place in places):
+        sources = [source for sources in layout.splits.values() for source in sources] or [image_root(layout.root)]
+    if images is not None and all(source.is_dir() for source in sources):
         if split is not None:
             raise InputError(
                 f"{path}: images elsewhere have no split {split!r}; give the split's folder of labels alone"
@@ -89,14 +89,14 @@ def _pairs(
         pairs = _pairs_apart(path, existing_dir(images))
     else:
         locator = ImageLocator(image_roots(layout.root, images), problems)
-        pairs = [(image, label_file(image)) for image in images_of(places, locator, problems)]
-    if all(place.is_dir() for place in places):
+        pairs = [(image, label_file(image)) for image in images_of(sources, locator, problems)]
+    if all(source.is_dir() for source in sources):
         _note_orphans({label for _, label in pairs if label}, problems)
     return pairs
 
 
 def _pairs_apart(labels: Path, images: Path) -> list[tuple[Path, Path | None]]:
-    """The images in a folder with the files of labels at the same places in another."""
+    """The images in a folder with the files of labels at the same paths in another."""
     root = labels if labels.is_dir() else labels.parent
     pairs: list[tuple[Path, Path | None]] = []
     for image in walk(images):

@@ -50,8 +50,8 @@ def read_layout(path: Path) -> Layout:
     if config is not None:
         values = _read_config(config)
         root = config.parent
-        splits = {name: _places(root, values.get("path"), values[name]) for name in SPLITS if name in values}
-        splits = {name: places for name, places in splits.items() if places}
+        splits = {name: _sources(root, values.get("path"), values[name]) for name in SPLITS if name in values}
+        splits = {name: sources for name, sources in splits.items() if sources}
         names = _names_of(values["names"], config) if "names" in values else _names_near(root)
         return Layout(root, names, splits or _splits_below(root), "kpt_shape" in values)
     root = path if path.is_dir() else path.parent
@@ -84,7 +84,7 @@ def _read_config(path: Path) -> dict[str, Value]:
 def _names_of(value: Value, config: Path) -> dict[int, str]:
     """Names by number from a list, a mapping, or a file that holds a name a line."""
     if isinstance(value, str):
-        file = _place(config.parent, value)
+        file = _existing(config.parent, value)
         if file is None or not file.is_file():
             raise InputError(f"{config}: no file {value!r} of names; write the names as a list")
         return _names_in(file)
@@ -98,13 +98,13 @@ def _names_of(value: Value, config: Path) -> dict[int, str]:
 def _names_near(folder: Path) -> dict[int, str]:
     """The names beside the images or labels, or in a folder above if these are only a part of its data set."""
     folders = [folder, *folder.absolute().parents][:DEPTH]
-    parts = [i for i, place in enumerate(folders) if place.name.lower() in ("images", "labels", *SPLITS)]
-    for place in folders[: max(parts, default=-1) + 2]:
-        files = (parent / name for parent in (place, place / "labels") for name in NAME_FILES)
+    parts = [i for i, above in enumerate(folders) if above.name.lower() in ("images", "labels", *SPLITS)]
+    for above in folders[: max(parts, default=-1) + 2]:
+        files = (parent / name for parent in (above, above / "labels") for name in NAME_FILES)
         file = next((file for file in files if file.is_file()), None)
         if file is not None:
             return _names_in(file)
-        config = _config_in(place)
+        config = _config_in(above)
         values = _read_config(config) if config else {}
         if config and "names" in values:
             return _names_of(values["names"], config)
@@ -122,43 +122,43 @@ def _lines(path: Path, limit: int = checks.MAX_LIST) -> list[str]:
         raise InputError(f"{path}: {error}; give a text file") from error
 
 
-def _places(root: Path, prefix: Value | None, value: Value) -> list[Path]:
+def _sources(root: Path, prefix: Value | None, value: Value) -> list[Path]:
     """The folders and lists of a split that exist."""
     start = f"{prefix}/" if isinstance(prefix, str) else ""
-    places = (_place(root, start + text) for text in ([value] if isinstance(value, str) else value))
-    return [place for place in places if place is not None]
+    sources = (_existing(root, start + text) for text in ([value] if isinstance(value, str) else value))
+    return [source for source in sources if source is not None]
 
 
-def _place(root: Path, text: str) -> Path | None:
+def _existing(root: Path, text: str) -> Path | None:
     """The longest end of a path that exists below the root: other tools write paths of another computer, or with ..."""
     path = PureWindowsPath(text[:MAX_NAME])
     parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
     ends = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((place for place in ends if os.path.exists(place)), root if not parts else None)
+    return next((end for end in ends if os.path.exists(end)), root if not parts else None)
 
 
 def _splits_below(root: Path) -> dict[str, list[Path]]:
     """The splits that names of folders and lists show."""
-    return {name: [place] for name in SPLITS if (place := _split_below(root, name))}
+    return {name: [source] for name in SPLITS if (source := _split_below(root, name))}
 
 
 def _split_below(root: Path, name: str) -> Path | None:
     """images/NAME, NAME/images or NAME with labels, or NAME.txt."""
     folders = (root / "images" / name, root / name / "images", root / name)
-    place = next((folder for folder in folders if folder.is_dir() and has_labels(folder)), None)
-    return root / f"{name}.txt" if place is None and is_list(root / f"{name}.txt") else place
+    folder = next((folder for folder in folders if folder.is_dir() and has_labels(folder)), None)
+    return root / f"{name}.txt" if folder is None and is_list(root / f"{name}.txt") else folder
 
 
-def images_of(places: Sequence[Path], locator: ImageLocator, problems: checks.Problems) -> list[Path]:
+def images_of(sources: Sequence[Path], locator: ImageLocator, problems: checks.Problems) -> list[Path]:
     """The images in folders, below them too, and in lists."""
     images: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            images += walk(place)
+    for source in sources:
+        if source.is_dir():
+            images += walk(source)
             continue
-        for number, line in enumerate(_lines(place), 1):
+        for number, line in enumerate(_lines(source), 1):
             if line:
-                with problems.at(f"{place}, line {number}"):
+                with problems.at(f"{source}, line {number}"):
                     images.append(locator.locate_unused(line))
     return list(dict.fromkeys(images))
 
