@@ -39,7 +39,7 @@ def build_detector(
         InputError: Weights cannot be read, or options do not match.
     """
     init, regressor = options.init, None
-    if init is None and options.net is None and not options.from_scratch and shipped and _knows(shipped, data):
+    if options.start is None and shipped and _knows(shipped, data):
         init = shipped
     if init:
         net, regressor = checkpoint.load(init), checkpoint.find_regressor(init)
@@ -126,37 +126,45 @@ def describe_choices(
     data: Annotated, net: OverFeat, options: DetectorConfig, train: TrainConfig, init: Path | None
 ) -> list[str]:
     """Lines about the data, the choices of `build_detector` and their reasons, and warnings of what will be missed."""
-    sides, window, chosen = longer_sides(data), net.architecture.window, choose_options(data, options)
+    sides, chosen, training = longer_sides(data), choose_options(data, options), choose_training(data, options, train)
     without = sum(not len(sample.labels) for sample in data.samples)
-    given, asked = "as given", options.window or (FOR_OBJECTS[1] if options.net == BACKBONE else window)
-    training = choose_training(data, options, train)
-    why_net = "knows these classes" if init and not options.init else "for photographs"
-    costs = np.square(net.scale_factors or ())
-    shares = 100 * costs / costs.sum()
-    scales = ", ".join(
-        f"{factor:g} ({share:.0f} %)" for factor, share in zip(net.scale_factors or (), shares, strict=True)
-    )
-    why_scales = f"so that objects measure about {BEST_OBJECT_SIZE:g} of the window at one of them"
     gained = int(fitting(data, net).sum() - fitting(data, net, 0.0).sum())
-    why_reach = f"which {gained} boxes need" if net.reach else "which nearly all boxes do not need"
-    aspect = "boxes are as often wide as high" if chosen.quarter_turns else "objects have an upright direction"
-    turns, why_turns = "with" if chosen.quarter_turns else "without", aspect if options.quarter_turns is None else given
+    border = f"so that {gained} more boxes can be learnt" if net.reach else "since nearly no box needs more"
+    turns = "boxes are as often wide as high" if chosen.quarter_turns else "objects have an upright direction"
     tiles = len(data) * (chosen.samples_per_image or 0)
-    why_epochs = given if train.epochs is not None else f"about {TILES} tiles"
     return [
         f"data: {data.describe()}, {without} without a box",
         f"boxes: longer sides of {sides.min():g} to {sides.max():g} px, median {np.median(sides):g} px",
-        f"net: {net.architecture.name}, window {window} px{f', the nearest to {asked}' if asked != window else ''}, "
-        f"{given if options.net or options.init else why_net}; {describe_start(net, init)}",
-        f"scales: images are searched at these factors of their size (with their part of the cost), "
-        f"{given if options.scales else why_scales}: {scales}",
-        f"border: windows reach {net.reach:g} of their size beyond images, "
-        f"{given if options.reach is not None else why_reach}",
-        f"augmentation: {turns} quarter turns, {why_turns}; {'with' if options.flip else 'without'} mirror images",
-        f"training: {training.epochs} epochs of {tiles} tiles, {why_epochs}; batches of {train.batch_size}, "
-        f"{train.optimizer}, learning rate {train.lr:g}",
+        f"net: {_describe_net(net, options, init)}",
+        f"scales: {_describe_scales(net, options)}",
+        f"border: windows reach {net.reach:g} of their size beyond images, {_reason(options.reach, border)}",
+        f"augmentation: {'with' if chosen.quarter_turns else 'without'} quarter turns, "
+        f"{_reason(options.quarter_turns, turns)}; {'with' if options.flip else 'without'} mirror images",
+        f"training: {training.epochs} epochs of {tiles} tiles, {_reason(train.epochs, f'about {TILES} tiles')}; "
+        f"batches of {train.batch_size}, {train.optimizer}, learning rate {train.lr:g}",
         *(f"warning: {line}" for line in _warnings(data, net)),
     ]
+
+
+def _reason(option: object, reason: str) -> str:
+    """Why a value is what it is: the option is given, or else this reason."""
+    return reason if option is None else "as given"
+
+
+def _describe_net(net: OverFeat, options: DetectorConfig, init: Path | None) -> str:
+    window, on_backbone = net.architecture.window, init is None and net.backbone is not None
+    asked = (options.window or FOR_OBJECTS[1]) if on_backbone else window
+    nearest = "" if asked == window else f", the nearest to {asked}"
+    reason = _reason(options.start, "for photographs" if on_backbone else "which knows these classes")
+    return f"{net.architecture.name}, window {window} px{nearest}, {reason}; {describe_start(net, init)}"
+
+
+def _describe_scales(net: OverFeat, options: DetectorConfig) -> str:
+    factors = np.array(net.scale_factors or ())
+    parts = 100 * factors**2 / np.sum(factors**2)
+    scales = ", ".join(f"{factor:g} ({part:.0f} %)" for factor, part in zip(factors, parts, strict=True))
+    reason = f"so that objects measure about {BEST_OBJECT_SIZE:g} of the window at one of them"
+    return f"images are evaluated at {scales} times their size (of the cost), {_reason(options.scales, reason)}"
 
 
 def _warnings(data: Annotated, net: OverFeat) -> list[str]:
@@ -164,12 +172,12 @@ def _warnings(data: Annotated, net: OverFeat) -> list[str]:
     sides, largest, stride = longer_sides(data), max(net.scale_factors or ()), net.architecture.fine_stride
     lines = []
     if misfits := int((~fitting(data, net)).sum()):
-        lines.append(f"{misfits} boxes are too small, large or near the border and hardly contribute to the loss")
+        lines.append(f"boxes too small, large or near the border, which hardly contribute to the loss: {misfits}")
     if tiny := int((sides * largest < stride).sum()):
-        lines.append(f"{tiny} boxes are smaller than the stride of {stride} px, even at the largest scale")
+        lines.append(f"boxes smaller than the stride of {stride} px, even at the largest scale: {tiny}")
     height, width = max((sample.size for sample in data.samples), key=math.prod)
     if height * width * largest**2 > MAX_RESIZED:
-        size = f"{height}x{width} px is too large to be searched at {largest:g} times its size"
+        size = f"{height}x{width} px is too large to be evaluated at {largest:g} times its size"
         lines.append(f"an image of {size}; split it, or give other scales")
     counts = np.bincount(data.labels[~data.difficult], minlength=len(data.class_names))
     if absent := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:

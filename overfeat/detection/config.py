@@ -1,10 +1,11 @@
 """The options of detection and of training a detector."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from overfeat.options import Options, fraction, one_or_several, option
-from overfeat.training.config import BoxHeadOptions, NetOptions, TaskOptions, TrainConfig
+from overfeat.training.config import BACKBONE, BoxHeadOptions, NetOptions, TaskOptions, TrainConfig
 
 NEGATIVE_SAMPLING = ("curriculum", "half_hard", "hard", "random", "none")
 SAMPLES = 1000  # tiles in an epoch, at least
@@ -21,6 +22,10 @@ TRAINING = TrainConfig(
 class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     """How to train a detector on tiles of images (section 5)."""
 
+    init: Path | None = option(
+        None, "start from the layers of this net that match (default: of the shipped net, if it knows the classes)",
+        metavar="WEIGHTS",
+    )  # fmt: skip
     net: str | None = option(
         None, "squeezenet, fast, accurate or small (default: squeezenet; small for the digits of the shipped net)",
         metavar="NAME",
@@ -33,7 +38,7 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
         None, f"tiles per image and epoch (default: enough for {SAMPLES} an epoch)", minimum=1
     )
     context: bool | None = option(
-        None, "add features of each window's surroundings, at half the resolution (default: but for squeezenet)"
+        None, "add features of each window's surroundings, at half the resolution (default: of built-in nets)"
     )
     scales: tuple[float, ...] | None = option(
         None, "scale factors, such as 0.5,0.7,1.0 (default: chosen from the boxes)", minimum=0.001, below=64
@@ -58,6 +63,16 @@ class DetectorConfig(BoxHeadOptions, NetOptions, TaskOptions):
     negative_pool: int = option(128, "random negative windows per tile, of which the hardest are chosen", minimum=1)
     negatives_per_tile: int = option(32, "negative windows per tile in the loss, on average over a batch", minimum=1)
     box_weight: float = option(2.0, "weight of the boxes' loss, 1 - IoU, beside that of the classes", minimum=0)
+
+    @property
+    def start(self) -> object:
+        """The option that names the initial net; None: it is chosen from the data."""
+        return self.init or self.net or self.from_scratch or self.node or self.window or None
+
+    @property
+    def is_on_backbone(self) -> bool:
+        """Whether the net is a new one on SqueezeNet's features, unless the data choose another."""
+        return self.net == BACKBONE or not (self.net or self.init or self.from_scratch)
 
 
 MATCH_THRESHOLD, SCORE_THRESHOLD = 0.5, 0.3  # chosen on validation images of the synthetic digits

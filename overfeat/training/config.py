@@ -99,10 +99,15 @@ class FeatureOptions(Options):
         None, "do not train the feature layers of the initial net (default: only those of squeezenet)"
     )
 
+    @property
+    def is_on_backbone(self) -> bool:
+        """Whether the net is a new one on SqueezeNet's features."""
+        return self.net == BACKBONE
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("node", "window"):
-            if getattr(self, name) is not None and self.net != BACKBONE:
+            if getattr(self, name) is not None and not self.is_on_backbone:
                 raise ArgumentError("net", f"must be {BACKBONE} where {name} is given")
 
     def frozen(self, on_backbone: bool) -> bool:

@@ -1,4 +1,4 @@
-"""`overfeat train detector`, `evaluate detector` and `detect`: from annotated images to boxes."""
+"""`overfeat evaluate detector` and `detect`; from annotated images to boxes."""
 
 import contextlib
 import io
@@ -6,11 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from detector_commands import run, train_detector
 from killed_evaluation import check_a_killed_evaluation_goes_on
 from PIL import Image
 from pycocotools.coco import COCO
@@ -48,26 +48,17 @@ def weights(tmp_path_factory):
     return path
 
 
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def flags(multi_object, out, *more):
-    common = "--batch-size 4 --num-workers 0 --device cpu --samples-per-image 1 --epochs 1 --no-flip --scales 0.5,0.8"
-    given = ["train", "detector", "--data", multi_object, "--init", SHIPPED_WEIGHTS, "--out", out]
-    return [str(part) for part in (*given, *common.split(), *more)]
-
-
 def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert main(flags(multi_object, folder, "--context", "--epochs", "2")) == 0
+    assert train_detector(multi_object, folder, "--context", "--epochs", "2") == 0
     printed = capsys.readouterr().out
-    assert "small, window 47 px, as given" in printed and "images are searched at 0.5, 0.8" in printed
+    assert "small, window 47 px, as given" in printed and "images are evaluated at 0.5 (28 %), 0.8 (72 %)" in printed
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert len(log) == 2 and {"validation_loss", "train_missed_error", "train_iou_error"} <= set(log[0])
     weights = folder / "net.safetensors"
     net = load(weights)
     assert net.background and net.scale_factors == (0.5, 0.8) and net.context is not None and not net.flip
+    assert net.thresholds is not None, "chosen on the validation data"
     assert load_regressor(weights).num_classes is None
 
     results, plot = tmp_path / "results.json", tmp_path / "curves.png"
@@ -194,83 +185,6 @@ def test_mistakes_write_over_nothing_of_others(multi_object, tmp_path, capsys):
     assert "--iou must be above 0 and at most 1, not 0.5, 0" in capsys.readouterr().err
 
 
-def test_from_scratch_and_resumed(multi_object, tmp_path, capsys):
-    """Random weights, scales chosen from the boxes; a resumed run ends with the same weights."""
-    given = flags(multi_object, "OUT", "--no-context", "--per-class", "--box-features", "pooled", "--from-scratch")
-    given = [part for part in given if part not in ("--scales", "0.5,0.8", "--init", str(SHIPPED_WEIGHTS))]
-    for out, runs in (("once", [["--epochs", "2"]]), ("twice", [[], ["--epochs", "2", "--resume"]])):
-        for more in runs:
-            assert main([part if part != "OUT" else str(tmp_path / out) for part in [*given, *more]]) == 0
-    assert "so that nearly every object" in capsys.readouterr().out
-    once, twice = (load(tmp_path / out / "net.safetensors") for out in ("once", "twice"))
-    assert len(once.scale_factors) >= 4
-    assert load_regressor(tmp_path / "once/net.safetensors").num_classes == once.num_classes - 1
-    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        (["--net", "small"], "does not go with init"),
-        (["--dropout", "1"], "dropout must be at least 0"),
-        (["--from-scratch"], "does not go with init"),
-        (["--init", "nothing.safetensors"], "no such file"),
-        (["--scales", "60.0"], "no object of the training data fits the window"),
-    ],
-)
-def test_bad_settings(multi_object, tmp_path, capsys, setting, words):
-    assert main(flags(multi_object, tmp_path / "run", *setting)) == 1
-    assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
-# Other data sets
-
-
-def test_bad_images_are_listed_before_training(tmp_path, capsys):
-    folder = voc(tmp_path / "photos", 6)
-    for xml in folder.glob("*.xml"):  # with the size in the annotation, its image is not read with it
-        size = "</filename><size><width>200</width><height>150</height></size>"
-        xml.write_text(xml.read_text().replace("</filename>", size))
-    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:300])
-    (folder / "3.png").write_bytes(b"no picture")
-    options = "--epochs 1 --samples-per-image 4 --batch-size 4 --device cpu --scales 1.0 --no-context --num-workers 0"
-    command = ["train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
-    assert run(*command) == 1
-    messages = capsys.readouterr().err
-    assert (
-        "2 of 6 images cannot be used" in messages
-        and "2.png" in messages
-        and "3.png" in messages
-        and "--skip-invalid" in messages
-    )
-    assert not (tmp_path / "run").exists()
-    assert run(*command, "--skip-invalid") == 0
-    out, messages = capsys.readouterr()
-    assert "left out: 2 images" in messages and "4 images with" in out and ", 1 without a box" in out
-
-
-def test_choices_are_described(tmp_path):
-    """The scales resize the boxes to the window; the number of tiles follows from that of the images."""
-    folder = voc(tmp_path / "photos", 3, size=(400, 500), objects=6)
-    edges = (("xmin", 5), ("ymin", 5), ("xmax", 5), ("ymax", 6))
-    box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
-    dot = f"<object><name>dot</name><bndbox>{box}</bndbox></object></annotation>"
-    (folder / "0.xml").write_text((folder / "0.xml").read_text().replace("</annotation>", dot))
-    code = "import sys\nfrom overfeat.cli import main\nfrom overfeat.training import trainer\n"
-    code += "trainer.train = lambda *_, **__: []\nmain.main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "train", "detector", "--data", folder, "--out", tmp_path / "run"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert "3 images with 13 boxes of 3 classes" in lines["data"] and ", 1 without a box" in lines["data"]
-    assert lines["boxes"].startswith("longer sides of 2 to ") and "small, window 47 px" in lines["net"]
-    assert "small.safetensors" in lines["net"] and "334 tiles per image" in lines["samples"]
-    scale_factors = [
-        float(factor) for factor in lines["scales"].split(" searched at ")[1].split(" times")[0].split(", ")
-    ]
-    assert scale_factors[0] < 1 < scale_factors[-1] and all(1 < b / a < 1.41 for a, b in pairwise(scale_factors))
-
-
 def test_a_killed_evaluation_goes_on(weights, tmp_path):
     folder = voc(tmp_path / "photos", 12, size=(90, 110), objects=2)
     data = tmp_path / "labelled"
@@ -377,42 +291,6 @@ def test_difficult_objects_alone(weights, tmp_path, capsys):
     assert "no usable box" in capsys.readouterr().err
 
 
-def test_objects_that_cannot_train(tmp_path, capsys):
-    """Difficult objects and those larger than the smallest searched image have their own messages."""
-    folder, out = voc(tmp_path / "photos", 3), tmp_path / "run"
-    texts = {xml: xml.read_text() for xml in folder.glob("*.xml")}
-    for xml, text in texts.items():
-        xml.write_text(text.replace("<bndbox>", "<difficult>1</difficult><bndbox>"))
-    assert run("train", "detector", "--data", folder, "--out", out, "--device", "cpu") == 1
-    assert "every object of the training data is marked difficult" in capsys.readouterr().err
-    edges = (("xmin", 1), ("ymin", 1), ("xmax", 200), ("ymax", 150))
-    box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
-    for xml in texts:
-        whole = f"<object><name>all</name><bndbox>{box}</bndbox></object>"
-        xml.write_text(f"<annotation><filename>{xml.stem}.png</filename>{whole}</annotation>")
-    assert run("train", "detector", "--data", folder, "--out", out, "--device", "cpu") == 1
-    assert "no object of the training data fits" in capsys.readouterr().err
-    for xml, text in texts.items():
-        xml.write_text(text.replace("disc", "background"))
-    assert run("train", "detector", "--data", folder, "--out", out, "--device", "cpu") == 1
-    assert 'called "background"' in capsys.readouterr().err and not out.exists()
-
-
-def test_two_processes_with_images_too_small_for_context(tmp_path):
-    """All weights have gradients in every process, whatever its images are; and both end with the same weights."""
-    folder = voc(tmp_path / "photos", 8, size=(60, 64), objects=1)
-    options = "--epochs 2 --samples-per-image 2 --batch-size 4 --device cpu --num-workers 0 --scales 1.0 --per-class"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641", "-m"]
-    command += ["overfeat", "train", "detector", "--data", folder, "--out", tmp_path / "run", *options.split()]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    net, regressor = load(tmp_path / "run/net.safetensors"), load_regressor(tmp_path / "run/net.safetensors")
-    assert net.context is not None and regressor.num_classes == 2
-    image = read_image(folder / "0.png")
-    detections = detect(net, regressor, image, score_threshold=0.01, min_score=0)
-    assert len(detections) and detections.boxes.isfinite().all()
-
-
 def test_a_plot_writes_over_nothing_of_others(weights, multi_object, tmp_path, capsys):
     """Earlier plots are replaced; annotations, images and results are refused before the work."""
     folder = tmp_path / "images"
@@ -441,12 +319,6 @@ def test_a_second_run_adds_to_the_first(tmp_path):
     results = json.loads((out / "coco.json").read_text())
     assert {(entry["image_id"], entry["file_name"]) for entry in results} == {(1, "00004.png"), (2, "00012.png")}
     assert run("detect", shipped / "00004.png", "--coco-ids", shipped.parent / "test.json") == 1
-
-
-def test_out_of_memory_is_reported(tmp_path, capsys):
-    command = ["train", "detector", "--data", voc(tmp_path / "photos", 4), "--out", tmp_path / "run", "--device", "cpu"]
-    assert run(*command, "--hidden", "99999999,99999999") == 1
-    assert "out of memory" in capsys.readouterr().err
 
 
 def test_too_many_candidates_and_thresholds_of_classes(weights, tmp_path, capsys):

@@ -218,9 +218,11 @@ def test_options_of_the_backbone(multi_object):
         new_net(DetectorConfig(net="squeeze"), "small", 3, ("fire5", 55))
     with pytest.raises(InputError, match="no net is called 'squeeze'"):
         build_multibox(read_coco(multi_object / "train.json"), MultiBoxConfig(net="squeeze"))
-    for values in ({"node": "fire3"}, {"window": 80}, {"node": "fire3", "net": "small"}):
+    refused = [(ClassifierConfig, {"node": "fire3"}), (MultiBoxConfig, {"window": 80})]
+    refused += [(DetectorConfig, {"node": "fire3"} | other) for other in ({"net": "small"}, {"from_scratch": True})]
+    for config, values in refused:
         with pytest.raises(ArgumentError, match=r"net must be squeezenet where (node|window) is given"):
-            DetectorConfig(**values)
+            config(**values)
     with pytest.raises(ArgumentError, match="from_scratch does not go with net squeezenet"):
         DetectorConfig(net="squeezenet", from_scratch=True)
     net = new_net(ClassifierConfig(net="squeezenet", node="fire3", window=50), "fast", 3, ("fire9", 143))

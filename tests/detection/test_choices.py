@@ -53,6 +53,8 @@ def test_photographs_start_from_squeezenet_and_digits_from_the_shipped_net(on_sq
     boxes = [square(100, 100, 60), square(300, 200, 60)]
     net, _, init = build_detector(annotated(boxes, ("3", "7")), DetectorConfig(), shipped=SHIPPED_WEIGHTS)
     assert init == SHIPPED_WEIGHTS and net.backbone is None and net.context is not None
+    net, _, init = build_detector(annotated(boxes, ("3", "7")), DetectorConfig(window=71), shipped=SHIPPED_WEIGHTS)
+    assert init is None and net.backbone is not None and net.architecture.window == 71
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_choices_are_stated_with_the_cost_of_each_scale(on_squeezenet):
     net.scale_factors, net.reach = choose_scales(longer_sides(data), 55), 0.5
     lines = describe_choices(data, net, DetectorConfig(), TRAINING, None)
     scales = next(line for line in lines if line.startswith("scales"))
-    assert sum(int(part.split(" %")[0]) for part in scales.split("(")[2:]) in range(97, 104)
+    assert sum(int(part.split(" %")[0]) for part in scales.split("(")[1:-1]) in range(97, 104)
     text = "\n".join(lines)
     for word in ("on ImageNet", "windows reach", "quarter turns", "40 epochs of 1000 tiles", "learning rate 0.0015"):
         assert word in text, word
