@@ -99,7 +99,7 @@ def post_process(raw: Candidates, of_scales: list, rule: str, threshold: float, 
     kept = raw[raw.scores >= score_threshold]
     options = RULES[rule][0]
     name = "nms_iou_threshold" if options.get("postprocess") == "nms" else "match_threshold"
-    return Result.of(combine(kept, of_scales, **{name: threshold, **options}))
+    return Result.of(combine(kept, of_scales, **{"postprocess": "merge", name: threshold, **options}))
 
 
 def detect_validation(sample: Sample) -> dict[tuple[str, float, float], Result]:

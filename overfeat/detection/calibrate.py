@@ -53,7 +53,7 @@ class _Image:
 
 
 def choose_thresholds(
-    net: Net, regressor: Regressor, data: Annotated, *, postprocess: str | None = "merge",
+    net: Net, regressor: Regressor, data: Annotated, *, postprocess: str | None = None,
     stride: Stride | None = None, flip: bool | None = None,
     memory_limit: int = MEMORY_LIMIT, max_images: int | None = 60, max_pixels: int = MAX_PIXELS, progress: bool = True,
 ) -> DetectionThresholds:  # fmt: skip
@@ -69,7 +69,7 @@ def choose_thresholds(
     Args:
         net, regressor: A detector, as `detect` takes it; its own thresholds make no difference.
         data: Images other than those of the training, labelled by the net's class_names without the background.
-        postprocess: Of `detect`; None: "merge", or another if that gains MIN_GAIN.
+        postprocess: Of `detect`; None: voting, or another if that gains MIN_GAIN.
         stride, flip, memory_limit: See `DenseConfig`.
         max_images: At most so many images, evenly spaced.
         max_pixels: Larger images are left out, as are those that cannot be read.
@@ -113,7 +113,7 @@ class _Search:
         self.images, self.classes, self.progress = images, classes, progress
         self.truths = [image.truth for image in images]
 
-    def run(self, postprocess: str | None = "merge") -> DetectionThresholds:
+    def run(self, postprocess: str | None = None) -> DetectionThresholds:
         """The best thresholds of one way, or of the best way."""
         ways = POSTPROCESSES if postprocess is None else (postprocess,)
         lowest = self.merged(min(SCORE_THRESHOLDS), MATCH_THRESHOLD)
@@ -163,7 +163,7 @@ class _Search:
         options: dict[str, Any] = {key: getattr(chosen, key) for key in ("nms_iou_threshold", "class_iou_threshold")}
         if chosen.match_threshold is not None:
             options["match_threshold"] = chosen.match_threshold
-        way = chosen.postprocess or "merge"
+        way = chosen.postprocess or POSTPROCESSES[0]
         detections = [combine(image.strong(score), image.grids, postprocess=way, **options) for image in self.images]
         boxes = [Boxes(one.boxes, one.labels, one.scores) for one in detections]
         of_classes = curves(boxes, self.truths, self.classes, "coco50")
@@ -184,7 +184,7 @@ class _Search:
 
     def merged(self, score_threshold: float, match_threshold: float) -> list[Detections]:
         """The merged boxes of each image, before NMS."""
-        options: dict[str, Any] = {"match_threshold": match_threshold, "nms_iou_threshold": 1.0}
+        options: dict[str, Any] = {"postprocess": "merge", "match_threshold": match_threshold, "nms_iou_threshold": 1.0}
         return [combine(image.strong(score_threshold), image.grids, **options) for image in self.images]
 
     def figures(self, boxes: Sequence[Detections], nms_iou: float = 1.0, class_iou: float = 1.0) -> Figures:

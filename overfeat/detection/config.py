@@ -83,9 +83,9 @@ MAX_CANDIDATES = 100_000  # a trained detector leaves a few thousand in a photog
 class DetectionConfig(Options):
     """How `detect` selects and merges boxes. None: as the weights have it, else the default."""
 
-    postprocess: Literal["merge", "vote", "nms"] | None = option(
-        None, "merge boxes that match and sum their confidences; keep those that many others overlap, as their "
-        "average (vote); or keep those that score highest (nms) (default: as chosen in training, else merge)"
+    postprocess: Literal["vote", "merge", "nms"] | None = option(
+        None, "vote: keep the boxes that most others overlap, as their average; merge: merge boxes that match and sum "
+        "their confidences; nms: keep those that score highest (default: as chosen in training, else vote)"
     )  # fmt: skip
     match_threshold: float | tuple[float, ...] | None = option(
         None, "merge boxes while the best match score is this or less; one number, or one for each class, such as "

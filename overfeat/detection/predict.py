@@ -20,13 +20,13 @@ from overfeat.detection.targets import expected_votes, typical_votes
 from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor, as_image
-from overfeat.models.thresholds import DetectionThresholds, check_match_threshold, check_min_score
+from overfeat.models.thresholds import POSTPROCESSES, DetectionThresholds, check_match_threshold, check_min_score
 from overfeat.ops.boxes import nms, scoring
 from overfeat.ops.vote_boxes import averages, support
 from overfeat.regions import region
 
 # Of the merged boxes, of the candidates; chosen on validation images.
-NMS_IOU_THRESHOLDS = {"merge": 0.3, "vote": 0.25, "nms": 0.2}
+NMS_IOU_THRESHOLDS = {"vote": 0.3, "merge": 0.3, "nms": 0.2}
 VOTE_IOU = 0.4  # from which boxes support a box
 Value = TypeVar("Value")
 BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged last as much as all before it
@@ -52,7 +52,7 @@ def detect(
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
             gives the scores, then NMS; "vote": a box's confidence is that of the boxes around it, weighted by their
             overlap (`ops.vote_boxes.support`), then NMS, and each box left becomes their average; "nms": NMS alone.
-            None: the net's own, else "merge".
+            None: the net's own, else "vote".
         match_threshold: See `merge_boxes`; one number or one for each class. None: the net's own, else 0.5.
         nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own, else 0.3 for "merge",
             0.25 for "vote", 0.2 for "nms".
@@ -68,7 +68,7 @@ def detect(
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
     own = net.thresholds or DetectionThresholds()
-    postprocess = _first(postprocess, own.postprocess, "merge")
+    postprocess = _first(postprocess, own.postprocess, POSTPROCESSES[0])
     _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
     lowest = lowest_score(net, min_score, postprocess)
     check_regressor(net, regressor)
@@ -84,7 +84,7 @@ def detect(
         net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
         score_threshold=_first(score_threshold, own.score_threshold, SCORE_THRESHOLD),
     )  # fmt: skip
-    own_nms_iou = own.nms_iou_threshold if postprocess == (own.postprocess or "merge") else None
+    own_nms_iou = own.nms_iou_threshold if postprocess == (own.postprocess or POSTPROCESSES[0]) else None
     detections = combine(
         boxes, own_grids, postprocess=postprocess, match_threshold=matching, box_average=box_average,
         nms_iou_threshold=_first(nms_iou_threshold, own_nms_iou, NMS_IOU_THRESHOLDS[postprocess]),
@@ -101,7 +101,7 @@ def lowest_score(
     The net's own is that of its own way of post-processing.
     """
     own = net.thresholds or DetectionThresholds()
-    if min_score is None and postprocess in (None, own.postprocess or "merge"):
+    if min_score is None and postprocess in (None, own.postprocess or POSTPROCESSES[0]):
         min_score = own.min_score
     check_min_score(min_score, net.num_foreground_classes)
     return MIN_SCORE if min_score is None else min_score
@@ -113,7 +113,7 @@ def _first(*values: Value | None) -> Value:
 
 
 def combine(
-    candidates: Candidates, grids: Sequence[Grid], *, postprocess: str = "merge",
+    candidates: Candidates, grids: Sequence[Grid], *, postprocess: str = POSTPROCESSES[0],
     match_threshold: float | Sequence[float] = MATCH_THRESHOLD, match_metric: str = "normalised",
     nms_iou_threshold: float | None = None, class_iou_threshold: float = 1.0, box_average: str = BOX_AVERAGE,
 ) -> Detections:  # fmt: skip

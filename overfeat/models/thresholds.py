@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from overfeat.errors import ArgumentError, check_fraction
 
-POSTPROCESSES = ("merge", "vote", "nms")
+POSTPROCESSES = ("vote", "merge", "nms")  # of `detect`; the first is the default
 
 
 @dataclass(frozen=True)

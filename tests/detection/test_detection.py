@@ -155,8 +155,8 @@ def test_merging_and_nms(pair):
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     raw = candidates(net, regressor, image, scales=[0.6, 1.0], top_k=None, relative_threshold=0.0, score_threshold=0.1)
     every = {"score_threshold": 0.1, "min_score": 0.0}
-    merged = detect(net, regressor, image, nms_iou_threshold=1.0, **every)
-    fewer = detect(net, regressor, image, nms_iou_threshold=0.3, **every)
+    merged = detect(net, regressor, image, postprocess="merge", nms_iou_threshold=1.0, **every)
+    fewer = detect(net, regressor, image, postprocess="merge", nms_iou_threshold=0.3, **every)
     overlaps = iou(fewer.boxes, fewer.boxes) * (fewer.labels[:, None] == fewer.labels)
     assert 0 < len(fewer) < len(merged) and (overlaps.fill_diagonal_(0) <= 0.3).all()
     assert int(merged.counts.sum()) == len(raw.labels) and (merged.scores.diff() <= 0).all()
@@ -223,7 +223,9 @@ def test_thresholds_of_the_net(pair):
     net, regressor = pair
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     per_class = (0.0, 0.9, *[0.4] * 8)
-    given = {"match_threshold": per_class, "nms_iou_threshold": 0.8, "class_iou_threshold": 0.5}
+    given = {
+        "postprocess": "merge", "match_threshold": per_class, "nms_iou_threshold": 0.8, "class_iou_threshold": 0.5
+    }  # fmt: skip
     low = {"score_threshold": 0.1, "min_score": 0.0}
     expected = detect(net, regressor, image, **given, **low)
     plain, alone = (detect(net, regressor, image, postprocess=p, **low) for p in ("merge", "nms"))
@@ -312,7 +314,8 @@ def test_more_candidates_than_can_be_merged(pair):
         warnings.simplefilter("error")
         assert len(collect_candidates(net, regressor, image, own_grids, max_candidates=len(every.labels)).labels)
     with pytest.warns(UserWarning, match="max_candidates"):
-        few = detect(net, regressor, image, score_threshold=0.0, max_candidates=100, nms_iou_threshold=1, min_score=0)
+        low = {"score_threshold": 0.0, "min_score": 0, "nms_iou_threshold": 1}
+        few = detect(net, regressor, image, postprocess="merge", max_candidates=100, **low)
         assert few.counts.sum() == 100
     with pytest.raises(InputError, match="max_candidates must be 1 or more, not 0"):
         detect(net, regressor, image, max_candidates=0)
