@@ -1,10 +1,9 @@
 """Detectors of blood cells on BCCD's test images: BCCD=FOLDER python -m bench.accuracy.cells [NAME...]
 
-Starts, negatives, windows beyond the border, few images, seeds, DeepMultiBox: the trainings of bench/accuracy/cells.sh,
-those that are complete. Each as `overfeat detect` uses it, with the thresholds that its weights have; and greedy
+Starts, negatives, windows beyond the border, few images, seeds, DeepMultiBox: the complete trainings of
+bench/accuracy/cells.sh. Each as `overfeat detect` uses it, with the thresholds that its weights have; and greedy
 merging and box voting beside NMS, within classes and across them, with the best thresholds of those tried on the
-validation images.
-A measured net is skipped until its weights change.
+validation images. A measured net is skipped until its weights change.
 """
 
 import argparse
@@ -57,7 +56,7 @@ MULTIBOX_THRESHOLDS, MULTIBOX_BOXES = (0.3, 0.4, 0.5, 0.6), 50  # of NMS; boxes 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way from the candidates of an image to its objects."""
+    """Post-processing with its thresholds: from the candidates of an image to its objects."""
 
     name: str
     threshold: float

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     (others,) = (names for method, names in OPTIONS.items() if method != args.method)
     refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
-    if args.postprocess in ("vote", "nms"):
+    if args.postprocess not in (None, "merge"):
         refuse_options(args, ["match_threshold"], f"--postprocess {args.postprocess}")
     images = find_images(args.images)
     detector, names, settings = (_multibox if args.method == "multibox" else _overfeat)(args)

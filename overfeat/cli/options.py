@@ -22,7 +22,8 @@ def add_options(container: Container, config: type, *, skip: tuple[str, ...] = (
     for field in dataclasses.fields(config):
         if field.metadata.get("help") and field.name not in skip:
             default = defaults.get(field.name, field.default)
-            chosen = " (default: chosen from the data)" if default is None is not field.default else ""
+            is_chosen = default is None and field.default is not None
+            chosen = " (default: chosen from the data)" if is_chosen else ""
             flags = field.metadata.get("flags") or ["--" + field.name.replace("_", "-")]
             arguments = _arguments(
                 {**field.metadata, "help": field.metadata["help"] + chosen}, types[field.name], default

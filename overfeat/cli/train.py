@@ -101,10 +101,8 @@ def _add_folder_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_box_data_options(group: argparse._ArgumentGroup) -> None:
     annotated.add_annotated_options(group, TRAINING)
-    help = (
-        "annotations to validate every epoch on (default: those of validation, val or valid beside the training data, "
-    )
-    help += "without --images and --devkit)"
+    help = "annotations to validate every epoch on (default: those of validation, val or valid beside the training "
+    help += "data, without --images and --devkit)"
     group.add_argument("--validation", type=Path, metavar="PATH", help=help)
     group.add_argument("--validation-images", type=Path, metavar="DIR", help="the images of --validation, as --images")
     group.add_argument("--validation-boxes", type=Path, metavar="DIR", help="the boxes of --validation, as --boxes")

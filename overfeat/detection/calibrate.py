@@ -114,13 +114,13 @@ class _Search:
         self.truths = [image.truth for image in images]
 
     def run(self, postprocess: str | None = None) -> DetectionThresholds:
-        """The best thresholds of one way, or of the best way."""
-        ways = POSTPROCESSES if postprocess is None else (postprocess,)
+        """The best thresholds for a post-processing, or for the best of all."""
+        choices = POSTPROCESSES if postprocess is None else (postprocess,)
         lowest = self.merged(min(SCORE_THRESHOLDS), MATCH_THRESHOLD)
         if not _mean(self.figures(lowest, NMS_IOU_THRESHOLDS["merge"])[0]) >= LEARNED:
             return DetectionThresholds()
-        best = {way: self.merging() if way == "merge" else self.other(way) for way in ways}
-        return best[_best(ways, ways[0], lambda way: best[way][1], MIN_GAIN)][0]
+        best = {choice: self.merging() if choice == "merge" else self.other(choice) for choice in choices}
+        return best[_best(choices, choices[0], lambda choice: best[choice][1], MIN_GAIN)][0]
 
     def merging(self) -> tuple[DetectionThresholds, Figures]:
         """The best thresholds of merging, and their figures."""
@@ -135,9 +135,8 @@ class _Search:
         nms_iou = _best(NMS_THRESHOLDS, nms_iou, lambda value: self.figures(chosen, value), MIN_GAIN)
         class_iou = _best(CLASS_THRESHOLDS, 1.0, lambda value: self.figures(chosen, nms_iou, value), MIN_GAIN)
         matches = of_class[0] if len(set(of_class)) == 1 else tuple(of_class)
-        return DetectionThresholds(matches, nms_iou, class_iou, score, "merge"), self.figures(
-            chosen, nms_iou, class_iou
-        )
+        thresholds = DetectionThresholds(matches, nms_iou, class_iou, score, "merge")
+        return thresholds, self.figures(chosen, nms_iou, class_iou)
 
     def other(self, postprocess: str) -> tuple[DetectionThresholds, Figures]:
         """The best thresholds of voting or NMS, and their figures."""
@@ -163,8 +162,8 @@ class _Search:
         options: dict[str, Any] = {key: getattr(chosen, key) for key in ("nms_iou_threshold", "class_iou_threshold")}
         if chosen.match_threshold is not None:
             options["match_threshold"] = chosen.match_threshold
-        way = chosen.postprocess or POSTPROCESSES[0]
-        detections = [combine(image.strong(score), image.grids, postprocess=way, **options) for image in self.images]
+        options["postprocess"] = chosen.postprocess or POSTPROCESSES[0]
+        detections = [combine(image.strong(score), image.grids, **options) for image in self.images]
         boxes = [Boxes(one.boxes, one.labels, one.scores) for one in detections]
         of_classes = curves(boxes, self.truths, self.classes, "coco50")
         together = best_f1(of_classes)[1]

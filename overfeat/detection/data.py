@@ -40,13 +40,14 @@ class TileDataset(RandomTileDataset):
 
     Args:
         annotated: Images with boxes.
-        geometry, scale_factors, margin, color: Of the net; by `Net.margin`, of square windows, and `Net.mean_color`.
+        geometry, scale_factors: Of the net, whose windows are square.
+        margin, color: `Net.margin` along an axis, and `Net.mean_color`.
         tile: Largest side of a tile in pixels, at its scale.
         samples_per_image: Tiles per image and epoch.
         flip: Mirror half of them.
         quarter_turns: Turn them by 0, 90, 180 or 270 degrees.
-        color_jitter: Largest relative change of brightness, contrast and saturation; 0 for none, and for none of the
-            tiles' aspect ratios.
+        color_jitter: Largest relative change of brightness, contrast and saturation; 0 leaves the colours and the
+            tiles' aspect ratios as they are.
         **options: See `RandomTileDataset`.
     """
 

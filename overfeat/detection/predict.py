@@ -10,12 +10,7 @@ from overfeat.dense.candidates import Candidates, check_regressor, collect_candi
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, clip_boxes, merge
 from overfeat.dense.grid import Grid, grids
-from overfeat.detection.config import (
-    MATCH_THRESHOLD,
-    MAX_CANDIDATES,
-    MIN_SCORE,
-    SCORE_THRESHOLD,
-)
+from overfeat.detection.config import MATCH_THRESHOLD, MAX_CANDIDATES, MIN_SCORE, SCORE_THRESHOLD
 from overfeat.detection.targets import expected_votes, typical_votes
 from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.geometry import Stride
@@ -25,11 +20,10 @@ from overfeat.ops.boxes import nms, scoring
 from overfeat.ops.vote_boxes import averages, support
 from overfeat.regions import region
 
-# Of the merged boxes, of the candidates; chosen on validation images.
-NMS_IOU_THRESHOLDS = {"vote": 0.3, "merge": 0.3, "nms": 0.2}
-VOTE_IOU = 0.4  # from which boxes support a box
-Value = TypeVar("Value")
+NMS_IOU_THRESHOLDS = {"vote": 0.3, "merge": 0.3, "nms": 0.2}  # by post-processing, chosen on validation images
+VOTE_IOU = 0.4  # from which on boxes support each other
 BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged last as much as all before it
+Value = TypeVar("Value")
 
 
 def detect(
@@ -98,7 +92,7 @@ def lowest_score(
 ) -> float | Sequence[float]:
     """The lowest score of a detection, one number or one for each class, as `detect` uses these arguments.
 
-    The net's own is that of its own way of post-processing.
+    The net's own is for its own post-processing alone.
     """
     own = net.thresholds or DetectionThresholds()
     if min_score is None and postprocess in (None, own.postprocess or POSTPROCESSES[0]):
@@ -161,6 +155,13 @@ def normalize_scores(confidence_sum: Tensor, boxes: Tensor, grids: Sequence[Grid
     (`detection.targets.expected_votes`) and for any object away from the border (`typical_votes`): the first alone
     favours sizes at which few scales have positive windows, the second objects away from the border. Where both are
     equal, 0.5 is an object to which all of these windows give full confidence and no other any.
-    confidence_sum: [n]; boxes: [n, 4] in pixels of the image; the result is [n].
+
+    Args:
+        confidence_sum: [n].
+        boxes: [n, 4], in pixels of the image.
+        grids: Of all scales.
+
+    Returns:
+        [n].
     """
     return confidence_sum / (confidence_sum + (expected_votes(boxes, grids) * typical_votes(grids)).sqrt())

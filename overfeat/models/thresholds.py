@@ -21,7 +21,7 @@ class DetectionThresholds:
         nms_iou_threshold: Largest IoU of two boxes of a class, after merging where they merge.
         class_iou_threshold: Largest IoU of two boxes of different classes; 1 keeps all.
         score_threshold: Lowest score of a position whose box counts.
-        postprocess: The way of `detect`, which match_threshold, nms_iou_threshold and min_score are for.
+        postprocess: Of `detect`; match_threshold, nms_iou_threshold and min_score are for it.
         min_score: Lowest score of a detection; one number, or one for each class.
     """
 

@@ -78,7 +78,7 @@ def test_data_that_have_no_use(multi_object, few_values):
 
 
 def cluster(centre, side, label, score, count=6):
-    """Boxes around one place, as the windows near an object give them."""
+    """Boxes around one position, as the windows near an object give them."""
     jitter = torch.linspace(-1, 1, count)[:, None].expand(count, 2)
     centres = torch.tensor([centre], dtype=torch.float32) + jitter
     scores, labels = torch.full((count,), score), torch.full((count,), label)
@@ -138,7 +138,7 @@ def test_the_lowest_score_is_that_of_the_best_f1():
     assert calibrate._rounded(0.001) == 0.05 and calibrate._rounded(float("nan")) == 0.3
 
 
-def test_the_way_of_post_processing():
+def test_the_best_post_processing():
     """Another than voting where that gains."""
     clusters = [((60, 60), 30, 0, 0.9), ((66, 66), 30, 0, 0.8), ((200, 200), 30, 0, 0.6)]
     images = [image_of(clusters, [((x, x), 30, 0) for x in (60, 200)])] * 2
