@@ -72,19 +72,16 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
     assert "left out: 2 images" in messages and "4 images with" in out and ", 1 without a box" in out
 
 
-def test_choices_are_described(tmp_path):
+def test_choices_are_described(tmp_path, capsys, monkeypatch):
     """The scales resize the boxes to the window; the number of tiles follows from that of the images."""
     folder = voc(tmp_path / "photos", 3, size=(400, 500), objects=6)
     edges = (("xmin", 5), ("ymin", 5), ("xmax", 5), ("ymax", 6))
     box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
     dot = f"<object><name>dot</name><bndbox>{box}</bndbox></object></annotation>"
     (folder / "0.xml").write_text((folder / "0.xml").read_text().replace("</annotation>", dot))
-    code = "import sys\nfrom overfeat.cli import main\nfrom overfeat.training import trainer\n"
-    code += "trainer.train = lambda *_, **__: []\nmain.main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "train", "detector", "--data", folder, "--out", tmp_path / "run"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    monkeypatch.setattr("overfeat.training.trainer.train", lambda *_, **__: [])
+    assert run("train", "detector", "--data", folder, "--out", tmp_path / "run") == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert "3 images with 13 boxes of 3 classes" in lines["data"] and ", 1 without a box" in lines["data"]
     assert lines["boxes"].startswith("longer sides of 2 to ") and "SqueezeNet fire5, window 55 px" in lines["net"]
     assert "epochs of 1002 tiles" in lines["training"]
