@@ -85,8 +85,6 @@ def run(args: argparse.Namespace) -> int:
 
     (others,) = (names for method, names in OPTIONS.items() if method != args.method)
     refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
-    if args.postprocess not in (None, "merge"):
-        refuse_options(args, ["match_threshold"], f"--postprocess {args.postprocess}")
     images = find_images(args.images)
     detector, names, settings = (_multibox if args.method == "multibox" else _overfeat)(args)
     output = None
@@ -117,18 +115,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     """The detector of an image, the names of its labels, and what the results depend on."""
-    from overfeat.detection.predict import detect, lowest_score
+    from overfeat.detection.predict import choose_postprocess, detect, lowest_score
     from overfeat.models.thresholds import check_match_threshold
 
     net, regressor = load_detector(args)
-    config = config_from_args(DetectionConfig, args)
-    check_match_threshold(config.match_threshold, net.num_foreground_classes)
-    args.min_score = lowest_score(net, args.min_score, config.postprocess)
-    detector = partial(detect, net, regressor, min_score=args.min_score, **asdict(config), **dense_arguments(args))
+    config = asdict(config_from_args(DetectionConfig, args))
+    check_match_threshold(config["match_threshold"], net.num_foreground_classes)
+    config["postprocess"] = choose_postprocess(net, config["postprocess"], config["match_threshold"])
+    args.min_score = lowest_score(net, args.min_score, config["postprocess"])
+    detector = partial(detect, net, regressor, min_score=args.min_score, **config, **dense_arguments(args))
     return (
         detector,
         net.class_names[: net.num_foreground_classes],
-        {**asdict(config), **dense_settings(args, net), **net_settings(args, net)},
+        {**config, **dense_settings(args, net), **net_settings(args, net)},
     )
 
 

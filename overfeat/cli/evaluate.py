@@ -197,7 +197,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     from overfeat.data.annotated import align_boxes
     from overfeat.data.readers.ilsvrc import read_pairs
     from overfeat.detection.evaluate import check_ious, detection_figures, detection_report, predict_annotated
-    from overfeat.detection.predict import detect, lowest_score
+    from overfeat.detection.predict import choose_postprocess, detect, lowest_score
     from overfeat.models.thresholds import check_match_threshold
     from overfeat.visualize import check_mistakes, mistakes, precision_recall
 
@@ -212,6 +212,7 @@ def _run_detector(args: argparse.Namespace) -> int:
     data = align_boxes(data, net.class_names[:-1])
     config = asdict(config_from_args(DetectionConfig, args))
     check_match_threshold(config["match_threshold"], net.num_foreground_classes)
+    config["postprocess"] = choose_postprocess(net, config["postprocess"], config["match_threshold"])
     min_score = lowest_score(net, args.min_score, config["postprocess"])
     settings = {**config, **dense_settings(args, net), **nets.net_settings(args, net), **data_settings(data)}
     journal = open_journal(args.out, settings)

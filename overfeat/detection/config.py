@@ -94,7 +94,7 @@ class DetectionConfig(Options):
     )  # fmt: skip
     nms_iou_threshold: float | None = option(
         None, "NMS drops boxes with a larger IoU with a box of their class that scores higher (default: as chosen in "
-        "training, else 0.3, after merging, where 1 keeps all; 0.25 for voting; 0.2 for NMS alone; 0.5 for "
+        "training, else 0.3, after merging, where 1 keeps all; 0.35 for voting; 0.2 for NMS alone; 0.5 for "
         "DeepMultiBox)",
         parse=fraction, metavar="T", flags=("--nms-iou",),
     )  # fmt: skip

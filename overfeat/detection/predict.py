@@ -20,7 +20,7 @@ from overfeat.ops.boxes import nms, scoring
 from overfeat.ops.vote_boxes import averages, support
 from overfeat.regions import region
 
-NMS_IOU_THRESHOLDS = {"vote": 0.3, "merge": 0.3, "nms": 0.2}  # by post-processing, chosen on validation images
+NMS_IOU_THRESHOLDS = {"vote": 0.35, "merge": 0.3, "nms": 0.2}  # by post-processing, chosen on validation images
 VOTE_IOU = 0.4  # from which on boxes support each other
 BOX_AVERAGE = "counts"  # the paper's pairwise average weights the box merged last as much as all before it
 Value = TypeVar("Value")
@@ -49,7 +49,7 @@ def detect(
             None: the net's own, else "vote".
         match_threshold: See `merge_boxes`; one number or one for each class. None: the net's own, else 0.5.
         nms_iou_threshold: Largest IoU of two boxes of a class; None: the net's own, else 0.3 for "merge",
-            0.25 for "vote", 0.2 for "nms".
+            0.35 for "vote", 0.2 for "nms".
         class_iou_threshold: Largest IoU of two boxes of different classes; None: the net's own, else 1, which keeps
             all.
         box_average: See `merge_boxes`.
@@ -61,10 +61,9 @@ def detect(
     Raises:
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
-    own = net.thresholds or DetectionThresholds()
-    postprocess = _first(postprocess, own.postprocess, POSTPROCESSES[0])
+    postprocess = choose_postprocess(net, postprocess, match_threshold)
     _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
-    lowest = lowest_score(net, min_score, postprocess)
+    own, lowest = _thresholds_for(net, postprocess), lowest_score(net, min_score, postprocess)
     check_regressor(net, regressor)
     if not net.background and net.activation == "softmax":
         remedy = "set net.background = True if its last class is that; else use localize, or train a detector"
@@ -78,13 +77,33 @@ def detect(
         net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
         score_threshold=_first(score_threshold, own.score_threshold, SCORE_THRESHOLD),
     )  # fmt: skip
-    own_nms_iou = own.nms_iou_threshold if postprocess == (own.postprocess or POSTPROCESSES[0]) else None
     detections = combine(
         boxes, own_grids, postprocess=postprocess, match_threshold=matching, box_average=box_average,
-        nms_iou_threshold=_first(nms_iou_threshold, own_nms_iou, NMS_IOU_THRESHOLDS[postprocess]),
+        nms_iou_threshold=_first(nms_iou_threshold, own.nms_iou_threshold, NMS_IOU_THRESHOLDS[postprocess]),
         class_iou_threshold=_first(class_iou_threshold, own.class_iou_threshold, 1.0),
     )  # fmt: skip
     return detections[scoring(detections.scores, detections.labels, lowest)]
+
+
+def choose_postprocess(
+    net: Net, postprocess: str | None = None, match_threshold: float | Sequence[float] | None = None
+) -> str:
+    """The post-processing that `detect` uses with these arguments: a match threshold is for merging.
+
+    Raises ArgumentError where both are given and do not go together.
+    """
+    if match_threshold is None:
+        own = None if net.thresholds is None else net.thresholds.postprocess
+        return _first(postprocess, own, POSTPROCESSES[0])
+    if postprocess not in (None, "merge"):
+        raise ArgumentError("match_threshold", f"does not apply to postprocess {postprocess}, but to merge")
+    return "merge"
+
+
+def _thresholds_for(net: Net, postprocess: str) -> DetectionThresholds:
+    """The net's own thresholds if they are for this post-processing, else none."""
+    own = net.thresholds or DetectionThresholds()
+    return own if postprocess == (own.postprocess or POSTPROCESSES[0]) else DetectionThresholds()
 
 
 def lowest_score(
@@ -94,9 +113,8 @@ def lowest_score(
 
     The net's own is for its own post-processing alone.
     """
-    own = net.thresholds or DetectionThresholds()
-    if min_score is None and postprocess in (None, own.postprocess or POSTPROCESSES[0]):
-        min_score = own.min_score
+    if min_score is None:
+        min_score = _thresholds_for(net, choose_postprocess(net, postprocess)).min_score
     check_min_score(min_score, net.num_foreground_classes)
     return MIN_SCORE if min_score is None else min_score
 

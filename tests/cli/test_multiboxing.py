@@ -173,7 +173,7 @@ def test_class_agnostic_boxes(nets, capsys):
             "--min-score must be one number for",
         ),
         (["--crops", "centre"], "--crops does not apply to --method overfeat"),
-        (["--postprocess", "nms", "--match-threshold", "0.4"], "--match-threshold does not apply to --postprocess nms"),
+        (["--postprocess", "nms", "--match-threshold", "0.4"], "--match-threshold does not apply to postprocess nms"),
         (["--classifier", "WHAT"], "--classifier does not apply to --method overfeat"),
         (["--method", "multibox", "--weights", "WHAT"], "holds no DeepMultiBox; train one"),
         (["--method", "multibox", "--weights", "BOXES", "--classifier", "BOXES"], "holds a DeepMultiBox"),

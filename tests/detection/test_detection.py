@@ -233,8 +233,12 @@ def test_thresholds_of_the_net(pair):
     assert same_detections(detect(net, regressor, image, min_score=0.0), expected) and len(expected)
     own = detect(net, regressor, image, match_threshold=0.5, nms_iou_threshold=0.3, class_iou_threshold=1.0, **low)
     assert same_detections(own, plain) and not same_detections(plain, expected)
-    left = detect(net, regressor, image, postprocess="nms", class_iou_threshold=1.0, min_score=0.0)
+    left = detect(net, regressor, image, postprocess="nms", **low)
     assert same_detections(left, alone)
+    implied = detect(net, regressor, image, match_threshold=per_class, **low)
+    assert same_detections(implied, expected)  # a match threshold is for merging
+    with pytest.raises(InputError, match="match_threshold does not apply to postprocess vote"):
+        detect(net, regressor, image, postprocess="vote", match_threshold=0.4)
     net.thresholds = DetectionThresholds((0.5, 0.5))
     with pytest.raises(InputError, match="match_threshold must be one number or 10, one for each class, not"):
         detect(net, regressor, image)
