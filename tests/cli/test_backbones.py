@@ -12,6 +12,8 @@ from overfeat.cli.main import main
 from overfeat.training.resume import CHECKPOINT, LAST
 
 QUICK = "--batch-size 4 --num-workers 0 --device cpu --epochs 1 --no-flip"
+DETECTOR = "--net squeezenet --freeze-features --context --samples-per-image 1 --scales 0.5,0.8"
+DETECTOR += " --lr-schedule step --warmup 0 --negative-sampling half_hard"  # with which a run can be made longer
 
 
 def run(*arguments):
@@ -19,9 +21,11 @@ def run(*arguments):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_validation_tiles():
+def short_validation():
+    """Few tiles, and no choice of thresholds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("overfeat.detection.train.VALIDATION_TILES", 20)
+        patch.setattr("overfeat.detection.train.choose_thresholds", lambda *_, **__: None)
         yield
 
 
@@ -29,17 +33,17 @@ def few_validation_tiles():
 def detector(multi_object, tmp_path_factory):
     """A detector after a few steps."""
     folder = tmp_path_factory.mktemp("detector") / "run"
-    command = ["train", "detector", "--data", multi_object, "--net", "squeezenet", "--out", folder, *QUICK.split()]
-    assert run(*command, "--samples-per-image", 1, "--scales", "0.5,0.8") == 0
+    command = ["train", "detector", "--data", multi_object, "--out", folder, *QUICK.split(), *DETECTOR.split()]
+    assert run(*command) == 0
     return folder
 
 
 def test_a_detector_is_trained_resumed_and_used(multi_object, detector, tmp_path, capsys):
     first = load(detector / LAST)
     assert first.architecture.name == "SqueezeNet fire5" and first.background and first.context is not None
-    assert len(first.class_names) == 11 and load_regressor(detector / LAST).box_features == "unpooled"
-    command = ["train", "detector", "--data", multi_object, "--net", "squeezenet", "--out", detector, "--resume"]
-    options = [*QUICK.split(), "--samples-per-image", 1, "--scales", "0.5,0.8", "--epochs", 2]
+    assert len(first.class_names) == 11 and load_regressor(detector / LAST).box_features == "pooled"
+    command = ["train", "detector", "--data", multi_object, "--out", detector, "--resume"]
+    options = [*QUICK.split(), *DETECTOR.split(), "--epochs", 2]
     assert run(*command, *options) == 0
     printed = capsys.readouterr().out
     assert "net: SqueezeNet fire5, window 55 px" in printed and "feature layers trained on ImageNet, frozen" in printed
@@ -59,7 +63,7 @@ def test_a_detector_is_trained_resumed_and_used(multi_object, detector, tmp_path
 
 def test_a_detector_starts_from_another_s_weights(multi_object, detector, tmp_path, capsys):
     command = ["train", "detector", "--data", multi_object, "--init", detector / LAST, "--out", tmp_path / "run"]
-    assert run(*command, *QUICK.split(), "--samples-per-image", 1, "--no-freeze-features", "--scales", "0.6") == 0
+    assert run(*command, *QUICK.split(), "--samples-per-image", 1, "--scales", "0.6") == 0
     assert "initial weights from" in capsys.readouterr().out
     before, after = load(detector / LAST), load(tmp_path / "run" / LAST)
     assert before.architecture == after.architecture

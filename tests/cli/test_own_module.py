@@ -199,13 +199,14 @@ def test_features_are_the_outputs_of_the_module_s_layers(module, folder, capsys)
 )
 def test_boxes_of_a_module(command, name, more, folder, capsys):
     given = ["photo.png", "--module", f"net.py:{name}", "--window", "16", "--stride", "4", *more]
-    assert main([command, *given, *(["--min-score", "0"] if command == "detect" else [])]) == 0
-    printed = [line.rsplit(maxsplit=7 if command == "detect" else 5) for line in capsys.readouterr().out.splitlines()]
+    limits = {"min_score": 0.0} if command == "detect" else {}
+    assert main([command, *given, *(["--min-score", "0"] if limits else [])]) == 0
+    printed = [line.rsplit(maxsplit=7 if limits else 5) for line in capsys.readouterr().out.splitlines()]
     logits, background = "--no-logits" not in more, "--background" in more
     net = overfeat.densify(load_module(ModuleSource("net.py", name)), 16, logits=logits)
     net.background = background
     image = torch.from_numpy(np.array(Image.open("photo.png"))).permute(2, 0, 1)
-    expected = getattr(overfeat, command)(net, net.regressor, image, stride=4)
+    expected = getattr(overfeat, command)(net, net.regressor, image, stride=4, **limits)
     assert len(printed) == len(expected) > 0
     assert [line[0] for line in printed] == [net.class_names[label] for label in expected.labels]
     boxes = [[float(edge) for edge in line[2:6]] for line in printed]

@@ -281,7 +281,7 @@ def test_splits_of_a_folder(scenes, tmp_path, capsys):
     evaluate = ["evaluate", "localization", "--data", str(folder), "--weights", weights, "--scales", "six:1"]
     capsys.readouterr()
     assert main(evaluate) == 1
-    assert "has none of the splits test, validation, val, but mine, other" in capsys.readouterr().err
+    assert "has none of the splits test, validation, val, valid, but mine, other" in capsys.readouterr().err
     assert main([*evaluate, "--split", "other", "--max-images", "2"]) == 0
     assert "2 images of" in capsys.readouterr().out
 
