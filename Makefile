@@ -1,4 +1,4 @@
-# make demo: classify photographs and detect digits, with pictures in out/demo.  make test: everything CI runs.
+# make demo: photographs, digits and blood cells; the pictures are in out/demo.  make test: everything CI runs.
 # Both set up .venv themselves; all they need is Python 3.11 or 3.12 and make.
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
   $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && \

@@ -46,7 +46,7 @@ CLASS_IOUS = (1.0, 0.8, 0.65, 0.5, 0.3)  # 1: no NMS across classes
 # Post-processing -> its name in `combine`, that of its threshold, and the thresholds tried on the validation images.
 RULES = {
     "greedy": ("merge", "match_threshold", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
-    "voting": ("vote", "nms_iou_threshold", (0.2, 0.3, 0.4, 0.5)),
+    "voting": ("vote", "nms_iou_threshold", (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)),
     "NMS": ("nms", "nms_iou_threshold", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
 }
 MAX_CANDIDATES = 20_000  # of an image; only a detector that has not learned has more

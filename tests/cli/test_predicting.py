@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -323,9 +324,10 @@ def test_demo_draws_every_image(tmp_path):
     process = run("demo", "-o", tmp_path / "pictures")
     assert process.returncode == 0, process.stderr
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
-    photos, digits, multi_object = (list_images(ASSETS / name) for name in ("photos", "scenes", "multi-object/test"))
-    assert len(photos) >= 4 and len(digits) >= 4 and len(multi_object) >= 5
-    assert len(pictures) == 1 + len(photos) + 2 * len(digits) + len(multi_object)
+    folders = ("photos", "scenes", "multi-object/test", "cells")
+    photos, digits, multi_object, cells = (list_images(ASSETS / name) for name in folders)
+    assert len(photos) >= 4 and len(digits) >= 4 and len(multi_object) >= 5 and len(cells) == 3
+    assert len(pictures) == 1 + len(photos) + 2 * len(digits) + len(multi_object) + len(cells)
     for picture in pictures:
         assert str(picture) in process.stdout
         with Image.open(picture) as image:
@@ -333,6 +335,11 @@ def test_demo_draws_every_image(tmp_path):
         assert pixels.shape[0] > 300 and pixels.std() > 20
     for name, best in (("chelsea.png", "Egyptian cat"), ("coffee.jpg", "espresso"), ("camera.png", "tripod")):
         assert f"{name}: {best} (" in process.stdout
+    counts = re.findall(r"BloodImage_\d+\.jpg: detected (.*); annotated (.*) -> ", process.stdout)
+    assert [annotated for _, annotated in counts] == [
+        "Platelets 2, RBC 16, WBC 1", "Platelets 3, RBC 12, WBC 1", "Platelets 3, RBC 14, WBC 1",
+    ]  # fmt: skip
+    assert all(detected.endswith(", WBC 1") for detected, _ in counts)
 
 
 def test_output_to_a_closed_pipe_is_no_traceback(weights, photos):

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 import overfeat
-from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
+from overfeat.cli.assets import ASSETS, SHIPPED_CELLS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.data.images import list_images
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.readers.voc import read_voc
 from overfeat.data.synthetic.images import make_image
+from overfeat.metrics.average_precision import ground_truth
 
 IMAGES = list_images(ASSETS / "scenes")
 
@@ -57,6 +58,19 @@ def test_the_micrographs_of_blood():
     assert counts == [[2, 16, 1], [3, 12, 1], [3, 14, 1]]
     for sample in cells.samples:
         assert sample.read().shape == (3, 480, 640) and sample.path.stat().st_size <= 25_000
+
+
+def test_shipped_detector_of_cells():
+    """It detects the cells of a test image, about as many as are annotated."""
+    assert SHIPPED_CELLS.stat().st_size <= 3_000_000
+    net, regressor = overfeat.load(SHIPPED_CELLS), overfeat.load_regressor(SHIPPED_CELLS)
+    assert net.background and net.class_names == ["Platelets", "RBC", "WBC", "background"] and net.reach > 0
+    sample = read_voc(ASSETS / "cells" / "BloodImage_00385.xml", class_names=net.class_names[:3]).samples[0]
+    detections, objects = overfeat.detect(net, regressor, sample.read()), ground_truth(sample)
+    same = detections.labels[:, None] == objects.labels
+    detected = (same & (overfeat.iou(detections.boxes.double(), objects.boxes) >= 0.5)).any(dim=0)
+    assert detected.float().mean() >= 0.9 and len(detections) <= 1.5 * len(objects.labels)
+    assert (detections.labels == net.class_names.index("WBC")).sum() == 1
 
 
 def test_every_asset_is_listed():
