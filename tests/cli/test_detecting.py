@@ -186,7 +186,7 @@ def test_mistakes_write_over_nothing_of_others(multi_object, tmp_path, capsys):
 
 
 def test_a_killed_evaluation_goes_on(weights, tmp_path):
-    folder = voc(tmp_path / "photos", 12, size=(90, 110), objects=2)
+    folder = voc(tmp_path / "photos", 8, size=(90, 110), objects=2)
     data = tmp_path / "labelled"
     shutil.copytree(folder, data)
     for path in data.glob("*.xml"):
