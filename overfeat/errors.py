@@ -29,8 +29,13 @@ class ArgumentError(InputError):
 
 def check_fraction(argument: str, value: float) -> None:
     """Raises ArgumentError unless the value of this argument is between 0 and 1."""
-    if not 0 <= value <= 1:
-        raise ArgumentError(argument, f"must be between 0 and 1, not {value}")
+    try:
+        allowed = bool(0 <= value <= 1)
+    except (TypeError, ValueError, RuntimeError):  # a string, an array of several
+        allowed = False
+    if not allowed:
+        shown = repr(value) if isinstance(value, str) else value
+        raise ArgumentError(argument, f"must be between 0 and 1, not {shown}")
 
 
 class WriteError(InputError):

@@ -83,8 +83,8 @@ def collect_candidates(
     check_regressor(net, regressor)
     if top_k is not None and top_k < 1:
         raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
-    if max_candidates is not None and max_candidates < 1:
-        raise ArgumentError("max_candidates", f"must be 1 or more, not {max_candidates}")
+    if max_candidates is not None and not (type(max_candidates) is int and max_candidates >= 1):
+        raise ArgumentError("max_candidates", f"must be 1 or more, not {max_candidates!r}, and a whole number")
     check_fraction("relative_threshold", relative_threshold)
     check_fraction("score_threshold", score_threshold)
     flips = 2 if any(grid.flipped for grid in grids) else 1

@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -321,8 +322,12 @@ def test_more_candidates_than_can_be_merged(pair):
         low = {"score_threshold": 0.0, "min_score": 0, "nms_iou_threshold": 1}
         few = detect(net, regressor, image, postprocess="merge", max_candidates=100, **low)
         assert few.counts.sum() == 100
-    with pytest.raises(InputError, match="max_candidates must be 1 or more, not 0"):
-        detect(net, regressor, image, max_candidates=0)
+    for number in (0, 1.5, True, "100"):
+        with pytest.raises(InputError, match=f"max_candidates must be 1 or more, not {number!r}"):
+            detect(net, regressor, image, max_candidates=number)
+    for fraction in ("0.3", np.array([0.3, 0.4]), torch.ones(2)):
+        with pytest.raises(InputError, match="min_score must be between 0 and 1"):
+            detect(net, regressor, image, min_score=fraction)
 
 
 def test_boxes_with_equal_scores_are_cut_in_order(pair):
