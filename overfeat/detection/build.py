@@ -130,7 +130,8 @@ def describe_choices(
     without = sum(not len(sample.labels) for sample in data.samples)
     gained = int(fitting(data, net).sum() - fitting(data, net, 0.0).sum())
     border = f"so that {gained} more boxes can be learnt" if net.reach else "since nearly no box needs more"
-    turns = "boxes are as often wide as high" if chosen.quarter_turns else "objects have an upright direction"
+    square = "boxes are as often wide as high"
+    turns = square if chosen.quarter_turns else f"not every class's {square}, or boxes are too few to tell"
     tiles = len(data) * (chosen.samples_per_image or 0)
     return [
         f"data: {data.describe()}, {without} without a box",

@@ -276,5 +276,5 @@ def _check(net: OverFeat, regressor: BoxRegressor, data: Annotated, validation: 
             factors = ", ".join(f"{factor:g}" for factor in net.scale_factors)
             raise InputError(
                 f"no object of the {name} data fits the window of {net.architecture.window} px when images are "
-                f"evaluated at {factors} times their size; give other scales"
+                f"evaluated at {factors} times their size; give other scales, or a larger reach"
             )
