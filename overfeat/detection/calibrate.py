@@ -34,6 +34,7 @@ MATCH_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 NMS_THRESHOLDS = (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7)
 CLASS_THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
 MAX_CANDIDATES = 5_000  # in an image, so that a net that has not learned takes minutes at most
+MAX_IMAGES = 60  # of the validation data
 LEARNED = 0.01  # mean average precision below which there is nothing to choose
 MIN_GAIN, MIN_CLASS_GAIN = 0.005, 0.02  # of average precision, for which a default is left: less was chance
 MIN_SCORES, MIN_OBJECTS = (0.05, 0.95), 10  # the range of lowest scores; objects that a class needs for its own
@@ -55,7 +56,8 @@ class _Image:
 def choose_thresholds(
     net: Net, regressor: Regressor, data: Annotated, *, postprocess: str | None = None,
     stride: Stride | None = None, flip: bool | None = None,
-    memory_limit: int = MEMORY_LIMIT, max_images: int | None = 60, max_pixels: int = MAX_PIXELS, progress: bool = True,
+    memory_limit: int = MEMORY_LIMIT, max_images: int | None = MAX_IMAGES, max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
 ) -> DetectionThresholds:  # fmt: skip
     """The thresholds of `detect` with the best average precision (VOC's, at an IoU of 0.5) on annotated images.
 

@@ -17,7 +17,7 @@ from overfeat.dense.context import context_features, half_resolution
 from overfeat.dense.grid import Grid
 from overfeat.dense.tiling import Tile
 from overfeat.detection.build import choose_options, choose_training, fitting
-from overfeat.detection.calibrate import choose_thresholds
+from overfeat.detection.calibrate import MAX_IMAGES, choose_thresholds
 from overfeat.detection.config import TRAINING, DetectorConfig
 from overfeat.detection.data import TileDataset
 from overfeat.detection.hard_negatives import sample_negatives
@@ -201,7 +201,9 @@ class DetectorTask(Task):
     def finish(self, path: Path) -> None:
         """Choose the post-processing and its thresholds on the validation data, and write them into the file."""
         if self.validation_data is None:
+            print("thresholds: the defaults, without validation data to choose them on (--validation)", flush=True)
             return
+        print(f"thresholds for {path.name}: being chosen on up to {MAX_IMAGES} validation images", flush=True)
         device, limit = self.detector.net.device, self.options.max_pixels
         net, regressor = checkpoint.load(path).to(device), checkpoint.load_regressor(path).to(device)
         try:
@@ -210,6 +212,7 @@ class DetectorTask(Task):
             warnings.warn(f"no thresholds were chosen: {error}", stacklevel=2)
             return
         checkpoint.save(net, path, regressor=regressor)
+        print(f"thresholds for {path.name}: {net.thresholds or 'the defaults'}", flush=True)
 
     def save(self, path: Path) -> None:
         """Write net and regressor as `overfeat.load` and `load_regressor` read them."""

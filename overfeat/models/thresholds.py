@@ -42,6 +42,10 @@ class DetectionThresholds:
             if value is not None:
                 check_fraction(name, value)
 
+    def __str__(self) -> str:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in given.items()) or "the defaults"
+
     def to_json(self) -> str:
         """As `from_json` reads it."""
         return json.dumps(asdict(self))
@@ -60,6 +64,10 @@ class DetectionThresholds:
         check_match_threshold(thresholds.match_threshold, num_classes)
         check_min_score(thresholds.min_score, num_classes)
         return thresholds
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check_match_threshold(value: float | Sequence[float] | None, num_classes: int | None = None) -> None:

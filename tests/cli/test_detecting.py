@@ -57,6 +57,8 @@ def test_from_annotated_images_to_boxes(multi_object, tmp_path, capsys):
     assert len(log) == 2 and {"validation_loss", "train_missed_error", "train_iou_error"} <= set(log[0])
     weights = folder / "net.safetensors"
     net = load(weights)
+    for stated in ("being chosen on up to 60 validation images", str(net.thresholds)):
+        assert f"thresholds for net.safetensors: {stated}\n" in printed, stated
     assert net.background and net.scale_factors == (0.5, 0.8) and net.context is not None and not net.flip
     assert net.thresholds is not None, "chosen on the validation data"
     assert load_regressor(weights).num_classes is None

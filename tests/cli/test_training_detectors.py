@@ -70,7 +70,7 @@ def test_bad_images_are_listed_before_training(tmp_path, capsys):
     assert run(*command, "--skip-invalid") == 0
     out, messages = capsys.readouterr()
     assert "left out: 2 images" in messages and "4 images with" in out and ", 1 without a box" in out
-    assert "too few to tell" in out
+    assert "too few to tell" in out and "thresholds: the defaults, without validation data" in out
 
 
 def test_choices_are_described(tmp_path, capsys, monkeypatch):

@@ -154,3 +154,10 @@ def test_the_best_post_processing():
     search.merging = lambda: (DetectionThresholds(postprocess="merge"), table["merge"])
     search.other = lambda way: (DetectionThresholds(postprocess=way), table[way])
     assert search.run(None).postprocess == "merge" and search.run("vote").postprocess == "vote"
+
+
+def test_thresholds_are_stated():
+    assert str(DetectionThresholds(0.4, postprocess="merge", min_score=(0.25, 0.3))) == (
+        "match threshold 0.4, postprocess merge, min score 0.25,0.3"
+    )
+    assert str(DetectionThresholds()) == "the defaults"
