@@ -27,3 +27,29 @@ def only_problem(read, *arguments):
     assert message.splitlines()[1:-1] == [f"  {line}" for line in data.problems]
     assert message.endswith("skip_invalid skips these boxes and images")
     return data.problems[0], data
+
+
+def damaged(good, rng, pieces):
+    """The bytes of a file with one to three short parts replaced by one of the pieces; None: two random bytes."""
+    content = bytearray(good)
+    for _ in range(rng.randint(1, 3)):
+        start, piece = rng.randrange(len(content)), rng.choice(pieces)
+        content[start : start + rng.randint(0, 4)] = rng.randbytes(2) if piece is None else piece
+    return content
+
+
+def is_refused(folder, read, *arguments, **options):
+    """Whether a damaged file is refused by an InputError, which can be printed.
+
+    Else the pictures lie in the folder, and the boxes in the pictures.
+    """
+    try:
+        data = read(*arguments, **options)
+    except InputError as error:
+        str(error).encode()
+        return True
+    for sample in data.samples:
+        assert (sample.boxes >= 0).all() and (sample.boxes <= [WIDTH, HEIGHT] * 2).all()
+        assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+        assert sample.path.resolve().is_relative_to(folder.resolve())
+    return False

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Detectors of blood cells in BCCD's 205 training images: BCCD=FOLDER bench/accuracy/cells.sh [NAME...]
 # FOLDER is the folder BCCD of https://github.com/Shenggan/BCCD_Dataset (MIT licence), with Annotations, ImageSets and
-# JPEGImages. Without names everything is trained: the default, an hour on two cores for each of three seeds; from 20
-# images, an hour; and ten short trainings of equal length, a fifth of the default's, to compare.
+# JPEGImages. Without names everything is trained: the default, half an hour on one core for each of three seeds; from
+# 20 images, as long; and ten short trainings of equal length, a fifth of the default's, to compare.
 : "${BCCD:?is the folder BCCD of https://github.com/Shenggan/BCCD_Dataset: BCCD=FOLDER bench/accuracy/cells.sh}"
 BCCD=$(realpath "$BCCD")
 source "$(dirname "$0")/common.sh"

@@ -218,6 +218,7 @@ def _missed(runs: dict[str, dict], micrographs: dict | None) -> str:
     lines = [
         *(f"Target missed: {line}." for line in missed),
         "Not repeated with the six scales of table 5: the tables of five classifiers and of three box regressors.",
+        "Not repeated since voting is the default of detect: the digits' tables, by merging and NMS as they were then.",
         "DeepMultiBox with ten crops is slower than OverFeat's detection on these small images, unlike in the paper.",
         "Not measured: ImageNet; float16; training in bfloat16 (tested, not timed); DeepMultiBox on large images.",
         *(["Not measured: anything on a GPU."] if all(run["device"] == "cpu" for run in runs.values()) else []),

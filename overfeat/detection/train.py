@@ -99,7 +99,7 @@ class DetectorTask(Task):
     """Trains a net with a background class on tiles of images, and the boxes of the positive windows.
 
     `assign_targets` decides which window is positive for which object; the loss is that of the positive windows and of
-    as many negatives of a random subset as `negative_windows` chooses. Positive and negative windows of a batch weigh
+    the negatives that `sample_negatives` chooses of a random subset. Positive and negative windows of a batch weigh
     the same, whatever their numbers. The figures of the log are means over the batches with positive windows.
     Arguments: see `Task`; `build_detector` makes the nets. The net's `dropout` becomes that of the options; evaluation
     leaves mirror images out, which take as long again for little. Labels do not count the net's last class, the
@@ -194,20 +194,20 @@ class DetectorTask(Task):
             causes = "boxes that do not lie on their objects, or too high or low a learning rate"
             lines.append(f"not one positive window was classified correctly in this epoch; likely causes: {causes}")
         if record["train_score_spread"] < MIN_SPREAD:
-            causes = "a learning rate that is too high, or windows that do not show the objects (--window, --scales)"
+            causes = "a learning rate that is too high, or windows or scales that do not show the objects"
             lines.append(f"all windows score nearly the same; likely causes: {causes}")
         return lines
 
     def finish(self, path: Path) -> None:
         """Choose the post-processing and its thresholds on the validation data, and write them into the file."""
         if self.validation_data is None:
-            print("thresholds: the defaults, without validation data to choose them on (--validation)", flush=True)
+            print("thresholds: the defaults, without validation data to choose them on", flush=True)
             return
         print(f"thresholds for {path.name}: being chosen on up to {MAX_IMAGES} validation images", flush=True)
         device, limit = self.detector.net.device, self.options.max_pixels
         net, regressor = checkpoint.load(path).to(device), checkpoint.load_regressor(path).to(device)
         try:
-            net.thresholds = choose_thresholds(net, regressor, self.validation_data, postprocess=None, max_pixels=limit)
+            net.thresholds = choose_thresholds(net, regressor, self.validation_data, max_pixels=limit)
         except InputError as error:  # no reason to lose a trained net
             warnings.warn(f"no thresholds were chosen: {error}", stacklevel=2)
             return

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from annotation_files import HEIGHT, WIDTH, error_of, only_problem, picture
+from annotation_files import HEIGHT, WIDTH, damaged, error_of, only_problem, picture
 from PIL import Image
 
 from overfeat.data.annotated import Annotated, align_boxes
@@ -364,13 +364,7 @@ def test_damaged_bytes_give_an_input_error_or_valid_boxes(tmp_path, kind):
     }
     good, rng, refused = path.read_bytes(), random.Random(3), 0
     for _ in range(150):
-        content = bytearray(good)
-        for _ in range(rng.randint(1, 3)):
-            start = rng.randrange(len(content))
-            content[start : start + rng.randint(0, 4)] = rng.choice(
-                [rng.randbytes(2), b"", b"-", b"9e999", b"\\ud800", b"NaN"]
-            )
-        path.write_bytes(content)
+        path.write_bytes(damaged(good, rng, [None, b"", b"-", b"9e999", b"\\ud800", b"NaN"]))
         for skip in (False, True):
             try:
                 data = read[kind](skip_invalid=skip)
