@@ -101,8 +101,8 @@ class DetectorTask(Task):
     `assign_targets` decides which window is positive for which object; the loss is that of the positive windows and of
     the negatives that `sample_negatives` chooses of a random subset. Positive and negative windows of a batch weigh
     the same, whatever their numbers. The figures of the log are means over the batches with positive windows.
-    Arguments: see `Task`; `build_detector` makes the nets. The net's `dropout` becomes that of the options; evaluation
-    leaves mirror images out, which take as long again for little. Labels do not count the net's last class, the
+    Arguments: see `Task`; `build_detector` makes the nets. The net's `dropout` becomes that of the options, and mirror
+    images are part of its evaluation if they are part of its training. Labels do not count the net's last class, the
     background.
     """
 
@@ -119,7 +119,7 @@ class DetectorTask(Task):
     ):
         _check(net, regressor, data, validation)
         options, train = choose_options(data, options), choose_training(data, options, train)
-        net.flip, net.dropout = False, options.dropout
+        net.flip, net.dropout = options.flip, options.dropout
         side, factors = TILE_WINDOWS * net.architecture.window, net.scale_factors or ()
         common: dict[str, Any] = {"margin": net.margin[0], "color": net.mean_color, "max_pixels": options.max_pixels}
 

@@ -109,6 +109,12 @@ def test_frozen_features_stay(pair, data):
     assert task.module.net.fc_layers[0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_mirror_images_in_training_and_evaluation_go_together(pair, data, flip):
+    DetectorTask(*pair, data, options=DetectorConfig(flip=flip))
+    assert pair[0].flip == flip
+
+
 def test_warnings_and_mismatches(pair, data):
     net, _ = pair
     named = replace(data, class_names=[*DIGITS[:9], "zebra"], samples=[
