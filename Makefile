@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: demo test lint bench gpu gpu-test clean
 
 # These run a second time under Triton's interpreter, which stands in for a GPU.
-KERNEL_TESTS := tests/kernels/test_kernels.py tests/ops/test_ops.py tests/ops/test_ops_in_torch.py tests/ops/test_merge_boxes.py tests/test_fast.py
+KERNEL_TESTS := tests/kernels tests/ops/test_ops.py tests/ops/test_ops_in_torch.py tests/ops/test_merge_boxes.py tests/test_fast.py
 # One single-threaded process per core, at most four, since some tests take gigabytes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 

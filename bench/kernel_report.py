@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import sm_arch_from_capability
 
 from bench.common import write_results
-from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier
+from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier, skip_classifier_backward
 
 COMMAND = "python -m bench.kernel_report"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -130,7 +130,7 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
             skip_classifier.forward(maps, weight, empty(4 * channels) if bias else None, 3, True, 3)
         if backward:
             grad, output = empty(positions, 4 * channels), empty(positions, 4 * channels)
-            skip_classifier.backward(grad, maps, weight, output, 3, 3, True, True)
+            skip_classifier_backward.backward(grad, maps, weight, output, 3, 3, True, True)
 
     name = launch.arithmetic(dtype, kind)
     for max_rows, _ in launch.tiles(f"{name}, fused", chip.capability):
@@ -168,7 +168,7 @@ def overlapping_pools(empty: Callable[..., torch.Tensor], pool: launch.Pool) -> 
     maps, weight = [empty(1, 256, 20, 23)], empty(4096, 256, 6, 6)
     with launch.override(pool=pool):
         output = skip_classifier.forward(maps, weight, empty(4096), 3, True, 2)
-    skip_classifier.backward(output, maps, weight, output, 3, 2, True, True)
+    skip_classifier_backward.backward(output, maps, weight, output, 3, 2, True, True)
 
 
 def compile_for(chip: Chip, kind: str) -> list[Compiled]:

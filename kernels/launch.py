@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 
+from overfeat.kernels.problem import Problem
+
 ELEMENTWISE_BLOCK = 1024  # elements a program of split_k_reduce_kernel handles
 SUM_ROWS, SUM_BLOCK_M, SUM_BLOCK_N = 512, 32, 64  # rows a program of relu_backward_kernel sums; its tile
 # Pooling is fused into the GEMM up to so many rows: there only the reading of the weights counts.
@@ -23,6 +25,10 @@ MAX_SPLIT_K = 32
 
 Gemm = Literal["forward", "input", "weight"]  # the output, the gradient of the pooled maps, that of the weight
 Pool = Literal["separate", "fused"]
+# direct: our implicit GEMM, operands through pointers; descriptor: the same, the weight through a tensor descriptor;
+# im2col: windows gathered into a buffer, the GEMM by the library; filter3, filter4: minimal filtering, 3x3 or 4x4
+# outputs at a time.
+Variant = Literal["direct", "descriptor", "im2col", "filter3", "filter4"]
 Precision = Literal["ieee", "tf32"]
 
 
@@ -56,6 +62,7 @@ class Plan:
         even_k: tile.k divides the channels, so that no step needs a mask.
         pool: a separate pass, or fused into the GEMM's loads.
         precision: of float32 GEMMs.
+        variant: how the GEMM is computed; the rest is that of the direct variant.
     """
 
     tile: Tile
@@ -64,6 +71,7 @@ class Plan:
     even_k: bool
     pool: Pool
     precision: Precision
+    variant: Variant = "direct"
 
 
 ANY = 1 << 62
@@ -157,6 +165,7 @@ class Override:
     split_k: int | None = None
     pool: Pool | None = None
     num_programs: int | None = None
+    variant: Variant | None = None
 
 
 _override: ContextVar[Override] = ContextVar("overfeat_launch", default=Override())  # noqa: B039  frozen
@@ -165,10 +174,11 @@ _assumed_chip: ContextVar[tuple[tuple[int, int], int] | None] = ContextVar("over
 
 @contextmanager
 def override(
-    tile: Tile | None = None, split_k: int | None = None, pool: Pool | None = None, num_programs: int | None = None
-) -> Iterator[None]:
+    tile: Tile | None = None, split_k: int | None = None, pool: Pool | None = None, num_programs: int | None = None,
+    variant: Variant | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Launch every GEMM of this thread with these options inside the block, see `Override`; None leaves the choice."""
-    token = _override.set(Override(tile, split_k, pool, num_programs))
+    token = _override.set(Override(tile, split_k, pool, num_programs, variant))
     try:
         yield
     finally:
@@ -180,32 +190,34 @@ def active_override() -> Override:
     return _override.get()
 
 
-def choose(
-    gemm: Gemm, dtype: torch.dtype, device: torch.device, *, m: int, n: int, taps: int, channels: int, size: int
-) -> Plan:
-    """How to launch a GEMM of m x n outputs, each a sum over taps * channels; the channels are contiguous in memory.
-
-    gemm: which of the skip classifier's three; dtype: of the operands; size: of the pooling.
-    """
+def choose(gemm: Gemm, problem: Problem) -> Plan:
+    """How to launch one of the GEMMs of a problem."""
+    m, n, summands = {
+        "forward": (problem.positions, problem.outputs, problem.channels),
+        "input": (problem.pooled_positions, problem.channels, problem.outputs),
+        "weight": (problem.outputs, problem.channels, problem.positions),
+    }[gemm]  # each output is a sum over taps * summands, which are contiguous in memory except for "weight"
+    taps, dtype = problem.taps, problem.dtype
     forced = active_override()
     precision = _precision() if dtype == torch.float32 else "ieee"
-    fused = m <= FUSED_MAX_ROWS and size <= FUSED_MAX_SIZE and channels % 16 == 0
+    fused = m <= FUSED_MAX_ROWS and problem.size <= FUSED_MAX_SIZE and summands % 16 == 0
     pool: Pool = forced.pool or ("fused" if fused else "separate")
     kind = arithmetic(dtype, precision)
-    if device.type == "cpu":
-        tile, num_programs = _interpreted_tile(m, n, channels), INTERPRETED_PROGRAMS
+    if problem.device.type == "cpu":
+        tile, num_programs = _interpreted_tile(m, n, summands), INTERPRETED_PROGRAMS
     else:
-        tile, num_programs = _tile_and_programs(gemm, device, kind, pool, m, channels)
+        tile, num_programs = _tile_and_programs(gemm, problem.device, kind, pool, m, summands)
     tile = forced.tile or tile
     num_programs = forced.num_programs or num_programs
     work = -(-m // tile.m) * -(-n // tile.n)
     split_k = 1
     if gemm == "forward":  # the gradients have tiles enough
-        steps = taps * -(-channels // tile.k)
+        steps = taps * -(-summands // tile.k)
         split_k = forced.split_k or _choose_split_k(work, steps, num_programs, m * n, tile, kind)
     if gemm == "weight":
         work *= taps
-    return Plan(tile, min(work * split_k, num_programs), split_k, channels % tile.k == 0, pool, precision)
+    even_k = summands % tile.k == 0
+    return Plan(tile, min(work * split_k, num_programs), split_k, even_k, pool, precision, forced.variant or "direct")
 
 
 def _interpreted_tile(m: int, n: int, channels: int) -> Tile:

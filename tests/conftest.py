@@ -33,15 +33,16 @@ KERNELS = INTERPRETED or torch.cuda.is_available()
 if KERNELS:
     import overfeat.fast  # noqa: F401
 
-# Files that see the backends of overfeat.fast, whoever imported it; the others test eager PyTorch, bit for bit.
-FAST = {"test_fast", "test_prepacked", "test_kernels"}
+# Files that see the backends of overfeat.fast, whoever imported it, as those of tests/kernels do; the others test eager
+# PyTorch, bit for bit.
+FAST = {"test_fast", "test_prepacked"}
 FAST |= {"test_ops", "test_ops_in_torch", "test_merge_boxes"} if KERNELS else set()
 
 
 @pytest.fixture(autouse=True)
 def eager_alone(request, monkeypatch):
     """Hides the backends that overfeat.fast registers from all files but those in FAST."""
-    if request.path.stem not in FAST:
+    if request.path.stem not in FAST and request.path.parent.name != "kernels":
         known = {name: registry._backends[name] for name in ("reference", "torch")}
         monkeypatch.setattr(registry, "_backends", known)
 

@@ -63,7 +63,7 @@ BACKEND = Backend(
         "offset_max_pool": _kernel("offset_pool", "forward"),
         "offset_max_pool_backward": _kernel("offset_pool", "backward"),
         "skip_classifier_flat": _kernel("skip_classifier", "forward"),
-        "skip_classifier_flat_backward": _kernel("skip_classifier", "backward"),
+        "skip_classifier_flat_backward": _kernel("skip_classifier_backward", "backward"),
         "class_scores": _kernel("class_scores", "forward"),
         "merge_boxes": _kernel("box_merge", "merge"),
     },

@@ -1,0 +1,138 @@
+"""The forward pass of the first fully connected layer in every variant and launch configuration."""
+
+import pytest
+import torch
+from kernel_checks import DEVICE, INTERPRETED, SCALES, TAPS, made, truth, unequal, windows
+
+from bench.tolerance import assert_matches
+from overfeat import ops
+from overfeat.kernels import launch, skip_classifier
+from overfeat.kernels.maps import MAX_MAPS
+
+
+@pytest.mark.parametrize("pool", ["separate", "fused"])
+@pytest.mark.parametrize("split_k", [1, 2, 7])
+@pytest.mark.parametrize(("channels", "outputs"), [(32, 32), (20, 33), (1, 1), (7, 50)])
+def test_forward_in_every_variant(dtype, pool, split_k, channels, outputs):
+    maps, weight = unequal(channels, dtype), made((outputs, channels, 2, 2), dtype, 8)
+    bias = made((outputs,), dtype, 9)
+    with launch.override(pool=pool, split_k=split_k):
+        for relu, some in ((True, bias), (False, None)):
+            actual = skip_classifier.forward(maps, weight, some, 3, relu, 3)
+            assert actual.dtype == dtype
+            assert_matches(actual, truth(maps, weight, some, 3, relu), dtype)
+
+
+@pytest.mark.parametrize("pool", ["separate", "fused"])
+@pytest.mark.parametrize("split_k", [1, 3])
+@pytest.mark.parametrize(("kernel", "size", "tap"), TAPS)
+def test_pools_whose_stride_is_not_their_size(dtype, pool, split_k, kernel, size, tap):
+    maps, bias = windows(kernel, size, tap, dtype), made((18,), dtype, 9)
+    weight = made((18, 12, *kernel), dtype, 8)
+    with launch.override(pool=pool, split_k=split_k):
+        actual = skip_classifier.forward(maps, weight, bias, size, True, tap)
+    assert_matches(actual, truth(maps, weight, bias, size, tap=tap), dtype)
+
+
+def test_a_list_of_many_maps():
+    """More maps than a launch has pointers."""
+    maps = [made((1, 3, 7, 6 + i % 3), seed=i) for i in range(MAX_MAPS + 2)]
+    weight, bias = made((4, 3, 2, 2), seed=8), made((4,), seed=9)
+    for pool in ("separate", "fused"):
+        with launch.override(pool=pool):
+            actual = skip_classifier.forward(maps, weight, bias, 3, True, 2)
+        assert_matches(actual, truth(maps, weight, bias, 3, tap=2), torch.float32)
+
+
+@pytest.mark.parametrize("pool", ["separate", "fused"])
+def test_the_six_scales_of_the_accurate_net(pool):
+    maps = [made((1, 6, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
+    weight, bias = made((8, 6, 5, 5), seed=8), made((8,), seed=9)
+    with launch.override(pool=pool), ops.backend("torch"):
+        actual = skip_classifier.forward(maps, weight, bias, 3, True, 3)
+        assert actual.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
+        assert_matches(actual, ops.skip_classifier_flat(maps, weight, bias, 3), torch.float32)
+
+
+def test_nan_passes_and_minus_infinity_pools():
+    maps = [torch.full((1, 3, 7, 8), -float("inf"), device=DEVICE), made((1, 3, 9, 9), seed=1)]
+    maps[1][0, 1, 4, 5] = float("nan")
+    weight = made((5, 3, 2, 2), seed=8).abs()
+    for pool in ("separate", "fused"):
+        with launch.override(pool=pool):
+            actual = skip_classifier.forward(maps, weight, None, 3, False, 3)
+        assert_matches(actual, truth(maps, weight, None, 3, False), torch.float32)
+
+
+def test_tables_are_cached_per_shape():
+    """The same list of shapes at other addresses, and other shapes at the same addresses."""
+    weight = made((4, 3, 2, 2), seed=8)
+    for seed in range(3):
+        for shape in ((1, 3, 7, 9), (1, 3, 9, 7)):
+            maps = [made(shape, seed=seed), made((1, 3, 6, 6), seed=seed + 5)]
+            assert_matches(
+                skip_classifier.forward(maps, weight, None, 3, True, 3), truth(maps, weight, None, 3), torch.float32
+            )
+
+
+def test_maps_at_odd_addresses():
+    """A map that is not aligned to the 16 bytes of a load is copied first."""
+    memory = made((1 + 64 * 9 * 9,), torch.float16)
+    maps = memory[1:].view(1, 9, 9, 64).permute(0, 3, 1, 2)
+    assert maps.is_contiguous(memory_format=torch.channels_last) and maps.data_ptr() % 16
+    weight = made((16, 64, 2, 2), torch.float16, 8)
+    for pool in ("separate", "fused"):
+        for size in (1, 3):
+            with launch.override(pool=pool):
+                actual = skip_classifier.forward([maps], weight, None, size, True, size)
+            assert_matches(actual, truth([maps], weight, None, size), torch.float16)
+    assert skip_classifier._aligned(maps).data_ptr() % 16 == 0
+
+
+def test_more_shapes_than_the_cache_holds(monkeypatch):
+    """A table that was evicted is made again."""
+    import overfeat.kernels.maps as tables
+
+    monkeypatch.setattr(tables, "MAX_TABLES", 2)
+    tables.output_positions.tables.clear()
+    weight = made((4, 3, 2, 2), seed=8)
+    expected = {}
+    for _ in range(2):
+        for width in range(6, 12):
+            maps = made((1, 3, 7, width))
+            actual = skip_classifier.forward([maps], weight, None, 3, True, 3)
+            assert torch.equal(actual, expected.setdefault(width, actual))
+            assert_matches(actual, truth([maps], weight, None, 3), torch.float32)
+    assert len(tables.output_positions.tables) <= 2
+
+
+@pytest.mark.skipif(INTERPRETED, reason="streams are a GPU's")
+def test_concurrent_streams():
+    weight, bias = made((64, 64, 3, 3), seed=8), made((64,), seed=9)
+    maps = [[made((2, 64, 30 + i, 33), seed=i, last=True)] for i in range(4)]
+    expected = [skip_classifier.forward(m, weight, bias, 3, True, 3) for m in maps]
+    streams = [torch.cuda.Stream() for _ in maps]
+    torch.cuda.synchronize()
+    actual = []
+    for m, stream in zip(maps, streams, strict=True):
+        with torch.cuda.stream(stream):
+            actual.append([skip_classifier.forward(m, weight, bias, 3, True, 3) for _ in range(5)])
+    torch.cuda.synchronize()
+    for results, one in zip(actual, expected, strict=True):
+        assert all(torch.equal(r, one) for r in results)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="graphs are a GPU's")
+def test_cuda_graph():
+    weight, bias = made((64, 64, 3, 3), seed=8, last=True), made((64,), seed=9)
+    maps = [made((1, 64, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
+    ops.skip_classifier_flat(maps, weight, bias, 3)  # compiles the kernels and caches the tables
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        result = ops.skip_classifier_flat(maps, weight, bias, 3)
+    for seed in (20, 30):
+        for i, m in enumerate(maps):
+            m.copy_(made(m.shape, seed=seed + i))
+        graph.replay()
+        assert torch.equal(result, ops.skip_classifier_flat(maps, weight, bias, 3))
