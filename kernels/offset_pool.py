@@ -16,6 +16,7 @@ from overfeat.kernels.maps import MAX_MAPS, DeviceTableCache, address_of
 
 BLOCK = 1024
 WARPS = 4
+ALIGNMENT = 16  # bytes: the GEMMs assume it of the addresses of maps
 
 
 @triton.jit
@@ -133,6 +134,14 @@ def forward_list(maps: Sequence[Tensor], size: int) -> Tensor:
         _launch(maps[i : i + MAX_MAPS], size, 1, True, pooled[start:stop], None)
         start = stop
     return pooled
+
+
+def pooled_buffer(maps: Sequence[Tensor], size: int) -> Tensor:
+    """The pooled maps as one aligned buffer [positions, C]; not copied if the maps are that already."""
+    last = maps[0].is_contiguous(memory_format=torch.channels_last)
+    if size == 1 and len(maps) == 1 and last and maps[0].data_ptr() % ALIGNMENT == 0:
+        return maps[0].permute(0, 2, 3, 1).flatten(0, 2)
+    return forward_list(maps, size)
 
 
 def backward(grad: Tensor, maps: Tensor, size: int, dilation: int) -> Tensor:

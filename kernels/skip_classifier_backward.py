@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from overfeat.kernels import launch, offset_pool
+from overfeat.kernels.direct import channels_last, tile_of
 from overfeat.kernels.maps import input_positions, output_positions
 from overfeat.kernels.problem import Problem, num_positions, pooled_shapes, reach_of
-from overfeat.kernels.skip_classifier import channels_last, is_one_buffer, tile_of
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -185,7 +185,7 @@ def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int
     (outputs, channels, k_y, k_x), device = weight.shape, grad.device
     grad_weight = torch.zeros(outputs, k_y, k_x, channels, dtype=weight.dtype, device=device)
     if len(grad) and grad_weight.numel():
-        pooled = maps[0] if is_one_buffer(maps, size) else offset_pool.forward_list(maps, size)
+        pooled = offset_pool.pooled_buffer(maps, size)
         plan = launch.choose("weight", Problem.of(maps, weight, size, tap))
         table = output_positions(pooled_shapes(maps, size), reach_of(weight, tap), True, device)
         skip_classifier_bwd_weight_kernel[(plan.num_programs,)](

@@ -6,7 +6,7 @@ from kernel_checks import DEVICE, INTERPRETED, SCALES, TAPS, made, truth, unequa
 
 from bench.tolerance import assert_matches
 from overfeat import ops
-from overfeat.kernels import launch, skip_classifier
+from overfeat.kernels import direct, launch, skip_classifier
 from overfeat.kernels.maps import MAX_MAPS
 
 
@@ -86,7 +86,7 @@ def test_maps_at_odd_addresses():
             with launch.override(pool=pool):
                 actual = skip_classifier.forward([maps], weight, None, size, True, size)
             assert_matches(actual, truth([maps], weight, None, size), torch.float16)
-    assert skip_classifier._aligned(maps).data_ptr() % 16 == 0
+    assert direct._aligned(maps).data_ptr() % 16 == 0
 
 
 def test_more_shapes_than_the_cache_holds(monkeypatch):
