@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from overfeat.kernels.plan import Gemm, Plan, Pool, Precision, Tile, Variant
 from overfeat.kernels.problem import Problem
 
 ELEMENTWISE_BLOCK = 1024  # elements a program of split_k_reduce_kernel handles
@@ -22,57 +23,6 @@ SUM_ROWS, SUM_BLOCK_M, SUM_BLOCK_N = 512, 32, 64  # rows a program of relu_backw
 FUSED_MAX_ROWS = 16
 FUSED_MAX_SIZE = 3  # of the pooling: every tap is loaded size * size times into shared memory
 MAX_SPLIT_K = 32
-
-Gemm = Literal["forward", "input", "weight"]  # the output, the gradient of the pooled maps, that of the weight
-Pool = Literal["separate", "fused"]
-# direct: our implicit GEMM, operands through pointers; descriptor: the same, the weight through a tensor descriptor;
-# im2col: windows gathered into a buffer, the GEMM by the library; filter3, filter4: minimal filtering, 3x3 or 4x4
-# outputs at a time.
-Variant = Literal["direct", "descriptor", "im2col", "filter3", "filter4"]
-Precision = Literal["ieee", "tf32"]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The m x n tile that one program computes at a time, k summands a step; group_m rows of tiles share the cache."""
-
-    m: int
-    n: int
-    k: int
-    warps: int
-    stages: int
-    group_m: int = 8
-
-    def options(self) -> dict[str, int]:
-        """The kernel's keyword arguments."""
-        return {
-            "BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k, "GROUP_M": self.group_m,
-            "num_warps": self.warps, "num_stages": self.stages,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A launch.
-
-    Attributes:
-        tile: the tile of a program.
-        num_programs: programs of the grid; they are persistent.
-        split_k: programs that share a tile, each with a part of the sum.
-        even_k: tile.k divides the channels, so that no step needs a mask.
-        pool: a separate pass, or fused into the GEMM's loads.
-        precision: of float32 GEMMs.
-        variant: how the GEMM is computed; the rest is that of the direct variant.
-    """
-
-    tile: Tile
-    num_programs: int
-    split_k: int
-    even_k: bool
-    pool: Pool
-    precision: Precision
-    variant: Variant = "direct"
-
 
 ANY = 1 << 62
 # Per multiprocessor, and of the chip: about those of an H200. They weigh idle programs against the cost of split-K.
