@@ -36,6 +36,7 @@ def skip_classifier_fwd_kernel(
     row_pitch,  # int32 [M]: positions in a row of that map
     weight,  # [O, k_y, k_x, C], contiguous, dtype of the maps
     bias,  # [O], dtype of the maps; unused unless BIAS
+    guard,  # int32 [1]: nothing is computed or written if it is 0; unused unless GUARD
     output,  # [M, O], dtype of the maps; if SPLIT_K > 1 float32 [SPLIT_K, M, O] without bias and ReLU
     rows,  # M
     columns,  # O
@@ -48,6 +49,7 @@ def skip_classifier_fwd_kernel(
     POOL: tl.constexpr,  # size of the pooling if it is fused, else 1
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
+    GUARD: tl.constexpr,
     SPLIT_K: tl.constexpr,  # programs that share one tile, each with a slice of the taps and channels
     EVEN_K: tl.constexpr,  # C is a multiple of BLOCK_K
     PRECISION: tl.constexpr,  # of float32 GEMMs: ieee or tf32
@@ -60,7 +62,10 @@ def skip_classifier_fwd_kernel(
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     blocks_c = tl.cdiv(channels, BLOCK_K)
     steps = KERNEL_Y * KERNEL_X * blocks_c
-    for i_work in range(tl.program_id(0), tiles_m * tiles_n * SPLIT_K, num_programs):
+    works = tiles_m * tiles_n * SPLIT_K
+    if GUARD:
+        works = tl.where(tl.load(guard) == 0, 0, works)
+    for i_work in range(tl.program_id(0), works, num_programs):
         i_split, i_tile = i_work % SPLIT_K, i_work // SPLIT_K
         i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -118,17 +123,21 @@ def _window(p_map, o_position, b_pitch, c, channels, m_k, POOL: tl.constexpr, EV
 def split_k_reduce_kernel(
     partial,  # float32 [SPLIT_K, M * O], contiguous
     bias,  # [O], dtype of the output; unused unless BIAS
+    guard,  # int32 [1]: nothing is written if it is 0; unused unless GUARD
     output,  # [M * O], contiguous; any float dtype
     total,  # M * O
     columns,  # O
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
+    GUARD: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sum of the splits in float32, bias and ReLU: the epilogue if several programs share a tile."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < total
+    if GUARD:
+        inside &= tl.load(guard) != 0
     value = tl.zeros([BLOCK], tl.float32)
     for i_split in range(SPLIT_K):
         value += tl.load(partial + tl.full([], i_split, tl.int64) * total + index, mask=inside, other=0.0)
@@ -140,25 +149,34 @@ def split_k_reduce_kernel(
 
 
 def forward(
-    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, problem: Problem, plan: Plan, relu: bool
-) -> Tensor:
-    """[positions, O] in a result that has elements; at most MAX_MAPS maps: see skip_classifier.forward."""
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, problem: Problem, plan: Plan, relu: bool, *,
+    guard: Tensor | None = None, output: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """[positions, O] in a result that has elements; at most MAX_MAPS maps: see skip_classifier.forward.
+
+    Args:
+        guard: int32 [1] on the maps' device: where it is 0, the GEMM is not computed and the output not written. The
+            host does not wait for it.
+        output: [positions, O], contiguous, dtype of the maps: written and returned in place of a new one.
+    """
     count, outputs, device = problem.positions, problem.outputs, problem.device
-    output = weight.new_empty(count, outputs)
+    output = weight.new_empty(count, outputs) if output is None else output
     sources, table, pool = _sources(maps, problem, plan.pool)
     split = plan.split_k > 1
     target = torch.empty(plan.split_k, *output.shape, dtype=torch.float32, device=device) if split else output
     bias_or_any = output if bias is None else bias.contiguous()
+    guard_or_any = output if guard is None else guard
     skip_classifier_fwd_kernel[(plan.num_programs,)](
-        sources, *table, channels_last(weight), bias_or_any, target, count, outputs, problem.channels,
+        sources, *table, channels_last(weight), bias_or_any, guard_or_any, target, count, outputs, problem.channels,
         plan.num_programs, COUNT=len(sources), KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1],
-        DILATION=problem.tap, POOL=pool, BIAS=bias is not None, RELU=relu, SPLIT_K=plan.split_k, EVEN_K=plan.even_k,
+        DILATION=problem.tap, POOL=pool, BIAS=bias is not None, RELU=relu, GUARD=guard is not None,
+        SPLIT_K=plan.split_k, EVEN_K=plan.even_k,
         PRECISION=plan.precision, **plan.tile.options(),
     )  # fmt: skip
     if split:
         split_k_reduce_kernel[(triton.cdiv(output.numel(), launch.ELEMENTWISE_BLOCK),)](
-            target, bias_or_any, output, output.numel(), outputs, BIAS=bias is not None, RELU=relu,
-            SPLIT_K=plan.split_k, BLOCK=launch.ELEMENTWISE_BLOCK,
+            target, bias_or_any, guard_or_any, output, output.numel(), outputs, BIAS=bias is not None, RELU=relu,
+            GUARD=guard is not None, SPLIT_K=plan.split_k, BLOCK=launch.ELEMENTWISE_BLOCK,
         )  # fmt: skip
     return output
 

@@ -8,6 +8,7 @@ from bench.tolerance import assert_matches
 from overfeat import ops
 from overfeat.kernels import direct, launch, skip_classifier
 from overfeat.kernels.maps import MAX_MAPS
+from overfeat.kernels.problem import Problem
 
 
 @pytest.mark.parametrize("pool", ["separate", "fused"])
@@ -52,6 +53,21 @@ def test_the_six_scales_of_the_accurate_net(pool):
         actual = skip_classifier.forward(maps, weight, bias, 3, True, 3)
         assert actual.shape[0] == 9 + 54 + 135 + 315 + 432 + 630
         assert_matches(actual, ops.skip_classifier_flat(maps, weight, bias, 3), torch.float32)
+
+
+@pytest.mark.parametrize("split_k", [1, 3])
+def test_a_guard_on_the_device_decides_whether_the_output_is_written(split_k):
+    maps, weight, bias = unequal(20), made((33, 20, 2, 2), seed=8), made((33,), seed=9)
+    problem = Problem.of(maps, weight, 3, 3)
+    with launch.override(split_k=split_k):
+        plan = launch.choose("forward", problem)
+    expected = direct.forward(maps, weight, bias, problem, plan, True)
+    output = torch.full_like(expected, 7.0)
+    for flag, content in ((0, output.clone()), (1, expected)):
+        guard = torch.tensor([flag], dtype=torch.int32, device=DEVICE)
+        written = direct.forward(maps, weight, bias, problem, plan, True, guard=guard, output=output)
+        assert written is output
+        assert torch.equal(output, content)
 
 
 def test_nan_passes_and_minus_infinity_pools():
