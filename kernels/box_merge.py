@@ -46,7 +46,7 @@ def _diagonal(x1, y1, x2, y2):
 
 
 @triton.jit
-def _score(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, min_iou, MATCH_METRIC: tl.constexpr):
+def _score(ax1, ay1, ax2, ay2, a_diagonal, bx1, by1, bx2, by2, b_diagonal, min_iou, MATCH_METRIC: tl.constexpr):
     """boxes.match_score, step by step."""
     dx, dy = (ax1 + ax2) - (bx1 + bx2), (ay1 + ay2) - (by1 + by2)
     distance = _root(dx * dx + dy * dy)
@@ -55,7 +55,7 @@ def _score(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, min_iou, MATCH_METRIC: tl.con
     if MATCH_METRIC == 1:
         return distance * 0.5 + shared
     equal = (ax1 == bx1) & (ay1 == by1) & (ax2 == bx2) & (ay2 == by2)
-    diagonals = _diagonal(ax1, ay1, ax2, ay2) + _diagonal(bx1, by1, bx2, by2)
+    diagonals = a_diagonal + b_diagonal
     relative = _divide(distance, tl.where(diagonals > 0, diagonals, 1.0))
     relative = tl.where(equal, 0.0, tl.where(diagonals > 0, relative, float("inf")))
     union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)) - shared
@@ -103,6 +103,7 @@ def best_partner_kernel(
     end = tl.load(ends + i, mask=inside, other=0)
     threshold, min_iou = tl.load(limits), tl.load(limits + 1)
     x1, y1, x2, y2 = _load_boxes(boxes, total, i, inside)
+    diagonal = _diagonal(x1, y1, x2, y2)
     b_score = tl.full([BLOCK_M], float("inf"), boxes.dtype.element_ty)
     b_partner = tl.full([BLOCK_M], -1, tl.int32)
     for start in range(first, tl.max(end, axis=0), BLOCK_N):
@@ -110,8 +111,8 @@ def best_partner_kernel(
         valid = k < total
         kx1, ky1, kx2, ky2 = _load_boxes(boxes, total, k, valid)
         score = _score(
-            x1[:, None], y1[:, None], x2[:, None], y2[:, None], kx1[None], ky1[None], kx2[None], ky2[None],
-            min_iou, MATCH_METRIC,
+            x1[:, None], y1[:, None], x2[:, None], y2[:, None], diagonal[:, None],
+            kx1[None], ky1[None], kx2[None], ky2[None], _diagonal(kx1, ky1, kx2, ky2)[None], min_iou, MATCH_METRIC,
         )  # fmt: skip
         pair = (k[None] > i[:, None]) & (k[None] < end[:, None]) & (score <= threshold)
         score = tl.where(pair, score, float("inf"))
@@ -124,13 +125,50 @@ def best_partner_kernel(
     tl.store(partner + i, b_partner, mask=inside)
 
 
+@triton.jit
+def _two_lowest(score_a, low_a, score_b, low_b):
+    """The smallest score of a and of b with its low; of equal scores the smaller low. One reduction in float32.
+
+    Scores are 0 or more, so that their bits are ordered as they are; low: int32, 0 or more.
+    """
+    low = tl.join(low_a, low_b)
+    score = tl.join(score_a, score_b)
+    if score.dtype == tl.float32:
+        keys = (score.to(tl.int32, bitcast=True).to(tl.int64) << 32) | low.to(tl.uint32, bitcast=True).to(tl.int64)
+        key_a, key_b = tl.split(tl.min(keys, axis=0))
+        lowest_a = (key_a >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        lowest_b = (key_b >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        return lowest_a, key_a.to(tl.int32), lowest_b, key_b.to(tl.int32)
+    lowest = tl.min(score, axis=0)
+    lowest_a, lowest_b = tl.split(lowest)
+    low_a, low_b = tl.split(tl.min(tl.where(score == lowest[None, :], low, 0x7FFFFFFF), axis=0))
+    return lowest_a, low_a, lowest_b, low_b
+
+
+@triton.jit
+def _merged(boxes, sums, max_score, counts, total, i, j, clean, WEIGHTED: tl.constexpr):
+    """Box i merged with box j if clean, else box i as it is: corners, sum, maximum and count."""
+    n_i, n_j = tl.load(counts + i), tl.where(clean, tl.load(counts + j), 0)
+    a, b = n_i.to(boxes.dtype.element_ty), n_j.to(boxes.dtype.element_ty)
+    if not WEIGHTED:
+        a, b = (n_i > 0).to(boxes.dtype.element_ty), (n_j > 0).to(boxes.dtype.element_ty)
+    x1 = _average(tl.load(boxes + i), tl.load(boxes + j), a, b)
+    y1 = _average(tl.load(boxes + total + i), tl.load(boxes + total + j), a, b)
+    x2 = _average(tl.load(boxes + 2 * total + i), tl.load(boxes + 2 * total + j), a, b)
+    y2 = _average(tl.load(boxes + 3 * total + i), tl.load(boxes + 3 * total + j), a, b)
+    new_sum, new_max = tl.load(sums + i), tl.load(max_score + i)
+    new_sum = tl.where(clean, new_sum + tl.load(sums + j), new_sum)
+    new_max = tl.where(clean, tl.maximum(new_max, tl.load(max_score + j)), new_max)
+    return x1, y1, x2, y2, new_sum, new_max, n_i + n_j
+
+
 @triton.jit(do_not_specialize=["total"])
 def merge_kernel(
     boxes,  # [4, T], contiguous, float32 or float64, in place
     sums,  # [T], dtype of the boxes, in place: summed scores
     max_score,  # [T], dtype of the boxes, in place: maximum scores
-    counts,  # int64 [T], written: 0 for a box that was merged into another
-    merged_into,  # int64 [T], written: the box that it was merged into, or -1
+    counts,  # int64 [T], in place: 1 before; 0 for a box that was merged into another
+    merged_into,  # int64 [T], in place: -1 before; the box that it was merged into
     best_score,  # [T], dtype of the boxes: from best_partner_kernel
     partner,  # int32 [T]: from best_partner_kernel
     groups,  # int64 [programs, 2], contiguous: first box of a group, and one past its last
@@ -138,71 +176,61 @@ def merge_kernel(
     total,  # T
     MATCH_METRIC: tl.constexpr,
     WEIGHTED: tl.constexpr,  # average by counts
-    BLOCK: tl.constexpr,  # at least the boxes of any of these groups
+    BLOCK: tl.constexpr,  # at least the boxes of any of these groups; at most 32,768
 ):
-    """Merge one group of at most BLOCK boxes, which is held in registers; in the boxes' dtype."""
+    """Merge one group of at most BLOCK boxes, in the boxes' dtype.
+
+    What is compared with every merged box is in registers: corners, diagonals, best scores and partners. The rest, and
+    the two boxes of a merge, are read from memory, where every result is written as it is computed.
+    """
+    tl.static_assert(BLOCK <= 32768)  # an index has 15 bits beside a partner's 15 bits and one for dirty
     total = total.to(tl.int64)
     start, end = tl.load(groups + 2 * tl.program_id(0)), tl.load(groups + 2 * tl.program_id(0) + 1)
+    threshold, min_iou = tl.load(limits), tl.load(limits + 1)
     index = tl.arange(0, BLOCK)
     i_box = start + index
-    alive = i_box < end
-    threshold, min_iou = tl.load(limits), tl.load(limits + 1)
-    x1, y1, x2, y2 = _load_boxes(boxes, total, i_box, alive)
-    b_sum, b_max_score = tl.load(sums + i_box, mask=alive, other=0.0), tl.load(max_score + i_box, mask=alive, other=0.0)
-    b_score = tl.load(best_score + i_box, mask=alive, other=float("inf"))
-    b_partner = tl.load(partner + i_box, mask=alive, other=-1) - start.to(tl.int32)
-    b_dirty = tl.zeros([BLOCK], tl.int32)
-    b_count = tl.where(alive, 1, 0)
-    b_merged_into = tl.full([BLOCK], -1, tl.int32)
-    lowest = tl.min(b_score, axis=0)
+    inside = i_box < end
+    x1, y1, x2, y2 = _load_boxes(boxes, total, i_box, inside)
+    x1 = tl.where(inside, x1, float("nan"))  # no box, now or later: its match scores are NaN or infinite
+    diagonal = _diagonal(x1, y1, x2, y2)
+    b_score = tl.load(best_score + i_box, mask=inside, other=float("inf"))
+    b_partner = tl.load(partner + i_box, mask=inside, other=0) - start.to(tl.int32)
+    b_partner = tl.where(b_score < float("inf"), 2 * b_partner, 0)  # 2 * partner + dirty
+    lowest, low, _, _ = _two_lowest(b_score, (index << 16) | b_partner, b_score, b_partner)
     while lowest < float("inf"):
-        i = tl.min(tl.where(b_score == lowest, index, BLOCK), axis=0)
-        is_i = index == i
-        j = tl.max(tl.where(is_i, b_partner, -1), axis=0)
-        clean = tl.max(tl.where(is_i, b_dirty, 0), axis=0) == 0
-        is_j = (index == j) & clean
-        # The merged box; or the old one, if it is dirty and only searches for a new partner.
-        n_i = tl.sum(tl.where(is_i, b_count, 0), axis=0)
-        n_j = tl.sum(tl.where(is_j, b_count, 0), axis=0)
-        a, b = n_i.to(x1.dtype), n_j.to(x1.dtype)
-        if not WEIGHTED:
-            a, b = (n_i > 0).to(x1.dtype), (n_j > 0).to(x1.dtype)
-        new_x1, new_x2 = _mean(x1, is_i, is_j, a, b), _mean(x2, is_i, is_j, a, b)
-        new_y1, new_y2 = _mean(y1, is_i, is_j, a, b), _mean(y2, is_i, is_j, a, b)
-        x1, x2 = tl.where(is_i & clean, new_x1, x1), tl.where(is_i & clean, new_x2, x2)
-        y1, y2 = tl.where(is_i & clean, new_y1, y1), tl.where(is_i & clean, new_y2, y2)
-        b_sum = tl.where(is_i, b_sum + tl.sum(tl.where(is_j, b_sum, 0.0), axis=0), b_sum)
-        b_max_score = tl.where(
-            is_i, tl.maximum(b_max_score, tl.max(tl.where(is_j, b_max_score, 0.0), axis=0)), b_max_score
+        i, j, clean = low >> 16, (low & 0xFFFF) >> 1, (low & 1) == 0
+        p_i, p_j = start + i, start + j
+        new_x1, new_y1, new_x2, new_y2, new_sum, new_max, new_count = _merged(
+            boxes, sums, max_score, counts, total, p_i, p_j, clean, WEIGHTED
         )
-        b_count = tl.where(is_j, 0, tl.where(is_i, n_i + n_j, b_count))
-        b_merged_into = tl.where(is_j, i, b_merged_into)
-        # Its match scores with all others.
-        score = _score(new_x1, new_y1, new_x2, new_y2, x1, y1, x2, y2, min_iou, MATCH_METRIC)
-        score = tl.where((b_count > 0) & (score <= threshold), score, float("inf"))
+        tl.debug_barrier()  # all threads have read what one is about to write
+        _store_boxes(boxes, total, p_i, new_x1, new_y1, new_x2, new_y2, clean)
+        tl.store(sums + p_i, new_sum, mask=clean)
+        tl.store(max_score + p_i, new_max, mask=clean)
+        tl.store(counts + p_i, new_count, mask=clean)
+        tl.store(counts + p_j, 0, mask=clean)
+        tl.store(merged_into + p_j, p_i, mask=clean)
+        is_i, is_j = index == i, (index == j) & clean
+        x1, y1 = tl.where(is_i, new_x1, tl.where(is_j, float("nan"), x1)), tl.where(is_i, new_y1, y1)
+        x2, y2 = tl.where(is_i, new_x2, x2), tl.where(is_i, new_y2, y2)
+        new_diagonal = _diagonal(new_x1, new_y1, new_x2, new_y2)
+        diagonal = tl.where(is_i, new_diagonal, diagonal)
+        score = _score(new_x1, new_y1, new_x2, new_y2, new_diagonal, x1, y1, x2, y2, diagonal, min_iou, MATCH_METRIC)
+        score = tl.where(score <= threshold, score, float("inf"))
+        # Offer the box to those before it; boxes that had one of the two as partner are dirty.
+        changed = clean & (((b_partner | 1) == 2 * i + 1) | ((b_partner | 1) == 2 * j + 1))
+        better = clean & (index < i) & (score < float("inf"))
+        better = better & ((score < b_score) | ((score == b_score) & (2 * i <= b_partner)))
+        b_partner = tl.where(better, 2 * i, tl.where(changed, b_partner | 1, b_partner))
+        b_score = tl.where(is_i | is_j, float("inf"), tl.where(better, score, b_score))
+        # The best pair of the others, and the best partner of box i after it.
         after = tl.where(index > i, score, float("inf"))
-        score_i = tl.min(after, axis=0)
-        partner_i = tl.min(tl.where(after == score_i, index, BLOCK), axis=0)
-        changed = clean & ((b_partner == i) | (b_partner == j))
-        better = (
-            clean & (index < i) & (score < float("inf")) & ((score < b_score) | ((score == b_score) & (i <= b_partner)))
-        )
-        b_dirty = tl.where(is_i | better, 0, tl.where(changed, 1, b_dirty))
-        b_partner = tl.where(is_i, partner_i, tl.where(better, i, b_partner))
-        b_score = tl.where(is_i, score_i, tl.where(is_j, float("inf"), tl.where(better, score, b_score)))
-        lowest = tl.min(b_score, axis=0)
-    _store_boxes(boxes, total, i_box, x1, y1, x2, y2, alive)
-    tl.store(sums + i_box, b_sum, mask=alive)
-    tl.store(max_score + i_box, b_max_score, mask=alive)
-    tl.store(counts + i_box, b_count.to(tl.int64), mask=alive)
-    tl.store(merged_into + i_box, tl.where(b_merged_into < 0, -1, b_merged_into + start), mask=alive)
-
-
-@triton.jit
-def _mean(values, is_i, is_j, a, b):
-    """The weighted mean of two of the values."""
-    first, second = tl.sum(tl.where(is_i, values, 0.0), axis=0), tl.sum(tl.where(is_j, values, 0.0), axis=0)
-    return _average(first, second, a, b)
+        lowest, low, score_i, partner_i = _two_lowest(b_score, (index << 16) | b_partner, after, index)
+        b_score, b_partner = tl.where(is_i, score_i, b_score), tl.where(is_i, 2 * partner_i, b_partner)
+        low_i = (i << 16) | (2 * partner_i)
+        first = (score_i < lowest) | ((score_i == lowest) & (low_i < low))
+        lowest, low = tl.where(first, score_i, lowest), tl.where(first, low_i, low)
+        tl.debug_barrier()  # what one thread wrote can be read by all
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -226,45 +254,38 @@ def merge_tiled_kernel(
     total = total.to(tl.int64)
     start, end = tl.load(groups + 2 * tl.program_id(0)), tl.load(groups + 2 * tl.program_id(0) + 1)
     threshold, min_iou = tl.load(limits), tl.load(limits + 1)
+    none = tl.full([BLOCK], float("inf"), boxes.dtype.element_ty)
     lowest, i = _lowest(best_score, start, end, BLOCK)
     while lowest < float("inf"):
         j = tl.load(partner + i).to(tl.int64)
         clean = tl.load(dirty + i) == 0
-        n_i = tl.load(counts + i)
-        n_j = tl.where(clean, tl.load(counts + j), 0)
-        a, b = n_i.to(boxes.dtype.element_ty), n_j.to(boxes.dtype.element_ty)
-        if not WEIGHTED:
-            a, b = (n_i > 0).to(boxes.dtype.element_ty), (n_j > 0).to(boxes.dtype.element_ty)
-        new_x1 = _average(tl.load(boxes + i), tl.load(boxes + j), a, b)
-        new_y1 = _average(tl.load(boxes + total + i), tl.load(boxes + total + j), a, b)
-        new_x2 = _average(tl.load(boxes + 2 * total + i), tl.load(boxes + 2 * total + j), a, b)
-        new_y2 = _average(tl.load(boxes + 3 * total + i), tl.load(boxes + 3 * total + j), a, b)
-        new_sum, new_max = tl.load(sums + i), tl.load(max_score + i)
-        if clean:
-            new_sum, new_max = new_sum + tl.load(sums + j), tl.maximum(new_max, tl.load(max_score + j))
+        new_x1, new_y1, new_x2, new_y2, new_sum, new_max, new_count = _merged(
+            boxes, sums, max_score, counts, total, i, j, clean, WEIGHTED
+        )
+        new_diagonal = _diagonal(new_x1, new_y1, new_x2, new_y2)
         tl.debug_barrier()  # all threads have read what one is about to write
-        _store_boxes(boxes, total, i, new_x1, new_y1, new_x2, new_y2, None)
-        tl.store(sums + i, new_sum)
-        tl.store(max_score + i, new_max)
-        tl.store(counts + i, n_i + n_j)
+        _store_boxes(boxes, total, i, new_x1, new_y1, new_x2, new_y2, clean)
+        tl.store(sums + i, new_sum, mask=clean)
+        tl.store(max_score + i, new_max, mask=clean)
+        tl.store(counts + i, new_count, mask=clean)
         tl.store(counts + j, 0, mask=clean)
         tl.store(merged_into + j, i, mask=clean)
         tl.store(best_score + i, float("inf"))
         tl.store(best_score + j, float("inf"), mask=clean)
         tl.debug_barrier()
-        score_i = tl.full([], float("inf"), boxes.dtype.element_ty)
-        partner_i = i * 0
+        # For every thread's boxes: the best pair of the others, and the best partner of box i after it.
+        b_lowest, b_first, b_after, b_partner_i = none, tl.zeros([BLOCK], tl.int32), none, tl.zeros([BLOCK], tl.int32)
         for first in range(start, end, BLOCK):
             k = first + tl.arange(0, BLOCK)
             valid = k < end
+            index = (k - start).to(tl.int32)
             x1, y1, x2, y2 = _load_boxes(boxes, total, k, valid)
-            score = _score(new_x1, new_y1, new_x2, new_y2, x1, y1, x2, y2, min_iou, MATCH_METRIC)
+            score = _score(
+                new_x1, new_y1, new_x2, new_y2, new_diagonal, x1, y1, x2, y2, _diagonal(x1, y1, x2, y2),
+                min_iou, MATCH_METRIC,
+            )  # fmt: skip
             candidate = valid & (tl.load(counts + k, mask=valid, other=0) > 0) & (score <= threshold)
             score = tl.where(candidate, score, float("inf"))
-            after = tl.where(k > i, score, float("inf"))
-            score_here = tl.min(after, axis=0)
-            partner_i = tl.where(score_here < score_i, tl.min(tl.where(after == score_here, k, end), axis=0), partner_i)
-            score_i = tl.minimum(score_i, score_here)
             b_score = tl.load(best_score + k, mask=valid, other=float("inf"))
             b_partner = tl.load(partner + k, mask=valid, other=-1)
             better = (
@@ -274,26 +295,31 @@ def merge_tiled_kernel(
             tl.store(best_score + k, score, mask=better)
             tl.store(partner + k, i.to(tl.int32), mask=better)
             tl.store(dirty + k, tl.where(better, 0, 1), mask=better | (changed & (k != i)))
-        tl.debug_barrier()
+            b_score = tl.where(better, score, b_score)
+            b_first, b_lowest = tl.where(b_score < b_lowest, index, b_first), tl.minimum(b_lowest, b_score)
+            after = tl.where(k > i, score, float("inf"))
+            b_partner_i, b_after = tl.where(after < b_after, index, b_partner_i), tl.minimum(b_after, after)
+        lowest, low, score_i, partner_i = _two_lowest(b_lowest, b_first, b_after, b_partner_i)
         tl.store(best_score + i, score_i)
-        tl.store(partner + i, partner_i.to(tl.int32))
+        tl.store(partner + i, start.to(tl.int32) + partner_i)
         tl.store(dirty + i, 0)
+        other = start + low
+        i = tl.where((score_i < lowest) | ((score_i == lowest) & (i < other)), i, other)
+        lowest = tl.minimum(lowest, score_i)
         tl.debug_barrier()
-        lowest, i = _lowest(best_score, start, end, BLOCK)
 
 
 @triton.jit
 def _lowest(best_score, start, end, BLOCK: tl.constexpr):
     """The smallest of best_score[start:end], and its first index."""
-    lowest = tl.full([], float("inf"), best_score.dtype.element_ty)
-    at = start
+    b_lowest, b_first = tl.full([BLOCK], float("inf"), best_score.dtype.element_ty), tl.zeros([BLOCK], tl.int32)
     for first in range(start, end, BLOCK):
         k = first + tl.arange(0, BLOCK)
         b_score = tl.load(best_score + k, mask=k < end, other=float("inf"))
-        here = tl.min(b_score, axis=0)
-        at = tl.where(here < lowest, tl.min(tl.where(b_score == here, k, end), axis=0), at)
-        lowest = tl.minimum(lowest, here)
-    return lowest, at
+        b_first = tl.where(b_score < b_lowest, (k - start).to(tl.int32), b_first)
+        b_lowest = tl.minimum(b_lowest, b_score)
+    lowest, low, _, _ = _two_lowest(b_lowest, b_first, b_lowest, b_first)
+    return lowest, start + low
 
 
 def merge(
