@@ -15,7 +15,7 @@ from torch import Tensor
 
 from overfeat.kernels import launch, offset_pool
 from overfeat.kernels.launch import Plan
-from overfeat.kernels.maps import OutputPositions, address_of, output_positions
+from overfeat.kernels.maps import OutputPositions, address_of, output_positions, pointers
 from overfeat.kernels.problem import Problem
 
 
@@ -187,7 +187,7 @@ def _sources(maps: Sequence[Tensor], problem: Problem, pool: str) -> tuple[tuple
     if pool == "separate" or size == 1:
         pooled = offset_pool.pooled_buffer(maps, size)
         return (pooled,), output_positions(problem.pooled, reach, True, device), 1
-    sources = tuple(_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps)
+    sources = pointers([_aligned(m.contiguous(memory_format=torch.channels_last)) for m in maps])
     unpooled_reach = reach[0] + size - 1, reach[1] + size - 1
     return sources, output_positions(problem.shapes, unpooled_reach, False, device), size
 

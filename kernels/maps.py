@@ -58,6 +58,11 @@ class DeviceTableCache:
         return tables
 
 
+def pointers(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The maps as a tuple argument of a kernel: a power of two of them, so that few numbers of maps compile it."""
+    return (*maps, *[maps[-1]] * (triton.next_power_of_2(len(maps)) - len(maps)))
+
+
 @triton.jit
 def address_of(maps, index, COUNT: tl.constexpr):
     """The address of maps[index] as int64; maps: tuple of COUNT pointers; index: an int32 scalar or block."""
@@ -83,6 +88,16 @@ class InputPositions(NamedTuple):
     height: Tensor  # int32 [R], rows of its map's output
     width: Tensor  # int32 [R], columns of its map's output
     first: Tensor  # int64 [R], the first output position of its image
+
+
+class PoolInputs(NamedTuple):
+    """For every position of the maps, the pooled positions whose windows have it."""
+
+    map_index: Tensor  # int32 [P], of its map
+    position: Tensor  # int64 [P], its number in that map
+    window: Tensor  # int64 [P], the pooled position of the window that starts there; in no map if there is none
+    row_pitch: Tensor  # int32 [P], pooled positions in a row of its map
+    offsets: Tensor  # int32 [P], bit row * size + column: a window has the position at that row and column
 
 
 @DeviceTableCache
@@ -115,6 +130,25 @@ def input_positions(shapes: tuple[Shape, ...], reach: tuple[int, int], device: t
     ys, xs, heights, widths, firsts = (torch.cat(chunk) for chunk in zip(*chunks, strict=True))
     small = [t.int().to(device) for t in (ys, xs, heights, widths)]
     return InputPositions._make([*small, firsts.to(device)])
+
+
+@DeviceTableCache
+def pool_inputs(shapes: tuple[Shape, ...], size: int, dilation: int, device: torch.device) -> PoolInputs:
+    """The table of the positions of maps of these shapes, which windows of size x size values, at most 5 x 5, pool."""
+    chunks, first, reach = [], 0, (size - 1) * dilation
+    for i, (n, height, width) in enumerate(shapes):
+        image, y, x = _meshgrid(n, height, width)
+        rows, columns = height - reach, width - reach
+        offsets = torch.zeros_like(y)
+        for bit in range(size * size):
+            top, left = y - bit // size * dilation, x - bit % size * dilation
+            offsets += ((top >= 0) & (top < rows) & (left >= 0) & (left < columns)).long() << bit
+        window = first + (image * rows + y) * columns + x
+        number = torch.arange(len(y), device="cpu")
+        chunks.append((torch.full_like(y, i), number, window, torch.full_like(y, columns), offsets))
+        first += n * rows * columns
+    index, number, window, pitch, offsets = (torch.cat(chunk).to(device) for chunk in zip(*chunks, strict=True))
+    return PoolInputs(index.int(), number, window, pitch.int(), offsets.int())
 
 
 def _meshgrid(n: int, height: int, width: int) -> Sequence[Tensor]:

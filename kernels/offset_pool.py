@@ -1,8 +1,9 @@
 """Max pooling at stride 1 over every size x size window, of one map or a list of maps in one launch.
 
-The values of a window lie `dilation` positions apart. The backward pass is a gather: a position sums the gradients of
-the at most size x size windows whose maximum it is, in a fixed order, so that it is deterministic. The argmax of a
-window is one byte.
+The values of a window lie `dilation` positions apart. The kernels here are for channels-last maps: one position has
+its channels in a row, and 16 bytes are loaded at a time. strided_pool.py has those for other layouts. The backward
+pass is a gather: a position sums the gradients of the at most size x size windows whose maximum it is, in a fixed
+order, so that it is deterministic. The argmax of a window is one byte.
 """
 
 from collections.abc import Sequence
@@ -12,150 +13,154 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from overfeat.kernels.maps import MAX_MAPS, DeviceTableCache, address_of
+from overfeat.kernels import strided_pool
+from overfeat.kernels.maps import MAX_MAPS, address_of, output_positions, pointers, pool_inputs
+from overfeat.kernels.problem import num_positions, pooled_shapes, shapes_of
 
-BLOCK = 1024
+BLOCK, BLOCK_C = 1024, 128  # elements of a program; the most channels
 WARPS = 4
+MAX_SIZE = 4  # every load of a window is unrolled
 ALIGNMENT = 16  # bytes: the GEMMs assume it of the addresses of maps
 
 
-@triton.jit
-def _unravel(index, channels, height, width, LAST: tl.constexpr):
-    """Image, channel, row and column of elements of [N, H, W, C] if LAST, else [N, C, H, W]."""
-    if LAST:
-        c, rest = index % channels, index // channels
-        x, rest = rest % width, rest // width
-        y, n = rest % height, rest // height
-    else:
-        x, rest = index % width, index // width
-        y, rest = rest % height, rest // height
-        c, n = rest % channels, rest // channels
-    return n, c, y, x
-
-
-@triton.jit
-def pool_kernel(
-    maps,  # tuple of COUNT pointers: [N, C, H, W] each, any strides; float16, bfloat16 or float32
-    table,  # int64 [COUNT, 6], contiguous: height and width of the pooled map; strides of N, C, H, W
-    blocks,  # int32 or int64 [programs, 3], contiguous: map, first element in its result, elements of its result
-    starts,  # int64 [programs]: offset of the program's first element in the results
-    pooled,  # results, one map's after the other: [N, h, w, C] if LAST, else [N, C, h, w]; dtype of maps
-    argmax,  # uint8 or int32, the layout of pooled: the maximum's offset in its window, row * SIZE + column
-    channels,
+@triton.jit(do_not_specialize=["rows"])
+def pool_rows_kernel(
+    maps,  # tuple of COUNT pointers: [positions, C] each, contiguous, 16-byte aligned; float16, bfloat16 or float32
+    map_index,  # int32 [R]: the map of a pooled position
+    base_offset,  # int64 [R]: the first position of its window in that map
+    row_pitch,  # int32 [R]: positions in a row of that map
+    result,  # [R, C], contiguous, written: maxima, dtype of maps; if ARGMAX uint8: their offsets, row * SIZE + column
+    rows,  # R
+    channels,  # C
     COUNT: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,  # distance of a window's values
-    LAST: tl.constexpr,  # results are channels-last
-    VALUES: tl.constexpr,  # write pooled
-    ARGMAX: tl.constexpr,  # write argmax
-    BLOCK: tl.constexpr,
+    ARGMAX: tl.constexpr,
+    EVEN_C: tl.constexpr,  # C is a multiple of BLOCK_C
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """The maxima of BLOCK windows of one map; compared in float32, which is exact for every dtype."""
-    i_block = tl.program_id(0).to(tl.int64)
-    i_map = tl.load(blocks + 3 * i_block).to(tl.int32)
-    # Integer divisions dominate the cost: in int32 if all results have fewer than 2^31 elements.
-    index = tl.load(blocks + 3 * i_block + 1) + tl.arange(0, BLOCK)
-    inside = index < tl.load(blocks + 3 * i_block + 2)
-    p_row = table + 6 * i_map
-    height, width = tl.load(p_row).to(index.dtype), tl.load(p_row + 1).to(index.dtype)
-    n, c, y, x = _unravel(index, channels, height, width, LAST)
-    stride_h, stride_w = tl.load(p_row + 4), tl.load(p_row + 5)
-    o_corner = n * tl.load(p_row + 2) + c * tl.load(p_row + 3) + y * stride_h + x * stride_w  # int64
-    p_corner = address_of(maps, i_map, COUNT).to(maps[0].dtype) + o_corner
-    best, i_best = tl.full([BLOCK], -float("inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
-    for offset in range(SIZE * SIZE):
-        p_value = p_corner + offset // SIZE * DILATION * stride_h + offset % SIZE * DILATION * stride_w
-        value = tl.load(p_value, mask=inside, other=0.0).to(tl.float32)
-        # Of equal values the first wins, and the first NaN.
-        better = (value > best) | ((value != value) & (best == best))
-        best = tl.where(better, value, best)
-        i_best = tl.where(better, offset, i_best)
-    o_result = tl.load(starts + i_block) + tl.arange(0, BLOCK)
-    if VALUES:
-        tl.store(pooled + o_result, best.to(pooled.dtype.element_ty), mask=inside)
-    if ARGMAX:
-        tl.store(argmax + o_result, i_best.to(argmax.dtype.element_ty), mask=inside)
+    """The maxima of BLOCK_M windows in BLOCK_C channels, or where they are."""
+    blocks_c = tl.cdiv(channels, BLOCK_C)
+    o_m = tl.program_id(0) // blocks_c * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Rows past the end read the last one; a mask of channels alone leaves the loads vectors.
+    row, m_c = tl.minimum(o_m, rows - 1), None if EVEN_C else (o_c < channels)[None, :]
+    p_map = tl.multiple_of(address_of(maps, tl.load(map_index + row), COUNT).to(maps[0].dtype), 16)
+    p_first = (p_map + tl.load(base_offset + row) * channels)[:, None] + o_c[None, :]
+    stride_y = (tl.load(row_pitch + row).to(tl.int64) * channels * DILATION)[:, None]
+    best = tl.load(p_first, mask=m_c)
+    i_best = tl.zeros([BLOCK_M, BLOCK_C], tl.int32)
+    for offset in tl.static_range(1, SIZE * SIZE):
+        value = tl.load(p_first + offset // SIZE * stride_y + offset % SIZE * DILATION * channels, mask=m_c)
+        if ARGMAX:
+            # Of equal values the first wins, and the first NaN. In float32, which is exact for every dtype.
+            high, new = best.to(tl.float32), value.to(tl.float32)
+            better = (high == high) & ~(new <= high)
+            best, i_best = tl.where(better, value, best), tl.where(better, offset, i_best)
+        else:
+            best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(value.dtype)  # bfloat16 is promoted
+    p_result = result + row.to(tl.int64)[:, None] * channels + o_c[None, :]
+    tl.store(
+        p_result,
+        (i_best if ARGMAX else best).to(result.dtype.element_ty),
+        mask=(o_m < rows)[:, None] & (o_c < channels)[None, :],
+    )
 
 
-@triton.jit(do_not_specialize=["total", "height", "width", "stride_n"])
-def pool_backward_kernel(
-    grad,  # [N, C, h, w], any strides and float dtype: gradient of the pooled map
-    argmax,  # uint8 or int32 [N, h, w, C] if LAST, else [N, C, h, w], contiguous: from pool_kernel
-    result,  # [N, H, W, C] if LAST, else [N, C, H, W], contiguous, dtype of grad, written: gradient of the map
-    total,  # elements of result
-    channels,
-    height,  # of the pooled map
-    width,
-    stride_n,  # of grad
-    stride_c,
-    stride_h,
-    stride_w,
+@triton.jit(do_not_specialize=["rows"])
+def pool_rows_backward_kernel(
+    grad,  # [R, C], contiguous, any float dtype: gradient of the pooled maps, one after the other
+    argmax,  # uint8 [R, C], contiguous: from pool_rows_kernel
+    results,  # tuple of COUNT pointers: [positions, C] each, contiguous, 16-byte aligned, written: gradient of the maps
+    map_index,  # int32 [P]: the map of a position
+    position,  # int64 [P]: its number in that map
+    window,  # int64 [P]: the pooled position of the window that starts there
+    row_pitch,  # int32 [P]: pooled positions in a row of that map
+    offsets,  # int32 [P]: a bit for each offset in a window, set if some window has the position there
+    rows,  # P
+    channels,  # C
+    COUNT: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
-    LAST: tl.constexpr,
-    WIDE: tl.constexpr,  # 2^31 elements or more
-    BLOCK: tl.constexpr,
+    EVEN_C: tl.constexpr,  # C is a multiple of BLOCK_C
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """The gradient of every position of a map, summed in float32."""
-    o_result = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = o_result < total
-    index = o_result if WIDE else o_result.to(tl.int32)
-    reach = (SIZE - 1) * DILATION
-    n, c, y, x = _unravel(index, channels, height + reach, width + reach, LAST)
-    n, c = n.to(tl.int64), c.to(tl.int64)
-    acc = tl.zeros([BLOCK], tl.float32)
-    for offset in range(SIZE * SIZE):
-        row, column = (y - offset // SIZE * DILATION).to(tl.int64), (x - offset % SIZE * DILATION).to(tl.int64)
-        valid = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        if LAST:
-            o_argmax = ((n * height + row) * width + column) * channels + c
-        else:
-            o_argmax = ((n * channels + c) * height + row) * width + column
-        selected = valid & (tl.load(argmax + o_argmax, mask=valid, other=0).to(tl.int32) == offset)
-        o_grad = n * stride_n + c * stride_c + row * stride_h + column * stride_w
-        acc += tl.load(grad + o_grad, mask=selected, other=0.0).to(tl.float32)
-    tl.store(result + o_result, acc.to(result.dtype.element_ty), mask=inside)
+    """The gradient of BLOCK_M positions in BLOCK_C channels, summed in float32."""
+    blocks_c = tl.cdiv(channels, BLOCK_C)
+    o_m = tl.program_id(0) // blocks_c * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    row, m_c = tl.minimum(o_m, rows - 1), (o_c < channels)[None, :]
+    o_first = (tl.load(window + row) * channels)[:, None] + o_c[None, :]
+    stride_y = (tl.load(row_pitch + row).to(tl.int64) * channels * DILATION)[:, None]
+    b_offsets = tl.load(offsets + row)
+    acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for offset in tl.static_range(SIZE * SIZE):
+        m_window = ((b_offsets >> offset) & 1 != 0)[:, None] & m_c
+        o_window = o_first - offset // SIZE * stride_y - offset % SIZE * DILATION * channels
+        i_best = tl.load(argmax + o_window, mask=m_window).to(tl.int32)
+        b_grad = tl.load(grad + o_window, mask=m_window, other=0.0).to(tl.float32)
+        acc += tl.where(i_best == offset, b_grad, 0.0)
+    p_map = tl.multiple_of(address_of(results, tl.load(map_index + row), COUNT).to(results[0].dtype), 16)
+    p_result = (p_map + tl.load(position + row) * channels)[:, None] + o_c[None, :]
+    tl.store(p_result, acc.to(results[0].dtype.element_ty), mask=(o_m < rows)[:, None] & m_c)
 
 
 def forward(maps: Tensor, size: int, dilation: int) -> Tensor:
     """[N, C, H, W] -> [N, C, H-reach, W-reach], in the maps' memory format: see ops.offset_max_pool."""
-    last = is_channels_last(maps)
-    pooled = _empty(maps, (size - 1) * dilation, maps.dtype)
-    _launch([maps], size, dilation, last, pooled, None)
+    pooled = _empty_like(maps, (size - 1) * dilation, maps.dtype)
+    _pool([maps], size, dilation, pooled, is_channels_last(maps))
     return pooled
 
 
 def forward_list(maps: Sequence[Tensor], size: int) -> Tensor:
     """Maps of one C and different N, H, W -> [positions, C]: their pooled maps, one after the other, in one launch."""
-    positions = [m.shape[0] * (m.shape[2] - size + 1) * (m.shape[3] - size + 1) for m in maps]
+    positions = [num_positions([shape], (0, 0)) for shape in pooled_shapes(maps, size)]
     pooled, start = maps[0].new_empty(sum(positions), maps[0].shape[1]), 0
     for i in range(0, len(maps), MAX_MAPS):
         stop = start + sum(positions[i : i + MAX_MAPS])
-        _launch(maps[i : i + MAX_MAPS], size, 1, True, pooled[start:stop], None)
+        _pool(maps[i : i + MAX_MAPS], size, 1, pooled[start:stop], True)
         start = stop
     return pooled
 
 
 def pooled_buffer(maps: Sequence[Tensor], size: int) -> Tensor:
     """The pooled maps as one aligned buffer [positions, C]; not copied if the maps are that already."""
-    last = maps[0].is_contiguous(memory_format=torch.channels_last)
-    if size == 1 and len(maps) == 1 and last and maps[0].data_ptr() % ALIGNMENT == 0:
+    if size == 1 and len(maps) == 1 and _has_rows(maps[0]):
         return maps[0].permute(0, 2, 3, 1).flatten(0, 2)
     return forward_list(maps, size)
 
 
 def backward(grad: Tensor, maps: Tensor, size: int, dilation: int) -> Tensor:
     """Gradient of the maps, in their memory format, from that of the pooled maps."""
+    if size <= MAX_SIZE and _has_rows(maps):
+        return _backward_rows(grad.permute(0, 2, 3, 1).flatten(0, 2), [maps], size, dilation)[0]
     last = is_channels_last(maps)
-    argmax = _empty(maps, (size - 1) * dilation, torch.uint8 if size <= 16 else torch.int32)
-    _launch([maps], size, dilation, last, None, argmax)
-    result = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device, memory_format=memory_format_of(maps))
-    if result.numel():
-        pool_backward_kernel[(triton.cdiv(result.numel(), BLOCK),)](
-            grad, argmax, result, result.numel(), maps.shape[1], *grad.shape[2:], *grad.stride(),
-            SIZE=size, DILATION=dilation, LAST=last, WIDE=result.numel() >= 2**31, BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+    argmax = _empty_like(maps, (size - 1) * dilation, torch.uint8 if size <= 16 else torch.int32)
+    strided_pool.forward([maps], size, dilation, argmax, last, True)
+    result = _empty_like(maps)
+    strided_pool.backward(grad, argmax, result, size, dilation, last)
     return result
+
+
+def backward_list(grad: Tensor, maps: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Gradients of the maps, each in its memory format, from that of forward_list's result, [positions, C].
+
+    Channels-last maps have two launches together, MAX_MAPS at a time; others have two launches each.
+    """
+    shapes, channels = pooled_shapes(maps, size), maps[0].shape[1]
+    if len(maps) > MAX_MAPS:
+        first = num_positions(shapes[:MAX_MAPS], (0, 0))
+        parts = (grad[:first], maps[:MAX_MAPS]), (grad[first:], maps[MAX_MAPS:])
+        return [result for part in parts for result in backward_list(*part, size)]
+    if size <= MAX_SIZE and all(map(_has_rows, maps)):
+        return _backward_rows(grad, maps, size, 1)
+    chunks = grad.split([num_positions([shape], (0, 0)) for shape in shapes])
+    return [
+        backward(chunk.reshape(*shape, channels).permute(0, 3, 1, 2), m, size, 1)
+        for m, chunk, shape in zip(maps, chunks, shapes, strict=True)
+    ]
 
 
 def is_channels_last(maps: Tensor) -> bool:
@@ -168,44 +173,53 @@ def memory_format_of(maps: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(maps) else torch.contiguous_format
 
 
-def _empty(maps: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory for the pooled maps, or one integer for each of their elements."""
+def _has_rows(maps: Tensor) -> bool:
+    """Whether the kernels of this file can read the maps, or write maps like these."""
+    return maps.is_contiguous(memory_format=torch.channels_last) and maps.data_ptr() % ALIGNMENT == 0
+
+
+def _empty_like(maps: Tensor, reach: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised memory for maps of that shape, less `reach` rows and columns, in their memory format."""
     n, c, h, w = maps.shape
-    shape = (n, c, h - reach, w - reach)
+    shape, dtype = (n, c, h - reach, w - reach), dtype or maps.dtype
     return torch.empty(shape, dtype=dtype, device=maps.device, memory_format=memory_format_of(maps))
 
 
-def _launch(
-    maps: Sequence[Tensor], size: int, dilation: int, last: bool, pooled: Tensor | None, argmax: Tensor | None
-) -> None:
-    geometry = tuple((*m.shape, *m.stride()) for m in maps)
-    table, blocks, starts = _tables(geometry, (size - 1) * dilation, maps[0].device)
-    if len(starts):
-        unused = argmax if pooled is None else pooled
-        pool_kernel[(len(starts),)](
-            tuple(maps), table, blocks, starts, unused if pooled is None else pooled,
-            unused if argmax is None else argmax, maps[0].shape[1], COUNT=len(maps), SIZE=size,
-            DILATION=dilation, LAST=last, VALUES=pooled is not None, ARGMAX=argmax is not None, BLOCK=BLOCK,
-            num_warps=WARPS,
+def _pool(maps: Sequence[Tensor], size: int, dilation: int, result: Tensor, last: bool, argmax: bool = False) -> None:
+    """Write the pooled maps, or their argmax, one after the other; each channels-last if `last`, else contiguous."""
+    if size > MAX_SIZE or not all(map(_has_rows, maps)):
+        strided_pool.forward(maps, size, dilation, result, last, argmax)
+    elif result.numel():
+        reach, channels = (size - 1) * dilation, maps[0].shape[1]
+        table = output_positions(shapes_of(maps), (reach, reach), False, result.device)
+        sources, rows = pointers(maps), result.numel() // channels
+        programs, options = _grid(rows, channels)
+        pool_rows_kernel[(programs,)](
+            sources, *table, result, rows, channels, COUNT=len(sources), SIZE=size, DILATION=dilation, ARGMAX=argmax,
+            **options,
         )  # fmt: skip
 
 
-@DeviceTableCache
-def _tables(geometry: tuple[tuple[int, ...], ...], reach: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """table, blocks and starts of pool_kernel, for maps of these shapes and strides; a window has reach + 1 rows."""
-    table: list[list[int]] = []
-    block_rows: list[Tensor] = []
-    start_rows: list[Tensor] = []
-    start = 0
-    for i, (n, c, h, w, *strides) in enumerate(geometry):
-        height, width = h - reach, w - reach
-        elements = n * c * height * width
-        table.append([height, width, *strides])
-        first = torch.arange(0, elements, BLOCK, device="cpu")
-        block_rows.append(torch.stack([torch.full_like(first, i), first, torch.full_like(first, elements)], dim=1))
-        start_rows.append(start + first)
-        start += elements
-    blocks, starts = torch.cat(block_rows), torch.cat(start_rows)
-    if not len(blocks) or int(blocks[:, 2].max()) < 2**31 - BLOCK:
-        blocks = blocks.int()
-    return torch.tensor(table, device="cpu").to(device), blocks.to(device), starts.to(device)
+def _backward_rows(grad: Tensor, maps: Sequence[Tensor], size: int, dilation: int) -> list[Tensor]:
+    """Gradients of at most MAX_MAPS channels-last maps from grad [R, C] of their pooled maps."""
+    channels, results = maps[0].shape[1], [_empty_like(m) for m in maps]
+    rows = num_positions(shapes_of(maps), (0, 0))
+    if rows and channels:
+        grad = grad.contiguous()
+        argmax = torch.empty(grad.shape, dtype=torch.uint8, device=grad.device)
+        _pool(maps, size, dilation, argmax, True, argmax=True)
+        targets = pointers(results)
+        programs, options = _grid(rows, channels)
+        pool_rows_backward_kernel[(programs,)](
+            grad, argmax, targets, *pool_inputs(shapes_of(maps), size, dilation, grad.device), rows, channels,
+            COUNT=len(targets), SIZE=size, DILATION=dilation, **options,
+        )  # fmt: skip
+    return results
+
+
+def _grid(rows: int, channels: int) -> tuple[int, dict[str, int]]:
+    """Programs, and the constants of a program: eight rows of BLOCK_C channels, more rows of fewer."""
+    block_c = min(BLOCK_C, triton.next_power_of_2(channels))
+    block_m = BLOCK // block_c
+    programs = triton.cdiv(rows, block_m) * triton.cdiv(channels, block_c)
+    return programs, {"EVEN_C": channels % block_c == 0, "BLOCK_M": block_m, "BLOCK_C": block_c, "num_warps": WARPS}

@@ -174,11 +174,7 @@ def _grad_maps(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int, 
             len(grad_pooled), channels, outputs, plan.num_programs, KERNEL_Y=k_y, KERNEL_X=k_x, DILATION=tap,
             EVEN_K=plan.even_k, PRECISION=plan.precision, **plan.tile.options(),
         )  # fmt: skip
-    chunks = grad_pooled.split([n * h * w for n, h, w in shapes])
-    return [
-        offset_pool.backward(chunk.view(n, h, w, channels).permute(0, 3, 1, 2), m, size, 1)
-        for m, chunk, (n, h, w) in zip(maps, chunks, shapes, strict=True)
-    ]
+    return offset_pool.backward_list(grad_pooled, maps, size)
 
 
 def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int, tap: int) -> Tensor:

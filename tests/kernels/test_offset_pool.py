@@ -9,9 +9,17 @@ from overfeat.kernels import offset_pool, skip_classifier
 from overfeat.ops import reference
 
 
-@pytest.mark.parametrize(("size", "dilation"), [(1, 1), (2, 1), (3, 1), (5, 1), (17, 1), (1, 4), (2, 3), (3, 2)])
+@pytest.mark.parametrize(("size", "dilation"), [(1, 1), (2, 1), (3, 1), (5, 1), (1, 4), (2, 3), (3, 2)])
 @pytest.mark.parametrize("last", [False, True])
 def test_pool_of_any_size(dtype, size, dilation, last):
+    check_pool(dtype, size, dilation, last)
+
+
+def test_an_argmax_of_more_than_a_byte():
+    check_pool(torch.float16, 17, 1, False)
+
+
+def check_pool(dtype, size, dilation, last):
     reach = (size - 1) * dilation
     maps = made((2, 3, reach + 4, reach + 2), dtype, last=last)
     twin = maps.double().requires_grad_()
@@ -20,14 +28,76 @@ def test_pool_of_any_size(dtype, size, dilation, last):
     assert torch.equal(actual.double(), expected)
     grad = made(actual.shape, dtype, 3)
     gradient = offset_pool.backward(grad, maps, size, dilation)
+    assert gradient.stride() == maps.stride()
     assert_matches(gradient, torch.autograd.grad(expected, twin, grad.double())[0], dtype)
     assert torch.equal(offset_pool.backward(grad, maps, size, dilation), gradient)
 
 
-def test_a_list_is_pooled_in_one_pass():
-    maps = unequal(5)
-    flat = [reference.offset_max_pool(m, 3).permute(0, 2, 3, 1).flatten(0, 2) for m in maps if len(m)]
-    assert torch.equal(offset_pool.forward_list(maps, 3), torch.cat(flat))
+# Channels of two blocks, one of them partly filled, and of a few; a list with maps of both layouts.
+@pytest.mark.parametrize(("channels", "mixed"), [(136, False), (5, False), (5, True)])
+def test_a_list_is_pooled_in_one_pass(channels, mixed, monkeypatch):
+    maps = unequal(channels) if mixed else [m.contiguous(memory_format=torch.channels_last) for m in unequal(channels)]
+    twins = [m.double().requires_grad_() for m in maps]
+    flat = [reference.offset_max_pool(m, 3).permute(0, 2, 3, 1).flatten(0, 2) for m in twins if len(m)]
+    expected = torch.cat(flat)
+    assert torch.equal(offset_pool.forward_list(maps, 3), expected.float())
+    grad = made(expected.shape, seed=3)
+    expected_gradients = torch.autograd.grad(expected, twins, grad.double(), materialize_grads=True)
+    gradients = offset_pool.backward_list(grad, maps, 3)
+    assert_matches(gradients, expected_gradients, torch.float32)
+    assert [g.stride() for g in gradients if len(g)] == [m.stride() for m in maps if len(m)]
+    monkeypatch.setattr(offset_pool, "MAX_MAPS", 3)
+    assert torch.equal(offset_pool.forward_list(maps, 3), expected.float())
+    for one, other in zip(gradients, offset_pool.backward_list(grad, maps, 3), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_ties_nan_and_infinity(last):
+    """Of equal values, and of several NaN, the first has the gradient."""
+    maps = made((1, 8, 5, 6), last=last).round()  # many ties
+    maps[0, 1, 2, 2] = maps[0, 1, 2, 4] = maps[0, 1, 3, 3] = float("nan")
+    maps[0, 2, 1, 1] = maps[0, 2, 4, 2] = float("inf")
+    maps[0, 3] = -float("inf")
+    maps[0, 4] = float("nan")
+    maps[0, 5, ::2], maps[0, 5, 1::2] = 0.0, -0.0
+    twin = maps.clone().requires_grad_()
+    expected = reference.offset_max_pool(twin, 3)
+    assert torch.equal(offset_pool.forward(maps, 3, 1).nan_to_num(7, 8, 9), expected.detach().nan_to_num(7, 8, 9))
+    grad = made(expected.shape, seed=3).round()
+    grad[0, 6, 1, 1], grad[0, 6, 0, 0], grad[0, 7, 0, 0] = float("nan"), float("inf"), -float("inf")
+    (expected_gradient,) = torch.autograd.grad(expected, twin, grad)
+    gradient = offset_pool.backward(grad, maps, 3, 1)
+    assert torch.equal(gradient.nan_to_num(7, 8, 9), expected_gradient.nan_to_num(7, 8, 9))
+
+
+def test_gradients_of_any_strides():
+    maps = made((2, 8, 6, 7), last=True)
+    grad = made((2, 8, 4, 5), seed=3)
+    expected = offset_pool.backward(grad, maps, 3, 1)
+    for other in (grad.contiguous(memory_format=torch.channels_last), grad.transpose(2, 3).contiguous().mT):
+        assert torch.equal(offset_pool.backward(other, maps, 3, 1), expected)
+    ones = torch.ones((), device=DEVICE).expand(2, 8, 4, 5)
+    assert torch.equal(offset_pool.backward(ones, maps, 3, 1), offset_pool.backward(ones.clone(), maps, 3, 1))
+
+
+def test_maps_at_odd_addresses():
+    memory = made((1 + 64 * 6 * 7,), torch.float16)
+    maps = memory[1:].view(1, 6, 7, 64).permute(0, 3, 1, 2)
+    assert maps.is_contiguous(memory_format=torch.channels_last) and maps.data_ptr() % 16
+    assert torch.equal(offset_pool.forward(maps, 3, 1), offset_pool.forward(maps.clone(), 3, 1))
+    grad = made((1, 64, 4, 5), torch.float16, 3)
+    assert torch.equal(offset_pool.backward(grad, maps, 3, 1), offset_pool.backward(grad, maps.clone(), 3, 1))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_empty_maps(last):
+    for shape in ((0, 4, 5, 6), (2, 0, 5, 6), (2, 4, 2, 6)):
+        maps = made(shape, last=last)
+        pooled = offset_pool.forward(maps, 3, 1)
+        assert pooled.shape == (*shape[:2], shape[2] - 2, shape[3] - 2)
+        gradient = offset_pool.backward(pooled, maps, 3, 1)
+        assert gradient.shape == shape and not gradient.any()
 
 
 @pytest.mark.skipif(not INTERPRETED and torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 12 << 30,
