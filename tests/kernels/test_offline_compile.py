@@ -14,7 +14,7 @@ from bench.kernel_report import CHIPS, KINDS, compile_all
 SPILLS = 200  # bytes a thread, in the epilogue of the largest tiles; other kernels spill nothing
 GEMMS = {"skip_classifier_fwd_kernel", "skip_classifier_bwd_input_kernel", "skip_classifier_bwd_weight_kernel"}
 KERNELS = GEMMS | {"split_k_reduce_kernel", "relu_backward_kernel", "pool_kernel", "pool_backward_kernel"}
-KERNELS |= {"chunk_softmax_max_kernel", "segment_max_kernel"}
+KERNELS |= {"pool_rows_kernel", "pool_rows_backward_kernel", "chunk_softmax_max_kernel", "segment_max_kernel"}
 MERGING = {"best_partner_kernel", "merge_kernel", "merge_tiled_kernel"}
 
 
