@@ -7,11 +7,13 @@ interleaved in memory. Sums are in float32. Pooling is a "separate" pass or "fus
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from overfeat.kernels import launch, offset_pool
 from overfeat.kernels.launch import Plan
@@ -28,19 +30,36 @@ def tile_of(i_tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     return first + i_tile % in_group % rows, i_tile % in_group // rows
 
 
-@triton.jit(do_not_specialize=["rows", "num_programs"])
+@triton.jit
+def _work_of(i_work, whole, steps, SPLIT_K: tl.constexpr):
+    """The tile of a work item, and its first step and the one after its last.
+
+    The first `whole` items are a tile each; the tiles after those are SPLIT_K items each, with a part of the steps.
+    """
+    if SPLIT_K == 1:
+        return i_work, 0, steps
+    i_part = tl.maximum(i_work - whole, 0)
+    is_whole = i_work < whole
+    i_tile = tl.where(is_whole, i_work, whole + i_part // SPLIT_K)
+    first = tl.where(is_whole, 0, steps * (i_part % SPLIT_K) // SPLIT_K)
+    return i_tile, first, tl.where(is_whole, steps, steps * (i_part % SPLIT_K + 1) // SPLIT_K)
+
+
+@triton.jit(do_not_specialize=["rows", "whole", "num_programs"])
 def skip_classifier_fwd_kernel(
     maps,  # tuple of COUNT pointers: [positions, C] each, contiguous, 16-byte aligned; pooled maps if POOL is 1
     map_index,  # int32 [M]: the map of an output position
     base_offset,  # int64 [M]: the first position of its window in that map
     row_pitch,  # int32 [M]: positions in a row of that map
-    weight,  # [O, k_y, k_x, C], contiguous, dtype of the maps
+    weight,  # [O, k_y * k_x * C], contiguous, dtype of the maps; its descriptor if DESCRIPTOR
     bias,  # [O], dtype of the maps; unused unless BIAS
     guard,  # int32 [1]: nothing is computed or written if it is 0; unused unless GUARD
-    output,  # [M, O], dtype of the maps; if SPLIT_K > 1 float32 [SPLIT_K, M, O] without bias and ReLU
+    output,  # [M, O], contiguous, dtype of the maps: the whole tiles are written
+    partial,  # float32 [tiles - whole, SPLIT_K, BLOCK_M, BLOCK_N]: sums of parts, written; unused if SPLIT_K is 1
     rows,  # M
     columns,  # O
     channels,  # C
+    whole,  # tiles that one program computes; each of the others is shared by SPLIT_K programs
     num_programs,
     COUNT: tl.constexpr,
     KERNEL_Y: tl.constexpr,  # k_y
@@ -50,8 +69,10 @@ def skip_classifier_fwd_kernel(
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     GUARD: tl.constexpr,
-    SPLIT_K: tl.constexpr,  # programs that share one tile, each with a slice of the taps and channels
+    DESCRIPTOR: tl.constexpr,  # needs EVEN_K
+    SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr,  # C is a multiple of BLOCK_K
+    WIDE: tl.constexpr,  # a window reaches over 2^31 elements or more of a map
     PRECISION: tl.constexpr,  # of float32 GEMMs: ieee or tf32
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -62,90 +83,121 @@ def skip_classifier_fwd_kernel(
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     blocks_c = tl.cdiv(channels, BLOCK_K)
     steps = KERNEL_Y * KERNEL_X * blocks_c
-    works = tiles_m * tiles_n * SPLIT_K
+    works = whole + (tiles_m * tiles_n - whole) * SPLIT_K
     if GUARD:
         works = tl.where(tl.load(guard) == 0, 0, works)
     for i_work in range(tl.program_id(0), works, num_programs):
-        i_split, i_tile = i_work % SPLIT_K, i_work // SPLIT_K
+        i_tile, first, last = _work_of(i_work, whole, steps, SPLIT_K)
         i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         # Rows and columns past the end read the last one, and are not stored. Masks are used instead where neighbours
         # in a block are neighbours in memory, so that the compiler can vectorise the loads.
         row, column = tl.minimum(o_m, rows - 1), tl.minimum(o_n, columns - 1)
-        b_base, b_pitch = tl.load(base_offset + row), tl.load(row_pitch + row).to(tl.int64)
         o_k = tl.arange(0, BLOCK_K)
+        # The next step reads channel c of tap column x, in the tap row o_row elements after the window's first. They
+        # are counted up: divisions by run-time values would cost more than the rest of the loop.
+        c, x, y = first % blocks_c * BLOCK_K, first // blocks_c % KERNEL_X, first // blocks_c // KERNEL_X
+        b_line = tl.load(row_pitch + row).to(tl.int64) * channels  # elements in a row of the map
+        b_step = (DILATION * b_line).to(tl.int64 if WIDE else tl.int32)
+        o_row = y * b_step
         p_map = address_of(maps, tl.load(map_index + row), COUNT).to(maps[0].dtype)
-        p_map = tl.multiple_of(p_map, 16)[:, None] + o_k[None, :]
-        p_weight = weight + column.to(tl.int64)[None, :] * (KERNEL_Y * KERNEL_X * channels) + o_k[:, None]
+        p_map = tl.multiple_of(p_map, 16) + tl.load(base_offset + row) * channels
+        if not DESCRIPTOR:
+            p_weight = weight + column.to(tl.int64)[None, :] * (KERNEL_Y * KERNEL_X * channels) + o_k[:, None]
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(steps * i_split // SPLIT_K, steps * (i_split + 1) // SPLIT_K):
-            tap, c = step // blocks_c, step % blocks_c * BLOCK_K
+        for step in range(first, last):
             m_k = c + o_k < channels
-            o_position = b_base + tap // KERNEL_X * DILATION * b_pitch + tap % KERNEL_X * DILATION
-            b_map = _window(p_map, o_position, b_pitch, c, channels, m_k, POOL, EVEN_K)
-            if EVEN_K:
-                b_weight = tl.load(p_weight + tap * channels + c)
+            b_map = _window(p_map, o_row + (x * (DILATION * channels) + c), b_line, channels, o_k, m_k, POOL, EVEN_K)
+            if DESCRIPTOR:
+                b_weight = weight.load([i_n * BLOCK_N, step * BLOCK_K]).T
+            elif EVEN_K:
+                b_weight = tl.load(p_weight + step * BLOCK_K)
             else:
-                b_weight = tl.load(p_weight + tap * channels + c, mask=m_k[:, None], other=0.0)
+                o_tap = step // blocks_c * channels
+                b_weight = tl.load(p_weight + o_tap + c, mask=m_k[:, None], other=0.0)
             acc = tl.dot(b_map, b_weight, acc, input_precision=PRECISION)
-        if SPLIT_K > 1:
-            o_row = i_split * (tl.zeros_like(row).to(tl.int64) + rows) + row
-            p_output = output + o_row[:, None] * columns + o_n[None, :]
+            c += BLOCK_K
+            x += (c >= channels).to(tl.int32)
+            c = tl.where(c >= channels, 0, c)
+            o_row += tl.where(x == KERNEL_X, b_step, 0)
+            x = tl.where(x == KERNEL_X, 0, x)
+        m_row = (o_m < rows)[:, None]
+        if SPLIT_K > 1 and i_work >= whole:
+            o_part = (i_work - whole).to(tl.int64) * (BLOCK_M * BLOCK_N)
+            p_part = partial + o_part + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+            tl.store(p_part, acc, mask=m_row)
         else:
-            p_output = output + row.to(tl.int64)[:, None] * columns + o_n[None, :]
-            if BIAS:
-                acc += tl.load(bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
-            if RELU:
-                acc = tl.where(acc < 0, 0.0, acc)  # NaN stays
-        m_output = (o_m < rows)[:, None] & (o_n < columns)[None, :]
-        tl.store(p_output, acc.to(output.dtype.element_ty), mask=m_output)
+            _store(acc, output, bias, row, o_n, m_row, columns, BIAS, RELU)
 
 
 @triton.jit
-def _window(p_map, o_position, b_pitch, c, channels, m_k, POOL: tl.constexpr, EVEN_K: tl.constexpr):
-    """[BLOCK_M, BLOCK_K]: one tap of every row's window, BLOCK_K channels from c; pooled if POOL > 1."""
-    p_first = p_map + (o_position * channels + c)[:, None]
-    if EVEN_K:
-        best = tl.load(p_first)
-    else:
-        best = tl.load(p_first, mask=m_k[None, :], other=0.0)
+def _window(p_map, o_tap, b_line, channels, o_k, m_k, POOL: tl.constexpr, EVEN_K: tl.constexpr):
+    """[BLOCK_M, BLOCK_K]: channels of one tap of every row's window, pooled if POOL > 1.
+
+    p_map: where the windows begin; o_tap: of the tap's first channel; b_line: elements in a row of the map.
+    """
+    best = _channels(p_map, o_tap, o_k, m_k, EVEN_K)
     for offset in tl.static_range(1, POOL * POOL):
-        p_tap = p_first + ((offset // POOL) * b_pitch * channels + (offset % POOL) * channels)[:, None]
-        if EVEN_K:
-            value = tl.load(p_tap)
-        else:
-            value = tl.load(p_tap, mask=m_k[None, :], other=0.0)
+        p_pool = p_map + ((offset // POOL) * b_line + (offset % POOL) * channels)
+        value = _channels(p_pool, o_tap, o_k, m_k, EVEN_K)
         best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL).to(value.dtype)  # bfloat16 is promoted
     return best
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit
+def _channels(p_map, o_tap, o_k, m_k, EVEN_K: tl.constexpr):
+    """[BLOCK_M, BLOCK_K]: zero where m_k is false."""
+    p_channel = p_map[:, None] + (o_tap[:, None] + o_k[None, :])
+    if EVEN_K:
+        return tl.load(p_channel)
+    else:
+        return tl.load(p_channel, mask=m_k[None, :], other=0.0)
+
+
+@triton.jit
+def _store(acc, output, bias, row, o_n, m_row, columns, BIAS: tl.constexpr, RELU: tl.constexpr):
+    """Writes sums [rows, columns] with bias and ReLU into rows `row` of the output [M, O], where m_row is true."""
+    m_n = o_n < columns
+    if BIAS:
+        acc += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)  # NaN stays
+    p_output = output + row.to(tl.int64)[:, None] * columns + o_n[None, :]
+    tl.store(p_output, acc.to(output.dtype.element_ty), mask=m_row & m_n[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "whole"])
 def split_k_reduce_kernel(
-    partial,  # float32 [SPLIT_K, M * O], contiguous
+    partial,  # float32 [tiles - whole, SPLIT_K, BLOCK_M, BLOCK_N], contiguous
     bias,  # [O], dtype of the output; unused unless BIAS
     guard,  # int32 [1]: nothing is written if it is 0; unused unless GUARD
-    output,  # [M * O], contiguous; any float dtype
-    total,  # M * O
+    output,  # [M, O], contiguous, any float dtype: the tiles after `whole` are written
+    rows,  # M
     columns,  # O
+    whole,
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     GUARD: tl.constexpr,
     SPLIT_K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    REDUCE_M: tl.constexpr,  # rows of a program
 ):
-    """Sum of the splits in float32, bias and ReLU: the epilogue if several programs share a tile."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < total
+    """Sum of the parts of a tile, in float32 and in their order, bias and ReLU: the epilogue of the shared tiles."""
+    i_part, i_block = tl.program_id(0), tl.program_id(1)
+    i_m, i_n = tile_of(whole + i_part, tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N), GROUP_M)
+    o_row, o_column = i_block * REDUCE_M + tl.arange(0, REDUCE_M), tl.arange(0, BLOCK_N)
+    row = i_m * BLOCK_M + o_row
+    m_row = (row < rows)[:, None]
     if GUARD:
-        inside &= tl.load(guard) != 0
-    value = tl.zeros([BLOCK], tl.float32)
+        m_row &= tl.load(guard) != 0
+    p_part = partial + i_part.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N)
+    p_part += o_row[:, None] * BLOCK_N + o_column[None, :]
+    acc = tl.zeros([REDUCE_M, BLOCK_N], tl.float32)
     for i_split in range(SPLIT_K):
-        value += tl.load(partial + tl.full([], i_split, tl.int64) * total + index, mask=inside, other=0.0)
-    if BIAS:
-        value += tl.load(bias + index % columns, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        value = tl.where(value < 0, 0.0, value)
-    tl.store(output + index, value.to(output.dtype.element_ty), mask=inside)
+        acc += tl.load(p_part + i_split * (BLOCK_M * BLOCK_N), mask=m_row, other=0.0)
+    _store(acc, output, bias, row, i_n * BLOCK_N + o_column, m_row, columns, BIAS, RELU)
 
 
 def forward(
@@ -159,26 +211,54 @@ def forward(
             host does not wait for it.
         output: [positions, O], contiguous, dtype of the maps: written and returned in place of a new one.
     """
-    count, outputs, device = problem.positions, problem.outputs, problem.device
-    output = weight.new_empty(count, outputs) if output is None else output
+    tile, rows, columns = plan.tile, problem.positions, problem.outputs
+    output = weight.new_empty(rows, columns) if output is None else output
     sources, table, pool = _sources(maps, problem, plan.pool)
-    split = plan.split_k > 1
-    target = torch.empty(plan.split_k, *output.shape, dtype=torch.float32, device=device) if split else output
+    whole, shared = whole_and_shared(problem, plan)
+    split_k, partial = 1, output
+    if shared:
+        split_k = plan.split_k
+        partial = torch.empty(shared, split_k, tile.m, tile.n, dtype=torch.float32, device=output.device)
     bias_or_any = output if bias is None else bias.contiguous()
     guard_or_any = output if guard is None else guard
+    epilogue = {"BIAS": bias is not None, "RELU": relu, "GUARD": guard is not None, "SPLIT_K": split_k}
+    rows_of_weight, descriptor = _weight(weight, plan)
     skip_classifier_fwd_kernel[(plan.num_programs,)](
-        sources, *table, channels_last(weight), bias_or_any, guard_or_any, target, count, outputs, problem.channels,
-        plan.num_programs, COUNT=len(sources), KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1],
-        DILATION=problem.tap, POOL=pool, BIAS=bias is not None, RELU=relu, GUARD=guard is not None,
-        SPLIT_K=plan.split_k, EVEN_K=plan.even_k,
-        PRECISION=plan.precision, **plan.tile.options(),
+        sources, *table, rows_of_weight, bias_or_any, guard_or_any, output, partial, rows, columns, problem.channels,
+        whole, plan.num_programs, COUNT=len(sources), KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1],
+        DILATION=problem.tap, POOL=pool, DESCRIPTOR=descriptor, EVEN_K=plan.even_k, WIDE=_is_wide(problem),
+        PRECISION=plan.precision, **epilogue, **tile.options(),
     )  # fmt: skip
-    if split:
-        split_k_reduce_kernel[(triton.cdiv(output.numel(), launch.ELEMENTWISE_BLOCK),)](
-            target, bias_or_any, guard_or_any, output, output.numel(), outputs, BIAS=bias is not None, RELU=relu,
-            GUARD=guard is not None, SPLIT_K=plan.split_k, BLOCK=launch.ELEMENTWISE_BLOCK,
+    if shared:
+        reduce_m = min(tile.m, max(1, launch.REDUCE_BLOCK // tile.n))
+        split_k_reduce_kernel[(shared, tile.m // reduce_m)](
+            partial, bias_or_any, guard_or_any, output, rows, columns, whole, BLOCK_M=tile.m, BLOCK_N=tile.n,
+            GROUP_M=tile.group_m, REDUCE_M=reduce_m, **epilogue,
         )  # fmt: skip
     return output
+
+
+def whole_and_shared(problem: Problem, plan: Plan) -> tuple[int, int]:
+    """The tiles that a program computes alone, and those after them that plan.split_k programs share.
+
+    Shared are the tiles of the last wave, unless they fill it: each of the other waves keeps every program busy.
+    """
+    tiles = triton.cdiv(problem.positions, plan.tile.m) * triton.cdiv(problem.outputs, plan.tile.n)
+    shared = tiles % plan.num_programs if plan.split_k > 1 else 0
+    return tiles - shared, shared
+
+
+def _is_wide(problem: Problem) -> bool:
+    """Whether an offset in a window may need 64 bits."""
+    return (problem.reach[0] + 1) * max(width for *_, width in problem.shapes) * problem.channels >= 2**31
+
+
+def _weight(weight: Tensor, plan: Plan) -> tuple[Any, bool]:
+    """The weight as [O, k_y * k_x * C], and whether it is a descriptor: those need aligned addresses and no masks."""
+    flat = channels_last(weight).flatten(1)
+    if plan.variant != "descriptor" or not plan.even_k or flat.data_ptr() % offset_pool.ALIGNMENT:
+        return flat, False
+    return TensorDescriptor.from_tensor(flat, [plan.tile.n, plan.tile.k]), True
 
 
 def _sources(maps: Sequence[Tensor], problem: Problem, pool: str) -> tuple[tuple[Tensor, ...], OutputPositions, int]:

@@ -17,7 +17,7 @@ import torch
 from overfeat.kernels.plan import Gemm, Plan, Pool, Precision, Tile, Variant
 from overfeat.kernels.problem import Problem
 
-ELEMENTWISE_BLOCK = 1024  # elements a program of split_k_reduce_kernel handles
+REDUCE_BLOCK = 2048  # elements a program of split_k_reduce_kernel sums
 SUM_ROWS, SUM_BLOCK_M, SUM_BLOCK_N = 512, 32, 64  # rows a program of relu_backward_kernel sums; its tile
 # Pooling is fused into the GEMM up to so many rows: there only the reading of the weights counts.
 FUSED_MAX_ROWS = 16

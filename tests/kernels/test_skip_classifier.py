@@ -70,6 +70,57 @@ def test_a_guard_on_the_device_decides_whether_the_output_is_written(split_k):
         assert torch.equal(output, content)
 
 
+@pytest.mark.parametrize("variant", ["direct", "descriptor"])
+def test_only_tiles_of_the_last_wave_are_shared(dtype, variant):
+    maps, weight, bias = unequal(32, dtype), made((50, 32, 2, 2), dtype, 8), made((50,), dtype, 9)
+    problem, tile = Problem.of(maps, weight, 3, 3), launch.Tile(16, 16, 16, warps=1, stages=1, group_m=2)
+    expected, tiles = truth(maps, weight, bias, 3), 4 * -(-problem.positions // 16)
+    for num_programs, split_k, shared in (
+        (3, 3, tiles % 3),
+        (5, 2, tiles % 5),
+        (tiles, 4, 0),
+        (4, 3, 0),
+        (100, 2, tiles),
+    ):
+        with launch.override(tile=tile, split_k=split_k, num_programs=num_programs, variant=variant):
+            assert direct.whole_and_shared(problem, launch.choose("forward", problem)) == (tiles - shared, shared)
+            assert_matches(skip_classifier.forward(maps, weight, bias, 3, True, 3), expected, dtype)
+
+
+def test_a_weight_through_a_descriptor(dtype, monkeypatch):
+    """The same sums in the same order, so the same bits; pointers where a descriptor is impossible."""
+    maps = windows((3, 2), 2, 2, dtype, channels=32)
+    made_descriptors = []
+    from_tensor = direct.TensorDescriptor.from_tensor
+    monkeypatch.setattr(
+        direct.TensorDescriptor, "from_tensor", lambda *a: made_descriptors.append(a) or from_tensor(*a)
+    )
+    memory = made((1 + 33 * 32 * 6,), dtype, 8)
+    for start, channels, number in ((0, 32, 1), (1, 32, 0), (0, 20, 0)):
+        weight = memory[start : start + 33 * channels * 6].view(33, 3, 2, channels).permute(0, 3, 1, 2)
+        some = [m[:, :channels] for m in maps]
+        results = []
+        for variant in ("direct", "descriptor"):
+            with launch.override(variant=variant, split_k=2):
+                results.append(skip_classifier.forward(some, weight, None, 2, True, 2))
+        assert torch.equal(*results)
+        assert_matches(results[1], truth(some, weight, None, 2, tap=2), dtype)
+        assert len(made_descriptors) == number
+        made_descriptors.clear()
+
+
+def test_offsets_of_64_bits_give_the_same_bits(monkeypatch):
+    maps, weight = unequal(20), made((33, 20, 2, 2), seed=8)
+    for pool in ("separate", "fused"):
+        with launch.override(pool=pool):
+            expected = skip_classifier.forward(maps, weight, None, 3, True, 3)
+            with monkeypatch.context() as wide:
+                wide.setattr(direct, "_is_wide", lambda problem: True)
+                assert torch.equal(skip_classifier.forward(maps, weight, None, 3, True, 3), expected)
+    large = Problem(((1, 40, 2**18),), 1024, 8, (5, 5), 3, 3, torch.float16, DEVICE)
+    assert direct._is_wide(large) and not direct._is_wide(Problem.of(maps, weight, 3, 3))
+
+
 def test_nan_passes_and_minus_infinity_pools():
     maps = [torch.full((1, 3, 7, 8), -float("inf"), device=DEVICE), made((1, 3, 9, 9), seed=1)]
     maps[1][0, 1, 4, 5] = float("nan")
