@@ -1,8 +1,8 @@
 """How kernels are launched, as data: tile sizes by dtype, chip and shape, and where pooling happens.
 
-`choose` is computed on the host at each call, from the tables in this file; `override` forces a choice for tests and
-tuning. The tables were derived from the chips' limits and the compiler's reports (python -m bench.kernel_report); none
-has been measured on a GPU yet.
+`choose` takes the variant that is the cheapest by cost_model.py, with constants that were measured on the device
+(tuned.py) or estimates; `override` forces a choice for tests and tuning. The tables in this file were derived from the
+chips' limits and the compiler's reports (python -m bench.kernel_report); none has been measured on a GPU yet.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from overfeat.kernels.plan import Gemm, Plan, Pool, Precision, Tile, Variant
+from overfeat.kernels import cost_model, tuned
+from overfeat.kernels.cost_model import VARIANTS, Constants, gemm_sizes, unsupported_reason
+from overfeat.kernels.plan import Gemm, Plan, Pool, Precision, Tile, Variant, arithmetic
 from overfeat.kernels.problem import Problem
 
 REDUCE_BLOCK = 2048  # elements a program of split_k_reduce_kernel sums
@@ -25,9 +27,6 @@ FUSED_MAX_SIZE = 3  # of the pooling: every tap is loaded size * size times into
 MAX_SPLIT_K = 32
 
 ANY = 1 << 62
-# Per multiprocessor, and of the chip: about those of an H200. They weigh idle programs against the cost of split-K.
-FLOPS = {"16 bit": 5e12, "tf32": 2.5e12, "ieee": 0.3e12}  # FLOP/s
-BANDWIDTH = 4e12  # bytes/s
 LARGE_SHARED = 200 * 1024
 # By kind of arithmetic, then minimum capability, then maximum rows (the first that fits is used).
 # Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6, 8.9 and
@@ -72,6 +71,9 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
 UNEVEN_TILE = Tile(64, 64, 32, warps=4, stages=3)
 INTERPRETED_TILE = Tile(16, 32, 16, warps=4, stages=1, group_m=2)
 INTERPRETED_PROGRAMS = 6
+INTERPRETED_CAPABILITY = (8, 0)
+DESCRIPTOR_STAGES = 4  # at least: the weight's loads need no registers
+MAX_GROUP_M = 16  # so many rows of tiles read the weight once
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,10 @@ PARTNER_BLOCK_M, PARTNER_BLOCK_N, PARTNER_WARPS = 16, 32, 4
 
 @dataclass(frozen=True)
 class Override:
-    """Launch options that replace the choice of `choose`; num_programs is a maximum."""
+    """Launch options that replace the choice of `choose`; num_programs is a maximum.
+
+    A variant holds for the GEMMs that have it. The other options are of our own GEMM: without a variant, of direct.
+    """
 
     tile: Tile | None = None
     split_k: int | None = None
@@ -140,34 +145,58 @@ def active_override() -> Override:
     return _override.get()
 
 
-def choose(gemm: Gemm, problem: Problem) -> Plan:
-    """How to launch one of the GEMMs of a problem."""
-    m, n, summands = {
-        "forward": (problem.positions, problem.outputs, problem.channels),
-        "input": (problem.pooled_positions, problem.channels, problem.outputs),
-        "weight": (problem.outputs, problem.channels, problem.positions),
-    }[gemm]  # each output is a sum over taps * summands, which are contiguous in memory except for "weight"
-    taps, dtype = problem.taps, problem.dtype
-    forced = active_override()
-    precision = _precision() if dtype == torch.float32 else "ieee"
-    fused = m <= FUSED_MAX_ROWS and problem.size <= FUSED_MAX_SIZE and summands % 16 == 0
-    pool: Pool = forced.pool or ("fused" if fused else "separate")
-    kind = arithmetic(dtype, precision)
-    if problem.device.type == "cpu":
-        tile, num_programs = _interpreted_tile(m, n, summands), INTERPRETED_PROGRAMS
-    else:
-        tile, num_programs = _tile_and_programs(gemm, problem.device, kind, pool, m, summands)
-    tile = forced.tile or tile
-    num_programs = forced.num_programs or num_programs
-    work = -(-m // tile.m) * -(-n // tile.n)
-    split_k = 1
-    if gemm == "forward":  # the gradients have tiles enough
-        steps = taps * -(-summands // tile.k)
-        split_k = forced.split_k or _choose_split_k(work, steps, num_programs, m * n, tile, kind)
-    if gemm == "weight":
-        work *= taps
-    even_k = summands % tile.k == 0
-    return Plan(tile, min(work * split_k, num_programs), split_k, even_k, pool, precision, forced.variant or "direct")
+def choose(gemm: Gemm, problem: Problem, without: frozenset[Variant] = frozenset()) -> Plan:
+    """How to launch one of the GEMMs of a problem; not with a variant of `without`.
+
+    A repeated call costs a look-up. Raises ValueError if an override forces a variant that does not do the problem.
+    """
+    precision = _precision() if problem.dtype == torch.float32 else "ieee"
+    return _choose(gemm, problem, without, active_override(), precision, _assumed_chip.get())
+
+
+@lru_cache(maxsize=4096)
+def _choose(
+    gemm: Gemm, problem: Problem, without: frozenset[Variant], forced: Override, precision: Precision,
+    assumed: tuple[tuple[int, int], int] | None,
+) -> Plan:  # fmt: skip
+    capability, constants = _known(problem.device, assumed)
+    variants = [v for v in VARIANTS[gemm] if v not in without and not unsupported_reason(v, gemm, problem, capability)]
+    if forced.variant in VARIANTS[gemm]:
+        if reason := unsupported_reason(forced.variant, gemm, problem, capability):
+            raise ValueError(f"variant {forced.variant!r} cannot be forced: {reason}")
+        variants = [forced.variant]
+    elif problem.device.type == "cpu" or forced.tile or forced.split_k or forced.pool or forced.num_programs:
+        variants = ["direct"]
+    plans = [_plan(gemm, problem, variant, forced, precision, capability, constants) for variant in variants]
+    return min(plans, key=lambda plan: cost_model.seconds(gemm, problem, plan, constants))
+
+
+def _plan(
+    gemm: Gemm, problem: Problem, variant: Variant, forced: Override, precision: Precision,
+    capability: tuple[int, int], constants: Constants,
+) -> Plan:  # fmt: skip
+    """The launch of one variant."""
+    m, n, summands = gemm_sizes(gemm, problem)
+    fused = variant in ("direct", "descriptor") and m <= FUSED_MAX_ROWS and problem.size <= FUSED_MAX_SIZE
+    pool: Pool = forced.pool or ("fused" if fused and summands % 16 == 0 else "separate")
+    tile = forced.tile
+    if tile is None and problem.device.type == "cpu":
+        tile = _interpreted_tile(m, n, summands)
+    elif tile is None:
+        kind = arithmetic(problem.dtype, precision)
+        kind = f"{kind}, fused" if (gemm, pool) == ("forward", "fused") else kind
+        tile = _tile(gemm, variant, constants.tiles.get(kind) or tiles(kind, capability), m, summands)
+    programs = forced.num_programs or constants.multiprocessors * tile.programs
+    work = -(-m // tile.m) * -(-n // tile.n) * (problem.taps if gemm == "weight" else 1)
+    plan = Plan(tile, min(work, programs), 1, summands % tile.k == 0, pool, precision, variant)
+    if gemm != "forward":  # the gradients have tiles enough
+        return plan
+    steps = problem.taps * -(-summands // tile.k)
+    plans = [
+        replace(plan, split_k=split_k, num_programs=min(work * split_k, programs))
+        for split_k in ([forced.split_k] if forced.split_k else range(1, min(MAX_SPLIT_K, steps) + 1))
+    ]
+    return min(plans, key=lambda plan: cost_model.roofline(gemm, problem, plan, constants))
 
 
 def _interpreted_tile(m: int, n: int, channels: int) -> Tile:
@@ -177,18 +206,18 @@ def _interpreted_tile(m: int, n: int, channels: int) -> Tile:
     return replace(tile, m=rows, n=tile.n if n <= 128 else 128, k=tile.k if channels <= 64 else 64)
 
 
-def _tile_and_programs(
-    gemm: Gemm, device: torch.device, kind: str, pool: Pool, m: int, channels: int
-) -> tuple[Tile, int]:
-    """The tile of the tables, and as many programs as fill the chip."""
-    capability, num_programs = _chip(device)
-    table = tiles(f"{kind}, fused" if (gemm, pool) == ("forward", "fused") else kind, capability)
+def _tile(gemm: Gemm, variant: Variant, table: list[tuple[int, Tile]], m: int, summands: int) -> Tile:
+    """The tile of a table, made to fit the number of rows and of summands."""
     tile = next(tile for max_rows, tile in table if m <= max_rows)
     if gemm == "weight":  # its sum goes over positions, with masks
-        return tile, num_programs
-    while channels % tile.k and tile.k > 16:
+        return tile
+    if tile.group_m * tile.m < m <= MAX_GROUP_M * tile.m:
+        tile = replace(tile, group_m=MAX_GROUP_M)
+    if variant == "descriptor":
+        tile = replace(tile, stages=max(tile.stages, DESCRIPTOR_STAGES))
+    while summands % tile.k and tile.k > 16:
         tile = replace(tile, k=tile.k // 2)
-    return UNEVEN_TILE if channels % tile.k else tile, num_programs
+    return UNEVEN_TILE if summands % tile.k else tile
 
 
 def _precision() -> Precision:
@@ -197,27 +226,6 @@ def _precision() -> Precision:
     if setting == "none":
         setting = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     return "ieee" if setting == "ieee" else "tf32"
-
-
-def _choose_split_k(work: int, steps: int, num_programs: int, outputs: int, tile: Tile, kind: str) -> int:
-    """The split-K factor with the least estimated time.
-
-    Splitting leaves fewer programs idle in the last wave, but writes and reads every output once more for each
-    split, in float32.
-    """
-    step = 2 * tile.m * tile.n * tile.k / FLOPS[kind]
-
-    def seconds(split_k: int) -> float:
-        waves = -(-work * split_k // num_programs)
-        reduction = 8 * split_k * outputs / BANDWIDTH if split_k > 1 else 0
-        return waves * -(-steps // split_k) * step + reduction
-
-    return min(range(1, min(MAX_SPLIT_K, steps) + 1), key=seconds)
-
-
-def arithmetic(dtype: torch.dtype, precision: str) -> str:
-    """The kind of arithmetic in TILES: "16 bit", or for float32 the precision of GEMMs."""
-    return precision if dtype == torch.float32 else "16 bit"
 
 
 def tiles(kind: str, capability: tuple[int, int]) -> list[tuple[int, Tile]]:
@@ -235,13 +243,30 @@ def on_chip(capability: tuple[int, int], multiprocessors: int) -> Iterator[None]
         _assumed_chip.reset(token)
 
 
-def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
-    """The capability whose tables apply, and the multiprocessors: one program each fills the chip."""
-    return _assumed_chip.get() or _actual_chip(device)
+def clear_cache() -> None:
+    """Forget all choices, and what was read about devices."""
+    _choose.cache_clear()
+    _stored.cache_clear()
+
+
+def _known(device: torch.device, assumed: tuple[tuple[int, int], int] | None) -> tuple[tuple[int, int], Constants]:
+    """The capability whose tables apply, and the constants of the device or of an assumed chip."""
+    if assumed:
+        return assumed[0], cost_model.defaults(*assumed)
+    if device.type == "cpu":
+        return INTERPRETED_CAPABILITY, cost_model.defaults(INTERPRETED_CAPABILITY, INTERPRETED_PROGRAMS)
+    return _chip(device)[0], _stored(device) or cost_model.defaults(*_chip(device))
 
 
 @lru_cache
-def _actual_chip(device: torch.device) -> tuple[tuple[int, int], int]:
+def _stored(device: torch.device) -> Constants | None:
+    """What was measured on a device: its file is read once."""
+    return tuned.read(device)
+
+
+@lru_cache
+def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
+    """The capability whose tables apply, and the multiprocessors."""
     properties: Any = torch.cuda.get_device_properties(device)
     # AMD's chips, and NVIDIA's smaller ones up to 12.0, have too little shared memory for the tiles of 9.0.
     large = torch.version.hip is None and properties.shared_memory_per_block_optin >= LARGE_SHARED

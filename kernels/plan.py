@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 Gemm = Literal["forward", "input", "weight"]  # the output, the gradient of the pooled maps, that of the weight
 Pool = Literal["separate", "fused"]
 # direct: our implicit GEMM, operands through pointers; descriptor: the same, the weight through a tensor descriptor;
@@ -14,7 +16,10 @@ Precision = Literal["ieee", "tf32"]
 
 @dataclass(frozen=True)
 class Tile:
-    """The m x n tile that one program computes at a time, k summands a step; group_m rows of tiles share the cache."""
+    """The m x n tile that one program computes at a time, k summands a step; group_m rows of tiles share the cache.
+
+    `programs` run on each multiprocessor.
+    """
 
     m: int
     n: int
@@ -22,6 +27,7 @@ class Tile:
     warps: int
     stages: int
     group_m: int = 8
+    programs: int = 1
 
     def options(self) -> dict[str, int]:
         """The kernel's keyword arguments."""
@@ -38,11 +44,11 @@ class Plan:
     Attributes:
         tile: the tile of a program.
         num_programs: programs of the grid; they are persistent.
-        split_k: programs that share a tile, each with a part of the sum.
+        split_k: programs that share a tile of the last wave, each with a part of the sum.
         even_k: tile.k divides the channels, so that no step needs a mask.
         pool: a separate pass, or fused into the GEMM's loads.
         precision: of float32 GEMMs.
-        variant: how the GEMM is computed; the rest is that of the direct variant.
+        variant: how the GEMM is computed; the rest is of direct and descriptor.
     """
 
     tile: Tile
@@ -52,3 +58,8 @@ class Plan:
     pool: Pool
     precision: Precision
     variant: Variant = "direct"
+
+
+def arithmetic(dtype: torch.dtype, precision: str) -> str:
+    """The kind of arithmetic: "16 bit", or for float32 the precision of GEMMs."""
+    return precision if dtype == torch.float32 else "16 bit"
