@@ -37,7 +37,7 @@ DEFAULTS: dict[tuple[int, int], tuple[dict[str, float], float]] = {
 LAUNCH = 3e-6  # seconds from the end of a kernel to the start of the next
 # Estimates. The library's GEMMs also leave multiprocessors idle; those of minimal filtering have few rows.
 EFFICIENCY: dict[Variant, float] = {
-    "direct": 0.8, "descriptor": 0.85, "im2col": 0.8, "filter3": 0.7, "filter4": 0.7,
+    "direct": 0.8, "descriptor": 0.82, "im2col": 0.8, "filter3": 0.7, "filter4": 0.7,
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ LARGE_SHARED = 200 * 1024
 # By kind of arithmetic, then minimum capability, then maximum rows (the first that fits is used).
 # Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6, 8.9 and
 # 12.0, 163 KB on 8.0, 227 KB on 9.0 and 10.0, 64 KB on AMD's. Fused pooling holds the maps size * size times.
+# Two programs a multiprocessor keep more loads in flight where only the reading of the weights counts.
 TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
     "16 bit": {
         (8, 0): [
@@ -39,7 +40,7 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
             (ANY, Tile(128, 128, 32, warps=4, stages=4)),
         ],
         (9, 0): [
-            (16, Tile(16, 128, 128, warps=4, stages=4)),
+            (16, Tile(16, 128, 128, warps=4, stages=4, programs=2)),
             (64, Tile(64, 128, 128, warps=4, stages=4)),
             (ANY, Tile(128, 256, 64, warps=8, stages=3)),
         ],
@@ -51,7 +52,7 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
             (ANY, Tile(128, 128, 32, warps=8, stages=3)),
         ],
         (9, 0): [
-            (16, Tile(16, 128, 64, warps=4, stages=4)),
+            (16, Tile(16, 128, 64, warps=4, stages=4, programs=2)),
             (64, Tile(64, 128, 64, warps=4, stages=3)),
             (ANY, Tile(128, 128, 32, warps=8, stages=4)),
         ],
@@ -59,11 +60,11 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
     "ieee": {(8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(64, 64, 16, warps=8, stages=2))]},
     "16 bit, fused": {
         (8, 0): [(16, Tile(16, 128, 64, warps=4, stages=2)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
-        (9, 0): [(16, Tile(16, 128, 64, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=3))],
+        (9, 0): [(16, Tile(16, 128, 64, warps=4, stages=4, programs=2)), (ANY, Tile(64, 128, 32, warps=4, stages=3))],
     },
     "tf32, fused": {
         (8, 0): [(16, Tile(16, 128, 32, warps=4, stages=2)), (ANY, Tile(32, 128, 32, warps=4, stages=2))],
-        (9, 0): [(16, Tile(16, 128, 32, warps=4, stages=3)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
+        (9, 0): [(16, Tile(16, 128, 32, warps=4, stages=4, programs=2)), (ANY, Tile(64, 128, 32, warps=4, stages=2))],
     },
     "ieee, fused": {(8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(32, 64, 16, warps=4, stages=2))]},
 }
@@ -213,7 +214,7 @@ def _tile(gemm: Gemm, variant: Variant, table: list[tuple[int, Tile]], m: int, s
         return tile
     if tile.group_m * tile.m < m <= MAX_GROUP_M * tile.m:
         tile = replace(tile, group_m=MAX_GROUP_M)
-    if variant == "descriptor":
+    if variant == "descriptor" and tile.programs == 1:
         tile = replace(tile, stages=max(tile.stages, DESCRIPTOR_STAGES))
     while summands % tile.k and tile.k > 16:
         tile = replace(tile, k=tile.k // 2)
