@@ -9,16 +9,14 @@ speed is measured.
 import argparse
 import multiprocessing
 import re
-import struct
 import subprocess
 import tempfile
-from bisect import bisect
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -30,6 +28,7 @@ except ModuleNotFoundError as error:
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import sm_arch_from_capability
 
+from bench import kernel_bounds, sass
 from bench.common import write_results
 from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier, skip_classifier_backward
 
@@ -69,7 +68,14 @@ KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.flo
 
 @dataclass(frozen=True)
 class Compiled:
-    """One row of the report. spills: bytes of local memory per thread; shared: bytes per program."""
+    """One row of the report.
+
+    Attributes:
+        spills: bytes of local memory per thread.
+        shared: bytes per program.
+        buffers: operands of so many steps of a GEMM fit the shared memory; 0 without a GEMM.
+        code: None where it was not disassembled.
+    """
 
     chip: str
     kernel: str
@@ -80,20 +86,28 @@ class Compiled:
     registers: int
     spills: int
     shared: int
-    matrix: str  # matrix instructions in the machine code, with their counts
+    buffers: int
+    code: sass.Code | None
+
+    @property
+    def constants(self) -> dict[str, str]:
+        return dict(pair.split("=") for pair in self.options.split())
 
 
 class _Driver:
     """Substitute for Triton's driver: names the target, keeps binaries, launches nothing."""
 
+    numbers = count()
+
     def __init__(self, chip: Chip, kind: str):
-        self.chip, self.kind, self.utils, self.binaries, self.source = chip, kind, self, [], None
+        self.chip, self.utils, self.binaries, self.source = chip, self, [], None
+        self.device = f"{chip.name} {kind} {next(_Driver.numbers)}"
 
     def get_current_target(self) -> GPUTarget:
         return self.chip.target
 
     def get_current_device(self) -> str:
-        return f"{self.chip.name} {self.kind}"  # Triton loads a kernel once for each device: here, for each kind
+        return self.device  # Triton loads a kernel once for each device: here, for each driver
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -116,30 +130,15 @@ class _Driver:
 def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     """Every launch configuration of the library: tiles by number of positions, pooling, channels, bias, split-K."""
     dtype = KINDS[kind]
-
-    def empty(*shape: int) -> torch.Tensor:
-        maps = torch.empty(shape, dtype=dtype, device="meta")
-        return maps.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else maps
-
-    def call(
-        positions: int, channels: int, split_k: int = 1, bias: bool = True, backward: bool = False,
-        pool: launch.Pool | None = None,
-    ) -> None:  # fmt: skip
-        maps, weight = [empty(1, channels, 15, 14 + positions)], empty(4 * channels, channels, 5, 5)
-        with launch.override(split_k=split_k, pool=pool):
-            skip_classifier.forward(maps, weight, empty(4 * channels) if bias else None, 3, True, 3)
-        if backward:
-            grad, output = empty(positions, 4 * channels), empty(positions, 4 * channels)
-            skip_classifier_backward.backward(grad, maps, weight, output, 3, 3, True, True)
-
+    call, empty = partial(first_layer, dtype), partial(_empty, dtype)
     name = launch.arithmetic(dtype, kind)
     for max_rows, _ in launch.tiles(f"{name}, fused", chip.capability):
         yield partial(call, min(max_rows, 200), 1024, pool="fused")
     for max_rows, _ in launch.tiles(name, chip.capability):
         yield partial(call, min(max_rows, 200), 1024, pool="separate", backward=True)
         yield partial(call, min(max_rows, 200), 1024, split_k=4, pool="separate")
-    yield partial(overlapping_pools, empty, "fused")
-    yield partial(overlapping_pools, empty, "separate")
+    yield partial(overlapping_pools, dtype, "fused")
+    yield partial(overlapping_pools, dtype, "separate")
     yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's k
     yield lambda: call(200, 1000, bias=False, pool="separate")  # channels not divisible by 16
     if kind == "ieee":  # boxes are float32 or float64
@@ -167,40 +166,73 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
         yield lambda: class_scores.forward(empty(630, 1000), [630])
 
 
-def overlapping_pools(empty: Callable[..., torch.Tensor], pool: launch.Pool) -> None:
+def _empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    maps = torch.empty(shape, dtype=dtype, device="meta")
+    return maps.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else maps
+
+
+def first_layer(
+    dtype: torch.dtype, positions: int, channels: int, bias: bool = True, backward: bool = False, **forced: object
+) -> None:
+    """The classifier's first layer, 5 x 5, after 3 x 3 pools, with these launch options."""
+    maps, weight = [_empty(dtype, 1, channels, 15, 14 + positions)], _empty(dtype, 4 * channels, channels, 5, 5)
+    with launch.override(**forced):
+        skip_classifier.forward(maps, weight, _empty(dtype, 4 * channels) if bias else None, 3, True, 3)
+    if backward:
+        grad, output = _empty(dtype, positions, 4 * channels), _empty(dtype, positions, 4 * channels)
+        skip_classifier_backward.backward(grad, maps, weight, output, 3, 3, True, True)
+
+
+def overlapping_pools(dtype: torch.dtype, pool: launch.Pool) -> None:
     """A first full layer after 3 x 3 pools of stride 2, as AlexNet's."""
-    maps, weight = [empty(1, 256, 20, 23)], empty(4096, 256, 6, 6)
+    maps, weight = [_empty(dtype, 1, 256, 20, 23)], _empty(dtype, 4096, 256, 6, 6)
     with launch.override(pool=pool):
-        output = skip_classifier.forward(maps, weight, empty(4096), 3, True, 2)
+        output = skip_classifier.forward(maps, weight, _empty(dtype, 4096), 3, True, 2)
     skip_classifier_backward.backward(output, maps, weight, output, 3, 2, True, True)
 
 
-def compile_for(chip: Chip, kind: str) -> list[Compiled]:
-    """Compile all kernels for one chip and one kind of arithmetic."""
+@contextmanager
+def compiling(chip: Chip, kind: str) -> Iterator[_Driver]:
+    """Kernels that are launched inside the block are compiled for the chip, and not run."""
     driver, before = _Driver(chip, kind), torch.get_float32_matmul_precision()
     previous = triton.runtime.driver._active  # the property would initialize a GPU driver
     triton.runtime.driver.set_active(driver)
     torch.set_float32_matmul_precision("highest" if kind == "ieee" else "high")
     try:
         with launch.on_chip(chip.capability, multiprocessors=132):
-            for run in launches(chip, kind):
-                run()
+            yield driver
     finally:
         triton.runtime.driver.set_active(previous)
         torch.set_float32_matmul_precision(before)
+
+
+def compile_for(chip: Chip, kind: str, calls: Iterable[Callable[[], object]] | None = None) -> list[Compiled]:
+    """Compile what these calls launch, or all kernels, for one chip and one kind of arithmetic."""
+    with compiling(chip, kind) as driver:
+        for run in launches(chip, kind) if calls is None else calls:
+            run()
     amd = chip.target.backend == "hip"
     binaries = [binary for *_, binary in driver.binaries]
-    matrix = [""] * len(binaries) if amd else _matrix_instructions(chip, binaries)
-    rows = {_row(chip, kind, *binary, text) for binary, text in zip(driver.binaries, matrix, strict=True)}
+    architecture = "" if amd else "SM" + sm_arch_from_capability(chip.target.arch).removeprefix("sm_")
+    codes = [None] * len(binaries) if amd else sass.read(binaries, TOOLS / "nvdisasm", architecture)
+    rows = {_row(chip, kind, *binary, code) for binary, code in zip(driver.binaries, codes, strict=True)}
     return sorted(rows, key=str)
 
 
-def _row(chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes, matrix: str) -> Compiled:
+def _row(
+    chip: Chip, kind: str, name: str, constants: dict, metadata: object, binary: bytes, code: sass.Code | None
+) -> Compiled:
     registers, spills = (_amd if chip.target.backend == "hip" else _nvidia)(binary)
     shown = {k: v for k, v in constants.items() if k not in ("num_warps", "num_stages") and v is not None}
     options = " ".join(f"{key}={value}" for key, value in sorted(shown.items()))
     return Compiled(chip.name, name, kind, options, metadata.num_warps, metadata.num_stages, registers, spills,
-                    metadata.shared, matrix)  # fmt: skip
+                    metadata.shared, _buffers(metadata.shared, constants, KINDS[kind].itemsize), code)  # fmt: skip
+
+
+def _buffers(shared: int, constants: dict, itemsize: int) -> int:
+    """Operands [BLOCK_M, BLOCK_K] and [BLOCK_K, BLOCK_N] that fit; fused pooling loads POOL * POOL of the first."""
+    m, n, k = (constants.get(f"BLOCK_{axis}", 0) for axis in "MNK")
+    return shared // ((m * constants.get("POOL", 1) ** 2 + n) * k * itemsize) if k else 0
 
 
 def _nvidia(binary: bytes) -> tuple[int, int]:
@@ -212,35 +244,6 @@ def _nvidia(binary: bytes) -> tuple[int, int]:
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
     return registers, stack + local
-
-
-def _matrix_instructions(chip: Chip, cubins: list[bytes]) -> list[str]:
-    """The matrix instructions of each cubin. The disassembler is slow to start, so it gets the code of all at once."""
-    codes = [_machine_code(cubin) for cubin in cubins]
-    ends = list(accumulate(map(len, codes)))
-    counts: list[Counter[str]] = [Counter() for _ in codes]
-    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
-        file.write(b"".join(codes))
-        file.flush()
-        architecture = "SM" + sm_arch_from_capability(chip.target.arch).removeprefix("sm_")
-        command = [TOOLS / "nvdisasm", "--no-dataflow", "--binary", architecture, file.name]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    instructions = re.findall(r"^\s*/\*([0-9a-f]+)\*/(.*)", listing, re.MULTILINE)
-    assert int(instructions[-1][0], 16) + 16 == ends[-1], "an instruction has 16 bytes, and all were disassembled"
-    for offset, text in instructions:
-        if match := re.search(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", text):
-            counts[bisect(ends, int(offset, 16))][match[1]] += 1
-    return [" ".join(f"{name} x{count}" for name, count in sorted(counter.items())) for counter in counts]
-
-
-def _machine_code(cubin: bytes) -> bytes:
-    """The code sections of a 64-bit ELF file."""
-    (headers,) = struct.unpack_from("<Q", cubin, 0x28)
-    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
-    # A header: name, type, flags (64 bits), address, offset, length.
-    sections = [struct.unpack_from("<2I4Q", cubin, headers + number * size) for number in range(count)]
-    code = [s for s in sections if cubin.startswith(b".text.", sections[names][4] + s[0])]
-    return b"".join(cubin[offset : offset + length] for *_, offset, length in code)
 
 
 def _amd(binary: bytes) -> tuple[int, int]:
@@ -268,13 +271,33 @@ def compile_all(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chip", choices=CHIPS, action="append", help="only this one; repeatable")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this arithmetic; repeatable")
     args = parser.parse_args()
-    rows = compile_all(args.chip or tuple(CHIPS))
+    rows = compile_all(args.chip or tuple(CHIPS), args.kind or tuple(KINDS))
     for row in rows:
-        print(f"{row.chip:7} {row.kernel:24} {row.kind:9} {row.registers:3} registers, {row.spills:4} B spilled, "
-              f"{row.shared:6} B shared, {row.matrix:10}  {row.options}")  # fmt: skip
-    if not args.chip:
+        print(_line(row))
+    complaints = kernel_bounds.broken(rows)
+    print(*(f"broken: {complaint}" for complaint in complaints), sep="\n")
+    if not (args.chip or args.kind):
         write_results("kernel-report", COMMAND, {"triton": triton.__version__, "kernels": [asdict(r) for r in rows]})
+    raise SystemExit(bool(complaints))
+
+
+def _line(row: Compiled) -> str:
+    """A row as text: resources, then what a step of the hot loop does, then the launch's constants."""
+    text = (
+        f"{row.chip:7} {row.kind:9} {row.kernel:28} {row.registers:3} registers, {row.spills:4} B spilled, "
+        f"{row.shared:6} B shared"
+    )
+    if row.code:
+        step, loads = row.code.step, ", ".join(f"{name} x{count}" for name, count in row.code.step.loads)
+        text += (
+            f", {row.buffers} buffers, {row.code.matrix or 'no matrix instructions'}, {row.code.instructions} "
+            f"instructions, {step.instructions} a step: {loads or 'no loads'}, {step.in_flight} in flight, "
+            f"{step.full_waits} full waits, {step.local} local, {step.divisions} divisions; {row.code.barriers} "
+            f"barriers, {row.code.shuffles} shuffles"
+        )
+    return f"{text} | {row.options}"
 
 
 if __name__ == "__main__":

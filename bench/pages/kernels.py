@@ -10,7 +10,7 @@ FLOPS_PER_S, BYTES_PER_S = 989e12, 4.8e12  # an H200 by its vendor's figures: bf
 
 def page(results: dict) -> str:
     chips = list(dict.fromkeys(row["chip"] for row in results["kernels"]))
-    with_matrix = {row["kernel"] for row in results["kernels"] if row["matrix"]}
+    with_matrix = {row["kernel"] for row in results["kernels"] if _matrix(row)}
     groups: dict[str, dict[str, list[dict]]] = {}
     for row in results["kernels"]:
         name = row["kernel"]
@@ -48,8 +48,12 @@ def _cell(rows: list[dict]) -> str:
     registers, spills, shared = (
         max((row[key] for row in rows), default=0) for key in ("registers", "spills", "shared")
     )
-    matrix = sorted({word for row in rows for word in row["matrix"].split() if not word.startswith("x")})
+    matrix = sorted({word for row in rows for word in _matrix(row).split() if not word.startswith("x")})
     return " ".join([f"{registers} / {spills} / {shared / 1024:.0f}", *matrix])
+
+
+def _matrix(row: dict) -> str:
+    return row["code"]["matrix"] if row.get("code") else row.get("matrix", "")
 
 
 def _lower_bounds() -> str:
