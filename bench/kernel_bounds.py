@@ -21,7 +21,7 @@ MEASURES: dict[str, Callable[["Compiled"], int]] = {
     "in flight": lambda row: row.code.step.in_flight or 0,  # groups of asynchronous copies while a step computes
     "full waits": lambda row: row.code.step.full_waits,  # of wgmma: serialised
     "local": lambda row: row.code.step.local,  # spilled registers loaded or stored a step
-    "divisions": lambda row: row.code.step.divisions,  # of integers, a step
+    "divisions": lambda row: row.code.step.divisions,  # of integers, and calls, a step
     "barriers": lambda row: row.code.barriers,  # in the outermost loop: for merging, a merge
     "shuffles": lambda row: row.code.shuffles,
 }
@@ -55,6 +55,7 @@ def bound(kernel: str, chips: str, kinds: str, constants: str = "", /, **limits:
 
 
 NVIDIA, LARGE = "sm_.*", "sm_90|sm_100"
+POOL, POOL_BACKWARD = "pool_rows_kernel", "pool_rows_backward_kernel"
 FORWARD, WEIGHT = "skip_classifier_fwd_kernel", "skip_classifier_bwd_weight_kernel"
 # The widest tile of the forward GEMM, which computes nearly all of a batch.
 WIDE_TILE = "BLOCK_M=128 EVEN_K=True POOL=1"
@@ -70,6 +71,13 @@ BOUNDS = (
     bound(FORWARD, LARGE, "tf32", WIDE_TILE, step=172, least_buffers=4, least_in_flight=4),
     # The gradient of the weight; two of its loads are of the table of positions.
     bound(WEIGHT, LARGE, SMALL, "BLOCK_M=128", step=330, narrow=2, full_waits=0, least_buffers=2),
+    # Pooling: without loops, 256 outputs a warp, eight channels (four of float32) a load; also of addresses and tables.
+    bound(POOL, NVIDIA, SMALL, "SIZE=3 ARGMAX=False EVEN_C=True", loops=0, total=200, narrow=2),
+    bound(POOL, NVIDIA, "tf32", "SIZE=3 ARGMAX=False EVEN_C=True", loops=0, total=260, narrow=4),
+    bound(POOL, "sm_90", SMALL, "SIZE=3 ARGMAX=True EVEN_C=True", loops=0, total=380, narrow=3),
+    bound(POOL_BACKWARD, "sm_90", SMALL, "SIZE=3 EVEN_C=True", loops=0, total=640, narrow=14),
+    # Merging boxes: one block-wide reduction a merge.
+    bound("merge_kernel|merge_tiled_kernel", NVIDIA, "ieee", barriers=8, shuffles=32),
     # Full precision.
     bound(GEMM, NVIDIA, "ieee", "EVEN_K=True", local=0, narrow=0),
 )

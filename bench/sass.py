@@ -44,7 +44,7 @@ class Loop:
     in_flight: int | None  # groups of asynchronous copies (LDGSTS) that the least waiting leaves in flight
     full_waits: int  # waits for all groups of wgmma: one after each HGMMA if ptxas serialised them
     local: int  # loads and stores of spilled registers
-    divisions: int  # of integers: inline, or by a call
+    divisions: int  # of integers, inline, and calls: of a division or a root
 
     @property
     def narrow(self) -> int:
