@@ -19,6 +19,7 @@ from overfeat.kernels.problem import Problem
 
 FILTER_SIZES: dict[Variant, int] = {"filter3": 3, "filter4": 4}  # outputs of a tile in either direction
 MIN_FILTERED_KERNEL = 3  # below, minimal filtering saves too little
+MAX_FILTERED_SIDE = 8  # input positions along a side of a tile: larger ones round too much
 FILTERED_DTYPE = torch.bfloat16  # its operands are float16, whose rounding the tolerance of bfloat16 allows
 DESCRIPTOR_CAPABILITY = (9, 0)
 DESCRIPTOR_ALIGNMENT = 16  # bytes, of a row of the weight
@@ -92,8 +93,11 @@ def unsupported_reason(
             return f"tensor descriptors need a multiple of {DESCRIPTOR_ALIGNMENT} bytes of channels"
     if variant in FILTER_SIZES:
         k_y, k_x = problem.kernel
-        if k_y != k_x or k_y < MIN_FILTERED_KERNEL:
-            return f"minimal filtering is for square kernels from {MIN_FILTERED_KERNEL} x {MIN_FILTERED_KERNEL}"
+        most = MAX_FILTERED_SIDE - FILTER_SIZES[variant] + 1
+        if k_y != k_x or not MIN_FILTERED_KERNEL <= k_y <= most:
+            return (
+                f"{variant} is for square kernels from {MIN_FILTERED_KERNEL} x {MIN_FILTERED_KERNEL} to {most} x {most}"
+            )
         if on_gpu and problem.dtype != FILTERED_DTYPE:
             return "minimal filtering rounds more than the tolerance of other dtypes than bfloat16 allows"
     return None

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from overfeat.kernels import direct, launch
+from overfeat.kernels import direct, launch, minimal_filtering
+from overfeat.kernels.cost_model import FILTER_SIZES
 from overfeat.kernels.maps import MAX_MAPS
 from overfeat.kernels.problem import Problem
 
@@ -22,4 +23,8 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
     if not problem.positions or not problem.outputs:
         return weight.new_empty(problem.positions, problem.outputs)
     plan = launch.choose("forward", problem)
+    if plan.variant in FILTER_SIZES:
+        if minimal_filtering.is_ready(weight, plan):
+            return minimal_filtering.forward(maps, weight, bias, problem, plan, relu)
+        plan = launch.choose("forward", problem, without=frozenset(FILTER_SIZES))
     return direct.forward(maps, weight, bias, problem, plan, relu)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom up; folders of one level do not import each other.
 LEVELS = [
-    {"errors", "files", "options", "regions"},
+    {"errors", "files", "options", "regions", "toom_cook"},
     {"ops", "data", "kernels"},
     {"models", "metrics", "training"},
     {"densify"},

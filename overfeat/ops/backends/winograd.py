@@ -6,7 +6,6 @@ to dilated convolutions too, the skip classifier's among them. Rounding errors a
 1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from overfeat import toom_cook
 
 MAX_TILE = 8  # input positions along a side of a tile: larger ones lose accuracy
 OUTPUT_TILE = 4  # outputs along its side, unless MAX_TILE limits it
@@ -131,37 +132,12 @@ def _tiles(maps: Tensor, k: int, dilation: int) -> Tensor:
 
 @lru_cache
 def transforms(k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Transforms of the outputs, the weights and the maps (A^T, G and B^T in the paper), each for both axes at once.
-
-    Built exactly by the rule of Toom and Cook from POINTS and infinity, then rounded.
+    """Transforms of the outputs, the weights and the maps, each for both axes at once: see toom_cook.transforms.
 
     Returns:
         [m*m, t*t], [t*t, k*k], [t*t, t*t] for tiles of t x t input positions and m x m outputs.
     """
     tile = _input_tile(k)
-    points, m = POINTS[: tile - 1], tile - k + 1
-    of_outputs = [[p**i for p in points] + [Fraction(i == m - 1)] for i in range(m)]
-    of_weights, of_maps = [], []
-    for p in points:
-        others = [q for q in points if q != p]
-        scale = math.prod((p - q for q in others), start=Fraction(1))
-        of_weights.append([p**i / scale for i in range(k)])
-        of_maps.append([*_with_roots(others), Fraction(0)])
-    of_weights.append([Fraction(i == k - 1) for i in range(k)])
-    of_maps.append(_with_roots(points))
-
-    def both_axes(rows: list[list[Fraction]]) -> Tensor:
-        matrix = torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
-        return torch.kron(matrix, matrix).to(dtype)
-
-    return both_axes(of_outputs), both_axes(of_weights), both_axes(of_maps)
-
-
-def _with_roots(roots: list[Fraction]) -> list[Fraction]:
-    """Coefficients, from the constant up, of the polynomial with these roots."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        scaled = [*(-root * c for c in coefficients), Fraction(0)]
-        coefficients = [a + b for a, b in zip(shifted, scaled, strict=True)]
-    return coefficients
+    matrices = toom_cook.transforms(tile - k + 1, k, tuple(POINTS[: tile - 1]))
+    of_outputs, of_weights, of_maps = (toom_cook.both_axes(t).to(dtype) for t in matrices)
+    return of_outputs, of_weights, of_maps
