@@ -103,6 +103,11 @@ def unsupported_reason(
     return None
 
 
+def only_by_override(variant: Variant, problem: Problem) -> bool:
+    """Whether the rounding errors of a variant come close to the tolerance for some maps, see minimal_filtering.py."""
+    return variant in FILTER_SIZES and FILTER_SIZES[variant] + problem.kernel[0] - 1 >= MAX_FILTERED_SIDE
+
+
 @dataclass(frozen=True)
 class Pass:
     """What a kernel computes, and what it reads and writes at least."""

@@ -168,6 +168,8 @@ def _choose(
         variants = [forced.variant]
     elif problem.device.type == "cpu" or forced.tile or forced.split_k or forced.pool or forced.num_programs:
         variants = ["direct"]
+    else:
+        variants = [v for v in variants if not cost_model.only_by_override(v, problem)]
     plans = [_plan(gemm, problem, variant, forced, precision, capability, constants) for variant in variants]
     return min(plans, key=lambda plan: cost_model.seconds(gemm, problem, plan, constants))
 

@@ -5,7 +5,7 @@ outputs, t = m + k - 1: its positions are transformed (filter_transforms.py), mu
 t*t GEMMs of the library, and transformed to outputs. For k = 5 that is 3.2 times (m = 3) or 4 times (m = 4) fewer
 products, less what tiles overhang; the transformed weight has t*t/k/k times as many values.
 
-Operands and results of the GEMMs are float16, sums are float32: accurate enough for bfloat16 nets. Largest and RMS error
+Operands and results of the GEMMs are float16, sums float32: accurate enough for bfloat16 nets. Largest and RMS errors
 of F(m, k), m x m outputs of k x k kernels, as in bench/tolerance.py, which allows 6e-2 and 8e-3 (simulated: 1024
 channels, 65,000 outputs, against float64; maps and outputs in bfloat16):
 
