@@ -16,7 +16,7 @@ import torch
 
 from overfeat.kernels import cost_model, tuned
 from overfeat.kernels.cost_model import VARIANTS, Constants, gemm_sizes, unsupported_reason
-from overfeat.kernels.plan import Gemm, Plan, Pool, Precision, Tile, Variant, arithmetic
+from overfeat.kernels.plan import ANY, Gemm, Plan, Pool, Precision, Tile, Variant, arithmetic
 from overfeat.kernels.problem import Problem
 
 REDUCE_BLOCK = 2048  # elements a program of split_k_reduce_kernel sums
@@ -26,7 +26,6 @@ FUSED_MAX_ROWS = 16
 FUSED_MAX_SIZE = 3  # of the pooling: every tap is loaded size * size times into shared memory
 MAX_SPLIT_K = 32
 
-ANY = 1 << 62
 LARGE_SHARED = 200 * 1024
 # By kind of arithmetic, then minimum capability, then maximum rows (the first that fits is used).
 # Shared memory: (m + n) * k * bytes * stages must stay below the chip's limit a program: 99 KB on 8.6, 8.9 and
@@ -160,7 +159,7 @@ def _choose(
     gemm: Gemm, problem: Problem, without: frozenset[Variant], forced: Override, precision: Precision,
     assumed: tuple[tuple[int, int], int] | None,
 ) -> Plan:  # fmt: skip
-    capability, constants = _known(problem.device, assumed)
+    capability, constants = known(problem.device, assumed)
     variants = [v for v in VARIANTS[gemm] if v not in without and not unsupported_reason(v, gemm, problem, capability)]
     if forced.variant in VARIANTS[gemm]:
         if reason := unsupported_reason(forced.variant, gemm, problem, capability):
@@ -252,7 +251,9 @@ def clear_cache() -> None:
     _stored.cache_clear()
 
 
-def _known(device: torch.device, assumed: tuple[tuple[int, int], int] | None) -> tuple[tuple[int, int], Constants]:
+def known(
+    device: torch.device, assumed: tuple[tuple[int, int], int] | None = None
+) -> tuple[tuple[int, int], Constants]:
     """The capability whose tables apply, and the constants of the device or of an assumed chip."""
     if assumed:
         return assumed[0], cost_model.defaults(*assumed)

@@ -12,6 +12,7 @@ Pool = Literal["separate", "fused"]
 # outputs at a time.
 Variant = Literal["direct", "descriptor", "im2col", "filter3", "filter4"]
 Precision = Literal["ieee", "tf32"]
+ANY = 1 << 62  # the maximum of the last entry in a table by maximum
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import triton
 
 from overfeat.files import ensure_dir, write_json
 from overfeat.kernels.cost_model import Constants
-from overfeat.kernels.plan import Tile
+from overfeat.kernels.plan import ANY, Tile
 
 FORMAT = 1
 REMEDY = "measure again with `python -m bench --tune`"
@@ -75,7 +75,7 @@ def _parsed(stored: dict[str, Any]) -> Constants:
             (gemm, kind, variant): {int(_positive(count)): _positive(fraction) for count, fraction in known}
             for gemm, kind, variant, known in stored["efficiency"]
         },
-        tiles={kind: [(int(rows), _tile(*tile)) for rows, tile in table] for kind, table in stored["tiles"].items()},
+        tiles={kind: _table(table) for kind, table in stored["tiles"].items()},
     )
 
 
@@ -83,6 +83,13 @@ def _positive(value: float) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{value} is no positive number")
     return value
+
+
+def _table(entries: list) -> list[tuple[int, Tile]]:
+    table = [(int(rows), _tile(*numbers)) for rows, numbers in entries]
+    if [rows for rows, _ in table][-1:] != [ANY] or table != sorted(table, key=lambda entry: entry[0]):
+        raise ValueError(f"{entries} are not tiles by maximum number of rows")
+    return table
 
 
 def _tile(*numbers: int) -> Tile:
