@@ -169,68 +169,97 @@ def merge_kernel(
     max_score,  # [T], dtype of the boxes, in place: maximum scores
     counts,  # int64 [T], in place: 1 before; 0 for a box that was merged into another
     merged_into,  # int64 [T], in place: -1 before; the box that it was merged into
-    best_score,  # [T], dtype of the boxes: from best_partner_kernel
-    partner,  # int32 [T]: from best_partner_kernel
+    best_score,  # [T], dtype of the boxes, overwritten: from best_partner_kernel
+    partner,  # int32 [T], overwritten: from best_partner_kernel
+    order,  # int32 [T], scratch: the boxes left in a group
     groups,  # int64 [programs, 2], contiguous: first box of a group, and one past its last
     limits,  # [2], dtype of the boxes: match_threshold, min_iou
     total,  # T
     MATCH_METRIC: tl.constexpr,
     WEIGHTED: tl.constexpr,  # average by counts
-    BLOCK: tl.constexpr,  # at least the boxes of any of these groups; at most 32,768
+    BLOCK: tl.constexpr,  # at least the boxes of any of these groups; at most 16,384
+    LEVELS: tl.constexpr,  # block sizes: BLOCK, BLOCK / 2, ...
 ):
     """Merge one group of at most BLOCK boxes, in the boxes' dtype.
 
     What is compared with every merged box is in registers: corners, diagonals, best scores and partners. The rest, and
-    the two boxes of a merge, are read from memory, where every result is written as it is computed.
+    the two boxes of a merge, are read from memory, where every result is written as it is computed. When half of the
+    boxes are left, they are packed into a block of half the size.
     """
-    tl.static_assert(BLOCK <= 32768)  # an index has 15 bits beside a partner's 15 bits and one for dirty
+    tl.static_assert(BLOCK <= 16384)  # an index, or BLOCK, has 15 bits beside a partner's 15 bits and one for dirty
     total = total.to(tl.int64)
     start, end = tl.load(groups + 2 * tl.program_id(0)), tl.load(groups + 2 * tl.program_id(0) + 1)
     threshold, min_iou = tl.load(limits), tl.load(limits + 1)
+    left = (end - start).to(tl.int32)
     index = tl.arange(0, BLOCK)
     i_box = start + index
-    inside = i_box < end
-    x1, y1, x2, y2 = _load_boxes(boxes, total, i_box, inside)
-    x1 = tl.where(inside, x1, float("nan"))  # no box, now or later: its match scores are NaN or infinite
-    diagonal = _diagonal(x1, y1, x2, y2)
-    b_score = tl.load(best_score + i_box, mask=inside, other=float("inf"))
-    b_partner = tl.load(partner + i_box, mask=inside, other=0) - start.to(tl.int32)
-    b_partner = tl.where(b_score < float("inf"), 2 * b_partner, 0)  # 2 * partner + dirty
+    x1, y1, x2, y2, diagonal, b_score, b_partner = _load_state(boxes, best_score, partner, total, i_box, index < left)
+    # 2 * partner + dirty, where a box has a partner
+    b_partner = tl.where(b_score < float("inf"), 2 * (b_partner - start.to(tl.int32)), 0)
     lowest, low, _, _ = _two_lowest(b_score, (index << 16) | b_partner, b_score, b_partner)
-    while lowest < float("inf"):
-        i, j, clean = low >> 16, (low & 0xFFFF) >> 1, (low & 1) == 0
-        p_i, p_j = start + i, start + j
-        new_x1, new_y1, new_x2, new_y2, new_sum, new_max, new_count = _merged(
-            boxes, sums, max_score, counts, total, p_i, p_j, clean, WEIGHTED
-        )
-        tl.debug_barrier()  # all threads have read what one is about to write
-        _store_boxes(boxes, total, p_i, new_x1, new_y1, new_x2, new_y2, clean)
-        tl.store(sums + p_i, new_sum, mask=clean)
-        tl.store(max_score + p_i, new_max, mask=clean)
-        tl.store(counts + p_i, new_count, mask=clean)
-        tl.store(counts + p_j, 0, mask=clean)
-        tl.store(merged_into + p_j, p_i, mask=clean)
-        is_i, is_j = index == i, (index == j) & clean
-        x1, y1 = tl.where(is_i, new_x1, tl.where(is_j, float("nan"), x1)), tl.where(is_i, new_y1, y1)
-        x2, y2 = tl.where(is_i, new_x2, x2), tl.where(is_i, new_y2, y2)
-        new_diagonal = _diagonal(new_x1, new_y1, new_x2, new_y2)
-        diagonal = tl.where(is_i, new_diagonal, diagonal)
-        score = _score(new_x1, new_y1, new_x2, new_y2, new_diagonal, x1, y1, x2, y2, diagonal, min_iou, MATCH_METRIC)
-        score = tl.where(score <= threshold, score, float("inf"))
-        # Offer the box to those before it; boxes that had one of the two as partner are dirty.
-        changed = clean & (((b_partner | 1) == 2 * i + 1) | ((b_partner | 1) == 2 * j + 1))
-        better = clean & (index < i) & (score < float("inf"))
-        better = better & ((score < b_score) | ((score == b_score) & (2 * i <= b_partner)))
-        b_partner = tl.where(better, 2 * i, tl.where(changed, b_partner | 1, b_partner))
-        b_score = tl.where(is_i | is_j, float("inf"), tl.where(better, score, b_score))
-        # The best pair of the others, and the best partner of box i after it.
-        after = tl.where(index > i, score, float("inf"))
-        lowest, low, score_i, partner_i = _two_lowest(b_score, (index << 16) | b_partner, after, index)
-        b_score, b_partner = tl.where(is_i, score_i, b_score), tl.where(is_i, 2 * partner_i, b_partner)
-        low_i = (i << 16) | (2 * partner_i)
-        first = (score_i < lowest) | ((score_i == lowest) & (low_i < low))
-        lowest, low = tl.where(first, score_i, lowest), tl.where(first, low_i, low)
-        tl.debug_barrier()  # what one thread wrote can be read by all
+    for level in tl.static_range(LEVELS):
+        # A smaller block takes over where there is one.
+        enough = BLOCK >> (level + 1) if level + 1 < LEVELS else 0
+        while (lowest < float("inf")) & (left > enough):
+            i, j, clean = low >> 16, (low & 0xFFFF) >> 1, (low & 1) == 0
+            p_i, p_j = start + i, start + j
+            new_x1, new_y1, new_x2, new_y2, new_sum, new_max, new_count = _merged(
+                boxes, sums, max_score, counts, total, p_i, p_j, clean, WEIGHTED
+            )
+            tl.debug_barrier()  # all threads have read what one is about to write
+            _store_boxes(boxes, total, p_i, new_x1, new_y1, new_x2, new_y2, clean)
+            tl.store(sums + p_i, new_sum, mask=clean)
+            tl.store(max_score + p_i, new_max, mask=clean)
+            tl.store(counts + p_i, new_count, mask=clean)
+            tl.store(counts + p_j, 0, mask=clean)
+            tl.store(merged_into + p_j, p_i, mask=clean)
+            left -= clean.to(tl.int32)
+            is_i, is_j = index == i, (index == j) & clean
+            x1, y1 = tl.where(is_i, new_x1, tl.where(is_j, float("nan"), x1)), tl.where(is_i, new_y1, y1)
+            x2, y2 = tl.where(is_i, new_x2, x2), tl.where(is_i, new_y2, y2)
+            new_diagonal = _diagonal(new_x1, new_y1, new_x2, new_y2)
+            diagonal = tl.where(is_i, new_diagonal, diagonal)
+            score = _score(
+                new_x1, new_y1, new_x2, new_y2, new_diagonal, x1, y1, x2, y2, diagonal, min_iou, MATCH_METRIC
+            )
+            score = tl.where(score <= threshold, score, float("inf"))
+            # Offer the box to those before it; boxes that had one of the two as partner are dirty.
+            changed = clean & (((b_partner | 1) == 2 * i + 1) | ((b_partner | 1) == 2 * j + 1))
+            better = clean & (index < i) & (score < float("inf"))
+            better = better & ((score < b_score) | ((score == b_score) & (2 * i <= b_partner)))
+            b_partner = tl.where(better, 2 * i, tl.where(changed, b_partner | 1, b_partner))
+            b_score = tl.where(is_i | is_j, float("inf"), tl.where(better, score, b_score))
+            # The best pair of the others, and the best partner of box i after it.
+            after = tl.where(index > i, score, float("inf"))
+            lowest, low, score_i, partner_i = _two_lowest(b_score, (index << 16) | b_partner, after, index)
+            b_score, b_partner = tl.where(is_i, score_i, b_score), tl.where(is_i, 2 * partner_i, b_partner)
+            low_i = (i << 16) | (2 * partner_i)
+            first = (score_i < lowest) | ((score_i == lowest) & (low_i < low))
+            lowest, low = tl.where(first, score_i, lowest), tl.where(first, low_i, low)
+            tl.debug_barrier()  # what one thread wrote can be read by all
+        if level + 1 < LEVELS:
+            kept = x1 == x1
+            position = tl.cumsum(kept.to(tl.int32), axis=0) - 1
+            tl.debug_barrier()
+            tl.store(order + start + position, index, mask=kept)
+            tl.store(best_score + i_box, b_score, mask=kept)
+            tl.store(partner + i_box, b_partner, mask=kept)
+            tl.debug_barrier()
+            lane = tl.arange(0, BLOCK >> (level + 1))
+            index = tl.load(order + start + lane, mask=lane < left, other=BLOCK)  # that of no box
+            i_box = start + index
+            x1, y1, x2, y2, diagonal, b_score, b_partner = _load_state(
+                boxes, best_score, partner, total, i_box, lane < left
+            )
+
+
+@triton.jit
+def _load_state(boxes, best_score, partner, total, i_box, inside):
+    """Corners and diagonals of boxes, their best scores and partners. Where there is no box, x1 is NaN."""
+    x1, y1, x2, y2 = _load_boxes(boxes, total, i_box, inside)
+    x1 = tl.where(inside, x1, float("nan"))  # and its match scores NaN or infinite
+    b_score = tl.load(best_score + i_box, mask=inside, other=float("inf"))
+    return x1, y1, x2, y2, _diagonal(x1, y1, x2, y2), b_score, tl.load(partner + i_box, mask=inside, other=0)
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -363,4 +392,5 @@ def _merge_by_length(
             dirty = torch.zeros(total, dtype=torch.int32, device=device)
             merge_tiled_kernel[(len(selected),)](*state, dirty, selected, limits, total, **options)
         else:
-            merge_kernel[(len(selected),)](*state, selected, limits, total, **options)
+            order = torch.empty(total, dtype=torch.int32, device=device)
+            merge_kernel[(len(selected),)](*state, order, selected, limits, total, LEVELS=tile.levels, **options)

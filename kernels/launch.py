@@ -80,28 +80,32 @@ MAX_GROUP_M = 16  # so many rows of tiles read the weight once
 class MergeTile:
     """How groups of up to `max_boxes` boxes are merged: one program a group, which holds `block` boxes at a time.
 
-    tiled: the state of the group stays in memory; otherwise the block holds the whole group in registers.
+    Attributes:
+        levels: how many block sizes a program has, each half of the one before: the boxes left fit a smaller one.
+        tiled: the state of the group stays in memory; otherwise the block holds the whole group in registers.
     """
 
     max_boxes: int
     block: int
     warps: int
+    levels: int = 1
     tiled: bool = False
 
 
-# A box needs 14 registers, twice as many in float64, and intermediate scores as many again.
+# A box needs 7 registers, twice as many in float64, and intermediate scores as many again. Few warps, with more boxes a
+# thread, compute less, and several groups share a multiprocessor.
 MERGE_TILES = {
     torch.float32: (
         MergeTile(64, 64, warps=1),
-        MergeTile(256, 256, warps=2),
-        MergeTile(1024, 1024, warps=8),
-        MergeTile(2048, 2048, warps=16),
+        MergeTile(256, 256, warps=2, levels=2),
+        MergeTile(1024, 1024, warps=4, levels=3),
+        MergeTile(2048, 2048, warps=8, levels=3),
         MergeTile(ANY, 1024, warps=16, tiled=True),
     ),
     torch.float64: (
         MergeTile(64, 64, warps=2),
-        MergeTile(256, 256, warps=4),
-        MergeTile(1024, 1024, warps=8),
+        MergeTile(256, 256, warps=4, levels=2),
+        MergeTile(1024, 1024, warps=8, levels=3),
         MergeTile(ANY, 1024, warps=16, tiled=True),
     ),
 }
