@@ -23,8 +23,9 @@ Shape = tuple[int, int, int]  # images, height, width
 class DeviceTableCache:
     """A decorator that caches the tables, a tuple of tensors, of a function's last MAX_TABLES arguments.
 
-    A table that another stream may still read is not overwritten when it is evicted, and a table that a CUDA graph
-    was captured with is pinned for good, since every replay reads it.
+    The function's last argument is the tables' device; it must not compute on it, since another stream may read the
+    tables at once. A table that another stream may still read is not overwritten when it is evicted, and a table that a
+    CUDA graph was captured with is pinned for good, since every replay reads it.
 
     Raises:
         RuntimeError: for new shapes during a capture, in which no table can be copied to the device.
@@ -32,7 +33,8 @@ class DeviceTableCache:
 
     def __init__(self, make: Callable[..., tuple[Tensor, ...]]):
         self.make, self.lock = make, threading.Lock()
-        self.tables: OrderedDict[tuple[Any, ...], tuple[Tensor, ...]] = OrderedDict()
+        # The tables, and the streams that have used them: the allocator is told of each once.
+        self.tables: OrderedDict[tuple[Any, ...], tuple[tuple[Tensor, ...], set[torch.cuda.Stream]]] = OrderedDict()
         self.pinned_by_graph: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -40,27 +42,33 @@ class DeviceTableCache:
             return self._get(arguments)
 
     def _get(self, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        tables = self.tables.get(arguments)
-        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if tables is None:
+        on_gpu, entry = arguments[-1].type == "cuda", self.tables.get(arguments)
+        capturing = on_gpu and torch.cuda.is_current_stream_capturing()
+        if entry is None:
             if capturing:
                 problem = "a CUDA graph is being captured with maps of new shapes"
                 raise RuntimeError(f"{problem}; run the call once before the capture")
-            tables = self.tables[arguments] = self.make(*arguments)
+            entry = self.tables[arguments] = self.make(*arguments), set()
             if len(self.tables) > MAX_TABLES:
                 self.tables.popitem(last=False)
         self.tables.move_to_end(arguments)
+        tables, streams = entry
         if capturing:
             self.pinned_by_graph[arguments] = tables
-        elif tables[0].is_cuda:
+        elif on_gpu and (stream := torch.cuda.current_stream()) not in streams:
+            streams.add(stream)
             for table in tables:
-                table.record_stream(torch.cuda.current_stream())
+                table.record_stream(stream)
         return tables
 
 
 def pointers(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The maps as a tuple argument of a kernel: a power of two of them, so that few numbers of maps compile it."""
-    return (*maps, *[maps[-1]] * (triton.next_power_of_2(len(maps)) - len(maps)))
+    """The maps as a tuple argument of a kernel, the last one repeated up to a power of two of them.
+
+    A kernel is compiled for each length of the tuple, and so not for every number of maps.
+    """
+    length = 1 << (len(maps) - 1).bit_length()
+    return (*maps, *[maps[-1]] * (length - len(maps)))
 
 
 @triton.jit
@@ -147,8 +155,9 @@ def pool_inputs(shapes: tuple[Shape, ...], size: int, dilation: int, device: tor
         number = torch.arange(len(y), device="cpu")
         chunks.append((torch.full_like(y, i), number, window, torch.full_like(y, columns), offsets))
         first += n * rows * columns
-    index, number, window, pitch, offsets = (torch.cat(chunk).to(device) for chunk in zip(*chunks, strict=True))
-    return PoolInputs(index.int(), number, window, pitch.int(), offsets.int())
+    index, number, window, pitch, offsets = (torch.cat(chunk) for chunk in zip(*chunks, strict=True))
+    small = [t.int().to(device) for t in (index, pitch, offsets)]
+    return PoolInputs(small[0], number.to(device), window.to(device), *small[1:])
 
 
 def _meshgrid(n: int, height: int, width: int) -> Sequence[Tensor]:

@@ -65,7 +65,7 @@ class Problem:
 
 def shapes_of(maps: Sequence[Tensor]) -> tuple[Shape, ...]:
     """(images, height, width) of maps [N, C, H, W]."""
-    return tuple((m.shape[0], m.shape[2], m.shape[3]) for m in maps)
+    return tuple((n, h, w) for n, _, h, w in [m.shape for m in maps])
 
 
 def pooled_shapes(maps: Sequence[Tensor], size: int) -> tuple[Shape, ...]:
