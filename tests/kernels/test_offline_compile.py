@@ -12,8 +12,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from bench import kernel_bounds
-from bench.kernel_report import CHIPS, compile_all, compile_for, first_layer
-from overfeat.kernels import launch
+from bench.kernel_report import CHIPS, compile_all, compile_for, compiling, first_layer
+from overfeat.kernels import launch, offset_pool
 
 SPILLS = 200  # bytes a thread, in the epilogue of the largest tiles; other kernels spill nothing
 GEMMS = {"skip_classifier_fwd_kernel", "skip_classifier_bwd_input_kernel", "skip_classifier_bwd_weight_kernel"}
@@ -61,3 +61,16 @@ def test_bounds_are_broken_by_a_worse_launch(measure):
     call = partial(first_layer, torch.bfloat16, 200, 1024, pool="separate", tile=BREAKING[measure])
     rows = compile_for(CHIPS["sm_90"], "bfloat16", [call])
     assert any(f": {measure} " in complaint for complaint in kernel_bounds.broken(rows))
+
+
+def test_a_new_number_of_maps_compiles_nothing():
+    """Up to the next power of two; whatever their sizes."""
+    with compiling(CHIPS["sm_90"], "float16") as driver:
+        for count in (3, 4):
+            for last in (False, True):
+                maps = [torch.empty(1, 64, 3 + i, 5 + count, dtype=torch.float16, device="meta") for i in range(count)]
+                maps = [m.contiguous(memory_format=torch.channels_last) for m in maps] if last else maps
+                pooled = offset_pool.forward_list(maps, 3)
+            offset_pool.backward_list(pooled, maps, 3)
+            names = sorted(name for name, *_ in driver.binaries)
+            assert names == ["pool_kernel", "pool_rows_backward_kernel", "pool_rows_kernel", "pool_rows_kernel"]
