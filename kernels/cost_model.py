@@ -122,7 +122,7 @@ class Pass:
 
 
 def passes(variant: Variant, gemm: Gemm, problem: Problem, fused: bool = False) -> list[Pass]:
-    """The passes of a variant, the GEMM last but for the output transform; `fused`: the GEMM pools as it loads."""
+    """The passes of a variant, one a launch; `fused`: the GEMM pools as it loads."""
     item, positions, summands = problem.dtype.itemsize, problem.positions, problem.channels * problem.taps
     maps = item * problem.channels * sum(n * h * w for n, h, w in problem.shapes)
     pooled = item * problem.channels * problem.pooled_positions
@@ -142,9 +142,12 @@ def passes(variant: Variant, gemm: Gemm, problem: Problem, fused: bool = False) 
         )
         return [
             *pooling,
+            Pass("extrema", 0, pooled),
+            Pass("check of the weight", 0, 0),
             Pass("input transform", 0, pooled + inputs),
             Pass("GEMM", 2 * points * tiles * problem.channels * problem.outputs, inputs + weights + products),
             Pass("output transform", 0, products + output),
+            Pass("direct, if a value is not finite", 0, 0),
         ]
     return [*pooling, Pass("GEMM", flop, (maps if fused else pooled) + weight + output)]
 

@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from overfeat.kernels.problem import Shape
+
 MAX_MAPS = 64  # in one launch: each is a pointer among the arguments
 MAX_TABLES = 64  # cached a function; the tables of 25,000 positions need 0.6 MB
-
-Shape = tuple[int, int, int]  # images, height, width
 
 
 class DeviceTableCache:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from overfeat.kernels.maps import Shape
+Shape = tuple[int, int, int]  # images, height, width
 
 
 @dataclass(frozen=True)

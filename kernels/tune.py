@@ -20,9 +20,8 @@ from triton.testing import do_bench
 
 from overfeat.kernels import cost_model, launch, skip_classifier, skip_classifier_backward, tuned
 from overfeat.kernels.cost_model import VARIANTS, Constants, unsupported_reason
-from overfeat.kernels.maps import Shape
 from overfeat.kernels.plan import Gemm, Tile, arithmetic
-from overfeat.kernels.problem import Problem
+from overfeat.kernels.problem import Problem, Shape
 
 Timer = Callable[[Callable[[], object]], float]  # the seconds of a call
 

@@ -1,11 +1,7 @@
-"""The Triton kernels without a GPU: what the compiler reports, and a computed lower bound of the first layer's time."""
+"""The Triton kernels without a GPU: what the compiler reports, and computed rooflines of the first layer."""
 
+from bench.pages import rooflines
 from bench.pages.tables import measured_on, table
-from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.flops import stage_macs
-from overfeat.models.receptive_field import output_size
-
-FLOPS_PER_S, BYTES_PER_S = 989e12, 4.8e12  # an H200 by its vendor's figures: bfloat16 dense, memory
 
 
 def page(results: dict) -> str:
@@ -32,15 +28,7 @@ gfx942 use the configurations of sm_80; the code for gfx942 compiles and fits it
 
 {table(["registers / spilled / shared", *chips], rows)}
 
-## First full layer: a lower bound of its time
-
-Computed, not measured: the minimum time of the accurate net's first full layer in bfloat16 on an H200 by its vendor's
-figures ({FLOPS_PER_S / 1e12:.0f} TFLOP/s dense, {BYTES_PER_S / 1e12:.1f} TB/s), with each input read once and each
-output written once. Scale by scale at batch size 1, three of the six are bound by reading the 210 MB of weights; all
-six in one launch read the weights once.
-
-{_lower_bounds()}
-"""
+{rooflines.section()}"""
 
 
 def _cell(rows: list[dict]) -> str:
@@ -54,26 +42,3 @@ def _cell(rows: list[dict]) -> str:
 
 def _matrix(row: dict) -> str:
     return row["code"]["matrix"] if row.get("code") else row.get("matrix", "")
-
-
-def _lower_bounds() -> str:
-    net = ARCHITECTURES["accurate"]
-    cases = [(f"scale {i}", [size], 1) for i, size in enumerate(net.scales, 1)]
-    cases += [("all six, batch 1", net.scales, 1), ("all six with flip, batch 8", net.scales, 16)]
-    rows = []
-    for name, sizes, images in cases:
-        counts = [stage_macs(net, *size, 1000, "fine") for size in sizes]
-        positions = images * sum(c["positions"] for c in counts)
-        flops = 2 * images * sum(c["first"] for c in counts)
-        channels, outputs, taps = net.convs[-1].channels, net.hidden[0], net.kernel**2
-        inputs = images * sum(
-            output_size(net.feature_steps, height) * output_size(net.feature_steps, width) for height, width in sizes
-        )
-        moved = 2 * (inputs * channels + outputs * channels * taps + positions * outputs)
-        computing, moving = flops / FLOPS_PER_S, moved / BYTES_PER_S
-        rows.append([
-            name, str(positions), f"{flops / 1e9:.0f}", f"{moved / 1e6:.0f}", f"{flops / moved:.0f}",
-            f"{max(computing, moving) * 1e6:.0f}", "memory" if moving > computing else "matrix units",
-        ])  # fmt: skip
-    head = ["computed, not measured", "positions", "GFLOP", "minimum MB", "FLOP/byte", "minimum time, µs", "bound by"]
-    return table(head, rows)
