@@ -50,25 +50,20 @@ bench: .venv/bench
 	$(BIN)/python -m bench.kernel_report
 	$(BIN)/python -m bench.report
 
-# On a machine with a GPU, with its own torch and without a network, in ten minutes: checks and timings of the kernels,
-# the quick suite, a profile. A failure of one does not stop the next. build/gpu has the package as it is installed, with
-# the kernels in it; -P keeps Python from importing the one in this folder. Without git, set COMMIT.
+# On a machine with a GPU, with its own Python, torch and pytest, and without a network, in ten minutes: the kernels'
+# tests, measured peaks, the suite, tuning, a profile, in this order; again, for what is left. build/gpu has the package
+# as it is installed, with the kernels in it; -P keeps Python from importing the one in this folder. Without git, set
+# COMMIT. make gpu-test: the tests alone.
 GPU_PYTHON ?= python3
-GPU_NAME ?= gpu
 GPU_OUT ?= bench/results
+GPU_BUDGET ?= 560
 COMMIT ?= $(shell git describe --always --dirty 2>/dev/null)
-ON_GPU = OVERFEAT_COMMIT="$(COMMIT)" PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) $(GPU_PYTHON) -P -m
+PARTS_gpu-test := checks
 gpu gpu-test:
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -r overfeat build/gpu/overfeat && cp -r kernels build/gpu/overfeat/kernels
-	$(RUN_$@)
-RUN_gpu-test = $(ON_GPU) pytest $(KERNEL_TESTS)
-RUN_gpu = mkdir -p $(GPU_OUT)/suite $(GPU_OUT)/profile; \
-	$(ON_GPU) bench.gpu --budget 360 --out $(GPU_OUT)/gpu; status=$$?; [ $$status != 2 ] || exit 2; \
-	$(ON_GPU) bench --quick --device cuda -o $(GPU_OUT)/suite/$(GPU_NAME).json || status=1; \
-	$(ON_GPU) overfeat --fast profile $(PROFILED) --device cuda -o build/profile && \
-	  cp build/profile/profile.json $(GPU_OUT)/profile/$(GPU_NAME).json || status=1; \
-	exit $$status
+	OVERFEAT_COMMIT="$(COMMIT)" PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) \
+	  $(GPU_PYTHON) -P -m bench.gpu_run $(PARTS_$@) --budget $(GPU_BUDGET) --out $(GPU_OUT)
 
 clean:
 	rm -rf .venv build *.egg-info

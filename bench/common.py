@@ -1,6 +1,7 @@
 """What every measurement shares: folders, process memory, and writing results."""
 
 import ctypes
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,8 @@ from overfeat.profiling.measure import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+UNFINISHED_STATUS = 3  # exit status: nothing failed, but time ran out
+SOURCES = ("kernels", "overfeat", "bench", "tests")
 
 
 def process_kilobytes(field: str) -> int:
@@ -42,6 +45,17 @@ def measure_peak_memory(run: Callable[[], object], device: torch.device) -> tupl
         before = process_kilobytes("VmRSS")
     result = run()
     return result, None if before is None else max(0, 1024 * (process_kilobytes("VmHWM") - before))
+
+
+def measured_state(device: torch.device) -> dict[str, str]:
+    """What results depend on: the sources, by a digest, the device and the versions of torch and Triton."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    info = machine()
+    name = str(info["gpu" if device.type == "cuda" else "cpu"])
+    versions = {key: str(info.get(key, "none")) for key in ("torch", "triton")}
+    return {"sources": digest.hexdigest()[:16], "device": name, **versions}
 
 
 def write_results(name: str, command: str, results: dict) -> Path:

@@ -54,7 +54,8 @@ def pages() -> dict[Path, str]:
     texts = {RESULTS / f"{name}.md": SINGLE_PAGES[name](result) for name, result in single.items()}
     texts |= {RESULTS / "suite" / f"{name}.md": suite.page(name, result) for name, result in runs.items()}
     texts |= {RESULTS / "profile" / f"{name}.md": profile.page(result) for name, result in profiles.items()}
-    texts |= {RESULTS / "gpu" / f"{name}.md": gpu.page(result) for name, result in gpus.items()}
+    for name, result in gpus.items():
+        texts[RESULTS / "gpu" / f"{name}.md"] = gpu.page(name, result, runs.get(name, {}))
     others = single | {f"{folder}/{name}": result for folder, results in (("profile", profiles), ("gpu", gpus))
                        for name, result in results.items()}  # fmt: skip
     texts = {path: _marked(text) for path, text in texts.items()}

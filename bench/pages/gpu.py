@@ -1,60 +1,72 @@
-"""The page of one run of `make gpu`."""
+"""The page of one run of `make gpu`, and the speed targets on a GPU."""
 
-from bench.pages.tables import table
+from bench.pages.tables import measured_on, table
+from bench.suite.machine import COMPILED, DIRECT, FAST, GRAPH, VARIANTS
 
-HEAD = ["dtype", "backend", "ms", "p20 to p80", "TFLOP/s", "of GEMM peak", "GB/s", "speed-up over eager", "correct"]
-MET = {True: "met", False: "missed", None: ""}
+FILTERING = [name for name in VARIANTS if "filter" in name]
+FLIPS = "six scales with horizontal flips, batch {}"
+Target = tuple[str, float | None, float, bool]
 
 
-def page(results: dict) -> str:
-    """Checks, measured peaks, targets, and every row; a dry run is labelled as one."""
-    sections = [f"# {results['device']}\n", *_head(results)]
-    rows = results["rows"]
-    if results.get("targets"):
-        lines = [
-            [target["name"], _number(target["bound"]), _number(target["measured"]), MET[target["met"]]]
-            for target in results["targets"]
-        ]
-        dtype = next((row["dtype"] for row in rows if row["section"] == "packed"), "")
-        sections.append(table([dtype, "target", "measured", ""], lines) + "\n")
-    for section in dict.fromkeys(row["section"] for row in rows if row["section"] != "tuning"):
-        lines = [_line(row) for row in rows if row["section"] == section]
-        sections.append(table([f"{section}: op, shape", *HEAD], lines) + "\n")
-    for name, order in results.get("tiles, fastest first", {}).items():
-        fastest = [[row["tile"], f"{row['ms']:.3f}", f"{row['tflops']:.1f}"] for row in order[:5]]
-        sections.append(table([f"tiles, {name}", "ms", "TFLOP/s"], fastest) + "\n")
+def page(name: str, results: dict, suite: dict) -> str:
+    """Checks, parts and targets; the timings are on the suite's page."""
+    checks, parts = results["checks"], results["parts"]
+    skipped = "; ".join(f"{count}: {reason}" for reason, count in checks.get("skipped", {}).items())
+    failed = [entry for part in parts.values() for entry in part["failed"]] + suite.get("failed", [])
+    lines = [[part, state["state"], f"{state['seconds']:.0f}"] for part, state in parts.items()]
+    of_targets = [
+        [title, "not measured" if measured is None else f"{measured:.3g}",
+         f"{'at least' if minimum else 'at most'} {bound:g}", _verdict(measured, bound, minimum)]
+        for title, measured, bound, minimum in targets(suite)
+    ]  # fmt: skip
+    sections = [
+        f"# {results['measured']['device']}\n",
+        *(["A dry run on a CPU: its times have no meaning.\n"] if results["dry run"] else []),
+        f"{measured_on(results)}{f' [All timings](../suite/{name}.md).' if suite else ''}\n",
+        f"{checks.get('passed', 0)} checks passed, {checks.get('failed', 0)} failed, {checks.get('left', 0)} left. "
+        f"Skipped: {skipped or 'none'}.\n",
+        *(f"Failed: {entry['what']}: {entry['why'].splitlines()[0]}\n" for entry in failed),
+        table(["part", "state", "seconds"], lines) + "\n",
+        table(["", "measured", "target", ""], of_targets) + "\n",
+    ]
     return "\n".join(sections)
 
 
-def _head(results: dict) -> list[str]:
-    """Machine, check results, incomplete sections and measured peaks."""
-    machine, checks = results["machine"], results["checks"]
-    failed = [check for check in checks if check["result"] == "failed"]
-    versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "triton", "cuda", "python") if key in machine)
-    incomplete = {name: s["state"] for name, s in results["sections"].items() if s["state"] != "complete"}
-    peaks = [f"{kind} {peak['tflops']:.0f} TFLOP/s" for kind, peak in results["peaks"].items() if kind != "copy"]
-    if "copy" in results["peaks"]:
-        peaks.append(f"copy {results['peaks']['copy']['gbs']:.0f} GB/s")
+def targets(suite: dict) -> list[Target]:
+    """(name, measured or None, bound, whether the bound is a minimum) of every target of a run of the suite."""
+    found = {(row["suite"], row["shape"], row["backend"]): row for row in reversed(suite.get("rows", []))}
+
+    def fastest(suite: str, shape: str, *names: str) -> dict | None:
+        rows = [found[suite, shape, name] for name in names if (suite, shape, name) in found]
+        return min(rows, key=_seconds, default=None)
+
+    def direct(images: int) -> float | None:
+        row = fastest("first-layer", f"six scales, batch {images}", DIRECT)
+        return row["gflops"] * 1e9 / suite["peaks"][row["dtype"]]["gemm"] if row else None
+
+    layers = [fastest("first-layer", "six scales, batch 8", *names) for names in ([DIRECT], FILTERING)]
+    pooling = fastest("pooling", "six scales, batch 1", FAST)
+    one, eight = (fastest("classification", FLIPS.format(images), FAST, GRAPH) for images in (1, 8))
+    compiled = fastest("classification", FLIPS.format(1), COMPILED)
+    merging = fastest("merge-groups", "640 groups of 1575 boxes", FAST)
     return [
-        *(["A dry run on a CPU: its times have no meaning.\n"] if results["dry run"] else []),
-        f"Measured with `{results['command']}` on {machine['date']}: {versions}, commit {machine['commit']}.",
-        f"{sum(check['result'] == 'passed' for check in checks)} checks passed, {len(failed)} failed.",
-        *(f"Failed: {check['name']}: {check['message'].splitlines()[0]}" for check in failed),
-        *(f"Not complete: {name}, {state}." for name, state in incomplete.items()),
-        f"Peaks measured in the same run: {', '.join(peaks) or 'none'}.\n",
+        ("pooling, batch 1: microseconds", pooling and 1e6 * pooling["median"], 10, False),
+        ("first full layer, direct, batch 8: fraction of the measured GEMM peak", direct(8), 0.8, True),
+        ("first full layer, direct, batch 1: fraction of the measured GEMM peak", direct(1), 0.7, True),
+        ("first full layer, minimal filtering, batch 8: speed-up over direct", _ratio(*layers), 1.7, True),
+        ("classification with flips, batch 8: images/s", eight and eight["images_per_s"], 1000, True),
+        (f"classification with flips, batch 1: speed-up over {COMPILED}", _ratio(compiled, one), 3, True),
+        ("merging 640 groups of 1,575 boxes: ms", merging and 1e3 * merging["median"], 25, False),
     ]
 
 
-def _line(row: dict) -> list[str]:
-    """A row of a table; an incorrect result has no speed."""
-    flip = ", with horizontal flips" if row.get("flip") else ""
-    name = f"{row['op']}, {row['shape']}, batch {row.get('images', 1)}{flip}, {row.get('pass', 'forward')}"
-    if not row["check"]:
-        return [name, row["dtype"], row["backend"], *[""] * 6, "no"]
-    rates = [_number(row.get(key)) for key in ("tflops", "fraction_of_gemm", "gbs", "speedup_over_eager")]
-    return [name, row["dtype"], row["backend"], f"{row['median']:.3f}", f"{row['p20']:.3f} to {row['p80']:.3f}",
-            *rates, "yes"]  # fmt: skip
+def _seconds(row: dict) -> float:
+    return row["median"]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _ratio(slower: dict | None, faster: dict | None) -> float | None:
+    return slower["median"] / faster["median"] if slower and faster else None
+
+
+def _verdict(measured: float | None, bound: float, minimum: bool) -> str:
+    return "" if measured is None else "met" if (measured >= bound if minimum else measured <= bound) else "missed"

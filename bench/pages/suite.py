@@ -11,6 +11,13 @@ TITLES = {
     "classifier": "the classifier at every offset",
     "train": "training steps",
     "merge": "merging boxes",
+    "pooling": "offset pooling on a GPU",
+    "first-layer": "the first full layer on a GPU, in every variant",
+    "classification": "whole classifications on a GPU, with flips",
+    "merge-groups": "merging many groups of boxes on a GPU",
+    "gradients": "forward and backward of the first full layer on a GPU",
+    "single-scales": "the first full layer at each scale on a GPU",
+    "other-types": "the first full layer on a GPU in other arithmetic",
     "densify": "any patch classifier at every window",
 }
 FIRST_LAYER_GFLOPS = {1: 87, 4: 214, 6: 217}  # target at each scale, from a manual measurement with packed weights

@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.suite.baselines import classifier as eager_classifier
 from bench.suite.baselines import eager, features, first_layer, offset_loop, single_windows
 from bench.suite.densify import densify
+from bench.suite.kernels import GPU_SUITES, gpu_cases
 from bench.suite.machine import (
     ACCURATE,
     CLASSES,
@@ -237,6 +238,7 @@ def _size(size: tuple[int, int]) -> str:
 
 
 SUITES: dict[str, Callable[[Machine], Iterator[Case]]] = {
+    **{name: partial(gpu_cases, name) for name in GPU_SUITES},
     "dense": dense,
     "classifier": classifier,
     "merge": merge,

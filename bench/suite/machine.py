@@ -18,18 +18,24 @@ from bench.suite.runner import Implementation, Run
 from overfeat import ops
 from overfeat.data.resize import resize
 from overfeat.dense.scales import six_scales
-from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.architecture import ARCHITECTURES, Architecture
 from overfeat.models.overfeat import OverFeat, build
 from overfeat.ops import backend
 
-OURS, FAST, DIRECT = "overfeat", "overfeat.fast", "overfeat.fast-direct"  # -direct: without Winograd convolutions
+OURS, FAST = "overfeat", "overfeat.fast"
+DIRECT = f"{FAST}-direct"  # without Winograd convolutions; on a GPU, our implicit GEMM
 EAGER, COMPILED = "torch.eager", "torch.compile"
 LOOP, NAIVE, MONAI, FRAGMENTS = "offset-loop", "naive-windows", "monai", "fragments"
 NAIVE_LAST = "naive-windows-channels-last"
 PAPER_LOOP, NMS, WBF = "paper-loop", "nms", "wbf"
 EXACT, NEIGHBOURS = "exact", "neighbours"  # borders of `densify`, after -
+# Launches on a GPU that the library need not choose: kernels/launch.py.
+VARIANTS = tuple(f"{FAST}-{name}" for name in ("direct", "descriptor", "im2col", "filter3", "filter4"))
+SEPARATE, FUSED, EACH = f"{FAST}-separate", f"{FAST}-fused", f"{FAST}-each"  # pooling; -each: a call per map
+GRAPH, DEFAULT_MEMORY = f"{FAST}-graph", f"{FAST}-default-memory"
 IMPLEMENTATIONS = (
-    OURS, FAST, DIRECT, EAGER, COMPILED, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
+    OURS, FAST, *VARIANTS, SEPARATE, FUSED, EACH, GRAPH, DEFAULT_MEMORY,
+    EAGER, COMPILED, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
     *(f"{name}-{borders}" for borders in (EXACT, NEIGHBOURS) for name in (OURS, FAST)),
 )  # fmt: skip
 CLASSES = 1000
@@ -41,9 +47,13 @@ NOISE_PERIOD = 1_000_003  # of the random weights: a prime, so that no two rows 
 
 @dataclass(eq=False)
 class Machine:
-    """The device of a run and the nets, images and feature maps that its suites share."""
+    """The device of a run and the nets, images and feature maps that its suites share.
+
+    tiny: the cases of the kernels are tiny, for Triton's interpreter; their times have no meaning.
+    """
 
     run: Run
+    tiny: bool = False
 
     @property
     def quick(self) -> bool:
@@ -86,7 +96,7 @@ class Machine:
         return [torch.float32, *([torch.bfloat16] if supported else [])]
 
     @functools.cache  # noqa: B019  (a Machine lives as long as the run)
-    def net(self, name: str, dtype: torch.dtype) -> OverFeat:
+    def net(self, name: str | Architecture, dtype: torch.dtype) -> OverFeat:
         """A net of 1,000 classes with random weights that keep the scale of the activations."""
         net = _without_weights(name).to_empty(device=self.device)
         noise = torch.randn(NOISE_PERIOD, generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -141,7 +151,7 @@ class Machine:
         return implementations
 
 
-def _without_weights(name: str) -> OverFeat:
+def _without_weights(name: str | Architecture) -> OverFeat:
     with torch.device("meta"):
         return build(name, CLASSES)
 

@@ -1,8 +1,10 @@
 """Run the selected suites on one device."""
 
 import json
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +13,17 @@ import torch
 import overfeat.fast  # noqa: F401
 from bench.suite.cases import SUITES
 from bench.suite.growth import sweeps
+from bench.suite.kernels import sizes_of
 from bench.suite.machine import FAST, OURS, Machine
 from bench.suite.memory import process_memory
 from bench.suite.runner import Run
+from bench.suite.timing import dtype_name
 from overfeat.errors import InputError
+from overfeat.profiling import peaks as peaks_module
 from overfeat.training.distributed import choose_device
 
-GROWTH = "growth"
+GROWTH, PEAKS = "growth", "peaks"
+ALL = (PEAKS, *SUITES, GROWTH)
 
 
 def set_up(device: str) -> torch.device:
@@ -32,36 +38,55 @@ def set_up(device: str) -> torch.device:
 
 def measure(
     suites: Sequence[str], backends: Sequence[str] | None, quick: bool, device: str, command: str, out: str | Path,
-    peaks: bool = True,
-) -> None:  # fmt: skip
+    peaks: bool = True, *, resume: bool = False, tiny: bool = False, budget: float = math.inf,
+) -> dict:  # fmt: skip
     """Run suites with all implementations, or those named in `backends`; save the results after every case.
 
     Args:
         command: the command line, for the results.
         out: file of results.
         peaks: measure the device's peaks and report each row's fraction of them.
+        resume: keep earlier results in `out` of the same sources and device.
+        tiny: the cases of the kernels are tiny.
+        budget: seconds after which no case starts; the results are not complete then.
 
     Raises:
         InputError: nothing can be measured with these implementations.
     """
-    run = Run(Path(out), set_up(device), backends, command, quick, peaks)
-    machine = Machine(run)
+    start = time.monotonic()
+    if tiny:
+        peaks_module.GEMM_SIZES, peaks_module.CONVOLUTIONS, peaks_module.COPY_BYTES = (64,), ((8, 16, 3),), 1 << 16
+    run = Run(Path(out), set_up(device), backends, command, quick, peaks, resume=resume)
+    machine = Machine(run, tiny)
     if run.device.type == "cpu":
         run.skip("GPU", "none that torch can use" if not torch.cuda.is_available() else f"--device {device}")
+    if PEAKS in suites and peaks:
+        _measure_peaks(run, machine)
     for name in suites:
-        if name in SUITES:
-            for case in SUITES[name](machine):
-                run.measure(case)
+        for case in SUITES[name](machine) if name in SUITES else ():
+            if time.monotonic() - start > budget:
+                print(f"bench: {budget:.0f} s are over; {name} and what follows is left")
+                return run.results
+            run.measure(case)
     if quick:
         run.skip(f"{GROWTH}, torch.compile, most shapes and nets", "--quick")
     elif GROWTH in suites and backends and FAST not in backends:
         run.skip(GROWTH, f"it is measured with {FAST} alone")
     elif GROWTH in suites:
         _measure_growth(run, machine)
-    if not run.rows and not run.results["growth"]:
+    if not (run.rows or run.results["growth"] or run.failed) and list(suites) != [PEAKS]:
         raise InputError(f"nothing to measure with {', '.join(backends or ())} in {', '.join(suites)} on this machine")
     run.finish()
     print(f"rows: {len(run.rows)}, in {run.results['seconds']:.0f} s")
+    return run.results
+
+
+def _measure_peaks(run: Run, machine: Machine) -> None:
+    """The peaks of every kind of arithmetic before any case."""
+    for dtype in sizes_of(machine).dtypes if run.device.type == "cuda" or machine.tiny else machine.dtypes:
+        if dtype_name(dtype) not in run.results["peaks"]:
+            run.measure_peaks(dtype_name(dtype))
+            run.save()
 
 
 def _measure_growth(run: Run, machine: Machine) -> None:

@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from bench.common import measure_peak_memory
+from bench.common import measure_peak_memory, measured_state
+from bench.suite.timing import ColdTimer, arithmetic, dtype_name, torch_dtype
 from bench.tolerance import Tensors, assert_matches
 from overfeat.errors import InputError
 from overfeat.fast import status
@@ -24,6 +26,10 @@ from overfeat.profiling.peaks import measured_peaks
 MAX_REPEATS = 15
 SINGLE_RUN_SECONDS = 10.0  # an implementation that takes longer is timed once
 PACKAGES = ("numpy", "numba", "monai", "ensemble-boxes")
+
+
+class DeviceLost(InputError):
+    """The device no longer responds, as after an illegal address: nothing else can run in this process."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Implementation:
         remark: note for the report, or a function that makes it from the result.
         flop: counts its floating-point operations, where they are not those of the case.
         portion: of the work that `run` does; times are divided by it.
+        result: makes of the result what is compared; it is not timed.
+        forced: a launch that the library did not choose, so that it need not fit the chip.
     """
 
     run: Callable[[], Tensors]
@@ -50,6 +58,8 @@ class Implementation:
     remark: str | Callable[[Tensors], str] = ""
     flop: Callable[[], float] | None = None
     portion: float = 1.0
+    result: Callable[[Tensors], Tensors] | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,11 @@ class Case:
     Args:
         reference: name of the implementation whose result is correct.
         inputs: creates what all implementations take, so that this is not timed.
+        dtype: of the arithmetic; "tf32": float32 with 10-bit mantissas in GEMMs and convolutions.
         flop: floating-point operations of direct convolutions and matmuls.
         bytes_moved: lower bound: weights, inputs and outputs once each.
         images: images per call, for a rate in images/s.
+        on_device: a GPU's own time counts, from a cold L2 cache, without the host's ("wall" of the row has both).
     """
 
     suite: str
@@ -70,10 +82,11 @@ class Case:
     reference: str
     implementations: dict[str, Implementation]
     inputs: Callable[[], object]
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | str = torch.float32
     flop: float = 0.0
     bytes_moved: float = 0.0
     images: int = 0
+    on_device: bool = False
 
     def reference_for(self, name: str) -> str:
         """The implementation whose result that of `name` must equal; `name` itself if there is none."""
@@ -87,7 +100,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        return f"{self.suite}, {self.op}, {self.shape}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.suite}, {self.op}, {self.shape}, {dtype_name(self.dtype)}"
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -105,24 +118,45 @@ class Run:
         command: the command line, for the results.
         quick: time each implementation for about 0.25 s instead of 3 s, and at least once instead of three times.
         peaks: measure the device's peaks and report each row's fraction of them.
+        resume: keep the rows in `out` if they are of these sources and this device, and do not run their cases again.
     """
 
     def __init__(
         self, out: Path | None, device: torch.device, selected: Collection[str] | None, command: str,
-        quick: bool = False, peaks: bool = True,
+        quick: bool = False, peaks: bool = True, *, resume: bool = False,
     ):  # fmt: skip
         self.out, self.device, self.selected, self.quick, self.peaks = out, device, selected, quick, peaks
         self.time_budget, self.min_repeats = (0.25, 1) if quick else (3.0, 3)
         self.start = time.monotonic()
         self.results: dict = {
             "command": command, "machine": machine(), "packages": _versions(), "device": str(device),
-            "overfeat.fast": [str(row) for row in status()], "peaks": {}, "rows": [], "growth": [],
-            "skipped": [], "complete": False,
+            "overfeat.fast": [str(row) for row in status()], "measured": measured_state(device), "peaks": {},
+            "rows": [], "growth": [], "skipped": [], "failed": [], "cases": {}, "running": None, "complete": False,
         }  # fmt: skip
+        self._cold = ColdTimer(device) if device.type == "cuda" else None
+        if resume:
+            self._resume()
+        self._earlier = frozenset(self.results["cases"])
 
     @property
     def rows(self) -> list[dict]:
         return self.results["rows"]
+
+    @property
+    def failed(self) -> list[dict]:
+        """{"what", "why"} of every implementation of the library whose result was wrong or that raised."""
+        return self.results["failed"]
+
+    def _resume(self) -> None:
+        """Keep earlier results of the same sources and device; a case that ended its process counts as failed."""
+        earlier = json.loads(self.out.read_text()) if self.out and self.out.is_file() else {}
+        if earlier.get("measured") != self.results["measured"]:
+            return
+        kept = ("peaks", "rows", "growth", "skipped", "failed", "cases")
+        self.results |= {key: earlier[key] for key in kept}
+        if title := earlier["running"]:
+            self._fail(title, "the process ended while it ran")
+            self.results["cases"][title] = None
 
     def skip(self, what: str, why: str | Exception) -> None:
         """Record what is not measured, and the reason."""
@@ -139,12 +173,29 @@ class Run:
         implementations = {
             name: each for name, each in case.implementations.items() if self.selected is None or name in self.selected
         }
-        if not implementations:
+        if not implementations or case.title in self._earlier:
             return
+        start, self.results["running"] = time.monotonic(), case.title
+        self.save()
+        try:
+            with arithmetic(case.dtype):
+                self._measure(case, implementations)
+            self.results["cases"][case.title] = round(time.monotonic() - start, 1)
+        except InputError:
+            raise
+        except Exception as error:  # of the case itself, as where its inputs find no room
+            traceback.print_exc()
+            self._fail(case.title, f"{type(error).__name__}: {error}"[:2000])
+            self.results["cases"][case.title] = None
+        finally:  # not where the process is killed
+            self.results["running"] = None
+            self.save()
+
+    def _measure(self, case: Case, implementations: dict[str, Implementation]) -> None:
         torch.compiler.reset()  # it compiles a function for a limited number of shapes
-        dtype = str(case.dtype).removeprefix("torch.")
+        dtype = dtype_name(case.dtype)
         if self.peaks and dtype not in self.results["peaks"]:
-            self._measure_peaks(dtype)
+            self.measure_peaks(dtype)
         case.inputs()
         rows = {
             name: {
@@ -155,8 +206,9 @@ class Run:
             for name, first_run in self._check(case, implementations).items()
         }  # fmt: skip
         self._time_in_turns(
-            {name: implementations[name] for name in rows}, rows, {name: f"{case.title}, {name}" for name in rows}
-        )
+            {name: implementations[name] for name in rows}, rows, {name: f"{case.title}, {name}" for name in rows},
+            self._cold if case.on_device else None,
+        )  # fmt: skip
         baselines = {name: row["median"] for name, row in rows.items() if row["baseline"]}
         for name, row in rows.items():
             row["speedups"] = {other: median / row["median"] for other, median in baselines.items() if other != name}
@@ -164,7 +216,6 @@ class Run:
         self._update_rates()
         for row in rows.values():
             _print_row(row)
-        self.save()
 
     def measure_growth(self, what: str, unit: str, points: Sequence[tuple[float, Callable[[], object]]]) -> None:
         """Time and peak memory at each size, and their exponents: slopes of lines fitted to the logarithms."""
@@ -174,7 +225,7 @@ class Run:
             try:
                 row = {"size": size, **self._first_run(implementation)[0]}
             except Exception as error:
-                self._record_failure(title, error)
+                self._record_failure(title, error, implementation)
                 continue
             timed = {"": row}
             self._time_in_turns({"": implementation}, timed, {"": title})
@@ -194,7 +245,7 @@ class Run:
     def finish(self) -> None:
         """Measure the peaks once more unless the run is quick, and mark the results complete."""
         for dtype in list(self.results["peaks"]) if not self.quick else ():
-            self._measure_peaks(dtype)
+            self.measure_peaks(dtype)
         self._update_rates()
         self.results |= {"complete": True, "seconds": time.monotonic() - self.start}
         self.save()
@@ -218,7 +269,7 @@ class Run:
                 if reference != name:
                     assert_matches(results[name], results[reference], case.dtype)
             except Exception as error:
-                self._record_failure(f"{case.title}, {name}", error)
+                self._record_failure(f"{case.title}, {name}", error, case.implementations[name])
             else:
                 if name in selected:
                     correct[name] = first_run
@@ -233,19 +284,26 @@ class Run:
         result, peak = measure_peak_memory(implementation.run, self.device)
         elapsed = time.perf_counter() - start
         remark = implementation.remark(result) if callable(implementation.remark) else implementation.remark
+        result = implementation.result(result) if implementation.result else result
         return {"seconds": elapsed, "peak_bytes": peak, "remark": remark}, result
 
     def _time_in_turns(
-        self, implementations: dict[str, Implementation], rows: dict[str, dict], titles: dict[str, str]
-    ) -> None:
-        """Time the implementations in round-robin order and add the summary of the times to each row."""
+        self, implementations: dict[str, Implementation], rows: dict[str, dict], titles: dict[str, str],
+        cold: ColdTimer | None = None,
+    ) -> None:  # fmt: skip
+        """Time the implementations in round-robin order and add the summary of the times to each row.
+
+        cold: the timer of a GPU alone, whose times count; the wall's are added as "wall".
+        """
         elapsed: dict[str, list[float]] = {name: [] for name in implementations}
+        alone: dict[str, list[float]] = {name: [] for name in implementations}
+        first = {name: row.pop("seconds") for name, row in rows.items()}
         repeats = {}
         for name, implementation in implementations.items():
-            once = rows[name].pop("seconds")
+            once = first[name]
             needed = math.ceil(self.time_budget / max(once, 1e-9))
             repeats[name] = 1 if once > SINGLE_RUN_SECONDS else max(self.min_repeats, min(MAX_REPEATS, needed))
-            if once > SINGLE_RUN_SECONDS and implementation.cold:
+            if once > SINGLE_RUN_SECONDS and implementation.cold and not cold:
                 elapsed[name].append(once)
         while pending := [name for name in rows if len(elapsed[name]) < repeats[name]]:
             for name in pending:
@@ -253,29 +311,43 @@ class Run:
                 try:
                     implementations[name].run()
                     synchronize(self.device)
-                except Exception as error:
-                    self._record_failure(titles[name], error)
-                    del rows[name]
-                else:
                     elapsed[name].append(time.perf_counter() - start)
+                    if cold:
+                        alone[name].append(cold(implementations[name].run, first[name]))
+                except Exception as error:
+                    self._record_failure(titles[name], error, implementations[name])
+                    del rows[name]
         for name, row in rows.items():
-            row |= summary([seconds / implementations[name].portion for seconds in elapsed[name]])
+            times = alone if cold else elapsed
+            row |= summary([seconds / implementations[name].portion for seconds in times[name]])
+            if cold:
+                row["wall"] = statistics.median(elapsed[name])
 
-    def _record_failure(self, what: str, error: Exception) -> None:
-        """Skip what failed; raise InputError if the device no longer responds."""
+    def _fail(self, what: str, why: str) -> None:
+        self.failed.append({"what": what, "why": why})
+        print(f"FAILED: {what}: {why.splitlines()[0]}", file=sys.stderr, flush=True)
+
+    def _record_failure(self, what: str, error: Exception, implementation: Implementation) -> None:
+        """Skip what failed, a failure if the library is to blame; raise DeviceLost if the device is gone."""
         self.skip(what, error)
+        too_small = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        too_small |= implementation.forced and type(error).__name__ == "OutOfResources"
+        if not (implementation.baseline or too_small or isinstance(error, (ImportError, InputError))):
+            self._fail(what, f"{type(error).__name__}: {error}"[:2000])
         try:
             synchronize(self.device)
         except RuntimeError as lost:
+            if title := self.results["running"]:  # a resumed run goes on with the next case
+                self.results["cases"][title] = None
             self.save()
-            raise InputError(f"the device no longer responds after {what}; earlier results are kept") from lost
+            raise DeviceLost(f"the device no longer responds after {what}; earlier results are kept") from lost
 
     def _update_rates(self) -> None:
         """Rates of all rows, and their fraction of the highest peak measured so far."""
         for row in self.rows:
             peaks, median = self.results["peaks"].get(row["dtype"]), row["median"]
             if row["images"]:
-                row["images_per_s"] = row["images"] / median
+                row["images_per_s"] = row["images"] / row.get("wall", median)
             if row["flop"]:
                 row["gflops"] = row["flop"] / median / 1e9
             if row["flop"] and peaks:
@@ -286,9 +358,10 @@ class Run:
             if row["bytes_moved"] and peaks:
                 row["peak_gbs"] = peaks["copy"] / 1e9
 
-    def _measure_peaks(self, dtype: str) -> None:
+    def measure_peaks(self, dtype: str) -> None:
         """Measure the device's peaks; the highest of the run is kept."""
-        rates = measured_peaks(self.device, getattr(torch, dtype))
+        with arithmetic(dtype):
+            rates = measured_peaks(self.device, torch_dtype(dtype))
         highest = self.results["peaks"].setdefault(dtype, rates)
         highest |= {name: max(rate, highest[name]) for name, rate in rates.items()}
         print(

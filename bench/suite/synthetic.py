@@ -21,11 +21,11 @@ def boxes_of_one_class(count: int = NUM_BOXES, seed: int = 0) -> tuple[Tensor, T
     return boxes, torch.rand(count, generator=g)
 
 
-def boxes_of_images(count: int) -> tuple[Tensor, Tensor, Tensor]:
+def boxes_of_images(count: int, each: int = NUM_BOXES) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes, scores and groups (image indices) of `count` images."""
-    of_images = [boxes_of_one_class(seed=seed) for seed in range(count)]
+    of_images = [boxes_of_one_class(each, seed) for seed in range(count)]
     boxes, scores = (torch.cat(tensors) for tensors in zip(*of_images, strict=True))
-    return boxes, scores, torch.arange(count).repeat_interleave(NUM_BOXES)
+    return boxes, scores, torch.arange(count).repeat_interleave(each)
 
 
 def boxes_of_many_objects(count: int, each: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:

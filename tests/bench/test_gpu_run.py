@@ -1,4 +1,4 @@
-"""The run on a GPU, as a dry run on the CPU: its sections, its exit status, and that it detects a wrong kernel."""
+"""`make gpu` as a dry run on the CPU: its parts, exit status, resuming, and that it detects crashes and failures."""
 
 import json
 import os
@@ -8,116 +8,110 @@ from pathlib import Path
 
 import pytest
 
-from bench.pages.gpu import page
+from bench import gpu_run
+from bench.checks import outcomes
+from bench.gpu_run import COMPLETE, FAILED, UNFINISHED, GpuRun
+from bench.pages.gpu import page, targets
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = [
-    "short checks", "measured peaks", "packed", "classification", "tuning", "scales", "overlapping pools", "training",
-    "merging", "thorough checks", "other kinds", "naive windows", "fragile checks",
-]  # fmt: skip
+PARTS = ("checks", "peaks", "suite")
 
-# A kernel that leaves the last row of its result uninitialised; on the run's clock, every check takes a second.
-WRONG = """
-import itertools, sys
-from types import SimpleNamespace
-import bench.gpu.run
-import overfeat.fast
-from overfeat.ops.backends import triton
-right = triton.BACKEND.functions["skip_classifier_flat"]
-def wrong(*arguments):
-    rows = right(*arguments)
-    result = rows.new_empty(rows.shape)
-    result[:-1] = rows[:-1]
-    return result
-triton.BACKEND.functions["skip_classifier_flat"] = wrong
-bench.gpu.run.time = SimpleNamespace(monotonic=itertools.count().__next__)
-from bench.gpu.__main__ import main
-sys.exit(main())
+# A process that is killed in a test, one that loses the device, and tests of every outcome.
+TESTS = """
+import os
+import pytest, torch
+
+def test_passes(): pass
+def test_fails(): assert 1 + 1 == 3
+@pytest.mark.skip(reason="not here")
+def test_skips(): pass
+def test_crashes(): os._exit(9)
+def test_loses_the_device(monkeypatch):
+    torch.cuda.is_available = lambda: True
+    def lost(): raise RuntimeError("an illegal memory access was encountered")
+    torch.cuda.synchronize = lost
+    raise RuntimeError("CUDA error")
+def test_goes_on(): pass
 """
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
-    )
+        [sys.executable, "-m", "bench.gpu_run", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
 
 
-def test_a_dry_run_completes_every_section(tmp_path):
-    done = start("-m", "bench.gpu", "--dry-run", "--out", tmp_path, TRITON_INTERPRET="1")
+def test_a_dry_run_completes_every_part_once(tmp_path):
+    done = start("--dry-run", "--budget", "900", "--out", tmp_path, *PARTS)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["dry-run.json"]
-    results = json.loads((tmp_path / "dry-run.json").read_text())
-    assert results["dry run"] is True
-    assert {name: section["state"] for name, section in results["sections"].items()} == dict.fromkeys(
-        SECTIONS, "complete"
-    )
-    assert {check["result"] for check in results["checks"]} == {"passed", "skipped"}
-    for row in results["rows"]:
-        assert "error" not in row and row["check"], row
-    packed = [row for row in results["rows"] if row["section"] == "packed" and row["backend"].startswith("overfeat")]
-    assert packed and {row["runs"] for row in packed} == {"triton"}
-    assert all(row["speedup_over_eager"] and row["tflops"] and row["fraction_of_gemm"] for row in packed)
-    assert set(results["peaks"]) == {"float16", "tf32", "float32", "copy"}
-    assert len(results["targets"]) == 10
-    text = page(results)
-    assert "its times have no meaning" in text and "0 failed" in text
-    assert all(target["name"] in text for target in results["targets"])
-    assert all(f"{row['median']:.3f}" in text for row in packed)
+    results = json.loads((tmp_path / "gpu" / "dry-run.json").read_text())
+    assert {part: state["state"] for part, state in results["parts"].items()} == dict.fromkeys(PARTS, COMPLETE)
+    assert results["checks"]["passed"] > 0 and results["checks"]["failed"] == results["checks"]["left"] == 0
+    suite = json.loads((tmp_path / "suite" / "dry-run.json").read_text())
+    assert suite["complete"] and not suite["failed"] and set(suite["peaks"]) == {"float16", "tf32", "float32"}
+    backends = {(row["suite"], row["backend"]) for row in suite["rows"]}
+    assert {("pooling", "overfeat.fast"), ("first-layer", "torch.eager"), ("first-layer", "overfeat.fast")} <= backends
+    text = page("dry-run", results, suite)
+    assert "its times have no meaning" in text and "0 failed, 0 left" in text
+    assert len(targets(suite)) == 7 and all(name in text for name, *_ in targets(suite))
+    again = start("--dry-run", "--out", tmp_path, *PARTS)
+    assert again.returncode == 0 and again.stdout.count("complete in an earlier run") == 3
 
 
-def test_a_wrong_kernel_is_detected(tmp_path):
-    done = start("-c", WRONG, "--dry-run", "--out", tmp_path, "--budget", "20", TRITON_INTERPRET="1")
-    assert done.returncode == 1, done.stdout + done.stderr
-    results = json.loads((tmp_path / "dry-run.json").read_text())
-    failed = [check for check in results["checks"] if check["result"] == "failed"]
-    text = page(results)
-    assert f"{len(failed)} failed" in text and f"Failed: {failed[0]['name']}" in text
-    assert {check["op"] for check in failed} == {"first full layer"}
-    assert "]: nan, expected" in failed[0]["message"], "which element is wrong"
-    assert f"FAILED {failed[0]['name']}" in done.stdout
-    # The time budget was used up as well, which is reported too.
-    assert list(results["sections"]) == SECTIONS
-    assert results["sections"]["fragile checks"]["state"] == "cut short: the time budget of 20 s is used up"
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of the tests in TESTS, whose logs are in the temporary folder."""
+    (tmp_path / "test_of_all_kinds.py").write_text(TESTS)
+    monkeypatch.setattr(gpu_run, "TINY_TESTS", (str(tmp_path / "test_of_all_kinds.py"),))
+    monkeypatch.setattr(GpuRun, "_log", lambda self, shard: tmp_path / "log")
+    return GpuRun(tmp_path / "out", None, 300, dry=True)
 
 
-def test_a_failed_check_invalidates_its_rows(tmp_path):
-    from bench.gpu.run import EAGER, FAST, Run
-
-    def fail():
-        raise AssertionError("no")
-
-    run = Run(tmp_path, 60, dry=True)
-    for backend in (EAGER, f"{FAST}, fused", FAST):
-        for kind in ("float16", "float32"):
-            assert run.row("here", "first full layer", "", kind, backend, lambda: None)
-    assert run.check("fine", "first full layer", EAGER, "float16", lambda: None)
-    assert not run.check("bad", "first full layer", FAST, "float16", fail)
-    run.save()
-    rows = json.loads(run.path.read_text())["rows"]
-    assert [row["check"] for row in rows] == [True, True, False, True, False, True]
-
-
-def test_an_interrupted_section_is_not_complete(tmp_path):
-    from bench.gpu.run import Run
-
-    def interrupt(run):
-        raise KeyboardInterrupt
-
-    run = Run(tmp_path, 60, dry=True)
-    with pytest.raises(KeyboardInterrupt):
-        run.section("here", interrupt)
-    assert json.loads(run.path.read_text())["sections"]["here"]["state"] == "interrupted"
-    assert "Not complete: here, interrupted" in page(run.results)
+def test_checks_go_on_after_a_crash_and_a_lost_device(run, capfd):
+    assert run.run(["checks"]) == 1
+    checks = run.results["checks"]
+    assert (checks["passed"], checks["failed"], checks["left"]) == (2, 3, 0)
+    assert list(checks["skipped"].values()) == [1]
+    failed = {entry["what"].split("::")[1]: entry["why"] for entry in run.results["parts"]["checks"]["failed"]}
+    assert failed["test_fails"].startswith("assert (1 + 1) == 3")
+    assert "ended with status 9" in failed["test_crashes"] and "CUDA error" in failed["test_loses_the_device"]
+    assert run.results["parts"]["checks"]["state"] == FAILED
+    out = capfd.readouterr().out
+    assert "FAILED: " in out and "test_crashes: its process ended with status 9" in out
+    saved = json.loads(run.path.read_text())
+    assert saved["parts"]["checks"]["state"] == FAILED
+    assert "Failed: " in page("x", saved, {}) and "3 failed" in page("x", saved, {})
 
 
-@pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf", "x"])
-def test_a_budget_is_a_time(budget):
-    done = start("-m", "bench.gpu", "--dry-run", "--budget", budget)
-    assert done.returncode == 2 and "--budget" in done.stderr
+def test_a_run_without_time_is_unfinished(run):
+    run.end = 0.0
+    assert run.run(["checks", "suite"]) == 3
+    assert {state["state"] for state in run.results["parts"].values()} == {UNFINISHED}
+
+
+def test_what_was_run_is_kept_for_the_same_sources_alone(run):
+    events = [{"test": name, "shard": "0/1", "outcome": outcome, "message": ""}
+              for name, outcome in (("a", "passed"), ("b", "started"))]  # fmt: skip
+    for state, kept in ((run.state, {"a"}), (run.state | {"device": "another"}, set())):
+        run.record.write_text("".join(json.dumps(event) + "\n" for event in events))
+        run.path.write_text(json.dumps(run.results | {"measured": state}))
+        assert set(outcomes(GpuRun(run.out, None, 300, dry=True).record)) == kept
+
+
+def test_tests_that_cannot_be_collected_fail(run, tmp_path, capfd):
+    (tmp_path / "test_of_all_kinds.py").write_text("import no_such_module")
+    assert run.run(["checks"]) == 1
+    assert "no_such_module" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [("--budget", "0"), ("--budget", "nan"), ("--budget", "x"), ("tents",)])
+def test_wrong_arguments(arguments):
+    done = start("--dry-run", *arguments)
+    assert done.returncode == 2 and arguments[-1] in done.stderr
 
 
 def test_without_a_gpu():
-    done = start("-m", "bench.gpu", CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+    done = start(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert done.stdout.startswith("no GPU that torch can use on this machine")
-    assert len(done.stdout.splitlines()) == 1
+    assert done.stdout.splitlines() == ["no GPU that torch can use on this machine"]

@@ -15,9 +15,10 @@ from bench.suite import compare, synthetic
 from bench.suite.baselines import classifier, eager, monai_windows, naive_windows, offset_loop, single_windows
 from bench.suite.cases import SUITES
 from bench.suite.compare import pairwise
+from bench.suite.kernels import GPU_SUITES
 from bench.suite.machine import IMPLEMENTATIONS
-from bench.suite.measure import GROWTH
-from bench.suite.runner import MAX_REPEATS, Case, Implementation, Run, exponent
+from bench.suite.measure import ALL
+from bench.suite.runner import MAX_REPEATS, Case, DeviceLost, Implementation, Run, exponent
 from bench.tolerance import assert_matches
 from overfeat.errors import InputError
 from overfeat.files import ASSETS
@@ -200,6 +201,80 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path, slow):
     assert json.loads((tmp_path / "r.json").read_text())["complete"] is True
 
 
+def test_a_wrong_result_of_the_library_fails(slow):
+    """One of a baseline does not, nor a launch that was not chosen and does not fit the chip."""
+
+    class OutOfResources(RuntimeError):
+        pass
+
+    def too_large():
+        raise OutOfResources("out of resource: shared memory")
+
+    run = a_run()
+    wrong, other = Implementation(slow(0.1, 2.0)), Implementation(slow(0.1, 2.0), baseline=True)
+    forced, chosen = Implementation(too_large, forced=True), Implementation(too_large)
+    run.measure(case(right=Implementation(slow(0.1)), wrong=wrong, other=other, forced=forced, chosen=chosen))
+    assert [entry["what"].split(", ")[-1] for entry in run.failed] == ["wrong", "chosen"]
+    assert run.failed[0]["why"].startswith("AssertionError: largest error 1.00e+00")
+    assert [row["backend"] for row in run.rows] == ["right"]
+
+    def no_inputs():
+        raise RuntimeError("no inputs")
+
+    run.measure(dataclasses.replace(case(right=Implementation(slow(0.1))), op="another", inputs=no_inputs))
+    assert run.failed[-1] == {"what": "dense, another, 4, float32", "why": "RuntimeError: no inputs"}
+
+
+def test_a_resumed_run_goes_on_with_the_next_case(tmp_path, slow, monkeypatch):
+    out = tmp_path / "r.json"
+    counted = []
+
+    def count(run):
+        return lambda: (counted.append(1), run())[1]
+
+    run = Run(out, CPU, None, "", quick=True, resume=True)
+    run.measure(case(right=Implementation(count(slow(0.1)))))
+    again = Run(out, CPU, None, "", quick=True, resume=True)
+    before = len(counted)
+    again.measure(case(right=Implementation(count(slow(0.1)))))
+    assert len(counted) == before and again.rows == run.rows and again.results["peaks"] == run.results["peaks"]
+    saved = json.loads(out.read_text())
+    out.write_text(json.dumps(saved | {"running": "a case"}))
+    assert Run(out, CPU, None, "", resume=True).failed == [{"what": "a case", "why": "the process ended while it ran"}]
+    out.write_text(json.dumps(saved | {"measured": {"sources": "others"}}))
+    assert Run(out, CPU, None, "", resume=True).rows == []
+
+
+def test_a_lost_device_ends_the_run_and_its_case_is_not_repeated(tmp_path, slow, monkeypatch):
+    def lost(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    run = a_run(tmp_path / "r.json", peaks=False)
+    monkeypatch.setattr("bench.suite.runner.synchronize", lost)
+    with pytest.raises(DeviceLost, match="no longer responds"):
+        run.measure(case(right=Implementation(slow(0.1))))
+    saved = json.loads((tmp_path / "r.json").read_text())
+    assert list(saved["cases"]) == ["dense, op, 4, float32"] and saved["running"] is None
+    assert saved["failed"][0]["why"].startswith("RuntimeError: an illegal memory access")
+
+
+def test_a_case_on_the_device_has_its_own_time_and_the_walls(slow, monkeypatch):
+    run = a_run(peaks=False)
+    run._cold = lambda call, once: call() is None or 0.25 * once
+    run.measure(dataclasses.replace(case(right=Implementation(slow(0.1))), on_device=True, images=2))
+    assert run.rows[0]["median"] == pytest.approx(0.025) and run.rows[0]["wall"] == pytest.approx(0.1)
+    assert run.rows[0]["gflops"] == pytest.approx(0.04) and run.rows[0]["images_per_s"] == pytest.approx(20)
+
+
+def test_tf32_is_arithmetic_of_a_case(slow):
+    seen = []
+    run = a_run(peaks=False)
+    read = Implementation(lambda: seen.append(torch.get_float32_matmul_precision()) or torch.ones(4))
+    run.measure(dataclasses.replace(case(right=read), dtype="tf32"))
+    assert set(seen) == {"high"} and torch.get_float32_matmul_precision() == "highest"
+    assert run.rows[0]["dtype"] == "tf32"
+
+
 def test_growth_has_exponents(tmp_path, slow):
     assert exponent([1, 10, 100], [3, 300, 30000]) == pytest.approx(2)
     run = a_run(tmp_path / "r.json")
@@ -215,7 +290,7 @@ def test_growth_has_exponents(tmp_path, slow):
 def test_unknown_names(capsys):
     assert main(["dense", "tents"]) == 1
     message = capsys.readouterr().err
-    assert "no suite is called 'tents'" in message and ", ".join([*SUITES, GROWTH]) in message
+    assert "no suite is called 'tents'" in message and ", ".join(ALL) in message
     assert main(["--backends", "abacus"]) == 1
     message = capsys.readouterr().err
     assert "no backend is called 'abacus'" in message and ", ".join(IMPLEMENTATIONS) in message
@@ -250,10 +325,10 @@ def test_without_optional_packages(tmp_path):
         f"for name in {missing}: sys.modules[name] = None\n"
         "import overfeat.profiling.peaks as m\n"
         "m.GEMM_SIZES, m.CONVOLUTIONS, m.COPY_BYTES = (64,), ((8, 16, 3),), 1 << 16\n"
-        "import bench.gpu.timings, torch; from bench.suite import cases, machine, runner\n"
+        "import bench.gpu_run, torch; from bench.suite import cases, kernels, machine, runner\n"
         "this = machine.Machine(runner.Run(None, torch.device('cpu'), None, ''))\n"
         "listed = [case for suite in cases.SUITES.values() for case in suite(this)]\n"
-        "assert {case.suite for case in listed} == set(cases.SUITES)\n"
+        "assert {case.suite for case in listed} == set(cases.SUITES) - set(kernels.GPU_SUITES)\n"
         "names = {name for case in listed for name in case.implementations}\n"
         "assert machine.OURS in names and not names & {machine.MONAI, machine.NMS, machine.WBF}\n"
         "from bench.__main__ import main; from overfeat.cli.main import main as overfeat\n"
@@ -316,7 +391,7 @@ def test_every_case_of_the_quick_suites_can_be_listed():
     assert done.returncode == 0, done.stdout + done.stderr
     listed = [line for line in done.stdout.splitlines() if "test_speed[" in line]
     assert len(set(listed)) == len(listed)
-    assert {line.split("[")[1].split(",")[0] for line in listed} == set(SUITES)
+    assert {line.split("[")[1].split(",")[0] for line in listed} == set(SUITES) - set(GPU_SUITES)
 
 
 @pytest.fixture

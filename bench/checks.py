@@ -1,0 +1,77 @@
+"""A pytest plugin for tests on a GPU: several processes share the tests and record each outcome at once.
+
+    pytest -p bench.checks --record FILE --shard I/N TESTS
+
+FILE has a line of JSON per event: {"test", "shard", "outcome", "message"}; the outcome is "started", "passed",
+"skipped" or "failed". Tests that have another outcome than "started" there are not run again. The first tests are those
+whose results matter most, and those that may take the device down come last.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+LOST = 70  # exit status: the device no longer responds; the other processes go on
+FIRST, LAST = "test_full_size", "test_fragile"
+MAX_MESSAGE = 2000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path)
+    parser.addoption("--shard", default="0/1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Recorder(config.getoption("record"), config.getoption("shard")))
+
+
+def outcomes(record: Path) -> dict[str, dict]:
+    """The last event of every test in a record."""
+    lines = record.read_text().splitlines() if record.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return {event["test"]: event for event in events if "test" in event}
+
+
+class Recorder:
+    """Runs every N-th test and appends its events to the record, each in one write."""
+
+    def __init__(self, record: Path, shard: str):
+        self.record, self.shard = record, shard
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: 2 * (LAST in item.nodeid) + (FIRST not in item.nodeid))
+        index, shards = map(int, self.shard.split("/"))
+        self._write({"collected": len(items), "shard": self.shard})
+        done = {test for test, event in outcomes(self.record).items() if event["outcome"] != "started"}
+        items[:] = [item for item in items[index::shards] if item.nodeid not in done]
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._event(report.nodeid, "failed", str(report.longrepr).strip().splitlines()[-1])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._event(nodeid, "started")
+        self.outcome, self.message = "passed", ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed or (report.skipped and self.outcome == "passed"):
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.outcome = "failed" if report.failed else "skipped"
+            self.message = crash.message if crash else report.longrepr[-1] if report.skipped else str(report.longrepr)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._event(nodeid, self.outcome, self.message)
+        if self.outcome == "failed" and torch.cuda.is_available():
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                pytest.exit("the device no longer responds", returncode=LOST)
+
+    def _event(self, test: str, outcome: str, message: str = "") -> None:
+        self._write({"test": test, "shard": self.shard, "outcome": outcome, "message": message[:MAX_MESSAGE]})
+
+    def _write(self, event: dict) -> None:
+        with self.record.open("a") as file:
+            file.write(json.dumps(event) + "\n")
