@@ -78,8 +78,8 @@ class Sizes:
 
 FULL = Sizes(ARCHITECTURES["accurate"], IMAGE, (1, 8), (256, 4096, 6), 640, NUM_BOXES, 33337,
              (torch.bfloat16, "tf32", torch.float16, torch.float32))  # fmt: skip
-_TINY = Architecture("tiny", (Conv(8, 5, stride=2), Conv(16, 3, pool=3)), kernel=2, hidden=(16, 16), short_side=20,
-                     scales=((23, 23),) * 5 + ((23, 25),))  # fmt: skip
+_TINY = Architecture("tiny", (Conv(8, 5, stride=2), Conv(16, 3, pool=3)), kernel=3, hidden=(16, 16), short_side=22,
+                     scales=((25, 25),) * 5 + ((25, 27),))  # fmt: skip
 # Triton's interpreter treats bfloat16 as integers.
 TINY = Sizes(_TINY, (30, 36), (1, 2), (16, 24, 2), 2, 8, 12, (torch.float16, "tf32", torch.float32))
 
@@ -159,19 +159,17 @@ class Layer:
     def forced(self, gemm: str, call: Callable[[], Flat]) -> dict[str, Implementation]:
         """The call in every variant that this device can run; the others are recorded as skipped."""
         from overfeat.kernels import launch
+        from overfeat.kernels.cost_model import unsupported_reason
         from overfeat.kernels.problem import Problem
 
-        try:
-            from overfeat.kernels.cost_model import unsupported_reason
-        except ModuleNotFoundError:
-            return {}
         height = self.weight_shape[2]
         problem = Problem(tuple(self.shapes), self.channels, self.weight_shape[0], (height, height), self.tap,
                           self.size, torch_dtype(self.dtype), self.machine.device)  # fmt: skip
-        implementations = {}
+        device, implementations = self.machine.device, {}
+        capability = [torch.cuda.get_device_capability(device)] if device.type == "cuda" else []
         for name in VARIANTS:
             variant = name.removeprefix(f"{FAST}-")
-            if reason := unsupported_reason(variant, gemm, problem):
+            if reason := unsupported_reason(variant, gemm, problem, *capability):
                 self.machine.run.skip(f"{name}, {gemm}, {dtype_name(self.dtype)}", reason)
             else:
                 run = within(partial(launch.override, variant=variant), call)
