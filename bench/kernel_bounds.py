@@ -72,7 +72,7 @@ BOUNDS = (
     # The gradient of the weight; two of its loads are of the table of positions.
     bound(WEIGHT, LARGE, SMALL, "BLOCK_M=128", step=330, narrow=2, full_waits=0, least_buffers=2),
     # Pooling: without loops, 256 outputs a warp, eight channels (four of float32) a load; also of addresses and tables.
-    bound(POOL, NVIDIA, SMALL, "SIZE=3 ARGMAX=False EVEN_C=True", loops=0, total=200, narrow=2),
+    bound(POOL, NVIDIA, SMALL, "SIZE=3 ARGMAX=False", loops=0, total=200, narrow=2),
     bound(POOL, NVIDIA, "tf32", "SIZE=3 ARGMAX=False EVEN_C=True", loops=0, total=260, narrow=4),
     bound(POOL, "sm_90", SMALL, "SIZE=3 ARGMAX=True EVEN_C=True", loops=0, total=380, narrow=3),
     bound(POOL_BACKWARD, "sm_90", SMALL, "SIZE=3 EVEN_C=True", loops=0, total=640, narrow=14),

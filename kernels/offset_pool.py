@@ -6,6 +6,7 @@ pass is a gather: a position sums the gradients of the at most size x size windo
 order, so that it is deterministic. The argmax of a window is one byte.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ from overfeat.kernels.problem import num_positions, pooled_shapes, shapes_of
 
 BLOCK, BLOCK_C = 1024, 128  # elements of a program; the most channels
 WARPS = 4
+MAX_GROUP = 16  # channels: 16 bytes of argmax, 32 or 64 of maps
 MAX_SIZE = 4  # every load of a window is unrolled
 ALIGNMENT = 16  # bytes: the GEMMs assume it of the addresses of maps
 
@@ -31,16 +33,18 @@ def pool_rows_kernel(
     row_pitch,  # int32 [R]: positions in a row of that map
     result,  # [R, C], contiguous, written: maxima, dtype of maps; if ARGMAX uint8: their offsets, row * SIZE + column
     rows,  # R
-    channels,  # C
+    groups,  # C / GROUP
     COUNT: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,  # distance of a window's values
     ARGMAX: tl.constexpr,
+    GROUP: tl.constexpr,  # divides C: so many channels are aligned as one
     EVEN_C: tl.constexpr,  # C is a multiple of BLOCK_C
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """The maxima of BLOCK_M windows in BLOCK_C channels, or where they are."""
+    channels = groups * GROUP
     blocks_c = tl.cdiv(channels, BLOCK_C)
     o_m = tl.program_id(0) // blocks_c * BLOCK_M + tl.arange(0, BLOCK_M)
     o_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -79,15 +83,17 @@ def pool_rows_backward_kernel(
     row_pitch,  # int32 [P]: pooled positions in a row of that map
     offsets,  # int32 [P]: a bit for each offset in a window, set if some window has the position there
     rows,  # P
-    channels,  # C
+    groups,  # C / GROUP
     COUNT: tl.constexpr,
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
+    GROUP: tl.constexpr,  # divides C: so many channels are aligned as one
     EVEN_C: tl.constexpr,  # C is a multiple of BLOCK_C
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """The gradient of BLOCK_M positions in BLOCK_C channels, summed in float32."""
+    channels = groups * GROUP
     blocks_c = tl.cdiv(channels, BLOCK_C)
     o_m = tl.program_id(0) // blocks_c * BLOCK_M + tl.arange(0, BLOCK_M)
     o_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -193,9 +199,9 @@ def _pool(maps: Sequence[Tensor], size: int, dilation: int, result: Tensor, last
         reach, channels = (size - 1) * dilation, maps[0].shape[1]
         table = output_positions(shapes_of(maps), (reach, reach), False, result.device)
         sources, rows = pointers(maps), result.numel() // channels
-        programs, options = _grid(rows, channels)
+        programs, groups, options = _grid(rows, channels)
         pool_rows_kernel[(programs,)](
-            sources, *table, result, rows, channels, COUNT=len(sources), SIZE=size, DILATION=dilation, ARGMAX=argmax,
+            sources, *table, result, rows, groups, COUNT=len(sources), SIZE=size, DILATION=dilation, ARGMAX=argmax,
             **options,
         )  # fmt: skip
 
@@ -209,17 +215,18 @@ def _backward_rows(grad: Tensor, maps: Sequence[Tensor], size: int, dilation: in
         argmax = torch.empty(grad.shape, dtype=torch.uint8, device=grad.device)
         _pool(maps, size, dilation, argmax, True, argmax=True)
         targets = pointers(results)
-        programs, options = _grid(rows, channels)
+        programs, groups, options = _grid(rows, channels)
         pool_rows_backward_kernel[(programs,)](
-            grad, argmax, targets, *pool_inputs(shapes_of(maps), size, dilation, grad.device), rows, channels,
+            grad, argmax, targets, *pool_inputs(shapes_of(maps), size, dilation, grad.device), rows, groups,
             COUNT=len(targets), SIZE=size, DILATION=dilation, **options,
         )  # fmt: skip
     return results
 
 
-def _grid(rows: int, channels: int) -> tuple[int, dict[str, int]]:
-    """Programs, and the constants of a program: eight rows of BLOCK_C channels, more rows of fewer."""
-    block_c = min(BLOCK_C, triton.next_power_of_2(channels))
+def _grid(rows: int, channels: int) -> tuple[int, int, dict[str, int]]:
+    """Programs, groups of channels, and a program's constants: eight rows of BLOCK_C channels, or more of fewer."""
+    block_c, group = min(BLOCK_C, triton.next_power_of_2(channels)), math.gcd(channels, MAX_GROUP)
     block_m = BLOCK // block_c
+    constants = {"GROUP": group, "EVEN_C": channels % block_c == 0, "BLOCK_M": block_m, "BLOCK_C": block_c}
     programs = triton.cdiv(rows, block_m) * triton.cdiv(channels, block_c)
-    return programs, {"EVEN_C": channels % block_c == 0, "BLOCK_M": block_m, "BLOCK_C": block_c, "num_warps": WARPS}
+    return programs, channels // group, {**constants, "num_warps": WARPS}
