@@ -71,6 +71,10 @@ BOUNDS = (
     bound(FORWARD, LARGE, "tf32", WIDE_TILE, step=172, least_buffers=4, least_in_flight=4),
     # The gradient of the weight; two of its loads are of the table of positions.
     bound(WEIGHT, LARGE, SMALL, "BLOCK_M=128", step=330, narrow=2, full_waits=0, least_buffers=2),
+    # Minimal filtering: 64 x 128 or 64 x 256 values a program; also loads of addresses and tables.
+    bound("filter_input_kernel", "sm_90", "bfloat16", "SIDE=7", loops=0, local=0),
+    bound("filter_input_kernel", "sm_90", "bfloat16", "SIDE=8", loops=0, total=700, narrow=6),
+    bound("filter_output_kernel", "sm_90", "bfloat16", loops=0, total=950, narrow=9),
     # Pooling: without loops, 256 outputs a warp, eight channels (four of float32) a load; also of addresses and tables.
     bound(POOL, NVIDIA, SMALL, "SIZE=3 ARGMAX=False", loops=0, total=200, narrow=2),
     bound(POOL, NVIDIA, "tf32", "SIZE=3 ARGMAX=False EVEN_C=True", loops=0, total=260, narrow=4),

@@ -119,12 +119,12 @@ def filter_output_kernel(
     m_o = (o_o < outputs)[None, :]
     p_gemm = gemms + (o_t.to(tl.int64)[:, None] * tiles + i_gemm) * outputs + o_o[None, :]
     b_gemm = tl.load(p_gemm, mask=(o_t < SIDE * SIDE)[:, None] & m_o, other=0.0)
-    finite = tl.abs(b_gemm.to(tl.float32)) < float("inf")
-    tl.store(flag, 1, mask=tl.min(finite.to(tl.int32)) == 0)
     p_matrix = matrix + o_m[:, None] * BLOCK_T + o_t[None, :]
     acc = tl.dot(tl.load(p_matrix), b_gemm)
     if PARTS == 2:
         acc = tl.dot(tl.load(p_matrix + BLOCK_M * BLOCK_T), b_gemm, acc)
+    # What is not finite spreads to all outputs, since the transform multiplies it by 0 at least.
+    tl.store(flag, 1, mask=tl.min((tl.abs(acc) < float("inf")).to(tl.int32)) == 0)
     # In two steps, as the power may lie outside of float32's.
     exponent = -exponent_of_scale(low, high, TARGET) - tl.load(weight_exponent)
     acc = acc * power_of_two(exponent >> 1) * power_of_two(exponent - (exponent >> 1))

@@ -52,7 +52,7 @@ POINTS = {
 MAX_BYTES = 1 << 30  # of the transformed maps and the GEMMs' results: tiles are computed in chunks
 # Values are at most 2 to these powers: what a float16 holds, and, of it, the transformed weight.
 LARGEST, LARGEST_WEIGHT = 15, -2
-BLOCK_C, WARPS = 128, 4  # channels of a program of the transforms
+BLOCK_C, BLOCK_O, WARPS = 128, 256, 4  # channels and outputs of a program of the transforms
 CHECK_BLOCK, CHECK_WARPS = 1024, 8
 WEIGHTS_AT_ONCE = 1 << 18  # transformed in float64
 
@@ -138,11 +138,11 @@ def forward(
             BLOCK_C=BLOCK_C, num_warps=WARPS,
         )  # fmt: skip
         torch.bmm(inputs, transformed.weight.transpose(1, 2), out=gemms)
-        filter_output_kernel[(count, triton.cdiv(outputs, BLOCK_C))](
+        filter_output_kernel[(count, triton.cdiv(outputs, BLOCK_O))](
             gemms, tiles.output, tiles.output_pitch, tiles.rows, tiles.columns, low, high, transformed.exponent,
             bias_or_any, of_outputs, flag, output, start, count, outputs, TARGET=target, SIDE=side, OUTPUT_SIDE=m,
             DILATION=tap, BIAS=bias is not None, RELU=relu, PARTS=len(of_outputs), BLOCK_M=of_outputs.shape[1],
-            BLOCK_T=of_outputs.shape[2], BLOCK_O=BLOCK_C, num_warps=WARPS,
+            BLOCK_T=of_outputs.shape[2], BLOCK_O=BLOCK_O, num_warps=WARPS,
         )  # fmt: skip
     _direct_where(flag, pooled, weight, bias, problem, plan, relu, output)
     return output
