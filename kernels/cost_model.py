@@ -17,6 +17,7 @@ import torch
 from overfeat.kernels.plan import Gemm, Plan, Tile, Variant, arithmetic
 from overfeat.kernels.problem import Problem
 
+OURS: tuple[Variant, ...] = ("direct", "descriptor")  # our implicit GEMM
 FILTER_SIZES: dict[Variant, int] = {"filter3": 3, "filter4": 4}  # outputs of a tile in either direction
 MIN_FILTERED_KERNEL = 3  # below, minimal filtering saves too little
 MAX_FILTERED_SIDE = 8  # input positions along a side of a tile: larger ones round too much
@@ -174,7 +175,7 @@ def roofline(gemm: Gemm, problem: Problem, plan: Plan, constants: Constants) -> 
     peak, bandwidth = constants.flops[arithmetic(problem.dtype, plan.precision)], constants.bandwidth
     steps = passes(plan.variant, gemm, problem, plan.pool == "fused")
     total = sum(step.seconds(peak, bandwidth) for step in steps) + len(steps) * constants.launch
-    if plan.variant in ("direct", "descriptor"):
+    if plan.variant in OURS:
         ours, waves = steps[-1], Waves.of(gemm, problem, plan, constants.multiprocessors)
         padded = Pass(ours.name, ours.flop * waves.padding, ours.bytes)
         total += padded.seconds(peak, bandwidth) / waves.busy - ours.seconds(peak, bandwidth)

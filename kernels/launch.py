@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from overfeat.kernels import cost_model, tuned
-from overfeat.kernels.cost_model import VARIANTS, Constants, gemm_sizes, unsupported_reason
+from overfeat.kernels.cost_model import OURS, VARIANTS, Constants, gemm_sizes, unsupported_reason
 from overfeat.kernels.plan import ANY, Gemm, Plan, Pool, Precision, Tile, Variant, arithmetic
 from overfeat.kernels.problem import Problem
 
@@ -183,7 +183,7 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """The launch of one variant."""
     m, n, summands = gemm_sizes(gemm, problem)
-    fused = variant in ("direct", "descriptor") and m <= FUSED_MAX_ROWS and problem.size <= FUSED_MAX_SIZE
+    fused = variant in OURS and m <= FUSED_MAX_ROWS and problem.size <= FUSED_MAX_SIZE
     pool: Pool = forced.pool or ("fused" if fused and summands % 16 == 0 else "separate")
     tile = forced.tile
     if tile is None and problem.device.type == "cpu":
@@ -195,7 +195,7 @@ def _plan(
     programs = forced.num_programs or constants.multiprocessors * tile.programs
     work = -(-m // tile.m) * -(-n // tile.n) * (problem.taps if gemm == "weight" else 1)
     plan = Plan(tile, min(work, programs), 1, summands % tile.k == 0, pool, precision, variant)
-    if gemm != "forward":  # the gradients have tiles enough
+    if gemm != "forward" or variant not in OURS:  # the gradients have tiles enough
         return plan
     steps = problem.taps * -(-summands // tile.k)
     plans = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,17 +48,17 @@ class Problem:
         """Rows and columns of the pooled maps from a window's first position to its last."""
         return (self.kernel[0] - 1) * self.tap, (self.kernel[1] - 1) * self.tap
 
-    @property
+    @cached_property
     def pooled(self) -> tuple[Shape, ...]:
         """(images, height, width) of the pooled maps."""
         return tuple((n, h - self.size + 1, w - self.size + 1) for n, h, w in self.shapes)
 
-    @property
+    @cached_property
     def pooled_positions(self) -> int:
         """R: positions of all pooled maps."""
         return num_positions(self.pooled, (0, 0))
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """M: output positions of all maps."""
         return num_positions(self.pooled, self.reach)

@@ -131,7 +131,7 @@ def _gpu(gpus: list[str]) -> str:
     return f"""## GPU: {"measured on" if gpus else "not measured"}
 
 {pages or NO_GPU} They are tested under Triton's interpreter and compiled for the GPUs of [the compiler
-report](bench/results/kernel-report.md), which also has a computed lower bound of the first layer's time on an H200.
+report](bench/results/kernel-report.md), which also has computed rooflines of the first layer on an H100 and an H200.
 `make gpu` checks and measures them.
 """
 
