@@ -1,7 +1,8 @@
 """`overfeat` on fast backends: fused Triton kernels on GPUs, pre-packed weights on CPUs.
 
 Importing it registers the backends; it has the same public names as `overfeat`. `status()` reports what runs where,
-and why. Importing probes no device: the backend is selected at each call.
+and why; `capture` makes a classification one CUDA graph. Importing probes no device: the backend is selected at each
+call.
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ import torch
 
 import overfeat
 from overfeat import *  # noqa: F403
+from overfeat.classification.graphs import CapturedClassifier, capture
 from overfeat.ops.backends import prepacked, triton
 from overfeat.ops.registry import active_override, backends_of, register_backend, select_backend
 
-__all__ = [*overfeat.__all__, "Status", "status"]
+__all__ = [*overfeat.__all__, "CapturedClassifier", "Status", "capture", "status"]
 
 register_backend(prepacked.BACKEND)
 register_backend(triton.BACKEND)

@@ -55,7 +55,7 @@ def image():
 
 def test_the_backends_are_registered():
     assert list(registry._backends)[:4] == ["reference", "torch", "packed", "triton"]
-    names = {name for name in fast.__all__ if name not in ("Status", "status")}
+    names = {name for name in fast.__all__ if name not in ("CapturedClassifier", "Status", "capture", "status")}
     assert names == set(overfeat.__all__)
     assert all(getattr(fast, name) is getattr(overfeat, name) for name in names)
 
@@ -70,6 +70,17 @@ def test_classification(switched, make_net, image, name, monkeypatch):
     assert_matches(actual, expected, torch.float32)
     actual, expected = both(lambda: [m.scores for m in overfeat.score_maps(net, image, scales=scales)])
     assert_matches(actual, expected, torch.float32)
+
+
+def test_captured_classification(make_net, image):
+    """Graphs on a GPU, eager elsewhere: the scores of `classify` for new images, whatever the order of shapes."""
+    net = make_net("small").to(DEVICE)
+    shapes, options = [(1, 3, 70, 90), (2, 3, 52, 47)], {"scales": [(47, 60)], "flip": True}
+    captured = fast.capture(net, shapes, **options)
+    assert captured.shapes == (shapes if DEVICE.type == "cuda" else [])
+    for n, height, width in ((1, 70, 90), (2, 52, 47), (1, 50, 49), (1, 70, 90)):
+        images = image[:, :, :height, :width].to(DEVICE).repeat(n, 1, 1, 1) + n
+        assert_matches(captured(images), fast.classify(net, images, **options), torch.float32)
 
 
 @pytest.mark.parametrize("borders", ["exact", "neighbours"])

@@ -40,7 +40,7 @@ def classify(
         InputError: For sizes below the window, too little memory, or nets of different classes.
     """
     config = DenseConfig(scales, flip, stride, memory_limit)
-    return _mean_over_nets(nets, images, lambda net, batch: scale_scores(net, batch, config).mean(dim=0))
+    return mean_over_nets(nets, images, lambda net, batch: scale_scores(net, batch, config).mean(dim=0))
 
 
 def scale_scores(net: Net, images: Tensor, config: DenseConfig) -> Tensor:
@@ -59,7 +59,7 @@ def centre_crop(nets: Nets, images: Images) -> Tensor:
     The image's shorter side is first resized to net.geometry.short_side, as in training.
     Arguments as in `classify`.
     """
-    return _mean_over_nets(nets, images, lambda net, batch: _crop_scores(net, batch, [(0.5, 0.5)], flip=False))
+    return mean_over_nets(nets, images, lambda net, batch: _crop_scores(net, batch, [(0.5, 0.5)], flip=False))
 
 
 def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor:
@@ -73,7 +73,7 @@ def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor
     def score(net: Net, batch: Tensor) -> Tensor:
         return _crop_scores(net, batch, corners, net.flip if flip is None else flip)
 
-    return _mean_over_nets(nets, images, score)
+    return mean_over_nets(nets, images, score)
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def _images_together(net: Net, crops: int) -> int:
     return max(1, min(CROP_BATCH, MEMORY_LIMIT // max(net.tile_bytes(crops, rows, columns, "coarse"))))
 
 
-def _mean_over_nets(nets: Nets, images: Images, score: Callable[[Net, Tensor], Tensor]) -> Tensor:
+def mean_over_nets(nets: Nets, images: Images, score: Callable[[Net, Tensor], Tensor]) -> Tensor:
     """The ensemble's mean score of every image; images of one size are evaluated together."""
     nets = [nets] if isinstance(nets, Net) else list(nets)
     if not nets:
@@ -114,10 +114,17 @@ def _mean_over_nets(nets: Nets, images: Images, score: Callable[[Net, Tensor], T
     for net in nets[1:]:
         if net.class_names != nets[0].class_names:
             raise InputError("the nets of an ensemble must have the same classes in the same order")
+    device = nets[0].device
+
+    def mean(batch: Tensor) -> Tensor:
+        return torch.stack([score(net, batch).to(device) for net in nets]).mean(dim=0)
+
     batches = _batches(images)
-    scores = torch.empty(sum(len(numbers) for numbers, _ in batches), nets[0].num_classes, device=nets[0].device)
+    if len(batches) == 1:
+        return mean(batches[0][1])
+    scores = torch.empty(sum(len(numbers) for numbers, _ in batches), nets[0].num_classes, device=device)
     for numbers, batch in batches:
-        scores[numbers] = torch.stack([score(net, batch).to(scores.device) for net in nets]).mean(dim=0)
+        scores[numbers] = mean(batch)
     return scores
 
 
