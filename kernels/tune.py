@@ -5,6 +5,7 @@ measured is stored after each of them. A result that differs from the direct var
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ Timer = Callable[[Callable[[], object]], float]  # the seconds of a call
 SIX_SCALES = ((17, 17), (20, 23), (23, 29), (29, 35), (32, 38), (35, 44))  # the accurate net's last maps
 KINDS = ((torch.bfloat16, "high"), (torch.float32, "high"))  # measured: dtype, float32 precision
 MAX_ERROR = 0.02  # RMS, relative: rounding stays below, wrong code does not
+NEVER = 1e-9  # the efficiency of what does not run or is wrong
 REPEAT_MS = 60  # of a measurement
 
 
@@ -107,8 +109,8 @@ class _Tuning:
     layer: Layer
 
     def __post_init__(self) -> None:
-        capability, self.constants = launch.known(self.device)
-        self.capability: tuple[int, int] = capability
+        self.capability, known = launch.known(self.device)
+        self.constants = cost_model.defaults(self.capability, known.multiprocessors)  # no earlier measurement
 
     def peaks(self) -> None:
         """The rates of large GEMMs and of a copy, and the time of a small kernel among others."""
@@ -133,7 +135,7 @@ class _Tuning:
             tiles = dict.fromkeys([plan.tile, *candidates(plan.tile)])
             times = {tile: self._seconds(case, variant="direct", tile=tile, pool=plan.pool) for tile in tiles}
             timed = {tile: taken for tile, taken in times.items() if taken is not None}
-            if timed:
+            if min(timed.values(), default=math.inf) < math.inf:
                 kind = arithmetic(dtype, plan.precision) + (", fused" if plan.pool == "fused" else "")
                 table = self.constants.tiles.get(kind) or launch.tiles(kind, self.capability)
                 entry = next(rows for rows, _ in table if case.problem.positions <= rows)
@@ -156,11 +158,11 @@ class _Tuning:
                     plan = launch.choose(gemm, case.problem)
                 key = gemm, arithmetic(dtype, plan.precision), variant
                 fraction = cost_model.roofline(gemm, case.problem, plan, self.constants) / taken
-                known = {**self.constants.efficiency.get(key, {}), case.problem.positions: fraction}
+                known = {**self.constants.efficiency.get(key, {}), case.problem.positions: max(fraction, NEVER)}
                 self._store(replace(self.constants, efficiency={**self.constants.efficiency, key: known}))
 
     def _seconds(self, case: "_Case", **options: Any) -> float | None:
-        """The time of a case with launch options; None: no time is left, it does not run, or its result is wrong."""
+        """The time of a case with launch options; infinite if it does not run or is wrong; None if no time is left."""
         if time.monotonic() > self.deadline:
             return None
         name = ", ".join([case.name, *(str(value) for value in options.values())])
@@ -169,11 +171,11 @@ class _Tuning:
                 expected = case.expected()
             with launch.override(**options):
                 error = ((case.run().float() - expected).norm() / expected.norm()).item()
-                taken = self.timer(case.run) if error <= MAX_ERROR else None
+                taken = self.timer(case.run) if error <= MAX_ERROR else math.inf
         except (OutOfResources, PTXASError, torch.OutOfMemoryError) as failure:
             self.progress(f"{name}: does not run, {type(failure).__name__}")
-            return None
-        self.progress(f"{name}: " + (f"WRONG, error {error:.2g}" if taken is None else f"{1e3 * taken:.3f} ms"))
+            return math.inf
+        self.progress(f"{name}: " + (f"{1e3 * taken:.3f} ms" if taken < math.inf else f"WRONG, error {error:.2g}"))
         return taken
 
     def _store(self, constants: Constants) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernel_checks import DEVICE, INTERPRETED
 
-from overfeat.kernels import cost_model, launch, tune, tuned
+from overfeat.kernels import cost_model, launch, skip_classifier, tune, tuned
 from overfeat.kernels.plan import Tile
 from overfeat.kernels.problem import Problem
 
@@ -90,8 +90,14 @@ LAYER = tune.Layer(
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a dry run")
-def test_a_dry_run_measures_everything(folder):
-    lines = []
+def test_a_dry_run_measures_everything(folder, monkeypatch):
+    """With a variant whose results are wrong."""
+    lines, forward = [], skip_classifier.forward
+
+    def wrong(*arguments):
+        return forward(*arguments) * (2 if launch.active_override().variant == "descriptor" else 1)
+
+    monkeypatch.setattr(skip_classifier, "forward", wrong)
     path = tune.tune(DEVICE, progress=lines.append, layer=LAYER, kinds=[(torch.float32, "highest")], timer=_timer)
     stored = tuned.read(DEVICE)
     assert path.is_file() and stored.bandwidth == 2 * 64 / 1e-3
@@ -99,7 +105,9 @@ def test_a_dry_run_measures_everything(folder):
     assert measured == {(gemm, v) for gemm in ("forward", "weight") for v in cost_model.VARIANTS[gemm]}
     assert all(len(known) == 2 for known in stored.efficiency.values())
     assert list(stored.tiles) == ["ieee"] or list(stored.tiles) == ["ieee, fused"]
-    assert not [line for line in lines if "WRONG" in line]
+    assert len([line for line in lines if "WRONG" in line]) == 2
+    never = {(gemm, v) for (gemm, _, v), known in stored.efficiency.items() if max(known.values()) == tune.NEVER}
+    assert never == {("forward", "descriptor")}
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a dry run")
