@@ -1,9 +1,9 @@
 """Detectors of blood cells on BCCD's test images: BCCD=FOLDER python -m bench.accuracy.cells [NAME...]
 
 Starts, negatives, windows beyond the border, few images, seeds, DeepMultiBox: the complete trainings of
-bench/accuracy/cells.sh. Each as `overfeat detect` uses it, with the thresholds that its weights have; and greedy
-merging and box voting beside NMS, within classes and across them, with the best thresholds of those tried on the
-validation images. A measured net is skipped until its weights change.
+bench/accuracy/cells.sh. Each as `overfeat detect` uses it, with the thresholds that its weights have; and of the
+default greedy merging and box voting beside NMS, within classes and across them, with the best thresholds of those
+tried on the validation images. A measured net is skipped until its weights change.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from bench.accuracy.detection import Result, jackknife_error, voc
 from bench.common import ROOT, write_results
-from bench.pages.cells import ACROSS, COARSE, COARSE_RULES, TITLES
+from bench.pages.cells import ACROSS, COARSE, COARSE_RULES, RULED, TITLES
 from overfeat.cli.results import digest
 from overfeat.data.annotated import Annotated, Sample, align_boxes
 from overfeat.data.readers.annotations import read_annotations
@@ -91,19 +91,21 @@ def _start(weights: Path, classifier: Path | None = None) -> None:
         _loaded["detector"] = load(weights), load_regressor(weights)
 
 
-def collect(sample: Sample, strides: Sequence[str], with_detections: bool) -> Collected:
+def collect(sample: Sample, strides: Sequence[str], with_candidates: bool, with_detections: bool) -> Collected:
     net, regressor = _loaded["detector"]
     image, raw, detected = sample.read(), {}, {}
     size = (image.shape[1], image.shape[2])
     for stride in strides:
+        if with_detections:
+            detected[stride] = Result.of(detect(net, regressor, image, stride=stride, min_score=0.0))
+        if not with_candidates:
+            continue
         own = grids(net, size, DenseConfig(stride=stride))
         values = collect_candidates(
             net, regressor, image, own, MEMORY_LIMIT,
             score_threshold=min(SCORE_THRESHOLDS), max_candidates=MAX_CANDIDATES,
         )  # fmt: skip
         raw[stride] = tuple(array.numpy() for array in vars(values).values())
-        if with_detections:
-            detected[stride] = Result.of(detect(net, regressor, image, stride=stride, min_score=0.0))
     return Collected(size, raw, detected)
 
 
@@ -164,41 +166,46 @@ def choose(
 
 
 def measure_detector(name: str, weights: Path, data: dict[str, Annotated], workers: int) -> dict:
-    """The figures of one detector."""
+    """The figures of one detector; those of RULED with every rule of post-processing."""
     net = load(weights)
     names = net.class_names[:-1]
     data = {split: align_boxes(images, names) for split, images in data.items()}
     truths = {split: [ground_truth(sample) for sample in images.samples] for split, images in data.items()}
-    strides = ("fine", "coarse") if name in COARSE else ("fine",)
+    strides, ruled = ("fine", "coarse") if name in COARSE else ("fine",), name in RULED
     with multiprocessing.get_context("spawn").Pool(workers, _start, [weights]) as pool:
 
-        def collect_all(split: str, of_strides: Sequence[str], with_detections: bool) -> list[Collected]:
-            work = pool.imap(partial(collect, strides=of_strides, with_detections=with_detections), data[split].samples)
+        def collect_all(split: str, of_strides: Sequence[str], detections: bool) -> list[Collected]:
+            options = {"strides": of_strides, "with_candidates": ruled, "with_detections": detections}
+            work = pool.imap(partial(collect, **options), data[split].samples)
             return list(tqdm(work, f"{name}, {split}", len(data[split]), unit="image"))
 
         def run(images: list[Collected], rules: list[Rule]) -> dict[Rule, list[Result]]:
             work = pool.imap(partial(post_process, rules=rules), images)
             return by_key(tqdm(work, f"{name}, {len(rules)} rules", len(images), unit="image"))
 
-        validation = collect_all("val", ("fine",), False)
-        chosen, tried = choose(partial(run, validation), truths["val"], names)
-        test = collect_all("test", strides, True)
-        rules = {**chosen, **{key + COARSE_RULES: coarse(rule) for key, rule in chosen.items() if name in COARSE}}
-        results = run(test, list(set(rules.values())))
+        test, of_rules = collect_all("test", strides, True), {}
+        if ruled:
+            validation = collect_all("val", ("fine",), False)
+            chosen, tried = choose(partial(run, validation), truths["val"], names)
+            rules = {**chosen, **{key + COARSE_RULES: coarse(rule) for key, rule in chosen.items() if name in COARSE}}
+            results = run(test, list(set(rules.values())))
+            of_rules = {
+                "validation": tried,
+                "chosen": {key: asdict(rule) for key, rule in rules.items()},
+                "rules": {key: figures(results[rule], truths["test"], names) for key, rule in rules.items()},
+                "standard error of the difference to NMS": jackknife_error(
+                    [image.detected["fine"] for image in test], results[rules["NMS"]], truths["test"], len(names)
+                ),
+            }
     detected = by_key(image.detected for image in test)
     return {
         "scale_factors": list(net.scale_factors or ()),
         "reach": net.reach,
         "thresholds": asdict(net.thresholds) if net.thresholds else None,
-        "validation": tried,
-        "chosen": {key: asdict(rule) for key, rule in rules.items()},
         "detect": {stride: figures(of_stride, truths["test"], names) for stride, of_stride in detected.items()},
-        "rules": {key: figures(results[rule], truths["test"], names) for key, rule in rules.items()},
         "standard error": jackknife_error(detected["fine"], None, truths["test"], len(names)),
-        "standard error of the difference to NMS": jackknife_error(
-            detected["fine"], results[rules["NMS"]], truths["test"], len(names)
-        ),
         "seconds an image": seconds_an_image(weights, data["test"]),
+        **of_rules,
     }
 
 

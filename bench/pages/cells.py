@@ -24,7 +24,8 @@ TITLES = {
     "no-reach": "no windows beyond the border",
     "multibox": "DeepMultiBox, SqueezeNet's features frozen",
 }
-COARSE = (DEFAULT, SHORT)  # measured at coarse stride, too
+COARSE = (DEFAULT,)  # measured at coarse stride, too
+RULED = SEEDS[DEFAULT]  # measured with every rule of post-processing
 CLASSES = ("RBC", "WBC", "Platelets")
 FEW = "20-images"
 ACROSS, COARSE_RULES = ", across classes", ", coarse"  # endings of the names of rules
@@ -105,8 +106,8 @@ logs.
 ## Merging beside NMS
 
 "greedy" is merging, "voting" box voting. Thresholds are the best of those tried on the {validation["images"]}
-validation images, for each row and column, that of 20 images too. Mean average precision; in brackets its change by NMS
-across classes, which drops a box with a higher-scoring one of another class, too:
+validation images, for each row and column. Mean average precision; in brackets its change by NMS across classes, which
+drops a box with a higher-scoring one of another class, too:
 
 {_rules(nets)}
 

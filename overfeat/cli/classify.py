@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from overfeat.cli import features
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings, note_unseen
-from overfeat.cli.heat_maps import SUFFIXES, can_draw, class_scores, write_heat_maps
+from overfeat.cli.heat_maps import SUFFIXES, class_scores, write_heat_maps
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import config_from_args, refuse_options
-from overfeat.cli.results import add_out, result_folder
+from overfeat.cli.results import add_out, can_draw, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.errors import ArgumentError, InputError
 from overfeat.files import write_json
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from overfeat.dense.evaluate import score_maps
 
     net = load_net(args)
-    images = find_images(args.images)
+    images = find_images(args)
     output = None
     if args.out:
         settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}
@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         if not scores.isfinite().all():
             raise InputError("the net gives NaN scores; its weights are broken")
         top = top_classes(scores, net.class_names, args.top_k)
-        if maps:
-            write_heat_maps(args.out / path.name, image, maps, scores, net.class_names, args.top_k, draw)
+        if output and maps:
+            write_heat_maps(output(path, ""), image, maps, scores, net.class_names, args.top_k, draw)
         if output:
             write_json(output(path), {"image": str(path), "classes": top})
         if len(images) > 1:

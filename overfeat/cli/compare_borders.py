@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from overfeat.densify.net import DensifiedNet
 
     refuse_options(args, ("borders",), "compare-borders")
-    net, images = load_net(args), find_images(args.images)
+    net, images = load_net(args), find_images(args)
     if not isinstance(net, DensifiedNet):
         raise InputError("compare-borders is for --module and the net that ships; leave --weights out")
     print(f"{net}\n")

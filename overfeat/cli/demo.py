@@ -76,10 +76,10 @@ def _explain(net: "Net", picture: Path) -> None:
 def _photographs(net: "Net", out: Path) -> None:
     """Classify the shipped photographs."""
     from overfeat import visualize
-    from overfeat.data.images import list_images, read_image
+    from overfeat.data.images import read_image
     from overfeat.dense.evaluate import score_maps
 
-    paths = list_images(ASSETS / "photos")
+    paths = sorted((ASSETS / "photos").glob("*.[jp][pn]g"))
     print(f"{len(paths)} photographs, six scales, stride {STRIDE}, {net.geometry.name} of {net.num_classes} classes")
     for path in paths:
         image, picture = read_image(path), out / f"{path.stem}.png"
@@ -92,7 +92,7 @@ def _photographs(net: "Net", out: Path) -> None:
 def _single_objects(out: Path) -> None:
     """Classify and localize in the images of one digit."""
     from overfeat import visualize
-    from overfeat.data.images import list_images, read_image
+    from overfeat.data.images import read_image
     from overfeat.dense.candidates import candidates
     from overfeat.dense.detections import best_per_class, merge
     from overfeat.dense.evaluate import score_maps
@@ -100,7 +100,7 @@ def _single_objects(out: Path) -> None:
     from overfeat.models.checkpoint import load, load_regressor
 
     net, regressor = load(SHIPPED_WEIGHTS), load_regressor(SHIPPED_WEIGHTS)
-    images = list_images(ASSETS / "scenes")
+    images = sorted((ASSETS / "scenes").glob("*.png"))
     print(f"{len(images)} images of digits, six scales, {net.geometry.name} net of {net.num_classes} classes")
     for path in images:
         image = read_image(path)

@@ -15,7 +15,7 @@ Examples:
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets, multibox_settings, net_settings
 from overfeat.cli.options import add_options, config_from_args, refuse_options
-from overfeat.cli.results import SETTINGS, add_out, result_folder
+from overfeat.cli.results import SETTINGS, add_out, can_draw, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import MIN_SCORE, DetectionConfig
 from overfeat.errors import ArgumentError, InputError
@@ -85,14 +85,13 @@ def run(args: argparse.Namespace) -> int:
 
     (others,) = (names for method, names in OPTIONS.items() if method != args.method)
     refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
-    images = find_images(args.images)
+    images = find_images(args)
     detector, names, settings = (_multibox if args.method == "multibox" else _overfeat)(args)
-    output = None
+    output, draw = None, bool(args.out) and can_draw()
     if args.coco_ids and not args.out:
         raise InputError(f"--coco-ids {args.coco_ids} is for the {COCO} that -o FOLDER writes; give that, too")
     if args.out:
-        visualize.figure_class()
-        coco_ids(args.coco_ids, [path.name for path in images], names)  # before the work
+        coco_ids(args.coco_ids, list(images.values()), names)  # before the work
         settings = {"command": "detect", "min_score": args.min_score, **settings}
         output = result_folder(args.out, images, settings, ".json", [".png"], [COCO])
 
@@ -101,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
         detections = detector(image)
         objects = _entries(detections, names)
         if output:
-            visualize.detections(image, detections, names, path.name, args.out / f"{path.name}.png")
+            if draw:
+                visualize.detections(image, detections, names, path.name, output(path, ".png"))
             write_json(output(path), {"image": str(path), "objects": objects})
         if len(images) > 1:
             print(path)
@@ -182,13 +182,26 @@ def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[st
     """Write the results of all images in a folder as one list, as COCO's tools read it, with names beside the ids."""
     from overfeat.data.readers.coco import coco_ids
 
-    files = {path.stem: path for path in folder.glob("*.json") if path.name not in (SETTINGS, COCO)}
-    images, classes = coco_ids(annotations, sorted(files), class_names)
+    objects = dict(_results(folder))
+    images, classes = coco_ids(annotations, list(objects), class_names)
     results = []
-    for name, path in sorted(files.items()):
-        for entry in json.loads(path.read_text())["objects"]:
+    for name, entries in objects.items():
+        for entry in entries:
             x1, y1, x2, y2 = entry["box"]
             ids = {"image_id": images[name], "category_id": classes[entry["class"]]}
             box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
             results.append({**ids, "bbox": box, "score": entry["score"], "file_name": name, "category": entry["class"]})
     write_json(folder / COCO, results, indent=None)
+
+
+def _results(folder: Path) -> Iterator[tuple[str, list[dict]]]:
+    """The names of the images whose results are in a folder, sorted, and their objects; other JSON is passed over."""
+    for path in sorted(folder.rglob("*.json")):
+        if path.name in (SETTINGS, COCO):
+            continue
+        try:
+            result = json.loads(path.read_bytes())
+        except ValueError:
+            continue
+        if isinstance(result, dict) and {"image", "objects"} == set(result):
+            yield path.relative_to(folder).as_posix().removesuffix(".json"), result["objects"]

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     net = load_net(args)
     layer, layer_output = _layer(net, args)
-    images = find_images(args.images)
+    images = find_images(args)
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.out and args.format == "text":
             _write_text(features, sys.stdout)
             return
-        target = output(path) if output else args.out or Path(path.name + SUFFIXES[args.format])
+        target = output(path) if output else args.out or Path(images[path] + SUFFIXES[args.format])
         _write(features, layer, target, args.format)
         print(f"{target}: layer {layer}, {' x '.join(map(str, features.shape))}")
 

@@ -1,11 +1,8 @@
 """Heat maps of an image: the scores of every window, as .npz and as a picture."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from overfeat.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,18 +10,6 @@ if TYPE_CHECKING:
     from overfeat.dense.evaluate import ScoreMap
 
 SUFFIXES = (".npz", ".png")
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is there to draw pictures; a note on stderr if not."""
-    from overfeat.visualize import figure_class
-
-    try:
-        figure_class()
-    except InputError as error:
-        print(f"no pictures of heat maps: {error}", file=sys.stderr)
-        return False
-    return True
 
 
 def class_scores(maps: Sequence["ScoreMap"]) -> "Tensor":

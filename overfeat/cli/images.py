@@ -1,8 +1,10 @@
 """Images that a command works on: their options, reading them, and passing over bad ones."""
 
 import argparse
+import hashlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +18,13 @@ if TYPE_CHECKING:
     from overfeat.models.net import Net
 
 
+MAX_NAME = 200  # bytes; file systems allow 255, of which suffixes and names of partial files need some
+
+
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """The images, and --max-pixels."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    parser.add_argument("--recursive", action="store_true", help="read the folders in a folder, too")
     add_max_pixels(parser)
 
 
@@ -28,11 +34,31 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=help)
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files that paths name, folders replaced by the images in them."""
+def find_images(args: argparse.Namespace) -> dict[Path, str]:
+    """The image files that the command line names, folders replaced by the images in them, and the name of each.
+
+    Results are named after it: the file's name, or its path from the folder that was given. No name is too long for a
+    file system.
+    """
     from overfeat.data.images import list_images
 
-    return [image for path in paths for image in (list_images(path) if path.is_dir() else [path])]
+    images: dict[Path, str] = {}
+    for path in args.images:
+        if path.is_dir():
+            listed = list_images(path, args.recursive)
+            images |= {image: _short(image.relative_to(path).as_posix()) for image in listed}
+        else:
+            images[path] = _short(path.name)
+    return images
+
+
+def _short(name: str) -> str:
+    """The path with a hash in place of the end of a file name that leaves no room for a suffix."""
+    folder, _, file = name.rpartition("/")
+    if len(os.fsencode(file)) > MAX_NAME:
+        start = os.fsdecode(os.fsencode(file)[: MAX_NAME - 17])
+        file = f"{start}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:16]}"
+    return f"{folder}/{file}" if folder else file
 
 
 def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
@@ -51,7 +77,7 @@ def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
 
 
 def process_images(
-    images: Sequence[Path], process: Callable[[Path], None], output: Callable[[Path], Path] | None = None
+    images: Collection[Path], process: Callable[[Path], None], output: Callable[[Path], Path] | None = None
 ) -> int:
     """Process every image, and list the bad ones at the end; returns the exit status, 1 if any image failed.
 

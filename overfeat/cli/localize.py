@@ -20,7 +20,7 @@ from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_localizer, net_settings
 from overfeat.cli.options import add_options, config_from_args
-from overfeat.cli.results import add_out, result_folder
+from overfeat.cli.results import add_out, can_draw, result_folder
 from overfeat.files import write_json
 from overfeat.localization.config import LocalizationConfig
 
@@ -44,13 +44,12 @@ def run(args: argparse.Namespace) -> int:
     from overfeat.data.images import read_image
     from overfeat.dense.candidates import candidates
     from overfeat.dense.detections import best_per_class, merge
-    from overfeat.visualize import figure_class, localization
+    from overfeat.visualize import localization
 
     net, regressor = load_localizer(args)
-    images, config = find_images(args.images), config_from_args(LocalizationConfig, args)
-    output = None
+    images, config = find_images(args), config_from_args(LocalizationConfig, args)
+    output, draw = None, bool(args.out) and can_draw()
     if args.out:
-        figure_class()
         settings = {"command": "localize", **asdict(config), **dense_settings(args, net), **net_settings(args, net)}
         output = result_folder(args.out, images, settings, ".json", [".png"])
 
@@ -62,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         predictions = best_per_class(merged, top_k)
         entries = _entries(predictions, net.class_names)
         if output:
-            localization(image, raw, predictions, net.class_names, path.name, args.out / f"{path.name}.png")
+            if draw:
+                localization(image, raw, predictions, net.class_names, path.name, output(path, ".png"))
             write_json(output(path), {"image": str(path), "predictions": entries})
         if len(images) > 1:
             print(path)

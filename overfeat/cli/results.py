@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,31 +22,49 @@ def add_out(parser: argparse.ArgumentParser, help: str, metavar: str = "FOLDER",
     parser.add_argument("-o", "--out", type=Path, metavar=metavar, default=default, help=help)
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is there to draw pictures beside the results; a note on stderr if not."""
+    from overfeat.visualize import figure_class
+
+    try:
+        figure_class()
+    except InputError as error:
+        print(f"results without pictures: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def result_folder(
     folder: Path,
-    images: Sequence[Path],
+    images: Mapping[Path, str],
     settings: dict,
     suffix: str,
     beside: Sequence[str] = (),
     shared: Sequence[str] = (),
-) -> Callable[[Path], Path]:
+) -> Callable[..., Path]:
     """Prepare a folder for one result an image; returns a function from an image's path to its result's.
 
-    A result is named after the image, with a suffix; files with the suffixes `beside` are written for each image too,
-    and `shared` for all. settings.json records what the results depend on: a folder of other settings is refused.
+    A result is named after the image, with a suffix; files with the suffixes `beside` are written for each image too
+    (the function's second argument), and `shared` for all. settings.json records what the results depend on: a folder
+    of other settings is refused.
+
+    Args:
+        images: The name of each image, see `find_images`.
     """
     names: dict[str, Path] = {}
-    for path in images:
-        if f"{path.name}{suffix}" in (SETTINGS, *shared):
-            raise InputError(f"{path}: its result would be called {path.name}{suffix}, as another file is; rename it")
-        other = names.setdefault(path.name, path)
+    for path, name in images.items():
+        if f"{name}{suffix}" in (SETTINGS, *shared):
+            raise InputError(f"{path}: its result would be called {name}{suffix}, as another file is; rename it")
+        other = names.setdefault(name, path)
         if other != path:
-            raise InputError(f"{other} and {path} would both write {path.name}{suffix}; run them into two folders")
+            raise InputError(f"{other} and {path} would both write {name}{suffix}; run them into two folders")
     if beside and folder.resolve() in {path.resolve().parent for path in images}:
         raise InputError(f"{folder}: holds the images themselves; choose another folder for the results")
-    results = [*shared, *(f"{path.name}{end}" for path in images for end in (suffix, *beside))]
+    results = [*shared, *(f"{name}{end}" for name in names for end in (suffix, *beside))]
     _check_settings(folder, settings | {"folders": _folders(images)}, results)
-    return lambda path: folder / f"{path.name}{suffix}"
+    for parent in {(folder / name).parent for name in names}:
+        ensure_dir(parent)
+    return lambda path, end=suffix: folder / f"{images[path]}{end}"
 
 
 def _check_settings(folder: Path, settings: dict, results: Sequence[str]) -> None:
@@ -63,7 +81,7 @@ def _check_settings(folder: Path, settings: dict, results: Sequence[str]) -> Non
         raise InputError(f"{folder}: holds results of other settings (see {SETTINGS}); choose another folder")
 
 
-def _folders(images: Sequence[Path]) -> list[str]:
+def _folders(images: Iterable[Path]) -> list[str]:
     return sorted({str(path.resolve().parent) for path in images})
 
 

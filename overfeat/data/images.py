@@ -1,18 +1,31 @@
 """Reading images of every common kind as RGB bytes, and listing those of a folder."""
 
+import errno
+import io
 import os
 import threading
+import warnings
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from overfeat.data.limits import MAX_PIXELS
-from overfeat.errors import InputError
+from overfeat.data.pixels import rgb
+from overfeat.errors import ArgumentError, InputError, shorten
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# Of files that are images; those without a suffix are images if they begin as one.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif",
+    ".jp2", ".j2k", ".jpx", ".tga", ".pbm", ".pgm", ".ppm", ".pnm", ".xbm", ".pcx",
+)  # fmt: skip
+PNG = b"\x89PNG\r\n\x1a\n"
+VECTOR_FORMATS = ("EPS", "WMF")  # Pillow draws them with other programs
+TEXTS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG
+MIN_TEXT, MAX_TEXT = 900, 1_000_000  # bytes of a chunk that may have as many as MAX_TEXT, which Pillow takes
 _header_lock = threading.Lock()
 
 
@@ -26,22 +39,36 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: a folder, not an image; give one of the files in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: a pipe, socket or device, not a file; save the image to a file")
     try:
         with open(path, "rb") as file:
             if not file.read(1):
                 raise InputError(f"{path}: empty (0 bytes); copy or download the image again")
             file.seek(0)
             with open_header(file, path, max_pixels) as image:
-                return _to_tensor(image, path)
+                return torch.from_numpy(rgb(image)).permute(2, 0, 1).contiguous()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read; check the file's permissions") from error
-    except (InputError, MemoryError):
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EIO):
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise _damaged(path, error) from error
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for broken data
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: damaged or cut short ({reason}); copy or download the image again") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{path}: damaged or cut short ({reason}); copy or download the image again")
 
 
 def open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
@@ -49,44 +76,97 @@ def open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
     with _header_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(file)
+            image = Image.open(_without_large_text(file))
         except UnidentifiedImageError as error:
             raise InputError(f"{path}: not an image that Pillow can read; convert it to PNG or JPEG") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+    if image.format in VECTOR_FORMATS:
+        problem = f"{path}: {image.format_description or image.format}, which is drawn, not stored as pixels"
+        raise InputError(f"{problem}; convert it to PNG")
     width, height = image.size
     if width * height > max_pixels:
-        raise InputError(f"{path}: {height}x{width} pixels, more than the limit of {max_pixels:,}; make it smaller")
+        problem = f"{path}: {height}x{width} pixels, more than the limit of {max_pixels:,}; "
+        raise ArgumentError("max_pixels", "allows more, or make the image smaller", problem)
     return image
 
 
-def _to_tensor(image: Image.Image, path: Path) -> torch.Tensor:
-    depth = image.mode
-    # Pillow gives 16-bit PNG and PGM files as mode I too; in other formats I is a 32-bit number.
-    if depth == "F" or (depth == "I" and image.format not in ("PNG", "PPM")):
-        problem = f"32-bit numbers per pixel (mode {depth}) have no fixed range of brightness"
-        raise InputError(f"{path}: {problem}; convert it to 8 or 16 bits")
-    image = ImageOps.exif_transpose(image)
-    if depth == "I" or depth.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
-        pixels = np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        pixels = np.array(Image.alpha_composite(white, image).convert("RGB"))
+def _without_large_text(file: BinaryIO) -> BinaryIO:
+    """The file, or a copy of a PNG without the colour profile and texts that are too large for Pillow."""
+    large: list[tuple[int, int]] = []  # where they start and end
+    if file.read(len(PNG)) == PNG:
+        while len(header := file.read(8)) == 8:
+            kind, start = header[4:], file.tell()
+            length = int.from_bytes(header[:4], "big")
+            if kind in TEXTS and length > MIN_TEXT and _is_large(kind, file.read(length)):
+                large.append((start - 8, start + length + 4))
+            file.seek(start + length + 4)
+    file.seek(0)
+    if not large:
+        return file
+    content = bytearray(file.read())
+    for start, end in reversed(large):
+        del content[start:end]
+    return io.BytesIO(content)
+
+
+def _is_large(kind: bytes, content: bytes) -> bool:
+    """Whether a text or colour profile of a PNG has more than MAX_TEXT bytes, compressed or not."""
+    _, _, text = content.partition(b"\0")
+    if kind == b"iTXt" and text[:1] == b"\1":
+        text = text.split(b"\0", 3)[-1]
+    elif kind in (b"iCCP", b"zTXt"):
+        text = text[1:]
     else:
-        pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return len(text) > MAX_TEXT
+    try:
+        return len(zlib.decompressobj().decompress(text, MAX_TEXT + 1)) > MAX_TEXT
+    except zlib.error:
+        return kind == b"iCCP"  # Pillow judges damaged text; profiles are not used
 
 
-def list_images(folder: str | os.PathLike) -> list[Path]:
-    """The image files directly in a folder, by name, without hidden and partially written ones. Raises InputError."""
+def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+    """The image files in a folder, sorted by path; hidden files and folders, and partial files, do not count.
+
+    What is left out is said in a warning: files of other kinds, and folders unless `recursive`.
+
+    Raises:
+        InputError: for a missing folder, and for one without images.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         reason = "a file, not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {reason}; give the folder that holds the images")
-    visible = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
-    paths = sorted(path for path in visible if path.is_file())
+    paths: list[Path] = []
+    others: Counter[str] = Counter()
+    folders: list[str] = []
+    for root, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if name[0] != ".")
+        for name in sorted(file for file in files if file[0] != "."):
+            path = Path(root, name)
+            if is_image(path):
+                paths.append(path)
+            else:
+                others[(path.suffix.lower() or "without suffix") if path.is_file() else "that are no files"] += 1
+        if not recursive:
+            folders = names
+            break
+    left_out = [f"{count} {kind}" for kind, count in others.most_common()]
+    left_out += [f"the folders {shorten(folders)} (`recursive` reads them)"] if folders else []
     if not paths:
-        raise InputError(f"{folder}: no images in it; they end in {' '.join(SUFFIXES)}")
-    return paths
+        found = f", but {', '.join(left_out)}" if left_out else ""
+        raise InputError(f"{folder}: no images in it{found}; they end in {' '.join(SUFFIXES)}")
+    if left_out:
+        warnings.warn(f"{folder}: left out {', '.join(left_out)}", stacklevel=2)
+    return sorted(paths)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the suffix of an image, or none and the beginning of one."""
+    if path.suffix or not path.is_file():
+        return path.suffix.lower() in SUFFIXES and path.is_file()
+    try:
+        with Image.open(path) as image:
+            return image.format is not None
+    except Exception:  # Pillow's decoders raise many kinds
+        return False

@@ -152,7 +152,7 @@ def test_classify_with_and_without_heat_maps_is_the_same(module, capsys):
 def test_without_matplotlib_the_maps_are_written_and_the_picture_is_not(module, folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["classify", "photo.png", *OWN, "--stride", "8", "--heat-map", "-n", "2", "-o", "out"]) == 0
-    assert "no pictures of heat maps: pictures need matplotlib" in capsys.readouterr().err
+    assert "results without pictures: pictures need matplotlib" in capsys.readouterr().err
     assert sorted(path.name for path in (folder / "out").iterdir()) == [
         "photo.png.json",
         "photo.png.npz",

@@ -1,13 +1,15 @@
 """read_image on real files of every mode, and on files that are not images."""
 
+import os
 import struct
 import warnings
 import zlib
 
 import numpy as np
 import pytest
+import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from overfeat.data.images import list_images, read_image
 from overfeat.errors import InputError
@@ -128,6 +130,111 @@ def test_exif_rotation_of_a_jpeg(tmp_path):
     assert image.shape == (3, 32, 16) and image[:, :14].min() > 240 and image[:, 18:].max() < 15
 
 
+def exif_bytes(*entries):
+    """An EXIF block with tags (tag, type, count, value), of which the first need not suit the second."""
+    body, data, offset = struct.pack("<H", len(entries)), b"", 14 + 12 * len(entries)
+    for tag, kind, count, value in sorted(entries):
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<L", offset + len(data))
+        data += value if len(value) > 4 else b""
+        body += struct.pack("<HHL", tag, kind, count) + place
+    return b"Exif\0\0II" + struct.pack("<HL", 42, 8) + body + bytes(4) + data
+
+
+ODD_TAGS = {
+    "resolution -1/0": (0x11A, 10, 1, struct.pack("<ll", -1, 0)),
+    "resolution as text": (0x11A, 2, 8, b"72/1\0\0\0\0"),
+    "software as a fraction": (0x131, 5, 1, struct.pack("<LL", 1, 1)),
+    "speed over 65,535": (0x8827, 4, 1, struct.pack("<L", 102400)),
+    "negative width": (0x100, 9, 1, struct.pack("<l", -1)),
+    "date as a number": (0x132, 4, 1, struct.pack("<L", 1700000000)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TAGS.values(), ids=ODD_TAGS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_odd_exif_tags_do_not_keep_a_photograph_from_being_turned(tmp_path, orientation, odd):
+    turned = Image.fromarray(np.arange(24 * 16, dtype=np.uint8).reshape(24, 16) // 2)
+    plain, path = tmp_path / "plain.jpg", tmp_path / "photo.jpg"
+    tag = (0x112, 3, 1, struct.pack("<H", orientation))
+    for target, tags in ((plain, [tag]), (path, [tag, odd])):
+        turned.save(target, quality=95, exif=exif_bytes(*tags))
+    image = read_image(path)
+    assert image.shape == ((3, 24, 16) if orientation < 5 else (3, 16, 24))
+    with Image.open(plain) as expected:
+        assert np.array_equal(image[0].numpy(), np.asarray(ImageOps.exif_transpose(expected)))
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+LARGE_TEXTS = {
+    "colour profile": (b"iCCP", b"profile\0\0" + zlib.compress(bytes(1_500_000)), b"IDAT"),
+    "compressed text": (b"zTXt", b"Raw\0\0" + zlib.compress(bytes(2_000_000)), b"IDAT"),
+    "compressed text after the pixels": (b"zTXt", b"Raw\0\0" + zlib.compress(bytes(2_000_000)), b"IEND"),
+    "compressed XMP": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2_000_000)), b"IDAT"),
+    "text of 68 MB": (b"tEXt", b"Comment\0" + b"x" * 68_000_000, b"IDAT"),
+}
+
+
+@pytest.mark.parametrize(("kind", "content", "place"), LARGE_TEXTS.values(), ids=LARGE_TEXTS)
+def test_a_png_with_a_large_profile_or_text_is_read(tmp_path, kind, content, place):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path, Image.fromarray(GRADIENT), exif=exif)
+    data = path.read_bytes()
+    at = data.index(place) - 4
+    path.write_bytes(data[:at] + png_chunk(kind, content) + data[at:])
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), np.rot90(GRADIENT, -1))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_tiff_with_a_plane_of_16_bits_for_each_colour(tmp_path, orientation):
+    values = np.arange(5 * 7 * 3, dtype=np.uint16).reshape(5, 7, 3) * 600
+    path = tmp_path / "planes.tif"
+    tag = [(0x112, "H", 1, orientation, True)]
+    tifffile.imwrite(path, np.moveaxis(values, 2, 0), photometric="rgb", planarconfig="separate", extratags=tag)
+    expected = (values.astype(int) * 255 + 32767) // 65535
+    expected = np.rot90(expected, -1) if orientation == 6 else expected
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_16_bit_tiff_in_which_white_is_zero(tmp_path):
+    tifffile.imwrite(tmp_path / "w.tif", np.array([[0, 65535, 257 * 55]], np.uint16), photometric="miniswhite")
+    assert rows(read_image(tmp_path / "w.tif")) == [[[255] * 3, [0] * 3, [200] * 3]]
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_a_tiff_palette_of_8_or_16_bits(tmp_path, factor):
+    colors = np.stack([np.arange(256), 255 - np.arange(256), np.full(256, 7)]).astype(np.uint16)
+    indices = np.array([[0, 3, 255]], np.uint8)
+    tifffile.imwrite(tmp_path / "p.tif", indices, photometric="palette", colormap=colors * np.uint16(factor))
+    assert rows(read_image(tmp_path / "p.tif")) == [[[0, 255, 7], [3, 252, 7], [255, 0, 7]]]
+
+
+def test_the_transparent_level_of_16_bit_grey_is_white(tmp_path):
+    image = Image.fromarray(np.array([[0, 1000, 1001, 65535]], np.uint16))
+    path = saved(tmp_path, image, transparency=1000)
+    assert rows(read_image(path)) == [[[v] * 3 for v in (0, 255, 4, 255)]]
+
+
+def test_set_bits_of_an_xbm_are_black(tmp_path):
+    path = tmp_path / "ink.xbm"
+    path.write_text("#define ink_width 8\n#define ink_height 1\nstatic char ink_bits[] = {\n0x05};\n")
+    assert rows(read_image(path)) == [[[0] * 3, [255] * 3, [0] * 3] + [[255] * 3] * 5]
+
+
+def test_a_fourth_band_of_a_tiff_that_is_no_mask(tmp_path):
+    bands = np.random.default_rng(0).integers(0, 256, (9, 8, 4), np.uint8)
+    tifffile.imwrite(tmp_path / "nir.tif", bands, photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.warns(UserWarning, match="near-infrared"):
+        assert np.array_equal(read_image(tmp_path / "nir.tif").permute(1, 2, 0).numpy(), bands[..., :3])
+    bands[..., 3] = 255 * (bands[..., 3] > 99)
+    tifffile.imwrite(tmp_path / "mask.tif", bands, photometric="rgb", extrasamples=["unassalpha"])
+    image = read_image(tmp_path / "mask.tif").permute(1, 2, 0).numpy()
+    assert np.array_equal(image, np.where(bands[..., 3:] == 0, 255, bands[..., :3]))
+
+
 @pytest.mark.parametrize("name", ["m.gif", "m.tif"])
 def test_first_frame(tmp_path, name):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
@@ -205,12 +312,51 @@ def test_the_limit_is_max_pixels_not_pillows(tmp_path, monkeypatch):
 
 
 def test_list_images(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.Tiff", ".hidden.png", ".part-d.png", "notes.txt", "npg"):
+    names = (
+        "b.PNG",
+        "a.jpg",
+        "c.Tiff",
+        "d.jfif",
+        "e.avif",
+        ".hidden.png",
+        ".part-d.png",
+        "notes.txt",
+        "more.txt",
+        "npg",
+    )
+    for name in names:
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "e.png").touch()
-    assert list_images(tmp_path) == [tmp_path / name for name in ("a.jpg", "b.PNG", "c.Tiff")]
+    (tmp_path / "below" / "deeper").mkdir(parents=True)
+    for name in ("e.png", "deeper/a.jp2"):
+        (tmp_path / "below" / name).touch()
+    saved(tmp_path, Image.fromarray(GRADIENT), "photograph", format="JPEG")
+    flat = ["a.jpg", "b.PNG", "c.Tiff", "d.jfif", "e.avif", "photograph"]
+    with pytest.warns(UserWarning) as caught:
+        assert list_images(tmp_path) == [tmp_path / name for name in flat]
+    folders = "the folders below, folder.png (`recursive` reads them)"
+    assert [str(each.message) for each in caught] == [f"{tmp_path}: left out 2 .txt, 1 without suffix, {folders}"]
+    with pytest.warns(UserWarning, match="left out 2 .txt, 1 without suffix$"):
+        paths = list_images(tmp_path, recursive=True)
+    assert paths == sorted(tmp_path / name for name in [*flat, "below/e.png", "below/deeper/a.jp2"])
+
+
+def test_nothing_is_said_of_a_folder_of_images(tmp_path):
+    saved(tmp_path, Image.fromarray(GRADIENT))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list_images(tmp_path)) == 1
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "a pipe, socket or device" in error_of(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert "symbolic links" in error_of(tmp_path / "loop.png")
+    (tmp_path / "drawing.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n")
+    assert "drawn, not stored as pixels; convert it to PNG" in error_of(tmp_path / "drawing.eps")
+    with pytest.raises(InputError, match=r"no images in it, but 2 that are no files, 1 \.eps"):
+        list_images(tmp_path)
 
 
 def test_list_images_refuses(tmp_path):

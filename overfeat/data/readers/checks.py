@@ -16,13 +16,13 @@ import numpy as np
 from overfeat.data.annotated import Annotated, Sample, first_lines
 from overfeat.data.images import open_header
 from overfeat.data.limits import MAX_PIXELS
+from overfeat.data.pixels import upright_size
 from overfeat.errors import ArgumentError, InputError, shorten
 
 MAX_LIST = 100_000_000  # bytes
 OVERHANG = 1.0  # pixels that boxes of CSV, YOLO and LabelMe may extend beyond the image
 ROUNDING = 0.02  # pixels of it that are not worth a note
 MAX_SIDE = 1_000_000  # pixels that an annotation may state
-ORIENTATION = 0x0112  # the EXIF tag; 5 and above turn the image by 90 degrees
 FilePath = str | os.PathLike
 Names = Sequence[str] | None
 quoted = reprlib.Repr()
@@ -210,7 +210,7 @@ def stated_size(width: Any, height: Any, image: Path) -> tuple[int, int]:
     if 0.0 in sides:
         try:
             with open(image, "rb") as file, open_header(file, image, MAX_PIXELS) as header:
-                return header.size if header.getexif().get(ORIENTATION, 1) >= 5 else header.size[::-1]
+                return upright_size(header)
         except Exception as error:  # Pillow's decoders raise many kinds for broken data
             reason = " ".join(str(error).split())
             raise Invalid(f"no size is stated, and it cannot be read from the image ({reason})") from error

@@ -13,6 +13,8 @@ from overfeat.files import existing_dir
 def read_image_folder(path: str | os.PathLike) -> ImageFolder:
     """Read a folder that holds one folder of images per class; classes are sorted by name.
 
+    The folders in a class folder are read, too, as torchvision's ImageFolder does.
+
     Raises InputError for a missing folder, one without class folders, and class folders without images, by name.
     """
     path = existing_dir(path)
@@ -27,7 +29,7 @@ def gather_images(root: Path, names: Sequence[str], folders: Sequence[str]) -> I
     samples, empty = [], []
     for label, folder in enumerate(folders):
         try:
-            samples += [LabeledImage(file, label) for file in list_images(root / folder)]
+            samples += [LabeledImage(file, label) for file in list_images(root / folder, recursive=True)]
         except InputError:
             empty.append(folder)
     if empty:
