@@ -64,7 +64,7 @@ class Constants:
     tiles: Mapping[str, list[tuple[int, Tile]]] = field(default_factory=dict)
 
     def efficiency_of(self, gemm: Gemm, kind: str, variant: Variant, positions: int) -> float:
-        """Of a variant at the number of positions, among those that were measured, whose ratio to this one is least."""
+        """What was measured at the nearest number of positions, by their ratio, or else the estimate."""
         measured = self.efficiency.get((gemm, kind, variant))
         if not measured:
             return EFFICIENCY[variant]

@@ -150,7 +150,7 @@ def active_override() -> Override:
 
 
 def choose(gemm: Gemm, problem: Problem, without: frozenset[Variant] = frozenset()) -> Plan:
-    """How to launch one of the GEMMs of a problem; not with a variant of `without`.
+    """How to launch one of the GEMMs of a problem that has positions; not with a variant of `without`.
 
     A repeated call costs a look-up. Raises ValueError if an override forces a variant that does not do the problem.
     """

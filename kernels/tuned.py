@@ -21,7 +21,7 @@ REMEDY = "measure again with `python -m bench --tune`"
 
 def path_of(device: torch.device) -> Path:
     """The file of a device: $XDG_CACHE_HOME/overfeat/kernels-NAME.json, by default in ~/.cache."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return folder / "overfeat" / f"kernels-{re.sub(r'[^A-Za-z0-9]+', '-', _name(device))}.json"
 
 
