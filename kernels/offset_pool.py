@@ -8,6 +8,7 @@ order, so that it is deterministic. The argmax of a window is one byte.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -122,7 +123,7 @@ def forward(maps: Tensor, size: int, dilation: int) -> Tensor:
 
 def forward_list(maps: Sequence[Tensor], size: int) -> Tensor:
     """Maps of one C and different N, H, W -> [positions, C]: their pooled maps, one after the other, in one launch."""
-    positions = [num_positions([shape], (0, 0)) for shape in pooled_shapes(maps, size)]
+    positions = [n * h * w for n, h, w in pooled_shapes(maps, size)]
     pooled, start = maps[0].new_empty(sum(positions), maps[0].shape[1]), 0
     for i in range(0, len(maps), MAX_MAPS):
         stop = start + sum(positions[i : i + MAX_MAPS])
@@ -162,7 +163,7 @@ def backward_list(grad: Tensor, maps: Sequence[Tensor], size: int) -> list[Tenso
         return [result for part in parts for result in backward_list(*part, size)]
     if size <= MAX_SIZE and all(map(_has_rows, maps)):
         return _backward_rows(grad, maps, size, 1)
-    chunks = grad.split([num_positions([shape], (0, 0)) for shape in shapes])
+    chunks = grad.split([n * h * w for n, h, w in shapes])
     return [
         backward(chunk.reshape(*shape, channels).permute(0, 3, 1, 2), m, size, 1)
         for m, chunk, shape in zip(maps, chunks, shapes, strict=True)
@@ -223,6 +224,7 @@ def _backward_rows(grad: Tensor, maps: Sequence[Tensor], size: int, dilation: in
     return results
 
 
+@lru_cache(maxsize=1024)
 def _grid(rows: int, channels: int) -> tuple[int, int, dict[str, int]]:
     """Programs, groups of channels, and a program's constants: eight rows of BLOCK_C channels, or more of fewer."""
     block_c, group = min(BLOCK_C, triton.next_power_of_2(channels)), math.gcd(channels, MAX_GROUP)
