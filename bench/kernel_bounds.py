@@ -59,16 +59,22 @@ POOL, POOL_BACKWARD = "pool_rows_kernel", "pool_rows_backward_kernel"
 FORWARD, WEIGHT = "skip_classifier_fwd_kernel", "skip_classifier_bwd_weight_kernel"
 # The widest tile of the forward GEMM, which computes nearly all of a batch.
 WIDE_TILE = "BLOCK_M=128 EVEN_K=True POOL=1"
+POINTERS, DESCRIPTOR = f"{WIDE_TILE} DESCRIPTOR=False", f"{WIDE_TILE} DESCRIPTOR=True"
+REDUCE = "split_k_reduce_kernel"
 
 BOUNDS = (
     # Every GEMM: no spilled registers in its loop, and no wait for all wgmma where its operands are copied unmasked.
     bound(GEMM, NVIDIA, f"{SMALL}|tf32", "EVEN_K=True POOL=1", local=0, full_waits=0, narrow=0),
     bound(GEMM, LARGE, f"{SMALL}|tf32", local=0),
     # The forward GEMM.
-    bound(FORWARD, "sm_80", SMALL, WIDE_TILE, step=188, least_buffers=3, least_in_flight=4),
-    bound(FORWARD, "sm_90", SMALL, f"{WIDE_TILE} BLOCK_K=64", step=177, least_buffers=3, least_in_flight=2),
-    bound(FORWARD, "sm_100", SMALL, f"{WIDE_TILE} BLOCK_K=64", step=183, least_buffers=3, least_in_flight=2),
-    bound(FORWARD, LARGE, "tf32", WIDE_TILE, step=172, least_buffers=4, least_in_flight=4),
+    bound(FORWARD, "sm_80", SMALL, WIDE_TILE, step=160, divisions=0, least_buffers=3, least_in_flight=4),
+    bound(FORWARD, "sm_80", "tf32", WIDE_TILE, step=170, divisions=0, least_buffers=2, least_in_flight=2),
+    bound(FORWARD, LARGE, SMALL, f"{POINTERS} BLOCK_K=64", step=140, divisions=0, least_buffers=3, least_in_flight=2),
+    bound(FORWARD, "sm_90", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=120, divisions=0, least_buffers=4),
+    bound(FORWARD, "sm_100", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=140, divisions=0, least_buffers=4),
+    bound(FORWARD, LARGE, "tf32", POINTERS, step=140, divisions=0, least_buffers=4, least_in_flight=4),
+    bound(FORWARD, LARGE, "tf32", DESCRIPTOR, step=120, divisions=0, least_buffers=4, least_in_flight=2),
+    bound(REDUCE, NVIDIA, f"{SMALL}|tf32", "SPLIT_K=4", loops=0, total=340, narrow=1),
     # The gradient of the weight; two of its loads are of the table of positions.
     bound(WEIGHT, LARGE, SMALL, "BLOCK_M=128", step=330, narrow=2, full_waits=0, least_buffers=2),
     # Minimal filtering: 64 x 128 or 64 x 256 values a program; also loads of addresses and tables.

@@ -2,8 +2,9 @@
 
 Every kernel is compiled for each chip with every dtype and every launch configuration that overfeat.kernels.launch
 chooses, through the functions that launch it: a substitute for Triton's driver keeps the binaries, and meta tensors
-stand in for real ones. The report has registers, spills, shared memory and matrix instructions. Nothing runs, and no
-speed is measured.
+stand in for real ones. The report has registers, spills, shared memory, and what the machine code of the hot loops
+does (sass.py), and fails where a kernel breaks a bound (kernel_bounds.py). Nothing runs, and only the host time of calls
+is measured (kernel_calls.py).
 """
 
 import argparse
@@ -13,10 +14,8 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -25,45 +24,24 @@ try:
     import triton
 except ModuleNotFoundError as error:
     raise SystemExit("the kernels' compiler is missing: pip install 'overfeat[bench]'") from error
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import sm_arch_from_capability
 
-from bench import kernel_bounds, sass
+from bench import kernel_bounds, kernel_calls, sass
+from bench.absent_gpu import CHIPS, KINDS, Chip, compiling
 from bench.common import write_results
-from overfeat.kernels import box_merge, class_scores, launch, offset_pool, skip_classifier, skip_classifier_backward
+from overfeat.kernels import (
+    box_merge,
+    class_scores,
+    cost_model,
+    launch,
+    offset_pool,
+    skip_classifier,
+    skip_classifier_backward,
+)
+from overfeat.kernels.problem import Problem
 
 COMMAND = "python -m bench.kernel_report"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A GPU architecture; `capability` selects the launch configurations."""
-
-    name: str
-    capability: tuple[int, int]
-    shared: int  # bytes of shared memory available to a program
-    matrix: str  # a regular expression of its matrix instruction for tiles of 64 rows or more; HMMA for smaller ones
-
-    @property
-    def target(self) -> GPUTarget:
-        if self.name.startswith("gfx"):
-            return GPUTarget("hip", self.name, 64)
-        return GPUTarget("cuda", int(self.name.removeprefix("sm_")), 32)
-
-
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("sm_80", (8, 0), 163 * 1024, "HMMA"),
-        Chip("sm_86", (8, 6), 99 * 1024, "HMMA"),
-        Chip("sm_90", (9, 0), 227 * 1024, "HGMMA"),
-        Chip("sm_100", (10, 0), 227 * 1024, r"UTC\w*MMA"),
-        Chip("sm_120", (8, 0), 99 * 1024, "HMMA"),
-        Chip("gfx942", (8, 0), 64 * 1024, "not disassembled"),
-    )
-}
-KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -94,39 +72,6 @@ class Compiled:
         return dict(pair.split("=") for pair in self.options.split())
 
 
-class _Driver:
-    """Substitute for Triton's driver: names the target, keeps binaries, launches nothing."""
-
-    numbers = count()
-
-    def __init__(self, chip: Chip, kind: str):
-        self.chip, self.utils, self.binaries, self.source = chip, self, [], None
-        self.device = f"{chip.name} {kind} {next(_Driver.numbers)}"
-
-    def get_current_target(self) -> GPUTarget:
-        return self.chip.target
-
-    def get_current_device(self) -> str:
-        return self.device  # Triton loads a kernel once for each device: here, for each driver
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": self.chip.shared}
-
-    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
-        self.source = source, metadata
-        return lambda *arguments: None
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple:
-        source, metadata = self.source
-        names = source.fn.arg_names
-        constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
-        self.binaries.append((name, constants, metadata, binary))
-        return "loaded", None, 0, 0, 1024  # the module, function, registers, spills, threads
-
-
 def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     """Every launch configuration of the library: tiles by number of positions, pooling, channels, bias, split-K."""
     dtype = KINDS[kind]
@@ -135,8 +80,12 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     for max_rows, _ in launch.tiles(f"{name}, fused", chip.capability):
         yield partial(call, min(max_rows, 200), 1024, pool="fused")
     for max_rows, _ in launch.tiles(name, chip.capability):
-        yield partial(call, min(max_rows, 200), 1024, pool="separate", backward=True)
+        yield partial(call, min(max_rows, 200), 1024, split_k=1, pool="separate", backward=True)
         yield partial(call, min(max_rows, 200), 1024, split_k=4, pool="separate")
+    for variant in cost_model.VARIANTS["forward"]:
+        shape = Problem.of([empty(1, 1024, 15, 214)], empty(4096, 1024, 5, 5), 3, 3)
+        if variant != "direct" and not cost_model.unsupported_reason(variant, "forward", shape, chip.capability):
+            yield partial(call, 200, 1024, variant=variant)
     yield partial(overlapping_pools, dtype, "fused")
     yield partial(overlapping_pools, dtype, "separate")
     yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's k
@@ -192,21 +141,6 @@ def overlapping_pools(dtype: torch.dtype, pool: launch.Pool) -> None:
     with launch.override(pool=pool):
         output = skip_classifier.forward(maps, weight, _empty(dtype, 4096), 3, True, 2)
     skip_classifier_backward.backward(output, maps, weight, output, 3, 2, True, True)
-
-
-@contextmanager
-def compiling(chip: Chip, kind: str) -> Iterator[_Driver]:
-    """Kernels that are launched inside the block are compiled for the chip, and not run."""
-    driver, before = _Driver(chip, kind), torch.get_float32_matmul_precision()
-    previous = triton.runtime.driver._active  # the property would initialize a GPU driver
-    triton.runtime.driver.set_active(driver)
-    torch.set_float32_matmul_precision("highest" if kind == "ieee" else "high")
-    try:
-        with launch.on_chip(chip.capability, multiprocessors=132):
-            yield driver
-    finally:
-        triton.runtime.driver.set_active(previous)
-        torch.set_float32_matmul_precision(before)
 
 
 def compile_for(chip: Chip, kind: str, calls: Iterable[Callable[[], object]] | None = None) -> list[Compiled]:
@@ -282,7 +216,9 @@ def main() -> None:
     complaints = kernel_bounds.broken(rows)
     print(*(f"broken: {complaint}" for complaint in complaints), sep="\n")
     if not (args.chip or args.kind):
-        write_results("kernel-report", COMMAND, {"triton": triton.__version__, "kernels": [asdict(r) for r in rows]})
+        calls = [asdict(call) for call in kernel_calls.measure()]
+        results = {"triton": triton.__version__, "kernels": [asdict(row) for row in rows], "calls": calls}
+        write_results("kernel-report", COMMAND, results)
     raise SystemExit(bool(complaints))
 
 

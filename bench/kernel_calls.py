@@ -1,0 +1,142 @@
+"""What a call of the kernels costs the host: launches, and microseconds of Python, with a driver that launches nothing.
+
+Meta tensors stand in for real ones: nothing is computed, and torch's own kernels cost what they cost on a GPU only
+roughly. Host time does not contain torch's dispatch of the op (tens of microseconds), nor the driver's launches.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import overfeat
+from bench.absent_gpu import CHIPS, Driver, compiling
+from overfeat.kernels import box_merge, class_scores, launch, skip_classifier, skip_classifier_backward
+from overfeat.kernels.cost_model import unsupported_reason
+from overfeat.kernels.plan import Variant
+from overfeat.kernels.problem import Problem
+from overfeat.models.architecture import ARCHITECTURES
+from overfeat.models.receptive_field import output_size
+from overfeat.ops.backends import triton as backend
+
+CHIP, KIND, DTYPE = "sm_90", "bfloat16", torch.bfloat16
+NET = ARCHITECTURES["accurate"]
+VARIANTS: tuple[Variant, ...] = ("direct", "descriptor", "im2col", "filter3", "filter4")
+GROUPS, BOXES = 640, 1575  # of the merging
+REPEATS = 30
+# Of torch's ops those that launch no kernel, besides views.
+WITHOUT_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "lift_fresh")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call, and what it costs from the second time on."""
+
+    name: str
+    variant: str  # how the first full layer is computed
+    kernels: int  # launches of ours
+    torch_kernels: int  # ops of torch that launch at least one
+    microseconds: float | None  # of host time, the least of REPEATS; None where mostly torch's
+
+
+class Counter(TorchDispatchMode):
+    """Counts torch's ops that launch kernels; overfeat's ops run on the kernels, which torch would not do for meta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        namespace, name = op._schema.name.split("::")
+        if namespace == "overfeat":
+            with self:
+                return backend.BACKEND.functions[name](*arguments, **(options or {}))
+        self.count += not (op.is_view or name in WITHOUT_KERNEL)
+        return op(*arguments, **(options or {}))
+
+
+def maps_of(images: int) -> list[Tensor]:
+    """The last maps of the accurate net at its six scales, before their pooling."""
+    channels, steps = NET.convs[-1].channels, NET.feature_steps
+    sizes = [(output_size(steps, height), output_size(steps, width)) for height, width in NET.scales or ()]
+    made = [torch.empty(images, channels, *size, dtype=DTYPE, device="meta") for size in sizes]
+    return [m.contiguous(memory_format=torch.channels_last) for m in made]
+
+
+def calls() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Name, variant and function of each call whose host time is ours."""
+    channels, outputs, pool = NET.convs[-1].channels, NET.hidden[0], NET.convs[-1].pool
+    weight = torch.empty(outputs, channels, NET.kernel, NET.kernel, dtype=DTYPE, device="meta")
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = torch.empty(outputs, dtype=DTYPE, device="meta")
+    for name, images in (("batch 1", 1), ("batch 8 with flips", 16)):
+        maps = maps_of(images)
+        problem = Problem.of(maps, weight, pool, pool)
+        for variant in (None, *VARIANTS):
+            if variant is None or unsupported_reason(variant, "forward", problem) is None:
+                run = partial(skip_classifier.forward, maps, weight, bias, pool, True, pool)
+                yield f"first full layer, {name}", variant or "as chosen", partial(_forced, variant, run)
+    maps = maps_of(1)
+    grad = torch.empty(Problem.of(maps, weight, pool, pool).positions, outputs, dtype=DTYPE, device="meta")
+    backward = partial(skip_classifier_backward.backward, grad, maps, weight, grad, pool, pool, True, True)
+    yield "its gradients, batch 1", "as chosen", backward
+    logits = torch.empty(len(grad), 1000, dtype=DTYPE, device="meta")
+    counts = [Problem.of([m], weight, pool, pool).positions for m in maps]
+    yield "class scores, batch 1", "", partial(class_scores.forward, logits, counts)
+    boxes = torch.empty(GROUPS * BOXES, 4, device="meta")
+    rule = {"match_threshold": 0.5, "match_metric": "normalised", "box_average": "pairwise", "min_iou": 0.5}
+    merge = partial(box_merge.merge, boxes, boxes[:, 0], [BOXES] * GROUPS, **rule)
+    yield f"merging {GROUPS} groups of {BOXES:,} boxes", "", merge
+
+
+def _forced(variant: Variant | None, run: Callable[[], object]) -> None:
+    if variant is None:
+        run()
+        return
+    with launch.override(variant=variant):
+        run()
+
+
+def classification(flip: bool) -> Callable[[], object]:
+    """A whole classification of one image at six scales by the accurate net."""
+    with torch.device("meta"):
+        net = overfeat.build("accurate").to(DTYPE).eval()
+    size = max(NET.scales or ())
+    image = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
+    return lambda: overfeat.classify(net, image, flip=flip)
+
+
+def measure() -> list[Call]:
+    """Every call."""
+    rows = []
+    with compiling(CHIPS[CHIP], KIND) as driver:
+        for name, variant, run in calls():
+            run()  # compiles, and fills caches
+            rows.append(Call(name, variant, *_count(driver, run), _host_time(run)))
+        for flip in (False, True):
+            run = classification(flip)
+            with Counter():
+                run()
+            name = f"classification at six scales{' with flips' if flip else ''}, batch 1"
+            rows.append(Call(name, "as chosen", *_count(driver, run), None))
+    return rows
+
+
+def _count(driver: Driver, run: Callable[[], object]) -> tuple[int, int]:
+    before = driver.launched
+    with Counter() as counter:
+        run()
+    return driver.launched - before, counter.count
+
+
+def _host_time(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e6 * min(times)
