@@ -3,8 +3,8 @@
 Every kernel is compiled for each chip with every dtype and every launch configuration that overfeat.kernels.launch
 chooses, through the functions that launch it: a substitute for Triton's driver keeps the binaries, and meta tensors
 stand in for real ones. The report has registers, spills, shared memory, and what the machine code of the hot loops
-does (sass.py), and fails where a kernel breaks a bound (kernel_bounds.py). Nothing runs, and only the host time of calls
-is measured (kernel_calls.py).
+does (sass.py), and fails where a kernel breaks a bound (kernel_bounds.py). Nothing runs; of time, only the host's part
+of calls is measured (kernel_calls.py).
 """
 
 import argparse
