@@ -245,9 +245,11 @@ def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
 
 def warn_of_unit_range(net: Net, images: Tensor) -> None:
     """A warning for floating-point images in 0..1, if the net is made for pixels in 0..255; none in a CUDA graph."""
-    if images.is_cuda and torch.cuda.is_current_stream_capturing():
+    if max(net.pixel_std) <= 1 or not images.is_floating_point() or not images.numel():
         return
-    if max(net.pixel_std) > 1 and images.is_floating_point() and images.numel() and 0 < float(images.amax()) <= 1:
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():  # a graph cannot read a value
+        return
+    if 0 < float(images.amax()) <= 1:
         text = "the images have no value above 1, but pixels are 0..255: multiply images in 0..1 by 255"
         warnings.warn(text, stacklevel=2)
 

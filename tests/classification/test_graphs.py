@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from overfeat import InputError, classify, densify
 from overfeat.classification import graphs
-from overfeat.classification.graphs import capture
+from overfeat.classification.graphs import CapturedClassifier, capture
+from overfeat.dense import evaluate
+from overfeat.dense.config import DenseConfig
 
 SIZES = [(1, 3, 70, 90), (2, 3, 64, 64), (3, 70, 90)]
 SCALES = [0.8, 1.0]
@@ -48,6 +52,34 @@ def test_replays_equal_classify(simulated, make_net):
     assert len(simulated) == 6
     for scores, batch in zip(actual, images, strict=True):  # a later replay changes no earlier result
         assert torch.equal(scores, classify(net, batch, scales=SCALES, flip=True))
+
+
+class HostTensors(TorchDispatchMode):
+    """Counts the operators inside the block, and lists those that read or write a tensor on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.on_host = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+        self.count += 1
+        if any(t.device.type == "cpu" for t in tensors) or func is torch.ops.aten._local_scalar_dense.default:
+            self.on_host.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])
+def test_nothing_is_copied_from_the_host(make_net, dtype, monkeypatch):
+    """A graph holds no copy from the host and reads no value; the device of meta tensors stands for a GPU."""
+    monkeypatch.setattr(evaluate, "warn_of_unit_range", lambda net, images: None)  # checks that nothing is captured
+    classifier, net = CapturedClassifier([], DenseConfig(flip=True)), make_net("thin accurate").to("meta")
+    images = torch.empty(2, 3, 375, 500, dtype=dtype, device="meta")
+    with HostTensors() as operators:
+        assert classifier._eager(net, images).shape == (2, 5)
+    assert operators.count > 100
+    assert not operators.on_host
 
 
 def test_other_images_are_classified_eagerly(simulated, make_net):
