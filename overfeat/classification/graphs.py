@@ -82,7 +82,7 @@ def capture(
     evaluation, which is free again when the classifier is deleted.
 
     Args:
-        nets: As for `classify`; built-in nets without context, margin (`reach`) and means or deviations by channel.
+        nets: As for `classify`; built-in nets, on a backbone too, without context and margin (`reach`).
         shapes: [N, C, H, W] or [C, H, W] each. A list of images is a batch for each of its sizes.
         dtype: Of the images, uint8 or floating point.
         scales, flip, stride, memory_limit: See `DenseConfig`.
@@ -115,7 +115,6 @@ def _check_capturable(net: Net) -> None:
         "it is a converted module": not isinstance(net, OverFeat),
         "it has context": net.context is not None,
         "it has a margin (reach)": net.margin != (0, 0),
-        "it has pixel means or deviations by channel": max(len(net.mean_color), len(net.pixel_std)) > 1,
     }
     for reason, applies in reasons.items():
         if applies:

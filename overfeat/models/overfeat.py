@@ -178,7 +178,8 @@ class OverFeat(Net):
         # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
         images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
         mean, std = (
-            value if isinstance(value, float) else images.new_tensor(value).view(-1, 1, 1)
+            # Filled on the device: a CUDA graph cannot hold a copy from the host.
+            value if isinstance(value, float) else torch.cat([images.new_full((1, 1, 1), v) for v in value])
             for value in (self.architecture.mean, self.architecture.std)
         )
         return ((images - mean) / std).to(dtype)

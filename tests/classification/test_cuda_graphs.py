@@ -1,5 +1,7 @@
 """Captured classification with simulated graphs, and `classify` as its twin; tests/test_fast.py has those of a GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,6 +77,7 @@ def test_nothing_is_copied_from_the_host(make_net, dtype, monkeypatch):
     """A graph holds no copy from the host and reads no value; the device of meta tensors stands for a GPU."""
     monkeypatch.setattr(evaluate, "warn_of_unit_range", lambda net, images: None)  # checks that nothing is captured
     classifier, net = CapturedClassifier([], DenseConfig(flip=True)), make_net("thin accurate").to("meta")
+    net.architecture = replace(net.architecture, mean=(120.0, 110.0, 100.0))
     images = torch.empty(2, 3, 375, 500, dtype=dtype, device="meta")
     with HostTensors() as operators:
         assert classifier._eager(net, images).shape == (2, 5)
