@@ -31,21 +31,21 @@ def tile_of(i_tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _work_of(i_work, whole, steps, SPLIT_K: tl.constexpr):
+def _work_of(i_work, whole, steps, split_k, SHARED: tl.constexpr):
     """The tile of a work item, and its first step and the one after its last.
 
-    The first `whole` items are a tile each; the tiles after those are SPLIT_K items each, with a part of the steps.
+    The first `whole` items are a tile each; the tiles after those are split_k items each, with a part of the steps.
     """
-    if SPLIT_K == 1:
+    if not SHARED:
         return i_work, 0, steps
     i_part = tl.maximum(i_work - whole, 0)
-    is_whole = i_work < whole
-    i_tile = tl.where(is_whole, i_work, whole + i_part // SPLIT_K)
-    first = tl.where(is_whole, 0, steps * (i_part % SPLIT_K) // SPLIT_K)
-    return i_tile, first, tl.where(is_whole, steps, steps * (i_part % SPLIT_K + 1) // SPLIT_K)
+    is_whole, i_split = i_work < whole, i_part % split_k
+    i_tile = tl.where(is_whole, i_work, whole + i_part // split_k)
+    first = tl.where(is_whole, 0, steps * i_split // split_k)
+    return i_tile, first, tl.where(is_whole, steps, steps * (i_split + 1) // split_k)
 
 
-@triton.jit(do_not_specialize=["rows", "whole", "num_programs"])
+@triton.jit(do_not_specialize=["rows", "whole", "split_k", "num_programs"])
 def skip_classifier_fwd_kernel(
     maps,  # tuple of COUNT pointers: [positions, C] each, contiguous, 16-byte aligned; pooled maps if POOL is 1
     map_index,  # int32 [M]: the map of an output position
@@ -55,11 +55,12 @@ def skip_classifier_fwd_kernel(
     bias,  # [O], dtype of the maps; unused unless BIAS
     guard,  # int32 [1]: nothing is computed or written if it is 0; unused unless GUARD
     output,  # [M, O], contiguous, dtype of the maps: the whole tiles are written
-    partial,  # float32 [tiles - whole, SPLIT_K, BLOCK_M, BLOCK_N]: sums of parts, written; unused if SPLIT_K is 1
+    partial,  # float32 [tiles - whole, split_k, BLOCK_M, BLOCK_N], written: sums of parts; unused unless SHARED
     rows,  # M
     columns,  # O
     channels,  # C
-    whole,  # tiles that one program computes; each of the others is shared by SPLIT_K programs
+    whole,  # tiles that one program computes
+    split_k,  # programs that share each of the other tiles
     num_programs,
     COUNT: tl.constexpr,
     KERNEL_Y: tl.constexpr,  # k_y
@@ -70,7 +71,7 @@ def skip_classifier_fwd_kernel(
     RELU: tl.constexpr,
     GUARD: tl.constexpr,
     DESCRIPTOR: tl.constexpr,  # needs EVEN_K
-    SPLIT_K: tl.constexpr,
+    SHARED: tl.constexpr,  # there are other tiles
     EVEN_K: tl.constexpr,  # C is a multiple of BLOCK_K
     WIDE: tl.constexpr,  # a window reaches over 2^31 elements or more of a map
     PRECISION: tl.constexpr,  # of float32 GEMMs: ieee or tf32
@@ -83,11 +84,11 @@ def skip_classifier_fwd_kernel(
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     blocks_c = tl.cdiv(channels, BLOCK_K)
     steps = KERNEL_Y * KERNEL_X * blocks_c
-    works = whole + (tiles_m * tiles_n - whole) * SPLIT_K
+    works = whole + (tiles_m * tiles_n - whole) * split_k
     if GUARD:
         works = tl.where(tl.load(guard) == 0, 0, works)
     for i_work in range(tl.program_id(0), works, num_programs):
-        i_tile, first, last = _work_of(i_work, whole, steps, SPLIT_K)
+        i_tile, first, last = _work_of(i_work, whole, steps, split_k, SHARED)
         i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         # Rows and columns past the end read the last one, and are not stored. Masks are used instead where neighbours
@@ -122,7 +123,7 @@ def skip_classifier_fwd_kernel(
             o_row += tl.where(x == KERNEL_X, b_step, 0)
             x = tl.where(x == KERNEL_X, 0, x)
         m_row = (o_m < rows)[:, None]
-        if SPLIT_K > 1 and i_work >= whole:
+        if SHARED and i_work >= whole:
             o_part = (i_work - whole).to(tl.int64) * (BLOCK_M * BLOCK_N)
             p_part = partial + o_part + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
             tl.store(p_part, acc, mask=m_row)
@@ -166,19 +167,19 @@ def _store(acc, output, bias, row, o_n, m_row, columns, BIAS: tl.constexpr, RELU
     tl.store(p_output, acc.to(output.dtype.element_ty), mask=m_row & m_n[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "whole"])
+@triton.jit(do_not_specialize=["rows", "whole", "split_k"])
 def split_k_reduce_kernel(
-    partial,  # float32 [tiles - whole, SPLIT_K, BLOCK_M, BLOCK_N], contiguous
+    partial,  # float32 [tiles - whole, split_k, BLOCK_M, BLOCK_N], contiguous
     bias,  # [O], dtype of the output; unused unless BIAS
     guard,  # int32 [1]: nothing is written if it is 0; unused unless GUARD
     output,  # [M, O], contiguous, any float dtype: the tiles after `whole` are written
     rows,  # M
     columns,  # O
     whole,
+    split_k,
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     GUARD: tl.constexpr,
-    SPLIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     GROUP_M: tl.constexpr,
@@ -192,11 +193,12 @@ def split_k_reduce_kernel(
     m_row = (row < rows)[:, None]
     if GUARD:
         m_row &= tl.load(guard) != 0
-    p_part = partial + i_part.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N)
+    p_part = partial + i_part.to(tl.int64) * split_k * (BLOCK_M * BLOCK_N)
     p_part += o_row[:, None] * BLOCK_N + o_column[None, :]
     acc = tl.zeros([REDUCE_M, BLOCK_N], tl.float32)
-    for i_split in range(SPLIT_K):
-        acc += tl.load(p_part + i_split * (BLOCK_M * BLOCK_N), mask=m_row, other=0.0)
+    for _ in range(split_k):
+        acc += tl.load(p_part, mask=m_row, other=0.0)
+        p_part += BLOCK_M * BLOCK_N
     _store(acc, output, bias, row, i_n * BLOCK_N + o_column, m_row, columns, BIAS, RELU)
 
 
@@ -215,25 +217,24 @@ def forward(
     output = weight.new_empty(rows, columns) if output is None else output
     sources, table, pool = _sources(maps, problem, plan.pool)
     whole, shared = whole_and_shared(problem, plan)
-    split_k, partial = 1, output
+    partial = output
     if shared:
-        split_k = plan.split_k
-        partial = torch.empty(shared, split_k, tile.m, tile.n, dtype=torch.float32, device=output.device)
+        partial = torch.empty(shared, plan.split_k, tile.m, tile.n, dtype=torch.float32, device=output.device)
     bias_or_any = output if bias is None else bias.contiguous()
     guard_or_any = output if guard is None else guard
-    epilogue = {"BIAS": bias is not None, "RELU": relu, "GUARD": guard is not None, "SPLIT_K": split_k}
+    epilogue = {"BIAS": bias is not None, "RELU": relu, "GUARD": guard is not None}
     rows_of_weight, descriptor = _weight(weight, plan)
     skip_classifier_fwd_kernel[(plan.num_programs,)](
         sources, *table, rows_of_weight, bias_or_any, guard_or_any, output, partial, rows, columns, problem.channels,
-        whole, plan.num_programs, COUNT=len(sources), KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1],
-        DILATION=problem.tap, POOL=pool, DESCRIPTOR=descriptor, EVEN_K=plan.even_k, WIDE=_is_wide(problem),
-        PRECISION=plan.precision, **epilogue, **tile.options(),
+        whole, plan.split_k, plan.num_programs, COUNT=len(sources), KERNEL_Y=problem.kernel[0],
+        KERNEL_X=problem.kernel[1], DILATION=problem.tap, POOL=pool, DESCRIPTOR=descriptor, SHARED=shared > 0,
+        EVEN_K=plan.even_k, WIDE=_is_wide(problem), PRECISION=plan.precision, **epilogue, **tile.options(),
     )  # fmt: skip
     if shared:
         reduce_m = min(tile.m, max(1, launch.REDUCE_BLOCK // tile.n))
         split_k_reduce_kernel[(shared, tile.m // reduce_m)](
-            partial, bias_or_any, guard_or_any, output, rows, columns, whole, BLOCK_M=tile.m, BLOCK_N=tile.n,
-            GROUP_M=tile.group_m, REDUCE_M=reduce_m, **epilogue,
+            partial, bias_or_any, guard_or_any, output, rows, columns, whole, plan.split_k, BLOCK_M=tile.m,
+            BLOCK_N=tile.n, GROUP_M=tile.group_m, REDUCE_M=reduce_m, **epilogue,
         )  # fmt: skip
     return output
 
