@@ -90,9 +90,6 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     yield partial(overlapping_pools, dtype, "separate")
     yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's k
     yield lambda: call(200, 1000, bias=False, pool="separate")  # channels not divisible by 16
-    if kind == "bfloat16":  # the only dtype of minimal filtering
-        for channels, variant in ((1024, "filter3"), (1024, "filter4"), (1000, "filter3")):
-            yield partial(call, 200, channels, variant=variant)
     if kind == "ieee":  # boxes are float32 or float64
         for number, sizes in launch.MERGE_TILES.items():
             for tile in sizes:

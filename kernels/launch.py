@@ -158,6 +158,11 @@ def choose(gemm: Gemm, problem: Problem, without: frozenset[Variant] = frozenset
     return _choose(gemm, problem, without, active_override(), precision, _assumed_chip.get())
 
 
+def seconds(gemm: Gemm, problem: Problem, plan: Plan) -> float:
+    """The estimated time of a launch on the problem's device."""
+    return cost_model.seconds(gemm, problem, plan, known(problem.device, _assumed_chip.get())[1])
+
+
 @lru_cache(maxsize=4096)
 def _choose(
     gemm: Gemm, problem: Problem, without: frozenset[Variant], forced: Override, precision: Precision,

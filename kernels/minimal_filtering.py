@@ -84,6 +84,7 @@ class FilteredWeight:
     weight: weakref.ref[Tensor]
     version: tuple[int, int]  # and its address
     transformed: dict[int, Transformed] = field(default_factory=dict)
+    users: set[tuple[int, torch.cuda.Stream]] = field(default_factory=set)  # m, and a stream that the allocator knows
 
 
 _seen: dict[int, FilteredWeight] = {}
@@ -102,8 +103,8 @@ def is_ready(weight: Tensor, plan: Plan) -> bool:
     if entry is None or entry.weight() is not weight or entry.version != _version(weight):
         key = id(weight)
         _seen[key] = FilteredWeight(weakref.ref(weight, lambda _: _seen.pop(key, None)), _version(weight))
-        return launch.active_override().variant == plan.variant and not _capturing()
-    return FILTER_SIZES[plan.variant] in entry.transformed or not _capturing()
+        return launch.active_override().variant == plan.variant and not _capturing(weight)
+    return FILTER_SIZES[plan.variant] in entry.transformed or not _capturing(weight)
 
 
 def clear_cache() -> None:
@@ -274,16 +275,17 @@ def _transformed(weight: Tensor, m: int) -> Transformed:
         if weight.is_cuda:  # other streams may use it from now on
             torch.cuda.current_stream().synchronize()
     transformed = entry.transformed[m]
-    if _capturing():
+    if _capturing(weight):
         _pinned_by_graph.append(transformed)
-    elif weight.is_cuda:
+    elif weight.is_cuda and (user := (m, torch.cuda.current_stream())) not in entry.users:
+        entry.users.add(user)
         for tensor in transformed:
-            tensor.record_stream(torch.cuda.current_stream())
+            tensor.record_stream(user[1])
     return transformed
 
 
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def _capturing(weight: Tensor) -> bool:
+    return weight.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _version(weight: Tensor) -> tuple[int, int]:

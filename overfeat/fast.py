@@ -19,6 +19,7 @@ __all__ = [*overfeat.__all__, "CapturedClassifier", "Status", "capture", "status
 
 register_backend(prepacked.BACKEND)
 register_backend(triton.BACKEND)
+register_backend(triton.FILTERING)
 
 FAST_OPS = tuple(sorted({*prepacked.BACKEND.functions, *triton.BACKEND.functions}))
 

@@ -113,8 +113,8 @@ def eager_path(request, monkeypatch):
     monkeypatch.setattr(eager, "GATHER_MAX_POSITIONS", 10**9 if request.param == "gathered" else 0)
 
 
-# The packed backend does not have all ops; where Triton is interpreted, another run has tested eager PyTorch.
-NOT_HERE = {"reference", "packed"} | ({"torch"} if INTERPRETED else set())
+# These two backends do not have all ops; where Triton is interpreted, another run has tested eager PyTorch.
+NOT_HERE = {"reference", "packed", "filtering"} | ({"torch"} if INTERPRETED else set())
 
 
 @pytest.fixture(params=sorted(set(registry._backends) - NOT_HERE))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overfeat.ops.backends import eager
 from overfeat.ops.registry import Backend
 
 MIN_CAPABILITY = (8, 0)  # of an NVIDIA GPU: tile sizes are chosen for its tensor cores and shared memory
@@ -70,3 +71,26 @@ BACKEND = Backend(
     supports,
     "kernels, interpreted on the CPU (TRITON_INTERPRET=1)" if _interpreted() else "kernels",
 )
+
+
+def supports_filtering(op: str, device: torch.device, dtype: torch.dtype, num_classes: int | None = None) -> str | None:
+    """Why convolutions are not computed by minimal filtering on such inputs, or None if they may be."""
+    if device.type != "cuda":
+        return "minimal filtering by Triton is for GPUs"
+    if dtype != torch.bfloat16:
+        return "minimal filtering on GPUs is for bfloat16"
+    return supports(op, device, dtype, num_classes)
+
+
+def convolution(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool, dilation: int
+) -> Tensor:
+    """See ops.convolution."""
+    if stride == 1 and maps.numel():
+        result = _kernel("convolution", "forward")(maps, weight, bias, pad, relu, dilation)
+        if result is not None:
+            return result
+    return eager.convolution(maps, weight, bias, stride, pad, relu, dilation)
+
+
+FILTERING = Backend("filtering", {"convolution": convolution}, supports_filtering, "by minimal filtering where it pays")
