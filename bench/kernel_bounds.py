@@ -82,8 +82,8 @@ BOUNDS = (
     bound("filter_input_kernel", "sm_90", "bfloat16", "SIDE=8", loops=0, total=700, narrow=6),
     bound("filter_output_kernel", "sm_90", "bfloat16", loops=0, total=950, narrow=9),
     # Pooling: without loops, 256 outputs a warp, eight channels (four of float32) a load; also of addresses and tables.
-    bound(POOL, NVIDIA, SMALL, "SIZE=3 ARGMAX=False", loops=0, total=200, narrow=2),
-    bound(POOL, NVIDIA, "tf32", "SIZE=3 ARGMAX=False EVEN_C=True", loops=0, total=260, narrow=4),
+    bound(POOL, NVIDIA, SMALL, "SIZE=3 ARGMAX=False", loops=0, total=200, narrow=3),
+    bound(POOL, NVIDIA, "tf32", "SIZE=3 ARGMAX=False EVEN_C=True", loops=0, total=260, narrow=6),
     bound(POOL, "sm_90", SMALL, "SIZE=3 ARGMAX=True EVEN_C=True", loops=0, total=380, narrow=3),
     bound(POOL_BACKWARD, "sm_90", SMALL, "SIZE=3 EVEN_C=True", loops=0, total=640, narrow=14),
     # Merging boxes: one block-wide reduction a merge.

@@ -108,6 +108,7 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
         yield lambda: offset_pool.backward(empty(1, 256, 31, 40), empty(1, 256, 35, 44), 3, 2)
         yield lambda: offset_pool.forward(empty(1, 256, 35, 44), 3, 2)
         maps = [empty(1, 1024, 17, 17 + i) for i in range(6)]
+        yield lambda: offset_pool.forward_list(maps, 3)
         yield lambda: offset_pool.backward_list(empty(15 * sum(15 + i for i in range(6)), 1024), maps, 3)
         contiguous = torch.empty(1, 1024, 35, 44, dtype=dtype, device="meta")
         yield lambda: offset_pool.backward(empty(1, 1024, 33, 42), contiguous, 3, 1)
