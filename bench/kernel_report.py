@@ -86,6 +86,8 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
         shape = Problem.of([empty(1, 1024, 15, 214)], empty(4096, 1024, 5, 5), 3, 3)
         if variant != "direct" and not cost_model.unsupported_reason(variant, "forward", shape, chip.capability):
             yield partial(call, 200, 1024, variant=variant)
+    yield partial(call, 200, 1024, backward=True, variant="im2col")
+    yield partial(call, 20000, 1024, backward=True, variant="im2col")  # in chunks
     yield partial(overlapping_pools, dtype, "fused")
     yield partial(overlapping_pools, dtype, "separate")
     yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's k
@@ -126,19 +128,19 @@ def first_layer(
 ) -> None:
     """The classifier's first layer, 5 x 5, after 3 x 3 pools, with these launch options."""
     maps, weight = [_empty(dtype, 1, channels, 15, 14 + positions)], _empty(dtype, 4 * channels, channels, 5, 5)
-    with launch.override(**forced):
+    with launch.override(**{"variant": "direct"} | forced):
         skip_classifier.forward(maps, weight, _empty(dtype, 4 * channels) if bias else None, 3, True, 3)
-    if backward:
-        grad, output = _empty(dtype, positions, 4 * channels), _empty(dtype, positions, 4 * channels)
-        skip_classifier_backward.backward(grad, maps, weight, output, 3, 3, True, True)
+        if backward:
+            grad, output = _empty(dtype, positions, 4 * channels), _empty(dtype, positions, 4 * channels)
+            skip_classifier_backward.backward(grad, maps, weight, output, 3, 3, True, True)
 
 
 def overlapping_pools(dtype: torch.dtype, pool: launch.Pool) -> None:
     """A first full layer after 3 x 3 pools of stride 2, as AlexNet's."""
     maps, weight = [_empty(dtype, 1, 256, 20, 23)], _empty(dtype, 4096, 256, 6, 6)
-    with launch.override(pool=pool):
+    with launch.override(pool=pool, variant="direct"):
         output = skip_classifier.forward(maps, weight, _empty(dtype, 4096), 3, True, 2)
-    skip_classifier_backward.backward(output, maps, weight, output, 3, 2, True, True)
+        skip_classifier_backward.backward(output, maps, weight, output, 3, 2, True, True)
 
 
 def compile_for(chip: Chip, kind: str, calls: Iterable[Callable[[], object]] | None = None) -> list[Compiled]:

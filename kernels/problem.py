@@ -74,11 +74,6 @@ def pooled_shapes(maps: Sequence[Tensor], size: int) -> tuple[Shape, ...]:
     return tuple((n, h - size + 1, w - size + 1) for n, h, w in shapes_of(maps))
 
 
-def reach_of(weight: Tensor, tap: int) -> tuple[int, int]:
-    """Rows and columns of the pooled maps from a window's first position to its last."""
-    return (weight.shape[2] - 1) * tap, (weight.shape[3] - 1) * tap
-
-
 def num_positions(shapes: Sequence[Shape], reach: tuple[int, int]) -> int:
     """Output positions of pooled maps of these shapes."""
     return sum(n * (h - reach[0]) * (w - reach[1]) for n, h, w in shapes)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from overfeat.kernels import direct, launch, minimal_filtering
+from overfeat.kernels import direct, im2col, launch, minimal_filtering
 from overfeat.kernels.cost_model import FILTER_SIZES
 from overfeat.kernels.maps import MAX_MAPS
 from overfeat.kernels.problem import Problem
@@ -27,4 +27,6 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
         if minimal_filtering.is_ready(weight, plan):
             return minimal_filtering.forward(maps, weight, bias, problem, plan, relu)
         plan = launch.choose("forward", problem, without=frozenset(FILTER_SIZES))
+    if plan.variant == "im2col":
+        return im2col.forward(maps, weight, bias, problem, plan, relu)
     return direct.forward(maps, weight, bias, problem, plan, relu)

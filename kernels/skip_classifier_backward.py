@@ -1,9 +1,10 @@
 """The gradients of the classifier's first layer: GEMMs over the positions of all maps, like the forward pass.
 
-    of the pooled maps   rows: input positions,   sum over taps and outputs
+    of the pooled maps   rows: output positions,  columns: taps and channels, sum over outputs; then col2im.py
     of the weight        rows: outputs,           columns: taps and channels, sum over output positions
 
-Sums are in float32, in a fixed order. `backward` at the end launches the kernels.
+The second is our implicit GEMM or im2col.py's, as `launch.choose` selects. Sums are in float32, in a fixed order.
+`backward` at the end launches the kernels.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.target_info import cuda_capability_geq
 
-from overfeat.kernels import launch, offset_pool
-from overfeat.kernels.direct import channels_last, tile_of
-from overfeat.kernels.maps import input_positions, output_positions
-from overfeat.kernels.problem import Problem, num_positions, pooled_shapes, reach_of
+from overfeat.kernels import col2im, im2col, launch, offset_pool
+from overfeat.kernels.direct import tile_of
+from overfeat.kernels.maps import output_positions
+from overfeat.kernels.plan import Plan
+from overfeat.kernels.problem import Problem
+
+GRAD_MULTIPLE = 16  # elements: rows of the transposed gradient are loaded 16 bytes at a time
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -51,74 +56,17 @@ def relu_backward_kernel(
     tl.store(sums + i_m.to(tl.int64) * columns + o_n, total, mask=o_n < columns)
 
 
-@triton.jit(do_not_specialize=["rows", "num_programs"])
-def skip_classifier_bwd_input_kernel(
-    grad,  # [M, O], contiguous: gradient before the ReLU
-    weight,  # [O, k_y, k_x, C], contiguous, dtype of grad
-    result,  # [R, C], contiguous, dtype of grad, written: gradient of the pooled maps
-    input_y,  # int32 [R]: row of an input position
-    input_x,  # int32 [R]: its column
-    output_height,  # int32 [R]: rows of its map's output
-    output_width,  # int32 [R]: columns of its map's output
-    first_output,  # int64 [R]: the first output position of its image
-    rows,  # R
-    columns,  # C
-    outputs,  # O
-    num_programs,
-    KERNEL_Y: tl.constexpr,
-    KERNEL_X: tl.constexpr,
-    DILATION: tl.constexpr,
-    EVEN_K: tl.constexpr,  # O is a multiple of BLOCK_K
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    """Sum over taps: gradients of the outputs that use the position through that tap, times the tap's weights.
-
-    Accumulated in float32.
-    """
-    tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    blocks_o = tl.cdiv(outputs, BLOCK_K)
-    for i_tile in range(tl.program_id(0), tiles_m * tiles_n, num_programs):
-        i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
-        o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        row, m_n = tl.minimum(o_m, rows - 1), o_n < columns
-        b_y, b_x = tl.load(input_y + row), tl.load(input_x + row)
-        b_height, b_width = tl.load(output_height + row), tl.load(output_width + row)
-        b_first = tl.load(first_output + row)
-        o_k = tl.arange(0, BLOCK_K)
-        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(KERNEL_Y * KERNEL_X * blocks_o):
-            tap, o = step // blocks_o, step % blocks_o * BLOCK_K + o_k
-            y, x = b_y - tap // KERNEL_X * DILATION, b_x - tap % KERNEL_X * DILATION
-            m_row = (y >= 0) & (y < b_height) & (x >= 0) & (x < b_width)
-            o_output = b_first + y.to(tl.int64) * b_width + x
-            p_grad = grad + o_output[:, None] * outputs + o[None, :]
-            p_weight = weight + (o.to(tl.int64)[:, None] * (KERNEL_Y * KERNEL_X) + tap) * columns + o_n[None, :]
-            if EVEN_K:
-                b_grad = tl.load(p_grad, mask=m_row[:, None], other=0.0)
-                b_weight = tl.load(p_weight, mask=m_n[None, :], other=0.0)
-            else:
-                b_grad = tl.load(p_grad, mask=m_row[:, None] & (o < outputs)[None, :], other=0.0)
-                b_weight = tl.load(p_weight, mask=(o < outputs)[:, None] & m_n[None, :], other=0.0)
-            acc = tl.dot(b_grad, b_weight, acc, input_precision=PRECISION)
-        p_result = result + row.to(tl.int64)[:, None] * columns + o_n[None, :]
-        m_result = (o_m < rows)[:, None] & m_n[None, :]
-        tl.store(p_result, acc.to(result.dtype.element_ty), mask=m_result)
-
-
 @triton.jit(do_not_specialize=["positions", "num_programs"])
 def skip_classifier_bwd_weight_kernel(
-    grad,  # [M, O], contiguous: gradient before the ReLU
-    pooled,  # [R, C], contiguous, dtype of grad: the pooled maps, one after the other
+    grad,  # [O, pitch], contiguous, 16-byte aligned: gradient before the ReLU, transposed; 0 from column M on
+    pooled,  # [R, C], contiguous, 16-byte aligned, dtype of grad: the pooled maps, one after the other
     base_offset,  # int64 [M]: the first position in `pooled` of an output's window
     row_pitch,  # int32 [M]: positions in a row of its map
     result,  # [O, k_y, k_x, C], contiguous, dtype of grad, written: gradient of the weight
     rows,  # O
     columns,  # C
     positions,  # M
+    pitch,  # of grad, M or more
     num_programs,
     KERNEL_Y: tl.constexpr,
     KERNEL_X: tl.constexpr,
@@ -130,24 +78,30 @@ def skip_classifier_bwd_weight_kernel(
     GROUP_M: tl.constexpr,
 ):
     """Sum over output positions: the gradient of the output times the tap's inputs, accumulated in float32."""
+    # In TF32, wgmma reads its operands along the sum. Loads would be of 4 bytes at a time, since neighbours in `pooled`
+    # are channels. Through registers they are of 16.
+    TRANSPOSED: tl.constexpr = PRECISION == "tf32" and cuda_capability_geq(9, 0)
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     for i_work in range(tl.program_id(0), tiles_m * tiles_n * KERNEL_Y * KERNEL_X, num_programs):
         tap = i_work // (tiles_m * tiles_n)
+        o_y, o_x = tap // KERNEL_X * DILATION, tap % KERNEL_X * DILATION
         i_m, i_n = tile_of(i_work % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         m_m, m_n = o_m < rows, o_n < columns
+        p_row = grad + o_m.to(tl.int64)[:, None] * pitch
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, positions, BLOCK_K):
             o_k = start + tl.arange(0, BLOCK_K)
             m_k = o_k < positions
-            o_position = tl.load(base_offset + o_k, mask=m_k, other=0)
-            b_pitch = tl.load(row_pitch + o_k, mask=m_k, other=0).to(tl.int64)
-            o_position += tap // KERNEL_X * DILATION * b_pitch + tap % KERNEL_X * DILATION
-            p_grad = grad + o_k.to(tl.int64)[:, None] * rows + o_m[None, :]
-            b_grad = tl.load(p_grad, mask=m_k[:, None] & m_m[None, :], other=0.0)
+            o_position = tl.load(base_offset + o_k, mask=m_k, other=0)  # past the end: a position that exists
+            o_position += o_y * tl.load(row_pitch + o_k, mask=m_k, other=0).to(tl.int64) + o_x
+            b_grad = tl.load(p_row + o_k[None, :], mask=m_m[:, None] & (o_k < pitch)[None, :], other=0.0)
             p_pooled = pooled + o_position[:, None] * columns + o_n[None, :]
-            b_pooled = tl.load(p_pooled, mask=m_k[:, None] & m_n[None, :], other=0.0)
-            acc = tl.dot(tl.trans(b_grad), b_pooled, acc, input_precision=PRECISION)
+            if TRANSPOSED:
+                b_pooled = tl.where(m_k[:, None], tl.load(p_pooled, mask=m_n[None, :], other=0.0), 0.0)
+            else:
+                b_pooled = tl.load(p_pooled, mask=m_k[:, None] & m_n[None, :], other=0.0)
+            acc = tl.dot(b_grad, b_pooled, acc, input_precision=PRECISION)
         p_result = result + (o_m.to(tl.int64)[:, None] * (KERNEL_Y * KERNEL_X) + tap) * columns + o_n[None, :]
         tl.store(p_result, acc.to(result.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
 
@@ -157,39 +111,48 @@ def backward(
     need_maps: bool, need_weight: bool,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of ops.skip_classifier_flat_backward: of the maps, then of the weight and the bias."""
+    problem = Problem.of(maps, weight, size, tap)
     grad, grad_bias = _relu_backward(grad, output)
-    gradients = _grad_maps(grad, maps, weight, size, tap) if need_maps else []
+    gradients = _grad_maps(grad, maps, weight, problem) if need_maps else []
     if need_weight:
-        gradients += [_grad_weight(grad, maps, weight, size, tap), grad_bias]
+        gradients += [_grad_weight(grad, maps, weight, problem), grad_bias]
     return gradients
 
 
-def _grad_maps(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int, tap: int) -> list[Tensor]:
-    (outputs, channels, k_y, k_x), device, shapes = weight.shape, grad.device, pooled_shapes(maps, size)
-    grad_pooled = weight.new_empty(num_positions(shapes, (0, 0)), channels)
-    if grad_pooled.numel():
-        plan = launch.choose("input", Problem.of(maps, weight, size, tap))
-        skip_classifier_bwd_input_kernel[(plan.num_programs,)](
-            grad, channels_last(weight), grad_pooled, *input_positions(shapes, reach_of(weight, tap), device),
-            len(grad_pooled), channels, outputs, plan.num_programs, KERNEL_Y=k_y, KERNEL_X=k_x, DILATION=tap,
-            EVEN_K=plan.even_k, PRECISION=plan.precision, **plan.tile.options(),
-        )  # fmt: skip
-    return offset_pool.backward_list(grad_pooled, maps, size)
+def _grad_maps(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, problem: Problem) -> list[Tensor]:
+    if problem.positions and problem.channels:
+        grad_pooled = col2im.pooled_gradient(grad, weight, problem)
+    else:
+        grad_pooled = weight.new_empty(problem.pooled_positions, problem.channels)
+    return offset_pool.backward_list(grad_pooled, maps, problem.size)
 
 
-def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, size: int, tap: int) -> Tensor:
-    (outputs, channels, k_y, k_x), device = weight.shape, grad.device
-    grad_weight = torch.zeros(outputs, k_y, k_x, channels, dtype=weight.dtype, device=device)
-    if len(grad) and grad_weight.numel():
-        pooled = offset_pool.pooled_buffer(maps, size)
-        plan = launch.choose("weight", Problem.of(maps, weight, size, tap))
-        table = output_positions(pooled_shapes(maps, size), reach_of(weight, tap), True, device)
-        skip_classifier_bwd_weight_kernel[(plan.num_programs,)](
-            grad, pooled, table.base_offset, table.row_pitch, grad_weight, outputs, channels, len(grad),
-            plan.num_programs, KERNEL_Y=k_y, KERNEL_X=k_x, DILATION=tap, PRECISION=plan.precision,
-            **plan.tile.options(),
-        )  # fmt: skip
-    return grad_weight.permute(0, 3, 1, 2).contiguous(memory_format=offset_pool.memory_format_of(weight))
+def _grad_weight(grad: Tensor, maps: Sequence[Tensor], weight: Tensor, problem: Problem) -> Tensor:
+    if not grad.numel() or not weight.numel():
+        return torch.zeros_like(weight)
+    plan = launch.choose("weight", problem)
+    if plan.variant == "im2col":
+        result = im2col.weight_gradient(grad, maps, problem)
+    else:
+        result = _grad_weight_direct(grad, maps, problem, plan)
+    return result.permute(0, 3, 1, 2).contiguous(memory_format=offset_pool.memory_format_of(weight))
+
+
+def _grad_weight_direct(grad: Tensor, maps: Sequence[Tensor], problem: Problem, plan: Plan) -> Tensor:
+    """[O, k_y, k_x, C] from the gradient before the ReLU, contiguous."""
+    positions, outputs = grad.shape
+    pitch = triton.cdiv(positions, GRAD_MULTIPLE) * GRAD_MULTIPLE
+    transposed = grad.new_empty(outputs, pitch)
+    transposed[:, :positions] = grad.t()
+    transposed[:, positions:] = 0
+    result = grad.new_empty(outputs, *problem.kernel, problem.channels)
+    table = output_positions(problem.pooled, problem.reach, True, problem.device)
+    skip_classifier_bwd_weight_kernel[(plan.num_programs,)](
+        transposed, offset_pool.pooled_buffer(maps, problem.size), table.base_offset, table.row_pitch, result, outputs,
+        problem.channels, positions, pitch, plan.num_programs, KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1],
+        DILATION=problem.tap, PRECISION=plan.precision, **plan.tile.options(),
+    )  # fmt: skip
+    return result
 
 
 def _relu_backward(grad: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]:

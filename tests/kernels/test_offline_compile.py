@@ -17,9 +17,10 @@ from bench.kernel_report import compile_all, compile_for, first_layer
 from overfeat.kernels import launch, offset_pool
 
 SPILLS = 200  # bytes a thread, in the epilogue of the largest tiles; other kernels spill nothing
-GEMMS = {"skip_classifier_fwd_kernel", "skip_classifier_bwd_input_kernel", "skip_classifier_bwd_weight_kernel"}
+GEMMS = {"skip_classifier_fwd_kernel", "skip_classifier_bwd_weight_kernel"}
 KERNELS = GEMMS | {"split_k_reduce_kernel", "relu_backward_kernel", "pool_kernel", "pool_backward_kernel"}
 KERNELS |= {"pool_rows_kernel", "pool_rows_backward_kernel", "chunk_softmax_max_kernel", "segment_max_kernel"}
+KERNELS |= {"gather_windows_kernel", "gather_gradient_kernel"}
 MERGING = {"best_partner_kernel", "merge_kernel", "merge_tiled_kernel"}
 # python -m bench.kernel_report has all: more chips, and every kind of arithmetic for each.
 COMPILED = [("sm_80", "float16"), ("sm_90", "bfloat16"), ("sm_90", "tf32"), ("sm_90", "ieee"), ("sm_100", "bfloat16")]
