@@ -54,7 +54,10 @@ def gather_gradient_kernel(
     if CARRY:  # the rows of outputs that the position may use begin in an earlier chunk
         begins = b_first + tl.maximum(b_y - (KERNEL_Y - 1) * DILATION, 0).to(tl.int64) * b_width
         acc += tl.load(carry + o_result, mask=(m_row & (begins < start))[:, None] & m_c[None, :], other=0.0)
-    for i_y in range(KERNEL_Y):
+    # Taps that no position of the block has are left out.
+    first_y = (tl.maximum(b_y - b_height + 1, 0) + DILATION - 1) // DILATION
+    last_y = tl.minimum(b_y // DILATION, KERNEL_Y - 1)
+    for i_y in range(tl.min(first_y, axis=0), tl.max(last_y, axis=0) + 1):
         y = b_y - i_y * DILATION
         m_y = m_row & (y >= 0) & (y < b_height)
         o_row = b_first + y.to(tl.int64) * b_width

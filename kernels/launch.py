@@ -221,8 +221,7 @@ def _tile(gemm: Gemm, variant: Variant, table: list[tuple[int, Tile]], m: int, s
     """The tile of a table, made to fit the number of rows and of summands."""
     tile = next(tile for max_rows, tile in table if m <= max_rows)
     if gemm == "weight":  # its sum goes over positions, with masks
-        # Every other stage loads the table through which the next one loads an operand.
-        return replace(tile, stages=2 * tile.stages - 1, warps=8 if tile.m >= 128 else tile.warps)
+        return replace(tile, warps=8 if tile.m >= 128 else tile.warps)
     if tile.group_m * tile.m < m <= MAX_GROUP_M * tile.m:
         tile = replace(tile, group_m=MAX_GROUP_M)
     if variant == "descriptor" and tile.programs == 1:

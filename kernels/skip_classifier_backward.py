@@ -13,11 +13,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.target_info import cuda_capability_geq
+from triton.language.target_info import cuda_capability_geq, is_cuda
 
 from overfeat.kernels import col2im, im2col, launch, offset_pool
 from overfeat.kernels.direct import tile_of
-from overfeat.kernels.maps import output_positions
+from overfeat.kernels.maps import DeviceTableCache, Shape, output_positions
 from overfeat.kernels.plan import Plan
 from overfeat.kernels.problem import Problem
 
@@ -60,8 +60,7 @@ def relu_backward_kernel(
 def skip_classifier_bwd_weight_kernel(
     grad,  # [O, pitch], contiguous, 16-byte aligned: gradient before the ReLU, transposed; 0 from column M on
     pooled,  # [R, C], contiguous, 16-byte aligned, dtype of grad: the pooled maps, one after the other
-    base_offset,  # int64 [M]: the first position in `pooled` of an output's window
-    row_pitch,  # int32 [M]: positions in a row of its map
+    row_offset,  # int64 [k_y, M], contiguous: the first position in `pooled` of each row of taps of an output's window
     result,  # [O, k_y, k_x, C], contiguous, dtype of grad, written: gradient of the weight
     rows,  # O
     columns,  # C
@@ -76,25 +75,27 @@ def skip_classifier_bwd_weight_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    STAGES: tl.constexpr,  # of a GEMM whose operands' addresses are not loaded
 ):
     """Sum over output positions: the gradient of the output times the tap's inputs, accumulated in float32."""
-    # In TF32, wgmma reads its operands along the sum. Loads would be of 4 bytes at a time, since neighbours in `pooled`
-    # are channels. Through registers they are of 16.
-    TRANSPOSED: tl.constexpr = PRECISION == "tf32" and cuda_capability_geq(9, 0)
+    # In TF32, wgmma wants neighbours along the sum in shared memory; in `pooled` neighbours are channels. Copied there
+    # directly they would be loaded 4 bytes at a time, through registers it is 16.
+    TRANSPOSED: tl.constexpr = PRECISION == "tf32" and BLOCK_M >= 64 and cuda_capability_geq(9, 0)
+    # On NVIDIA's chips every other stage loads the table of positions, through which the next one loads an operand.
+    INDIRECT_STAGES: tl.constexpr = 2 * STAGES - 1 if is_cuda() else STAGES
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     for i_work in range(tl.program_id(0), tiles_m * tiles_n * KERNEL_Y * KERNEL_X, num_programs):
         tap = i_work // (tiles_m * tiles_n)
-        o_y, o_x = tap // KERNEL_X * DILATION, tap % KERNEL_X * DILATION
+        p_offset, o_x = row_offset + (tap // KERNEL_X).to(tl.int64) * positions, tap % KERNEL_X * DILATION
         i_m, i_n = tile_of(i_work % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         m_m, m_n = o_m < rows, o_n < columns
         p_row = grad + o_m.to(tl.int64)[:, None] * pitch
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for start in range(0, positions, BLOCK_K):
+        for start in tl.range(0, positions, BLOCK_K, num_stages=INDIRECT_STAGES):
             o_k = start + tl.arange(0, BLOCK_K)
             m_k = o_k < positions
-            o_position = tl.load(base_offset + o_k, mask=m_k, other=0)  # past the end: a position that exists
-            o_position += o_y * tl.load(row_pitch + o_k, mask=m_k, other=0).to(tl.int64) + o_x
+            o_position = tl.load(p_offset + o_k, mask=m_k, other=0) + o_x  # past the end: a position that exists
             b_grad = tl.load(p_row + o_k[None, :], mask=m_m[:, None] & (o_k < pitch)[None, :], other=0.0)
             p_pooled = pooled + o_position[:, None] * columns + o_n[None, :]
             if TRANSPOSED:
@@ -146,13 +147,23 @@ def _grad_weight_direct(grad: Tensor, maps: Sequence[Tensor], problem: Problem, 
     transposed[:, :positions] = grad.t()
     transposed[:, positions:] = 0
     result = grad.new_empty(outputs, *problem.kernel, problem.channels)
-    table = output_positions(problem.pooled, problem.reach, True, problem.device)
+    (offsets,) = _row_offsets(problem.pooled, problem.reach, problem.kernel[0], problem.tap, problem.device)
     skip_classifier_bwd_weight_kernel[(plan.num_programs,)](
-        transposed, offset_pool.pooled_buffer(maps, problem.size), table.base_offset, table.row_pitch, result, outputs,
-        problem.channels, positions, pitch, plan.num_programs, KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1],
-        DILATION=problem.tap, PRECISION=plan.precision, **plan.tile.options(),
+        transposed, offset_pool.pooled_buffer(maps, problem.size), offsets, result, outputs, problem.channels,
+        positions, pitch, plan.num_programs, KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1],
+        DILATION=problem.tap, PRECISION=plan.precision, STAGES=plan.tile.stages, **plan.tile.options(),
     )  # fmt: skip
     return result
+
+
+@DeviceTableCache
+def _row_offsets(
+    shapes: tuple[Shape, ...], reach: tuple[int, int], kernel_y: int, tap: int, device: torch.device
+) -> tuple[Tensor]:
+    """Of pooled maps of these shapes, row_offset of the kernel."""
+    table = output_positions(shapes, reach, True, torch.device("cpu"))
+    rows = [table.base_offset + i_y * tap * table.row_pitch for i_y in range(kernel_y)]
+    return (torch.stack(rows).to(device),)
 
 
 def _relu_backward(grad: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]:
