@@ -98,14 +98,20 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _tune(device: str, budget: float, out: Path | None) -> int:
-    """Tune the kernels for this GPU; `out`: a copy of what is stored."""
+    """Tune the kernels for this GPU; `out`: a copy of what is stored. 1 if a variant's result was wrong, or 0."""
     from overfeat.kernels.tune import tune
 
-    path = tune(choose_device(device), min(budget, TUNING_SECONDS), print)
+    lines: list[str] = []
+
+    def progress(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    path = tune(choose_device(device), min(budget, TUNING_SECONDS), progress)
     if out:
         shutil.copy(path, out)
     print(f"written to {path}")
-    return 0
+    return 1 if any("WRONG" in line for line in lines) else 0
 
 
 def _seconds(text: str) -> float:

@@ -62,12 +62,12 @@ class Recorder:
             self.message = crash.message if crash else report.longrepr[-1] if report.skipped else str(report.longrepr)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        error = _device_error()
+        if error and self.outcome != "failed":
+            self.outcome, self.message = "failed", error
         self._event(nodeid, self.outcome, self.message)
-        if self.outcome == "failed" and torch.cuda.is_available():
-            try:
-                torch.cuda.synchronize()
-            except RuntimeError:
-                pytest.exit("the device no longer responds", returncode=LOST)
+        if error:
+            pytest.exit("the device no longer responds", returncode=LOST)
 
     def _event(self, test: str, outcome: str, message: str = "") -> None:
         self._write({"test": test, "shard": self.shard, "outcome": outcome, "message": message[:MAX_MESSAGE]})
@@ -75,3 +75,14 @@ class Recorder:
     def _write(self, event: dict) -> None:
         with self.record.open("a") as file:
             file.write(json.dumps(event) + "\n")
+
+
+def _device_error() -> str:
+    """Why the device no longer responds, or an empty text; leaves its free memory to the other processes."""
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            return str(error)
+    return ""

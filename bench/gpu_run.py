@@ -41,6 +41,7 @@ SUITES = ("pooling", "first-layer", "classification", "merge-groups", "gradients
 TINY_TESTS, TINY_SUITES = ("tests/kernels/test_class_scores.py",), ("pooling", "first-layer")
 IMAGE = "overfeat/assets/scenes/00012.png"
 MAX_PROCESSES = 12  # of checks: each compiles kernels on a core of its own
+PROCESS_BYTES = 7 << 30  # of GPU memory, that one may need
 PROGRESS_SECONDS = 15.0
 GRACE = 8.0  # seconds before its limit at which the suite ends by itself
 COMPLETE, UNFINISHED, FAILED = "complete", "unfinished", "failed"
@@ -137,12 +138,18 @@ class GpuRun:
         return self._count_checks(bool(running))
 
     def _processes(self) -> int:
-        return 1 if self.dry else max(1, min(MAX_PROCESSES, len(os.sched_getaffinity(0)) * 3 // 4))
+        """As many as cores and memory are for."""
+        if self.dry:
+            return 1
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return max(1, min(MAX_PROCESSES, len(os.sched_getaffinity(0)) * 3 // 4, memory // PROCESS_BYTES))
 
     def _start_checks(self, index: int, count: int) -> subprocess.Popen:
+        ignored = ["--ignore", "tests/kernels/test_offline_compile.py"]  # it needs no GPU, and minutes
         quiet = ["-q", "--tb=short", "-o", "addopts=", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
         record = ["-p", "bench.checks", "--record", str(self.record), "--shard", f"{index}/{count}"]
-        command = [sys.executable, "-P", "-m", "pytest", *quiet, *record, *(TINY_TESTS if self.dry else TESTS)]
+        tests = TINY_TESTS if self.dry else TESTS
+        command = [sys.executable, "-P", "-m", "pytest", *ignored, *quiet, *record, *tests]
         environment = self.environment | {"OMP_NUM_THREADS": "1"}
         with self._log(f"{index}/{count}").open("a") as log:
             return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, process_group=0, env=environment)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,9 @@ from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
 from overfeat.models.flops import stage_macs
 from overfeat.models.overfeat import OverFeat
 from overfeat.models.receptive_field import output_size
+
+if TYPE_CHECKING:
+    from overfeat.kernels.problem import Problem
 
 Shape = tuple[int, int, int]  # images, height, width of feature maps
 Flat = Tensor | list[Tensor]
@@ -156,20 +160,33 @@ class Layer:
             flat, of_maps = self.cotangents
             return list(torch.autograd.grad(results, leaves, flat if isinstance(results, Tensor) else of_maps))
 
+    @property
+    def problem(self) -> "Problem":
+        from overfeat.kernels.problem import Problem
+
+        height, width = self.weight_shape[2:]
+        return Problem(tuple(self.shapes), self.channels, self.weight_shape[0], (height, width), self.tap, self.size,
+                       torch_dtype(self.dtype), self.machine.device)  # fmt: skip
+
+    def chosen(self) -> Implementation:
+        """The forward pass as the library launches it; the remark names the variant that it chose."""
+        from overfeat.kernels import launch
+
+        def variant(_: object) -> str:
+            return launch.choose("forward", self.problem).variant
+
+        return Implementation(self.bound(self.ours), remark=variant)
+
     def forced(self, gemm: str, call: Callable[[], Flat]) -> dict[str, Implementation]:
         """The call in every variant that this device can run; the others are recorded as skipped."""
         from overfeat.kernels import launch
         from overfeat.kernels.cost_model import unsupported_reason
-        from overfeat.kernels.problem import Problem
 
-        height = self.weight_shape[2]
-        problem = Problem(tuple(self.shapes), self.channels, self.weight_shape[0], (height, height), self.tap,
-                          self.size, torch_dtype(self.dtype), self.machine.device)  # fmt: skip
         device, implementations = self.machine.device, {}
         capability = [torch.cuda.get_device_capability(device)] if device.type == "cuda" else []
         for name in VARIANTS:
             variant = name.removeprefix(f"{FAST}-")
-            if reason := unsupported_reason(variant, gemm, problem, *capability):
+            if reason := unsupported_reason(variant, gemm, self.problem, *capability):
                 self.machine.run.skip(f"{name}, {gemm}, {dtype_name(self.dtype)}", reason)
             else:
                 run = within(partial(launch.override, variant=variant), call)
@@ -225,10 +242,10 @@ def pooling(machine: Machine) -> Iterator[Case]:
 def first_layer(machine: Machine) -> Iterator[Case]:
     """The first full layer on six scales in one call, in every variant; with horizontal flips too."""
     for images in sizes_of(machine).batches:
-        for flip in (False, True):
+        for flip in (False,) if machine.tiny else (False, True):
             one = layer(machine, images, flip=flip)
             ours = one.bound(one.ours)
-            implementations = {EAGER: baseline(one.bound(one.plain), result=flatten), FAST: Implementation(ours)}
+            implementations = {EAGER: baseline(one.bound(one.plain), result=flatten), FAST: one.chosen()}
             implementations |= one.forced("forward", ours)
             if not flip:
                 implementations[EACH] = Implementation(one.bound(one.each), result=flatten)
@@ -253,31 +270,30 @@ def classification(machine: Machine) -> Iterator[Case]:
         def call(function: Callable[[OverFeat, Tensor], object], images: int = images) -> object:
             return function(machine.net(sizes.architecture, dtype), machine.pixels(images, *sizes.image))
 
-        limited = partial(call, partial(classify, flip=True))
-        ours = partial(call, partial(classify, flip=True, memory_limit=8 * images * MEMORY_LIMIT))
+        options = {"flip": True, "memory_limit": 8 * images * MEMORY_LIMIT}
+        ours = partial(call, partial(classify, **options))
         implementations = {
             EAGER: baseline(partial(call, partial(_vote_with_flips, eager, sizes.scales))),
             OURS: Implementation(within(partial(ops.backend, "torch"), ours)),
             FAST: Implementation(ours),
-            DEFAULT_MEMORY: Implementation(limited),
+            DEFAULT_MEMORY: Implementation(partial(call, partial(classify, flip=True))),
         }
-        if machine.device.type == "cuda" and hasattr(fast, "capture"):
-            implementations[GRAPH] = Implementation(_captured(call))
         if images == sizes.batches[0]:
             implementations |= _compiled(
                 machine, lambda f, call=call: partial(call, partial(_vote_with_flips, f, sizes.scales)), eager
             )
+        implementations[GRAPH] = Implementation(_captured(call, options))
         yield Case("classification", "classify", f"six scales with horizontal flips, batch {images}", EAGER,
                    implementations, partial(call, create_inputs), dtype, images * flop, images=images)  # fmt: skip
 
 
-def _captured(call: Callable) -> Callable[[], Tensor]:
-    """A classification captured as a CUDA graph at its first call."""
+def _captured(call: Callable, options: dict) -> Callable[[], Tensor]:
+    """A classification that is captured as a CUDA graph at its first call."""
     captured: list[Callable[[Tensor], Tensor]] = []
 
     def run(net: OverFeat, pixels: Tensor) -> Tensor:
         if not captured:
-            captured.append(fast.capture(net, [tuple(pixels.shape)], flip=True))
+            captured.append(fast.capture(net, [tuple(pixels.shape)], **options))
         return captured[0](pixels)
 
     return partial(call, run)
@@ -341,7 +357,7 @@ def single_scales(machine: Machine) -> Iterator[Case]:
             one = layer(machine, images)
             one.shapes = [shape]
             ours = one.bound(one.ours)
-            implementations = {EAGER: baseline(one.bound(one.plain), result=flatten), FAST: Implementation(ours)}
+            implementations = {EAGER: baseline(one.bound(one.plain), result=flatten), FAST: one.chosen()}
             for name, pool in ((SEPARATE, "separate"), (FUSED, "fused")):
                 run = within(partial(launch.override, pool=pool, variant="direct"), ours)
                 implementations[name] = Implementation(run, forced=True)
@@ -359,7 +375,7 @@ def other_types(machine: Machine) -> Iterator[Case]:
         layers += [(f"six scales, batch {images}", layer(machine, images, dtype)) for images in sizes.batches]
     for shape, one in layers:
         ours = one.bound(one.ours)
-        implementations = {EAGER: baseline(one.bound(one.plain), result=flatten), FAST: Implementation(ours)}
+        implementations = {EAGER: baseline(one.bound(one.plain), result=flatten), FAST: one.chosen()}
         yield one.case("other-types", "first full layer", shape, implementations | one.forced("forward", ours))
         if one.dtype != torch.float32:
             yield replace(_gradients(one, shape), suite="other-types")
@@ -380,6 +396,14 @@ def gpu_cases(name: str, machine: Machine) -> Iterator[Case]:
     """The cases of a suite of GPU_SUITES, if the kernels run on this device; tiny ones if they are interpreted."""
     backend = ops.select_backend("skip_classifier_flat", machine.device, torch.float16)
     if backend.name == "triton" and (machine.device.type == "cuda" or machine.tiny):
+        machine.run.results["tuned"] = _is_tuned(machine.device)
         yield from GPU_SUITES[name](machine)
     else:
         machine.run.skip(name, "its kernels need a GPU of capability 8.0 or later, and Triton")
+
+
+def _is_tuned(device: torch.device) -> bool:
+    """Whether launches are chosen by what was measured on this device."""
+    from overfeat.kernels import tuned
+
+    return tuned.path_of(device).is_file()

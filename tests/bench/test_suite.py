@@ -377,6 +377,24 @@ def test_a_commit_against_itself(tmp_path, capfd):
     assert "overfeat-compare-" not in worktrees
 
 
+def test_tuning_is_copied(tmp_path, monkeypatch):
+    """`python -m bench --tune`, without measuring: within the time limit of tuning, and of --budget."""
+    pytest.importorskip("triton")
+    from overfeat.kernels import tune
+
+    def tuned(device, budget_s, progress):
+        stored = tmp_path / "stored.json"
+        stored.write_text(json.dumps({"device": str(device), "budget": budget_s}))
+        progress("filter3: WRONG" if budget_s < 15 else "filter3: 1 ms")
+        return stored
+
+    monkeypatch.setattr(tune, "tune", tuned)
+    for budget, expected in (("20", 20.0), ("900", 150.0)):
+        assert main(["--tune", "--device", "cpu", "--budget", budget, "-o", str(tmp_path / "copy.json")]) == 0
+        assert json.loads((tmp_path / "copy.json").read_text()) == {"device": "cpu", "budget": expected}
+    assert main(["--tune", "--device", "cpu", "--budget", "10"]) == 1, "a wrong result"
+
+
 def test_an_unknown_commit(tmp_path, capsys):
     assert main(["--quick", "--compare", "no-such-commit", "-o", str(tmp_path / "r.json")]) == 1
     assert "--compare no-such-commit: " in capsys.readouterr().err
