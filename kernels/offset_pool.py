@@ -89,7 +89,6 @@ def pool_rows_backward_kernel(
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     GROUP: tl.constexpr,  # divides C: so many channels are aligned as one
-    EVEN_C: tl.constexpr,  # C is a multiple of BLOCK_C
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -203,7 +202,7 @@ def _pool(maps: Sequence[Tensor], size: int, dilation: int, result: Tensor, last
         programs, groups, options = _grid(rows, channels)
         pool_rows_kernel[(programs,)](
             sources, *table, result, rows, groups, COUNT=len(sources), SIZE=size, DILATION=dilation, ARGMAX=argmax,
-            **options,
+            EVEN_C=channels % options["BLOCK_C"] == 0, **options,
         )  # fmt: skip
 
 
@@ -229,6 +228,6 @@ def _grid(rows: int, channels: int) -> tuple[int, int, dict[str, int]]:
     """Programs, groups of channels, and a program's constants: eight rows of BLOCK_C channels, or more of fewer."""
     block_c, group = min(BLOCK_C, triton.next_power_of_2(channels)), math.gcd(channels, MAX_GROUP)
     block_m = BLOCK // block_c
-    constants = {"GROUP": group, "EVEN_C": channels % block_c == 0, "BLOCK_M": block_m, "BLOCK_C": block_c}
+    constants = {"GROUP": group, "BLOCK_M": block_m, "BLOCK_C": block_c, "num_warps": WARPS}
     programs = triton.cdiv(rows, block_m) * triton.cdiv(channels, block_c)
-    return programs, channels // group, {**constants, "num_warps": WARPS}
+    return programs, channels // group, constants
