@@ -24,12 +24,6 @@ MAX_FILTERED_SIDE = 8  # input positions along a side of a tile: larger ones rou
 FILTERED_DTYPE = torch.bfloat16  # its operands are float16, whose rounding the tolerance of bfloat16 allows
 DESCRIPTOR_CAPABILITY = (9, 0)
 DESCRIPTOR_ALIGNMENT = 16  # bytes, of a row of the weight
-VARIANTS: dict[Gemm, tuple[Variant, ...]] = {
-    "forward": ("direct", "descriptor", "im2col", "filter3", "filter4"),
-    "input": ("direct",),
-    "weight": ("direct", "im2col"),
-}
-
 # By minimum capability: FLOP/s of a multiprocessor in large GEMMs, and bytes/s of a copy, read and written.
 DEFAULTS: dict[tuple[int, int], tuple[dict[str, float], float]] = {
     (8, 0): ({"16 bit": 2.4e12, "tf32": 1.2e12, "ieee": 0.15e12}, 1.6e12),
@@ -37,10 +31,13 @@ DEFAULTS: dict[tuple[int, int], tuple[dict[str, float], float]] = {
     (10, 0): ({"16 bit": 11e12, "tf32": 5.5e12, "ieee": 0.4e12}, 6.5e12),
 }
 LAUNCH = 3e-6  # seconds from the end of a kernel to the start of the next
-# Estimates. The library's GEMMs also leave multiprocessors idle; those of minimal filtering have few rows.
-EFFICIENCY: dict[Variant, float] = {
-    "direct": 0.8, "descriptor": 0.82, "im2col": 0.8, "filter3": 0.7, "filter4": 0.7,
-}  # fmt: skip
+# Of every variant of a GEMM, estimates. The library's GEMMs also leave multiprocessors idle; those of minimal filtering
+# have few rows; our weight gradient has twice the instructions of a plain GEMM.
+EFFICIENCY: dict[Gemm, dict[Variant, float]] = {
+    "forward": {"direct": 0.8, "descriptor": 0.82, "im2col": 0.8, "filter3": 0.7, "filter4": 0.7},
+    "weight": {"direct": 0.65, "im2col": 0.75},
+}
+VARIANTS: dict[Gemm, tuple[Variant, ...]] = {gemm: tuple(of_variants) for gemm, of_variants in EFFICIENCY.items()}
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Constants:
         """What was measured at the nearest number of positions, by their ratio, or else the estimate."""
         measured = self.efficiency.get((gemm, kind, variant))
         if not measured:
-            return EFFICIENCY[variant]
+            return EFFICIENCY[gemm][variant]
         return measured[min(measured, key=lambda count: abs(math.log(count / positions)))]
 
 
@@ -122,14 +119,17 @@ class Pass:
         return max(self.flop / flops, self.bytes / bandwidth)
 
 
-def passes(variant: Variant, gemm: Gemm, problem: Problem, fused: bool = False) -> list[Pass]:
-    """The passes of a variant, one a launch; `fused`: the GEMM pools as it loads."""
+def passes(variant: Variant, problem: Problem, fused: bool = False) -> list[Pass]:
+    """The passes of a variant, one a launch, for the output or the weight's gradient alike.
+
+    fused: the GEMM pools as it loads.
+    """
     item, positions, summands = problem.dtype.itemsize, problem.positions, problem.channels * problem.taps
     maps = item * problem.channels * sum(n * h * w for n, h, w in problem.shapes)
     pooled = item * problem.channels * problem.pooled_positions
     weight, output = item * problem.outputs * summands, item * positions * problem.outputs
     flop = 2 * positions * problem.outputs * summands
-    pooling = [] if fused or problem.size == 1 or gemm == "input" else [Pass("pooling", 0, maps + pooled)]
+    pooling = [] if fused or problem.size == 1 else [Pass("pooling", 0, maps + pooled)]
     if variant == "im2col":
         windows = item * positions * summands
         gather = Pass("gather", 0, pooled + windows)
@@ -173,7 +173,7 @@ def seconds(gemm: Gemm, problem: Problem, plan: Plan, constants: Constants) -> f
 def roofline(gemm: Gemm, problem: Problem, plan: Plan, constants: Constants) -> float:
     """The time of a launch whose kernels reach the device's peaks, except while programs of our GEMM are idle."""
     peak, bandwidth = constants.flops[arithmetic(problem.dtype, plan.precision)], constants.bandwidth
-    steps = passes(plan.variant, gemm, problem, plan.pool == "fused")
+    steps = passes(plan.variant, problem, plan.pool == "fused")
     total = sum(step.seconds(peak, bandwidth) for step in steps) + len(steps) * constants.launch
     if plan.variant in OURS:
         ours, waves = steps[-1], Waves.of(gemm, problem, plan, constants.multiprocessors)
@@ -217,6 +217,5 @@ def gemm_sizes(gemm: Gemm, problem: Problem) -> tuple[int, int, int]:
     """Rows, columns and summands a tap (for "weight": in all) of our implicit GEMM."""
     return {
         "forward": (problem.positions, problem.outputs, problem.channels),
-        "input": (problem.pooled_positions, problem.channels, problem.outputs),
         "weight": (problem.outputs, problem.channels, problem.positions),
     }[gemm]

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-Gemm = Literal["forward", "input", "weight"]  # the output, the gradient of the pooled maps, that of the weight
+Gemm = Literal["forward", "weight"]  # the output, the gradient of the weight; that of the maps has no variants
 Pool = Literal["separate", "fused"]
 # direct: our implicit GEMM, operands through pointers; descriptor: the same, the weight through a tensor descriptor;
 # im2col: windows gathered into a buffer, the GEMM by the library; filter3, filter4: minimal filtering, 3x3 or 4x4

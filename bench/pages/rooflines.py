@@ -59,11 +59,11 @@ def _times() -> str:
     rows = []
     for gpu, rates in GPUS.items():
         for name, problem in _cases().items():
-            of_variants = {key: _seconds(passes(v, "forward", problem), *rates) for key, v in VARIANTS.items()}
+            of_variants = {key: _seconds(passes(v, problem), *rates) for key, v in VARIANTS.items()}
             cells = [
                 f"{number(1e3 * taken)} ({number(of_variants['direct'] / taken)})" for taken in of_variants.values()
             ]
-            gemm = passes("direct", "forward", problem)[-1]
+            gemm = passes("direct", problem)[-1]
             bound = "memory" if gemm.bytes / rates[1] > gemm.flop / rates[0] else "arithmetic"
             rows.append([f"{gpu}, {name}", f"{problem.positions:,}", *cells, bound])
     head = ["computed: ms (times as fast as direct)", "positions", *VARIANTS, "direct is bound by"]
@@ -74,7 +74,7 @@ def _amounts() -> str:
     rows = []
     for name, problem in _cases().items():
         for key, variant in VARIANTS.items() if name.startswith("six") else ():
-            steps = passes(variant, "forward", problem)
+            steps = passes(variant, problem)
             flop, moved = sum(step.flop for step in steps), sum(step.bytes for step in steps)
             rows.append([f"{name}, {key}", number(flop / 1e9, 4), number(moved / 1e9), number(flop / moved)])
     return table(["computed", "GFLOP", "GB", "FLOP/byte"], rows)

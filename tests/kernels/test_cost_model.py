@@ -21,7 +21,7 @@ def six_scales(images, dtype=torch.bfloat16):
 
 
 def multiplications(variant, problem):
-    return sum(step.flop for step in passes(variant, "forward", problem)) / 2
+    return sum(step.flop for step in passes(variant, problem)) / 2
 
 
 def test_direct_multiplications_and_bytes():
@@ -29,11 +29,11 @@ def test_direct_multiplications_and_bytes():
     assert problem.positions == 1575
     for variant in ("direct", "descriptor", "im2col"):
         assert multiplications(variant, problem) == 1575 * 25600 * 4096
-    pooling, gemm = passes("direct", "forward", problem)
+    pooling, gemm = passes("direct", problem)
     pooled = sum((h - 2) * (w - 2) for h, w in SCALES)
     assert pooling.bytes == 2 * 1024 * (sum(h * w for h, w in SCALES) + pooled)
     assert gemm.bytes == 2 * (1024 * pooled + 25600 * 4096 + 1575 * 4096)
-    (fused,) = passes("direct", "forward", problem, fused=True)
+    (fused,) = passes("direct", problem, fused=True)
     assert fused.flop == gemm.flop
 
 
@@ -72,7 +72,7 @@ def test_measured_efficiencies_count():
     measured = replace(H200, efficiency={("forward", "16 bit", "im2col"): {10: 0.1, 1000: 0.9}})
     assert measured.efficiency_of("forward", "16 bit", "im2col", 90) == 0.1
     assert measured.efficiency_of("forward", "16 bit", "im2col", 110) == 0.9
-    assert measured.efficiency_of("forward", "tf32", "im2col", 110) == cost_model.EFFICIENCY["im2col"]
+    assert measured.efficiency_of("forward", "tf32", "im2col", 110) == cost_model.EFFICIENCY["forward"]["im2col"]
 
 
 def test_all_variants_have_estimates():
@@ -84,5 +84,5 @@ def test_all_variants_have_estimates():
                     plan = launch.choose(gemm, problem)
                 assert plan.variant == variant
                 limit = cost_model.roofline(gemm, problem, plan, H200)
-                assert cost_model.seconds(gemm, problem, plan, H200) == limit / cost_model.EFFICIENCY[variant]
+                assert cost_model.seconds(gemm, problem, plan, H200) == limit / cost_model.EFFICIENCY[gemm][variant]
                 assert 1e-4 < limit < 3e-3
