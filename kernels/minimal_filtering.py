@@ -36,6 +36,7 @@ from torch import Tensor
 from overfeat.kernels import direct, launch, offset_pool
 from overfeat.kernels.cost_model import FILTER_SIZES
 from overfeat.kernels.filter_transforms import check_weight_kernel, filter_input_kernel, filter_output_kernel
+from overfeat.kernels.library_gemm import float32_sums
 from overfeat.kernels.maps import DeviceTableCache, Shape
 from overfeat.kernels.plan import Plan
 from overfeat.kernels.problem import Problem
@@ -138,7 +139,8 @@ def forward(
             channels, TARGET=target, SIDE=side, KERNEL=k, DILATION=tap, PARTS=len(of_maps), BLOCK_T=of_maps.shape[2],
             BLOCK_C=BLOCK_C, num_warps=WARPS,
         )  # fmt: skip
-        torch.bmm(inputs, transformed.weight.transpose(1, 2), out=gemms)
+        with float32_sums():
+            torch.bmm(inputs, transformed.weight.transpose(1, 2), out=gemms)
         filter_output_kernel[(count, triton.cdiv(outputs, BLOCK_O))](
             gemms, tiles.output, tiles.output_pitch, tiles.rows, tiles.columns, low, high, transformed.exponent,
             bias_or_any, of_outputs, flag, output, start, count, outputs, TARGET=target, SIDE=side, OUTPUT_SIDE=m,
