@@ -366,8 +366,9 @@ def merge(
         limits = torch.tensor([match_threshold, min_iou], dtype=boxes.dtype, device=device)
         best_score, partner = torch.empty_like(sums), torch.empty(total, dtype=torch.int32, device=device)
         rule = {"MATCH_METRIC": MATCH_METRICS[match_metric], **EXACT}
+        end_of_box = ends.to(device).repeat_interleave(length.to(device), output_size=total)
         best_partner_kernel[(triton.cdiv(total, PARTNER_BLOCK_M),)](
-            corners, ends.repeat_interleave(length).to(device), limits, best_score, partner, total,
+            corners, end_of_box, limits, best_score, partner, total,
             BLOCK_M=PARTNER_BLOCK_M, BLOCK_N=PARTNER_BLOCK_N, num_warps=PARTNER_WARPS, **rule,
         )  # fmt: skip
         rule["WEIGHTED"] = box_average == "counts"

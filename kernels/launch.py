@@ -106,7 +106,7 @@ MERGE_TILES = {
         MergeTile(64, 64, warps=2),
         MergeTile(256, 256, warps=4, levels=2),
         MergeTile(1024, 1024, warps=8, levels=3),
-        MergeTile(ANY, 1024, warps=16, tiled=True),
+        MergeTile(ANY, 512, warps=8, tiled=True),
     ),
 }
 # best_partner_kernel: boxes of a program, and candidates at a time.
