@@ -41,6 +41,8 @@ class Recorder:
         self.record, self.shard = record, shard
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if torch.cuda.is_available():  # the CPU's tests run elsewhere
+            items[:] = [item for item in items if _device(item) != "cpu"]
         items.sort(key=lambda item: 2 * (LAST in item.nodeid) + (FIRST not in item.nodeid))
         index, shards = map(int, self.shard.split("/"))
         self._write({"collected": len(items), "shard": self.shard})
@@ -75,6 +77,11 @@ class Recorder:
     def _write(self, event: dict) -> None:
         with self.record.open("a") as file:
             file.write(json.dumps(event) + "\n")
+
+
+def _device(item: pytest.Item) -> object:
+    """The parameter `device` of a test, if it has one."""
+    return item.callspec.params.get("device") if hasattr(item, "callspec") else None
 
 
 def _device_error() -> str:

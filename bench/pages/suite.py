@@ -22,6 +22,12 @@ TITLES = {
 }
 FIRST_LAYER_GFLOPS = {1: 87, 4: 214, 6: 217}  # target at each scale, from a manual measurement with packed weights
 
+GPU_METHOD = """On a GPU, times of the kernels' suites (pooling, first-layer, gradients, single-scales, other-types) are
+the GPU's own, from a cold L2 cache, while the host runs ahead; all others include the host's. After `overfeat.fast-`
+stands a variant that was forced (kernels/launch.py), how pooling was done, `each`: a call per map, `graph`: a captured
+CUDA graph, `default-memory`: the default memory limit. The last column of `overfeat.fast` has the variant it chose.
+Minimal filtering needs fewer multiplications and can exceed the peak.
+"""
 METHOD = f"""`overfeat` is the library on the eager backend and `overfeat.fast` with `import overfeat.fast` (`-direct`:
 without Winograd convolutions); `torch.eager` and `torch.compile` are plain PyTorch; the other implementations are in
 `bench/suite/baselines.py`. Every result was compared with the case's reference (its first implementation, same dtype)
@@ -35,8 +41,9 @@ outputs once each. Peak memory excludes what was allocated before: weights and t
 
 def has_headline(results: dict) -> bool:
     """Whether a run measured the headline's cases; an interrupted one may not have."""
-    kinds = {(row["op"], row["dtype"]) for row in results["rows"]}
-    return {("accurate net, six scales", "float32"), ("first full layer", "float32")} <= kinds
+    kinds = {(row["suite"], row["op"], row["dtype"]) for row in results["rows"]}
+    six = "end-to-end", "accurate net, six scales", "float32"
+    return {six, ("classifier", "first full layer", "float32")} <= kinds
 
 
 def headline(results: dict) -> str:
@@ -116,9 +123,12 @@ def page(name: str, results: dict) -> str:
     sections = [
         f"# The bench suite{device}\n\n{measured_on(results)} {packages}.\n",
         f"Peaks measured in the same run (the highest of each): {peaks}.\n\n{METHOD}",
+        *([GPU_METHOD] if device else []),
     ]
     if not results["complete"]:
         sections.append("The run was interrupted: rows are missing.\n")
+    for entry in results.get("failed", []):
+        sections.append(f"Failed: {entry['what']}: {entry['why'].splitlines()[0]}\n")
     if results["device"] == "cpu" and results["complete"] and targets(results):
         sections.append(f"## Targets\n\n{_target_table(results)}\n")
     for suite, title in TITLES.items():

@@ -47,7 +47,8 @@ def headline(results: dict, path: Path) -> None:
         xscale="log", xlim=(min(bound, six[0]["median"]) / 3, 2.5 * six[-1]["median"]), ylim=(len(six) - 0.5, -0.9)
     )
     left.set_title(f"seconds an image: {six[0]['op']}, float32", fontsize=9)
-    layer = [row for row in results["rows"] if row["op"] == "first full layer" and row["dtype"] == "float32"]
+    of_suite = [row for row in results["rows"] if row["suite"] == "classifier"]
+    layer = [row for row in of_suite if row["op"] == "first full layer" and row["dtype"] == "float32"]
     for name in dict.fromkeys(row["backend"] for row in layer):
         selected = [row for row in layer if row["backend"] == name]
         right.plot(
