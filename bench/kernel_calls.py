@@ -27,6 +27,7 @@ CHIP, KIND, DTYPE = "sm_90", "bfloat16", torch.bfloat16
 NET = ARCHITECTURES["accurate"]
 VARIANTS: tuple[Variant, ...] = ("direct", "descriptor", "im2col", "filter3", "filter4")
 GROUPS, BOXES = 640, 1575  # of the merging
+WARM_UP = 3  # calls: they compile, fill caches, and transform weights that are used again
 REPEATS = 30
 # Of torch's ops those that launch no kernel, besides views.
 WITHOUT_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "lift_fresh")
@@ -34,7 +35,7 @@ WITHOUT_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "new_empt
 
 @dataclass(frozen=True)
 class Call:
-    """A call, and what it costs from the second time on."""
+    """A call, and what it costs once caches are filled."""
 
     name: str
     variant: str  # how the first full layer is computed
@@ -115,13 +116,13 @@ def measure() -> list[Call]:
     rows = []
     with compiling(CHIPS[CHIP], KIND) as driver:
         for name, variant, run in calls():
-            for _ in range(2):  # compiles, and fills caches: of transformed weights at the second call
+            for _ in range(WARM_UP):
                 run()
             rows.append(Call(name, variant, *_count(driver, run), _host_time(run)))
         for flip in (False, True):
             run = classification(flip)
-            with Counter():
-                for _ in range(2):
+            for _ in range(WARM_UP):
+                with Counter():
                     run()
             name = f"classification at six scales{' with flips' if flip else ''}, batch 1"
             rows.append(Call(name, "as chosen", *_count(driver, run), None))

@@ -11,6 +11,7 @@ import argparse
 import multiprocessing
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -209,16 +210,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chip", choices=CHIPS, action="append", help="only this one; repeatable")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this arithmetic; repeatable")
+    parser.add_argument("--save", action="store_true", help="write bench/results as for all chips")
     args = parser.parse_args()
     rows = compile_all(args.chip or tuple(CHIPS), args.kind or tuple(KINDS))
     for row in rows:
         print(_line(row))
     complaints = kernel_bounds.broken(rows)
     print(*(f"broken: {complaint}" for complaint in complaints), sep="\n")
-    if not (args.chip or args.kind):
+    if args.save or not (args.chip or args.kind):
         calls = [asdict(call) for call in kernel_calls.measure()]
         results = {"triton": triton.__version__, "kernels": [asdict(row) for row in rows], "calls": calls}
-        write_results("kernel-report", COMMAND, results)
+        write_results("kernel-report", " ".join([COMMAND, *sys.argv[1:]]), results)
     raise SystemExit(bool(complaints))
 
 
