@@ -22,7 +22,6 @@ NaN or infinity, the direct kernel writes all outputs; so it does if the weight 
 """
 
 import math
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -32,6 +31,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from overfeat.kernels import direct, launch, offset_pool
 from overfeat.kernels.cost_model import FILTER_SIZES
@@ -82,14 +82,13 @@ class Transformed(NamedTuple):
 class FilteredWeight:
     """A weight that was used before: its version, and its transforms by m."""
 
-    weight: weakref.ref[Tensor]
     version: tuple[int, int]  # and its address
     transformed: dict[int, Transformed] = field(default_factory=dict)
     users: set[tuple[int, torch.cuda.Stream]] = field(default_factory=set)  # m, and a stream that the allocator knows
 
 
-_seen: dict[int, FilteredWeight] = {}
-_pinned_by_graph: list[Transformed] = []  # every replay reads them
+_seen = WeakTensorKeyDictionary()  # FilteredWeight by weight
+_pinned_by_graph = WeakTensorKeyDictionary()  # by weight, each Transformed that replays of a graph read
 
 
 def is_ready(weight: Tensor, plan: Plan) -> bool:
@@ -100,10 +99,9 @@ def is_ready(weight: Tensor, plan: Plan) -> bool:
     """
     if weight.is_inference():  # such tensors have no version
         return False
-    entry = _seen.get(id(weight))
-    if entry is None or entry.weight() is not weight or entry.version != _version(weight):
-        key = id(weight)
-        _seen[key] = FilteredWeight(weakref.ref(weight, lambda _: _seen.pop(key, None)), _version(weight))
+    entry = _seen.get(weight)
+    if entry is None or entry.version != _version(weight):
+        _seen[weight] = FilteredWeight(_version(weight))
         return launch.active_override().variant == plan.variant and not _capturing(weight)
     return FILTER_SIZES[plan.variant] in entry.transformed or not _capturing(weight)
 
@@ -271,14 +269,14 @@ def transform_weight(weight: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 def _transformed(weight: Tensor, m: int) -> Transformed:
     """The transform of a weight that `is_ready`; made if it does not exist."""
-    entry = _seen[id(weight)]
+    entry = _seen[weight]
     if m not in entry.transformed:
         entry.transformed[m] = Transformed(*transform_weight(weight, m), *_sample(weight))
         if weight.is_cuda:  # other streams may use it from now on
             torch.cuda.current_stream().synchronize()
     transformed = entry.transformed[m]
     if _capturing(weight):
-        _pinned_by_graph.append(transformed)
+        _pinned_by_graph.setdefault(weight, []).append(transformed)
     elif weight.is_cuda and (user := (m, torch.cuda.current_stream())) not in entry.users:
         entry.users.add(user)
         for tensor in transformed:

@@ -74,7 +74,7 @@ def test_the_backend_is_chosen_in_evaluation():
     for _ in range(3):
         with torch.no_grad(), launch.override(variant="filter4"):
             assert_matches(ops.convolution(maps, weight, None, 1, 1), expected, torch.bfloat16)
-    assert minimal_filtering._seen[id(weight)].transformed
+    assert minimal_filtering._seen[weight].transformed
 
 
 def test_what_the_backend_supports():
