@@ -10,6 +10,7 @@ from bench.suite.cases import SUITES
 from bench.suite.machine import Machine
 from bench.suite.measure import set_up
 from bench.suite.runner import Run
+from bench.suite.timing import arithmetic
 from bench.tolerance import assert_matches
 from overfeat.profiling.measure import synchronize
 
@@ -32,8 +33,14 @@ def pytest_generate_tests(metafunc):
 def test_speed(benchmark, case, name):
     case.inputs()
     implementation, reference = case.implementations[name], case.reference_for(name)
-    actual = [implementation.run() for _ in range(implementation.warmup)][-1]
-    if reference != name:
-        assert_matches(actual, case.implementations[reference].run(), case.dtype)
-    benchmark.group = case.title
-    benchmark(lambda: (implementation.run(), synchronize(DEVICE)))
+    with arithmetic(case.dtype):
+        actual = result_of(implementation, implementation.warmup)
+        if reference != name:
+            assert_matches(actual, result_of(case.implementations[reference]), case.dtype)
+        benchmark.group = case.title
+        benchmark(lambda: (implementation.run(), synchronize(DEVICE)))
+
+
+def result_of(implementation, times=1):
+    result = [implementation.run() for _ in range(times)][-1]
+    return implementation.result(result) if implementation.result else result
