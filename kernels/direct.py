@@ -6,6 +6,7 @@ once. A table holds where each row's window starts (maps.OutputPositions), so th
 interleaved in memory. Sums are in float32. Pooling is a "separate" pass or "fused" into the loads of the GEMM.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,10 +59,11 @@ def skip_classifier_fwd_kernel(
     partial,  # float32 [tiles - whole, split_k, BLOCK_M, BLOCK_N], written: sums of parts; unused unless SHARED
     rows,  # M
     columns,  # O
-    channels,  # C
+    groups,  # C / GROUP
     whole,  # tiles that one program computes
     split_k,  # programs that share each of the other tiles
     num_programs,
+    GROUP: tl.constexpr,  # divides C, so that the compiler knows how many channels it may load at a time
     COUNT: tl.constexpr,
     KERNEL_Y: tl.constexpr,  # k_y
     KERNEL_X: tl.constexpr,  # k_x
@@ -81,6 +83,7 @@ def skip_classifier_fwd_kernel(
     GROUP_M: tl.constexpr,
 ):
     """The output of every position: bias and ReLU in the epilogue, accumulated in float32."""
+    channels = groups * GROUP
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     blocks_c = tl.cdiv(channels, BLOCK_K)
     steps = KERNEL_Y * KERNEL_X * blocks_c
@@ -95,9 +98,11 @@ def skip_classifier_fwd_kernel(
         # in a block are neighbours in memory, so that the compiler can vectorise the loads.
         row, column = tl.minimum(o_m, rows - 1), tl.minimum(o_n, columns - 1)
         o_k = tl.arange(0, BLOCK_K)
-        # The next step reads channel c of tap column x, in the tap row o_row elements after the window's first. They
-        # are counted up: divisions by run-time values would cost more than the rest of the loop.
-        c, x, y = first % blocks_c * BLOCK_K, first // blocks_c % KERNEL_X, first // blocks_c // KERNEL_X
+        # The next step reads channel c of tap column x, in the tap row o_row elements after the window's first; the
+        # tap's weights begin at o_tap. These are counted up: divisions by run-time values would cost more than the
+        # rest of the loop.
+        c, i_tap = first % blocks_c * BLOCK_K, first // blocks_c
+        x, y, o_tap = i_tap % KERNEL_X, i_tap // KERNEL_X, i_tap * channels
         b_line = tl.load(row_pitch + row).to(tl.int64) * channels  # elements in a row of the map
         b_step = (DILATION * b_line).to(tl.int64 if WIDE else tl.int32)
         o_row = y * b_step
@@ -114,11 +119,11 @@ def skip_classifier_fwd_kernel(
             elif EVEN_K:
                 b_weight = tl.load(p_weight + step * BLOCK_K)
             else:
-                o_tap = step // blocks_c * channels
-                b_weight = tl.load(p_weight + o_tap + c, mask=m_k[:, None], other=0.0)
+                b_weight = tl.load(p_weight + (o_tap + c), mask=m_k[:, None], other=0.0)
             acc = tl.dot(b_map, b_weight, acc, input_precision=PRECISION)
             c += BLOCK_K
             x += (c >= channels).to(tl.int32)
+            o_tap += tl.where(c >= channels, channels, 0)
             c = tl.where(c >= channels, 0, c)
             o_row += tl.where(x == KERNEL_X, b_step, 0)
             x = tl.where(x == KERNEL_X, 0, x)
@@ -223,12 +228,14 @@ def forward(
     bias_or_any = output if bias is None else bias.contiguous()
     guard_or_any = output if guard is None else guard
     epilogue = {"BIAS": bias is not None, "RELU": relu, "GUARD": guard is not None}
+    group = math.gcd(problem.channels, 16)
     rows_of_weight, descriptor = _weight(weight, plan)
     skip_classifier_fwd_kernel[(plan.num_programs,)](
-        sources, *table, rows_of_weight, bias_or_any, guard_or_any, output, partial, rows, columns, problem.channels,
-        whole, plan.split_k, plan.num_programs, COUNT=len(sources), KERNEL_Y=problem.kernel[0],
-        KERNEL_X=problem.kernel[1], DILATION=problem.tap, POOL=pool, DESCRIPTOR=descriptor, SHARED=shared > 0,
-        EVEN_K=plan.even_k, WIDE=_is_wide(problem), PRECISION=plan.precision, **epilogue, **tile.options(),
+        sources, *table, rows_of_weight, bias_or_any, guard_or_any, output, partial, rows, columns,
+        problem.channels // group, whole, plan.split_k, plan.num_programs, GROUP=group, COUNT=len(sources),
+        KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1], DILATION=problem.tap, POOL=pool,
+        DESCRIPTOR=descriptor, SHARED=shared > 0, EVEN_K=plan.even_k, WIDE=_is_wide(problem),
+        PRECISION=plan.precision, **epilogue, **tile.options(),
     )  # fmt: skip
     if shared:
         reduce_m = min(tile.m, max(1, launch.REDUCE_BLOCK // tile.n))
@@ -244,7 +251,7 @@ def whole_and_shared(problem: Problem, plan: Plan) -> tuple[int, int]:
 
     Shared are the tiles of the last wave, unless they fill it: each of the other waves keeps every program busy.
     """
-    tiles = triton.cdiv(problem.positions, plan.tile.m) * triton.cdiv(problem.outputs, plan.tile.n)
+    tiles = -(-problem.positions // plan.tile.m) * -(-problem.outputs // plan.tile.n)
     shared = tiles % plan.num_programs if plan.split_k > 1 else 0
     return tiles - shared, shared
 

@@ -67,7 +67,8 @@ TILES: dict[str, dict[tuple[int, int], list[tuple[int, Tile]]]] = {
     },
     "ieee, fused": {(8, 0): [(16, Tile(16, 64, 32, warps=4, stages=2)), (ANY, Tile(32, 64, 16, warps=4, stages=2))]},
 }
-# For channels that are no multiple of 16: masked loads of single elements need registers.
+LOAD = 16  # bytes: the widest load; channels that are a multiple of it are loaded so, with masks
+# For other channels: masked loads of single elements need registers.
 UNEVEN_TILE = Tile(64, 64, 32, warps=4, stages=3)
 INTERPRETED_TILE = Tile(16, 32, 16, warps=4, stages=1, group_m=2)
 INTERPRETED_PROGRAMS = 6
@@ -196,7 +197,7 @@ def _plan(
     elif tile is None:
         kind = arithmetic(problem.dtype, precision)
         kind = f"{kind}, fused" if (gemm, pool) == ("forward", "fused") else kind
-        tile = _tile(gemm, variant, constants.tiles.get(kind) or tiles(kind, capability), m, summands)
+        tile = _tile(gemm, variant, constants.tiles.get(kind) or tiles(kind, capability), problem, m)
     programs = forced.num_programs or constants.multiprocessors * tile.programs
     work = -(-m // tile.m) * -(-n // tile.n) * (problem.taps if gemm == "weight" else 1)
     plan = Plan(tile, min(work, programs), 1, summands % tile.k == 0, pool, precision, variant)
@@ -217,8 +218,8 @@ def _interpreted_tile(m: int, n: int, channels: int) -> Tile:
     return replace(tile, m=rows, n=tile.n if n <= 128 else 128, k=tile.k if channels <= 64 else 64)
 
 
-def _tile(gemm: Gemm, variant: Variant, table: list[tuple[int, Tile]], m: int, summands: int) -> Tile:
-    """The tile of a table, made to fit the number of rows and of summands."""
+def _tile(gemm: Gemm, variant: Variant, table: list[tuple[int, Tile]], problem: Problem, m: int) -> Tile:
+    """The tile of a table, made to fit the number of rows and of channels."""
     tile = next(tile for max_rows, tile in table if m <= max_rows)
     if gemm == "weight":  # its sum goes over positions, with masks
         return replace(tile, warps=8 if tile.m >= 128 else tile.warps)
@@ -226,9 +227,12 @@ def _tile(gemm: Gemm, variant: Variant, table: list[tuple[int, Tile]], m: int, s
         tile = replace(tile, group_m=MAX_GROUP_M)
     if variant == "descriptor" and tile.programs == 1:
         tile = replace(tile, stages=max(tile.stages, DESCRIPTOR_STAGES))
-    while summands % tile.k and tile.k > 16:
-        tile = replace(tile, k=tile.k // 2)
-    return UNEVEN_TILE if summands % tile.k else tile
+    if problem.channels % 16 == 0:
+        while problem.channels % tile.k and tile.k > 16:
+            tile = replace(tile, k=tile.k // 2)
+    elif problem.channels * problem.dtype.itemsize % LOAD:
+        tile = UNEVEN_TILE
+    return tile
 
 
 def _precision() -> Precision:

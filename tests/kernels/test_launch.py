@@ -38,7 +38,9 @@ def test_plans_fill_the_chip(capability, dtype, m):
         assert plan.split_k == 1 or busy[0] < busy[1] <= 1, "split-K is for chips that are not full"
         assert busy[1] > 0.7, "most of the programs' time"
         uneven = launch.choose("forward", first_layer(m, 1001, dtype))
-        assert not uneven.even_k
+        assert not uneven.even_k and uneven.tile == launch.UNEVEN_TILE
+        masked = launch.choose("forward", first_layer(m, 1000, dtype))
+        assert not masked.even_k and masked.tile != launch.UNEVEN_TILE, "16 bytes of channels are loaded at a time"
 
 
 def test_the_estimate_chooses_the_variant():
