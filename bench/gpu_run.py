@@ -279,7 +279,7 @@ def _first_line(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.gpu_run", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(SHARES)} (default: all)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: bench/results)")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: bench/results; dry: build/dry-run)")
     parser.add_argument("--name", help="of the files of results (default: the device's)")
     parser.add_argument("--budget", type=float, default=560.0, metavar="S", help="seconds for all parts")
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU, kernels interpreted: for tests")
@@ -293,7 +293,8 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a part are stopped
     parts = [part for part in SHARES if part in args.parts] or list(SHARES)
-    return GpuRun(args.out.resolve(), args.name, args.budget, args.dry_run).run(parts)
+    out = args.out or (ROOT / "build" / "dry-run" if args.dry_run else RESULTS)
+    return GpuRun(out.resolve(), args.name, args.budget, args.dry_run).run(parts)
 
 
 if __name__ == "__main__":
