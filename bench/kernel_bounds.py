@@ -73,10 +73,11 @@ BOUNDS = (
     bound(FORWARD, "sm_90", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=120, divisions=0, least_buffers=4),
     bound(FORWARD, "sm_100", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=140, divisions=0, least_buffers=4),
     bound(FORWARD, LARGE, "tf32", POINTERS, step=140, divisions=0, least_buffers=4, least_in_flight=4),
-    bound(FORWARD, LARGE, "tf32", DESCRIPTOR, step=120, divisions=0, least_buffers=4, least_in_flight=2),
+    bound(FORWARD, "sm_90", "tf32", DESCRIPTOR, step=120, divisions=0, least_buffers=4, least_in_flight=2),
+    bound(FORWARD, "sm_100", "tf32", DESCRIPTOR, step=140, divisions=0, least_buffers=4, least_in_flight=2),
     bound(REDUCE, NVIDIA, f"{SMALL}|tf32", step=135, narrow=0, divisions=0),
-    # The gradient of the weight; one of its loads, with Triton 3.6 eight, is of the table of positions. In TF32 an operand is transposed in
-    # registers, for which the previous step's wgmma must be over.
+    # The gradient of the weight; one of its loads (with Triton 3.6 eight) is of the table of positions. In TF32 an
+    # operand is transposed in registers, for which the previous step's wgmma must be over.
     bound(WEIGHT, "sm_80", SMALL, "BLOCK_M=128", step=135, narrow=1, local=0, least_buffers=3, least_in_flight=4),
     bound(WEIGHT, LARGE, SMALL, "BLOCK_M=128", step=310, narrow=8, full_waits=0, least_buffers=3, least_in_flight=2),
     bound(WEIGHT, LARGE, "tf32", "BLOCK_M=128", step=245, narrow=4, least_buffers=4, least_in_flight=4),
