@@ -83,6 +83,7 @@ class MergeTile:
 
     Attributes:
         levels: how many block sizes a program has, each half of the one before: the boxes left fit a smaller one.
+        registers: of a thread at most, for two groups on a multiprocessor of 65,536; NVIDIA's alone.
         tiled: the state of the group stays in memory; otherwise the block holds the whole group in registers.
     """
 
@@ -90,6 +91,7 @@ class MergeTile:
     block: int
     warps: int
     levels: int = 1
+    registers: int | None = None
     tiled: bool = False
 
 
@@ -100,7 +102,7 @@ MERGE_TILES = {
         MergeTile(64, 64, warps=1),
         MergeTile(256, 256, warps=2, levels=2),
         MergeTile(1024, 1024, warps=4, levels=3),
-        MergeTile(2048, 2048, warps=8, levels=3),
+        MergeTile(2048, 2048, warps=8, levels=3, registers=128),
         MergeTile(ANY, 1024, warps=16, tiled=True),
     ),
     torch.float64: (

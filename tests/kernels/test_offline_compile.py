@@ -16,7 +16,7 @@ from bench.absent_gpu import CHIPS, compiling
 from bench.kernel_report import compile_all, compile_for, first_layer
 from overfeat.kernels import launch, offset_pool
 
-SPILLS = 200  # bytes a thread, in the epilogue of the largest tiles; other kernels spill nothing
+SPILLS = 200  # bytes a thread, in the epilogue of the largest tiles, and outside of the loops of merging
 GEMMS = {"skip_classifier_fwd_kernel", "skip_classifier_bwd_weight_kernel"}
 KERNELS = GEMMS | {"split_k_reduce_kernel", "relu_backward_kernel", "pool_kernel", "pool_backward_kernel"}
 KERNELS |= {"pool_rows_kernel", "pool_rows_backward_kernel", "chunk_softmax_max_kernel", "segment_max_kernel"}
