@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from overfeat.kernels.launch import MERGE_TILES, PARTNER_BLOCK_M, PARTNER_BLOCK_N, PARTNER_WARPS, MergeTile
+from overfeat.kernels.launch import MERGE_TILES, PARTNER_BLOCK_M, PARTNER_BLOCK_N, PARTNER_WARPS
 
 MATCH_METRICS = {"normalised": 0, "sum": 1, "centres": 2}
 EXACT = {"enable_fp_fusion": False}  # no fused multiply-add
@@ -388,18 +388,10 @@ def _merge_by_length(
         shorter = tile.max_boxes
         if not len(selected):
             continue
-        options = {"BLOCK": tile.block, "num_warps": tile.warps, **_register_limit(tile, device), **rule}
+        options = tile.options(device) | rule
         if tile.tiled:
             dirty = torch.zeros(total, dtype=torch.int32, device=device)
             merge_tiled_kernel[(len(selected),)](*state, dirty, selected, limits, total, **options)
         else:
             order = torch.empty(total, dtype=torch.int32, device=device)
             merge_kernel[(len(selected),)](*state, order, selected, limits, total, LEVELS=tile.levels, **options)
-
-
-def _register_limit(tile: MergeTile, device: torch.device) -> dict[str, int]:
-    """The compiler's option, which the interpreter and AMD's compiler do not have."""
-    if tile.registers is None or device.type == "cpu":
-        return {}
-    target = triton.runtime.driver.active.get_current_target()
-    return {"maxnreg": tile.registers} if target.backend == "cuda" else {}

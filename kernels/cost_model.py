@@ -91,11 +91,10 @@ def unsupported_reason(
             return f"tensor descriptors need a multiple of {DESCRIPTOR_ALIGNMENT} bytes of channels"
     if variant in FILTER_SIZES:
         k_y, k_x = problem.kernel
-        most = MAX_FILTERED_SIDE - FILTER_SIZES[variant] + 1
-        if k_y != k_x or not MIN_FILTERED_KERNEL <= k_y <= most:
-            return (
-                f"{variant} is for square kernels from {MIN_FILTERED_KERNEL} x {MIN_FILTERED_KERNEL} to {most} x {most}"
-            )
+        max_kernel = MAX_FILTERED_SIDE - FILTER_SIZES[variant] + 1
+        if k_y != k_x or not MIN_FILTERED_KERNEL <= k_y <= max_kernel:
+            sides = f"from {MIN_FILTERED_KERNEL} x {MIN_FILTERED_KERNEL} to {max_kernel} x {max_kernel}"
+            return f"{variant} is for square kernels {sides}"
         if on_gpu and problem.dtype != FILTERED_DTYPE:
             return "minimal filtering rounds more than the tolerance of other dtypes than bfloat16 allows"
     return None

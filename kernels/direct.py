@@ -17,8 +17,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from overfeat.kernels import launch, offset_pool
-from overfeat.kernels.launch import Plan
 from overfeat.kernels.maps import OutputPositions, address_of, output_positions, pointers
+from overfeat.kernels.plan import Plan
 from overfeat.kernels.problem import Problem
 
 

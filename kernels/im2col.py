@@ -15,7 +15,6 @@ from torch import Tensor
 from overfeat.kernels import library_gemm, offset_pool
 from overfeat.kernels.direct import channels_last
 from overfeat.kernels.maps import OutputPositions, output_positions
-from overfeat.kernels.plan import Plan
 from overfeat.kernels.problem import Problem
 
 ROW_MULTIPLE, COLUMN_MULTIPLE = 128, 64  # of chunks: full tiles of the library's kernels
@@ -54,10 +53,8 @@ def gather_windows_kernel(
     tl.store(windows + o_window[:, None] + o_c[None, :], b_window, mask=inside)
 
 
-def forward(
-    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, problem: Problem, plan: Plan, relu: bool
-) -> Tensor:
-    """[positions, O] in a result that has elements: see skip_classifier.forward. Only the variant is read of `plan`."""
+def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, problem: Problem, relu: bool) -> Tensor:
+    """[positions, O] in a result that has elements: see skip_classifier.forward."""
     pooled, table = _pooled(maps, problem)
     matrix, output = channels_last(weight).flatten(1).t(), weight.new_empty(problem.positions, problem.outputs)
     columns = len(matrix)
@@ -67,8 +64,8 @@ def forward(
     with library_gemm.float32_sums():
         for start, stop in rows:
             windows = buffer[: (stop - start) * columns].view(stop - start, columns)
-            part = OutputPositions._make(column[start:stop] for column in table)
-            _gather_windows(windows, pooled, part, problem, (0, problem.taps), (0, problem.channels))
+            chunk = OutputPositions._make(column[start:stop] for column in table)
+            _gather_windows(windows, pooled, chunk, problem, (0, problem.taps), (0, problem.channels))
             if bias is None:
                 torch.mm(windows, matrix, out=output[start:stop])
             else:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import triton
 
 from overfeat.kernels import cost_model, tuned
 from overfeat.kernels.cost_model import OURS, VARIANTS, Constants, gemm_sizes, unsupported_reason
@@ -94,6 +95,14 @@ class MergeTile:
     registers: int | None = None
     tiled: bool = False
 
+    def options(self, device: torch.device) -> dict[str, int]:
+        """The kernel's keyword arguments; the interpreter and AMD's compiler have no limit of registers."""
+        options = {"BLOCK": self.block, "num_warps": self.warps}
+        if self.registers is None or device.type == "cpu":
+            return options
+        backend = triton.runtime.driver.active.get_current_target().backend
+        return options | ({"maxnreg": self.registers} if backend == "cuda" else {})
+
 
 # A box needs 7 registers, twice as many in float64, and intermediate scores as many again. Few warps, with more boxes a
 # thread, compute less, and several groups share a multiprocessor.
@@ -163,7 +172,7 @@ def choose(gemm: Gemm, problem: Problem, without: frozenset[Variant] = frozenset
 
 def seconds(gemm: Gemm, problem: Problem, plan: Plan) -> float:
     """The estimated time of a launch on the problem's device."""
-    return cost_model.seconds(gemm, problem, plan, known(problem.device, _assumed_chip.get())[1])
+    return cost_model.seconds(gemm, problem, plan, capability_and_constants(problem.device, _assumed_chip.get())[1])
 
 
 @lru_cache(maxsize=4096)
@@ -171,7 +180,7 @@ def _choose(
     gemm: Gemm, problem: Problem, without: frozenset[Variant], forced: Override, precision: Precision,
     assumed: tuple[tuple[int, int], int] | None,
 ) -> Plan:  # fmt: skip
-    capability, constants = known(problem.device, assumed)
+    capability, constants = capability_and_constants(problem.device, assumed)
     variants = [v for v in VARIANTS[gemm] if v not in without and not unsupported_reason(v, gemm, problem, capability)]
     if forced.variant in VARIANTS[gemm]:
         if reason := unsupported_reason(forced.variant, gemm, problem, capability):
@@ -266,7 +275,7 @@ def clear_cache() -> None:
     _stored.cache_clear()
 
 
-def known(
+def capability_and_constants(
     device: torch.device, assumed: tuple[tuple[int, int], int] | None = None
 ) -> tuple[tuple[int, int], Constants]:
     """The capability whose tables apply, and the constants of the device or of an assumed chip."""

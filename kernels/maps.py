@@ -33,7 +33,7 @@ class DeviceTableCache:
 
     def __init__(self, make: Callable[..., tuple[Tensor, ...]]):
         self.make, self.lock = make, threading.Lock()
-        # The tables, and the streams that have used them: the allocator is told of each once.
+        # The tables, and the streams that have used them: the allocator records each once.
         self.tables: OrderedDict[tuple[Any, ...], tuple[tuple[Tensor, ...], set[torch.cuda.Stream]]] = OrderedDict()
         self.pinned_by_graph: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
 

@@ -22,7 +22,7 @@ NaN or infinity, the direct kernel writes all outputs; so it does if the weight 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -42,8 +42,8 @@ from overfeat.kernels.plan import Plan
 from overfeat.kernels.problem import Problem
 from overfeat.toom_cook import both_axes, transforms
 
-# Interpolation points besides infinity, by t: those of the least RMS error for white noise in a search over multiples
-# of 1/4.
+# Interpolation points besides infinity, by t: those with the smallest RMS error for white noise in a search over
+# multiples of 1/4.
 POINTS = {
     5: "1/2 -1/2 5/4 -5/4",
     6: "0 3/4 -3/4 3/2 -3/2",
@@ -160,10 +160,12 @@ def _direct_where(
     direct.forward([as_one_map], weight, bias, problem, plan, relu, guard=flag, output=output)
 
 
-def _chunks(tiles: int, side: int, channels: int, outputs: int, device: torch.device):
+def _chunks(
+    tiles: int, side: int, channels: int, outputs: int, device: torch.device
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The first tile, transformed inputs and GEMM results of each chunk, about equal, in the same memory."""
-    most = max(1, MAX_BYTES // (2 * side**2 * (channels + outputs)))
-    size = triton.cdiv(tiles, triton.cdiv(tiles, most))
+    max_tiles = max(1, MAX_BYTES // (2 * side**2 * (channels + outputs)))
+    size = triton.cdiv(tiles, triton.cdiv(tiles, max_tiles))
     buffers = [torch.empty(side**2 * size * n, dtype=torch.float16, device=device) for n in (channels, outputs)]
     for start in range(0, tiles, size):
         count = min(size, tiles - start)

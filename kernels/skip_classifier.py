@@ -1,6 +1,6 @@
 """Offset pooling and the classifier's first layer; `launch.choose` selects how the GEMM is computed.
 
-Each variant is a file whose `forward` has the same arguments. The gradients are in skip_classifier_backward.py.
+Each variant is a file with a function `forward`. The gradients are in skip_classifier_backward.py.
 """
 
 from collections.abc import Sequence
@@ -28,5 +28,5 @@ def forward(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: i
             return minimal_filtering.forward(maps, weight, bias, problem, plan, relu)
         plan = launch.choose("forward", problem, without=frozenset(FILTER_SIZES))
     if plan.variant == "im2col":
-        return im2col.forward(maps, weight, bias, problem, plan, relu)
+        return im2col.forward(maps, weight, bias, problem, relu)
     return direct.forward(maps, weight, bias, problem, plan, relu)

@@ -109,7 +109,7 @@ class _Tuning:
     layer: Layer
 
     def __post_init__(self) -> None:
-        self.capability, known = launch.known(self.device)
+        self.capability, known = launch.capability_and_constants(self.device)
         self.constants = cost_model.defaults(self.capability, known.multiprocessors)  # no earlier measurement
 
     def peaks(self) -> None:
@@ -134,7 +134,7 @@ class _Tuning:
                 plan = launch.choose("forward", case.problem)
             tiles = dict.fromkeys([plan.tile, *candidates(plan.tile)])
             times = {tile: self._seconds(case, variant="direct", tile=tile, pool=plan.pool) for tile in tiles}
-            timed = {tile: taken for tile, taken in times.items() if taken is not None}
+            timed = {tile: elapsed for tile, elapsed in times.items() if elapsed is not None}
             if min(timed.values(), default=math.inf) < math.inf:
                 kind = arithmetic(dtype, plan.precision) + (", fused" if plan.pool == "fused" else "")
                 table = self.constants.tiles.get(kind) or launch.tiles(kind, self.capability)
@@ -151,13 +151,13 @@ class _Tuning:
             for variant in VARIANTS[gemm]:
                 if unsupported_reason(variant, gemm, case.problem, self.capability):
                     continue
-                taken = self._seconds(case, variant=variant)
-                if taken is None:
+                elapsed = self._seconds(case, variant=variant)
+                if elapsed is None:
                     continue
                 with launch.override(variant=variant):
                     plan = launch.choose(gemm, case.problem)
                 key = gemm, arithmetic(dtype, plan.precision), variant
-                fraction = cost_model.roofline(gemm, case.problem, plan, self.constants) / taken
+                fraction = cost_model.roofline(gemm, case.problem, plan, self.constants) / elapsed
                 known = {**self.constants.efficiency.get(key, {}), case.problem.positions: max(fraction, NEVER)}
                 self._store(replace(self.constants, efficiency={**self.constants.efficiency, key: known}))
 
@@ -171,12 +171,12 @@ class _Tuning:
                 expected = case.expected()
             with launch.override(**options):
                 error = ((case.run().float() - expected).norm() / expected.norm()).item()
-                taken = self.timer(case.run) if error <= MAX_ERROR else math.inf
+                elapsed = self.timer(case.run) if error <= MAX_ERROR else math.inf
         except (OutOfResources, PTXASError, torch.OutOfMemoryError) as failure:
             self.progress(f"{name}: does not run, {type(failure).__name__}")
             return math.inf
-        self.progress(f"{name}: " + (f"{1e3 * taken:.3f} ms" if taken < math.inf else f"WRONG, error {error:.2g}"))
-        return taken
+        self.progress(f"{name}: " + (f"{1e3 * elapsed:.3f} ms" if elapsed < math.inf else f"WRONG, error {error:.2g}"))
+        return elapsed
 
     def _store(self, constants: Constants) -> None:
         self.constants = constants

@@ -140,7 +140,7 @@ def test_layers_that_do_not_fill_their_tiles(kind, variant, channels, tap):
 
 def every_tile():
     """(kind of arithmetic, fused or not, tile) of the tables for this GPU."""
-    capability = launch.known(DEVICE)[0]
+    capability = launch.capability_and_constants(DEVICE)[0]
     for table in launch.TILES:
         for _, tile in launch.tiles(table, capability):
             yield pytest.param(*table.partition(", ")[::2], tile, id=f"{table}, {tile}")
