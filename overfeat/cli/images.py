@@ -1,4 +1,4 @@
-"""Images that a command works on: their options, reading them, and passing over bad ones."""
+"""Images that a command processes: their options, reading them, and skipping those that cannot be read."""
 
 import argparse
 import hashlib

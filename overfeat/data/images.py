@@ -25,7 +25,8 @@ SUFFIXES = (
 PNG = b"\x89PNG\r\n\x1a\n"
 VECTOR_FORMATS = ("EPS", "WMF")  # Pillow draws them with other programs
 TEXTS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG
-MIN_TEXT, MAX_TEXT = 900, 1_000_000  # bytes of a chunk that may have as many as MAX_TEXT, which Pillow takes
+MAX_TEXT = 1_000_000  # bytes of a text or profile that Pillow accepts, decompressed
+MIN_TEXT = 900  # bytes of a chunk: zlib compresses at most 1,032 times, so that shorter ones stay below MAX_TEXT
 _header_lock = threading.Lock()
 
 
@@ -128,7 +129,7 @@ def _is_large(kind: bytes, content: bytes) -> bool:
 def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
     """The image files in a folder, sorted by path; hidden files and folders, and partial files, do not count.
 
-    What is left out is said in a warning: files of other kinds, and folders unless `recursive`.
+    A warning counts what is left out: files of other kinds, and folders unless `recursive`.
 
     Raises:
         InputError: for a missing folder, and for one without images.
@@ -154,8 +155,8 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     left_out = [f"{count} {kind}" for kind, count in others.most_common()]
     left_out += [f"the folders {shorten(folders)} (`recursive` reads them)"] if folders else []
     if not paths:
-        found = f", but {', '.join(left_out)}" if left_out else ""
-        raise InputError(f"{folder}: no images in it{found}; they end in {' '.join(SUFFIXES)}")
+        others_text = f", but {', '.join(left_out)}" if left_out else ""
+        raise InputError(f"{folder}: no images in it{others_text}; they end in {' '.join(SUFFIXES)}")
     if left_out:
         warnings.warn(f"{folder}: left out {', '.join(left_out)}", stacklevel=2)
     return sorted(paths)

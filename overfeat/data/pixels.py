@@ -1,4 +1,4 @@
-"""RGB bytes of an image that Pillow opened, upright: what Pillow gives otherwise than the file means is mended here."""
+"""RGB bytes of an image that Pillow opened, upright, with corrections of what Pillow decodes wrongly."""
 
 import warnings
 from typing import Any
@@ -10,7 +10,7 @@ from overfeat.errors import InputError
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 ORIENTATION = 0x0112  # the EXIF tag
-# What turns an image of each orientation upright.
+# The transpose that turns an image of each orientation upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
