@@ -34,10 +34,10 @@ def page(name: str, results: dict, suite: dict) -> str:
 
 def targets(suite: dict) -> list[Target]:
     """(name, measured or None, bound, whether the bound is a minimum) of every target of a run of the suite."""
-    found = {(row["suite"], row["shape"], row["backend"]): row for row in reversed(suite.get("rows", []))}
+    by_name = {(row["suite"], row["shape"], row["backend"]): row for row in reversed(suite.get("rows", []))}
 
     def fastest(suite: str, shape: str, *names: str) -> dict | None:
-        rows = [found[suite, shape, name] for name in names if (suite, shape, name) in found]
+        rows = [by_name[suite, shape, name] for name in names if (suite, shape, name) in by_name]
         return min(rows, key=_seconds, default=None)
 
     def direct(images: int) -> float | None:

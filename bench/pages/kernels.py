@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from bench import kernel_bounds, sass
+from bench.kernel_report import bounds, sass
 from bench.pages import rooflines
 from bench.pages.tables import measured_on, table
 
@@ -69,12 +69,12 @@ def _bounds(results: list[dict]) -> str:
     """Every bound beside the worst of its kernels."""
     compiled = [SimpleNamespace(**row | {"code": _code(row["code"])}) for row in results if row["code"]]
     rows = []
-    for bound in kernel_bounds.BOUNDS:
+    for bound in bounds.BOUNDS:
         matching = [row for row in compiled if bound.matches(row)]
         limits = [(name, "≤", limit, max) for name, limit in bound.at_most.items()]
         limits += [(name, "≥", limit, min) for name, limit in bound.at_least.items()]
         text = ", ".join(f"{name} {sign} {limit}" for name, sign, limit, _ in limits)
-        worst = [str(pick(map(kernel_bounds.MEASURES[name], matching), default="")) for name, *_, pick in limits]
+        worst = [str(pick(map(bounds.MEASURES[name], matching), default="")) for name, *_, pick in limits]
         launches = " ".join(pattern.replace("|", ", ") for pattern in (bound.kinds, bound.constants))
         chips = ", ".join(dict.fromkeys(row.chip for row in matching))
         rows.append([bound.kernel.replace("|", ", "), chips, launches, text, ", ".join(worst), str(len(matching))])

@@ -61,7 +61,8 @@ def _times() -> str:
         for name, problem in _cases().items():
             of_variants = {key: _seconds(passes(v, problem), *rates) for key, v in VARIANTS.items()}
             cells = [
-                f"{number(1e3 * taken)} ({number(of_variants['direct'] / taken)})" for taken in of_variants.values()
+                f"{number(1e3 * seconds)} ({number(of_variants['direct'] / seconds)})"
+                for seconds in of_variants.values()
             ]
             gemm = passes("direct", problem)[-1]
             bound = "memory" if gemm.bytes / rates[1] > gemm.flop / rates[0] else "arithmetic"

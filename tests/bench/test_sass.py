@@ -1,6 +1,6 @@
 """Reading machine code: loops, and the counts of a step of the hot one."""
 
-from bench.sass import Instruction, summarize
+from bench.kernel_report.sass import Instruction, summarize
 
 PERSISTENT = """
     S2R R0, SR_CTAID.X

@@ -11,9 +11,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from bench import kernel_bounds
-from bench.absent_gpu import CHIPS, compiling
-from bench.kernel_report import compile_all, compile_for, first_layer
+from bench.kernel_report import bounds
+from bench.kernel_report.absent_gpu import CHIPS, compiling
+from bench.kernel_report.compiled import compile_all, compile_for, first_layer
 from overfeat.kernels import launch, offset_pool
 
 SPILLS = 200  # bytes a thread, in the epilogue of the largest tiles, and outside of the loops of merging
@@ -36,8 +36,8 @@ def test_kernels_suit_the_chip(chip, kind):
     shared = CHIPS["sm_86" if chip == "sm_80" else chip].shared
     assert not [row for row in rows if row.shared > shared]
     check_matrix_units(rows, chip, kind)
-    assert kernel_bounds.broken(rows) == []
-    assert kernel_bounds.unused(rows, chip, kind) == []
+    assert bounds.broken(rows) == []
+    assert bounds.unused(rows, chip, kind) == []
 
 
 def check_matrix_units(rows, chip, kind):
@@ -61,7 +61,7 @@ BREAKING = {
 def test_bounds_are_broken_by_a_worse_launch(measure):
     call = partial(first_layer, torch.bfloat16, 200, 1024, pool="separate", tile=BREAKING[measure])
     rows = compile_for(CHIPS["sm_90"], "bfloat16", [call])
-    assert any(f": {measure} " in complaint for complaint in kernel_bounds.broken(rows))
+    assert any(f": {measure} " in complaint for complaint in bounds.broken(rows))
 
 
 def test_a_new_number_of_maps_compiles_nothing():

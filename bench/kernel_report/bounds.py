@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.kernel_report import Compiled
+    from bench.kernel_report.compiled import Compiled
 
 GEMM = "skip_classifier_.*"
 SMALL = "float16|bfloat16"
@@ -47,9 +47,10 @@ class Bound:
 
 
 def bound(kernel: str, chips: str, kinds: str, constants: str = "", /, **limits: int) -> Bound:
-    """A row of the table: step=140 is a maximum, least_buffers=3 a minimum."""
-    at_most = {name.replace("_", " "): limit for name, limit in limits.items() if not name.startswith("least_")}
-    at_least = {name[6:].replace("_", " "): limit for name, limit in limits.items() if name.startswith("least_")}
+    """A row of the table: step=140 is a maximum, min_buffers=3 a minimum."""
+    named = {name.replace("_", " "): limit for name, limit in limits.items()}
+    at_most = {name: limit for name, limit in named.items() if not name.startswith("min ")}
+    at_least = {name.removeprefix("min "): limit for name, limit in named.items() if name.startswith("min ")}
     assert {*at_most, *at_least} <= set(MEASURES), limits
     return Bound(kernel, chips, kinds, constants, at_most, at_least)
 
@@ -67,20 +68,20 @@ BOUNDS = (
     bound(GEMM, NVIDIA, f"{SMALL}|tf32", "EVEN_K=True POOL=1", local=0, full_waits=0, narrow=0),
     bound(GEMM, LARGE, f"{SMALL}|tf32", local=0),
     # The forward GEMM.
-    bound(FORWARD, "sm_80", SMALL, WIDE_TILE, step=160, divisions=0, least_buffers=3, least_in_flight=4),
-    bound(FORWARD, "sm_80", "tf32", WIDE_TILE, step=170, divisions=0, least_buffers=2, least_in_flight=2),
-    bound(FORWARD, LARGE, SMALL, f"{POINTERS} BLOCK_K=64", step=140, divisions=0, least_buffers=3, least_in_flight=2),
-    bound(FORWARD, "sm_90", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=120, divisions=0, least_buffers=4),
-    bound(FORWARD, "sm_100", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=140, divisions=0, least_buffers=4),
-    bound(FORWARD, LARGE, "tf32", POINTERS, step=140, divisions=0, least_buffers=4, least_in_flight=4),
-    bound(FORWARD, "sm_90", "tf32", DESCRIPTOR, step=120, divisions=0, least_buffers=4, least_in_flight=2),
-    bound(FORWARD, "sm_100", "tf32", DESCRIPTOR, step=140, divisions=0, least_buffers=4, least_in_flight=2),
+    bound(FORWARD, "sm_80", SMALL, WIDE_TILE, step=160, divisions=0, min_buffers=3, min_in_flight=4),
+    bound(FORWARD, "sm_80", "tf32", WIDE_TILE, step=170, divisions=0, min_buffers=2, min_in_flight=2),
+    bound(FORWARD, LARGE, SMALL, f"{POINTERS} BLOCK_K=64", step=140, divisions=0, min_buffers=3, min_in_flight=2),
+    bound(FORWARD, "sm_90", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=120, divisions=0, min_buffers=4),
+    bound(FORWARD, "sm_100", SMALL, f"{DESCRIPTOR} BLOCK_K=64", step=140, divisions=0, min_buffers=4),
+    bound(FORWARD, LARGE, "tf32", POINTERS, step=140, divisions=0, min_buffers=4, min_in_flight=4),
+    bound(FORWARD, "sm_90", "tf32", DESCRIPTOR, step=120, divisions=0, min_buffers=4, min_in_flight=2),
+    bound(FORWARD, "sm_100", "tf32", DESCRIPTOR, step=140, divisions=0, min_buffers=4, min_in_flight=2),
     bound(REDUCE, NVIDIA, f"{SMALL}|tf32", step=135, narrow=0, divisions=0),
     # The gradient of the weight; one of its loads (with Triton 3.6 eight) is of the table of positions. In TF32 an
     # operand is transposed in registers, for which the previous step's wgmma must be over.
-    bound(WEIGHT, "sm_80", SMALL, "BLOCK_M=128", step=135, narrow=1, local=0, least_buffers=3, least_in_flight=4),
-    bound(WEIGHT, LARGE, SMALL, "BLOCK_M=128", step=310, narrow=8, full_waits=0, least_buffers=3, least_in_flight=2),
-    bound(WEIGHT, LARGE, "tf32", "BLOCK_M=128", step=245, narrow=4, least_buffers=4, least_in_flight=4),
+    bound(WEIGHT, "sm_80", SMALL, "BLOCK_M=128", step=135, narrow=1, local=0, min_buffers=3, min_in_flight=4),
+    bound(WEIGHT, LARGE, SMALL, "BLOCK_M=128", step=310, narrow=8, full_waits=0, min_buffers=3, min_in_flight=2),
+    bound(WEIGHT, LARGE, "tf32", "BLOCK_M=128", step=245, narrow=4, min_buffers=4, min_in_flight=4),
     # im2col and col2im around GEMMs of the library: two loads of 16 bytes (of float32 four) a thread, and one a tap.
     bound("gather_windows_kernel", NVIDIA, SMALL, loops=0, total=150, narrow=4),
     bound("gather_gradient_kernel", NVIDIA, SMALL, "KERNEL_X=5", step=240, narrow=0),

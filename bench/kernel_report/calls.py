@@ -6,6 +6,7 @@ roughly. Host time does not contain torch's dispatch of the op (tens of microsec
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,18 +15,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import overfeat
-from bench.absent_gpu import CHIPS, Driver, compiling
+from bench.kernel_report.absent_gpu import CHIPS, Driver, compiling
+from bench.kernel_report.compiled import meta
+from bench.pages.rooflines import problem_of
 from overfeat.kernels import box_merge, class_scores, launch, skip_classifier, skip_classifier_backward
-from overfeat.kernels.cost_model import unsupported_reason
+from overfeat.kernels.cost_model import VARIANTS, unsupported_reason
 from overfeat.kernels.plan import Variant
-from overfeat.kernels.problem import Problem
+from overfeat.kernels.problem import Problem, num_positions
 from overfeat.models.architecture import ARCHITECTURES
-from overfeat.models.receptive_field import output_size
 from overfeat.ops.backends import triton as backend
 
 CHIP, KIND, DTYPE = "sm_90", "bfloat16", torch.bfloat16
 NET = ARCHITECTURES["accurate"]
-VARIANTS: tuple[Variant, ...] = ("direct", "descriptor", "im2col", "filter3", "filter4")
 GROUPS, BOXES = 640, 1575  # of the merging
 WARM_UP = 3  # calls: they compile, fill caches, and transform weights that are used again
 REPEATS = 30
@@ -41,7 +42,7 @@ class Call:
     variant: str  # how the first full layer is computed
     kernels: int  # launches of ours
     torch_kernels: int  # ops of torch that launch at least one
-    microseconds: float | None  # of host time, the least of REPEATS; None where mostly torch's
+    microseconds: float | None  # of host time, the minimum of REPEATS; None where mostly torch's
 
 
 class Counter(TorchDispatchMode):
@@ -60,34 +61,29 @@ class Counter(TorchDispatchMode):
         return op(*arguments, **(options or {}))
 
 
-def maps_of(images: int) -> list[Tensor]:
-    """The last maps of the accurate net at its six scales, before their pooling."""
-    channels, steps = NET.convs[-1].channels, NET.feature_steps
-    sizes = [(output_size(steps, height), output_size(steps, width)) for height, width in NET.scales or ()]
-    made = [torch.empty(images, channels, *size, dtype=DTYPE, device="meta") for size in sizes]
-    return [m.contiguous(memory_format=torch.channels_last) for m in made]
+def maps_of(problem: Problem) -> list[Tensor]:
+    return [meta(DTYPE, n, problem.channels, height, width) for n, height, width in problem.shapes]
 
 
 def calls() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """Name, variant and function of each call whose host time is ours."""
-    channels, outputs, pool = NET.convs[-1].channels, NET.hidden[0], NET.convs[-1].pool
-    weight = torch.empty(outputs, channels, NET.kernel, NET.kernel, dtype=DTYPE, device="meta")
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    bias = torch.empty(outputs, dtype=DTYPE, device="meta")
-    for name, images in (("batch 1", 1), ("batch 8 with flips", 16)):
-        maps = maps_of(images)
-        problem = Problem.of(maps, weight, pool, pool)
-        for variant in (None, *VARIANTS):
+    one, eight = (problem_of(list(NET.scales or ()), images) for images in (1, 16))
+    weight, bias, pool = (
+        meta(DTYPE, one.outputs, one.channels, *one.kernel),
+        meta(DTYPE, one.outputs),
+        one.size,
+    )
+    for name, problem in (("batch 1", one), ("batch 8 with flips", eight)):
+        maps = maps_of(problem)
+        for variant in (None, *VARIANTS["forward"]):
             if variant is None or unsupported_reason(variant, "forward", problem) is None:
                 run = partial(skip_classifier.forward, maps, weight, bias, pool, True, pool)
                 yield f"first full layer, {name}", variant or "as chosen", partial(_forced, variant, run)
-    maps = maps_of(1)
-    grad = torch.empty(Problem.of(maps, weight, pool, pool).positions, outputs, dtype=DTYPE, device="meta")
+    maps, grad = maps_of(one), meta(DTYPE, one.positions, one.outputs)
     backward = partial(skip_classifier_backward.backward, grad, maps, weight, grad, pool, pool, True, True)
     yield "its gradients, batch 1", "as chosen", backward
-    logits = torch.empty(len(grad), 1000, dtype=DTYPE, device="meta")
-    counts = [Problem.of([m], weight, pool, pool).positions for m in maps]
-    yield "class scores, batch 1", "", partial(class_scores.forward, logits, counts)
+    counts = [num_positions([shape], one.reach) for shape in one.pooled]
+    yield "class scores, batch 1", "", partial(class_scores.forward, meta(DTYPE, len(grad), 1000), counts)
     boxes = torch.empty(GROUPS * BOXES, 4, device="meta")
     rule = {"match_threshold": 0.5, "match_metric": "normalised", "box_average": "pairwise", "min_iou": 0.5}
     merge = partial(box_merge.merge, boxes, boxes[:, 0], [BOXES] * GROUPS, **rule)
@@ -95,10 +91,7 @@ def calls() -> Iterator[tuple[str, str, Callable[[], object]]]:
 
 
 def _forced(variant: Variant | None, run: Callable[[], object]) -> None:
-    if variant is None:
-        run()
-        return
-    with launch.override(variant=variant):
+    with launch.override(variant=variant) if variant else nullcontext():
         run()
 
 
@@ -112,7 +105,7 @@ def classification(flip: bool) -> Callable[[], object]:
 
 
 def measure() -> list[Call]:
-    """Every call."""
+    """Measure every call."""
     rows = []
     with compiling(CHIPS[CHIP], KIND) as driver:
         for name, variant, run in calls():

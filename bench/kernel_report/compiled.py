@@ -1,35 +1,25 @@
-"""Compile every kernel and report its resources, without a GPU: python -m bench.kernel_report
+"""Compile every kernel for absent GPUs, with every dtype and launch configuration of overfeat.kernels.launch.
 
-Every kernel is compiled for each chip with every dtype and every launch configuration that overfeat.kernels.launch
-chooses, through the functions that launch it: a substitute for Triton's driver keeps the binaries, and meta tensors
-stand in for real ones. The report has registers, spills, shared memory, and what the machine code of the hot loops
-does (sass.py), and fails where a kernel breaks a bound (kernel_bounds.py). Nothing runs; of time, only the host's part
-of calls is measured (kernel_calls.py).
+The functions that launch the kernels run, with meta tensors in place of real ones and a substitute for Triton's driver
+that keeps the binaries; nothing is computed.
 """
 
-import argparse
 import multiprocessing
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-
-try:
-    import triton
-except ModuleNotFoundError as error:
-    raise SystemExit("the kernels' compiler is missing: pip install 'overfeat[bench]'") from error
+import triton
 from triton.backends.nvidia.compiler import sm_arch_from_capability
 
-from bench import kernel_bounds, kernel_calls, sass
-from bench.absent_gpu import CHIPS, KINDS, Chip, compiling
-from bench.common import write_results
+from bench.kernel_report import sass
+from bench.kernel_report.absent_gpu import CHIPS, KINDS, Chip, compiling
 from overfeat.kernels import (
     box_merge,
     class_scores,
@@ -41,7 +31,6 @@ from overfeat.kernels import (
 )
 from overfeat.kernels.problem import Problem
 
-COMMAND = "python -m bench.kernel_report"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -76,7 +65,7 @@ class Compiled:
 def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     """Every launch configuration of the library: tiles by number of positions, pooling, channels, bias, split-K."""
     dtype = KINDS[kind]
-    call, empty = partial(first_layer, dtype), partial(_empty, dtype)
+    call, empty = partial(first_layer, dtype), partial(meta, dtype)
     name = launch.arithmetic(dtype, kind)
     for max_rows, _ in launch.tiles(f"{name}, fused", chip.capability):
         yield partial(call, min(max_rows, 200), 1024, pool="fused")
@@ -94,14 +83,7 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
     yield lambda: call(200, 96, bias=False, backward=True)  # channels not divisible by the tile's k
     yield lambda: call(200, 1000, bias=False, pool="separate")  # channels not divisible by 16
     if kind == "ieee":  # boxes are float32 or float64
-        for number, sizes in launch.MERGE_TILES.items():
-            for tile in sizes:
-                lengths = [3 * tile.block] if tile.tiled else [tile.max_boxes] * 3
-                boxes = torch.empty(3 * tile.block, 4, dtype=number, device="meta")
-                matches = box_merge.MATCH_METRICS if (tile.tiled or tile == sizes[0]) else ["normalised"]
-                for metric, average in zip(matches, ("pairwise", "counts", "pairwise")):  # noqa: B905
-                    rule = {"match_threshold": 0.5, "match_metric": metric, "box_average": average, "min_iou": 0.5}
-                    yield lambda b=boxes, n=lengths, r=rule: box_merge.merge(b, b[:, 0], n, **r)
+        yield from _merging()
     else:  # kernels without matmuls do not depend on the precision
         for size in (2, 3):
             yield lambda size=size: offset_pool.backward(
@@ -119,7 +101,20 @@ def launches(chip: Chip, kind: str) -> Iterator[Callable[[], object]]:
         yield lambda: class_scores.forward(empty(630, 1000), [630])
 
 
-def _empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+def _merging() -> Iterator[Callable[[], object]]:
+    """Merging of boxes with every tile and match metric."""
+    for number, sizes in launch.MERGE_TILES.items():
+        for tile in sizes:
+            lengths = [3 * tile.block] if tile.tiled else [tile.max_boxes] * 3
+            boxes = torch.empty(3 * tile.block, 4, dtype=number, device="meta")
+            matches = box_merge.MATCH_METRICS if (tile.tiled or tile == sizes[0]) else ["normalised"]
+            for metric, average in zip(matches, ("pairwise", "counts", "pairwise")):  # noqa: B905
+                rule = {"match_threshold": 0.5, "match_metric": metric, "box_average": average, "min_iou": 0.5}
+                yield lambda b=boxes, n=lengths, r=rule: box_merge.merge(b, b[:, 0], n, **r)
+
+
+def meta(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """A tensor without memory; of four dimensions: channels-last."""
     maps = torch.empty(shape, dtype=dtype, device="meta")
     return maps.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else maps
 
@@ -128,19 +123,19 @@ def first_layer(
     dtype: torch.dtype, positions: int, channels: int, bias: bool = True, backward: bool = False, **forced: object
 ) -> None:
     """The classifier's first layer, 5 x 5, after 3 x 3 pools, with these launch options."""
-    maps, weight = [_empty(dtype, 1, channels, 15, 14 + positions)], _empty(dtype, 4 * channels, channels, 5, 5)
+    maps, weight = [meta(dtype, 1, channels, 15, 14 + positions)], meta(dtype, 4 * channels, channels, 5, 5)
     with launch.override(**{"variant": "direct"} | forced):
-        skip_classifier.forward(maps, weight, _empty(dtype, 4 * channels) if bias else None, 3, True, 3)
+        skip_classifier.forward(maps, weight, meta(dtype, 4 * channels) if bias else None, 3, True, 3)
         if backward:
-            grad, output = _empty(dtype, positions, 4 * channels), _empty(dtype, positions, 4 * channels)
+            grad, output = meta(dtype, positions, 4 * channels), meta(dtype, positions, 4 * channels)
             skip_classifier_backward.backward(grad, maps, weight, output, 3, 3, True, True)
 
 
 def overlapping_pools(dtype: torch.dtype, pool: launch.Pool) -> None:
     """A first full layer after 3 x 3 pools of stride 2, as AlexNet's."""
-    maps, weight = [_empty(dtype, 1, 256, 20, 23)], _empty(dtype, 4096, 256, 6, 6)
+    maps, weight = [meta(dtype, 1, 256, 20, 23)], meta(dtype, 4096, 256, 6, 6)
     with launch.override(pool=pool, variant="direct"):
-        output = skip_classifier.forward(maps, weight, _empty(dtype, 4096), 3, True, 2)
+        output = skip_classifier.forward(maps, weight, meta(dtype, 4096), 3, True, 2)
         skip_classifier_backward.backward(output, maps, weight, output, 3, 2, True, True)
 
 
@@ -204,42 +199,3 @@ def compile_all(
         return [row for pair in pairs for row in compile_for(*pair)]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         return [row for rows in pool.map(compile_for, *zip(*pairs, strict=True)) for row in rows]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chip", choices=CHIPS, action="append", help="only this one; repeatable")
-    parser.add_argument("--kind", choices=KINDS, action="append", help="only this arithmetic; repeatable")
-    parser.add_argument("--save", action="store_true", help="write bench/results as for all chips")
-    args = parser.parse_args()
-    rows = compile_all(args.chip or tuple(CHIPS), args.kind or tuple(KINDS))
-    for row in rows:
-        print(_line(row))
-    complaints = kernel_bounds.broken(rows)
-    print(*(f"broken: {complaint}" for complaint in complaints), sep="\n")
-    if args.save or not (args.chip or args.kind):
-        calls = [asdict(call) for call in kernel_calls.measure()]
-        results = {"triton": triton.__version__, "kernels": [asdict(row) for row in rows], "calls": calls}
-        write_results("kernel-report", " ".join([COMMAND, *sys.argv[1:]]), results)
-    raise SystemExit(bool(complaints))
-
-
-def _line(row: Compiled) -> str:
-    """A row as text: resources, then what a step of the hot loop does, then the launch's constants."""
-    text = (
-        f"{row.chip:7} {row.kind:9} {row.kernel:28} {row.registers:3} registers, {row.spills:4} B spilled, "
-        f"{row.shared:6} B shared"
-    )
-    if row.code:
-        step, loads = row.code.step, ", ".join(f"{name} x{count}" for name, count in row.code.step.loads)
-        text += (
-            f", {row.buffers} buffers, {row.code.matrix or 'no matrix instructions'}, {row.code.instructions} "
-            f"instructions, {step.instructions} a step: {loads or 'no loads'}, {step.in_flight} in flight, "
-            f"{step.full_waits} full waits, {step.local} local, {step.divisions} divisions; {row.code.barriers} "
-            f"barriers, {row.code.shuffles} shuffles"
-        )
-    return f"{text} | {row.options}"
-
-
-if __name__ == "__main__":
-    main()

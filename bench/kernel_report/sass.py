@@ -41,7 +41,7 @@ class Loop:
     instructions: int
     matrix: int  # matrix instructions
     loads: tuple[tuple[str, int], ...]  # global loads by name and width in bits: ("LDGSTS.128", 12)
-    in_flight: int | None  # groups of asynchronous copies (LDGSTS) that the least waiting leaves in flight
+    in_flight: int | None  # groups of asynchronous copies (LDGSTS) that the weakest wait leaves in flight
     full_waits: int  # waits for all groups of wgmma: one after each HGMMA if ptxas serialised them
     local: int  # loads and stores of spilled registers
     divisions: int  # of integers, inline, and calls: of a division or a root
