@@ -1,4 +1,4 @@
-"""`python -m bench`: results are checked, saved, skipped and compared."""
+"""`python -m bench`: results are checked, saved and skipped."""
 
 import dataclasses
 import json
@@ -11,18 +11,13 @@ import torch
 
 from bench.__main__ import main
 from bench.common import ROOT
-from bench.suite import compare, synthetic
-from bench.suite.baselines import classifier, eager, monai_windows, naive_windows, offset_loop, single_windows
+from bench.suite import synthetic
 from bench.suite.cases import SUITES
-from bench.suite.compare import pairwise
 from bench.suite.kernels import GPU_SUITES
 from bench.suite.machine import IMPLEMENTATIONS
 from bench.suite.measure import ALL
 from bench.suite.runner import MAX_REPEATS, Case, DeviceLost, Implementation, Run, exponent
-from bench.tolerance import assert_matches
-from overfeat.errors import InputError
 from overfeat.files import ASSETS
-from overfeat.models.overfeat import build
 
 CPU = torch.device("cpu")
 
@@ -347,36 +342,6 @@ def test_without_optional_packages(tmp_path):
     assert json.loads((tmp_path / "out" / "profile.json").read_text())["whole"]
 
 
-def results(times, **machine):
-    rows = [
-        dict(zip(("suite", "op", "shape", "dtype", "backend"), "abcd" + k, strict=True), median=m)
-        for k, m in times.items()
-    ]
-    return {"machine": {"cpu": "x", "gpu": "none", "threads": 2, "torch": "2", **machine}, "rows": rows}
-
-
-def test_two_commits_are_compared_pair_by_pair():
-    first = results({"e": 2.0, "f": 1.0}), results({"e": 1.0, "g": 1.0})
-    second = results({"e": 3.0}), results({"e": 2.0})
-    assert pairwise([first, second]) == {("a", "b", "c", "d", "e"): [2.0, 1.5]}
-    with pytest.raises(InputError, match="the two runs differ in cpu: x and y"):
-        pairwise([(first[0], results({"e": 1.0}, cpu="y"))])
-
-
-def test_a_commit_against_itself(tmp_path, capfd):
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a clone")
-    options = {"suites": ["merge"], "backends": ["overfeat"], "quick": True, "device": "cpu"}
-    compare.compare("HEAD", options, "python -m bench ...", tmp_path / "r.json", pairs=1)
-    comparison = json.loads((tmp_path / "r.json").read_text())
-    assert comparison["machine"]["commit"].removesuffix("-dirty") == comparison["compared with"]
-    (row,) = comparison["rows"]
-    assert row["backend"] == "overfeat" and row["ratios"][0] > 0
-    assert "speed-up over HEAD" in capfd.readouterr().out
-    worktrees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert "overfeat-compare-" not in worktrees
-
-
 def test_tuning_is_copied(tmp_path, monkeypatch):
     """`python -m bench --tune`, without measuring: within the time limit of tuning, and of --budget."""
     pytest.importorskip("triton")
@@ -395,11 +360,6 @@ def test_tuning_is_copied(tmp_path, monkeypatch):
     assert main(["--tune", "--device", "cpu", "--budget", "10"]) == 1, "a wrong result"
 
 
-def test_an_unknown_commit(tmp_path, capsys):
-    assert main(["--quick", "--compare", "no-such-commit", "-o", str(tmp_path / "r.json")]) == 1
-    assert "--compare no-such-commit: " in capsys.readouterr().err
-
-
 def test_every_case_of_the_quick_suites_can_be_listed():
     """pytest bench/ collects them without running them."""
     done = subprocess.run(
@@ -410,42 +370,3 @@ def test_every_case_of_the_quick_suites_can_be_listed():
     listed = [line for line in done.stdout.splitlines() if "test_speed[" in line]
     assert len(set(listed)) == len(listed)
     assert {line.split("[")[1].split(",")[0] for line in listed} == set(SUITES) - set(GPU_SUITES)
-
-
-@pytest.fixture
-def bare(make_net):
-    """A net without padding, whose scores of a single window equal those of the whole image there; and an image."""
-    net = make_net("thin fast", 5)
-    bare = dataclasses.replace(
-        net.architecture,
-        convs=tuple(dataclasses.replace(conv, pad=0) for conv in net.architecture.convs),
-        init_std=None,
-    )
-    torch.manual_seed(0)
-    net = build(bare, 5).eval()
-    sides = [bare.window + bare.fine_stride * more for more in (3, 1)]
-    return net, torch.randint(0, 256, (1, 3, *sides), dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("windows", [naive_windows, monai_windows])
-@torch.no_grad()
-def test_single_windows_equal_the_whole_image(bare, windows):
-    if windows is monai_windows:
-        pytest.importorskip("monai", reason="it is in the extra bench alone")
-    net, image = bare
-    expected = net(image, "fine")
-    assert expected.shape[2:] == (4, 2)
-    assert_matches(windows(net, image, 3), expected, torch.float32)
-
-
-@torch.no_grad()
-def test_baselines_equal_the_library(make_net):
-    net = make_net("thin accurate", 5)
-    sides = [net.architecture.window + net.architecture.fine_stride * more for more in (4, 2)]
-    image = torch.randint(0, 256, (2, 3, *sides), dtype=torch.uint8)
-    maps, expected = net.features(image), net(image, "fine")
-    assert_matches(eager(net, image), expected, torch.float32)
-    assert_matches(classifier(net, maps), expected, torch.float32)
-    assert_matches(offset_loop(net, maps), expected, torch.float32)
-    window = image[:, :, : net.architecture.window, : net.architecture.window]
-    assert_matches(single_windows(net, window), net(window).flatten(1), torch.float32)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_checks import DEVICE, INTERPRETED, SCALES, TAPS, made, truth, unequal, windows
+from kernel_checks import DEVICE, SCALES, TAPS, made, truth, unequal, windows
 
 from bench.tolerance import assert_matches
 from overfeat import ops
@@ -171,35 +171,3 @@ def test_more_shapes_than_the_cache_holds(monkeypatch):
             assert torch.equal(actual, expected.setdefault(width, actual))
             assert_matches(actual, truth([maps], weight, None, 3), torch.float32)
     assert len(tables.output_positions.tables) <= 2
-
-
-@pytest.mark.skipif(INTERPRETED, reason="streams are a GPU's")
-def test_concurrent_streams():
-    weight, bias = made((64, 64, 3, 3), seed=8), made((64,), seed=9)
-    maps = [[made((2, 64, 30 + i, 33), seed=i, last=True)] for i in range(4)]
-    expected = [skip_classifier.forward(m, weight, bias, 3, True, 3) for m in maps]
-    streams = [torch.cuda.Stream() for _ in maps]
-    torch.cuda.synchronize()
-    actual = []
-    for m, stream in zip(maps, streams, strict=True):
-        with torch.cuda.stream(stream):
-            actual.append([skip_classifier.forward(m, weight, bias, 3, True, 3) for _ in range(5)])
-    torch.cuda.synchronize()
-    for results, one in zip(actual, expected, strict=True):
-        assert all(torch.equal(r, one) for r in results)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="graphs are a GPU's")
-def test_cuda_graph():
-    weight, bias = made((64, 64, 3, 3), seed=8, last=True), made((64,), seed=9)
-    maps = [made((1, 64, *size), seed=i, last=True) for i, size in enumerate(SCALES)]
-    ops.skip_classifier_flat(maps, weight, bias, 3)  # compiles the kernels and caches the tables
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        result = ops.skip_classifier_flat(maps, weight, bias, 3)
-    for seed in (20, 30):
-        for i, m in enumerate(maps):
-            m.copy_(made(m.shape, seed=seed + i))
-        graph.replay()
-        assert torch.equal(result, ops.skip_classifier_flat(maps, weight, bias, 3))
