@@ -1,27 +1,14 @@
 """Baselines of the suite: the same scores in plain PyTorch, window by window, offset by offset, or by MONAI."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from overfeat.data.resize import resize
 from overfeat.models.overfeat import OverFeat
-
-
-def naive_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:
-    """Each window of the fine-stride grid cropped and evaluated on its own, in batches: [1, classes, H, W]."""
-    return cropped_windows(
-        partial(single_windows, net), image, net.architecture.window, net.architecture.fine_stride, batch
-    )
-
-
-def monai_windows(net: OverFeat, image: Tensor, batch: int) -> Tensor:
-    """The same by MONAI's PatchInferer: [1, classes, H, W]."""
-    return monai_patches(
-        partial(single_windows, net), image, net.architecture.window, net.architecture.fine_stride, batch
-    )
 
 
 def cropped_windows(
@@ -113,3 +100,25 @@ def single_windows(net: OverFeat, windows: Tensor) -> Tensor:
         flat = F.linear(flat, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
         flat = flat if layer is net.fc_layers[-1] else flat.relu_()
     return flat
+
+
+@torch.no_grad()
+def vote(
+    windows: Callable[[OverFeat, Tensor], Tensor], scales: Sequence[tuple[int, int]], flip: bool, net: OverFeat,
+    images: Tensor,
+) -> Tensor:  # fmt: skip
+    """The mean over scales, and flips, of each class's maximum softmax score over the windows."""
+    maxima = []
+    for size in scales:
+        scaled = resize(images, size)
+        scores = windows(net, torch.cat([scaled, scaled.flip(-1)]) if flip else scaled).float().softmax(dim=1)
+        maxima.append(scores.amax(dim=(2, 3)).view(1 + flip, len(images), -1).mean(dim=0))
+    return torch.stack(maxima).mean(dim=0)
+
+
+def _fine_stride(crop: Callable[..., Tensor], net: OverFeat, image: Tensor, batch: int) -> Tensor:
+    """Each window of the fine-stride grid cropped and evaluated on its own, in batches: [1, classes, H, W]."""
+    return crop(partial(single_windows, net), image, net.architecture.window, net.architecture.fine_stride, batch)
+
+
+naive_windows, monai_windows = partial(_fine_stride, cropped_windows), partial(_fine_stride, monai_patches)

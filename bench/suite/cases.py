@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.suite.baselines import classifier as eager_classifier
-from bench.suite.baselines import eager, features, first_layer, offset_loop, single_windows
+from bench.suite.baselines import eager, features, first_layer, offset_loop, single_windows, vote
 from bench.suite.densify import densify
 from bench.suite.kernels import GPU_SUITES, gpu_cases
 from bench.suite.machine import (
@@ -31,14 +31,13 @@ from bench.suite.machine import (
     within,
 )
 from bench.suite.runner import Case, Implementation
-from bench.suite.synthetic import IMAGE_SIZE, NUM_BOXES, boxes_of_one_class
+from bench.suite.synthetic import IMAGE_SIZE, NUM_BOXES, boxes_of_one_class, merged
 from overfeat import ops
 from overfeat.classification.predict import classify
-from overfeat.data.resize import resize
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.flops import stage_macs
 from overfeat.models.overfeat import OverFeat
-from overfeat.ops import backend, merge_boxes
+from overfeat.ops import backend
 from overfeat.ops.backends.winograd import without_winograd
 
 COMPARED_OUTPUTS = 64  # of each layer: comparing all gradients takes longer than the training step
@@ -109,23 +108,13 @@ def merge(machine: Machine) -> Iterator[Case]:
     for count in (300,) if machine.quick else (300, NUM_BOXES):
         boxes, scores = (t.to(machine.device) for t in boxes_of_one_class(count))
 
-        def merged(boxes: Tensor = boxes, scores: Tensor = scores) -> list[Tensor]:
-            result = merge_boxes(boxes, scores)
-            return [result.boxes, result.scores]
-
-        implementations = machine.ours(merged) if machine.device.type == "cuda" else {OURS: Implementation(merged)}
-        implementations[PAPER_LOOP] = baseline(within(partial(backend, "reference"), merged), cold=True)
+        run = partial(merged, boxes, scores)
+        implementations = machine.ours(run) if machine.device.type == "cuda" else {OURS: Implementation(run)}
+        implementations[PAPER_LOOP] = baseline(within(partial(backend, "reference"), run), cold=True)
         if machine.has("ensemble_boxes", f"{NMS}, {WBF}"):
             implementations |= _ensemble_boxes(boxes, scores)
-        yield Case(
-            "merge",
-            "merge_boxes",
-            f"{count} boxes, one class",
-            PAPER_LOOP,
-            implementations,
-            create_inputs,
-            bytes_moved=boxes.nbytes * 1.25,
-        )
+        yield Case("merge", "merge_boxes", f"{count} boxes, one class", PAPER_LOOP, implementations, create_inputs,
+                   bytes_moved=boxes.nbytes * 1.25)  # fmt: skip
 
 
 def _ensemble_boxes(boxes: Tensor, scores: Tensor) -> dict[str, Implementation]:
@@ -196,7 +185,7 @@ def end_to_end(machine: Machine) -> Iterator[Case]:
             return function(machine.net("accurate", dtype), machine.pixels(1, *IMAGE))
 
         def by(windows: Callable[[OverFeat, Tensor], Tensor], call: Callable = call) -> object:
-            return call(partial(_vote, windows))
+            return call(partial(vote, windows, SIZES, False))
 
         ours = partial(call, lambda net, image: classify(net, image, flip=False))
         implementations = machine.ours(ours) | machine.torch(eager, by)
@@ -213,12 +202,6 @@ def end_to_end(machine: Machine) -> Iterator[Case]:
             2 * sum(count[part] for count in counts for part in ("features", "first", "rest")),
             weight_bytes("accurate") * dtype.itemsize / 4, 1,
         )  # fmt: skip
-
-
-def _vote(windows: Callable[[OverFeat, Tensor], Tensor], net: OverFeat, image: Tensor) -> Tensor:
-    """The mean over six scales of each class's maximum softmax score over the windows of a scale."""
-    maxima = [windows(net, resize(image, size)).float().softmax(dim=1).amax(dim=(2, 3)) for size in SIZES]
-    return torch.stack(maxima).mean(dim=0)
 
 
 def _our_first_layer(net: OverFeat, maps: Tensor) -> Tensor:

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.suite.baselines import eager
+from bench.suite.baselines import eager, vote
 from bench.suite.machine import (
     CLASSES,
     COMPILED,
@@ -30,20 +29,16 @@ from bench.suite.machine import (
     within,
 )
 from bench.suite.runner import Case, Implementation
-from bench.suite.synthetic import NUM_BOXES, boxes_of_images, boxes_of_many_objects
+from bench.suite.synthetic import NUM_BOXES, boxes_of_images, boxes_of_many_objects, merged
 from bench.suite.timing import dtype_name, torch_dtype
 from overfeat import fast, ops
 from overfeat.classification.predict import classify
-from overfeat.data.resize import resize
 from overfeat.dense.config import MEMORY_LIMIT
 from overfeat.dense.scales import six_scales
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Conv
 from overfeat.models.flops import stage_macs
 from overfeat.models.overfeat import OverFeat
 from overfeat.models.receptive_field import output_size
-
-if TYPE_CHECKING:
-    from overfeat.kernels.problem import Problem
 
 Shape = tuple[int, int, int]  # images, height, width of feature maps
 Flat = Tensor | list[Tensor]
@@ -93,42 +88,34 @@ class Layer:
 
     def __init__(self, machine: Machine, shapes: Sequence[Shape], channels: int, outputs: int, kernel: int,
                  size: int, dtype: torch.dtype | str, *, tap: int | None = None):  # fmt: skip
-        self.machine, self.shapes, self.dtype, self.size, self.tap = machine, shapes, dtype, size, tap or size
-        self.channels, self.weight_shape = channels, torch.Size((outputs, channels, kernel, kernel))
+        from overfeat.kernels.problem import Problem
+
+        self.machine, self.dtype = machine, dtype
+        self.problem = Problem(tuple(shapes), channels, outputs, (kernel, kernel), tap or size, size,
+                               torch_dtype(dtype), machine.device)  # fmt: skip
 
     @cached_property
     def operands(self) -> tuple[list[Tensor], Tensor, Tensor]:
         """Maps and weight, channels-last, and bias."""
-        generator = torch.Generator(self.machine.device).manual_seed(0)
+        generator, p = torch.Generator(self.problem.device).manual_seed(0), self.problem
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
-            values = scale * torch.randn(shape, generator=generator, device=self.machine.device)
+            values = scale * torch.randn(shape, generator=generator, device=p.device)
             layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-            return values.to(torch_dtype(self.dtype)).contiguous(memory_format=layout)
+            return values.to(p.dtype).contiguous(memory_format=layout)
 
-        maps = [normal(n, self.channels, h, w) for n, h, w in self.shapes]
-        weight = normal(*self.weight_shape, scale=self.weight_shape[1:].numel() ** -0.5)
-        return maps, weight, normal(len(weight), scale=0.2)
+        maps = [normal(n, p.channels, h, w) for n, h, w in p.shapes]
+        weight = normal(p.outputs, p.channels, *p.kernel, scale=(p.channels * p.taps) ** -0.5)
+        return maps, weight, normal(p.outputs, scale=0.2)
 
     @cached_property
     def cotangents(self) -> tuple[Tensor, list[Tensor]]:
         """Random gradients of the results, as flat features and as maps."""
-        flat = torch.randn(self.positions, self.weight_shape[0], device=self.machine.device)
-        flat = flat.to(torch_dtype(self.dtype))
-        parts = flat.split([n * h * w for n, h, w in self.output_shapes])
-        return flat, [part.view(n, h, w, -1).permute(0, 3, 1, 2)
-                      for part, (n, h, w) in zip(parts, self.output_shapes, strict=True)]  # fmt: skip
-
-    @property
-    def output_shapes(self) -> list[Shape]:
-        """(images, height, width) of the results."""
-        reach = self.size - 1 + (self.weight_shape[2] - 1) * self.tap
-        return [(n, h - reach, w - reach) for n, h, w in self.shapes]
-
-    @property
-    def positions(self) -> int:
-        """Output positions."""
-        return sum(n * h * w for n, h, w in self.output_shapes)
+        p, (reach_y, reach_x) = self.problem, self.problem.reach
+        flat = torch.randn(p.positions, p.outputs, device=p.device).to(p.dtype)
+        shapes = [(n, h - reach_y, w - reach_x) for n, h, w in p.pooled]
+        chunks = flat.split([n * h * w for n, h, w in shapes])
+        return flat, [chunk.view(*shape, -1).permute(0, 3, 1, 2) for chunk, shape in zip(chunks, shapes, strict=True)]
 
     def bound(self, function: Callable[..., Flat]) -> Callable[[], Flat]:
         """function(maps, weight, bias) on the operands."""
@@ -136,19 +123,19 @@ class Layer:
 
     def pool(self) -> list[Tensor]:
         """Plain PyTorch's pooling at every offset."""
-        return [F.max_pool2d(m, self.size, 1) for m in self.operands[0]]
+        return [F.max_pool2d(m, self.problem.size, 1) for m in self.operands[0]]
 
     def plain(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
         """Plain PyTorch: pool at stride 1, convolve with dilation."""
-        pooled = [F.max_pool2d(m, self.size, 1) for m in maps]
-        return [F.conv2d(m, weight, bias, dilation=self.tap).relu_() for m in pooled]
+        pooled = [F.max_pool2d(m, self.problem.size, 1) for m in maps]
+        return [F.conv2d(m, weight, bias, dilation=self.problem.tap).relu_() for m in pooled]
 
     def ours(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-        return ops.skip_classifier_flat(maps, weight, bias, self.size, tap=self.tap)
+        return ops.skip_classifier_flat(maps, weight, bias, self.problem.size, tap=self.problem.tap)
 
     def each(self, maps: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
         """The library with a call per map, which reads the weight once per map."""
-        return [ops.skip_classifier(m, weight, bias, self.size, tap=self.tap) for m in maps]
+        return [ops.skip_classifier(m, weight, bias, self.problem.size, tap=self.problem.tap) for m in maps]
 
     def gradients(self, function: Callable[..., Flat]) -> list[Tensor]:
         """Forward and backward: the gradients of weight, bias and maps."""
@@ -159,14 +146,6 @@ class Layer:
             results = function(leaves[2:], *leaves[:2])
             flat, of_maps = self.cotangents
             return list(torch.autograd.grad(results, leaves, flat if isinstance(results, Tensor) else of_maps))
-
-    @property
-    def problem(self) -> "Problem":
-        from overfeat.kernels.problem import Problem
-
-        height, width = self.weight_shape[2:]
-        return Problem(tuple(self.shapes), self.channels, self.weight_shape[0], (height, width), self.tap, self.size,
-                       torch_dtype(self.dtype), self.machine.device)  # fmt: skip
 
     def chosen(self) -> Implementation:
         """The forward pass as the library launches it; the remark names the variant that it chose."""
@@ -195,11 +174,11 @@ class Layer:
 
     def case(self, suite: str, op: str, shape: str, implementations: dict[str, Implementation], work: int = 1) -> Case:
         """work: of the forward pass."""
-        count, weights = self.positions, self.weight_shape.numel()
-        moved = sum(n * h * w for n, h, w in self.shapes) * self.channels + weights + count * self.weight_shape[0]
+        p = self.problem
+        weights, maps = p.outputs * p.channels * p.taps, p.channels * sum(n * h * w for n, h, w in p.shapes)
         return Case(suite, op, shape, EAGER, implementations, lambda: self.operands, self.dtype,
-                    2.0 * work * weights * count, work * moved * torch_dtype(self.dtype).itemsize,
-                    on_device=True)  # fmt: skip
+                    2.0 * work * weights * p.positions,
+                    work * (maps + weights + p.positions * p.outputs) * p.dtype.itemsize, on_device=True)  # fmt: skip
 
 
 def layer(machine: Machine, images: int, dtype: torch.dtype | str | None = None, flip: bool = False) -> Layer:
@@ -229,11 +208,11 @@ def pooling(machine: Machine) -> Iterator[Case]:
 
     for images in sizes_of(machine).batches:
         one = layer(machine, images)
-        pooled = sum(n * (h - one.size + 1) * (w - one.size + 1) for n, h, w in one.shapes)
-        moved = (pooled + sum(n * h * w for n, h, w in one.shapes)) * one.channels * torch_dtype(one.dtype).itemsize
+        p = one.problem
+        moved = (p.pooled_positions + sum(n * h * w for n, h, w in p.shapes)) * p.channels * p.dtype.itemsize
         implementations = {
             EAGER: baseline(one.pool, result=flatten),
-            FAST: Implementation(lambda one=one: pooled_buffer(one.operands[0], one.size)),
+            FAST: Implementation(lambda one=one: pooled_buffer(one.operands[0], one.problem.size)),
         }
         yield Case("pooling", "offset pooling", f"six scales, batch {images}", EAGER, implementations,
                    lambda one=one: one.operands, one.dtype, bytes_moved=moved, on_device=True)  # fmt: skip
@@ -273,14 +252,14 @@ def classification(machine: Machine) -> Iterator[Case]:
         options = {"flip": True, "memory_limit": 8 * images * MEMORY_LIMIT}
         ours = partial(call, partial(classify, **options))
         implementations = {
-            EAGER: baseline(partial(call, partial(_vote_with_flips, eager, sizes.scales))),
+            EAGER: baseline(partial(call, partial(vote, eager, sizes.scales, True))),
             OURS: Implementation(within(partial(ops.backend, "torch"), ours)),
             FAST: Implementation(ours),
             DEFAULT_MEMORY: Implementation(partial(call, partial(classify, flip=True))),
         }
         if images == sizes.batches[0]:
             implementations |= _compiled(
-                machine, lambda f, call=call: partial(call, partial(_vote_with_flips, f, sizes.scales)), eager
+                machine, lambda f, call=call: partial(call, partial(vote, f, sizes.scales, True)), eager
             )
         implementations[GRAPH] = Implementation(_captured(call, options))
         yield Case("classification", "classify", f"six scales with horizontal flips, batch {images}", EAGER,
@@ -299,19 +278,6 @@ def _captured(call: Callable, options: dict) -> Callable[[], Tensor]:
     return partial(call, run)
 
 
-@torch.no_grad()
-def _vote_with_flips(
-    windows: Callable[[OverFeat, Tensor], Tensor], scales: Sequence[tuple[int, int]], net: OverFeat, images: Tensor
-) -> Tensor:
-    """The mean over scales and flips of each class's maximum softmax score over the windows."""
-    maxima = []
-    for size in scales:
-        scaled = resize(images, size)
-        scores = windows(net, torch.cat([scaled, scaled.flip(-1)])).float().softmax(dim=1).amax(dim=(2, 3))
-        maxima.append(scores.view(2, len(images), -1).mean(dim=0))
-    return torch.stack(maxima).mean(dim=0)
-
-
 def merge_groups(machine: Machine) -> Iterator[Case]:
     """Greedy merging of many groups, and of many objects, beside the CPU's compiled loop, transfers included."""
     sizes = sizes_of(machine)
@@ -323,13 +289,10 @@ def merge_groups(machine: Machine) -> Iterator[Case]:
     for shape, make in given.items():
         inputs = [t.to(machine.device) for t in make()]
 
-        def merged(inputs: list[Tensor] = inputs) -> list[Tensor]:
-            result = ops.merge_boxes(*inputs)
-            return [result.boxes, result.scores]
-
+        run = partial(merged, *inputs)
         implementations = {
-            OURS: Implementation(within(partial(ops.backend, "torch"), merged), cold=True),
-            FAST: Implementation(merged),
+            OURS: Implementation(within(partial(ops.backend, "torch"), run), cold=True),
+            FAST: Implementation(run),
         }
         yield Case("merge-groups", "merge_boxes", shape, OURS, implementations, create_inputs)
 
@@ -355,13 +318,13 @@ def single_scales(machine: Machine) -> Iterator[Case]:
     for images in sizes.batches:
         for number, shape in enumerate(sizes.maps(images), 1):
             one = layer(machine, images)
-            one.shapes = [shape]
+            one.problem = replace(one.problem, shapes=(shape,))
             ours = one.bound(one.ours)
             implementations = {EAGER: baseline(one.bound(one.plain), result=flatten), FAST: one.chosen()}
             for name, pool in ((SEPARATE, "separate"), (FUSED, "fused")):
                 run = within(partial(launch.override, pool=pool, variant="direct"), ours)
                 implementations[name] = Implementation(run, forced=True)
-            title = f"scale {number}: {one.positions} windows"
+            title = f"scale {number}: {one.problem.positions} windows"
             yield one.case("single-scales", "first full layer", title, implementations)
 
 

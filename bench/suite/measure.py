@@ -68,11 +68,7 @@ def measure(
                 print(f"bench: {budget:.0f} s are over; {name} and what follows is left")
                 return run.results
             run.measure(case)
-    if quick:
-        run.skip(f"{GROWTH}, torch.compile, most shapes and nets", "--quick")
-    elif GROWTH in suites and backends and FAST not in backends:
-        run.skip(GROWTH, f"it is measured with {FAST} alone")
-    elif GROWTH in suites:
+    if quick or GROWTH in suites:
         _measure_growth(run, machine)
     if not (run.rows or run.results["growth"] or run.failed) and list(suites) != [PEAKS]:
         raise InputError(f"nothing to measure with {', '.join(backends or ())} in {', '.join(suites)} on this machine")
@@ -91,6 +87,12 @@ def _measure_peaks(run: Run, machine: Machine) -> None:
 
 def _measure_growth(run: Run, machine: Machine) -> None:
     """Growth of time and memory, and on a CPU the peak memory of a whole process."""
+    if run.quick:
+        run.skip(f"{GROWTH}, torch.compile, most shapes and nets", "--quick")
+        return
+    if run.selected and FAST not in run.selected:
+        run.skip(GROWTH, f"it is measured with {FAST} alone")
+        return
     for sweep in sweeps(machine):
         run.measure_growth(*sweep)
     if run.device.type == "cpu":

@@ -1,9 +1,11 @@
-"""Synthetic boxes to merge: those of one image and class, of several images, and of many objects."""
+"""Synthetic boxes, and merging them: those of one image and class, of several images, and of many objects."""
 
 import math
 
 import torch
 from torch import Tensor
+
+from overfeat.ops import merge_boxes
 
 NUM_BOXES = 1575  # positions of the accurate net at six scales: the boxes of one image and class
 IMAGE_SIZE = 500.0
@@ -33,8 +35,13 @@ def boxes_of_many_objects(count: int, each: int = 6, seed: int = 0) -> tuple[Ten
     g = torch.Generator().manual_seed(seed)
     objects = max(1, count // each)
     of = torch.randint(objects, (count,), generator=g)
-    corner = (40 * math.sqrt(objects) * torch.rand(objects, 2, generator=g))[of] + 3 * torch.randn(
-        count, 2, generator=g
-    )
+    corner = (40 * math.sqrt(objects) * torch.rand(objects, 2, generator=g))[of]
+    corner = corner + 3 * torch.randn(count, 2, generator=g)
     side = (20 + 40 * torch.rand(objects, 1, generator=g))[of] * (0.1 * torch.randn(count, 2, generator=g)).exp()
     return torch.cat([corner, corner + side], dim=1), torch.rand(count, generator=g)
+
+
+def merged(*boxes: Tensor) -> list[Tensor]:
+    """Boxes and scores after `merge_boxes` of these boxes, scores and groups."""
+    result = merge_boxes(*boxes)
+    return [result.boxes, result.scores]
