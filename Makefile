@@ -8,7 +8,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 .PHONY: demo test lint bench gpu gpu-test clean
 
-# These run a second time under Triton's interpreter, which stands in for a GPU.
+# These run a second time under Triton's interpreter, which stands in for a GPU; make gpu has them in bench/gpu_run.py.
 KERNEL_TESTS := tests/kernels tests/ops/test_ops.py tests/ops/test_ops_in_torch.py tests/ops/test_merge_boxes.py tests/test_fast.py
 # One single-threaded process per core, at most four, since some tests take gigabytes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -51,7 +51,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench.report
 
 # On a machine with a GPU, with its own Python, torch and pytest, and without a network, in ten minutes: the kernels'
-# tests, measured peaks, the suite, tuning, a profile, in this order; again, for what is left. build/gpu has the package
+# tests, measured peaks, the suite, tuning, a profile, in this order; a second run continues. build/gpu has the package
 # as it is installed, with the kernels in it; -P keeps Python from importing the one in this folder. Without git, set
 # COMMIT. make gpu-test: the tests alone.
 GPU_PYTHON ?= python3

@@ -23,13 +23,12 @@ except ModuleNotFoundError as error:
         raise
     sys.exit(f"bench: the suite needs {error.name}: pip install -e '.[bench]'")
 
-from bench.common import UNFINISHED_STATUS
+from bench.common import LOST_STATUS, UNFINISHED_STATUS
 from overfeat.errors import InputError
 from overfeat.files import check_result
 from overfeat.training.distributed import choose_device
 
 TUNING_SECONDS = 150.0
-LOST = 70  # exit status: the device no longer responds, another process may go on
 RESULT_KEYS = ("command", "machine", "rows")  # of a file that may be overwritten
 
 
@@ -122,12 +121,12 @@ def _seconds(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 with a message where the caller can put something right or a result was wrong; LOST."""
+    """Exit status 0; 1 with a message where the caller can put something right or a result was wrong; LOST_STATUS."""
     try:
         return run(sys.argv[1:] if argv is None else list(argv))
     except DeviceLost as error:
         print(f"bench: {error}", file=sys.stderr)
-        return LOST
+        return LOST_STATUS
     except InputError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-LOST = 70  # exit status: the device no longer responds; the other processes go on
+from bench.common import LOST_STATUS
+
 FIRST, LAST = "test_full_size", "test_fragile"
 MAX_MESSAGE = 2000
 
@@ -69,7 +70,7 @@ class Recorder:
             self.outcome, self.message = "failed", error
         self._event(nodeid, self.outcome, self.message)
         if error:
-            pytest.exit("the device no longer responds", returncode=LOST)
+            pytest.exit("the device no longer responds", returncode=LOST_STATUS)
 
     def _event(self, test: str, outcome: str, message: str = "") -> None:
         self._write({"test": test, "shard": self.shard, "outcome": outcome, "message": message[:MAX_MESSAGE]})

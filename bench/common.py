@@ -15,6 +15,7 @@ from overfeat.profiling.measure import machine
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 UNFINISHED_STATUS = 3  # exit status: nothing failed, but time ran out
+LOST_STATUS = 70  # exit status: the device no longer responds, another process may go on
 SOURCES = ("kernels", "overfeat", "bench", "tests")
 
 

@@ -26,9 +26,10 @@ except ModuleNotFoundError:
     print(f"{sys.executable} has no torch; name a Python that has it: make gpu GPU_PYTHON=/path/to/python3")
     sys.exit(2)
 
-from bench.checks import LOST, outcomes
-from bench.common import RESULTS, ROOT, UNFINISHED_STATUS, measured_state
+from bench.checks import outcomes
+from bench.common import LOST_STATUS, RESULTS, ROOT, UNFINISHED_STATUS, measured_state
 from bench.pages.gpu import targets
+from bench.suite.kernels import GPU_SUITES
 from overfeat.files import atomic_write, ensure_dir
 from overfeat.profiling.measure import machine
 
@@ -36,8 +37,7 @@ from overfeat.profiling.measure import machine
 SHARES = {"checks": 36, "peaks": 6, "suite": 34, "tune": 20, "profile": 4}
 TESTS = ("tests/kernels", "tests/ops/test_ops.py", "tests/ops/test_ops_in_torch.py", "tests/ops/test_merge_boxes.py",
          "tests/test_fast.py")  # fmt: skip
-SUITES = ("pooling", "first-layer", "classification", "merge-groups", "gradients", "single-scales", "other-types",
-          "train", "dense", "classifier", "merge", "end-to-end")  # fmt: skip
+SUITES = (*GPU_SUITES, "train", "dense", "classifier", "merge", "end-to-end")
 TINY_TESTS, TINY_SUITES = ("tests/kernels/test_class_scores.py",), ("pooling", "first-layer")
 IMAGE = "overfeat/assets/scenes/00012.png"
 MAX_PROCESSES = 12  # of checks: each compiles kernels on a core of its own
@@ -167,7 +167,7 @@ class GpuRun:
             event |= {"outcome": "failed", "message": f"its process ended with status {status}; {self._log(shard)}"}
             with self.record.open("a") as file:
                 file.write(json.dumps(event) + "\n")
-        if started or status == LOST:
+        if started or status == LOST_STATUS:
             return True
         self._fail(f"checks, process {shard}", f"pytest ended with status {status}; {self._log(shard)}")
         print("\n".join(self._log(shard).read_text().splitlines()[-15:]), flush=True)
