@@ -50,20 +50,20 @@ def _score(ax1, ay1, ax2, ay2, a_diagonal, bx1, by1, bx2, by2, b_diagonal, min_i
     """boxes.match_score, step by step."""
     dx, dy = (ax1 + ax2) - (bx1 + bx2), (ay1 + ay2) - (by1 + by2)
     distance = _root(dx * dx + dy * dy)
-    shared = tl.maximum(tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1), 0.0)
-    shared = shared * tl.maximum(tl.minimum(ay2, by2) - tl.maximum(ay1, by1), 0.0)
+    intersection = tl.maximum(tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1), 0.0)
+    intersection = intersection * tl.maximum(tl.minimum(ay2, by2) - tl.maximum(ay1, by1), 0.0)
     if MATCH_METRIC == 1:
-        return distance * 0.5 + shared
+        return distance * 0.5 + intersection
     equal = (ax1 == bx1) & (ay1 == by1) & (ax2 == bx2) & (ay2 == by2)
     diagonals = a_diagonal + b_diagonal
     relative = _divide(distance, tl.where(diagonals > 0, diagonals, 1.0))
     relative = tl.where(equal, 0.0, tl.where(diagonals > 0, relative, float("inf")))
-    union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)) - shared
+    union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)) - intersection
     divisor = tl.where(union > 0, union, 1.0)
     if MATCH_METRIC == 2:
-        iou = tl.where(union > 0, _divide(shared, divisor), tl.where(equal, 1.0, 0.0))
+        iou = tl.where(union > 0, _divide(intersection, divisor), tl.where(equal, 1.0, 0.0))
         return tl.where(iou >= min_iou, relative, float("inf"))
-    return relative + tl.where(union > 0, _divide(union - shared, divisor), tl.where(equal, 0.0, 1.0))
+    return relative + tl.where(union > 0, _divide(union - intersection, divisor), tl.where(equal, 0.0, 1.0))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Which variant computes a GEMM of the classifier's first layer fastest, estimated: a roofline and an efficiency.
+"""The estimated time of each variant of the classifier's first layer: a roofline divided by an efficiency.
 
 A variant is a few passes over memory, each bound by the matrix units or by the memory:
 

@@ -32,12 +32,12 @@ def tile_of(i_tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _work_of(i_work, whole, steps, split_k, SHARED: tl.constexpr):
+def _work_of(i_work, whole, steps, split_k, SPLIT: tl.constexpr):
     """The tile of a work item, and its first step and the one after its last.
 
     The first `whole` items are a tile each; the tiles after those are split_k items each, with a part of the steps.
     """
-    if not SHARED:
+    if not SPLIT:
         return i_work, 0, steps
     i_part = tl.maximum(i_work - whole, 0)
     is_whole, i_split = i_work < whole, i_part % split_k
@@ -56,7 +56,7 @@ def skip_classifier_fwd_kernel(
     bias,  # [O], dtype of the maps; unused unless BIAS
     guard,  # int32 [1]: nothing is computed or written if it is 0; unused unless GUARD
     output,  # [M, O], contiguous, dtype of the maps: the whole tiles are written
-    partial,  # float32 [tiles - whole, split_k, BLOCK_M, BLOCK_N], written: sums of parts; unused unless SHARED
+    partial,  # float32 [tiles - whole, split_k, BLOCK_M, BLOCK_N], written: partial sums; unused unless SPLIT
     rows,  # M
     columns,  # O
     groups,  # C / GROUP
@@ -73,7 +73,7 @@ def skip_classifier_fwd_kernel(
     RELU: tl.constexpr,
     GUARD: tl.constexpr,
     DESCRIPTOR: tl.constexpr,  # needs EVEN_K
-    SHARED: tl.constexpr,  # there are other tiles
+    SPLIT: tl.constexpr,  # there are tiles after `whole`
     EVEN_K: tl.constexpr,  # C is a multiple of BLOCK_K
     WIDE: tl.constexpr,  # a window reaches over 2^31 elements or more of a map
     PRECISION: tl.constexpr,  # of float32 GEMMs: ieee or tf32
@@ -91,7 +91,7 @@ def skip_classifier_fwd_kernel(
     if GUARD:
         works = tl.where(tl.load(guard) == 0, 0, works)
     for i_work in range(tl.program_id(0), works, num_programs):
-        i_tile, first, last = _work_of(i_work, whole, steps, split_k, SHARED)
+        i_tile, first, last = _work_of(i_work, whole, steps, split_k, SPLIT)
         i_m, i_n = tile_of(i_tile, tiles_m, tiles_n, GROUP_M)
         o_m, o_n = i_m * BLOCK_M + tl.arange(0, BLOCK_M), i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         # Rows and columns past the end read the last one, and are not stored. Masks are used instead where neighbours
@@ -128,7 +128,7 @@ def skip_classifier_fwd_kernel(
             o_row += tl.where(x == KERNEL_X, b_step, 0)
             x = tl.where(x == KERNEL_X, 0, x)
         m_row = (o_m < rows)[:, None]
-        if SHARED and i_work >= whole:
+        if SPLIT and i_work >= whole:
             o_part = (i_work - whole).to(tl.int64) * (BLOCK_M * BLOCK_N)
             p_part = partial + o_part + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
             tl.store(p_part, acc, mask=m_row)
@@ -190,7 +190,7 @@ def split_k_reduce_kernel(
     GROUP_M: tl.constexpr,
     REDUCE_M: tl.constexpr,  # rows of a program
 ):
-    """Sum of the parts of a tile, in float32 and in their order, bias and ReLU: the epilogue of the shared tiles."""
+    """The epilogue of split tiles: add the partial sums in float32 and in order, then bias and ReLU."""
     i_part, i_block = tl.program_id(0), tl.program_id(1)
     i_m, i_n = tile_of(whole + i_part, tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N), GROUP_M)
     o_row, o_column = i_block * REDUCE_M + tl.arange(0, REDUCE_M), tl.arange(0, BLOCK_N)
@@ -221,10 +221,10 @@ def forward(
     tile, rows, columns = plan.tile, problem.positions, problem.outputs
     output = weight.new_empty(rows, columns) if output is None else output
     sources, table, pool = _sources(maps, problem, plan.pool)
-    whole, shared = whole_and_shared(problem, plan)
+    whole, split = whole_and_split(problem, plan)
     partial = output
-    if shared:
-        partial = torch.empty(shared, plan.split_k, tile.m, tile.n, dtype=torch.float32, device=output.device)
+    if split:
+        partial = torch.empty(split, plan.split_k, tile.m, tile.n, dtype=torch.float32, device=output.device)
     bias_or_any = output if bias is None else bias.contiguous()
     guard_or_any = output if guard is None else guard
     epilogue = {"BIAS": bias is not None, "RELU": relu, "GUARD": guard is not None}
@@ -234,26 +234,26 @@ def forward(
         sources, *table, rows_of_weight, bias_or_any, guard_or_any, output, partial, rows, columns,
         problem.channels // group, whole, plan.split_k, plan.num_programs, GROUP=group, COUNT=len(sources),
         KERNEL_Y=problem.kernel[0], KERNEL_X=problem.kernel[1], DILATION=problem.tap, POOL=pool,
-        DESCRIPTOR=descriptor, SHARED=shared > 0, EVEN_K=plan.even_k, WIDE=_is_wide(problem),
+        DESCRIPTOR=descriptor, SPLIT=split > 0, EVEN_K=plan.even_k, WIDE=_is_wide(problem),
         PRECISION=plan.precision, **epilogue, **tile.options(),
     )  # fmt: skip
-    if shared:
+    if split:
         reduce_m = min(tile.m, max(1, launch.REDUCE_BLOCK // tile.n))
-        split_k_reduce_kernel[(shared, tile.m // reduce_m)](
+        split_k_reduce_kernel[(split, tile.m // reduce_m)](
             partial, bias_or_any, guard_or_any, output, rows, columns, whole, plan.split_k, BLOCK_M=tile.m,
             BLOCK_N=tile.n, GROUP_M=tile.group_m, REDUCE_M=reduce_m, **epilogue,
         )  # fmt: skip
     return output
 
 
-def whole_and_shared(problem: Problem, plan: Plan) -> tuple[int, int]:
+def whole_and_split(problem: Problem, plan: Plan) -> tuple[int, int]:
     """The tiles that a program computes alone, and those after them that plan.split_k programs share.
 
-    Shared are the tiles of the last wave, unless they fill it: each of the other waves keeps every program busy.
+    Split are the tiles of the last wave, unless they fill it: each of the other waves keeps every program busy.
     """
     tiles = -(-problem.positions // plan.tile.m) * -(-problem.outputs // plan.tile.n)
-    shared = tiles % plan.num_programs if plan.split_k > 1 else 0
-    return tiles - shared, shared
+    split = tiles % plan.num_programs if plan.split_k > 1 else 0
+    return tiles - split, split
 
 
 def _is_wide(problem: Problem) -> bool:

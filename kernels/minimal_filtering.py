@@ -1,9 +1,9 @@
-"""The classifier's first layer by minimal filtering (Lavin and Gray, arXiv 1509.09308): 3 to 4 times fewer products.
+"""The classifier's first layer by minimal filtering (Lavin and Gray, arXiv 1509.09308): 3 to 4 times less arithmetic.
 
 The tap*tap phases of a pooled map share one dense k x k kernel. A tile of t x t positions of a phase gives m x m of its
 outputs, t = m + k - 1: its positions are transformed (filter_transforms.py), multiplied by the transformed weight in
 t*t GEMMs of the library, and transformed to outputs. For k = 5 that is 3.2 times (m = 3) or 4 times (m = 4) fewer
-products, less what tiles overhang; the transformed weight has t*t/k/k times as many values.
+multiplications, less what tiles overhang; the transformed weight has t*t/k/k times as many values.
 
 Operands and results of the GEMMs are float16, sums float32: accurate enough for bfloat16 nets. Largest and RMS errors
 of F(m, k), m x m outputs of k x k kernels, as in bench/tolerance.py, which allows 6e-2 and 8e-3 (simulated: 1024

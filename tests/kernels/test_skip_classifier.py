@@ -83,7 +83,7 @@ def test_only_tiles_of_the_last_wave_are_shared(dtype, variant):
         (100, 2, tiles),
     ):
         with launch.override(tile=tile, split_k=split_k, num_programs=num_programs, variant=variant):
-            assert direct.whole_and_shared(problem, launch.choose("forward", problem)) == (tiles - shared, shared)
+            assert direct.whole_and_split(problem, launch.choose("forward", problem)) == (tiles - shared, shared)
             assert_matches(skip_classifier.forward(maps, weight, bias, 3, True, 3), expected, dtype)
 
 
