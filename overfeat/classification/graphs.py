@@ -65,7 +65,8 @@ class CapturedClassifier:
             images = torch.zeros(shape, dtype=dtype, device=net.device)
             scores, replay = _record(partial(self._eager, net, images), net.device, pool)
             self._graphs[id(net), shape, dtype] = _Graph(images, scores, replay)
-            self.shapes += [] if shape in self.shapes else [shape]
+            if shape not in self.shapes:
+                self.shapes.append(shape)
 
 
 def capture(
