@@ -3,8 +3,8 @@
 The parts: checks (the kernels' tests, in several processes), peaks (measured rates of GEMM, convolution and copy),
 suite (timings), tune, profile. Each runs in processes of its own under a time limit and is saved as it ends, the suite
 after every case and the checks after every test. A second run goes on where the first one stopped, if the sources, the
-device and the versions are the same. Exit status: 0; 1 if a check or a part failed; 2 without a GPU; 3 if nothing
-failed but time ran out: run it again.
+device and the versions are the same. Exit status: 0; 1 if a check or a part failed; 2 if nothing can run, as without a
+GPU; 3 if nothing failed but time ran out: run it again.
 """
 
 import argparse
@@ -22,16 +22,20 @@ from pathlib import Path
 
 try:
     import torch
-except ModuleNotFoundError:
-    print(f"{sys.executable} has no torch; name a Python that has it: make gpu GPU_PYTHON=/path/to/python3")
-    sys.exit(2)
+    import triton  # noqa: F401  the kernels' tests need it
 
-from bench.checks import outcomes
-from bench.common import LOST_STATUS, RESULTS, ROOT, UNFINISHED_STATUS, measured_state
-from bench.pages.gpu import targets
-from bench.suite.kernels import GPU_SUITES
-from overfeat.files import atomic_write, ensure_dir
-from overfeat.profiling.measure import machine
+    from bench.checks import events, outcomes
+    from bench.common import LOST_STATUS, RESULTS, ROOT, UNFINISHED_STATUS, measured_state
+    from bench.pages.gpu import targets
+    from bench.suite.kernels import GPU_SUITES
+    from overfeat.errors import WriteError
+    from overfeat.files import atomic_write, ensure_dir
+    from overfeat.profiling.measure import machine
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] in ("bench", "overfeat"):
+        raise
+    print(f"{sys.executable} has no {error.name}; name a Python that has it: make gpu GPU_PYTHON=/path/to/python3")
+    sys.exit(2)
 
 # Parts, and how much of the remaining time each may use, relative to those after it.
 SHARES = {"checks": 36, "peaks": 6, "suite": 34, "tune": 20, "profile": 4}
@@ -161,8 +165,8 @@ class GpuRun:
         """Whether a process ended in the middle of its tests, so that another one must go on with the rest."""
         if status in (0, 1, 5):  # all passed, some failed, none were left
             return False
-        events = outcomes(self.record).values()
-        started = [event for event in events if (event["shard"], event["outcome"]) == (shard, "started")]
+        last = outcomes(self.record).values()
+        started = [event for event in last if (event["shard"], event["outcome"]) == (shard, "started")]
         for event in started:
             event |= {"outcome": "failed", "message": f"its process ended with status {status}; {self._log(shard)}"}
             with self.record.open("a") as file:
@@ -175,14 +179,14 @@ class GpuRun:
 
     def _count_checks(self, stopped: bool) -> str:
         """Count the outcomes so far and list the failures."""
-        events = outcomes(self.record)
-        counts = Counter(event["outcome"] for event in events.values())
-        collected = max((json.loads(line).get("collected", 0) for line in self.record.open()), default=0)
+        last = outcomes(self.record)
+        counts = Counter(event["outcome"] for event in last.values())
+        collected = max((event.get("collected", 0) for event in events(self.record)), default=0)
         left = max(0, collected - counts["passed"] - counts["skipped"] - counts["failed"])
-        skipped = Counter(event["message"] for event in events.values() if event["outcome"] == "skipped")
+        skipped = Counter(event["message"] for event in last.values() if event["outcome"] == "skipped")
         self.results["checks"] = {"passed": counts["passed"], "failed": counts["failed"], "left": left,
                                   "skipped": dict(skipped)}  # fmt: skip
-        for test, event in events.items():
+        for test, event in last.items():
             if event["outcome"] == "failed":
                 self._fail(test, event["message"])
             elif event["outcome"] == "started":
@@ -205,7 +209,8 @@ class GpuRun:
         end = time.monotonic() + limit
         while (left := end - time.monotonic()) > GRACE:
             where = ["--tiny", "--device", "cpu"] if self.dry else ["--device", "cuda"]
-            options = ["--quick", "--resume", "--budget", f"{left - GRACE:.0f}", *where, "-o", str(self.suite)]
+            seconds = f"{left - GRACE + 1:.0f}"
+            options = ["--quick", "--resume", "--budget", seconds, *where, "-o", str(self.suite)]
             cases = len(self._suite_results().get("cases", {}))
             status, results = self._python(["bench", *suites, *options], left), self._suite_results()
             if status in (None, UNFINISHED_STATUS):
@@ -225,7 +230,7 @@ class GpuRun:
         """What is tuned stays in the user's cache, for the library, and is copied into the results."""
         tuned = self.logs / "tuned.json"
         tuned.unlink(missing_ok=True)
-        status = self._python(["bench", "--tune", "--budget", f"{limit - GRACE:.0f}", "-o", str(tuned)], limit)
+        status = self._python(["bench", "--tune", "--budget", f"{limit - GRACE + 1:.0f}", "-o", str(tuned)], limit)
         if tuned.is_file():
             self.results["tuned"] = json.loads(tuned.read_text())
         return self._ended("tune", status)
@@ -291,10 +296,16 @@ def main() -> int:
     if not args.dry_run and not torch.cuda.is_available():
         print("no GPU that torch can use on this machine")
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of a part are stopped
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the processes of a part are stopped
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     parts = [part for part in SHARES if part in args.parts] or list(SHARES)
     out = args.out or (ROOT / "build" / "dry-run" if args.dry_run else RESULTS)
-    return GpuRun(out.resolve(), args.name, args.budget, args.dry_run).run(parts)
+    try:
+        return GpuRun(out.resolve(), args.name, args.budget, args.dry_run).run(parts)
+    except (WriteError, OSError) as error:
+        print(f"results cannot be kept: {error}")
+        return 2
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,35 @@ def test_without_a_gpu():
     done = start(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert done.stdout.splitlines() == ["no GPU that torch can use on this machine"]
+
+
+@pytest.mark.parametrize("package", ["torch", "triton", "safetensors", "pytest"])
+def test_a_missing_package_is_named(package, tmp_path):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('none', name={package!r})")
+    done = start(PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="")
+    assert done.returncode == 2 and len(done.stdout.splitlines()) == 1 and f"has no {package}; name" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    done = start("--dry-run", "--out", tmp_path / "file", "checks")
+    assert done.returncode == 2 and not done.stderr
+    assert len(done.stdout.splitlines()) == 1 and "file/gpu: cannot be made a folder" in done.stdout
+
+
+def test_a_record_with_lines_that_were_cut_off(tmp_path):
+    event = json.dumps({"test": "a", "shard": "0/1", "outcome": "passed", "message": ""})
+    (tmp_path / "record").write_text(f"{event}\n{event[:20]}{event}\n{event[:9]}")
+    assert list(outcomes(tmp_path / "record")) == ["a"]
+
+
+def test_a_lost_terminal_stops_the_checks(tmp_path):
+    """The processes of the checks are groups of their own, which a hang-up does not reach."""
+    command = [sys.executable, "-m", "bench.gpu_run", "--dry-run", "--out", tmp_path, "checks"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and "checks" in process.stdout.readline()
+    while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
