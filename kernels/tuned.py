@@ -50,7 +50,7 @@ def read(device: torch.device) -> Constants | None:
         return _parsed(stored)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         warnings.warn(f"{path} is damaged and ignored ({error!r}); {REMEDY}", stacklevel=2)
         return None
 
@@ -67,12 +67,12 @@ def _name(device: torch.device) -> str:
 def _parsed(stored: dict[str, Any]) -> Constants:
     """Raises ValueError, TypeError, KeyError or AttributeError unless all numbers make sense."""
     return Constants(
-        multiprocessors=int(_positive(stored["multiprocessors"])),
+        multiprocessors=_whole(stored["multiprocessors"]),
         flops={kind: _positive(stored["flops"][kind]) for kind in ("16 bit", "tf32", "ieee")},
         bandwidth=_positive(stored["bandwidth"]),
         launch=_positive(stored["launch"]),
         efficiency={
-            (gemm, kind, variant): {int(_positive(count)): _positive(fraction) for count, fraction in known}
+            (gemm, kind, variant): {_whole(count): _positive(fraction) for count, fraction in known}
             for gemm, kind, variant, known in stored["efficiency"]
         },
         tiles={kind: _table(table) for kind, table in stored["tiles"].items()},
@@ -80,13 +80,19 @@ def _parsed(stored: dict[str, Any]) -> Constants:
 
 
 def _positive(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{value} is no positive number")
+    if isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{value!r:.40} is no positive number")
+    return float(value)
+
+
+def _whole(value: int) -> int:
+    if type(value) is not int or not 1 <= value <= ANY:
+        raise ValueError(f"{value!r:.40} is no positive whole number")
     return value
 
 
 def _table(entries: list) -> list[tuple[int, Tile]]:
-    table = [(int(rows), _tile(*numbers)) for rows, numbers in entries]
+    table = [(_whole(rows), _tile(*map(_whole, numbers))) for rows, numbers in entries]
     if [rows for rows, _ in table][-1:] != [ANY] or table != sorted(table, key=lambda entry: entry[0]):
         raise ValueError(f"{entries} are not tiles by maximum number of rows")
     return table
@@ -94,8 +100,8 @@ def _table(entries: list) -> list[tuple[int, Tile]]:
 
 def _tile(*numbers: int) -> Tile:
     tile = Tile(*numbers)
-    sides = (tile.m, tile.n, tile.k, tile.warps)
-    small = max(tile.m, tile.n, tile.k) <= 512 and tile.warps <= 16 and 1 <= tile.stages <= 8
-    if any(side <= 0 or side & (side - 1) for side in sides) or not small or min(tile.group_m, tile.programs) < 1:
+    sides = (tile.m, tile.n, tile.k)
+    fits = 16 <= min(sides) and max(sides) <= 512 and tile.warps <= 16 and tile.stages <= 8
+    if any(side & (side - 1) for side in (*sides, tile.warps)) or not fits:
         raise ValueError(f"{tile} is no tile")
     return tile

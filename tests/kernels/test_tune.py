@@ -68,6 +68,10 @@ def test_choices_follow_the_measurement(hopper):
         lambda d: d.pop("flops"), lambda d: d["flops"].update(tf32=float("nan")), lambda d: d.update(bandwidth=0),
         lambda d: d.update(efficiency=[["forward", "tf32"]]), lambda d: d.update(tiles={"tf32": [[16, [48] * 7]]}),
         lambda d: d.update(tiles={"tf32": [[16, [16, 16, 16, 4, 2, 8, 1]]]}), lambda d: d.update(tiles=[1]),
+        lambda d: d.update(multiprocessors=0.5), lambda d: d.update(bandwidth=10**400),
+        lambda d: d.update(efficiency=[["forward", "tf32", "direct", [[0.5, 0.8]]]]),
+        lambda d: d.update(tiles={"tf32": [[launch.ANY, [128, 128, 32, 8, 2.5, 8, 1]]]}),
+        lambda d: d.update(tiles={"tf32": [[launch.ANY, [8, 128, 32, 8, 2, 8, 1]]]}),
         lambda d: d["measured on"].update(torch="1.0"), lambda d: d.pop("measured on"), None,
     ],
 )  # fmt: skip
