@@ -129,10 +129,10 @@ def _is_large(kind: bytes, content: bytes) -> bool:
 def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
     """The image files in a folder, sorted by path; hidden files and folders, and partial files, do not count.
 
-    A warning counts what is left out: files of other kinds, and folders unless `recursive`.
+    A warning counts what is left out: files of other kinds, linked folders, and all folders unless `recursive`.
 
     Raises:
-        InputError: for a missing folder, and for one without images.
+        InputError: for a missing folder, one that cannot be read, and one without images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -141,7 +141,7 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     paths: list[Path] = []
     others: Counter[str] = Counter()
     folders: list[str] = []
-    for root, names, files in os.walk(folder):
+    for root, names, files in os.walk(folder, onerror=_refuse_folder):
         names[:] = sorted(name for name in names if name[0] != ".")
         for name in sorted(file for file in files if file[0] != "."):
             path = Path(root, name)
@@ -152,14 +152,21 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
         if not recursive:
             folders = names
             break
+        folders += [name for name in names if Path(root, name).is_symlink()]  # which may lead in circles
     left_out = [f"{count} {kind}" for kind, count in others.most_common()]
-    left_out += [f"the folders {shorten(folders)} (`recursive` reads them)"] if folders else []
+    if folders:
+        left_out.append(f"the {'linked ' if recursive else ''}folders {shorten(folders)}")
+        left_out[-1] += "" if recursive else " (`recursive` reads them)"
     if not paths:
         others_text = f", but {', '.join(left_out)}" if left_out else ""
         raise InputError(f"{folder}: no images in it{others_text}; they end in {' '.join(SUFFIXES)}")
     if left_out:
         warnings.warn(f"{folder}: left out {', '.join(left_out)}", stacklevel=2)
     return sorted(paths)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check the folder's permissions") from error
 
 
 def is_image(path: Path) -> bool:

@@ -341,6 +341,20 @@ def test_list_images(tmp_path):
     assert paths == sorted(tmp_path / name for name in [*flat, "below/e.png", "below/deeper/a.jp2"])
 
 
+def test_folders_that_are_not_read_are_reported(tmp_path, monkeypatch):
+    saved(tmp_path, Image.fromarray(GRADIENT))
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="left out the linked folders loop$"):
+        assert list_images(tmp_path, recursive=True) == [tmp_path / "image.png"]
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
+        list_images(tmp_path)
+
+
 def test_nothing_is_said_of_a_folder_of_images(tmp_path):
     saved(tmp_path, Image.fromarray(GRADIENT))
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ def test_few_lengths_of_pointer_tuples():
 
 
 def test_streams_and_graphs_that_use_tables(monkeypatch):
-    """The allocator is told once of each stream; a graph pins the tables that it was captured with."""
+    """Each stream is recorded with the allocator once; a graph pins the tables that it was captured with."""
     cuda, table = torch.device("cuda"), MagicMock()
     cache = DeviceTableCache(lambda shape, device: (table,))
     capturing, stream = MagicMock(return_value=False), MagicMock(side_effect=["first", "first", "second", "first"])
