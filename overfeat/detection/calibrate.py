@@ -61,8 +61,8 @@ def choose_thresholds(
 ) -> DetectionThresholds:  # fmt: skip
     """The thresholds of `detect` with the best average precision (VOC's, at an IoU of 0.5) on annotated images.
 
-    In this order: the scores of windows and the match scores that count, a match score for each class, NMS within
-    classes, NMS across classes. Another value than the default must gain MIN_GAIN in the mean, a match score of a class
+    In this order: the score of windows that count, the match score, a match score for each class, NMS within classes,
+    NMS across classes. Another value than the default must gain MIN_GAIN in the mean, a match score of a class
     MIN_CLASS_GAIN in that class, and neither may lose on one of two halves of the images. The windows of each image are
     evaluated once. The same arguments give the same thresholds. Last, the lowest score of a detection of each class is
     that with the best F1 at this IoU, rounded down to two digits and within MIN_SCORES; of classes with fewer than
@@ -126,14 +126,16 @@ class _Search:
 
     def merging(self) -> tuple[DetectionThresholds, Figures]:
         """The best thresholds of merging, and their figures."""
-        nms_iou, default = NMS_IOU_THRESHOLDS["merge"], (SCORE_THRESHOLD, MATCH_THRESHOLD)
-        pairs = [(score, match) for score in SCORE_THRESHOLDS for match in MATCH_THRESHOLDS]
-        merged = {pair: self.merged(*pair) for pair in self.bar(pairs, "merge")}
-        figures = {pair: self.figures(merged[pair], nms_iou) for pair in pairs}
-        score, match = _best(pairs, default, lambda pair: figures[pair], MIN_GAIN)
-        of_match = {value: figures[score, value] for value in MATCH_THRESHOLDS}
+        nms_iou = NMS_IOU_THRESHOLDS["merge"]
+        merged = cache(self.merged)
+        figures = cache(lambda score, match: self.figures(merged(score, match), nms_iou))
+        bar = self.bar(SCORE_THRESHOLDS, "merge")
+        score = _best(bar, SCORE_THRESHOLD, lambda value: figures(value, MATCH_THRESHOLD), MIN_GAIN)
+        bar = self.bar(MATCH_THRESHOLDS, "merge")
+        match = _best(bar, MATCH_THRESHOLD, lambda value: figures(score, value), MIN_GAIN)
+        of_match = {value: figures(score, value) for value in MATCH_THRESHOLDS}
         of_class = [self.class_match(label, match, of_match) for label in range(self.classes)]
-        chosen = _per_class({value: merged[score, value] for value in set(of_class)}, of_class)
+        chosen = _per_class({value: merged(score, value) for value in set(of_class)}, of_class)
         nms_iou = _best(NMS_THRESHOLDS, nms_iou, lambda value: self.figures(chosen, value), MIN_GAIN)
         class_iou = _best(CLASS_THRESHOLDS, 1.0, lambda value: self.figures(chosen, nms_iou, value), MIN_GAIN)
         matches = of_class[0] if len(set(of_class)) == 1 else tuple(of_class)
