@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench gpu gpu-test clean
+.PHONY: demo test lint bench fuzz gpu gpu-test clean
 
 # These run a second time under Triton's interpreter, which stands in for a GPU; make gpu has them in bench/gpu_run.py.
 KERNEL_TESTS := tests/kernels tests/ops/test_ops.py tests/ops/test_ops_in_torch.py tests/ops/test_merge_boxes.py tests/test_fast.py
@@ -25,6 +25,14 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# Random files and problems, as many as FUZZ_BUDGET seconds allow; FUZZ_TARGETS are all of tests/fuzz/fuzz_*.py unless
+# named. Counts and failures are in FUZZ_OUT and the page beside it.
+FUZZ_BUDGET ?= 1800
+FUZZ_TARGETS ?=
+FUZZ_OUT ?= build/reliability.json
+fuzz: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz $(FUZZ_TARGETS) --budget $(FUZZ_BUDGET) -o $(FUZZ_OUT)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || \

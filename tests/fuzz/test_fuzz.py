@@ -1,0 +1,66 @@
+"""The first cases of every target of make fuzz, and the runner, with a target that fails in every way."""
+
+import random
+from collections import Counter
+
+import harness
+import page
+import pytest
+import runner
+
+HANG = {"seed": 5, "count": 1, "text": ""}
+FAILING = """
+import os, time
+
+def check(rng, folder):
+    case = len(list(folder.parent.glob("case-*")))
+    (folder.parent / f"case-{case}").touch()
+    if case == 0:
+        return "held"
+    if case == 1:
+        raise KeyError("missing")
+    os._exit(3) if case == 2 else time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("name", harness.names())
+def test_cases(name):
+    for seed in range(harness.target(name).CASES):
+        try:
+            harness.run_case(name, seed)
+        except BaseException as error:
+            error.add_note(f"Repeat it: python tests/fuzz {name} --seed {seed}")
+            raise
+
+
+def test_failures_crashes_and_hangs_are_found(tmp_path, monkeypatch):
+    (tmp_path / "fuzz_failing.py").write_text(FAILING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    outcomes, failures = Counter(), {}
+    seed, problem = runner.run_worker("failing", 10, 100, outcomes, failures)
+    assert (seed, problem["failure"]) == (12, "exit status 3")
+    assert outcomes == {"held": 1, "failed": 1}
+    assert [(kind, failure["seed"]) for kind, failure in failures.items()] == [("KeyError at fuzz_failing.py:10", 11)]
+    monkeypatch.setattr(runner, "CASE_SECONDS", 0.1)
+    assert runner.run_worker("failing", 13, 100, outcomes, failures) == (13, {"failure": "over 0.1 s", "text": ""})
+
+
+def test_a_seed_gives_the_same_case():
+    assert harness.mutate(bytes(1000), random.Random(5)) == harness.mutate(bytes(1000), random.Random(5))
+
+
+@pytest.mark.parametrize("message", ["", "a\nb", "\x1b[31mred", "x" * 2000])
+def test_messages_are_one_printable_line(message):
+    with pytest.raises(AssertionError):
+        harness.check_message(message)
+
+
+def test_the_page_names_failures(tmp_path):
+    good = {"tried": "Files", "cases": 1200, "seconds": 3, "outcomes": {"read": 1200}, "failures": {}}
+    for failures, words in (({}, "1,200 cases, no failure. "), ({"over 60 s": HANG}, "failures: over 60 s (files). ")):
+        results = {"files": good | {"failures": failures}}
+        assert runner.report(results) == bool(failures)
+        file = tmp_path / "run.json"
+        runner.write(results, file)
+        assert words in file.with_suffix(".md").read_text() and "| Files | 1,200 | 1,200 read |" in page.page(file)
