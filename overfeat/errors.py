@@ -1,14 +1,29 @@
 """The errors that the caller can put right."""
 
+import re
 from collections.abc import Sequence
+
+# Control characters, line and paragraph separators, and what changes the direction of writing.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: object) -> str:
+    """The text with control characters and line breaks escaped, as one line that is safe to print on a terminal.
+
+    For names of files and classes, and whatever else a file may hold.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 class InputError(ValueError):
     """Something the caller can put right: a bad file, value or argument.
 
-    The message names the file or value and the remedy. The command line prints it and exits with a non-zero status; any
-    other exception is a bug and keeps its traceback.
+    The message names the file or value and the remedy; control characters in it are escaped. The command line prints it
+    and exits with a non-zero status; any other exception is a bug and keeps its traceback.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__("\n".join(map(printable, str(message).split("\n"))))
 
 
 class ArgumentError(InputError):
@@ -43,11 +58,11 @@ class WriteError(InputError):
 
 
 def with_path(path: object, error: Exception) -> str:
-    """The error's message, after the path unless it contains it."""
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
+    """The error's message as one line, after the path unless it contains it."""
+    return printable(error if printable(path) in printable(error) else f"{path}: {error}")
 
 
 def shorten(names: Sequence[str]) -> str:
     """The first five names, and the number of the others, for a message."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(map(printable, names[:5])) + more

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overfeat.errors import InputError, shorten
+from overfeat.errors import InputError, printable, shorten
 
 if TYPE_CHECKING:
     from overfeat.data.annotated import Annotated
@@ -88,14 +88,14 @@ def read_annotated(
         data = select_classes(data, args.classes)
         notes = data.notes
     if notes:
-        print(*(f"{path}: {note}" for note in notes), sep="\n", file=sys.stderr)
+        print(*(printable(f"{path}: {note}") for note in notes), sep="\n", file=sys.stderr)
     return data
 
 
 def report_problems(data: "Annotated", kind: str) -> None:
     """List on stderr what was left out, if anything was."""
     if data.problems:
-        print(f"left out: {len(data.problems)} {kind}", *data.problems, sep="\n  ", file=sys.stderr)
+        print(f"left out: {len(data.problems)} {kind}", *map(printable, data.problems), sep="\n  ", file=sys.stderr)
 
 
 def adopt_class_names(net: "Net", names: Sequence[str]) -> None:

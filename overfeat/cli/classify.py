@@ -25,7 +25,7 @@ from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import config_from_args, refuse_options
 from overfeat.cli.results import add_out, can_draw, result_folder
 from overfeat.dense.config import DenseConfig
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.files import write_json
 from overfeat.options import positive
 
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
         if output:
             write_json(output(path), {"image": str(path), "classes": top})
         if len(images) > 1:
-            print(path)
+            print(printable(path))
         for entry in top:
-            print(f"{entry['class']} {entry['score']:.6g}")
+            print(f"{printable(entry['class'])} {entry['score']:.6g}")
 
     return process_images(images, process, output)
 

@@ -18,7 +18,7 @@ from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net
 from overfeat.cli.options import add_options, refuse_options
 from overfeat.dense.config import DenseConfig
-from overfeat.errors import InputError
+from overfeat.errors import InputError, printable
 
 if TYPE_CHECKING:
     from overfeat.dense.compare import BorderComparison
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         image = read_image(path, args.max_pixels)
         scales, stride, memory_limit = args.scales, args.stride, args.memory_limit
         results.append(compare_borders(net, image, scales=scales, stride=stride, memory_limit=memory_limit))
-        print(f"{path}: {results[-1]}")
+        print(f"{printable(path)}: {results[-1]}")
 
     status = process_images(images, process)
     if len(results) > 1:

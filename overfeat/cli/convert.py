@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.state_dict import TORCH_SUFFIXES
-from overfeat.errors import InputError
+from overfeat.errors import InputError, printable
 from overfeat.models.architecture import RELEASED_FILES
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         if args.labels or args.target.suffix != SAFETENSORS:
             raise InputError(f"{args.source}: a DeepMultiBox can only become .safetensors, and takes no --labels")
         save_multibox(net, args.target, dtype=dtype)
-        print(f"{args.target}: DeepMultiBox, {net.num_boxes} boxes")
+        print(f"{printable(args.target)}: DeepMultiBox, {net.num_boxes} boxes")
         return 0
     if args.labels:
         net.class_names = read_labels(args.labels, net.num_classes)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             "let the name end in .safetensors"
         )
     boxes = regressor and (", with boxes" if args.target.suffix == SAFETENSORS else ", without its boxes")
-    print(f"{args.target}: {net.architecture.name} net, {net.num_classes} classes{boxes or ''}")
+    print(f"{printable(args.target)}: {printable(net.architecture.name)} net, {net.num_classes} classes{boxes or ''}")
     return 0
 
 

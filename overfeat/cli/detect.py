@@ -30,7 +30,7 @@ from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.cli.results import SETTINGS, add_out, can_draw, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import MIN_SCORE, DetectionConfig
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.files import write_json
 from overfeat.multibox.config import ProposalConfig
 from overfeat.options import fractions
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
                 visualize.detections(image, detections, names, path.name, output(path, ".png"))
             write_json(output(path), {"image": str(path), "objects": objects})
         if len(images) > 1:
-            print(path)
+            print(printable(path))
         _print(path, objects, args.min_score)
 
     status = process_images(images, process, output)
@@ -171,11 +171,11 @@ def _print(path: Path, objects: Sequence[dict], min_score: float | Sequence[floa
             least = f"{min(min_score):g} to {max(min_score):g}, by its class,"
         else:
             least = f"{min_score:g}"
-        tqdm.write(f"{path}: no object with a score of {least} or more", file=sys.stderr)
+        tqdm.write(f"{printable(path)}: no object with a score of {least} or more", file=sys.stderr)
     for entry in objects:
         x1, y1, x2, y2 = entry["box"]
         box = f"{x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}"
-        print(f"{entry['class']} {entry['score']:.3f} {box} {entry['confidence_sum']:.2f} {entry['count']}")
+        print(f"{printable(entry['class'])} {entry['score']:.3f} {box} {entry['confidence_sum']:.2f} {entry['count']}")
 
 
 def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import add_options, refuse_options
 from overfeat.cli.results import add_out, result_folder
 from overfeat.dense.config import DenseConfig
-from overfeat.errors import InputError
+from overfeat.errors import InputError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             return
         target = output(path) if output else args.out or Path(images[path] + SUFFIXES[args.format])
         _write(features, layer, target, args.format)
-        print(f"{target}: layer {layer}, {' x '.join(map(str, features.shape))}")
+        print(f"{printable(target)}: layer {layer}, {' x '.join(map(str, features.shape))}")
 
     return process_images(images, process, output)
 

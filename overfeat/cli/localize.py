@@ -21,6 +21,7 @@ from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_localizer, net_settings
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.cli.results import add_out, can_draw, result_folder
+from overfeat.errors import printable
 from overfeat.files import write_json
 from overfeat.localization.config import LocalizationConfig
 
@@ -65,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
                 localization(image, raw, predictions, net.class_names, path.name, output(path, ".png"))
             write_json(output(path), {"image": str(path), "predictions": entries})
         if len(images) > 1:
-            print(path)
+            print(printable(path))
         for entry in entries:
             x1, y1, x2, y2 = entry["box"]
-            print(f"{entry['class']} {entry['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
+            print(f"{printable(entry['class'])} {entry['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
 
     return process_images(images, process, output)
 

@@ -25,7 +25,7 @@ from overfeat.cli import (
 )
 from overfeat.cli.completion import PrintCompletion
 from overfeat.cli.options import flag_of
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, printable
 
 COMMANDS = (
     classify, localize, detect, features, train, evaluate, profile, compare_borders, bench, convert, scenes, demo,
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
             default(message, category, filename, lineno, file, line)
         elif str(message) not in shown:
             shown.add(str(message))
-            print(f"warning: {message}", file=file or sys.stderr)
+            print(f"warning: {printable(message)}", file=file or sys.stderr)
 
     warnings.showwarning = show
     try:

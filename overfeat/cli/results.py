@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overfeat.errors import InputError
+from overfeat.errors import InputError, printable
 from overfeat.files import Journal, atomic_write, check_result, ensure_dir, write_json
 
 if TYPE_CHECKING:
@@ -133,12 +133,12 @@ def write_results(
     """Write the results to -o, draw them to --plot, list the images that were left out; returns the exit status."""
     if args.out:
         write_json(args.out, results)
-        print(f"written to {args.out}")
+        print(f"written to {printable(args.out)}")
     for message in results["unreadable"]:
-        print(f"not counted: {message}")
+        print(f"not counted: {printable(message)}")
     if journal:
         journal.finish()
     if draw and args.plot:
         draw(results, args.plot)
-        print(f"drawn to {args.plot}")
+        print(f"drawn to {printable(args.plot)}")
     return 1 if results["unreadable"] else 0

@@ -17,7 +17,7 @@ from overfeat.cli.command import Commands, HelpFormatter, add_command
 from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.detection.config import TRAINING as DETECTOR_TRAINING
 from overfeat.detection.config import DetectorConfig
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, printable
 from overfeat.localization.config import BoxRegressorConfig
 from overfeat.multibox.config import BOX_CLASSIFIER_TRAINING, MULTIBOX_TRAINING, BoxClassifierConfig, MultiBoxConfig
 from overfeat.options import Options
@@ -83,7 +83,7 @@ def _run(head: Head, args: argparse.Namespace) -> int:
 
     task, lines = head.build(args, options, train_config)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(*lines, sep="\n", flush=True)
+        print(*map(printable, lines), sep="\n", flush=True)
     train(task, args.out, resume=args.resume)
     return 0
 

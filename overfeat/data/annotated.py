@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.data.images import MAX_PIXELS, read_image
-from overfeat.errors import ArgumentError, InputError, shorten, with_path
+from overfeat.errors import ArgumentError, InputError, printable, shorten, with_path
 
 
 @dataclass(frozen=True)
@@ -193,4 +193,5 @@ def readable(annotated: Annotated, max_pixels: int = MAX_PIXELS, skip_invalid: b
 
 def first_lines(lines: list[str]) -> str:
     """The first 20, each on a line of its own."""
-    return "".join(f"\n  {line}" for line in lines[:20]) + (f"\n  and {len(lines) - 20} more" if lines[20:] else "")
+    more = [f"and {len(lines) - 20} more"] if lines[20:] else []
+    return "".join(f"\n  {printable(line)}" for line in lines[:20] + more)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from overfeat.errors import printable
 from overfeat.metrics.average_precision import Boxes
 from overfeat.metrics.matching import ImageMatch, match_image
 
@@ -57,7 +58,7 @@ def _match_across_classes(partners: Tensor, match: ImageMatch, detected: Boxes, 
 
 def confusion_table(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """A confusion matrix as aligned lines of text: of classes that occur, or of many the most frequent confusions."""
-    labels = [*names, BACKGROUND]
+    labels = [*map(printable, names), BACKGROUND]
     used = [k for k in range(len(names)) if any(counts[k]) or any(row[k] for row in counts)] + [len(names)]
     if len(used) > MAX_COLUMNS + 1:
         return _most_frequent(counts, labels)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from overfeat.errors import printable
 from overfeat.metrics.average_precision import ALL_AREAS, Boxes, Curve, curves, mean_average_precision
 from overfeat.metrics.report import none_for_nan
 
@@ -97,7 +98,11 @@ def _point(of_classes: Sequence[Curve], min_scores: Sequence[float]) -> dict:
 
 def operating_table(points: dict, min_iou: float, min_score: float | Sequence[float]) -> str:
     """The result of `operating_points` as aligned lines of text, in percent; scores by class have their column."""
-    rows = {**points["classes"], "all": points["all"], **points["sizes"]}
+    rows = {
+        **{printable(name): point for name, point in points["classes"].items()},
+        "all": points["all"],
+        **points["sizes"],
+    }
     width, several = max(len(name) for name in rows), isinstance(min_score, Sequence)
     selected = "the min score of their class" if several else f"a score of {min_score:g}"
     columns = [*COLUMNS[:2], *(["min score"] if several else []), *COLUMNS[2:]]

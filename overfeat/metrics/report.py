@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from overfeat.errors import printable
 from overfeat.metrics.average_precision import PROTOCOLS, Boxes, Curve, curves, mean_average_precision
 from overfeat.metrics.coco import coco
 
@@ -58,7 +59,10 @@ def none_for_nan(values: dict[str, float]) -> dict[str, float | None]:
 
 def precision_table(results: dict) -> str:
     """The result of `average_precisions` as aligned lines of text, in percent."""
-    rows = [*results["ap"].items(), ("mean of all", {"objects": results["objects"], **results["map"]})]
+    rows = [
+        *((printable(name), row) for name, row in results["ap"].items()),
+        ("mean of all", {"objects": results["objects"], **results["map"]}),
+    ]
     columns, width = (*PROTOCOLS, "coco"), max(len(name) for name, _ in rows)
     lines = [f"{'':{width}}  objects" + "".join(f"{name:>9}" for name in columns)]
     for name, row in rows:

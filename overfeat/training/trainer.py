@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.files import atomic_write
 from overfeat.training import distributed
 from overfeat.training.config import TrainConfig
@@ -239,7 +239,7 @@ class Trainer:
         if self.rank == 0:
             print(format_record(record, self.epochs), flush=True)
             for line in warning_lines:
-                print(f"warning: {line}", flush=True)
+                print(f"warning: {printable(line)}", flush=True)
         figure = record.get(self.task.monitor)
         if figure is not None and (self.best is None or figure < self.best):
             self.best = figure
