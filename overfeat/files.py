@@ -1,11 +1,17 @@
 """Safe writing of files, journals of interrupted work, and checks of paths before the work."""
 
+import itertools
 import json
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from safetensors import SafetensorError
 
@@ -20,13 +26,17 @@ os.umask(_UMASK := os.umask(0o22))  # the only way to read it is to set it
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it to `path` when the block ends without an error.
 
-    Readers see the old file or the complete new one, whatever interrupts the writer. The temporary name depends on the
-    target alone, so the next run overwrites what a killed one left. Raises WriteError.
+    Readers see the old file or the complete new one, whatever interrupts the writer. Writers of one file at a time have
+    temporary files of their own; the next run takes over what a killed one left. Raises WriteError.
     """
     path = Path(os.path.realpath(path))  # the target of a link is replaced, not the link
     if os.path.exists(path) and not os.path.isfile(path):
         raise WriteError(f"{path}: cannot be written (it is no regular file); name a file to write to")
-    part = path.with_name(f".part-{path.name}")
+    advice = "; check the folder, its permissions and the free space"
+    try:
+        part, descriptor = _temporary(path)
+    except OSError as error:
+        raise _unwritable(path, error, advice) from error
     try:
         yield part
         with open(part, "rb+") as written:
@@ -35,10 +45,61 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         _remove(part)
-        raise _unwritable(path, error, "; check the folder, its permissions and the free space") from error
+        raise _unwritable(path, error, advice) from error
     except BaseException:
         _remove(part)
         raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """A temporary file beside `path` that no other writer has, and the descriptor that holds its lock, to be closed.
+
+    Its name is the first of .part-NAME, .part-NAME-2, ... that no living process has locked, so that what killed
+    processes left is used again. Where files cannot be locked the name has the number of the process.
+    """
+    for number in itertools.count(1):
+        part = path.with_name(f".part-{path.name}" + (f"-{number}" if number > 1 else ""))
+        try:
+            descriptor = lock(part)
+        except PermissionError:
+            if not part.exists():  # else that of another user
+                raise
+        except NotImplementedError:
+            _remove(part)
+            return path.with_name(f".part-{path.name}-{os.getpid()}"), None
+        else:
+            if descriptor is not None:
+                os.truncate(part, 0)
+                return part, descriptor
+    raise AssertionError
+
+
+def lock(path: Path) -> int | None:
+    """Lock a folder, or a file that is made unless it exists, until the descriptor that is returned is closed.
+
+    None: another process, or another call in this one, has locked it. Raises NotImplementedError where files cannot be
+    locked, as on some network file systems; OSError where the file cannot be made.
+    """
+    if fcntl is None:
+        raise NotImplementedError
+    while True:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            raise NotImplementedError from error
+        os.close(descriptor)  # of a file that was moved or deleted meanwhile
 
 
 def write_json(path: Path, value: object, indent: int | None = 1) -> None:
@@ -75,15 +136,16 @@ class Journal:
 
     A file of JSON lines: first what the results depend on, then [name, result] for each. Results of an earlier run with
     the same settings are in `done`; those of other settings are discarded (`dropped`), and so is an incomplete last
-    line.
+    line. Raises WriteError for a file that cannot be written, or that another process is writing.
     """
 
     def __init__(self, path: str | os.PathLike, settings: object):
         self.path = Path(path)
         self.done: dict[str, Any] = {}
+        self.file = _open_locked(self.path)
         head, valid = json.dumps(settings, sort_keys=True) + "\n", 0
         try:
-            lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+            lines = self.file.readlines()
         except (OSError, UnicodeDecodeError):
             lines = []
         if lines[:1] == [head]:
@@ -91,14 +153,13 @@ class Journal:
             for line in lines[1:]:
                 try:
                     name, result = json.loads(line)
-                except ValueError:
+                    if not line.endswith("\n"):
+                        break
+                    self.done[name], valid = result, valid + len(line)
+                except (ValueError, TypeError):
                     break
-                if not line.endswith("\n"):
-                    break
-                self.done[name], valid = result, valid + len(line)
+        self.dropped = bool(lines) and not valid
         try:
-            self.dropped = bool(lines) and not valid
-            self.file = open(self.path, "r+" if valid else "w")
             self.file.truncate(self.file.seek(valid))
             if not valid:
                 self.file.write(head)
@@ -119,6 +180,21 @@ class Journal:
         """All items are done: delete the file."""
         self.file.close()
         _remove(self.path)
+
+
+def _open_locked(path: Path) -> TextIO:
+    """The file, made unless it exists, for reading and writing by this process alone. Raises WriteError."""
+    try:
+        descriptor = lock(path)
+    except NotImplementedError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if descriptor is None:
+        raise WriteError(
+            f"{path}: another process is writing these results; wait until it has ended, or write to another file"
+        )
+    return os.fdopen(descriptor, "r+")
 
 
 def existing_dir(path: str | os.PathLike) -> Path:

@@ -141,8 +141,9 @@ def describe_choices(
         f"border: windows reach {net.reach:g} of their size beyond images, {_reason(options.reach, border)}",
         f"augmentation: {'with' if chosen.quarter_turns else 'without'} quarter turns, "
         f"{_reason(options.quarter_turns, turns)}; {'with' if options.flip else 'without'} mirror images",
-        f"training: {training.epochs} epochs of {tiles} tiles, {_reason(train.epochs, f'about {TILES} tiles')}; "
-        f"batches of {train.batch_size}, {train.optimizer}, learning rate {train.lr:g}",
+        f"training: {training.epochs} epoch{'s' * (training.epochs != 1)} of {tiles} tiles, "
+        f"{_reason(train.epochs, f'about {TILES} tiles')}; batches of {train.batch_size}, "
+        f"{train.optimizer}, learning rate {train.lr:g}",
         *(f"warning: {line}" for line in _warnings(data, net)),
     ]
 

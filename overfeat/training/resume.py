@@ -2,17 +2,21 @@
 
 import json
 import math
+import os
 import pickle
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from overfeat.errors import InputError
-from overfeat.files import atomic_write, ensure_dir
+from overfeat.files import atomic_write, ensure_dir, lock
 
 MAX_SHOWN = 80  # characters of a value in an error
+LOCK_SECONDS = 10  # workers that read images hold the lock of a killed run for up to 5 s
 CHECKPOINT, LOG, LAST, BEST = "checkpoint.pt", "log.jsonl", "net.safetensors", "best.safetensors"
 
 
@@ -21,13 +25,34 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self._lock: int | None = None
+
+    def claim(self, seconds: float = 0) -> None:
+        """Keep other processes from training in the folder until `release`; InputError where one does.
+
+        seconds: How long to wait for it to end.
+        """
+        deadline = time.monotonic() + seconds
+        with suppress(NotImplementedError, OSError):  # no locks there, or no such folder
+            while (descriptor := lock(self.path)) is None:
+                if time.monotonic() >= deadline:
+                    raise InputError(f"{self.path}: another process trains there; wait, or choose another folder")
+                time.sleep(0.2)
+            self._lock = descriptor
+
+    def release(self) -> None:
+        """Let other processes train in the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def create(self) -> None:
-        """Make the folder. Raises InputError where it holds another run."""
+        """Make the folder, and claim it. Raises InputError where it holds another run."""
+        ensure_dir(self.path)
+        self.claim()
         for name in (CHECKPOINT, LOG, LAST, BEST):
             if (self.path / name).exists():
                 raise InputError(f"{self.path} holds a run already ({name}); resume it, or choose another folder")
-        ensure_dir(self.path)
 
     def write_checkpoint(self, state: Mapping[str, object]) -> None:
         """Replace the checkpoint. Raises WriteError, and leaves the last one as it is."""

@@ -22,7 +22,7 @@ from overfeat.training import distributed
 from overfeat.training.config import TrainConfig
 from overfeat.training.distributed import all_reduce_sum, rank_zero_only
 from overfeat.training.forecast import Forecast
-from overfeat.training.resume import BEST, CHECKPOINT, LAST, RunFolder, damaged
+from overfeat.training.resume import BEST, CHECKPOINT, LAST, LOCK_SECONDS, RunFolder, damaged
 from overfeat.training.sampler import ResumableBatchSampler, derive_seed, make_loader
 from overfeat.training.task import Task
 
@@ -85,21 +85,36 @@ class Trainer:
         self.seconds, self.started = 0.0, time.perf_counter()
         self.best: float | None = None
         self.log: list[dict] = []
+        self.finished = False  # whether the nets are complete
         self.forecast: Forecast
 
     def fit(self, *, resume: bool = False) -> list[dict]:
         """Train all remaining epochs; see `train`."""
-        if resume:
-            self._load()
-            rank_zero_only(lambda: self.folder.rewrite_log(self.log))
-        else:
-            rank_zero_only(self.folder.create)
-            self._checkpoint()  # so that the run can be resumed from the first second on
+        try:
+            if resume:
+                rank_zero_only(lambda: self.folder.claim(LOCK_SECONDS))
+                self._load()
+                rank_zero_only(lambda: self.folder.rewrite_log(self.log))
+            else:
+                rank_zero_only(self.folder.create)
+                self._checkpoint()  # so that the run can be resumed from the first second on
+            if self.finished and self.epoch == self.epochs:
+                if self.rank == 0:
+                    print(f"{self.folder.path}: all epochs ({self.epochs}) are done already")
+                return self.log
+            self._train()
+            return self.log
+        finally:
+            self.folder.release()
+
+    def _train(self) -> None:
+        """The remaining epochs, and what completes the nets after them."""
         self.forecast = self._forecast()
         while self.epoch < self.epochs:
             self._epoch()
         rank_zero_only(self._finish_nets)
-        return self.log
+        self.finished = True
+        self._checkpoint()
 
     def _forecast(self) -> Forecast:
         steps, validation = self.sampler.steps, len(self.task.validation or ())
@@ -267,6 +282,7 @@ class Trainer:
             "sums": all_reduce_sum(self.sums),
             "seconds": self._elapsed(),
             "best": self.best,
+            "finished": self.finished,
             "unreadable": self.task.skipped.everywhere(),
         }
         rank_zero_only(lambda: self.folder.write_checkpoint(state))
@@ -279,7 +295,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
             self.sums = state["sums"] if self.rank == 0 else {}
-            self.best = state["best"]
+            self.best, self.finished = state["best"], state.get("finished", False)
             self.task.skipped.files.update(state["unreadable"])
         except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise damaged(self.folder.path / CHECKPOINT, error) from error

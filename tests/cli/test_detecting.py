@@ -22,8 +22,6 @@ from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.detection.predict import detect
-from overfeat.errors import InputError
-from overfeat.files import Journal
 from overfeat.metrics.average_precision import PROTOCOLS
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.thresholds import DetectionThresholds
@@ -195,26 +193,6 @@ def test_a_killed_evaluation_goes_on(weights, tmp_path):
     for path in data.glob("*.xml"):
         path.write_text(path.read_text().replace("disc", "0").replace("square", "1"))
     check_a_killed_evaluation_goes_on(["detector", "--data", data, "--weights", weights], tmp_path)
-
-
-def test_a_journal(tmp_path):
-    """Torn lines and the results of other settings are dropped."""
-    path = tmp_path / "j"
-    first = Journal(path, {"a": 1})
-    first.add("x", [1, 2.5])
-    first.add("y", [])
-    with open(path, "a") as file:
-        file.write('["z", [3')
-    again = Journal(path, {"a": 1})
-    assert again.done == {"x": [1, 2.5], "y": []}
-    again.add("z", [4])
-    assert Journal(path, {"a": 1}).done["z"] == [4]
-    other = Journal(path, {"a": 2})
-    assert other.done == {} and Journal(path, {"a": 1}).done == {}
-    other.finish()
-    assert not path.exists()
-    with pytest.raises(InputError, match="cannot be written"):
-        Journal(tmp_path / "no" / "j", {})
 
 
 def test_ignored_pairs(multi_object, tmp_path, capsys):

@@ -156,14 +156,34 @@ def test_nets_are_written_after_every_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("losses", [(3.0, 1.0, 2.0), (3.0, 2.0, 1.0)], ids=["best is earlier", "best is last"])
-def test_the_last_net_and_the_best_are_completed(tmp_path, losses):
+def test_the_last_net_and_the_best_are_completed(tmp_path, losses, capsys):
     task, out = JudgedTask(*losses), tmp_path / "run"
     train(task, out)
     last, best = read(out / "net.safetensors"), read(out / "best.safetensors")
     assert last["w"] == float(task.module.w.detach()) and last["finished"] == best["finished"] == 1
     assert (best == last) == (losses[-1] == min(losses))
-    train(JudgedTask(*losses), out, resume=True)
+    capsys.readouterr()
+    again = JudgedTask(*losses)
+    again.fails = True  # where nets are completed
+    assert len(train(again, out, resume=True)) == 3
+    assert capsys.readouterr().out == f"{out}: all epochs (3) are done already\n"
     assert read(out / "net.safetensors") == last
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+
+    class Second(LineTask):
+        def loss(self, module, batch):
+            with pytest.raises(InputError, match="another process trains there"):
+                train(LineTask(), out, resume=True)
+            with pytest.raises(InputError, match="another process trains there"):
+                train(LineTask(), out)
+            return super().loss(module, batch)
+
+    monkeypatch.setattr("overfeat.training.trainer.LOCK_SECONDS", 0)
+    assert len(train(Second(epochs=1), out)) == 1
+    train(LineTask(epochs=2), out, resume=True)
 
 
 def test_a_run_that_stops_while_nets_are_completed_is_resumed(tmp_path):
