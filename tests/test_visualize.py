@@ -152,3 +152,15 @@ def test_windows_beyond_the_border(image):
     assert 0 < x < 10 and 0 < y < 10
     shading = draw_map(figure.subplots(), image, ScoreMap(scores, grid), 0)
     assert shading.get_extent() == [0, 90, 60, 0]
+
+
+def test_a_large_image_is_drawn_at_the_size_of_a_screen(tmp_path):
+    """Each pixel where it was; the boxes in the image's pixels."""
+    large = torch.zeros(3, 300, 8000, dtype=torch.uint8)
+    large[0, :, 4000:] = 255
+    box = Detections.from_boxes(torch.tensor([[4000.0, 20, 7900, 280]]), torch.tensor([0]), torch.tensor([0.9]))
+    visualize.detections(large, box, NAMES, "large", tmp_path / "large.png")
+    with Image.open(tmp_path / "large.png") as picture:
+        assert max(picture.size) <= 2200
+    left, _, right, _ = color_extent(tmp_path / "large.png", 255, 0, 0)
+    assert left == pytest.approx(0.5, abs=0.02) and right > 0.9

@@ -10,14 +10,15 @@ from overfeat.dense.candidates import Candidates
 from overfeat.dense.detections import Detections
 from overfeat.metrics.average_precision import Boxes
 from overfeat.visualize.figures import (
+    DPI,
+    MAX_SIDE,
     displayable,
     draw_box,
     draw_text,
     image_panels,
     new_figure,
-    pixels,
     save,
-    set_limits,
+    show,
 )
 
 MAX_BOXES = 150  # drawn per scale
@@ -32,18 +33,17 @@ def localization(
     """
     scales = sorted(set(candidates.scales.tolist()))
     figure, axes = image_panels(image, len(scales) + 1, title)
-    picture = pixels(image)
     for axis, scale in zip(axes, scales, strict=False):
         indices = (candidates.scales == scale).nonzero()[:, 0]
         best = indices[candidates.scores[indices].argsort(descending=True)[:MAX_BOXES]]
-        axis.imshow(picture)
+        show(axis, image)
         for i in reversed(best.tolist()):
             color, alpha = f"C{int(candidates.labels[i]) % 10}", float(candidates.scores[i]) * 0.8
             draw_box(axis, candidates.boxes[i].tolist(), color, linewidth=0.5, alpha=alpha)
         highest = candidates.scores[indices].max()
         axis.set_title(f"scale {scale + 1}: {len(indices)} boxes, best {highest:.2f}", fontsize=8)
     axis = axes[len(scales)]
-    axis.imshow(picture)
+    show(axis, image)
     for i in reversed(range(len(detections))):
         label, strength = int(detections.labels[i]), float(detections.scores[i] / detections.scores[0])
         box, color = detections.boxes[i].tolist(), f"C{label % 10}"
@@ -51,8 +51,6 @@ def localization(
         style = {"facecolor": color, "alpha": 0.3 + 0.5 * strength, "pad": 1, "linewidth": 0}
         draw_text(axis, box, f"{names[label]} {detections.scores[i]:.1f}", style, fontsize=7, verticalalignment="top")
     axis.set_title("merged: summed confidence", fontsize=8)
-    for axis in axes[: len(scales) + 1]:
-        set_limits(axis, image)
     save(figure, path)
 
 
@@ -60,12 +58,12 @@ def detections(image: Tensor, detections: Detections, names: Sequence[str], titl
     """Draw detections in the colours of their classes, stronger with higher scores."""
     height, width = image.shape[1:]
     longer = max(height, width)
-    inches = min(max(12, longer / 110), 30)  # the image's resolution, within limits
+    inches = min(max(12, longer / DPI), MAX_SIDE / DPI)  # the resolution of the image, within that of a screen
     figure = new_figure(inches * width / longer, inches * height / longer + 0.3)
     figure.suptitle(displayable(title), parse_math=False)
     axis = figure.subplots()
     axis.set_axis_off()
-    axis.imshow(pixels(image))
+    show(axis, image)
     fontsize = 9 if len(detections) <= 30 else 5
     for i in reversed(range(len(detections))):
         label, strength = int(detections.labels[i]), float(detections.scores[i] / detections.scores[0])
@@ -74,7 +72,6 @@ def detections(image: Tensor, detections: Detections, names: Sequence[str], titl
         style = {"facecolor": "black", "edgecolor": color, "pad": 1}  # a grey class's colour may be the image's
         text = f"{names[label]} {detections.scores[i]:.2f}"
         draw_text(axis, box, text, style, fontsize=fontsize, verticalalignment="bottom")
-    set_limits(axis, image)
     save(figure, path)
 
 
@@ -89,13 +86,12 @@ def comparison(
     labels = torch.cat((detected.labels.cpu(), objects.labels.cpu())).unique().tolist()
     figure, axes = image_panels(image, 2, title)
     for axis, what, boxes in zip(axes, ("detected", "annotated"), (detected, objects), strict=True):
-        axis.imshow(pixels(image))
+        show(axis, image)
         for box, label in zip(boxes.boxes.tolist(), boxes.labels.tolist(), strict=True):
             draw_box(axis, box, "black", linewidth=3)  # legible on any image
             draw_box(axis, box, f"C{label % 10}", linewidth=1.8)
         counts = [f"{names[label]} {int((boxes.labels == label).sum())}" for label in labels]
         axis.set_title(f"{what}: {', '.join(counts) or 'nothing'}", fontsize=10, parse_math=False)
-        set_limits(axis, image)
     legend = [axes[0].plot([], [], color=f"C{label % 10}", linewidth=3, label=names[label])[0] for label in labels]
     if legend:
         figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 8), fontsize=9)

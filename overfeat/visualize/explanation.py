@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from overfeat.dense.evaluate import ScoreMap
-from overfeat.visualize.figures import draw_box, figure_class, pixels, save, set_limits
+from overfeat.visualize.figures import draw_box, figure_class, save, show
 from overfeat.visualize.scores import draw_bars, draw_best_window, draw_map, peak
 
 TITLE = "A classifier of small windows, evaluated at every position and scale of a photograph"
@@ -104,14 +104,13 @@ def _draw_line(figure: Any, top: float, text: str, **style: Any) -> None:
 def _draw_positions(axis: Any, image: Tensor, score_map: ScoreMap, label: int) -> None:
     """The centres of all windows, coloured by the class's score, and the outlines of some windows."""
     boxes, scores = score_map.grid.boxes(), score_map.scores[0, label].cpu().numpy()
-    axis.imshow(pixels(image) // 2)
+    show(axis, image, dim=True)
     inset = [2, 2, -2, -2]  # so that a window at the image's border is seen
     for column in range(min(4, scores.shape[1])):
         draw_box(axis, boxes[0, column] + inset, "white", linewidth=1.5, alpha=1 - 0.22 * column)
     draw_box(axis, boxes[-1, -1] + inset, "white", linewidth=1.5)
     centres = (boxes[..., :2] + boxes[..., 2:]) / 2
     axis.scatter(centres[..., 0], centres[..., 1], c=scores, s=14, cmap="inferno", vmin=0, vmax=1, zorder=3)
-    set_limits(axis, image)
 
 
 def _set_step(axis: Any, title: str, text: str) -> None:

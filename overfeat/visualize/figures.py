@@ -11,6 +11,8 @@ from torch import Tensor
 from overfeat.errors import InputError, WriteError
 from overfeat.files import atomic_write, check_writable
 
+DPI = 110
+MAX_SIDE = 2200  # pixels of an image that are drawn, those of a screen; no figure is wider
 SOFTWARE = "overfeat"  # the PNG metadata by which our own pictures are recognised
 
 
@@ -60,7 +62,7 @@ def image_panels(image: Tensor, count: int, title: str) -> tuple[Any, Any]:
 
 def save(figure: Any, path: str | Path) -> None:
     with atomic_write(path) as part:
-        figure.savefig(part, format="png", dpi=110, metadata={"Software": SOFTWARE})
+        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": SOFTWARE})
 
 
 def displayable(name: str) -> str:
@@ -68,14 +70,23 @@ def displayable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def pixels(image: Tensor) -> np.ndarray:
-    """[3, H, W] as matplotlib wants it."""
-    return image.permute(1, 2, 0).cpu().numpy()
+def show(
+    axis: Any, image: Tensor, *, size: tuple[int, int] | None = None, gray: bool = False, dim: bool = False
+) -> None:
+    """Draw an image uint8 [3, H, W] on axes in pixels; of a large one the means of blocks of pixels.
 
-
-def set_limits(axis: Any, image: Tensor) -> None:
-    axis.set_xlim(0, image.shape[2])
-    axis.set_ylim(image.shape[1], 0)
+    Args:
+        size: The (height, width) that it stands for; None: its own.
+        gray: Draw the mean of the colours.
+        dim: Draw it at half its brightness.
+    """
+    factor = -(-max(image.shape) // MAX_SIDE)
+    bands = [np.asarray(Image.fromarray(band.cpu().numpy()).reduce(factor)) for band in image]
+    picture = np.stack(bands, axis=2) // (2 if dim else 1)
+    style: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if gray else {}
+    height, width = size or image.shape[1:]
+    axis.imshow(picture.mean(axis=2) if gray else picture, extent=(0, width, height, 0), **style)
+    axis.set(xlim=(0, width), ylim=(height, 0))
 
 
 def draw_box(axis: Any, box: Sequence[float] | np.ndarray, color: str, **style: Any) -> None:

@@ -15,7 +15,7 @@ from overfeat.files import check_result, ensure_dir, write_json
 from overfeat.metrics.average_precision import Boxes
 from overfeat.metrics.mistakes import FALSE_POSITIVE, MISS, PLURALS
 from overfeat.ops.boxes import scoring
-from overfeat.visualize.figures import check_picture, displayable, draw_box, figure_class, new_figure, pixels, save
+from overfeat.visualize.figures import check_picture, displayable, draw_box, figure_class, new_figure, save, show
 
 INDEX = "mistakes.json"
 OWN_FILES = re.compile(r"(miss|false-positive)-\d{3,}\.png|misses\.png|false-positives\.png")
@@ -190,17 +190,15 @@ def _draw_sheet(crops: Sequence[_Crop], results: dict, path: Path) -> None:
 
 def _draw(axis: Any, crop: _Crop, fontsize: float) -> None:
     """The crop with all annotated and detected boxes in it."""
-    height, width = crop.size
+    height = crop.size[0]
     axis.set_axis_off()
-    axis.imshow(pixels(crop.image), extent=(0, width, height, 0))
+    show(axis, crop.image, size=crop.size)
     for entry in crop.truth:
         _draw_outline(axis, entry, TRUTH_COLOR, "--")
         _draw_label(axis, entry, min(entry.box[3], height), entry.box[3] > 0.92 * height, TRUTH_COLOR, fontsize)
     for entry in crop.detected:
         _draw_outline(axis, entry, DETECTION_COLOR, "-")
         _draw_label(axis, entry, max(entry.box[1], 0), entry.box[1] > 0.08 * height, DETECTION_COLOR, fontsize)
-    axis.set_xlim(0, width)
-    axis.set_ylim(height, 0)
 
 
 def _draw_outline(axis: Any, entry: _Labelled, color: str, linestyle: str) -> None:

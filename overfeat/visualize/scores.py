@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from overfeat.dense.evaluate import ScoreMap
-from overfeat.visualize.figures import draw_box, draw_text, image_panels, pixels, save, set_limits
+from overfeat.visualize.figures import draw_box, draw_text, image_panels, save, show
 
 WINDOW_COLOR, BAR_COLOR = "cyan", "#f1711d"
 TOP = 5  # classes whose bars are drawn
@@ -63,9 +63,8 @@ def _best_box(score_map: ScoreMap, label: int) -> np.ndarray:
 def draw_best_window(axis: Any, image: Tensor, maps: Sequence[ScoreMap], label: int, name: str = "") -> None:
     """The image, darker outside of the class's best window."""
     best = max(maps, key=lambda m: peak(m, label))
-    axis.imshow(pixels(image))
+    show(axis, image)
     _draw_window(axis, image, _best_box(best, label), f"{name} {peak(best, label):.2f}".strip())
-    set_limits(axis, image)
 
 
 def _draw_window(axis: Any, image: Tensor, box: np.ndarray, text: str) -> None:
@@ -99,11 +98,10 @@ def _draw_maps(
 def draw_map(axis: Any, image: Tensor, score_map: ScoreMap, label: int) -> Any:
     """Draw the scores of one scale over the grey image, and the best window; returns what the colour bar is for."""
     scores, extent = score_map.scores[0, label].cpu().numpy(), _centres(score_map.grid.boxes())
-    axis.imshow(pixels(image).mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    show(axis, image, gray=True)
     style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "interpolation": "nearest", "zorder": 2}
     shading = axis.imshow(scores, alpha=np.clip(0.25 + scores, 0, 0.8), extent=extent, **style)
     draw_box(axis, _best_box(score_map, label), WINDOW_COLOR, linewidth=1.2, zorder=3)
-    set_limits(axis, image)
     return shading
 
 
