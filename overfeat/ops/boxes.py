@@ -22,10 +22,13 @@ BOX_CODERS = {
 
 
 def check_boxes(boxes: Tensor, scores: Tensor, groups: Tensor) -> None:
-    """Raises ValueError unless they are boxes [T, 4], scores [T] and int64 groups [T] on one device."""
-    for value in (boxes, scores, groups):
+    """Raises ValueError unless they are boxes [T, 4], scores [T] and int64 groups [T] on one device.
+
+    TypeError for what is not a tensor.
+    """
+    for name, value in (("boxes", boxes), ("scores", scores), ("groups", groups)):
         if not isinstance(value, Tensor):
-            raise ValueError(f"boxes, scores and groups are tensors, not {type(value).__name__}")
+            raise TypeError(f"{name} must be a tensor, not {type(value).__name__}: use torch.as_tensor")
     if boxes.dim() != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1] or groups.shape != scores.shape:
         shapes = f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(groups.shape)}"
         raise ValueError(f"boxes must be [T, 4], scores and groups [T]; these have shapes {shapes}")
@@ -79,10 +82,32 @@ def intersections(a: Tensor, b: Tensor) -> Tensor:
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union (Jaccard index) of every box of a [n, 4] with every box of b [m, 4]: [n, m].
 
-    For two boxes without area it is 1 if they are equal, else 0.
+    For two boxes without area it is 1 if they are equal, else 0. Boxes of float16 and bfloat16 are computed in float32,
+    boxes of integers in float64, and so is the result; of different dtypes the wider one is used.
+
+    Raises:
+        TypeError: for what is not a tensor of real numbers.
+        ValueError: for other shapes.
     """
+    a, b = _computable(a, b)
     shared, union = _shared_and_union(a, b)
     return torch.where(union > 0, shared / union, _equal(a, b).to(shared.dtype))
+
+
+def _computable(*boxes: Tensor) -> list[Tensor]:
+    """Boxes [n, 4] in the dtype in which areas are precise: float64 if one of them is that or of integers, or float32.
+
+    Raises TypeError for what is not a tensor of real numbers, ValueError for other shapes.
+    """
+    for value in boxes:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"boxes must be tensors [n, 4], not {type(value).__name__}: use torch.as_tensor")
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"boxes must be tensors of numbers, not {value.dtype}")
+        if value.dim() != 2 or value.shape[1] != 4:
+            raise ValueError(f"boxes must be [n, 4], not {list(value.shape)}")
+    wide = any(value.dtype == torch.float64 or not value.is_floating_point() for value in boxes)
+    return [value.to(torch.float64 if wide else torch.float32) for value in boxes]
 
 
 def _shared_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,12 +128,16 @@ def match_score(a: Tensor, b: Tensor, *, match_metric: str = "normalised", min_i
 
     Returns:
         [n, m].
+
+    Raises:
+        TypeError: for what is not a tensor of real numbers.
+        ValueError: for other shapes, dtypes and metrics.
     """
     if match_metric not in MATCH_METRICS:
         raise ArgumentError("match_metric", f"must be one of {', '.join(MATCH_METRICS)}, not {match_metric!r}")
-    if not all(x.dim() == 2 and x.shape[1] == 4 and x.dtype in (torch.float32, torch.float64) for x in (a, b)):
-        actual = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
-        raise ValueError(f"boxes must be [n, 4], float32 or float64, not {actual}")
+    _computable(a, b)
+    if not all(x.dtype in (torch.float32, torch.float64) for x in (a, b)):
+        raise ValueError(f"boxes must be float32 or float64, not {a.dtype} and {b.dtype}")
     if a.dtype != b.dtype:
         raise ValueError(f"boxes must be of one dtype, not {a.dtype} and {b.dtype}")
     # Twice the centres over the sum of the diagonals: every backend rounds in exactly these steps.
@@ -144,6 +173,7 @@ def nms(
         Indices of the kept boxes, int64, highest score first.
 
     Raises:
+        TypeError: for what is not a tensor.
         ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values).
     """
     if groups is None and isinstance(boxes, Tensor):

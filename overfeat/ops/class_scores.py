@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from overfeat.ops import reference, transforms
 from overfeat.ops.registry import CUDAGRAPH_UNSAFE, implementation
 
 
@@ -18,6 +19,8 @@ def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
         raise ValueError(f"logits must be [M, num_classes]; these have shape {tuple(logits.shape)}")
     if min(counts, default=1) < 1 or sum(counts) != len(logits):
         raise ValueError(f"counts must be positive and add up to {len(logits)} positions, not {list(counts)}")
+    if transforms.is_transformed(logits):
+        return reference.class_scores(logits, counts)
     return torch.ops.overfeat.class_scores(logits, list(counts))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from overfeat.ops.backends import eager
 from overfeat.ops.registry import implementation
+from overfeat.ops.transforms import is_transformed
 
 
 def convolution(
@@ -14,7 +15,8 @@ def convolution(
 ) -> Tensor:
     """A convolution and its ReLU.
 
-    Eager PyTorch if gradients are enabled, under autocast and in compiled code; otherwise a backend that has it.
+    Eager PyTorch if gradients are enabled, under autocast, in torch.func's transforms and in compiled code; otherwise a
+    backend that has it.
     maps [N, C, H, W], weight [O, C, k_y, k_x], bias [O] or None -> [N, O, h, w].
     """
     return _evaluation("convolution", maps, weight, bias)(maps, weight, bias, stride, pad, relu, dilation)
@@ -31,7 +33,7 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True)
 def _evaluation(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
     """The implementation of an op that backends run in evaluation only."""
     plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type == "meta"
-    plain = plain or torch.is_autocast_enabled(x.device.type)
+    plain = plain or torch.is_autocast_enabled(x.device.type) or is_transformed(x, weight, bias)
     if plain or x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
         return eager.BACKEND.functions[op]
     return implementation(op, x)

@@ -8,6 +8,7 @@ from torch import Tensor
 from overfeat.errors import ArgumentError
 from overfeat.ops.boxes import MATCH_METRICS, check_boxes, check_values
 from overfeat.ops.registry import CUDAGRAPH_UNSAFE, implementation
+from overfeat.ops.transforms import refuse_transforms
 
 BOX_AVERAGES = ("pairwise", "counts")
 
@@ -31,8 +32,9 @@ def merge_boxes(
     """Merge boxes greedily: the best matching pair of a group first, while pairs match (section 4.3, d-g).
 
     Of equal match scores the pair with the first box comes first, then the one with the first second box. A merged
-    box takes the position of its first box. It has no gradient. Time grows nearly linearly with the number of
-    boxes if they are spread out, quadratically if thousands coincide (33,000 equal boxes: ten seconds on a CPU).
+    box takes the position of its first box. It has no gradient: boxes that require one are merged detached. Time grows
+    nearly linearly with the number of boxes if they are spread out, quadratically if thousands coincide (33,000 equal
+    boxes: ten seconds on a CPU).
 
     Args:
         boxes: [T, 4] as (x1, y1, x2, y2), float32 or float64.
@@ -45,14 +47,17 @@ def merge_boxes(
             the boxes already merged.
 
     Raises:
-        ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values).
+        TypeError: for what is not a tensor.
+        ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values), and inside torch.func's
+            transforms.
     """
     if groups is None and isinstance(boxes, Tensor):
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     check_boxes(boxes, scores, groups)
+    refuse_transforms("merge_boxes", boxes, scores)
     _check_rule(match_threshold, match_metric, box_average, min_iou)
     rule = (float(match_threshold), match_metric, box_average, float(min_iou))
-    return Merged(*torch.ops.overfeat.merge_boxes(boxes, scores, groups, *rule))
+    return Merged(*torch.ops.overfeat.merge_boxes(boxes.detach(), scores.detach(), groups, *rule))
 
 
 def _check_rule(match_threshold: float, match_metric: str, box_average: str, min_iou: float) -> None:

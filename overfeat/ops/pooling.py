@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overfeat.ops import reference
+from overfeat.ops import reference, transforms
 from overfeat.ops.layout import empty_in_format
 from overfeat.ops.registry import CUDAGRAPH_UNSAFE, active_override, backend, implementation
 
@@ -30,6 +30,8 @@ def offset_max_pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
     check_maps(maps, (reach + 1, reach + 1))
     if active_override() == "reference":  # its gradients are autograd's
         return reference.offset_max_pool(maps, size, dilation)
+    if transforms.is_transformed(maps):
+        return transforms.offset_max_pool(maps, size, dilation)
     return torch.ops.overfeat.offset_max_pool(maps, size, dilation)
 
 

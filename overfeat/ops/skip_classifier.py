@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat.ops import reference
+from overfeat.ops import reference, transforms
 from overfeat.ops.layout import (
     concat,
     empty_in_format,
@@ -61,6 +61,8 @@ def skip_classifier_flat(
     _check(maps, weight, bias, size, tap)
     if not maps:
         return weight.new_empty(0, weight.shape[0])
+    if transforms.is_transformed(*maps, weight, bias):
+        return transforms.skip_classifier_flat(maps, weight, bias, size, relu, tap)
     override = active_override()
     if override == "reference":  # its gradients are autograd's
         return reference.skip_classifier_flat(maps, weight, bias, size, relu, tap)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from overfeat.errors import ArgumentError, check_fraction
 from overfeat.ops.boxes import check_boxes, check_values
+from overfeat.ops.transforms import refuse_transforms
 
 
 def support(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, min_iou: float = 0.4) -> Tensor:
@@ -21,11 +22,13 @@ def support(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, min_
         [T]. It has no gradient.
 
     Raises:
-        ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values).
+        TypeError: for what is not a tensor.
+        ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values), and inside torch.func's
+            transforms.
     """
     from overfeat.ops.backends import numba_vote  # importing numba takes a second
 
-    groups = _checked(boxes, scores, groups, min_iou)
+    groups = _checked("support", boxes, scores, groups, min_iou)
     return numba_vote.support(boxes, scores, groups, min_iou)
 
 
@@ -47,17 +50,20 @@ def averages(
     """
     from overfeat.ops.backends import numba_vote
 
-    groups = _checked(boxes, scores, groups, min_iou)
+    groups = _checked("averages", boxes, scores, groups, min_iou)
+    if not isinstance(chosen, Tensor) or chosen.dtype != torch.int64:
+        raise TypeError(f"chosen must be an int64 tensor, not {getattr(chosen, 'dtype', type(chosen).__name__)}")
     if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(boxes)):
         raise ArgumentError("chosen", f"must be indices of the {len(boxes)} boxes")
     return numba_vote.averages(boxes, scores, groups, chosen, min_iou)
 
 
-def _checked(boxes: Tensor, scores: Tensor, groups: Tensor | None, min_iou: float) -> Tensor:
+def _checked(op: str, boxes: Tensor, scores: Tensor, groups: Tensor | None, min_iou: float) -> Tensor:
     """The groups. Raises ValueError for invalid arguments."""
     if groups is None and isinstance(boxes, Tensor):
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     check_boxes(boxes, scores, groups)
+    refuse_transforms(op, boxes, scores)
     check_values(boxes, scores)
     check_fraction("min_iou", min_iou)
     if min_iou == 1:

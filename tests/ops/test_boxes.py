@@ -31,6 +31,36 @@ def test_every_box_with_every_box():
     assert box_ops.iou(many, many[:2]).tolist() == [[1, pytest.approx(1 / 3)], [pytest.approx(1 / 3), 1], [0, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_overlaps_of_boxes_of_any_dtype(dtype):
+    """Areas of these boxes are beyond float16 (65,504) and uint8; those of the large ones beyond int32."""
+    a, b = torch.tensor([[0, 0, 240, 240]]), torch.tensor([[0, 0, 240, 120], [240, 240, 250, 250], [0, 120, 240, 240]])
+    result = box_ops.iou(a.to(dtype), b.to(dtype))
+    assert result.tolist() == [[0.5, 0, 0.5]]
+    assert result.dtype == (torch.float32 if dtype.is_floating_point else torch.float64)
+    assert box_ops.iou(a.to(dtype), b.double()).dtype == torch.float64
+    if dtype in (torch.int32, torch.int64):
+        assert box_ops.iou(a * 10**6, b * 10**6).tolist() == [[0.5, 0, 0.5]]
+
+
+@pytest.mark.parametrize("function", [box_ops.iou, box_ops.match_score])
+def test_overlaps_of_other_things_are_refused(function):
+    for wrong in ([[0, 0, 1, 1]], A.numpy(), None, A > 0, A.to(torch.complex64)):
+        with pytest.raises(TypeError, match="boxes must be tensors"):
+            function(A, wrong)
+    for wrong in (A[0], A[:, :3]):
+        with pytest.raises(ValueError, match=r"boxes must be \[n, 4\]"):
+            function(wrong, A)
+
+
+def test_boxes_that_require_gradients_are_kept_detached():
+    boxes = crowd(600, 0)[0].requires_grad_()
+    scores = torch.rand(600, requires_grad=True)
+    for count in (600, 20):
+        kept = box_ops.nms(boxes[:count], scores[:count])
+        assert torch.equal(kept, box_ops.nms(boxes[:count].detach(), scores[:count].detach()))
+
+
 def test_boxes_without_area():
     point = one(3, 3, 3, 3)
     assert box_ops.iou(point, point).item() == 1
@@ -127,7 +157,8 @@ def test_paired_overlaps():
     [
         ({"scores": torch.ones(2)}, ValueError),
         ({"boxes": torch.zeros(3, 3)}, ValueError),
-        ({"boxes": torch.zeros(3, 4).numpy()}, ValueError),
+        ({"boxes": torch.zeros(3, 4).numpy()}, TypeError),
+        ({"scores": [1.0, 1, 1]}, TypeError),
         ({"boxes": torch.zeros(3, 4).half()}, ValueError),
         ({"groups": torch.zeros(2, dtype=torch.int64)}, ValueError),
         ({"boxes": torch.full((3, 4), torch.nan)}, InputError),
