@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import rgb
-from overfeat.errors import ArgumentError, InputError, shorten
+from overfeat.errors import ArgumentError, InputError, printable, shorten
 
 # Of files that are images; those without a suffix are images if they begin as one.
 SUFFIXES = (
@@ -30,6 +30,17 @@ MIN_TEXT = 900  # bytes of a chunk: zlib compresses at most 1,032 times, so that
 _header_lock = threading.Lock()
 
 
+class ImageFile(io.BufferedReader):
+    """A file to read, whose `read` asks for no more memory than the file has bytes left: damaged headers do."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None else min(size, max(0, self._size - self.tell())))
+
+
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """The image in a file: uint8 [3, H, W], RGB, upright (its EXIF rotation applied).
 
@@ -38,29 +49,30 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
     before it is decoded), or holds numbers without a fixed range.
     """
     path = Path(path)
+    name = printable(path)
     if path.is_dir():
-        raise InputError(f"{path}: a folder, not an image; give one of the files in it")
+        raise InputError(f"{name}: a folder, not an image; give one of the files in it")
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: a pipe, socket or device, not a file; save the image to a file")
+        raise InputError(f"{name}: a pipe, socket or device, not a file; save the image to a file")
     try:
-        with open(path, "rb") as file:
+        with ImageFile(path) as file:
             if not file.read(1):
-                raise InputError(f"{path}: empty (0 bytes); copy or download the image again")
+                raise InputError(f"{name}: empty (0 bytes); copy or download the image again")
             file.seek(0)
             with open_header(file, path, max_pixels) as image:
                 return torch.from_numpy(rgb(image)).permute(2, 0, 1).contiguous()
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
+        raise InputError(f"{name}: no such file; check the path") from error
     except PermissionError as error:
-        raise InputError(f"{path}: cannot be read; check the file's permissions") from error
+        raise InputError(f"{name}: cannot be read; check the file's permissions") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EIO):
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+            raise InputError(f"{name}: cannot be read ({error.strerror}); check the path") from error
         raise _damaged(path, error) from error
     except InputError as error:
-        if str(path) in str(error):
+        if name in str(error):
             raise
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for broken data
@@ -69,25 +81,26 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
 
 def _damaged(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{path}: damaged or cut short ({reason}); copy or download the image again")
+    return InputError(f"{printable(path)}: damaged or cut short ({reason}); copy or download the image again")
 
 
 def open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
     """Read the header only. Pillow's own limit of pixels is suspended in favour of max_pixels."""
+    name = printable(path)
     with _header_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(_without_large_text(file))
         except UnidentifiedImageError as error:
-            raise InputError(f"{path}: not an image that Pillow can read; convert it to PNG or JPEG") from error
+            raise InputError(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     if image.format in VECTOR_FORMATS:
-        problem = f"{path}: {image.format_description or image.format}, which is drawn, not stored as pixels"
+        problem = f"{name}: {image.format_description or image.format}, which is drawn, not stored as pixels"
         raise InputError(f"{problem}; convert it to PNG")
     width, height = image.size
     if width * height > max_pixels:
-        problem = f"{path}: {height}x{width} pixels, more than the limit of {max_pixels:,}; "
+        problem = f"{name}: {height}x{width} pixels, more than the limit of {max_pixels:,}; "
         raise ArgumentError("max_pixels", "allows more, or make the image smaller", problem)
     return image
 
@@ -135,9 +148,10 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
         InputError: for a missing folder, one that cannot be read, and one without images.
     """
     folder = Path(folder)
+    shown = printable(folder)
     if not folder.is_dir():
         reason = "a file, not a folder" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {reason}; give the folder that holds the images")
+        raise InputError(f"{shown}: {reason}; give the folder that holds the images")
     paths: list[Path] = []
     others: Counter[str] = Counter()
     folders: list[str] = []
@@ -159,14 +173,15 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
         left_out[-1] += "" if recursive else " (`recursive` reads them)"
     if not paths:
         others_text = f", but {', '.join(left_out)}" if left_out else ""
-        raise InputError(f"{folder}: no images in it{others_text}; they end in {' '.join(SUFFIXES)}")
+        raise InputError(f"{shown}: no images in it{others_text}; they end in {' '.join(SUFFIXES)}")
     if left_out:
-        warnings.warn(f"{folder}: left out {', '.join(left_out)}", stacklevel=2)
+        warnings.warn(f"{shown}: left out {', '.join(left_out)}", stacklevel=2)
     return sorted(paths)
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check the folder's permissions") from error
+    problem = f"{printable(error.filename)}: cannot be read ({error.strerror})"
+    raise InputError(f"{problem}; check the folder's permissions") from error
 
 
 def is_image(path: Path) -> bool:

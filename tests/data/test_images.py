@@ -283,6 +283,18 @@ def test_damaged_png(tmp_path):
     assert "damaged" in error_of(path)
 
 
+def test_a_header_that_names_more_bytes_than_the_file_has(tmp_path):
+    boxes = struct.pack(">I4sI", 12, b"jP  ", 0x0D0A870A) + struct.pack(">I4sQ", 1, b"jp2h", 1 << 62)
+    (tmp_path / "image.jp2").write_bytes(boxes)
+    assert "damaged or cut short" in error_of(tmp_path / "image.jp2")
+
+
+def test_line_breaks_and_control_characters_of_names_are_escaped(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_image(tmp_path / "a\n\x1b[31m.png")
+    assert str(caught.value) == f"{tmp_path}/a\\n\\x1b[31m.png: no such file; check the path"
+
+
 def bomb(path, width, height):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

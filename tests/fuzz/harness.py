@@ -13,14 +13,19 @@ right, `check` catches it and returns `refused(error, path)`.
 
 import importlib
 import random
+import re
 import tempfile
 import traceback
 import warnings
 from pathlib import Path
 from types import ModuleType
 
+from overfeat.errors import printable
+
 HERE = Path(__file__).resolve().parent
 MAX_MESSAGE = 1000  # characters of an error message or warning
+# Control characters, separators of lines, and changes of the direction of writing.
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Numbers that break readers where they stand in a file.
 NUMBERS = (0, 1, 2, 3, 4, 8, 16, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -50,14 +55,15 @@ def check_message(message: str) -> None:
     """A message is one line, not too long, and cannot steer a terminal."""
     assert message, "an empty message"
     assert len(message) <= MAX_MESSAGE, f"a message of {len(message)} characters: {message[:200]!r}..."
-    assert message.isprintable(), f"a message that a terminal cannot print: {message!r}"
+    steering = STEERING.findall(message)
+    assert not steering, f"a message with {steering}: {message!r}"
 
 
 def refused(error: Exception, name: object = "") -> str:
     """The outcome "refused", once the message of an InputError is readable and contains the name, if any."""
     message = str(error)
     check_message(message)
-    assert str(name) in message, f"{name} is not named: {message!r}"
+    assert printable(name) in message, f"{name} is not named: {message!r}"
     return "refused"
 
 

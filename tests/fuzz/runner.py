@@ -51,9 +51,10 @@ def run_worker(
     """
     command = [sys.executable, str(harness.HERE / "worker.py"), name, str(seed)]
     deadline = time.monotonic() + seconds
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdout=-1, stderr=errors, start_new_session=True) as process,
+        subprocess.Popen(command, stdout=-1, stderr=errors, env=environment, start_new_session=True) as process,
     ):
         for entry in _entries(process, deadline):
             seed = entry.get("starts", seed)

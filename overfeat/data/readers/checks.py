@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from overfeat.data.annotated import Annotated, Sample, first_lines
-from overfeat.data.images import open_header
+from overfeat.data.images import ImageFile, open_header
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import upright_size
 from overfeat.errors import ArgumentError, InputError, shorten
@@ -209,7 +209,7 @@ def stated_size(width: Any, height: Any, image: Path) -> tuple[int, int]:
     sides = [0.0 if side in (None, "") else number(side, "the size") for side in (height, width)]
     if 0.0 in sides:
         try:
-            with open(image, "rb") as file, open_header(file, image, MAX_PIXELS) as header:
+            with ImageFile(image) as file, open_header(file, image, MAX_PIXELS) as header:
                 return upright_size(header)
         except Exception as error:  # Pillow's decoders raise many kinds for broken data
             reason = " ".join(str(error).split())
