@@ -1,4 +1,6 @@
-"""Small pictures, and what readers of annotations say about bad files, for tests."""
+"""Small pictures, files of VOC and COCO, and what readers say about bad files, for tests."""
+
+import json
 
 import pytest
 from PIL import Image
@@ -11,6 +13,35 @@ WIDTH, HEIGHT = 20, 10
 def picture(path, size=(WIDTH, HEIGHT), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(path, **options)
+
+
+def voc_object(name, *edges, extra=""):
+    box = "".join(f"<{tag}>{edge}</{tag}>" for tag, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
+    return f"<object><name>{name}</name>{extra}<bndbox>{box}</bndbox></object>\n"
+
+
+def xml(path, *objects, file="a.png", size=(WIDTH, HEIGHT)):
+    """The first object stands on line 3."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stated = "<size><width>{}</width><height>{}</height></size>".format(*size) if size else ""
+    path.write_text(f"<annotation><filename>{file}</filename>\n{stated}\n{''.join(objects)}</annotation>")
+
+
+def coco(folder, images=None, annotations=None, categories=None):
+    """By default one image with id 7 and one box."""
+    folder.mkdir(exist_ok=True)
+    picture(folder / "a.png")
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}] if images is None else images,
+        "annotations": [annotation()] if annotations is None else annotations,
+        "categories": [{"id": 2, "name": "bee"}, {"id": 1, "name": "ant"}] if categories is None else categories,
+    }
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return folder / "boxes.json"
+
+
+def annotation(number=1, box=(1, 2, 3, 4), **other):
+    return {"id": number, "image_id": 7, "category_id": 2, "bbox": box, **other}
 
 
 def error_of(read, *arguments, **options):

@@ -1,13 +1,23 @@
 """Reading boxes: COCO, PASCAL VOC and ILSVRC files, valid and invalid ones."""
 
-import json
 import os
 import random
 import re
 
 import numpy as np
 import pytest
-from annotation_files import HEIGHT, WIDTH, damaged, error_of, only_problem, picture
+from annotation_files import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    coco,
+    damaged,
+    error_of,
+    only_problem,
+    picture,
+    voc_object,
+    xml,
+)
 from PIL import Image
 
 from overfeat.data.annotated import Annotated, align_boxes
@@ -22,35 +32,6 @@ from overfeat.errors import InputError
 LAUGH = "&l{};"
 LAUGHS = "".join(f"<!ENTITY l{i} '{LAUGH.format(i - 1) * 10}'>" for i in range(1, 10))
 LAUGHS = f"<!DOCTYPE a [<!ENTITY l0 'ha'>{LAUGHS}]>"
-
-
-def voc_object(name, *edges, extra=""):
-    box = "".join(f"<{tag}>{edge}</{tag}>" for tag, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
-    return f"<object><name>{name}</name>{extra}<bndbox>{box}</bndbox></object>\n"
-
-
-def xml(path, *objects, file="a.png", size=(WIDTH, HEIGHT)):
-    """The first object stands on line 3."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stated = "<size><width>{}</width><height>{}</height></size>".format(*size) if size else ""
-    path.write_text(f"<annotation><filename>{file}</filename>\n{stated}\n{''.join(objects)}</annotation>")
-
-
-def coco(folder, images=None, annotations=None, categories=None):
-    """By default one image with id 7 and one box."""
-    folder.mkdir(exist_ok=True)
-    picture(folder / "a.png")
-    content = {
-        "images": [{"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}] if images is None else images,
-        "annotations": [annotation()] if annotations is None else annotations,
-        "categories": [{"id": 2, "name": "bee"}, {"id": 1, "name": "ant"}] if categories is None else categories,
-    }
-    (folder / "boxes.json").write_text(json.dumps(content))
-    return folder / "boxes.json"
-
-
-def annotation(number=1, box=(1, 2, 3, 4), **other):
-    return {"id": number, "image_id": 7, "category_id": 2, "bbox": box, **other}
 
 
 def test_synthetic_images_have_the_boxes_they_were_made_with(tmp_path):
@@ -89,11 +70,11 @@ def test_coco_boxes_categories_and_crowd_annotations(tmp_path):
     ("change", "problem"),
     [
         (
-            {"bbox": [18, 2, 2.03, 4]},
-            r"annotation 2: bbox \[18, 2, 2.03, 4\]: outside the image, which is 20 pixels wide",
+            {"bbox": [18, 2, 3.03, 4]},
+            r"annotation 2: bbox \[18, 2, 3.03, 4\]: outside the image, which is 20 pixels wide",
         ),
-        ({"bbox": [1, 2, 3, 8.03]}, "annotation 2: .*outside"),
-        ({"bbox": [-0.001, 2, 3, 4]}, "annotation 2: .*outside"),
+        ({"bbox": [1, 2, 3, 9.03]}, "annotation 2: .*outside"),
+        ({"bbox": [-1.001, 2, 3, 4]}, "annotation 2: .*outside"),
         ({"bbox": [1, 2, 0, 4]}, "annotation 2: .*no area"),
         ({"bbox": [1, 2, 3, -4]}, "annotation 2: .*reversed"),
         ({"bbox": [1, 2, float("nan"), 4]}, r"annotation 2: bbox \[1, 2, nan, 4\]: not finite"),
@@ -105,7 +86,7 @@ def test_coco_boxes_categories_and_crowd_annotations(tmp_path):
         ({"category_id": 3}, "annotation 2: category_id 3 is the id of no category"),
         ({"image_id": 8}, "annotation 2: image_id 8 is the id of no image"),
         ({"image_id": [7]}, r"annotation 2: image_id \[7\]"),
-        ({"id": "2"}, r"annotations\[1\]: no integer id"),
+        ({"iscrowd": "maybe"}, "annotation 2: iscrowd is 'maybe', not 0 or 1"),
     ],
 )
 def test_bad_coco_annotations_are_named_and_skipped(tmp_path, change, problem):
@@ -122,24 +103,28 @@ def test_bad_coco_annotations_are_named_and_skipped(tmp_path, change, problem):
     [
         ({"id": 7}, "image 7: its id is that of an earlier image"),
         ({"file_name": "./a.png"}, "image 8: the image './a.png' is that of an earlier"),
-        ({"file_name": "c.png"}, "image 8: no file 'c.png' in"),
-        ({"file_name": "x" * 5000}, "image 8: no file"),
+        ({"file_name": "d.png"}, "image 8: no file 'd.png' in"),
+        ({"file_name": "x" * 5000}, "image 8: the image's file name is 'xxx"),
         ({"file_name": "\ud800\0"}, "image 8: no file '\\ud800\\x00'"),
-        ({"file_name": "../in/b.png"}, "image 8: the file name '../in/b.png' leaves the folder"),
-        ({"file_name": "..\\in\\b.png"}, "leaves the folder"),
-        ({"file_name": os.path.abspath(__file__)}, "leaves the folder"),
-        ({"file_name": None}, "image 8: the file name is None"),
+        ({"file_name": "../c.png"}, "image 8: no file '../c.png' in"),
+        ({"file_name": "..\\c.png"}, "no file"),
+        ({"file_name": os.path.abspath(__file__)}, "no file"),
+        ({"file_name": None}, "image 8: the image's file name is None"),
         ({"width": -20}, "image 8: width -20 and height 10 are not numbers of pixels"),
         ({"width": 20.5}, "width 20.5 and height 10 are not"),
         ({"height": 10**7}, "height 10000000 are not"),
         ({"width": 10**400}, "are not numbers of pixels"),
         ({"width": [20]}, "the size is [20], not a number"),
-        ({"id": 8.0}, "images[1]: no integer id"),
+        ({"id": None}, "images[1]: its id is None, neither a whole number nor text"),
+        ({"id": 8.5}, "images[1]: its id is 8.5"),
+        ({"id": float("inf")}, "images[1]: its id is inf"),
+        ({"id": True}, "images[1]: its id is True"),
     ],
 )
 def test_bad_coco_images_are_named_and_skipped(tmp_path, change, problem):
     first = {"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}
     picture(tmp_path / "in" / "b.png")
+    picture(tmp_path / "c.png")
     path = coco(tmp_path / "in", [first, {**first, "id": 8, "file_name": "b.png", **change}])
     line, data = only_problem(read_coco, path)
     assert line.startswith(f"{path}, ") and problem in line
@@ -160,7 +145,7 @@ def test_sizes_that_are_not_stated_come_from_the_image(tmp_path):
 
 
 def test_categories_must_be_distinct_and_have_names(tmp_path):
-    for name in ("bee", "", None, "two\nlines", "\ud800"):
+    for name in ("", None, "two\nlines", "\ud800"):
         path = coco(tmp_path, categories=[{"id": 2, "name": "bee"}, {"id": 5, "name": name}])
         line, data = only_problem(read_coco, path)
         assert f"{path}, category 5: " in line and data.class_names == ["bee"]
@@ -218,8 +203,12 @@ def test_voc_counts_from_one_and_reads_flags(tmp_path, flat):
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        (voc_object("bee", 0, 1, 5, 5), ", line 4: xmin 0, ymin 1, xmax 5, ymax 5 (counted from 1): outside the image"),
-        (voc_object("bee", 1, 1, WIDTH + 1, 5), ", line 4: xmin 1, ymin 1, xmax 21, ymax 5 (counted from 1): outside"),
+        (
+            voc_object("bee", -1, 1, 5, 5),
+            ", line 4: xmin -1, ymin 1, xmax 5, ymax 5 (counted from 1): outside the image",
+        ),
+        (voc_object("bee", 1, 1, WIDTH + 2, 5), ", line 4: xmin 1, ymin 1, xmax 22, ymax 5 (counted from 1): outside"),
+        (voc_object("bee", 0, 1, 0, 5), ", line 4: xmin 0, ymin 1, xmax 0, ymax 5 (counted from 1): outside the image"),
         (voc_object("bee", 5, 1, 4, 5), ", line 4: xmin 5, ymin 1, xmax 4, ymax 5 (counted from 1): no area"),
         (voc_object("bee", 1, 9, 5, 5), "reversed"),
         (voc_object("bee", 1, 1, "nan", 5), "xmax nan, ymax 5 (counted from 1): not finite"),
@@ -248,9 +237,10 @@ def test_bad_voc_objects_are_named_and_skipped(tmp_path, bad, problem):
         ("<?xml version='1.0' encoding='rot13'?><annotation/>", ", line 1: not XML"),
         ("<a>" * 100_000 + "</a>" * 100_000, ": the outermost element is 'a'"),
         ("", ", line 1: not XML"),
+        ("<?xml version='1.0' encoding='gbk'?><a>\xff</a>", ": the outermost element is 'a'"),
         (" " * 5_000_001, ": 5,000,001 bytes, more than the limit of 5,000,000"),
-        ("<annotation/>", ": the file name is ''"),
-        ("<annotation><filename>/etc/passwd</filename></annotation>", ": the file name '/etc/passwd' leaves"),
+        ("<annotation/>", ": the image's file name is ''"),
+        ("<annotation><filename>/etc/passwd</filename></annotation>", ": no file '/etc/passwd' in"),
         ("<annotation><filename>a.png</filename></annotation>", ": the image 'a.png' is that of an earlier"),
     ],
 )

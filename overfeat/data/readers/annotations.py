@@ -1,7 +1,8 @@
 """Images with boxes on disk, in the format that a path's content has."""
 
-import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from overfeat.data.readers.checks import FilePath, Names
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.readers.csv import read_csv
 from overfeat.data.readers.labelme import is_labelme, json_files, read_labelme
-from overfeat.data.readers.voc import read_voc, xml_files
+from overfeat.data.readers.locate import ANNOTATIONS, is_annotations_folder, subfolders, walk
+from overfeat.data.readers.voc import XML, read_voc
 from overfeat.data.readers.yolo import read_yolo
 from overfeat.errors import InputError, shorten
 
 TABLES = (".csv", ".tsv")
 SPLITS = ("trainval", *yolo_layout.SPLITS)  # names of splits that a folder of each may have
+NAMED = "(?<![a-z]){}(?![a-z])"  # a split in the name of a file
 LAYOUTS = (
     "give a COCO .json file, a folder with SPLIT.json and its split's name, a PASCAL VOC folder with Annotations/ "
     "and JPEGImages/, a table (.csv) of boxes, a YOLO folder with data.yaml or labels/ beside images/, or a folder "
@@ -32,7 +35,8 @@ def read_annotations(
     """Read a file or folder of boxes by `read_coco`, `read_voc`, `read_csv`, `read_yolo` or `read_labelme`.
 
     The other arguments are those of these. A split of a folder is a file SPLIT.json or SPLIT.csv, a list of VOC's, a
-    split of YOLO's, or a folder SPLIT in any of the formats.
+    split of YOLO's, or a folder SPLIT in any of the formats; instead of train.json there may be one file like
+    instances_train2017.json. These files may lie in a folder "annotations". The notes name a file that was chosen.
 
     Raises:
         InputError: A path with none of the formats, a folder that lacks the split, or a split of a file without splits.
@@ -41,26 +45,35 @@ def read_annotations(
     options: dict[str, Any] = {"images": images, "class_names": class_names, "skip_invalid": skip_invalid}
     if not path.is_dir():
         return _read_file(path, split, options)
-    if split is not None and os.path.isfile(path / f"{split}.json"):
-        return read_coco(path / f"{split}.json", **options)
-    if (path / "Annotations").is_dir() or xml_files(path):
+    files, inner, is_voc = _named_files(path), _annotations_below(path), _is_voc(path)
+    if split in files and not (is_voc and files[split].suffix.lower() in TABLES):
+        return _read_chosen(files[split], split, options)
+    if is_voc and (split is None or inner is None or split not in _named_files(inner)):
         return read_voc(path, split, **options)
-    files = _split_files(path)
-    named = [file for file in files if file.stem == split]
-    if named:
-        return _read_file(named[0], None, options)
+    if inner is not None:
+        return read_annotations(inner, images, split, class_names, skip_invalid=skip_invalid)
     if yolo_layout.is_yolo(path):
         return read_yolo(path, split, **options)
     if split is None and is_labelme(path):
         return read_labelme(path, **options)
     if split is None and len(files) == 1:
-        return _read_file(files[0], None, options)
+        return _read_chosen(next(iter(files.values())), split, options)
     if split is not None and (path / split).is_dir():
         return read_annotations(path / split, images, None, class_names, skip_invalid=skip_invalid)
     splits = available_splits(path)
     if splits:
         raise InputError(f"{path}: no split {split!r} in it; give one of {shorten(splits)}")
+    if split is None and any(walk(path, XML)):
+        return read_voc(path, **options)
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")
+
+
+def _read_chosen(path: Path, split: str | None, options: dict[str, Any]) -> Annotated:
+    """Read a file of a folder; a note names it unless its name is that of the split."""
+    data = _read_file(path, None, options)
+    if split == path.stem or (split is None and not is_annotations_folder(path.parent)):
+        return data
+    return replace(data, notes=[f"annotations read: {path}", *data.notes])
 
 
 def _read_file(path: Path, split: str | None, options: dict[str, Any]) -> Annotated:
@@ -99,18 +112,21 @@ def available_splits(path: FilePath) -> list[str]:
     if not path.is_dir():
         is_config = path.is_file() and path.suffix.lower() in (*yolo_layout.YAML, yolo_layout.DARKNET)
         return list(yolo_layout.read_layout(path).splits) if is_config else []
-    files = [file.stem for file in _split_files(path)]
-    if len(files) == 1 and files[0] not in SPLITS:
-        files = []
-    if (path / "Annotations").is_dir() or xml_files(path):
+    files, inner = _named_files(path), _annotations_below(path)
+    names = list(files)
+    if len(names) == 1 and names[0] not in SPLITS:
+        names = []
+    if _is_voc(path):
         # VOC also has a list for every class there, "dog_train".
         lists = sorted((path / "ImageSets" / "Main").glob("*.txt"))
-        splits = [name for name in files if (path / f"{name}.json").is_file()]
+        splits = [name for name in names if files[name].suffix.lower() not in TABLES]
         splits += [file.stem for file in lists if "_" not in file.stem]
+    elif inner is not None:
+        splits = names + available_splits(inner)
     elif yolo_layout.is_yolo(path):
-        splits = [name for name in files if name in SPLITS] + list(yolo_layout.read_layout(path).splits)
+        splits = [name for name in names if name in SPLITS] + list(yolo_layout.read_layout(path).splits)
     else:
-        splits = files or [name for name in SPLITS if _has_annotations(path / name)]
+        splits = names or [name for name in SPLITS if _has_annotations(path / name)]
     return list(dict.fromkeys(splits))
 
 
@@ -121,9 +137,37 @@ def _split_files(folder: Path) -> list[Path]:
     return [*files, *sorted(file for file in tables if file.is_file())]
 
 
+def _named_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that may each be a split, by its name.
+
+    That of train.json is "train", and so is that of instances_train2017.json if no other file is for training.
+    """
+    files = _split_files(folder)
+    named = {file.stem: file for file in reversed(files)}
+    splits = {file: [name for name in SPLITS if re.search(NAMED.format(name), file.stem.lower())] for file in files}
+    for name in set(SPLITS) - set(named):
+        fits = [file for file in files if splits[file] == [name]]
+        fits = [file for file in fits if file.stem.lower().startswith("instances")] or fits
+        if len(fits) == 1:
+            named[name] = named.pop(fits[0].stem)
+    return dict(sorted(named.items(), key=lambda item: files.index(item[1])))
+
+
+def _is_voc(folder: Path) -> bool:
+    """Whether there are XML files in a folder, or in or below its Annotations."""
+    direct = any(file.suffix.lower() in XML and file.name[0] != "." for file in folder.iterdir())
+    return direct or any(any(walk(below, XML)) for below in subfolders(folder, ANNOTATIONS))
+
+
+def _annotations_below(folder: Path) -> Path | None:
+    """The folder "annotations" in a folder, if it holds other files than VOC's."""
+    below = subfolders(folder, ANNOTATIONS)
+    return next((path for path in below if _split_files(path) or is_labelme(path)), None)
+
+
 def _has_annotations(folder: Path) -> bool:
     """Whether a folder holds annotations in one of the formats, images being beside them."""
     if not folder.is_dir():
         return False
-    formats = (xml_files, _split_files, is_labelme, yolo_layout.is_yolo)
-    return (folder / "Annotations").is_dir() or any(check(folder) for check in formats)
+    formats = (_is_voc, _split_files, _annotations_below, is_labelme, yolo_layout.is_yolo)
+    return any(check(folder) for check in formats)

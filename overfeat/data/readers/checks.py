@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from overfeat.data.pixels import upright_size
 from overfeat.errors import ArgumentError, InputError, shorten
 
 MAX_LIST = 100_000_000  # bytes
-OVERHANG = 1.0  # pixels that boxes of CSV, YOLO and LabelMe may extend beyond the image
+OVERHANG = 1.0  # pixels that a box may extend beyond the image: it is clipped
 ROUNDING = 0.02  # pixels of it that are not worth a note
 MAX_SIDE = 1_000_000  # pixels that an annotation may state
 FilePath = str | os.PathLike
 Names = Sequence[str] | None
+YES, NO = ("1", "1.0", "true", "yes", "t", "y"), ("", "0", "0.0", "false", "no", "f", "n", "none", "unspecified")
 quoted = reprlib.Repr()
 quoted.maxstring = 100
 
@@ -45,10 +46,12 @@ class ImageBoxes:
     size: tuple[int, int]
     objects: dict[tuple[tuple[float, ...], str], bool] = field(default_factory=dict)  # (box, class): difficult
 
-    def add(self, text: str, box: tuple[float, ...], name: str, overhang: float, difficult: bool = False) -> None:
-        """Check a box (x1, y1, x2, y2) of class `name`, clip it and keep it.
+    def add(
+        self, text: str, box: tuple[float, ...], name: str, problems: "Problems", difficult: bool = False
+    ) -> None:  # fmt: skip
+        """Check a box (x1, y1, x2, y2) of class `name`, clip up to OVERHANG pixels of it, and keep it.
 
-        text: the box as the file writes it; overhang: pixels it may extend beyond the right and lower edges.
+        text: the box as the file writes it.
         """
         x1, y1, x2, y2 = box
         height, width = self.size
@@ -58,12 +61,15 @@ class ImageBoxes:
             raise Invalid(f"{text}: reversed; the right and lower edges come second")
         if x2 == x1 or y2 == y1:
             raise Invalid(f"{text}: no area")
-        inside = 0 <= x1 < width and 0 <= y1 < height
-        if not inside or x2 > width + overhang or y2 > height + overhang:
+        beyond = max(-x1, -y1, x2 - width, y2 - height)
+        x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+        if beyond > OVERHANG or x1 >= x2 or y1 >= y2:
             raise Invalid(f"{text}: outside the image, which is {width} pixels wide and {height} high")
-        key = (x1, y1, min(x2, float(width)), min(y2, float(height))), name
+        key = (x1, y1, x2, y2), name
         if key in self.objects:
             raise Invalid(f"{text}: the same box and class {quoted.repr(name)} as an earlier one of the image")
+        if beyond > ROUNDING:
+            problems.adapt("boxes up to a pixel over the edge, clipped")
         self.objects[key] = difficult
 
 
@@ -73,20 +79,27 @@ class Problems:
     def __init__(self, source: Path, skip: bool):
         self.source, self.skip = source, skip
         self.lines: list[str] = []
+        self.location: object = source
         self.adapted: dict[str, tuple[str, int]] = {}  # what was done: to what first, and how often
 
-    def adapt(self, kind: str, example: str) -> None:
-        """Record that something was read otherwise than written; the data set's notes say so, once for each kind."""
-        first, count = self.adapted.get(kind, (example, 0))
+    def adapt(self, kind: str, example: str | None = None) -> None:
+        """Record that something was read otherwise than written; the data set's notes say so, once for each kind.
+
+        example: what was adapted; None: the location of the enclosing block.
+        """
+        first, count = self.adapted.get(kind, (example or str(self.location), 0))
         self.adapted[kind] = first, count + 1
 
     @contextmanager
     def at(self, location: object) -> Iterator[None]:
         """Invalid in the block ends the block, and is recorded with this location."""
+        outer, self.location = self.location, location
         try:
             yield
         except Invalid as invalid:
             self.lines.append(f"{location}{f', line {invalid.line}' if invalid.line else ''}: {invalid}")
+        finally:
+            self.location = outer
 
     def finish(self, images: list[ImageBoxes], class_names: Names) -> Annotated:
         """The data set; class_names None: the names of the boxes, sorted. Raises InputError."""
@@ -120,16 +133,6 @@ def bounding_box(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def clip_start(box: tuple[float, ...], size: tuple[int, int], problems: Problems, location: str) -> tuple[float, ...]:
-    """The box without what is at most OVERHANG pixels to the left of the image or above it; notes any overhang."""
-    x1, y1, x2, y2 = box
-    beyond = max(-x1, -y1, x2 - size[1], y2 - size[0])
-    if ROUNDING < beyond <= OVERHANG:
-        problems.adapt("boxes up to a pixel over the edge, clipped", location)
-    x1, y1 = (0.0 if -OVERHANG <= edge < 0 else edge for edge in (x1, y1))
-    return x1, y1, x2, y2
-
-
 def class_name(name: Any, classes: Mapping[str, str] | None) -> str:
     """The class of a name in a file; classes None: any text of one line that can be written to a file."""
     if not isinstance(name, str) or not name or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
@@ -151,6 +154,14 @@ def number(value: Any, name: str) -> float:
     raise Invalid(f"{name} is {quoted.repr(value)}, not a number")
 
 
+def flag(value: Any, name: str) -> bool:
+    """A flag as tools write it: a number, true or false, or a word; missing ones are false."""
+    text = "" if value is None else str(value).strip().lower()
+    if text not in YES + NO:
+        raise Invalid(f"{name} is {quoted.repr(value)}, not 0 or 1")
+    return text in YES
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a file. Raises Invalid if there is none, or it has more bytes than the limit."""
     if not os.path.isfile(path):
@@ -164,13 +175,16 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise Invalid(f"cannot be read ({error.strerror})") from error
 
 
-def read_text(path: Path, limit: int = MAX_LIST) -> str:
-    """The text of a file in UTF-8, or in the encoding of its byte order mark. Raises Invalid."""
+def read_text(path: Path, limit: int = MAX_LIST, errors: str = "strict") -> str:
+    """The text of a file in UTF-8, or in the encoding of its byte order mark. Raises Invalid.
+
+    errors: "strict" or "replace", as for `bytes.decode`.
+    """
     data = read_bytes(path, limit)
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
     encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        return data.decode(encoding, errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise Invalid(f"not text in UTF-8 (line {line}); save it as UTF-8") from error
@@ -179,29 +193,9 @@ def read_text(path: Path, limit: int = MAX_LIST) -> str:
 def text_lines(path: Path, remedy: str) -> list[str]:
     """The lines of a text file. Raises InputError, which ends with the remedy."""
     try:
-        return [line.strip() for line in read_bytes(path, MAX_LIST).decode(errors="replace").splitlines()]
+        return [line.strip() for line in read_text(path, errors="replace").splitlines()]
     except Invalid as error:
         raise InputError(f"{path}: {error}; {remedy}") from error
-
-
-def file_below(root: Path, name: Any) -> Path:
-    """root/name, which must exist and lie below root; on every system, Windows' ways out of it are refused too."""
-    if not isinstance(name, str) or not name:
-        raise Invalid(f"the file name is {quoted.repr(name)}; it must be text")
-    if PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
-        raise Invalid(f"the file name {quoted.repr(name)} leaves the folder {root}; names must stay inside it")
-    if not os.path.isfile(root / name):
-        raise Invalid(f"no file {quoted.repr(name)} in {root}")
-    return root / name
-
-
-def image_file(root: Path, name: Any, used: set[Path]) -> Path:
-    """root/name as `file_below`, once: it must not be in `used`, to which it is added."""
-    path = file_below(root, name)
-    if path in used:
-        raise Invalid(f"the image {quoted.repr(name)} is that of an earlier annotation")
-    used.add(path)
-    return path
 
 
 def stated_size(width: Any, height: Any, image: Path) -> tuple[int, int]:

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.readers import checks
 from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, Problems, quoted
+from overfeat.data.readers.locate import ImageLocator, image_roots
 from overfeat.errors import InputError, shorten
-from overfeat.files import existing_dir
 
 MAX_JSON = 2_000_000_000  # bytes
 NOUNS = {"images": "image", "annotations": "annotation", "categories": "category"}  # of the lists' entries
-COCO_OVERHANG = 0.02  # pixels: x and w are each rounded to hundredths
+UNUSED = {"background", "__background__", "_background_", "bg"}  # names of what is no object
+Id = int | str
 
 
 def read_coco(
@@ -20,10 +22,11 @@ def read_coco(
 ) -> Annotated:
     """Read a COCO file of instances.
 
-    Images come in the file's order, those without boxes too. Annotations with iscrowd=1 are ignored.
+    Images come in the file's order, those without boxes too. Annotations with iscrowd=1 are ignored, and so is a
+    category "background" without boxes. Ids may be text.
 
     Args:
-        images: The folder of the images; None: that of the file.
+        images: The folder of the images; None: that of the file, or one beside it, as `image_roots` lists them.
         class_names: The classes; None: the file's categories by id.
         skip_invalid: Skip invalid annotations and images; an image of which only boxes are invalid stays.
 
@@ -33,63 +36,97 @@ def read_coco(
     """
     path = Path(json_path)
     data = _load_coco(path)
-    root = path.parent if images is None else existing_dir(images)
     problems = Problems(path, skip_invalid)
+    locator = ImageLocator(image_roots(path.parent, images, path.stem), problems)
     names = _read_categories(data, path, problems)
-    by_id = _read_images(data, path, problems, root)
+    by_id = _read_images(data, path, problems, locator)
     classes = None if class_names is None else {name: name for name in class_names}
     for location, entry in _entries(data, "annotations", path, problems):
-        if entry.get("iscrowd") != 1:
-            with problems.at(location):
-                _read_annotation(entry, by_id, names, classes)
-    order = [names[i] for i in sorted(names)] if class_names is None else class_names
-    return problems.finish([image for image in by_id.values() if image], order)
+        with problems.at(location):
+            if not checks.flag(entry.get("iscrowd"), "iscrowd"):
+                _read_annotation(entry, by_id, names, classes, problems)
+    read = [image for image in by_id.values() if image]
+    return problems.finish(read, _order(names, read, problems) if class_names is None else class_names)
 
 
-def _read_categories(data: dict[str, list], path: Path, problems: Problems) -> dict[int, str]:
+def _order(names: dict[Id, str], images: Sequence[ImageBoxes], problems: Problems) -> list[str]:
+    """The categories by id, numbers first, without one of the background that has no boxes."""
+    used = {name for image in images for _, name in image.objects}
+    order = dict.fromkeys(names[i] for i in sorted(names, key=lambda i: (isinstance(i, str), i)))
+    for name in [name for name in order if name.lower() in UNUSED and name not in used]:
+        problems.adapt("categories without boxes, left out", quoted.repr(name))
+        del order[name]
+    return list(order)
+
+
+def _read_categories(data: dict[str, list], path: Path, problems: Problems) -> dict[Id, str]:
     """The names of the categories by id."""
-    names: dict[int, str] = {}
+    names: dict[Id, str] = {}
     for location, entry in _entries(data, "categories", path, problems):
         with problems.at(location):
-            name = checks.class_name(entry.get("name"), None)
-            if entry["id"] in names or name in names.values():
-                raise Invalid(f"its id or its name {quoted.repr(name)} is that of an earlier category")
-            names[entry["id"]] = name
+            number, name = _id_of(entry, problems), checks.class_name(entry.get("name"), None)
+            if number in names:
+                raise Invalid("its id is that of an earlier category")
+            if name in names.values():
+                problems.adapt("categories of the same name, read as one class", quoted.repr(name))
+            names[number] = name
     return names
 
 
-def _read_images(data: dict[str, list], path: Path, problems: Problems, root: Path) -> dict[int, ImageBoxes | None]:
+def _read_images(
+    data: dict[str, list], path: Path, problems: Problems, locator: ImageLocator
+) -> dict[Id, ImageBoxes | None]:
     """The images by id, without boxes yet; None for invalid ones."""
-    images: dict[int, ImageBoxes | None] = {}
-    used: set[Path] = set()
+    images: dict[Id, ImageBoxes | None] = {}
     for location, entry in _entries(data, "images", path, problems):
         with problems.at(location):
-            if entry["id"] in images:
+            number = _id_of(entry, problems)
+            if number in images:
                 raise Invalid("its id is that of an earlier image")
-            images[entry["id"]] = None
-            file = checks.image_file(root, entry.get("file_name"), used)
-            images[entry["id"]] = ImageBoxes(file, checks.stated_size(entry.get("width"), entry.get("height"), file))
+            images[number] = None
+            file = locator.locate_unused(entry.get("file_name"))
+            images[number] = ImageBoxes(file, checks.stated_size(entry.get("width"), entry.get("height"), file))
     return images
 
 
+def _id_of(entry: dict, problems: Problems) -> Id:
+    """The id of an image or category."""
+    number = _as_id(entry.get("id"))
+    if number is None:
+        raise Invalid(f"its id is {quoted.repr(entry.get('id'))}, neither a whole number nor text")
+    if type(entry["id"]) is not int:
+        problems.adapt("ids that are text or have a decimal point")
+    return number
+
+
+def _as_id(value: object) -> Id | None:
+    """An id as a number or, unless it is one, as text; None if it is neither."""
+    if isinstance(value, str) and value and not (value.isdecimal() and value.isascii() and len(value) < 20):
+        return value
+    if type(value) is int or (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value):
+        return int(value)
+    return None
+
+
 def _read_annotation(
-    entry: dict, images: dict[int, ImageBoxes | None], names: dict[int, str], classes: dict[str, str] | None
-) -> None:
+    entry: dict, images: dict[Id, ImageBoxes | None], names: dict[Id, str], classes: dict[str, str] | None,
+    problems: Problems,
+) -> None:  # fmt: skip
     """Add a box to its image."""
-    image_id, category, box = (entry.get(key) for key in ("image_id", "category_id", "bbox"))
-    if type(image_id) is not int or image_id not in images:
-        raise Invalid(f"image_id {quoted.repr(image_id)} is the id of no image")
-    if type(category) is not int or category not in names:
-        raise Invalid(f"category_id {quoted.repr(category)} is the id of no category")
+    image_id, category, box = _as_id(entry.get("image_id")), _as_id(entry.get("category_id")), entry.get("bbox")
+    if image_id is None or image_id not in images:
+        raise Invalid(f"image_id {quoted.repr(entry.get('image_id'))} is the id of no image")
+    if category is None or category not in names:
+        raise Invalid(f"category_id {quoted.repr(entry.get('category_id'))} is the id of no category")
     if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
         raise Invalid(f"bbox is {quoted.repr(box)}, not the four numbers [x, y, width, height]")
     x, y, width, height = (checks.number(v, "bbox") for v in box)
     name, image = checks.class_name(names[category], classes), images[image_id]
     if image is not None:
-        image.add(f"bbox {quoted.repr(box)}", (x, y, x + width, y + height), name, COCO_OVERHANG)
+        image.add(f"bbox {quoted.repr(box)}", (x, y, x + width, y + height), name, problems)
 
 
-def coco_ids(path: FilePath | None, names: Sequence[str], class_names: Sequence[str]) -> tuple[dict[str, int], ...]:
+def coco_ids(path: FilePath | None, names: Sequence[str], class_names: Sequence[str]) -> tuple[dict[str, Any], ...]:
     """The ids of images, by file name, and of categories, by name, in a COCO file; without a file, numbers from 1.
 
     Raises InputError for names that it lacks or has several times.
@@ -102,17 +139,17 @@ def coco_ids(path: FilePath | None, names: Sequence[str], class_names: Sequence[
     return _ids_by_name(data, path, "images", names), _ids_by_name(data, path, "categories", class_names)
 
 
-def _ids_by_name(data: dict[str, list], path: Path, kind: str, names: Sequence[str]) -> dict[str, int]:
-    """The ids of the images or categories of these names."""
-    ids: dict[str, set[int]] = {}
+def _ids_by_name(data: dict[str, list], path: Path, kind: str, names: Sequence[str]) -> dict[str, Any]:
+    """The ids, as they are written, of the images or categories of these names."""
+    ids: dict[str, set[Any]] = {}
     for entry in data[kind]:
-        if isinstance(entry, dict) and type(entry.get("id")) is int:
-            name = Path(str(entry.get("file_name"))).name if kind == "images" else str(entry.get("name"))
+        if isinstance(entry, dict) and _as_id(entry.get("id")) is not None:
+            name = PureWindowsPath(str(entry.get("file_name"))).name if kind == "images" else str(entry.get("name"))
             ids.setdefault(name, set()).add(entry["id"])
     missing = [name for name in names if len(ids.get(name, ())) != 1]
     if missing:
         raise InputError(f"{path}: has none, or several, of these {kind}: {shorten(missing)}; give their annotations")
-    return {name: min(ids[name]) for name in names}
+    return {name: next(iter(ids[name])) for name in names}
 
 
 def _load_coco(path: Path) -> dict[str, list]:
@@ -128,10 +165,11 @@ def _load_coco(path: Path) -> dict[str, list]:
 
 
 def _entries(data: dict[str, list], kind: str, path: Path, problems: Problems) -> Iterator[tuple[str, dict]]:
-    """(location, entry) of the entries of a list that have an id."""
+    """(location, entry) of the entries of a list; the location names the id if there is one."""
     for i, entry in enumerate(data[kind]):
-        if isinstance(entry, dict) and type(entry.get("id")) is int:
-            yield f"{path}, {NOUNS[kind]} {quoted.repr(entry['id'])}", entry
-        else:
+        if not isinstance(entry, dict):
             with problems.at(f"{path}, {kind}[{i}]"):
-                raise Invalid("no integer id" if isinstance(entry, dict) else f"{quoted.repr(entry)} is not an object")
+                raise Invalid(f"{quoted.repr(entry)} is not an object")
+            continue
+        named = _as_id(entry.get("id")) is not None
+        yield f"{path}, " + (f"{NOUNS[kind]} {quoted.repr(entry['id'])}" if named else f"{kind}[{i}]"), entry

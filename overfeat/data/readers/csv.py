@@ -93,7 +93,7 @@ def _add_box(
         raise Invalid(f"width {row.size[0]} and height {row.size[1]}, but {width} and {height} in an earlier line")
     box = tuple(v * s for v, s in zip(row.box, (width, height) * 2, strict=True)) if fractions else row.box
     text = "box " + ", ".join(f"{edge:.10g}" for edge in row.box)
-    image.add(text, checks.clip_start(box, image.size, problems, row.location), name, checks.OVERHANG)
+    image.add(text, box, name, problems)
 
 
 def _rows(path: Path, problems: Problems) -> Iterator[Row]:

@@ -9,7 +9,8 @@ from overfeat.data.image_folder import ImageFolder, LabeledImage
 from overfeat.data.images import list_images
 from overfeat.data.readers.checks import FilePath, ImageBoxes, Problems, quoted, text_lines
 from overfeat.data.readers.image_folder import gather_images
-from overfeat.data.readers.voc import image_boxes, parse_xml
+from overfeat.data.readers.locate import walk
+from overfeat.data.readers.voc import XML, image_boxes, parse_xml
 from overfeat.errors import ArgumentError, InputError
 from overfeat.files import existing_dir
 
@@ -54,12 +55,13 @@ def read_ilsvrc_boxes(
     folder = read_ilsvrc(devkit, images, split)
     annotations = existing_dir(annotations)
     classes = {name.split()[0]: name for name in folder.class_names}
-    xmls = {(xml.parent.name, xml.stem): xml for xml in annotations.glob("*/*.xml")} if split == "train" else {}
-    xmls |= {("", xml.stem): xml for xml in annotations.glob("*.xml")}
+    xmls = list(walk(annotations, XML))
+    by_class = {(xml.parent.name, xml.stem): xml for xml in xmls}
+    by_stem = {xml.stem: xml for xml in xmls if split == "validation" or xml.parent == annotations}
     problems = Problems(annotations, skip_invalid)
     annotated: list[ImageBoxes] = []
     for path, _ in folder.samples:
-        xml = xmls.get((path.parent.name, path.stem)) or xmls.get(("", path.stem))
+        xml = by_class.get((path.parent.name, path.stem)) or by_stem.get(path.stem)
         if xml or split == "validation":
             xml = xml or annotations / f"{path.stem}.xml"
             with problems.at(xml):
@@ -107,10 +109,10 @@ def _read_synsets(data: Path) -> list[tuple[str, str]]:
 
 def _synset_lines(path: Path) -> list[tuple[int, str, str]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if line.strip():
+    for number, line in enumerate(text_lines(path, "give the development kit's list of synsets"), 1):
+        if line:
             fields = line.split(maxsplit=2)
-            if len(fields) < 2 or not fields[0].isdigit():
+            if len(fields) < 2 or not re.fullmatch("[0-9]{1,9}", fields[0]):
                 raise InputError(f"{path}, line {number}: 'ILSVRC2012_ID WNID names' is needed, not {line!r}")
             rows.append((int(fields[0]), fields[1], fields[2] if len(fields) > 2 else ""))
     return rows
@@ -130,10 +132,8 @@ def _synset_meta(data: Path) -> list[tuple[int, str, str]]:
 
 
 def _validation_samples(images: Path, truth: Path, classes: int) -> list[LabeledImage]:
-    if not truth.is_file():
-        raise InputError(f"{truth}: no such file; it belongs to the development kit")
-    lines = truth.read_text(encoding="utf-8", errors="replace").split()
-    bad = [line for line in lines if not line.isdigit() or not 1 <= int(line) <= classes]
+    lines = " ".join(text_lines(truth, "it belongs to the development kit")).split()
+    bad = [line for line in lines if not re.fullmatch("[0-9]{1,9}", line) or not 1 <= int(line) <= classes]
     if bad:
         raise InputError(f"{truth}: {bad[0]!r} is no ILSVRC2012_ID in 1..{classes}")
     samples = []

@@ -41,13 +41,12 @@ def read_labelme(
     for file in files:
         with problems.at(file):
             data = _load(file)
-            image = _image_of(data, file, locator)
+            image = locator.locate_unused(data.get("imagePath"), file.stem)  # people rename the two together
             size = checks.stated_size(data.get("imageWidth"), data.get("imageHeight"), image)
             annotated.append(boxes := ImageBoxes(image, size))
             for i, shape in enumerate(data["shapes"]):
-                location = f"{file}, shapes[{i}]"
-                with problems.at(location):
-                    _add_shape(boxes, shape, classes, problems, location)
+                with problems.at(f"{file}, shapes[{i}]"):
+                    _add_shape(boxes, shape, classes, problems)
     return problems.finish(annotated, class_names)
 
 
@@ -83,21 +82,7 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _image_of(data: dict[str, Any], path: Path, locator: ImageLocator) -> Path:
-    """The image that the file names, or the one of the file's own name, since people rename the two together."""
-    name = data.get("imagePath")
-    try:
-        return locator.locate_unused(name)
-    except Invalid as error:
-        try:
-            return locator.locate_unused(path.stem)
-        except Invalid:
-            raise error from None
-
-
-def _add_shape(
-    image: ImageBoxes, shape: Any, classes: Mapping[str, str] | None, problems: Problems, location: str
-) -> None:
+def _add_shape(image: ImageBoxes, shape: Any, classes: Mapping[str, str] | None, problems: Problems) -> None:
     if not isinstance(shape, dict):
         raise Invalid(f"{quoted.repr(shape)} is not an object")
     name = checks.class_name(shape.get("label"), classes)
@@ -111,9 +96,9 @@ def _add_shape(
     if kind == "circle":
         box = _circle_box(xs, ys, image.size)
     else:
-        box = checks.clip_start(checks.bounding_box(xs, ys), image.size, problems, location)
+        box = checks.bounding_box(xs, ys)
     text = f"{kind} with the box " + ", ".join(f"{edge:.10g}" for edge in box)
-    image.add(text, box, name, checks.OVERHANG, bool(shape.get("difficult")))
+    image.add(text, box, name, problems, checks.flag(shape.get("difficult"), "difficult"))
 
 
 def _is_point(value: Any) -> bool:

@@ -1,9 +1,10 @@
 """The image files that annotations name, as tools on other systems write the names."""
 
 import os
+import re
 import unicodedata
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from overfeat.data.images import SUFFIXES
@@ -11,21 +12,58 @@ from overfeat.data.readers.checks import FilePath, Invalid, Problems, quoted
 from overfeat.files import existing_dir
 
 FOLDERS = ("images", "jpegimages", "image", "imgs", "img")  # where images lie beside a file of annotations
+ANNOTATIONS = ("annotations", "annotation")  # where annotations lie beside a folder of images
 MAX_NAME = 4096  # characters
 
 
-def image_roots(folder: Path, images: FilePath | None) -> list[Path]:
-    """The folders whose images annotations in `folder` may name; `images`: the folder that the caller gives, or None.
+def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
+    """The files with these suffixes, in any case, in a folder and below, in the order of their paths.
 
-    Raises InputError if the given folder does not exist.
+    Hidden files and folders are left out; links are followed.
+    """
+    visited = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
+        yield from (Path(parent, name) for name in sorted(files) if name.lower().endswith(suffixes) and name[0] != ".")
+
+
+def subfolders(folder: Path, names: Collection[str]) -> list[Path]:
+    """The folders in a folder with one of these names, whatever their case."""
+    try:
+        below = [entry.name for entry in os.scandir(folder) if entry.name.lower() in names and entry.is_dir()]
+    except OSError:
+        return []
+    return [Path(folder, name) for name in sorted(below)]
+
+
+def is_annotations_folder(folder: Path) -> bool:
+    """Whether the folder is one of annotations by its name, so that images lie in a folder beside it."""
+    return folder.absolute().name.lower() in ANNOTATIONS
+
+
+def image_roots(folder: Path, images: FilePath | None, stem: str = "") -> list[Path]:
+    """The folders whose images annotations in `folder` may name.
+
+    Without `images`: the folder, the one above if this is "annotations", and what lies in these and is called images
+    or as a part of `stem`: for instances_train2017 there may be train2017 or images/train2017.
+
+    Args:
+        images: The only folder, if the caller gives one. InputError if it does not exist.
+        stem: The name of the file of annotations, without suffix.
     """
     if images is not None:
         return [existing_dir(images)]
-    try:
-        below = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.lower() in FOLDERS)
-    except OSError:
-        below = []
-    return [folder, *(folder / name for name in below)]
+    roots = [folder, folder.parent if folder.name else folder.absolute().parent]
+    roots = roots if is_annotations_folder(folder) else roots[:1]
+    parts = {stem.lower(), *re.split(r"[_.\s]+", stem.lower())} - {""}
+    below = [path for root in roots for path in subfolders(root, {*FOLDERS, *parts})]
+    below += [path for root in below for path in subfolders(root, parts)]
+    below.sort(key=lambda path: path.name.lower() not in parts)
+    return list(dict.fromkeys([folder, *below, *roots]))
 
 
 class ImageLocator:
@@ -40,33 +78,46 @@ class ImageLocator:
         self.folders: dict[Path, dict[str, list[str]]] = {}  # the names in a folder by `_key`, and by that of the stem
         self.used: set[Path] = set()
 
-    def locate(self, name: Any, noted: bool = True) -> Path:
-        """The file. Raises Invalid if there is none, or several fit. noted: a name that is adapted is noted."""
+    def locate(self, name: Any, below: str = "") -> tuple[Path, bool]:
+        """The file, and whether its name is another. Raises Invalid if there is none, or several fit.
+
+        below: a folder in each of the folders that comes first.
+        """
         if not isinstance(name, str) or not name or len(name) > MAX_NAME:
             raise Invalid(f"the image's file name is {quoted.repr(name)}; it must be the name of a file")
-        literal = PurePosixPath(name)
-        if not literal.is_absolute() and ".." not in literal.parts:
-            for root in self.roots:
-                if os.path.isfile(root / name):
-                    return root / name
+        roots = [*(root / below for root in self.roots if below), *self.roots]
         path = PureWindowsPath(name)
+        if not Path(name).is_absolute() and ".." not in path.parts:
+            for root in roots:
+                if os.path.isfile(root / name):
+                    return root / name, False
         parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
         for start in range(len(parts)):
-            for root in self.roots:
+            for root in roots:
                 file = self._walk(root, parts[start:])
                 if file is not None:
-                    if noted and path.as_posix() != file.relative_to(root).as_posix():
-                        self.problems.adapt("image names adapted", f"{quoted.repr(name)} is read as {file}")
-                    return file
+                    return file, path.as_posix() != file.relative_to(root).as_posix()
         raise Invalid(f"no file {quoted.repr(name)} in {' or '.join(map(str, self.roots))}")
 
-    def locate_unused(self, name: Any) -> Path:
-        """As `locate`, once a file: Invalid if an earlier call returned it."""
-        path = self.locate(name)
-        if path in self.used:
-            raise Invalid(f"the image {quoted.repr(name)} is that of an earlier annotation")
-        self.used.add(path)
-        return path
+    def locate_unused(self, name: Any, *others: str, below: str = "") -> Path:
+        """The file, once: Invalid if an earlier call returned it. A name that is adapted is noted.
+
+        others: names that are tried if there is no such file, or an earlier call returned it.
+        """
+        errors = []
+        for tried in (name, *others):
+            try:
+                path, adapted = self.locate(tried, below)
+                if path in self.used:
+                    raise Invalid(f"the image {quoted.repr(tried)} is that of an earlier annotation")
+            except Invalid as error:
+                errors.append(error)
+                continue
+            if adapted or errors:
+                self.problems.adapt("image names adapted", f"{quoted.repr(name)} is read as {path}")
+            self.used.add(path)
+            return path
+        raise errors[0]
 
     def _walk(self, folder: Path, parts: Sequence[str]) -> Path | None:
         for part in parts[:-1]:

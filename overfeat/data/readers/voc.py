@@ -1,5 +1,8 @@
 """Images with boxes in PASCAL VOC's XML, and in that of ILSVRC's localization task."""
 
+import codecs
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,58 +10,78 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from overfeat.data.annotated import Annotated
+from overfeat.data.images import SUFFIXES
 from overfeat.data.readers import checks
 from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, Problems, quoted
+from overfeat.data.readers.locate import ANNOTATIONS, ImageLocator, image_roots, subfolders, walk
 from overfeat.files import existing_dir
 
 MAX_XML = 5_000_000  # bytes
+XML = (".xml",)
 EDGES = ("xmin", "ymin", "xmax", "ymax")
+# The codec for a declared encoding, by Python's name for it: of those that extend each other the largest. A declaration
+# of UTF-16 that can be read as bytes is false.
+CODECS = {
+    "utf-8": "utf-8", "utf-16": "utf-8", "gb2312": "gb18030", "gbk": "gb18030", "gb18030": "gb18030", "big5": "cp950",
+    "cp950": "cp950", "shift_jis": "cp932", "cp932": "cp932", "euc_jp": "euc_jp", "euc_kr": "cp949", "cp949": "cp949",
+}  # fmt: skip
 
 
 def read_voc(
     folder: FilePath, split: str | None = None, *, images: FilePath | None = None, class_names: Names = None,
     skip_invalid: bool = False,
 ) -> Annotated:  # fmt: skip
-    """Read PASCAL VOC: Annotations/*.xml with JPEGImages/, a flat folder of XML files and images, or one XML file.
+    """Read PASCAL VOC: XML files in Annotations/ with JPEGImages/, XML files beside images, or one XML file.
 
-    Coordinates count from 1 and are inclusive. Boxes of <part> are ignored.
+    Folders below are read, too. Coordinates count from 1 and are inclusive; boxes that count from 0 are clipped. Boxes
+    of <part> are ignored.
 
     Args:
         split: The files that ImageSets/Main/SPLIT.txt lists, in its order; None: all, by name.
-        images: Another folder of the images, which are those of <filename>.
+        images: Another folder of the images, which are those of <filename>, else those named as their XML.
         class_names: The classes; None: the names that occur, sorted, so splits may differ.
         skip_invalid: Skip invalid boxes and files; otherwise they raise InputError, as in `read_coco`.
     """
     source = Path(folder)
-    single = source.suffix.lower() == ".xml" and not source.is_dir()
+    single = source.is_file() or (source.suffix.lower() in XML and not source.is_dir())
     xmls = source.parent if single else existing_dir(source)
-    folder = xmls.parent if single and xmls.name == "Annotations" else xmls
-    flat = not (folder / "Annotations").is_dir()
-    xmls = folder if flat else folder / "Annotations"
-    root = existing_dir(images if images is not None else folder if flat else folder / "JPEGImages")
-    problems, used = Problems(source, skip_invalid), set[Path]()
-    annotated: list[ImageBoxes] = []
+    below = [] if single else subfolders(xmls, ANNOTATIONS)
+    xmls = next((path for path in below if any(walk(path, XML))), xmls)
+    problems = Problems(source, skip_invalid)
+    locator = ImageLocator(image_roots(xmls, images), problems)
     classes = None if class_names is None else {name: name for name in class_names}
-    if single:
-        names = [source.name]
-    elif split is None:
-        names = xml_files(xmls)
+    if split is None or single:
+        files = [source] if single else list(walk(xmls, XML))
     else:
-        listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-        lines = checks.text_lines(listing, "give a split with a list there, or none")
-        names = [f"{line}.xml" for line in lines if line]
-    for name in names:
-        with problems.at(xmls / name):
-            xml = checks.file_below(xmls, name)
-            tree = parse_xml(xml)
-            image = checks.image_file(root, _text(tree, "filename"), used)
-            annotated.append(image_boxes(xml, tree, image, classes, problems))
+        files = _listed(source / "ImageSets" / "Main" / f"{split}.txt", xmls, problems)
+    annotated: list[ImageBoxes] = []
+    for file in files:
+        with problems.at(file):
+            tree = parse_xml(file)
+            name, near = _text(tree, "filename"), file.parent.relative_to(xmls).as_posix()
+            image = locator.locate_unused(name, f"{_text(tree, 'folder')}/{name}", file.stem, below=near)
+            annotated.append(image_boxes(file, tree, image, classes, problems))
     return problems.finish(annotated, class_names)
 
 
-def xml_files(folder: Path) -> list[str]:
-    """Names of the XML files in a folder, sorted."""
-    return sorted(entry.name for entry in folder.glob("*.xml") if entry.name[0] != ".")
+def _listed(listing: Path, xmls: Path, problems: Problems) -> list[Path]:
+    """The XML files that a list names by stem, with the suffix of the image or their own, or with a flag -1, 0 or 1."""
+    locator, files = ImageLocator([xmls], problems), list[Path]()
+    for line in dict.fromkeys(checks.text_lines(listing, "give a split with a list there, or none")):
+        with problems.at(xmls / _xml_name(line)):
+            try:
+                files += [locator.locate(_xml_name(line))[0]] if line else []
+            except Invalid:
+                flagged = re.fullmatch(r"(.*\S)\s+-?[01]", line)
+                if not flagged:
+                    raise
+                files.append(locator.locate(_xml_name(flagged[1]))[0])
+    return files
+
+
+def _xml_name(line: str) -> str:
+    stem, suffix = os.path.splitext(line)
+    return f"{stem if suffix.lower() in SUFFIXES + XML else line}.xml"
 
 
 def parse_xml(path: Path) -> Element:
@@ -66,7 +89,9 @@ def parse_xml(path: Path) -> Element:
 
     A DOCTYPE is refused at its start, in any encoding: before an entity can be declared, let alone expanded.
     """
-    data, builder, parser = checks.read_bytes(path, MAX_XML), TreeBuilder(), expat.ParserCreate()
+    data, builder = checks.read_bytes(path, MAX_XML), TreeBuilder()
+    codec = _codec(data)
+    parser = expat.ParserCreate("utf-8" if codec else None)
 
     def refuse(*_: Any) -> None:
         raise Invalid("a DOCTYPE, which may declare entities; remove it", parser.CurrentLineNumber)
@@ -78,7 +103,7 @@ def parse_xml(path: Path) -> Element:
     parser.StartDoctypeDeclHandler, parser.StartElementHandler = refuse, start
     parser.EndElementHandler, parser.CharacterDataHandler = builder.end, builder.data
     try:
-        parser.Parse(data, True)
+        parser.Parse(data.decode(codec, "replace").encode() if codec else data, True)
         root = builder.close()
     except Invalid:
         raise
@@ -87,6 +112,21 @@ def parse_xml(path: Path) -> Element:
     if root.tag != "annotation":
         raise Invalid(f"the outermost element is {quoted.repr(root.tag)}, not 'annotation'")
     return root
+
+
+def _codec(data: bytes) -> str | None:
+    """Python's codec for an encoding that expat lacks, and for UTF-8; None: expat reads it, or refuses it.
+
+    Undecodable bytes are harmless in elements that are not used; `image_boxes` refuses them in names.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"<\0", b"\0<")):
+        return None
+    declared = re.match(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([\w.:-]{1,40})["']""", data[:400])
+    try:
+        name = codecs.lookup(declared[1].decode()).name if declared else "utf-8"
+    except LookupError:
+        return None
+    return "utf-8-sig" if data.startswith(codecs.BOM_UTF8) else CODECS.get(name)
 
 
 def _text(node: Element, path: str) -> str:
@@ -98,15 +138,15 @@ def image_boxes(
 ) -> ImageBoxes:
     """The image of one XML file, with its valid boxes; VOC counts pixels from 1, ILSVRC from 0."""
     image = ImageBoxes(path, checks.stated_size(_text(tree, "size/width"), _text(tree, "size/height"), path))
-    first, overhang = (0, 1.0) if ilsvrc else (1, 0.0)
+    first = 0 if ilsvrc else 1
     for node in tree.iterfind("object"):
         with problems.at(f"{xml}, line {node.get('line')}"):
             name = checks.class_name(_text(node, "name"), classes)
+            if "\ufffd" in name:
+                raise Invalid(f"the class name {quoted.repr(name)} is in another encoding; save the file as UTF-8")
             values = [checks.number(_text(node, f"bndbox/{edge}"), edge) for edge in EDGES]
-            flag = "" if ilsvrc else _text(node, "difficult")
-            if flag not in ("", "0", "1"):
-                raise Invalid(f"difficult is {quoted.repr(flag)}, not 0 or 1")
+            difficult = not ilsvrc and checks.flag(_text(node, "difficult"), "difficult")
             text = ", ".join(f"{edge} {value:.10g}" for edge, value in zip(EDGES, values, strict=True))
             x1, y1, x2, y2 = (value - first for value in values)
-            image.add(f"{text} (counted from {first})", (x1, y1, x2 + 1, y2 + 1), name, overhang, flag == "1")
+            image.add(f"{text} (counted from {first})", (x1, y1, x2 + 1, y2 + 1), name, problems, difficult)
     return image

@@ -6,7 +6,7 @@ from pathlib import Path
 from overfeat.data.annotated import Annotated
 from overfeat.data.readers import checks
 from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, Problems, quoted
-from overfeat.data.readers.locate import ImageLocator, image_roots
+from overfeat.data.readers.locate import ImageLocator, image_roots, walk
 from overfeat.data.readers.yolo_layout import (
     NAME_FILES,
     Layout,
@@ -16,7 +16,6 @@ from overfeat.data.readers.yolo_layout import (
     is_label,
     label_file,
     read_layout,
-    walk,
 )
 from overfeat.errors import InputError, shorten
 from overfeat.files import existing_dir
@@ -71,7 +70,7 @@ def _pairs(
     if path.is_file() and is_label(path):
         roots = image_folders(path) if images is None else [existing_dir(images)]
         with problems.at(path):
-            return [(ImageLocator(roots, problems).locate(path.stem, noted=False), path)]
+            return [(ImageLocator(roots, problems).locate(path.stem)[0], path)]
         return []
     if split is not None:
         sources = layout.split(split)
@@ -119,9 +118,8 @@ def _read_labels(
     problems: Problems,
 ) -> None:  # fmt: skip
     """Add the boxes of a file; a data set without names gets the numbers as names."""
-    for number, line in enumerate(checks.read_text(path, MAX_LABELS).splitlines(), 1):
-        location = f"{path}, line {number}"
-        with problems.at(location):
+    for number, line in enumerate(checks.read_text(path, MAX_LABELS, "replace").splitlines(), 1):
+        with problems.at(f"{path}, line {number}"):
             if not line.strip():
                 continue
             fields = line.split()
@@ -135,8 +133,7 @@ def _read_labels(
                 raise Invalid(f"unknown class {int(index)}; there are {len(names)} names")
             box = _box([checks.number(field, "a coordinate") for field in fields[1:]], line, image, layout.keypoints)
             text = "box " + ", ".join(f"{edge:.6g}" for edge in box)
-            clipped = checks.clip_start(box, image.size, problems, location)
-            image.add(text, clipped, checks.class_name(names[int(index)], classes), checks.OVERHANG)
+            image.add(text, box, checks.class_name(names[int(index)], classes), problems)
 
 
 def _box(values: list[float], line: str, image: ImageBoxes, keypoints: bool) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PureWindowsPath
@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from overfeat.data.images import SUFFIXES
 from overfeat.data.readers import checks
 from overfeat.data.readers.checks import Invalid
-from overfeat.data.readers.locate import MAX_NAME, ImageLocator
+from overfeat.data.readers.locate import MAX_NAME, ImageLocator, walk
 from overfeat.data.readers.yaml import MAX_YAML, Value, read_yaml
 from overfeat.errors import InputError
 
@@ -161,18 +161,6 @@ def images_of(sources: Sequence[Path], locator: ImageLocator, problems: checks.P
                 with problems.at(f"{source}, line {number}"):
                     images.append(locator.locate_unused(line))
     return list(dict.fromkeys(images))
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """The images in a folder and below, in the order of their paths, without hidden ones; links are followed."""
-    visited = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in visited:  # a link to a folder above
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
-        yield from (Path(parent, name) for name in sorted(files) if _is_image(name))
 
 
 def _is_image(name: str) -> bool:
