@@ -189,13 +189,13 @@ def nms(
         from overfeat.ops.backends.numba_nms import nms as compiled_nms  # importing numba takes a second
 
         return compiled_nms(boxes, order, groups, iou_threshold, across_iou_threshold)
-    left, kept = order, []
-    while len(left):
-        best, left = left[:1], left[1:]
-        kept.append(best)
-        overlap, same = iou(boxes[best], boxes[left])[0], groups[left] == groups[best]
-        left = left[torch.where(same, overlap <= iou_threshold, overlap <= across_iou_threshold)]
-    return torch.cat(kept) if kept else left
+    overlaps, groups = iou(boxes[order], boxes[order]), groups[order]
+    excluded = torch.where(groups[:, None] == groups, overlaps > iou_threshold, overlaps > across_iou_threshold)
+    kept = torch.ones(len(order), dtype=torch.bool)
+    for i, by_box in enumerate(excluded.cpu().triu(1)):
+        if kept[i]:
+            kept &= ~by_box
+    return order[kept.to(order.device)]
 
 
 def encode(boxes: Tensor, windows: Tensor, box_coder: str = "xyxy") -> Tensor:

@@ -43,6 +43,19 @@ def test_all_pairs(min_iou, dtype):
         assert torch.equal(max_score, strong.amax(dim=1).to(dtype) if count else max_score)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_equal_boxes(dtype):
+    """Each is counted once for all: in a time that is linear, and with equal sums."""
+    boxes = torch.tensor([[1.0, 2, 11, 12], [1, 2, 11, 12], [2, 2, 12, 12]], dtype=dtype)[torch.arange(90_000) % 3]
+    groups, scores = torch.arange(90_000) % 2, torch.full((90_000,), 0.5, dtype=dtype)
+    sums = support(boxes, scores, groups, min_iou=0.4)
+    near = 15_000 * (9 / 11 - 0.4) / 0.6  # of the third box for the first, in sums of 45,000 boxes a group
+    assert sums.unique().tolist() == pytest.approx([0.5 * (15_000 + 2 * near), 0.5 * (30_000 + near)])
+    means, counts, max_score = averages(boxes, scores, groups, chosen=torch.tensor([0, 2]), min_iou=0.4)
+    assert (counts.tolist(), max_score.tolist()) == ([45_000] * 2, [0.5] * 2)
+    assert means[:, 0].tolist() == pytest.approx([1 + near / (30_000 + near), 2 - 2 * near / (15_000 + 2 * near)])
+
+
 def test_by_hand():
     """IoU of the first two boxes 9 / 11; the third is of another group."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10]])

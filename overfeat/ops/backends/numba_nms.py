@@ -1,42 +1,50 @@
-"""Non-maximum suppression on a CPU, compiled by numba: every box is compared with the kept boxes near it."""
+"""Non-maximum suppression on a CPU, compiled by numba: every kept box removes those around it."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from overfeat.ops.backends.numba_grid import insert, iou, list_near, new_grid
+from overfeat.ops.backends.numba_index import first_segment, iou_of_range, list_ranges, new_index
 from overfeat.ops.backends.numba_merge import compiled
 
 
 def nms(boxes: Tensor, order: Tensor, groups: Tensor, iou_threshold: float, across_iou_threshold: float) -> Tensor:
     """See ops.boxes.nms, which checks the arguments. order: indices of the boxes, highest score first."""
-    corners, of_group = (values.detach()[order].cpu().numpy() for values in (boxes, groups))
-    rule = tuple(map(corners.dtype.type, (iou_threshold, across_iou_threshold, 0, 1)))
-    keep = _keep(corners, of_group, rule)
+    corners, of_group, ranks = (values.detach().cpu().numpy() for values in (boxes, groups, order))
+    across = across_iou_threshold < 1
+    index = new_index(corners, np.zeros_like(of_group) if across else of_group)
+    rule = tuple(map(corners.dtype.type, (iou_threshold, across_iou_threshold, 1)))
+    of_group = of_group[index.order]
+    place = np.empty_like(index.order)
+    place[index.order] = np.arange(len(corners))
+    keep = _keep(place[ranks], index, of_group, rule)
     return order[torch.from_numpy(keep).to(order.device)]
 
 
 @compiled
-def _keep(corners, groups, rule):
-    """Which boxes are kept, bool [n].
+def _keep(places, index, groups, rule):
+    """Which boxes are kept, bool [n], by rank. places: their positions in the index; groups: by position.
 
-    rule: the threshold within a group and that of two groups, 0 and 1, in the boxes' dtype.
+    rule: the threshold within a group and that of two groups, and 1, in the boxes' dtype.
     """
-    n = len(corners)
-    keep, near, grid = np.zeros(n, np.bool_), np.empty(n, np.int32), new_grid(n)
-    for i in range(n):
-        keep[i] = not _suppressed(i, corners, groups, grid, rule, near)
-        if keep[i]:
-            insert(i, corners, grid)
+    own, across, one = rule
+    n = len(places)
+    keep, removed = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    ranges, ious = np.empty((len(index.rows), 2), np.int64), np.empty(n, index.corners.dtype)
+    for rank in range(n):
+        at = places[rank]
+        if removed[at]:
+            continue
+        keep[rank] = True
+        segment = first_segment(index.groups_of[at], index)
+        for number in range(list_ranges(at, segment, index, float(min(own, across)), ranges)):
+            start, stop = ranges[number]
+            iou_of_range(at, start, stop, index.corners, one, ious)
+            _remove(ious, groups[at], groups[start:stop], own, across, removed[start:stop])
     return keep
 
 
 @compiled
-def _suppressed(i, corners, groups, grid, rule, near):
-    """Whether a kept box overlaps box i by more than the threshold."""
-    own, across, zero, one = rule
-    for at in range(list_near(i, corners, grid, float(min(own, across)), near)):
-        k = near[at]
-        if iou(corners[i], corners[k], zero, one) > (own if groups[i] == groups[k] else across):
-            return True
-    return False
+def _remove(ious, group, groups, own, across, removed):
+    for k in range(len(removed)):
+        removed[k] |= ious[k] > (own if groups[k] == group else across)
