@@ -8,6 +8,7 @@ from overfeat.data.image_folder import ImageFolder
 from overfeat.densify.initial_net import FOR_IMAGES, new_net
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
+from overfeat.models.box_regressor import train_together
 from overfeat.models.overfeat import OverFeat
 from overfeat.training.classification import ClassificationTask
 from overfeat.training.config import TrainConfig
@@ -58,6 +59,7 @@ class ClassifierTask(ClassificationTask):
         centres = CentreCropDataset(validation, window, short_side, max_pixels=limit) if validation else None
         description = {**describe_data(data, validation), "architecture": net.architecture.to_json()}
         self.net = net
+        train_together(net)
         super().__init__(net, dataset, centres, options, train, description)
 
     def save(self, path: Path) -> None:

@@ -24,7 +24,7 @@ from overfeat.detection.hard_negatives import sample_negatives
 from overfeat.detection.targets import assign_targets
 from overfeat.errors import InputError
 from overfeat.models import checkpoint
-from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.box_regressor import BoxRegressor, train_together
 from overfeat.models.fc_layers import gather_windows
 from overfeat.models.geometry import Stride
 from overfeat.models.overfeat import ContextFeatures, OverFeat
@@ -145,6 +145,7 @@ class DetectorTask(Task):
             **({"epochs": train.epochs} if options.negative_sampling == "curriculum" else {}),
         }
         self.detector, self.validation_data = Detector(net, regressor, options.freeze_features), validation
+        train_together(net, regressor)
         super().__init__(self.detector, tiles, validation_tiles, options, train, description)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:

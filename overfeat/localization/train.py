@@ -15,7 +15,7 @@ from overfeat.dense.tiling import Tile, tile_features
 from overfeat.localization.config import TRAINING, BoxRegressorConfig
 from overfeat.localization.data import ScaledDataset
 from overfeat.models import checkpoint
-from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.box_regressor import BoxRegressor, train_together
 from overfeat.models.geometry import Stride
 from overfeat.models.overfeat import OverFeat
 from overfeat.ops.boxes import areas, decode, encode, intersections, paired_iou
@@ -126,6 +126,7 @@ class RegressorTask(Task):
             **json.loads(regressor.to_json()),
         }
         self.localizer = Localizer(net, regressor, options.train_backbone)
+        train_together(net, regressor)
         super().__init__(self.localizer, dataset, validation_images, options, train, description)
 
     def loss(self, module: nn.Module, batch: dict) -> tuple[Tensor, Sums]:

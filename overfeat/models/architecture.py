@@ -8,9 +8,10 @@ from typing import Literal
 
 from overfeat.models.feature_graph import FeatureGraph
 from overfeat.models.geometry import Geometry, Stride
+from overfeat.models.metadata import MAX_LEVEL, MAX_SIZE, MAX_STEP, entries, items, parse, real, string, whole
 from overfeat.models.receptive_field import SlidingWindow, input_size, output_size, total_stride
 
-POSITIVE = ("channels", "kernel", "stride", "pool")  # of a convolution
+MAX_LAYERS = 1000  # that a file may ask for
 
 
 @dataclass(frozen=True)
@@ -152,37 +153,61 @@ class Architecture:
 
     @staticmethod
     def from_json(text: str) -> "Architecture":
-        """What `to_json` wrote. Raises ValueError, KeyError or TypeError for any other text."""
-        data = json.loads(text)
-        data["convs"] = tuple(Conv(**conv) for conv in data["convs"])
-        data["hidden"] = tuple(data["hidden"])
-        for name in ("mean", "std"):
-            data[name] = tuple(map(float, data[name])) if isinstance(data[name], list) else float(data[name])
-        if data["scales"] is not None:
-            data["scales"] = tuple((height, width) for height, width in data["scales"])
-        if data.get("backbone") is not None:
-            data["backbone"] = FeatureGraph.from_dict(data["backbone"])
-        architecture = Architecture(**data)
+        """What `to_json` wrote. Raises ValueError for any other text."""
+        required = ("name", "convs", "kernel", "hidden", "short_side", "mean", "std", "scales")
+        data = entries(parse(text), "the architecture", required, ("init_std", "backbone", "backbone_pool"))
+        scales, init_std = data["scales"], data.get("init_std", Architecture.init_std)
+        backbone = data.get("backbone")
+        architecture = Architecture(
+            string(data["name"], "name"),
+            tuple(_read_conv(conv) for conv in items(data["convs"], "convs", MAX_LAYERS)),
+            whole(data["kernel"], "kernel", most=MAX_STEP),
+            tuple(whole(number, "hidden") for number in items(data["hidden"], "hidden", MAX_LAYERS)),
+            whole(data["short_side"], "short_side"),
+            _read_levels(data["mean"], "mean", -MAX_LEVEL),
+            _read_levels(data["std"], "std", 1 / MAX_LEVEL),
+            None if scales is None else tuple(_read_size(size) for size in items(scales, "scales")),
+            None if init_std is None else real(init_std, "init_std", 0),
+            None if backbone is None else FeatureGraph.from_dict(backbone),
+            whole(data.get("backbone_pool", 1), "backbone_pool", most=MAX_STEP),
+        )
         architecture._check()
         return architecture
 
     def _check(self) -> None:
         """Raises ValueError for what only a broken file has."""
-        numbers = [
-            self.kernel,
-            *self.hidden,
-            self.backbone_pool,
-            *(getattr(c, k) for c in self.convs for k in POSITIVE),
-        ]
-        if not all(type(n) is int and n > 0 for n in numbers) or not all(c.pad >= 0 for c in self.convs):
-            raise ValueError("the sizes of a layer must be whole numbers above 0")
         if bool(self.convs) == bool(self.backbone):
             raise ValueError("there are no feature layers, or two kinds")
         by_channel = [value for value in (self.mean, self.std) if isinstance(value, tuple)]
         if not all(len(value) == self.in_channels for value in by_channel):
             raise ValueError("mean and std are not of the image's channels")
-        if not all(std > 0 for std in (self.std if isinstance(self.std, tuple) else (self.std,))):
-            raise ValueError("std must be above 0")
+        size = 1
+        for step in reversed(self.steps):  # the cells before it that an output sees
+            size = input_size([step], size)
+            if not 0 < size <= MAX_SIZE:
+                raise ValueError(f"a window sees no cell before a layer, or more than {MAX_SIZE:,}")
+        if self.scales is not None and (len(self.scales) != 6 or min(map(min, self.scales)) < self.window):
+            raise ValueError(f"scales are not six sizes of {self.window} px, the window, or more")
+
+
+def _read_conv(value: object) -> Conv:
+    data = entries(value, "a convolution", ("channels", "kernel"), ("stride", "pad", "pool"))
+    sizes = {key: whole(data[key], key, most=MAX_STEP) for key in ("kernel", "stride", "pool") if key in data}
+    return Conv(whole(data["channels"], "channels"), pad=whole(data.get("pad", 0), "pad", 0, MAX_STEP), **sizes)
+
+
+def _read_levels(value: object, what: str, least: float) -> float | tuple[float, ...]:
+    """A number of all channels, or one of each."""
+    if isinstance(value, list):
+        return tuple(real(number, what, least) for number in items(value, what))
+    return real(value, what, least)
+
+
+def _read_size(value: object) -> tuple[int, int]:
+    if len(items(value, "scales", 2)) != 2:
+        raise ValueError("scales are not of two numbers, height and width")
+    height, width = (whole(side, "scales") for side in value)  # type: ignore[attr-defined]
+    return height, width
 
 
 ARCHITECTURES = {

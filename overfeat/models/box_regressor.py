@@ -3,17 +3,19 @@
 import itertools
 import json
 import math
+import uuid
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overfeat.errors import ArgumentError, InputError
-from overfeat.models.architecture import Architecture
+from overfeat.models.architecture import MAX_LAYERS, Architecture
 from overfeat.models.fc_layers import ConvList, fc_flat, gather_windows, remaining_fc
 from overfeat.models.geometry import Stride
+from overfeat.models.metadata import entries, items, parse, string, whole
 from overfeat.models.net import Net, Regressor, Shape
 from overfeat.models.overfeat import OverFeat, channels_last, initialise
 from overfeat.ops.boxes import BOX_CODERS
@@ -38,6 +40,7 @@ class BoxRegressor(Regressor):
 
     Attributes:
         dropout: Probability at the inputs of all layers but the first, in training.
+        features_id: Of the feature layers that it was trained on, see `OverFeat`; None: unknown.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class BoxRegressor(Regressor):
             raise ArgumentError("num_classes", f"must be 1 or more, not {num_classes}")
         self.architecture, self.num_classes = architecture, num_classes
         self.box_coder, self.box_features, self.dropout = box_coder, box_features, 0.0
+        self.features_id: str | None = None
         channels = architecture.channels
         self.fc_layers = ConvList()
         for i, width in enumerate((*self.hidden, 4 * (num_classes or 1))):
@@ -131,9 +135,16 @@ class BoxRegressor(Regressor):
         """Raises InputError where it was made for another net."""
         if not isinstance(net, OverFeat) or self.architecture != net.architecture:
             raise InputError("the regressor was made for another net; load both from one file")
+        if None not in (self.features_id, net.features_id) and self.features_id != net.features_id:
+            problem = "the regressor was trained on the features of another net of the same architecture"
+            raise InputError(f"{problem}; load both from one file, or train it on this net's")
         if self.num_classes not in (None, net.num_foreground_classes):
             actual = f"{self.num_classes} classes, the net {net.num_foreground_classes}"
             raise InputError(f"the regressor was made for another net: it has boxes for {actual}")
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.features_id = None  # whose these are is unknown
 
     def to_json(self) -> str:
         """All but the weights, as text for files; `from_json` gives it back."""
@@ -142,5 +153,21 @@ class BoxRegressor(Regressor):
 
     @staticmethod
     def from_json(text: str, architecture: Architecture) -> "BoxRegressor":
-        """What `to_json` wrote. Raises ValueError, KeyError or TypeError for any other text."""
-        return BoxRegressor(architecture, **json.loads(text))
+        """What `to_json` wrote. Raises ValueError for any other text."""
+        data = entries(parse(text), "the regressor", ("num_classes", "box_coder", "hidden", "box_features"))
+        num_classes, hidden = data["num_classes"], items(data["hidden"], "hidden", MAX_LAYERS)
+        return BoxRegressor(
+            architecture,
+            None if num_classes is None else whole(num_classes, "num_classes"),
+            box_coder=string(data["box_coder"], "box_coder"),
+            hidden=[whole(width, "hidden") for width in hidden],
+            box_features=string(data["box_features"], "box_features"),  # type: ignore[arg-type]
+        )
+
+
+def train_together(net: OverFeat, regressor: BoxRegressor | None = None) -> None:
+    """To be called before training: the regressor is that of the net's features, and of no others' if these change."""
+    if net.features_id is None or any(weight.requires_grad for weight in net.feature_layers.parameters()):
+        net.features_id = uuid.uuid4().hex
+    if regressor is not None:
+        regressor.features_id = net.features_id

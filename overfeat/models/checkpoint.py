@@ -1,7 +1,7 @@
 """Weights on disk: safetensors files with the architecture and all other attributes of a net in their metadata."""
 
+import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,16 +12,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, shorten
 from overfeat.files import atomic_write
 from overfeat.models.architecture import Architecture
+from overfeat.models.backbone import FeatureLayers
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.metadata import flag, items, parse, real, string
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat, channels_last
 from overfeat.models.thresholds import DetectionThresholds
 
 FORMAT = "1"
 REGRESSOR = "regressor."  # the prefix of its tensors' names
+FEATURES = ("conv_layers.", "backbone.")  # the prefixes of those of the feature layers
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights in files
+MAX_SCALES, MAX_SCALE_FACTOR = 1000, 1000  # that a file may ask for
+MAX_REASON = 300  # characters
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
@@ -31,24 +37,26 @@ def save(
     """Write a net with all its attributes to a safetensors file, atomically.
 
     Args:
-        dtype: Of the weights in the file (float16 halves it); None: as they are.
+        dtype: Of the weights in the file, one of floating point (float16 halves it); None: as they are.
         regressor: Written to the same file, for `load_regressor`.
 
     Raises:
-        InputError: Where the file cannot be written, or the dtype cannot represent a weight.
+        InputError: Where the file cannot be written, the regressor was made for another net, the attributes are none
+            that `load` could read, or the dtype cannot represent a weight.
     """
     if not isinstance(net, OverFeat):
         remedy = "for a converted net save the module's state_dict, and convert it again"
         raise ArgumentError("net", f"must be an OverFeat, not {type(net).__name__}; {remedy}")
-    metadata = {"overfeat": FORMAT, "architecture": net.architecture.to_json()}
-    metadata |= {
-        name: json.dumps(getattr(net, name)) for name in ("class_names", "flip", "background", "scale_factors", "reach")
-    }
-    metadata["context"] = json.dumps(net.context is not None)
-    if net.thresholds is not None:
-        metadata["thresholds"] = net.thresholds.to_json()
     if regressor is not None:
-        metadata["regressor"] = regressor.to_json()
+        if not isinstance(regressor, BoxRegressor):
+            raise ArgumentError("regressor", f"must be a BoxRegressor, not {type(regressor).__name__}")
+        regressor.check_made_for(net)
+    with _consistent(path, "the net"):
+        metadata = _net_metadata(net)
+        if regressor is not None:
+            metadata["regressor"] = regressor.to_json()
+            check_fits(_regressor_of(metadata), regressor.state_dict())
+        check_fits(_net_of(metadata), net.state_dict())
     of_regressor = {} if regressor is None else regressor.state_dict()
     tensors = net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
     _write(path, tensors, metadata, dtype)
@@ -65,19 +73,8 @@ def load(path: str | os.PathLike) -> OverFeat:
     if "multibox" in metadata:
         raise InputError(f"{path}: holds a DeepMultiBox, whose boxes are class-agnostic, and no classifier")
     with _consistent(path, "its weights"):
-        names = json.loads(metadata["class_names"])
-        if not isinstance(names, list):
-            raise TypeError("class_names is no list")
-        context = json.loads(metadata["context"])
-        net = empty_net(Architecture.from_json(metadata["architecture"]), len(names), context)
-        net.class_names = [str(name) for name in names]
-        net.flip = bool(json.loads(metadata["flip"]))
-        net.background = bool(json.loads(metadata["background"]))
-        net.scale_factors = _scale_factors(json.loads(metadata["scale_factors"]))
-        thresholds = metadata.get("thresholds", "null")  # files of earlier versions have none
-        net.thresholds = DetectionThresholds.from_json(thresholds, net.num_foreground_classes)
-        net.reach = _reach(json.loads(metadata.get("reach", "0.0")))  # files of earlier versions have none
-        net.load_state_dict(tensors)
+        net = fill(_net_of(metadata), tensors)
+        net.features_id = _features_id(tensors)
     return _finite(net, path)
 
 
@@ -91,28 +88,23 @@ def load_regressor(path: str | os.PathLike) -> BoxRegressor:
 
 def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
     """`load_regressor`, or None where the file holds a net alone."""
-    metadata, tensors = _read(path, lambda name: name.startswith(REGRESSOR))
+    metadata, tensors = _read(path, lambda name: name.startswith((REGRESSOR, *FEATURES)))
     if "regressor" not in metadata:
         return None
     with _consistent(path, "the regressor", "; train it again"):
-        architecture = Architecture.from_json(metadata["architecture"])
-        with torch.device("meta"):
-            regressor = BoxRegressor.from_json(metadata["regressor"], architecture)
-        tensors = {name.removeprefix(REGRESSOR): tensor for name, tensor in tensors.items()}
-        for name, tensor in regressor.state_dict().items():
-            if name not in tensors or tensors[name].shape != tensor.shape or not tensors[name].is_floating_point():
-                raise ValueError(f"{name} is missing, or no {list(tensor.shape)} of floating point")
-        regressor = channels_last(regressor.to_empty(device="cpu"))
-        regressor.load_state_dict(tensors)
-        classes = len(json.loads(metadata["class_names"])) - bool(json.loads(metadata["background"]))
-        if regressor.num_classes not in (None, classes):
-            raise ValueError(f"boxes of {regressor.num_classes} classes")
+        own = {name.removeprefix(REGRESSOR): t for name, t in tensors.items() if name.startswith(REGRESSOR)}
+        regressor = fill(_regressor_of(metadata), own)
+        regressor.features_id = _features_id(tensors)
     return _finite(regressor, path, REGRESSOR)
 
 
 def save_multibox(model: MultiBox, path: str | os.PathLike, *, dtype: torch.dtype | None = None) -> None:
     """Write DeepMultiBox's net to a safetensors file, atomically. dtype and InputError as in `save`."""
-    metadata = {"overfeat": FORMAT, "architecture": model.net.architecture.to_json(), "multibox": model.to_json()}
+    if not isinstance(model, MultiBox):
+        raise ArgumentError("model", f"must be a MultiBox, not {type(model).__name__}")
+    with _consistent(path, "the net"):
+        metadata = {"overfeat": FORMAT, "architecture": model.net.architecture.to_json(), "multibox": model.to_json()}
+        check_fits(_multibox_of(metadata), model.state_dict())
     _write(path, model.state_dict(), metadata, dtype)
 
 
@@ -122,10 +114,7 @@ def load_multibox(path: str | os.PathLike) -> MultiBox:
     if "multibox" not in metadata:
         raise InputError(f"{path}: holds no DeepMultiBox; train one with `overfeat train multibox`")
     with _consistent(path, "its weights"):
-        with torch.device("meta"):
-            model = MultiBox.from_json(metadata["multibox"], Architecture.from_json(metadata["architecture"]))
-        model = channels_last(model.to_empty(device="cpu"))
-        model.load_state_dict(tensors)
+        model = fill(_multibox_of(metadata), tensors)
     return _finite(model, path)
 
 
@@ -134,14 +123,122 @@ def load_any(path: str | os.PathLike) -> OverFeat | MultiBox:
     return load_multibox(path) if "multibox" in _read(path, lambda name: False)[0] else load(path)
 
 
+# Metadata, and modules on the meta device that they describe
+
+
+def _net_metadata(net: OverFeat) -> dict[str, str]:
+    """All attributes of a net."""
+    factors = net.scale_factors
+    values = {
+        "class_names": [str(name) for name in net.class_names],
+        "flip": bool(net.flip),
+        "background": bool(net.background),
+        "scale_factors": None if factors is None else [float(factor) for factor in factors],
+        "reach": float(net.reach),
+        "context": net.context is not None,
+    }
+    metadata = {"overfeat": FORMAT, "architecture": net.architecture.to_json()}
+    metadata |= {name: json.dumps(value) for name, value in values.items()}
+    if net.thresholds is not None:
+        metadata["thresholds"] = net.thresholds.to_json()
+    return metadata
+
+
+def _net_of(metadata: dict[str, str]) -> OverFeat:
+    """A net with these attributes. Raises ValueError for invalid ones."""
+    names = [string(name, "a class name") for name in items(parse(metadata["class_names"]), "class_names")]
+    context = flag(parse(metadata["context"]), "context")
+    net = meta_net(_architecture(metadata), len(names), context)
+    net.class_names = names
+    net.flip = flag(parse(metadata["flip"]), "flip")
+    net.background = flag(parse(metadata["background"]), "background")
+    factors = parse(metadata["scale_factors"])
+    if factors is not None:
+        limits = "scale_factors", 1 / MAX_SCALE_FACTOR, MAX_SCALE_FACTOR
+        net.scale_factors = tuple(real(factor, *limits) for factor in items(factors, "scale_factors", MAX_SCALES))
+        if not factors:
+            raise ValueError("scale_factors are none")
+    # Files of earlier versions have neither.
+    net.thresholds = DetectionThresholds.from_json(metadata.get("thresholds", "null"), net.num_foreground_classes)
+    net.reach = real(parse(metadata.get("reach", "0.0")), "reach", 0, 1)
+    return net
+
+
+def _regressor_of(metadata: dict[str, str]) -> BoxRegressor:
+    """The regressor of a net with these attributes. Raises ValueError for invalid ones."""
+    architecture = _architecture(metadata)
+    with torch.device("meta"):
+        regressor = BoxRegressor.from_json(metadata["regressor"], architecture)
+    background = flag(parse(metadata["background"]), "background")
+    classes = len(items(parse(metadata["class_names"]), "class_names")) - background
+    if regressor.num_classes not in (None, classes):
+        raise ValueError(f"boxes of {regressor.num_classes} classes")
+    return regressor
+
+
+def _multibox_of(metadata: dict[str, str]) -> MultiBox:
+    """A DeepMultiBox with these attributes. Raises ValueError for invalid ones."""
+    architecture = _architecture(metadata)
+    with torch.device("meta"):
+        return MultiBox.from_json(metadata["multibox"], architecture)
+
+
+def _architecture(metadata: dict[str, str]) -> Architecture:
+    """The architecture, whose backbone runs on an image of a window's size. Raises ValueError or RuntimeError."""
+    architecture = Architecture.from_json(metadata["architecture"])
+    if architecture.backbone is not None:
+        with torch.device("meta"), torch.no_grad():
+            image = torch.empty(1, architecture.in_channels, architecture.window, architecture.window)
+            maps = FeatureLayers(architecture.backbone)(image)
+        side = architecture.kernel * architecture.pool
+        if tuple(maps.shape) != (1, architecture.channels, side, side):
+            raise ValueError(f"the backbone gives maps {list(maps.shape)} of a window")
+    return architecture
+
+
+def _features_id(tensors: dict[str, torch.Tensor]) -> str:
+    """A digest of the feature layers' weights as float32, by which a regressor knows the net it was trained on."""
+    digest = hashlib.sha256()
+    for name in sorted(name for name in tensors if name.startswith(FEATURES)):
+        digest.update(tensors[name].float().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 @contextmanager
 def _consistent(path: str | os.PathLike, part: str, remedy: str = "") -> Iterator[None]:
     """InputError for what metadata and tensors that do not belong together raise in the block."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        why = str(error).partition("\n")[0]
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
+        why = str(error)[:MAX_REASON]
+        if isinstance(error, KeyError):
+            why = f"{error.args[0]} is missing"
+        elif isinstance(error, RuntimeError):  # of torch, at times with a stack of C++
+            why = "torch has no layers of these sizes"
         raise InputError(f"{path}: {part} and its metadata do not fit together ({why}){remedy}") from error
+
+
+def check_fits(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError unless these are the module's weights by name, shape and kind."""
+    expected = module.state_dict()
+    if missing := [name for name in expected if name not in tensors]:
+        raise ValueError(f"without {shorten(missing)}")
+    if unknown := [name for name in tensors if name not in expected]:
+        raise ValueError(f"with unknown {shorten(unknown)}")
+    for name, tensor in expected.items():
+        actual = tensors[name]
+        if actual.shape != tensor.shape:
+            raise ValueError(f"{name} is {list(actual.shape)}, not {list(tensor.shape)}")
+        if not actual.is_floating_point():
+            raise ValueError(f"{name} is {actual.dtype}, not of floating point")
+
+
+def fill(module: Module, tensors: dict[str, torch.Tensor]) -> Module:
+    """A module from the meta device with these weights, as float32. Raises ValueError where they do not fit."""
+    check_fits(module, tensors)
+    module = channels_last(module.to_empty(device="cpu"))
+    module.load_state_dict(tensors)
+    return module
 
 
 def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -163,6 +260,9 @@ def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[
 def _write(
     path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str], dtype: torch.dtype | None
 ) -> None:
+    if dtype not in (None, *DTYPES):
+        allowed = ", ".join(map(str, DTYPES))
+        raise ArgumentError("dtype", f"must be None or one of {allowed}, not {dtype}")
     tensors = {
         name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         for name, tensor in tensors.items()
@@ -180,21 +280,6 @@ def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {prefix}{name} holds NaN or infinite values; the file or its training is broken")
     return module.eval()
-
-
-def _scale_factors(values: list[float] | None) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    scale_factors = tuple(float(value) for value in values)
-    if not scale_factors or not all(0 < factor < math.inf for factor in scale_factors):
-        raise ValueError(f"scale_factors {values}")
-    return scale_factors
-
-
-def _reach(value: float) -> float:
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError(f"reach {value}")
-    return float(value)
 
 
 def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:

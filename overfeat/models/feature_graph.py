@@ -1,10 +1,12 @@
 """Feature layers as a graph of operations: what the maps of a backbone are computed by, as data. Imports no torch."""
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from overfeat.models.metadata import MAX_SIZE, MAX_STEP, entries, items, string, whole
 from overfeat.models.receptive_field import SlidingWindow, input_span
 
 # Names of ATen operators. A pointwise one may have a weight (prelu); a join has several maps, or one and a number.
@@ -15,6 +17,7 @@ POINTWISE = (
     "sigmoid", "tanh", "hardswish", "hardsigmoid",
 )  # fmt: skip
 JOINS = ("add", "sub", "mul", "div", "maximum", "minimum", "cat")
+MAX_OPS = 10_000  # that a file may ask for
 Pair = tuple[int, int]  # (along rows, along columns)
 MapShape = tuple[int, int, int]  # (channels, height, width)
 
@@ -68,7 +71,8 @@ class FeatureGraph:
     def step(self) -> SlidingWindow:
         """The whole graph as one sliding window: its stride, and the pixels that a cell can depend on.
 
-        ValueError where no square window gives the maps, or windows that meet do not lie in the same grid.
+        ValueError where no square window gives the maps, windows that meet do not lie in the same grid, or cells are
+        more than MAX_SIZE pixels apart.
         """
         fields = [(Field(), Field())]
         for op in self.ops:
@@ -78,6 +82,8 @@ class FeatureGraph:
                 rows, columns = (f.slide(*numbers) for f, numbers in zip(inputs[0], pairs, strict=True))
             else:
                 rows, columns = (_joined(of_axis) for of_axis in zip(*inputs, strict=True))
+            if max(rows.stride, columns.stride) > MAX_SIZE:
+                raise ValueError(f"cells of a map are more than {MAX_SIZE:,} pixels apart")
             fields.append((rows, columns))
         field = _joined(fields[-1])
         return SlidingWindow(field.before + field.after, field.stride, field.before)
@@ -127,7 +133,10 @@ class FeatureGraph:
     def last_uses(self) -> list[list[int]]:
         """For every operation the maps that none after it sees."""
         last = {i: number for number, op in enumerate(self.ops) for i in op.inputs}
-        return [[i for i, use in last.items() if use == number] for number in range(len(self.ops))]
+        uses: list[list[int]] = [[] for _ in self.ops]
+        for i, number in last.items():
+            uses[number].append(i)
+        return uses
 
     def macs(self, height: int, width: int) -> list[int]:
         """Multiply-accumulates of every convolution for an image of height x width."""
@@ -150,15 +159,17 @@ class FeatureGraph:
         return replace(self, ops=(*self.ops, Op(name, (len(self.ops),), (), args)))
 
     @staticmethod
-    def from_dict(data: dict) -> "FeatureGraph":
-        """What `dataclasses.asdict` made, by way of JSON. Raises ValueError, KeyError or TypeError for other data."""
-        weights = tuple(tuple(map(_positive, shape)) for shape in data["weights"])
-        ops = tuple(Op(o["name"], tuple(o["inputs"]), tuple(o["weights"]), _tuples(o["args"])) for o in data["ops"])
-        for number, op in enumerate(ops):
-            _check(op, number, weights)
+    def from_dict(data: object) -> "FeatureGraph":
+        """What `dataclasses.asdict` made, by way of JSON. Raises ValueError for other data."""
+        data = entries(data, "a backbone", ("in_channels", "ops", "weights"))
+        weights = tuple(
+            tuple(whole(number, "a weight's size") for number in items(shape, "a weight's shape", 8))
+            for shape in items(data["weights"], "weights", MAX_OPS)
+        )
+        ops = tuple(_read_op(op, number, weights) for number, op in enumerate(items(data["ops"], "ops", MAX_OPS)))
         if not ops:
             raise ValueError("a backbone without operations")
-        return FeatureGraph(_positive(data["in_channels"]), ops, weights)
+        return FeatureGraph(whole(data["in_channels"], "in_channels"), ops, weights)
 
 
 def _joined(fields: Sequence[Field]) -> Field:
@@ -180,19 +191,20 @@ def _output_size(numbers: Sequence[int], ceil: bool) -> int:
     return max(0, count - ((count - 1) * stride >= size + pad))  # no window lies beyond the image altogether
 
 
-def _positive(number: object) -> int:
-    if type(number) is not int or number < 1:
-        raise ValueError(f"{number!r} is no whole number above 0")
-    return number
-
-
-def _tuples(value: object) -> tuple:
-    """Lists as tuples, to any depth."""
-    return tuple(_tuples(v) if isinstance(v, list) else v for v in value)  # type: ignore[attr-defined]
+def _read_op(value: object, number: int, weights: Sequence[tuple[int, ...]]) -> Op:
+    """An operation from a file."""
+    data = entries(value, "an operation", ("name", "inputs", "weights", "args"))
+    inputs, own = (items(data[key], key, MAX_OPS) for key in ("inputs", "weights"))
+    args = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in items(data["args"], "args", 8))
+    op = Op(string(data["name"], "name"), tuple(inputs), tuple(own), args)
+    _check(op, number, weights)
+    return op
 
 
 def _pair(value: object, least: int = 1) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and n >= least for n in value)
+    return (
+        isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and least <= n <= MAX_STEP for n in value)
+    )
 
 
 def _pool(args: tuple, flags: int) -> bool:
@@ -200,12 +212,20 @@ def _pool(args: tuple, flags: int) -> bool:
 
 
 _ARGUMENTS: dict[str, Callable[[tuple], bool]] = {
-    "conv2d": lambda args: len(args) == 4 and _pair(args[0]) and _pair(args[1], 0) and _pair(args[2]) and args[3] > 0,
+    "conv2d": lambda args: (
+        len(args) == 4 and _pair(args[0]) and _pair(args[1], 0) and _pair(args[2])
+        and type(args[3]) is int and args[3] > 0
+    ),
     "max_pool2d": lambda args: _pool(args, 5) and _pair(args[3]) and type(args[4]) is bool,
     "avg_pool2d": lambda args: _pool(args, 6) and type(args[3]) is bool,
     "flip": lambda args: args == ((1,),),
     "cat": lambda args: args == (1,),
-}
+}  # fmt: skip
+
+
+def _convolves(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether they are those of a convolution's weight, and its bias if it has one."""
+    return bool(shapes) and len(shapes[0]) == 4 and shapes[1:] in ([], [(shapes[0][0],)])
 
 
 def _check(op: Op, number: int, weights: Sequence[tuple[int, ...]]) -> None:
@@ -214,6 +234,7 @@ def _check(op: Op, number: int, weights: Sequence[tuple[int, ...]]) -> None:
     numbers = _ARGUMENTS.get(op.name, lambda args: all(isinstance(value, int | float) for value in args))
     earlier = bool(op.inputs) and all(type(i) is int and 0 <= i <= number for i in op.inputs)
     own = all(type(i) is int and 0 <= i < len(weights) for i in op.weights)
-    shaped = op.name != "conv2d" or (bool(op.weights) and own and len(weights[op.weights[0]]) == 4)
+    shaped = op.name != "conv2d" or (own and _convolves([weights[i] for i in op.weights]))
     if not (known and earlier and own and shaped and numbers(op.args)):
-        raise ValueError(f"operation {number + 1} of a backbone is none that this version has: {op}")
+        shown = f"{reprlib.repr(op.name)} with {reprlib.repr(op.args)}"
+        raise ValueError(f"operation {number + 1} of a backbone is none that this version has: {shown}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from overfeat.errors import ArgumentError
 from overfeat.models.architecture import Architecture
+from overfeat.models.metadata import entries, flag, items, parse, string, whole
 from overfeat.models.overfeat import OverFeat, initialise
 from overfeat.ops.boxes import BOX_CODERS
 
@@ -96,17 +97,17 @@ class MultiBox(nn.Module):
     def to_json(self) -> str:
         """All but the weights, as text for files; `from_json` gives it back."""
         config = {"num_boxes": self.num_boxes, "class_names": self.class_names, "priors": self.priors is not None}
-        return json.dumps({**config, "flip": self.flip})
+        return json.dumps({**config, "flip": bool(self.flip)})
 
     @staticmethod
     def from_json(text: str, architecture: Architecture) -> "MultiBox":
-        """What `to_json` wrote. Raises ValueError, KeyError or TypeError for any other text."""
-        data = json.loads(text)
-        names, num_boxes = data["class_names"], data["num_boxes"]
-        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise TypeError(f"class_names {names!r}")
-        if type(num_boxes) is not int or not 0 < num_boxes * len(names or "1") <= MAX_BOXES:
-            raise ValueError(f"{num_boxes!r} boxes, for each of {len(names or '1')} classes")
-        model = MultiBox(architecture, num_boxes, names, torch.zeros(num_boxes, 4) if data["priors"] else None)
-        model.flip = bool(data["flip"])
+        """What `to_json` wrote. Raises ValueError for any other text."""
+        data = entries(parse(text), "the DeepMultiBox", ("num_boxes", "class_names", "priors", "flip"))
+        names, num_boxes = data["class_names"], whole(data["num_boxes"], "num_boxes", most=MAX_BOXES)
+        if names is not None:
+            most = MAX_BOXES // num_boxes
+            names = [string(class_name, "a class name") for class_name in items(names, "class_names", most)]
+        priors = torch.zeros(num_boxes, 4) if flag(data["priors"], "priors") else None
+        model = MultiBox(architecture, num_boxes, names, priors)
+        model.flip = flag(data["flip"], "flip")
         return model

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,8 @@ class OverFeat(Net):
         reach: How far windows reach beyond an image's border, see `Net`.
         dropout: Probability at the inputs of all fully connected layers but the first, in training.
         context: None, or the part of the first fully connected layer that sees `ContextFeatures`.
+        features_id: Of the feature layers' weights: equal to that of the box regressor that was trained on them, of
+            which it is a digest in files; None: unknown.
     """
 
     context: nn.Conv2d | None
@@ -85,6 +87,7 @@ class OverFeat(Net):
         self.background = False
         self.scale_factors = None
         self.dropout = 0.5
+        self.features_id: str | None = None
         self.in_channels = channels = architecture.in_channels
         self.backbone = None if architecture.backbone is None else FeatureLayers(architecture.backbone)
         self.conv_layers = ConvList()
@@ -106,6 +109,10 @@ class OverFeat(Net):
         """Let every position see its surroundings too; until training they contribute nothing."""
         self.context = channels_last(self._context_layer()).to(self.fc_layers[0].weight)
         nn.init.zeros_(self.context.weight)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.features_id = None  # whose these are is unknown
 
     def _context_layer(self) -> nn.Conv2d:
         first = self.fc_layers[0]

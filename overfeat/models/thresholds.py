@@ -3,9 +3,10 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from overfeat.errors import ArgumentError, check_fraction
+from overfeat.models.metadata import entries, parse, real
 
 POSTPROCESSES = ("vote", "merge", "nms")  # of `detect`; the first is the default
 
@@ -52,18 +53,24 @@ class DetectionThresholds:
 
     @classmethod
     def from_json(cls, text: str, num_classes: int) -> "DetectionThresholds | None":
-        """The thresholds of a net of so many classes with boxes; ValueError or TypeError for invalid ones."""
-        values = json.loads(text)
+        """The thresholds of a net of so many classes with boxes; ValueError for invalid ones."""
+        values = parse(text)
         if values is None:
             return None
-        if not isinstance(values, dict):
-            raise TypeError(f"thresholds {text}")
-        for name, value in values.items():
-            values[name] = tuple(value) if isinstance(value, list) else value
-        thresholds = cls(**values)
+        values = entries(values, "thresholds", (), [field.name for field in fields(cls)])
+        postprocess = values.pop("postprocess", None)
+        numbers = {key: _read_numbers(value, key) for key, value in values.items()}
+        thresholds = cls(**numbers, postprocess=postprocess)  # type: ignore[arg-type]
         check_match_threshold(thresholds.match_threshold, num_classes)
         check_min_score(thresholds.min_score, num_classes)
         return thresholds
+
+
+def _read_numbers(value: object, what: str) -> float | tuple[float, ...] | None:
+    """A number or None from a file, or numbers of classes."""
+    if isinstance(value, list):
+        return tuple(real(number, what) for number in value)
+    return None if value is None else real(value, what)
 
 
 def _shown(value: object) -> str:

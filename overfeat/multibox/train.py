@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from overfeat.data.annotated import Annotated
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models import checkpoint
+from overfeat.models.box_regressor import train_together
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat
 from overfeat.multibox.build import samples_for
@@ -130,6 +131,7 @@ class BoxClassifierTask(ClassificationTask):
         centres = BoxCropDataset(validation, size, per_image, flip=False, **common) if validation else None
         description = {**describe_data(data, validation), "architecture": net.architecture.to_json()}
         self.net = net
+        train_together(net)
         super().__init__(net, crops, centres, options, train, description)
 
     def save(self, path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from op_checks import numbers
+from weight_files import change_metadata
 
 import overfeat
 from bench.tolerance import assert_matches
@@ -286,10 +287,12 @@ def test_convert_keeps_the_boxes(pair, tmp_path, capsys):
 def test_broken_regressors_in_files(pair, tmp_path):
     net, regressor = pair()
     path = tmp_path / "broken.safetensors"
-    for what in ({"box_coder": "corners"}, {"hidden": [3, 3]}, {"num_classes": 7}, {"num_classes": "x"}):
-        odd = json.loads(regressor.to_json()) | what
-        regressor.to_json = lambda odd=odd: json.dumps(odd)
-        checkpoint.save(net, path, regressor=regressor)
+    checkpoint.save(net, path, regressor=regressor)
+    for what in (
+        {"box_coder": "corners"}, {"box_features": None}, {"hidden": [3, 3]}, {"hidden": 3}, {"hidden": [True]},
+        {"num_classes": 7}, {"num_classes": "x"}, {"num_classes": 10**400}, {"dropout": 0.5},
+    ):  # fmt: skip
+        change_metadata(path, regressor=json.dumps(json.loads(regressor.to_json()) | what))
         with pytest.raises(InputError, match="do not fit together"):
             overfeat.load_regressor(path)
     regressor = pair()[1]

@@ -345,7 +345,7 @@ def test_dropout_keeps_the_mean_and_drops_its_fraction(make_net):
 
 def test_an_architecture_survives_being_written_as_text():
     convs = (Conv(4, 3, stride=2, pad=1, pool=2), Conv(5, 3, pool=2))
-    custom = Architecture("mine", convs, 2, (6,), 40, 1.5, 2.5, ((20, 24),) * 6)
+    custom = Architecture("mine", convs, 2, (6,), 40, 1.5, 2.5, ((24, 28),) * 6)
     for architecture in (*ARCHITECTURES.values(), custom):
         again = Architecture.from_json(architecture.to_json())
         assert again == architecture and again.steps == architecture.steps
