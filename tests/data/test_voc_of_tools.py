@@ -38,6 +38,14 @@ def test_names_of_images(tmp_path, name, standard):
     assert data.notes == [f"image names adapted: {text}" for text in expected]
 
 
+def test_names_of_files_cannot_break_lines(tmp_path):
+    picture(tmp_path / "a\nb.png")
+    xml(tmp_path / "a\nb.xml", BEE, voc_object("bee", 5, 1, 4, 2), file="c.png")
+    problem, data = only_problem(read_voc, tmp_path)
+    assert problem.startswith(f"{tmp_path}/a\\nb.xml, line 4: xmin 5")
+    assert data.notes == [f"image names adapted: 'c.png' is read as {tmp_path}/a\\nb.png"]
+
+
 def test_names_do_not_leave_the_data_folder(tmp_path):
     picture(tmp_path / "secret.png")
     xml(tmp_path / "data" / "1.xml", BEE, file="../secret.png")

@@ -17,7 +17,7 @@ from overfeat.data.annotated import Annotated, Sample, first_lines
 from overfeat.data.images import ImageFile, open_header
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import upright_size
-from overfeat.errors import ArgumentError, InputError, shorten
+from overfeat.errors import ArgumentError, InputError, printable, shorten
 
 MAX_LIST = 100_000_000  # bytes
 OVERHANG = 1.0  # pixels that a box may extend beyond the image: it is clipped
@@ -97,7 +97,8 @@ class Problems:
         try:
             yield
         except Invalid as invalid:
-            self.lines.append(f"{location}{f', line {invalid.line}' if invalid.line else ''}: {invalid}")
+            line = f", line {invalid.line}" if invalid.line else ""
+            self.lines.append(printable(f"{location}{line}: {invalid}"))
         finally:
             self.location = outer
 
@@ -120,7 +121,7 @@ class Problems:
             difficult = np.array(list(image.objects.values()), dtype=bool)
             samples.append(Sample(image.path, boxes, labels, difficult, image.size))
         notes = [
-            f"{kind}: {first}" + (f" and {count - 1} more" if count > 1 else "")
+            f"{kind}: {printable(first)}" + (f" and {count - 1} more" if count > 1 else "")
             for kind, (first, count) in self.adapted.items()
         ]
         return Annotated(names, samples, self.lines, notes)
