@@ -16,7 +16,7 @@ from overfeat.metrics.average_precision import Boxes, ground_truth
 from overfeat.visualize.scores import draw_best_window, draw_map
 
 pytest.importorskip("matplotlib")
-NAMES = ["$\\frac", "100 % _wool_", "ash"]  # no mathematics
+NAMES = ["$\\frac", "100 % _wool_", "ash\udcff\ud800"]  # no mathematics, nor text
 
 
 def score_map(scaled, best, flipped=False):

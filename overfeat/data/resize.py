@@ -20,7 +20,8 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
         return images
     if images.dtype in (torch.float16, torch.bfloat16):
         return resize(images.float(), size)
-    if images.dtype == torch.uint8 and images.device.type != "cpu":
+    # torch has no kernel for bytes on other devices, and one that fails where a single pixel is left.
+    if images.dtype == torch.uint8 and (images.device.type != "cpu" or tuple(size) == (1, 1)):
         return resize(images.float(), size).round_().clamp_(0, 255).to(torch.uint8)
     return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
 

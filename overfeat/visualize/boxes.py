@@ -12,7 +12,6 @@ from overfeat.metrics.average_precision import Boxes
 from overfeat.visualize.figures import (
     DPI,
     MAX_SIDE,
-    displayable,
     draw_box,
     draw_text,
     image_panels,
@@ -60,7 +59,7 @@ def detections(image: Tensor, detections: Detections, names: Sequence[str], titl
     longer = max(height, width)
     inches = min(max(12, longer / DPI), MAX_SIDE / DPI)  # the resolution of the image, within that of a screen
     figure = new_figure(inches * width / longer, inches * height / longer + 0.3)
-    figure.suptitle(displayable(title), parse_math=False)
+    figure.suptitle(title)
     axis = figure.subplots()
     axis.set_axis_off()
     show(axis, image)
@@ -91,7 +90,7 @@ def comparison(
             draw_box(axis, box, "black", linewidth=3)  # legible on any image
             draw_box(axis, box, f"C{label % 10}", linewidth=1.8)
         counts = [f"{names[label]} {int((boxes.labels == label).sum())}" for label in labels]
-        axis.set_title(f"{what}: {', '.join(counts) or 'nothing'}", fontsize=10, parse_math=False)
+        axis.set_title(f"{what}: {', '.join(counts) or 'nothing'}", fontsize=10)
     legend = [axes[0].plot([], [], color=f"C{label % 10}", linewidth=3, label=names[label])[0] for label in labels]
     if legend:
         figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 8), fontsize=9)

@@ -17,8 +17,8 @@ def precision_recall(results: dict, path: str | Path) -> None:
         axis.plot(curve["recall"], curve["precision"], label=precision, linewidth=1)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     axis.set_title(f"mean average precision {100 * (results['map']['voc'] or 0):.1f} % at an IoU of 0.5 (VOC)")
-    for text in axis.legend(fontsize=7, loc="lower left").get_texts() if results["curves"] else ():
-        text.set_parse_math(False)
+    if results["curves"]:
+        axis.legend(fontsize=7, loc="lower left")
     axis.grid(alpha=0.3)
     save(figure, path)
 

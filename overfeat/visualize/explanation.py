@@ -115,7 +115,7 @@ def _draw_positions(axis: Any, image: Tensor, score_map: ScoreMap, label: int) -
 
 def _set_step(axis: Any, title: str, text: str) -> None:
     """A title and a line of explanation, above the axes."""
-    axis.set_title(f"{title}\n", fontsize=13, loc="left", fontweight="bold", parse_math=False)
+    axis.set_title(f"{title}\n", fontsize=13, loc="left", fontweight="bold")
     axis.text(
         0, 1.0, f"{text}\n", transform=axis.transAxes, fontsize=10.5, color="dimgray", va="bottom", linespacing=0.4
     )

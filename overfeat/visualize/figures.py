@@ -53,7 +53,7 @@ def image_panels(image: Tensor, count: int, title: str) -> tuple[Any, Any]:
     columns = min(4, count)
     rows, side = -(-count // columns), min(5.2, 10.4 / columns)
     figure = new_figure(side * columns, 0.3 + (side * height / width + 0.35) * rows)
-    figure.suptitle(displayable(title), parse_math=False)
+    figure.suptitle(title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -61,13 +61,14 @@ def image_panels(image: Tensor, count: int, title: str) -> tuple[Any, Any]:
 
 
 def save(figure: Any, path: str | Path) -> None:
+    """Write a PNG. Names of files and classes need not be valid text, and are no formulas."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if name := text.get_text():
+            text.set(text=name.encode("utf-8", "backslashreplace").decode(), parse_math=False)
     with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": SOFTWARE})
-
-
-def displayable(name: str) -> str:
-    """A file's name, which need not be valid text, as text."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def show(
@@ -96,4 +97,4 @@ def draw_box(axis: Any, box: Sequence[float] | np.ndarray, color: str, **style: 
 
 def draw_text(axis: Any, box: Sequence[float], text: str, style: dict, **options: Any) -> None:
     """Text at the top left of a box, in a frame of this style."""
-    axis.text(box[0], box[1], text, color="white", bbox=style, parse_math=False, **options)
+    axis.text(box[0], box[1], text, color="white", bbox=style, **options)

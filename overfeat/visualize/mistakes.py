@@ -15,7 +15,7 @@ from overfeat.files import check_result, ensure_dir, write_json
 from overfeat.metrics.average_precision import Boxes
 from overfeat.metrics.mistakes import FALSE_POSITIVE, MISS, PLURALS
 from overfeat.ops.boxes import scoring
-from overfeat.visualize.figures import check_picture, displayable, draw_box, figure_class, new_figure, save, show
+from overfeat.visualize.figures import check_picture, draw_box, figure_class, new_figure, save, show
 
 INDEX = "mistakes.json"
 OWN_FILES = re.compile(r"(miss|false-positive)-\d{3,}\.png|misses\.png|false-positives\.png")
@@ -53,9 +53,7 @@ class _Crop:
         entry = self.entry
         score = f", score {entry['score']:.2f}" if entry["score"] else ""
         other = f" ({entry['other']})" if entry["reason"] in ("second class", "wrong class") else ""
-        return (
-            f"#{self.rank}: {entry['class']}{score}, {entry['reason']}{other}\n{displayable(Path(entry['image']).name)}"
-        )
+        return f"#{self.rank}: {entry['class']}{score}, {entry['reason']}{other}\n{Path(entry['image']).name}"
 
     @property
     def file(self) -> str:
@@ -166,7 +164,7 @@ def _draw_one(crop: _Crop, path: Path) -> None:
     figure = new_figure(max(4.0, 6 * width / longer), 6 * height / longer + 0.9)
     axis = figure.subplots()
     _draw(axis, crop, fontsize=9)
-    axis.set_title(f"{crop.kind} {crop.title}", fontsize=9, parse_math=False)
+    axis.set_title(f"{crop.kind} {crop.title}", fontsize=9)
     figure.supxlabel(LEGEND, fontsize=7)
     save(figure, path)
 
@@ -184,7 +182,7 @@ def _draw_sheet(crops: Sequence[_Crop], results: dict, path: Path) -> None:
         axis.set_axis_off()
     for axis, crop in zip(axes, shown, strict=False):
         _draw(axis, crop, fontsize=6)
-        axis.set_title(crop.title, fontsize=6, parse_math=False)
+        axis.set_title(crop.title, fontsize=6)
     save(figure, path)
 
 
@@ -211,4 +209,4 @@ def _draw_label(axis: Any, entry: _Labelled, y: float, above: bool, color: str, 
     """The text of a box above or below a height at its left."""
     frame = {"facecolor": "black", "alpha": 0.6, "pad": 1, "linewidth": 0}
     options = {"fontsize": fontsize, "verticalalignment": "bottom" if above else "top", "clip_on": True}
-    axis.text(max(entry.box[0], 0), y, entry.text, color=color, bbox=frame, parse_math=False, **options)
+    axis.text(max(entry.box[0], 0), y, entry.text, color=color, bbox=frame, **options)

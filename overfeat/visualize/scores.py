@@ -110,7 +110,7 @@ def draw_bars(axis: Any, scores: Tensor, names: Sequence[str], fontsize: float =
     top = scores.cpu().topk(min(TOP, len(scores)))
     for row, (score, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
         axis.barh(row, score, height=0.28, color=BAR_COLOR if row == 0 else "silver")
-        text = {"fontsize": fontsize, "verticalalignment": "bottom", "parse_math": False}
+        text = {"fontsize": fontsize, "verticalalignment": "bottom"}
         axis.text(0, row - 0.2, names[label], fontweight="bold" if row == 0 else "normal", **text)
         axis.text(1, row - 0.2, f"{score:.2f}", horizontalalignment="right", **text)
     axis.set(xlim=(0, 1), ylim=(TOP - 0.7, -0.7))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from overfeat.data.images import list_images, read_image
+from overfeat.data.resize import resize
 from overfeat.errors import InputError
 
 GRADIENT = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
@@ -293,6 +294,12 @@ def test_line_breaks_and_control_characters_of_names_are_escaped(tmp_path):
     with pytest.raises(InputError) as caught:
         read_image(tmp_path / "a\n\x1b[31m.png")
     assert str(caught.value) == f"{tmp_path}/a\\n\\x1b[31m.png: no such file; check the path"
+
+
+def test_bytes_are_resized_to_one_pixel():
+    image = torch.tensor([[0, 100], [200, 50], [3, 4]], dtype=torch.uint8).expand(1, 3, 3, 2).contiguous()
+    assert resize(image, (1, 1)).dtype == torch.uint8
+    assert resize(image, (1, 1)).flatten().tolist() == resize(image.float(), (1, 1)).round().flatten().tolist()
 
 
 def bomb(path, width, height):
