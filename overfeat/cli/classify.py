@@ -12,6 +12,7 @@ Examples:
 
 import argparse
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,8 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     draw = args.heat_map and can_draw()
 
-    def process(path: Path) -> None:
-        image = read_image(path, args.max_pixels)
+    def process(path: Path, image: "Tensor") -> None:
         if args.voting == "dense":
             note_unseen(path, net, (image.shape[1], image.shape[2]), config_from_args(DenseConfig, args))
         maps = score_maps(net, image, **dense_arguments(args)) if args.heat_map else []
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         for entry in top:
             print(f"{printable(entry['class'])} {entry['score']:.6g}")
 
-    return process_images(images, process, output)
+    return process_images(images, partial(read_image, max_pixels=args.max_pixels), process, output)
 
 
 def _scores(net: "Net", image: "Tensor", args: argparse.Namespace) -> "Tensor":

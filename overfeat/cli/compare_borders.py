@@ -9,6 +9,7 @@ Examples:
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from overfeat.dense.config import DenseConfig
 from overfeat.errors import InputError, printable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from overfeat.dense.compare import BorderComparison
 
 
@@ -45,13 +48,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"{net}\n")
     results: list[BorderComparison] = []
 
-    def process(path: Path) -> None:
-        image = read_image(path, args.max_pixels)
+    def process(path: Path, image: "Tensor") -> None:
         scales, stride, memory_limit = args.scales, args.stride, args.memory_limit
         results.append(compare_borders(net, image, scales=scales, stride=stride, memory_limit=memory_limit))
         print(f"{printable(path)}: {results[-1]}")
 
-    status = process_images(images, process)
+    status = process_images(images, partial(read_image, max_pixels=args.max_pixels), process)
     if len(results) > 1:
         print(f"all images: {combine(results)}")
     return status

@@ -95,8 +95,7 @@ def run(args: argparse.Namespace) -> int:
         settings = {"command": "detect", "min_score": args.min_score, **settings}
         output = result_folder(args.out, images, settings, ".json", [".png"], [COCO])
 
-    def process(path: Path) -> None:
-        image = read_image(path, args.max_pixels)
+    def process(path: Path, image: "Tensor") -> None:
         detections = detector(image)
         objects = _entries(detections, names)
         if output:
@@ -107,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             print(printable(path))
         _print(path, objects, args.min_score)
 
-    status = process_images(images, process, output)
+    status = process_images(images, partial(read_image, max_pixels=args.max_pixels), process, output)
     if output:
         _write_coco(args.out, args.coco_ids, names)
     return status

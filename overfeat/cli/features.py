@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
             settings["stride"] = args.stride or net.default_stride
         output = result_folder(args.out, images, settings, SUFFIXES[args.format])
 
-    def process(path: Path) -> None:
-        image = as_batch(read_enlarged(net, path, args.max_pixels), net.in_channels)
+    def process(path: Path, image: "Tensor") -> None:
+        image = as_batch(image, net.in_channels)
         if net.geometry.any_stride:
             size = (image.shape[2], image.shape[3])
             note_unseen(path, net, size, DenseConfig(scales=(1.0,), flip=False, stride=args.stride))
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         _write(features, layer, target, args.format)
         print(f"{printable(target)}: layer {layer}, {' x '.join(map(str, features.shape))}")
 
-    return process_images(images, process, output)
+    return process_images(images, partial(read_enlarged, net, max_pixels=args.max_pixels), process, output)
 
 
 def _layer(net: "Net", args: argparse.Namespace) -> "tuple[int | str, Callable[[Tensor], Tensor]]":

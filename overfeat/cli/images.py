@@ -77,22 +77,28 @@ def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
 
 
 def process_images(
-    images: Collection[Path], process: Callable[[Path], None], output: Callable[[Path], Path] | None = None
-) -> int:
+    images: Collection[Path], read: Callable[[Path], "Tensor"], process: Callable[[Path, "Tensor"], None],
+    output: Callable[[Path], Path] | None = None,
+) -> int:  # fmt: skip
     """Process every image, and list the bad ones at the end; returns the exit status, 1 if any image failed.
+
+    The next image is read while one is processed.
 
     Images whose result, output(path), exists are skipped, so that a second run continues an interrupted one. A result
     that cannot be written ends the run: the next one could not be written either.
     """
     from tqdm import tqdm
 
+    from overfeat.data.read_ahead import read_ahead
+
     failed: list[str] = []
     pending = [path for path in images if output is None or not output(path).exists()]
     if len(pending) < len(images):
         print(f"{len(images) - len(pending)} of {len(images)} images are done already", file=sys.stderr)
-    for path in tqdm(pending, unit="image", disable=len(pending) < 2 or None, leave=False):
+    hidden = len(pending) < 2 or None
+    for path, image in tqdm(read_ahead(pending, read), total=len(pending), unit="image", disable=hidden, leave=False):
         try:
-            process(path)
+            process(path, image.result())
         except WriteError:
             raise
         except InputError as error:

@@ -11,6 +11,7 @@ Examples:
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ from overfeat.files import write_json
 from overfeat.localization.config import LocalizationConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from overfeat.dense.detections import Detections
 
 
@@ -54,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
         settings = {"command": "localize", **asdict(config), **dense_settings(args, net), **net_settings(args, net)}
         output = result_folder(args.out, images, settings, ".json", [".png"])
 
-    def process(path: Path) -> None:
-        image = read_image(path, args.max_pixels)
+    def process(path: Path, image: "Tensor") -> None:
         top_k, threshold = config.top_k, config.relative_threshold
         raw = candidates(net, regressor, image, top_k=top_k, relative_threshold=threshold, **dense_arguments(args))
         merged = merge(raw, (image.shape[1], image.shape[2]), match_threshold=config.match_threshold)
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             x1, y1, x2, y2 = entry["box"]
             print(f"{printable(entry['class'])} {entry['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
 
-    return process_images(images, process, output)
+    return process_images(images, partial(read_image, max_pixels=args.max_pixels), process, output)
 
 
 def _entries(predictions: "Detections", names: list[str]) -> list[dict]:

@@ -60,7 +60,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
                 raise InputError(f"{name}: empty (0 bytes); copy or download the image again")
             file.seek(0)
             with open_header(file, path, max_pixels) as image:
-                return torch.from_numpy(rgb(image)).permute(2, 0, 1).contiguous()
+                return torch.from_numpy(rgb(image))
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file; check the path") from error
     except PermissionError as error:

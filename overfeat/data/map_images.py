@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from overfeat.data.annotated import Sample
 from overfeat.data.images import MAX_PIXELS
+from overfeat.data.read_ahead import read_ahead
 from overfeat.errors import InputError, with_path
 from overfeat.files import Journal
 
@@ -40,7 +41,7 @@ def map_images(
     images: Sequence[Image], function: Callable[[Tensor], Any], *, max_images: int | None = None,
     max_pixels: int = MAX_PIXELS, journal: Journal | None = None, progress: bool = True,
 ) -> Mapped[Image]:  # fmt: skip
-    """Read every image and apply the function to it. Raises InputError if no image can be used.
+    """Read every image, one ahead, and apply the function to it. Raises InputError if no image can be used.
 
     Args:
         function: Of an image uint8 [3, H, W]; with a journal its results must be valid JSON.
@@ -48,21 +49,24 @@ def map_images(
         max_pixels: Larger images cannot be used.
         journal: Keeps the results, so that a run that was killed resumes.
     """
-    mapped: Mapped[Image] = Mapped([], [])
-    done = {} if journal is None else journal.done
-    chosen = subsample(list(enumerate(images)), max_images)
-    for index, image in tqdm(chosen, unit="image", file=sys.stderr, disable=None if progress else True):
-        key = f"{index} {image.path.name}"
-        if key not in done:
-            try:
-                result = function(image.read(max_pixels))
-            except InputError as error:
-                mapped.unreadable.append(with_path(image.path, error))
-                continue
-            if journal is not None:
-                journal.add(key, result)
-            done[key] = result
-        mapped.results.append((index, image, done[key]))
+    unreadable: list[str] = []
+    done: dict[str, Any] = {} if journal is None else journal.done
+    chosen = {
+        f"{index} {image.path.name}": (index, image) for index, image in subsample([*enumerate(images)], max_images)
+    }
+    pending = [key for key in chosen if key not in done]
+    reading = read_ahead(pending, lambda key: chosen[key][1].read(max_pixels))
+    shown = {"unit": "image", "file": sys.stderr, "disable": None if progress else True}
+    for key, image in tqdm(reading, total=len(chosen), initial=len(chosen) - len(pending), **shown):
+        try:
+            result = function(image.result())
+        except InputError as error:
+            unreadable.append(with_path(chosen[key][1].path, error))
+            continue
+        if journal is not None:
+            journal.add(key, result)
+        done[key] = result
+    mapped = Mapped([(*chosen[key], done[key]) for key in chosen if key in done], unreadable)
     if not mapped.results:
         first = (mapped.unreadable or ["no images"])[0]
         raise InputError(f"none of the {len(images)} images can be used; the first: {first}")

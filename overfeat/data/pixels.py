@@ -1,6 +1,7 @@
 """RGB bytes of an image that Pillow opened, upright, with corrections of what Pillow decodes wrongly."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,19 @@ from overfeat.errors import InputError
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 ORIENTATION = 0x0112  # the EXIF tag
-# The transpose that turns an image of each orientation upright.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+# Planes [..., H, W] of an upright image in the order in which a file of each orientation stores the pixels.
+STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda planes: planes[..., ::-1],
+    3: lambda planes: planes[..., ::-1, ::-1],
+    4: lambda planes: planes[..., ::-1, :],
+    5: lambda planes: planes.swapaxes(-2, -1),
+    6: lambda planes: planes[..., ::-1].swapaxes(-2, -1),
+    7: lambda planes: planes[..., ::-1, ::-1].swapaxes(-2, -1),
+    8: lambda planes: planes[..., ::-1, :].swapaxes(-2, -1),
+}
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, PLANAR, COLOR_MAP = 256, 257, 258, 259, 262, 284, 320  # TIFF's tags
 WHITE_IS_ZERO, UNCOMPRESSED, SEPARATE_PLANES = 0, 1, 2
+STRIP = 1 << 20  # pixels that are converted at a time
 MIN_MASKED = 0.5  # of the pixels of an alpha channel are fully opaque or transparent
 
 
@@ -28,7 +34,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def rgb(image: Image.Image) -> Pixels:
-    """The pixels: uint8 [H, W, 3], upright, transparent ones over white, 16-bit grey scaled to 8 bits.
+    """The pixels: uint8 [3, H, W], upright, transparent ones over white, 16-bit grey scaled to 8 bits.
 
     Raises:
         InputError: for numbers without a fixed range.
@@ -40,46 +46,65 @@ def rgb(image: Image.Image) -> Pixels:
         raise InputError(f"{problem}; convert it to 8 or 16 bits")
     if _has_16_bit_planes(image):
         return _16_bit_planes(image)
-    grey_16_bit = depth == "I" or depth.startswith("I;16")
-    inverted = grey_16_bit and _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    if COLOR_MAP in _tags(image) and max(_tags(image)[COLOR_MAP]) < 256:
-        image.load()
-        image.putpalette(np.array(_tags(image)[COLOR_MAP], np.uint8).reshape(3, -1).T.tobytes())
-    if image.format == "TIFF":
-        image.load()  # which turns it
-    else:
-        orientation = _orientation(image)
-        image = image.transpose(TURNS[orientation]) if orientation in TURNS else image
-    if grey_16_bit:
-        return _grey(image, inverted)
+    tags, orientation = _tags(image), _orientation(image)
+    image.load()  # which turns a TIFF
+    if COLOR_MAP in tags and max(tags[COLOR_MAP]) < 256:
+        image.putpalette(np.array(tags[COLOR_MAP], np.uint8).reshape(3, -1).T.tobytes())
+    upright, stored = _empty(image.size[::-1], 1 if image.format == "TIFF" else orientation)
+    convert = _conversion(image)
+    rows = max(1, STRIP // image.width)
+    for first in range(0, image.height, rows):
+        strip = image.crop((0, first, image.width, min(first + rows, image.height)))
+        stored[:, first : first + rows] = np.moveaxis(convert(strip), 2, 0)
+    return upright
+
+
+def _empty(size: tuple[int, int], orientation: int) -> tuple[Pixels, Pixels]:
+    """Planes for an upright image, and the same memory as planes of the stored (height, width)."""
+    upright = np.empty((3, *(size[::-1] if orientation >= 5 else size)), np.uint8)
+    return upright, STORED[orientation](upright) if orientation in STORED else upright
+
+
+def _conversion(image: Image.Image) -> Callable[[Image.Image], Pixels]:
+    """A function from a strip of the image to its RGB, uint8 [h, W, 3]."""
+    if image.mode.startswith("I"):
+        white_is_zero, key = _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO, image.info.get("transparency")
+        return lambda strip: _grey(strip, white_is_zero, key)
     if image.format == "XBM":  # a set bit is ink
-        return 255 - np.array(image.convert("RGB"))
-    return _over_white(image) if image.has_transparency_data else np.array(image.convert("RGB"))
+        return lambda strip: 255 - np.asarray(strip.convert("RGB"))
+    if not image.has_transparency_data:
+        return lambda strip: np.asarray(strip.convert("RGB"))
+    if _is_fourth_band(image):
+        warnings.warn(
+            "a fourth band of a TIFF is tagged as transparency, but most pixels are neither opaque nor "
+            "transparent, as in a near-infrared band: the first three are read as RGB",
+            stacklevel=2,
+        )
+        return lambda strip: np.asarray(strip)[..., :3]
+    return _over_white
 
 
-def _grey(image: Image.Image, inverted: bool) -> Pixels:
-    """16-bit grey as RGB; the level that a PNG declares transparent is white."""
-    levels = np.asarray(image).astype(np.int64)
-    grey = _to_8_bits(65535 - levels if inverted else levels)
-    if isinstance(key := image.info.get("transparency"), int):
+def _grey(strip: Image.Image, white_is_zero: bool, key: Any) -> Pixels:
+    """16-bit grey as RGB; the level `key`, which a PNG may declare transparent, is white."""
+    levels = np.asarray(strip).astype(np.int64)
+    grey = _to_8_bits(65535 - levels if white_is_zero else levels)
+    if isinstance(key, int):
         grey[levels == key] = 255
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _over_white(image: Image.Image) -> Pixels:
-    """Transparent pixels over white; a fourth band of a TIFF that is no mask is left out, with a warning."""
-    rgba = image.convert("RGBA")
-    if image.format == "TIFF" and image.mode == "RGBA":
-        alpha = np.asarray(rgba)[..., 3]
-        if np.isin(alpha, (0, 255)).mean() < MIN_MASKED:
-            warnings.warn(
-                "a fourth band of a TIFF is tagged as transparency, but most pixels are neither opaque nor "
-                "transparent, as in a near-infrared band: the first three are read as RGB",
-                stacklevel=2,
-            )
-            return np.array(rgba)[..., :3]
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
+def _over_white(strip: Image.Image) -> Pixels:
+    """Transparent pixels over white."""
+    white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB"))
+
+
+def _is_fourth_band(image: Image.Image) -> bool:
+    """Whether the transparency of a TIFF is none: a mask is mostly opaque or transparent."""
+    if image.format != "TIFF" or image.mode != "RGBA":
+        return False
+    counts = image.getchannel("A").histogram()
+    return counts[0] + counts[255] < MIN_MASKED * sum(counts)
 
 
 def _has_16_bit_planes(image: Image.Image) -> bool:
@@ -95,9 +120,10 @@ def _16_bit_planes(image: Image.Image) -> Pixels:
     orientation, file = _orientation(image), image.fp  # type: ignore[attr-defined]
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        planes = _to_8_bits(tiff.pages[0].asarray()[:3].astype(np.int64))
-    turned = Image.fromarray(np.ascontiguousarray(np.moveaxis(planes, 0, 2)))
-    return np.array(turned.transpose(TURNS[orientation]) if orientation in TURNS else turned)
+        planes = tiff.pages[0].asarray()[:3]
+    upright, stored = _empty(planes.shape[1:], orientation)
+    stored[:] = _to_8_bits(planes.astype(np.int64))
+    return upright
 
 
 def _to_8_bits(levels: Pixels) -> Pixels:

@@ -402,3 +402,24 @@ def test_list_images_refuses(tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             list_images(path)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_large_images_are_converted_by_strips(mode, orientation, tmp_path, monkeypatch):
+    """As Pillow converts and turns the whole image."""
+    levels = np.random.default_rng(0).integers(0, 256, (7, 11, 4), np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(levels, "RGBA").convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "image.png", exif=exif)
+    monkeypatch.setattr("overfeat.data.pixels.STRIP", 30)
+    whole = Image.fromarray(levels[..., 0]) if mode == "I;16" else picture
+    white = Image.new("RGBA", picture.size, "white")
+    expected = Image.alpha_composite(white, whole.convert("RGBA")).convert("RGB")
+    expected.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(expected))
+    assert np.array_equal(read_image(tmp_path / "image.png").permute(1, 2, 0), expected)
