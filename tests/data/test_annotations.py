@@ -101,7 +101,6 @@ def test_bad_coco_annotations_are_named_and_skipped(tmp_path, change, problem):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"id": 7}, "image 7: its id is that of an earlier image"),
         ({"file_name": "./a.png"}, "image 8: the image './a.png' is that of an earlier"),
         ({"file_name": "d.png"}, "image 8: no file 'd.png' in"),
         ({"file_name": "x" * 5000}, "image 8: the image's file name is 'xxx"),

@@ -58,10 +58,15 @@ def test_ids_that_are_text_or_floats(tmp_path, written, referred):
     assert coco_ids(path, ["a.png"], ["bee"]) == ({"a.png": written}, {"bee": written}), "as COCO's tools compare them"
 
 
-def test_ids_that_are_equal_as_numbers_are_of_one_image(tmp_path):
-    picture(tmp_path / "b.png")
-    path = coco(tmp_path, [IMAGE, {**IMAGE, "id": "7", "file_name": "b.png"}])
-    assert only_problem(read_coco, path)[0] == f"{path}, image '7': its id is that of an earlier image"
+@pytest.mark.parametrize("second", [7, "7", "007"])
+def test_boxes_of_an_id_of_two_images_are_of_neither(tmp_path, second):
+    for name in ("b.png", "c.png"):
+        picture(tmp_path / name)
+    images = [IMAGE, {**IMAGE, "id": second, "file_name": "b.png"}, {**IMAGE, "id": 8, "file_name": "c.png"}]
+    path = coco(tmp_path, images, [annotation(1), annotation(2, image_id=8)])
+    line, data = only_problem(read_coco, path)
+    assert line == f"{path}, image {second!r}: its id is that of another image, so it stands for neither"
+    assert [sample.path.name for sample in data.samples] == ["c.png"]
 
 
 def test_annotations_without_ids(tmp_path):
@@ -86,12 +91,27 @@ def test_categories_of_one_name_are_one_class(tmp_path):
     path = coco(
         tmp_path,
         annotations=[annotation(1), annotation(2, [5, 2, 3, 4], category_id=5)],
-        categories=[{"id": 2, "name": "bee"}, {"id": 5, "name": "bee"}, {"id": 5, "name": "ant"}],
+        categories=[{"id": 2, "name": "bee"}, {"id": 5, "name": "bee"}],
     )
-    line, data = only_problem(read_coco, path)
-    assert line == f"{path}, category 5: its id is that of an earlier category"
+    data = read_coco(path)
     assert data.class_names == ["bee"] and data.samples[0].labels.tolist() == [0, 0]
     assert data.notes == ["categories of the same name, read as one class: 'bee'"]
+
+
+def test_entries_that_are_there_twice_and_ids_of_two_categories(tmp_path):
+    categories = [{"id": i, "name": name} for i, name in ((2, "bee"), (2, "bee"), (5, "ant"))]
+    path = coco(tmp_path, [IMAGE, IMAGE], categories=categories)
+    data = read_coco(path)
+    assert data.class_names == ["bee", "ant"] and data.samples[0].boxes.tolist() == [[1, 2, 4, 6]]
+    assert data.notes == [f"entries that are there twice: {path}, category 2 and 1 more"]
+    boxes = [annotation(1), annotation(2, category_id=5), annotation(3, [5, 5, 2, 2])]
+    path = coco(tmp_path, annotations=boxes, categories=[*categories, {"id": 5, "name": "fly"}])
+    data = read_coco(path, skip_invalid=True)
+    assert data.class_names == ["bee"] and data.samples[0].boxes.tolist() == [[1, 2, 4, 6], [5, 5, 7, 7]]
+    assert data.problems == [
+        f"{path}, category 5: its id is that of another category, so it stands for neither",
+        f"{path}, annotation 2: category_id 5 is the id of no category, or of several",
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -1,6 +1,7 @@
 """Reading VOC's XML files as people's tools write them."""
 
 import codecs
+import json
 
 import pytest
 from annotation_files import HEIGHT, WIDTH, error_of, only_problem, picture, voc_object, xml
@@ -61,6 +62,22 @@ def test_files_of_one_name_are_found_by_their_own(tmp_path):
     data = read_voc(tmp_path)
     assert [sample.path.name for sample in data.samples] == ["a.png", "b.png", "c.png"]
     assert data.notes == [f"image names adapted: 'a.png' is read as {tmp_path / 'b.png'} and 1 more"]
+
+
+def test_images_without_annotations_are_counted(tmp_path):
+    for stem in ("a", "b", "c"):
+        picture(tmp_path / f"{stem}.png")
+    xml(tmp_path / "a.xml", BEE)
+    (tmp_path / "notes.txt").write_text("x")
+    note = f"images that no annotation names, left out: {tmp_path / 'b.png'} and 1 more"
+    assert read_annotations(tmp_path).notes == [note]
+    (tmp_path / "a.xml").unlink()
+    content = {
+        "shapes": [{"label": "bee", "points": [[1, 1], [2, 2]], "shape_type": "rectangle"}],
+        "imagePath": "a.png",
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert read_annotations(tmp_path).notes == [note] and read_annotations(tmp_path / "a.json").notes == []
 
 
 def test_xml_in_folders_below_and_with_other_suffixes(tmp_path):

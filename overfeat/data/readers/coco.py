@@ -49,24 +49,29 @@ def read_coco(
     return problems.finish(read, _order(names, read, problems) if class_names is None else class_names)
 
 
-def _order(names: dict[Id, str], images: Sequence[ImageBoxes], problems: Problems) -> list[str]:
+def _order(names: dict[Id, str | None], images: Sequence[ImageBoxes], problems: Problems) -> list[str]:
     """The categories by id, numbers first, without one of the background that has no boxes."""
     used = {name for image in images for _, name in image.objects}
-    order = dict.fromkeys(names[i] for i in sorted(names, key=lambda i: (isinstance(i, str), i)))
+    ordered = (names[i] for i in sorted(names, key=lambda i: (isinstance(i, str), i)))
+    order = dict.fromkeys(name for name in ordered if name is not None)
     for name in [name for name in order if name.lower() in UNUSED and name not in used]:
         problems.adapt("categories without boxes, left out", quoted.repr(name))
         del order[name]
     return list(order)
 
 
-def _read_categories(data: dict[str, list], path: Path, problems: Problems) -> dict[Id, str]:
-    """The names of the categories by id."""
-    names: dict[Id, str] = {}
+def _read_categories(data: dict[str, list], path: Path, problems: Problems) -> dict[Id, str | None]:
+    """The names of the categories by id; None for an id of several."""
+    names: dict[Id, str | None] = {}
     for location, entry in _entries(data, "categories", path, problems):
         with problems.at(location):
             number, name = _id_of(entry, problems), checks.class_name(entry.get("name"), None)
             if number in names:
-                raise Invalid("its id is that of an earlier category")
+                if names[number] == name:
+                    problems.adapt("entries that are there twice")
+                    continue
+                names[number] = None
+                raise Invalid("its id is that of another category, so it stands for neither")
             if name in names.values():
                 problems.adapt("categories of the same name, read as one class", quoted.repr(name))
             names[number] = name
@@ -76,15 +81,20 @@ def _read_categories(data: dict[str, list], path: Path, problems: Problems) -> d
 def _read_images(
     data: dict[str, list], path: Path, problems: Problems, locator: ImageLocator
 ) -> dict[Id, ImageBoxes | None]:
-    """The images by id, without boxes yet; None for invalid ones."""
+    """The images by id, without boxes yet; None for invalid ones and for an id of several."""
     images: dict[Id, ImageBoxes | None] = {}
+    files: dict[Id, Any] = {}
     for location, entry in _entries(data, "images", path, problems):
         with problems.at(location):
-            number = _id_of(entry, problems)
+            number, name = _id_of(entry, problems), entry.get("file_name")
             if number in images:
-                raise Invalid("its id is that of an earlier image")
-            images[number] = None
-            file = locator.locate_unused(entry.get("file_name"))
+                if files[number] == name:
+                    problems.adapt("entries that are there twice")
+                    continue
+                images[number] = None
+                raise Invalid("its id is that of another image, so it stands for neither")
+            images[number], files[number] = None, name
+            file = locator.locate_unused(name)
             images[number] = ImageBoxes(file, checks.stated_size(entry.get("width"), entry.get("height"), file))
     return images
 
@@ -109,19 +119,20 @@ def _as_id(value: object) -> Id | None:
 
 
 def _read_annotation(
-    entry: dict, images: dict[Id, ImageBoxes | None], names: dict[Id, str], classes: dict[str, str] | None,
-    problems: Problems,
+    entry: dict, images: dict[Id, ImageBoxes | None], names: dict[Id, str | None],
+    classes: dict[str, str] | None, problems: Problems,
 ) -> None:  # fmt: skip
     """Add a box to its image."""
     image_id, category, box = _as_id(entry.get("image_id")), _as_id(entry.get("category_id")), entry.get("bbox")
     if image_id is None or image_id not in images:
         raise Invalid(f"image_id {quoted.repr(entry.get('image_id'))} is the id of no image")
-    if category is None or category not in names:
-        raise Invalid(f"category_id {quoted.repr(entry.get('category_id'))} is the id of no category")
+    label = None if category is None else names.get(category)
+    if label is None:
+        raise Invalid(f"category_id {quoted.repr(entry.get('category_id'))} is the id of no category, or of several")
     if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
         raise Invalid(f"bbox is {quoted.repr(box)}, not the four numbers [x, y, width, height]")
     x, y, width, height = (checks.number(v, "bbox") for v in box)
-    name, image = checks.class_name(names[category], classes), images[image_id]
+    name, image = checks.class_name(label, classes), images[image_id]
     if image is not None:
         image.add(f"bbox {quoted.repr(box)}", (x, y, x + width, y + height), name, problems)
 

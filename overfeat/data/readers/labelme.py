@@ -47,6 +47,8 @@ def read_labelme(
             for i, shape in enumerate(data["shapes"]):
                 with problems.at(f"{file}, shapes[{i}]"):
                     _add_shape(boxes, shape, classes, problems)
+    if path.is_dir():
+        locator.note_others()
     return problems.finish(annotated, class_names)
 
 

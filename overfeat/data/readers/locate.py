@@ -119,6 +119,13 @@ class ImageLocator:
             return path
         raise errors[0]
 
+    def note_others(self) -> None:
+        """Note the images beside those that `locate_unused` returned."""
+        for folder in sorted({path.parent for path in self.used}):
+            for name in sorted(os.listdir(folder)):
+                if name.lower().endswith(SUFFIXES) and name[0] != "." and folder / name not in self.used:
+                    self.problems.adapt("images that no annotation names, left out", str(folder / name))
+
     def _walk(self, folder: Path, parts: Sequence[str]) -> Path | None:
         for part in parts[:-1]:
             names = self._names(folder).get(_key(part), [])

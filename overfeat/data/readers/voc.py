@@ -61,6 +61,8 @@ def read_voc(
             name, near = _text(tree, "filename"), file.parent.relative_to(xmls).as_posix()
             image = locator.locate_unused(name, f"{_text(tree, 'folder')}/{name}", file.stem, below=near)
             annotated.append(image_boxes(file, tree, image, classes, problems))
+    if split is None and not single:
+        locator.note_others()
     return problems.finish(annotated, class_names)
 
 
