@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Sequence
+from numbers import Integral
+from typing import TypeGuard
 
 # Control characters, line and paragraph separators, and what changes the direction of writing.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -40,6 +42,17 @@ class ArgumentError(InputError):
     def __init__(self, argument: str, requirement: str, report: str = ""):
         super().__init__(f"{report}{argument} {requirement}")
         self.argument, self.requirement, self.report = argument, requirement, report
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number by its type: an int or NumPy's, not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_count(argument: str, value: object) -> None:
+    """Raises ArgumentError unless the value of this argument is a whole number from 1 up."""
+    if not is_whole(value) or value < 1:
+        raise ArgumentError(argument, f"must be 1 or more, not {value!r}, and a whole number")
 
 
 def check_fraction(argument: str, value: float) -> None:

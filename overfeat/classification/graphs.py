@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overfeat.classification.predict import Images, Nets, mean_over_nets, scale_scores
+from overfeat.classification.predict import mean_over_nets, scale_scores
+from overfeat.data.arrays import ValueRange
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.grid import grids
+from overfeat.dense.inputs import Images
 from overfeat.errors import InputError
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, as_batch
 from overfeat.models.overfeat import OverFeat
+from overfeat.models.wrappers import Nets, as_nets
 
 WARM_UPS = 3  # runs before a capture: they compile kernels, pack weights, make tables and choose algorithms
 
@@ -42,10 +45,10 @@ class CapturedClassifier:
         self._graphs: dict[tuple[int, tuple[int, ...], torch.dtype], _Graph] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, images: Images) -> Tensor:
+    def __call__(self, images: Images, *, value_range: ValueRange | None = None) -> Tensor:
         """The scores of `classify`, float32 [N, classes], for the same kinds of images."""
         with self._lock:  # the graphs' inputs and outputs are shared
-            return mean_over_nets(self._nets, images, self._score)
+            return mean_over_nets(self._nets, images, self._score, value_range)
 
     def _score(self, net: Net, batch: Tensor) -> Tensor:
         graph = self._graphs.get((id(net), tuple(batch.shape), batch.dtype))
@@ -92,7 +95,7 @@ def capture(
         ValueError: For shapes and dtypes that are not those of images.
         InputError: For nets that cannot be captured, sizes below the window, or too little memory.
     """
-    nets = [nets] if isinstance(nets, Net) else list(nets)
+    nets = as_nets(nets)
     config = DenseConfig(scales, flip, stride, memory_limit)
     for net in nets:
         _check_capturable(net)

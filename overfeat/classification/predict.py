@@ -5,22 +5,23 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from overfeat.data.arrays import ValueRange
 from overfeat.data.resize import resize_short_side
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import grids
+from overfeat.dense.inputs import Images, batches
 from overfeat.errors import InputError
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, as_batch, eval_mode
+from overfeat.models.wrappers import Nets, as_nets
 
 CROP_BATCH = 32  # images whose crops are in memory together, at most
-Nets = Net | Sequence[Net]
-Images = Tensor | Sequence[Tensor]
 
 
 def classify(
     nets: Nets, images: Images, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
 ) -> Tensor:  # fmt: skip
     """Score of every class for each image, from all positions of all scales (section 3.3).
 
@@ -29,9 +30,10 @@ def classify(
 
     Args:
         nets: One net, or an ensemble whose scores are averaged (the paper's "7 models").
-        images: [N, C, H, W], [C, H, W], or a list of [C, H, W] of any sizes, float or uint8 in 0..255, RGB for nets of
-            3 channels; see `as_batch`.
+        images: A path, a PIL image, an array or a tensor, of several images too, or a list or generator of images of
+            any sizes. See `each_image`.
         scales, flip, stride, memory_limit: See `DenseConfig`.
+        value_range: The values of black and white, see `to_pixels`; None: 0..255.
 
     Returns:
         float32 [N, classes] on the first net's device.
@@ -40,7 +42,7 @@ def classify(
         InputError: For sizes below the window, too little memory, or nets of different classes.
     """
     config = DenseConfig(scales, flip, stride, memory_limit)
-    return mean_over_nets(nets, images, lambda net, batch: scale_scores(net, batch, config).mean(dim=0))
+    return mean_over_nets(nets, images, lambda net, batch: scale_scores(net, batch, config).mean(dim=0), value_range)
 
 
 def scale_scores(net: Net, images: Tensor, config: DenseConfig) -> Tensor:
@@ -53,16 +55,17 @@ def scale_scores(net: Net, images: Tensor, config: DenseConfig) -> Tensor:
     return max_scores(net, images, grids(net, (images.shape[2], images.shape[3]), config), config.memory_limit)
 
 
-def centre_crop(nets: Nets, images: Images) -> Tensor:
+def centre_crop(nets: Nets, images: Images, *, value_range: ValueRange | None = None) -> Tensor:
     """Score of every class from one window in the centre of the image: its probability, [N, classes].
 
     The image's shorter side is first resized to net.geometry.short_side, as in training.
     Arguments as in `classify`.
     """
-    return mean_over_nets(nets, images, lambda net, batch: _crop_scores(net, batch, [(0.5, 0.5)], flip=False))
+    corners = [(0.5, 0.5)]
+    return mean_over_nets(nets, images, lambda net, batch: _crop_scores(net, batch, corners, flip=False), value_range)
 
 
-def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor:
+def ten_views(nets: Nets, images: Images, *, flip: bool | None = None, value_range: ValueRange | None = None) -> Tensor:
     """Mean probabilities of the four corners and the centre, with their mirror images: [N, classes].
 
     The voting of Krizhevsky et al. that section 3.3 compares with; five views where `flip` is
@@ -73,7 +76,7 @@ def ten_views(nets: Nets, images: Images, *, flip: bool | None = None) -> Tensor
     def score(net: Net, batch: Tensor) -> Tensor:
         return _crop_scores(net, batch, corners, net.flip if flip is None else flip)
 
-    return mean_over_nets(nets, images, score)
+    return mean_over_nets(nets, images, score, value_range)
 
 
 @torch.no_grad()
@@ -106,34 +109,15 @@ def _images_together(net: Net, crops: int) -> int:
     return max(1, min(CROP_BATCH, MEMORY_LIMIT // max(net.tile_bytes(crops, rows, columns, "coarse"))))
 
 
-def mean_over_nets(nets: Nets, images: Images, score: Callable[[Net, Tensor], Tensor]) -> Tensor:
+def mean_over_nets(
+    nets: Nets, images: Images, score: Callable[[Net, Tensor], Tensor], value_range: ValueRange | None = None
+) -> Tensor:
     """The ensemble's mean score of every image; images of one size are evaluated together."""
-    nets = [nets] if isinstance(nets, Net) else list(nets)
-    if not nets:
-        raise InputError("an ensemble needs at least one net")
-    for net in nets[1:]:
-        if net.class_names != nets[0].class_names:
-            raise InputError("the nets of an ensemble must have the same classes in the same order")
+    nets = as_nets(nets)
     device = nets[0].device
-
-    def mean(batch: Tensor) -> Tensor:
-        return torch.stack([score(net, batch).to(device) for net in nets]).mean(dim=0)
-
-    batches = _batches(images)
-    if len(batches) == 1:
-        return mean(batches[0][1])
-    scores = torch.empty(sum(len(numbers) for numbers, _ in batches), nets[0].num_classes, device=device)
-    for numbers, batch in batches:
-        scores[numbers] = mean(batch)
-    return scores
-
-
-def _batches(images: Images) -> list[tuple[list[int], Tensor]]:
-    """The images of each shape as a batch [N, C, H, W], with their numbers."""
-    if isinstance(images, Tensor):
-        batch = as_batch(images, None)
-        return [(list(range(len(batch))), batch)]
-    alike: dict[tuple, list[int]] = {}
-    for i, image in enumerate(images):
-        alike.setdefault((tuple(image.shape[-3:]), image.dtype), []).append(i)
-    return [(numbers, torch.cat([as_batch(images[i], None) for i in numbers])) for numbers in alike.values()]
+    order: list[int] = []
+    means = [torch.empty(0, nets[0].num_classes, dtype=torch.float32, device=device)]
+    for numbers, batch in batches(nets, images, value_range):
+        means.append(torch.stack([score(net, batch).to(device) for net in nets]).mean(dim=0))
+        order += numbers
+    return torch.cat(means)[torch.tensor(order, dtype=torch.long, device=device).argsort()]

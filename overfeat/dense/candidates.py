@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import TileGroup, evaluate_groups
 from overfeat.dense.grid import Grid, grids
-from overfeat.errors import ArgumentError, InputError, check_fraction
+from overfeat.dense.inputs import one_image
+from overfeat.errors import InputError, check_count, check_fraction
 from overfeat.models.geometry import Size, Stride
-from overfeat.models.net import Net, Regressor, as_image, eval_mode
+from overfeat.models.net import Net, Regressor, eval_mode
+from overfeat.models.wrappers import as_net, as_regressor
 from overfeat.ops.boxes import decode, mirrored
 
 
@@ -33,39 +36,33 @@ class Candidates:
 
 
 def candidates(
-    net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    net: Net, regressor: Regressor, image: ImageLike, *, scales: Scales = None, flip: bool | None = None,
     stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, top_k: int | None = 5,
-    relative_threshold: float = 0.7, score_threshold: float = 0.0,
+    relative_threshold: float = 0.7, score_threshold: float = 0.0, value_range: ValueRange | None = None,
 ) -> Candidates:  # fmt: skip
     """The boxes predicted for the best classes of each scale, at all its positions (section 4.3, a-c).
 
     Args:
         net: A classifier or detector. A background class has no boxes.
         regressor: Of the same file, see `load_regressor`; of a converted net `net.regressor`.
-        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
+        image: A path, a PIL image, an array or a tensor, see `each_image`.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         top_k: Classes of each scale, those with the largest scores at any of its positions; None: all.
         relative_threshold: Lowest score of a position, as a fraction of the class's maximum in the image; 0 keeps
             every position, as in the paper's text.
         score_threshold: Lowest score of a position.
+        value_range: The values of black and white, see `to_pixels`; None: 0..255.
 
     Raises:
         InputError: For a regressor of another net, thresholds out of range, NaN scores, and as `score_maps`.
     """
-    image = as_image(image, net.in_channels)
+    net, regressor = as_net(net), as_regressor(regressor)
+    image = one_image(net, image, value_range)
     own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
     return collect_candidates(
         net, regressor, image, own_grids, memory_limit,
         top_k=top_k, relative_threshold=relative_threshold, score_threshold=score_threshold,
     )  # fmt: skip
-
-
-def check_regressor(net: Net, regressor: Regressor | None) -> None:
-    """Raises InputError for the regressor of another net, or of a converted net without boxes, which has none."""
-    if regressor is None:
-        remedy = "use score_maps or classify, or convert a module that gives scores and boxes"
-        raise ArgumentError("regressor", f"must predict boxes, and is None: the net gives none; {remedy}")
-    regressor.check_made_for(net)
 
 
 @torch.no_grad()
@@ -80,15 +77,14 @@ def collect_candidates(
     max_candidates: Of more boxes than that only the best by score are collected (of equal scores the first), with a
         warning, in memory for about twice as many and the boxes of a few tiles.
     """
-    check_regressor(net, regressor)
-    if top_k is not None and top_k < 1:
-        raise ArgumentError("top_k", f"must be 1 or more, not {top_k}")
-    if max_candidates is not None and not (type(max_candidates) is int and max_candidates >= 1):
-        raise ArgumentError("max_candidates", f"must be 1 or more, not {max_candidates!r}, and a whole number")
+    regressor.check_made_for(net)
+    for argument, count in (("top_k", top_k), ("max_candidates", max_candidates)):
+        if count is not None:
+            check_count(argument, count)
     check_fraction("relative_threshold", relative_threshold)
     check_fraction("score_threshold", score_threshold)
     flips = 2 if any(grid.flipped for grid in grids) else 1
-    maxima = torch.zeros(len(grids) // flips, net.num_foreground_classes, device=net.device)
+    maxima = torch.zeros(len(grids) // flips, net.num_foreground_classes, dtype=torch.float32, device=net.device)
     collected = _Collected(net, grids, score_threshold, max_candidates)
     for group in evaluate_groups(net, image[None], grids, memory_limit, regressor.box_channels):
         scores = [_foreground_scores(net, tile.outputs) for tile in group.tiles]
@@ -137,7 +133,7 @@ class _Collected:
     """
 
     def __init__(self, net: Net, grids: Sequence[Grid], score_threshold: float, limit: int | None):
-        empty = torch.empty(0, device=net.device)
+        empty = torch.empty(0, dtype=torch.float32, device=net.device)
         self._chunks: list[_Chunk] = [(empty.view(0, 4), empty, empty.long(), empty.long(), empty.long())]
         self._starts = torch.tensor([0, *(grid.num_positions for grid in grids)], device=net.device).cumsum(0)
         self._classes, self._limit, self._count = net.num_classes, limit, 0

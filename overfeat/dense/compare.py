@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from overfeat.data.arrays import ValueRange
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import grid_scores
 from overfeat.dense.grid import grids
+from overfeat.dense.inputs import Images, each_image
 from overfeat.densify.net import DensifiedNet
 from overfeat.errors import InputError
 from overfeat.models.geometry import Stride
 from overfeat.models.net import as_batch
+from overfeat.models.wrappers import unwrap
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class BorderComparison:
 
 
 def compare_borders(
-    net: DensifiedNet, images: Tensor | Sequence[Tensor], *, scales: Scales = None, stride: Stride | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    net: DensifiedNet, images: Images, *, scales: Scales = None, stride: Stride | None = None,
+    memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
 ) -> BorderComparison:  # fmt: skip
     """Compare the scores with borders="neighbours" with the exact ones, in every window of the images.
 
@@ -43,10 +46,12 @@ def compare_borders(
         net: From `densify`, with any borders; without padding both are the same.
         images: As in `classify`.
         scales, stride, memory_limit: See `DenseConfig`; mirror images are not evaluated.
+        value_range: The values of black and white, see `to_pixels`; None: 0..255.
 
     Raises:
         InputError: For a net that `densify` did not make, no images, sizes below the window, or too little memory.
     """
+    net = unwrap(net)
     if not isinstance(net, DensifiedNet):
         raise InputError(
             "compare_borders needs a converted net, from overfeat.densify; padding of others sees the image"
@@ -54,7 +59,7 @@ def compare_borders(
     nets = net.with_borders("exact"), net.with_borders("neighbours")
     config = DenseConfig(scales, False, stride, memory_limit)
     results = []
-    for image in [images] if isinstance(images, Tensor) else images:
+    for image in each_image([net], images, value_range):
         batch = as_batch(image, net.in_channels)
         for grid in grids(net, (batch.shape[2], batch.shape[3]), config):  # one scale at a time: maps can be large
             exact, neighbours = (grid_scores(each, batch, [grid], memory_limit)[0] for each in nets)

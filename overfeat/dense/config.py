@@ -5,9 +5,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, Union, get_args
 
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, is_whole
 from overfeat.models.geometry import Stride, StrideName
 from overfeat.options import mebibytes, option
 
@@ -25,9 +26,9 @@ class SixScales:
     numbers: tuple[int, ...]
 
     def __init__(self, *numbers: int):
-        if not all(type(number) is int and 1 <= number <= 6 for number in numbers):
+        if not all(is_whole(number) and 1 <= number <= 6 for number in numbers):
             raise ArgumentError("scales", f"must be numbers of the six scales, 1 to 6; not {list(numbers)}")
-        object.__setattr__(self, "numbers", numbers or (1, 2, 3, 4, 5, 6))
+        object.__setattr__(self, "numbers", tuple(map(int, numbers)) or (1, 2, 3, 4, 5, 6))
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -43,8 +44,10 @@ Scales = Union[Literal["six"], SixScales, Sequence[Scale], None]  # noqa: UP007 
 def check_scales(scales: Scales) -> SixScales | tuple[Scale, ...] | None:
     """The scales in one form: `SixScales`, or a tuple of factors and sizes; None stays None.
 
-    ArgumentError for anything else, whole numbers too: a factor is a float.
+    Numbers and arrays of NumPy and torch are as Python's. ArgumentError for anything else, whole numbers too: a factor
+    is a float.
     """
+    scales = scales.tolist() if hasattr(scales, "tolist") else scales  # type: ignore[union-attr]
     if scales is None or isinstance(scales, SixScales):
         return scales
     if isinstance(scales, str):
@@ -57,11 +60,12 @@ def check_scales(scales: Scales) -> SixScales | tuple[Scale, ...] | None:
 
 
 def _check_scale(scale: object) -> Scale:
+    scale = scale.tolist() if hasattr(scale, "tolist") else scale  # an array's, or a number of NumPy
     if isinstance(scale, float) and 0 < scale < math.inf:
         return float(scale)
-    if isinstance(scale, (tuple, list)) and len(scale) == 2 and all(type(side) is int and side > 0 for side in scale):
-        return scale[0], scale[1]
-    hint = f"; the six scales are 'six' or SixScales({scale})" if type(scale) is int and 1 <= scale <= 6 else ""
+    if isinstance(scale, (tuple, list)) and len(scale) == 2 and all(is_whole(side) and side > 0 for side in scale):
+        return int(scale[0]), int(scale[1])
+    hint = f"; the six scales are 'six' or SixScales({scale})" if is_whole(scale) and 1 <= scale <= 6 else ""
     raise ArgumentError("scales", f"must be factors such as 0.5 or sizes (height, width), not {scale!r}{hint}")
 
 
@@ -141,8 +145,9 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
-        in_pixels = type(self.stride) is int and self.stride > 0
-        if not (self.stride is None or in_pixels or self.stride in STRIDES):
+        if is_whole(self.stride) and self.stride > 0:
+            object.__setattr__(self, "stride", int(self.stride))
+        elif not (self.stride is None or (isinstance(self.stride, str) and self.stride in STRIDES)):
             raise ArgumentError("stride", f"must be 'fine', 'coarse' or pixels from 1 up, not {self.stride!r}")
-        if not isinstance(self.memory_limit, int | float) or not self.memory_limit > 0:
+        if not isinstance(self.memory_limit, Real) or not 0 < self.memory_limit < math.inf:
             raise ArgumentError("memory_limit", f"must be a number of bytes above 0, not {self.memory_limit!r}")

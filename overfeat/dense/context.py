@@ -45,7 +45,8 @@ def context_features(net: Net, half: Tensor | None, tile: Tile) -> ContextFeatur
     for axis, outputs in enumerate((tile.rows, tile.columns)):
         scaled, halved, window = grid.scaled[axis], coarse.scaled[axis], grid.window[axis]
         first = window / 2 - grid.margin[axis]  # the centre of the first window, in the image
-        centres = (torch.arange(outputs.start, outputs.stop) * grid.stride + first) * (halved / scaled)
+        numbers = torch.arange(outputs.start, outputs.stop, dtype=torch.float32)
+        centres = (numbers * grid.stride + first) * (halved / scaled)
         cells = ((centres - first) / grid.stride).round().long().clamp(0, coarse.shape[axis] - 1)
         spans.append(slice(int(cells[0]), int(cells[-1]) + 1))
         nearest.append(cells - cells[0])

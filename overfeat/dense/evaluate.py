@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from overfeat import ops
+from overfeat.data.arrays import ValueRange
 from overfeat.data.resize import resize
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.context import add_border, context_features, half_resolution
 from overfeat.dense.grid import Grid, grids
+from overfeat.dense.inputs import Images, image_batch
 from overfeat.dense.tiling import Tile, plan_tiles, tile_bytes, tile_features
 from overfeat.models.geometry import Size, Stride
-from overfeat.models.net import Net, as_batch, eval_mode, warn_of_unit_range
+from overfeat.models.net import Net, eval_mode
 from overfeat.models.overfeat import ContextFeatures
+from overfeat.models.wrappers import as_net
 from overfeat.regions import region
 
 
@@ -44,19 +47,22 @@ class TileGroup:
 
 
 def score_maps(
-    net: Net, images: Tensor, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    net: Net, images: Images, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
+    memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
 ) -> list[ScoreMap]:  # fmt: skip
     """The class scores of every window at every scale (section 3.3).
 
     Args:
-        images: Float or uint8 [N, C, H, W] or [C, H, W] in 0..255, RGB for a net of 3 channels; see `as_batch`.
+        images: A path, a PIL image, an array or a tensor, of several images too, or a list of images; of one size.
+            See `each_image`.
         scales, flip, stride, memory_limit: See `DenseConfig`; InputError for sizes below the window.
+        value_range: The values of black and white, see `to_pixels`; None: 0..255.
 
     Returns:
         A map for each scale and, with `flip`, its mirror image, with the window that each position sees.
     """
-    images = as_batch(images, net.in_channels)
+    net = as_net(net)
+    images = image_batch(net, images, value_range)
     own_grids = grids(net, (images.shape[2], images.shape[3]), DenseConfig(scales, flip, stride, memory_limit))
     maps = grid_scores(net, images, own_grids, memory_limit)
     return [ScoreMap(scores, grid) for scores, grid in zip(maps, own_grids, strict=True)]
@@ -64,7 +70,8 @@ def score_maps(
 
 def grid_scores(net: Net, images: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT) -> list[Tensor]:
     """The class scores of images [N, C, H, W] at every position of each grid, float32 [N, classes, h, w]."""
-    maps = [torch.empty(len(images), net.num_classes, *grid.shape, device=net.device) for grid in grids]
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": net.device}
+    maps = [torch.empty(len(images), net.num_classes, *grid.shape, **kind) for grid in grids]
     for tile in evaluate_tiles(net, images, grids, memory_limit):
         scores = net.probabilities(tile.outputs).view(*tile.shape, net.num_classes).permute(0, 3, 1, 2)
         maps[tile.index][tile.batch, :, tile.rows, tile.columns] = scores
@@ -73,7 +80,8 @@ def grid_scores(net: Net, images: Tensor, grids: Sequence[Grid], memory_limit: i
 
 def max_scores(net: Net, images: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT) -> Tensor:
     """The largest score of each class over the positions of each grid: [grids, N, classes] (section 3.3, i)."""
-    largest = torch.full((len(grids), len(images), net.num_classes), -torch.inf, device=net.device)
+    shape = (len(grids), len(images), net.num_classes)
+    largest = torch.full(shape, -torch.inf, dtype=torch.float32, device=net.device)
     for group in evaluate_groups(net, images, grids, memory_limit):
         counts = [height * width for n, height, width in (tile.shape for tile in group.tiles) for _ in range(n)]
         with region("scores"):
@@ -104,7 +112,6 @@ def evaluate_groups(
     As many as fit the memory limit do, so that the head's weights are read once. box_channels: of a regressor whose
     boxes must fit as well.
     """
-    warn_of_unit_range(net, images)
     scaled = _ScaledImages(net, images)
     pending: list[_Pending] = []
     held = 0

@@ -78,6 +78,7 @@ def _pool_and_kernel(step: SlidingWindow, window: int, node: str, weights_per_ce
 def _magnitude(layers: FeatureLayers, mean: Sequence[float], std: Sequence[float]) -> float:
     """The root mean square of the maps of random pixels; a head learns from maps where it is near 1."""
     side = input_size([layers.graph.step], PROBE_CELLS)
-    pixels = 255 * torch.rand(1, len(mean), side, side, generator=torch.Generator().manual_seed(0))
-    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return max(1e-6, float(layers((pixels - shift) / scale).square().mean().sqrt()))
+    pixels = 255 * torch.rand(1, len(mean), side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    normalised = ((pixels - shift) / scale).to(next(layers.parameters(), pixels).dtype)
+    return max(1e-6, float(layers(normalised).square().mean().sqrt()))

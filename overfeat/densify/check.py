@@ -28,7 +28,8 @@ def check_conversion(net: DensifiedNet, module: nn.Module | ExportedProgram) -> 
     generator = torch.Generator().manual_seed(0)
     # Noise at another brightness in each of 8 x 8 areas: of noise alone, nets that average give every window the same.
     noise = torch.randint(0, 256, (1, net.in_channels, *size), generator=generator)
-    images = (noise * F.interpolate(torch.rand(1, 1, 8, 8, generator=generator), size=size)).to(net.device)
+    brightness = torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float32)
+    images = (noise * F.interpolate(brightness, size=size)).to(net.device)
     prepared = net.normalise(images)
     starts = [(i * stride, j * stride) for i in range(COUNTS[0]) for j in range(COUNTS[1])]
     windows = torch.cat([prepared[:, :, top : top + height, left : left + width] for top, left in starts])

@@ -18,6 +18,7 @@ from overfeat.densify.outputs import ends_in_sigmoid, find_outputs
 from overfeat.errors import ArgumentError
 from overfeat.models.feature_graph import SLIDING
 from overfeat.models.geometry import Geometry, Size
+from overfeat.models.wrappers import unwrap
 from overfeat.ops.boxes import BOX_CODERS
 
 SHORT_SIDE = 8 / 7  # of an image for a single crop, in windows: 256 for a window of 224
@@ -56,13 +57,11 @@ def densify(
         InputError: For a module that cannot be converted, with the reason.
     """
     check_borders(borders)
+    module = unwrap(module)
     if not isinstance(module, (nn.Module, ExportedProgram)):
         raise ArgumentError("module", f"must be a torch.nn.Module or an ExportedProgram, not {_described(module)}")
     if isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError("module", "must be the module that torch.jit.script or trace was given, not their result")
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-    if isinstance(module, nn.DataParallel):
-        module = module.module
     if channels is not None and channels < 1:
         raise ArgumentError("channels", f"must be 1 or more, not {channels}")
     if box_coder not in BOX_CODERS:

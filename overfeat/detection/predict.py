@@ -6,16 +6,19 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from overfeat.dense.candidates import Candidates, check_regressor, collect_candidates
+from overfeat.data.arrays import ImageLike, ValueRange
+from overfeat.dense.candidates import Candidates, collect_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, clip_boxes, merge
 from overfeat.dense.grid import Grid, grids
+from overfeat.dense.inputs import one_image
 from overfeat.detection.config import MATCH_THRESHOLD, MAX_CANDIDATES, MIN_SCORE, SCORE_THRESHOLD
 from overfeat.detection.targets import expected_votes, typical_votes
 from overfeat.errors import ArgumentError, InputError, check_fraction
 from overfeat.models.geometry import Stride
-from overfeat.models.net import Net, Regressor, as_image
+from overfeat.models.net import Net, Regressor
 from overfeat.models.thresholds import POSTPROCESSES, DetectionThresholds, check_match_threshold, check_min_score
+from overfeat.models.wrappers import as_net, as_regressor
 from overfeat.ops.boxes import nms, scoring
 from overfeat.ops.vote_boxes import averages, support
 from overfeat.regions import region
@@ -27,11 +30,12 @@ Value = TypeVar("Value")
 
 
 def detect(
-    net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    net: Net, regressor: Regressor, image: ImageLike, *, scales: Scales = None, flip: bool | None = None,
     stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, postprocess: str | None = None,
     match_threshold: float | Sequence[float] | None = None, nms_iou_threshold: float | None = None,
     class_iou_threshold: float | None = None, box_average: str = BOX_AVERAGE, score_threshold: float | None = None,
     max_candidates: int | None = MAX_CANDIDATES, min_score: float | Sequence[float] | None = None,
+    value_range: ValueRange | None = None,
 ) -> Detections:  # fmt: skip
     """The objects in an image, best first (section 5).
 
@@ -41,8 +45,9 @@ def detect(
         net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`; or a
             converted net and its `regressor`, with `net.background` set, or probabilities that need no background:
             sigmoids, and those of a module that gives probabilities.
-        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
+        image: A path, a PIL image, an array or a tensor, see `each_image`.
         scales, flip, stride, memory_limit: See `DenseConfig`.
+        value_range: The values of black and white, see `to_pixels`; None: 0..255.
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`
             gives the scores, then NMS; "vote": a box's confidence is that of the boxes around it, weighted by their
             overlap (`ops.vote_boxes.support`), then NMS, and each box left becomes their average; "nms": NMS alone.
@@ -61,17 +66,18 @@ def detect(
     Raises:
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
+    net, regressor = as_net(net), as_regressor(regressor)
     postprocess = choose_postprocess(net, postprocess, match_threshold)
     _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
     own, lowest = _thresholds_for(net, postprocess), lowest_score(net, min_score, postprocess)
-    check_regressor(net, regressor)
+    regressor.check_made_for(net)
     if not net.background and net.activation == "softmax":
         remedy = "set net.background = True if its last class is that; else use localize, or train a detector"
         raise InputError(f"the net has no background class; {remedy}")
     own_match = MATCH_THRESHOLD if own.match_threshold is None else own.match_threshold
     matching = own_match if match_threshold is None else match_threshold
     check_match_threshold(matching, net.num_foreground_classes)
-    image = as_image(image, net.in_channels)
+    image = one_image(net, image, value_range)
     own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
     boxes = collect_candidates(
         net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,

@@ -1,21 +1,22 @@
 """Localization: boxes predicted at every position of every scale, merged, their confidences summed (section 4)."""
 
-from torch import Tensor
-
+from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.dense.candidates import collect_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, best_per_class, merge
 from overfeat.dense.grid import grids
+from overfeat.dense.inputs import one_image
 from overfeat.localization.config import LocalizationConfig
 from overfeat.models.geometry import Stride
-from overfeat.models.net import Net, Regressor, as_image
+from overfeat.models.net import Net, Regressor
+from overfeat.models.wrappers import as_net, as_regressor
 
 
 def localize(
-    net: Net, regressor: Regressor, image: Tensor, *, scales: Scales = None, flip: bool | None = None,
+    net: Net, regressor: Regressor, image: ImageLike, *, scales: Scales = None, flip: bool | None = None,
     stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, top_k: int = LocalizationConfig.top_k,
     relative_threshold: float = LocalizationConfig.relative_threshold,
-    match_threshold: float = LocalizationConfig.match_threshold,
+    match_threshold: float = LocalizationConfig.match_threshold, value_range: ValueRange | None = None,
 ) -> Detections:  # fmt: skip
     """Up to `top_k` predictions of a class and its box for an image, best first, as ILSVRC asks (section 4).
 
@@ -25,8 +26,9 @@ def localize(
     Args:
         net: A classifier.
         regressor: Of the same file, see `load_regressor`; of a converted net `net.regressor`.
-        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
+        image: A path, a PIL image, an array or a tensor, see `each_image`.
         scales, flip, stride, memory_limit: See `DenseConfig`.
+        value_range: The values of black and white, see `to_pixels`; None: 0..255.
         top_k: Classes of each scale whose boxes are merged, and predictions at most.
         relative_threshold: Lowest score of a position whose box counts, as a fraction of the class's maximum.
         match_threshold: Largest match score at which boxes merge, see `merge_boxes`.
@@ -34,7 +36,8 @@ def localize(
     Raises:
         InputError: As `candidates` and `merge_boxes` do.
     """
-    image = as_image(image, net.in_channels)
+    net, regressor = as_net(net), as_regressor(regressor)
+    image = one_image(net, image, value_range)
     size = (image.shape[1], image.shape[2])
     own_grids = grids(net, size, DenseConfig(scales, flip, stride, memory_limit))
     boxes = collect_candidates(

@@ -195,7 +195,7 @@ def _thresholds(objects: Tensor, protocol: str, min_iou: float) -> Tensor:
 
 def curve_of_matches(images: Sequence[Matching], protocol: str) -> Curve:
     """The curve of one class, from what `match_class` gives for each image."""
-    scores = torch.cat([torch.empty(0), *(image.scores for image in images)]).double()
+    scores = torch.cat([torch.empty(0, dtype=torch.float32), *(image.scores for image in images)]).double()
     verdicts = torch.cat([torch.empty(0, dtype=torch.int64), *(image.verdicts for image in images)])
     objects = sum(int(image.counted.sum()) for image in images)
     order = scores.argsort(descending=True, stable=True)

@@ -96,6 +96,7 @@ class BoxRegressor(Regressor):
         """
         dropout = self.dropout if self.training else 0.0
         pool, step = self.architecture.pool, self.architecture.maps_stride(stride)
+        maps = [m.to(self.fc_layers[0].weight.dtype) for m in maps]  # the net's may be another
         if self.box_features == "pooled":
             flat, shapes = fc_flat(self.fc_layers, maps, pool, step, dropout=dropout, regions=(REGION, REGION))
             if positions is not None:

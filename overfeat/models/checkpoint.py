@@ -21,6 +21,7 @@ from overfeat.models.metadata import flag, items, parse, real, string
 from overfeat.models.multibox import MultiBox
 from overfeat.models.overfeat import OverFeat, channels_last
 from overfeat.models.thresholds import DetectionThresholds
+from overfeat.models.wrappers import unwrap
 
 FORMAT = "1"
 REGRESSOR = "regressor."  # the prefix of its tensors' names
@@ -44,6 +45,7 @@ def save(
         InputError: Where the file cannot be written, the regressor was made for another net, the attributes are none
             that `load` could read, or the dtype cannot represent a weight.
     """
+    net, regressor = unwrap(net), unwrap(regressor)
     if not isinstance(net, OverFeat):
         remedy = "for a converted net save the module's state_dict, and convert it again"
         raise ArgumentError("net", f"must be an OverFeat, not {type(net).__name__}; {remedy}")
@@ -236,7 +238,7 @@ def check_fits(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> Non
 def fill(module: Module, tensors: dict[str, torch.Tensor]) -> Module:
     """A module from the meta device with these weights, as float32. Raises ValueError where they do not fit."""
     check_fits(module, tensors)
-    module = channels_last(module.to_empty(device="cpu"))
+    module = channels_last(module.float().to_empty(device="cpu"))
     module.load_state_dict(tensors)
     return module
 
@@ -284,7 +286,7 @@ def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module
 
 def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
     """A net whose weights are allocated and not initialised."""
-    return channels_last(meta_net(architecture, classes, context).to_empty(device="cpu"))
+    return channels_last(meta_net(architecture, classes, context).float().to_empty(device="cpu"))
 
 
 def meta_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:

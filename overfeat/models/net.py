@@ -1,6 +1,5 @@
 """`Net`: what dense evaluation needs of a network. Built-in (`OverFeat`) and converted nets are nets."""
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -215,19 +214,23 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
             submodule.training = mode
 
 
+def check_tensor(images: object) -> None:
+    """Raises TypeError for anything but a tensor: nets themselves take nothing else."""
+    if not isinstance(images, Tensor):
+        remedy = "overfeat.data.arrays.as_tensor makes one of a path, a PIL image or a NumPy array"
+        raise TypeError(f"images must be a tensor, not {type(images).__name__}; {remedy}")
+
+
 def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
     """Images [N, C, H, W], or one [C, H, W], as a batch for a net of `channels`; ValueError for other shapes.
 
     Grey images become RGB by repetition, RGB images grey by ITU-R 601's weights, where the net has 3 channels or 1.
     channels: None: any number of them.
     """
-    if not isinstance(images, Tensor) or not (images.is_floating_point() or images.dtype == torch.uint8):
-        what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        remedy = (
-            "overfeat.data.images.read_image(path) reads a file, torch.from_numpy(a).permute(2, 0, 1) is an array's"
-        )
-        remedy = "convert it by .float()" if isinstance(images, Tensor) else remedy
-        raise ValueError(f"images must be a tensor of uint8 or floating point in 0..255, not {what}; {remedy}")
+    check_tensor(images)
+    if not (images.is_floating_point() or images.dtype == torch.uint8):
+        problem = f"images must be a tensor of uint8 or floating point in 0..255, not {images.dtype}"
+        raise ValueError(f"{problem}; convert it by .float()")
     batch = images[None] if images.dim() == 3 else images
     actual = batch.shape[1] if batch.dim() == 4 and 0 not in batch.shape[2:] else None
     if actual is not None and channels in (None, actual):
@@ -241,17 +244,6 @@ def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
     last = images.dim() == 3 and images.shape[2] in (1, 3, channels)
     remedy = "; images.permute(2, 0, 1) has the channels first" if last else ""
     raise ValueError(f"images must be {expected}; these have shape {tuple(images.shape)}{remedy}")
-
-
-def warn_of_unit_range(net: Net, images: Tensor) -> None:
-    """A warning for floating-point images in 0..1, if the net is made for pixels in 0..255; none in a CUDA graph."""
-    if max(net.pixel_std) <= 1 or not images.is_floating_point() or not images.numel():
-        return
-    if images.is_cuda and torch.cuda.is_current_stream_capturing():  # a graph cannot read a value
-        return
-    if 0 < float(images.amax()) <= 1:
-        text = "the images have no value above 1, but pixels are 0..255: multiply images in 0..1 by 255"
-        warnings.warn(text, stacklevel=2)
 
 
 def _grey(images: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overfeat import ops
-from overfeat.errors import InputError
+from overfeat.errors import InputError, is_whole
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer
 from overfeat.models.backbone import FeatureLayers
 from overfeat.models.fc_layers import ConvList, fc_flat, first_fc
 from overfeat.models.flops import region_macs
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.memory import feature_bytes, head_bytes
-from overfeat.models.net import InputSpan, Net, Shape, as_batch
+from overfeat.models.net import InputSpan, Net, Shape, as_batch, check_tensor
 from overfeat.models.receptive_field import input_span
 from overfeat.regions import FIRST_FC, region
 
@@ -347,6 +347,7 @@ class OverFeat(Net):
         return x
 
     def _check(self, images: Tensor, check_size: bool = True) -> None:
+        check_tensor(images)
         if images.dim() != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"images must be [N, {self.in_channels}, H, W]; these have shape {tuple(images.shape)}")
         window = self.architecture.window
@@ -358,8 +359,8 @@ class OverFeat(Net):
 
 
 def _check_classes(count: int) -> None:
-    if count < 1:
-        raise InputError(f"a net needs at least one class, not {count}")
+    if not is_whole(count) or count < 1:
+        raise InputError(f"a net needs at least one class, not {count!r}")
 
 
 def initialise(layer: nn.Conv2d, std: float | None) -> None:

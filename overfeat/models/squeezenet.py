@@ -65,7 +65,7 @@ def pretrained() -> SqueezeNet:
     """SqueezeNet 1.1 with the shipped ImageNet weights, float32, in evaluation mode. Sources: assets/SOURCES.md."""
     with torch.device("meta"):
         net = SqueezeNet()
-    net = net.to_empty(device="cpu").eval()
+    net = net.float().to_empty(device="cpu").eval()
     net.load_state_dict(load_file(WEIGHTS))  # copies float16 into float32
     return net
 

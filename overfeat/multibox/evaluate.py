@@ -88,7 +88,7 @@ def _predict(model: MultiBox, net: OverFeat | None, config: ProposalConfig, imag
     """The boxes, labels, scores and class probabilities of the proposals in an image, as lists."""
     proposals = propose(model, image, crops=config.crops, nms_iou_threshold=config.nms_iou_threshold)
     boxes = proposals[: max(MAX_RANK, config.max_detections)]
-    probabilities = torch.empty(0)
+    probabilities = torch.empty(0, dtype=torch.float32)
     if net is not None:
         classified = boxes.boxes[: max(*CLASSIFIED_BOXES, config.max_detections)]
         probabilities = classify_boxes(net, image, classified)

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.data.resize import resize_crop
 from overfeat.dense.detections import Detections, clip_boxes
-from overfeat.errors import ArgumentError, InputError, check_fraction
+from overfeat.dense.inputs import one_image
+from overfeat.errors import ArgumentError, InputError, check_count, check_fraction
 from overfeat.models.multibox import MultiBox
-from overfeat.models.net import Net, as_image, eval_mode
+from overfeat.models.net import Net, as_batch, eval_mode
+from overfeat.models.wrappers import as_multibox, as_net
 from overfeat.multibox.config import ProposalConfig
 from overfeat.multibox.data import centre_square
 from overfeat.ops.boxes import SQUARES, nms, sorted_edges, squares_around
@@ -37,17 +40,18 @@ def square_crops(height: int, width: int, crops: str = "both") -> list[tuple[int
     return list(dict.fromkeys(squares))
 
 
-@torch.no_grad()
 def propose(
-    model: MultiBox, image: Tensor, *, crops: str = "both", nms_iou_threshold: float = ProposalConfig.nms_iou_threshold
-) -> Detections:
+    model: MultiBox, image: ImageLike, *, crops: str = "both",
+    nms_iou_threshold: float = ProposalConfig.nms_iou_threshold, value_range: ValueRange | None = None,
+) -> Detections:  # fmt: skip
     """Boxes that hold objects, highest confidence first (DeepMultiBox, section 4.2.2).
 
     Args:
         model: See `load_multibox`.
-        image: [3, H, W] or [1, 3, H, W], float or uint8, RGB in 0..255.
+        image: A path, a PIL image, an array or a tensor, see `each_image`.
         crops: See `square_crops`; boxes are mapped back and clipped to the image.
         nms_iou_threshold: Largest IoU with a better box of its label that a box may have.
+        value_range: The values of black and white, see `to_pixels`; None: 0..255.
 
     Returns:
         Boxes with their confidences as scores. Labels are 0, or, for a model with K boxes per class, those of
@@ -57,8 +61,14 @@ def propose(
         InputError: For other crops and thresholds and for a model that gives NaN.
         ValueError: For images of other shapes.
     """
+    model = as_multibox(model)
     check_fraction("nms_iou_threshold", nms_iou_threshold)
-    image = as_image(image)
+    return _propose(model, one_image(model.net, image, value_range), crops, nms_iou_threshold)
+
+
+@torch.no_grad()
+def _propose(model: MultiBox, image: Tensor, crops: str, nms_iou_threshold: float) -> Detections:
+    """`propose` of an image [3, H, W]."""
     squares = square_crops(image.shape[1], image.shape[2], crops)
     size = (model.image_size, model.image_size)
     batch = torch.stack([resize_crop(image, square, size) for square in squares]).to(model.device)
@@ -75,15 +85,16 @@ def propose(
     return proposals[nms(proposals.boxes, proposals.scores, proposals.labels, iou_threshold=nms_iou_threshold)]
 
 
-@torch.no_grad()
-def classify_boxes(net: Net, image: Tensor, boxes: Tensor, *, square: str = SQUARES[0]) -> Tensor:
+def classify_boxes(
+    net: Net, image: ImageLike, boxes: Tensor, *, square: str = SQUARES[0], value_range: ValueRange | None = None
+) -> Tensor:
     """Classify boxes of an image: the probabilities that the net gives to the square around each.
 
     For a net whose windows are not square it is the rectangle of their aspect ratio.
 
     Args:
         net: A classifier of a window. A background class takes part in the softmax, and is left out of the result.
-        image: As in `propose`.
+        image, value_range: As in `propose`.
         boxes: [n, 4] in pixels of the image.
         square: See `ops.boxes.squares_around`.
 
@@ -94,17 +105,26 @@ def classify_boxes(net: Net, image: Tensor, boxes: Tensor, *, square: str = SQUA
         InputError: For another square and for NaN.
         ValueError: For other shapes.
     """
-    image, (height, width) = as_image(image, net.in_channels), net.geometry.window
+    net = as_net(net)
+    if not isinstance(boxes, Tensor):
+        raise TypeError(f"boxes must be a tensor [n, 4], not {type(boxes).__name__}; torch.as_tensor makes one")
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [n, 4], not {tuple(boxes.shape)}")
     if not boxes.isfinite().all():
         raise InputError("boxes hold NaN or infinite numbers")
+    return _classify_boxes(net, one_image(net, image, value_range), boxes, square)
+
+
+@torch.no_grad()
+def _classify_boxes(net: Net, image: Tensor, boxes: Tensor, square: str) -> Tensor:
+    """`classify_boxes` of an image [C, H, W]."""
+    image, (height, width) = as_batch(image, net.in_channels)[0], net.geometry.window
     aspect = width / height
     # In these coordinates a window is a square.
     scaled = boxes / boxes.new_tensor([aspect, 1, aspect, 1])
     squares = squares_around(scaled, (image.shape[1], image.shape[2] / aspect), square)
     edges_of = (squares * squares.new_tensor([aspect, 1, aspect, 1])).tolist()
-    chunks = [torch.empty(0, net.num_foreground_classes, device=net.device)]
+    chunks = [torch.empty(0, net.num_foreground_classes, dtype=torch.float32, device=net.device)]
     with eval_mode(net):
         for start in range(0, len(edges_of), SQUARE_BATCH):
             crops = [resize_crop(image, edges, (height, width)) for edges in edges_of[start : start + SQUARE_BATCH]]
@@ -118,9 +138,9 @@ def classify_boxes(net: Net, image: Tensor, boxes: Tensor, *, square: str = SQUA
 
 
 def detect_multibox(
-    model: MultiBox, net: Net | None, image: Tensor, *, crops: str = "both",
+    model: MultiBox, net: Net | None, image: ImageLike, *, crops: str = "both",
     max_detections: int = ProposalConfig.max_detections, nms_iou_threshold: float = ProposalConfig.nms_iou_threshold,
-    score_threshold: float = SCORE_THRESHOLD, square: str = SQUARES[0],
+    score_threshold: float = SCORE_THRESHOLD, square: str = SQUARES[0], value_range: ValueRange | None = None,
 ) -> Detections:  # fmt: skip
     """The objects in an image, best first: the highest-confidence boxes of `propose`, classified (section 4.2.2).
 
@@ -128,7 +148,7 @@ def detect_multibox(
     threshold. For one box per class, as the localization task asks, see `dense.detections.best_per_class`.
 
     Args:
-        model, image, crops, nms_iou_threshold: As in `propose`.
+        model, image, crops, nms_iou_threshold, value_range: As in `propose`.
         net: Classifies the boxes, see `classify_boxes`; None: the boxes of `propose` with their own labels.
         max_detections: Boxes that are classified.
         score_threshold: Lowest score of a detection.
@@ -140,15 +160,17 @@ def detect_multibox(
     Raises:
         InputError: As `propose` and `classify_boxes`; for a model with K boxes per class together with a net.
     """
-    if max_detections < 1:
-        raise ArgumentError("max_detections", f"must be 1 or more, not {max_detections}")
+    check_count("max_detections", max_detections)
     check_fraction("score_threshold", score_threshold)
+    model, net = as_multibox(model), None if net is None else as_net(net)
     if net is not None and model.class_names is not None:
         raise InputError("the model's boxes have classes already; leave the classifier out")
-    proposals = propose(model, image, crops=crops, nms_iou_threshold=nms_iou_threshold)[:max_detections]
+    check_fraction("nms_iou_threshold", nms_iou_threshold)
+    pixels = one_image(model.net, image, value_range)
+    proposals = _propose(model, pixels, crops, nms_iou_threshold)[:max_detections]
     if net is None:
         return proposals[proposals.scores >= score_threshold]
-    probabilities = classify_boxes(net, image, proposals.boxes, square=square)
+    probabilities = _classify_boxes(net, pixels, proposals.boxes, square)
     return with_classes(proposals, probabilities, score_threshold=score_threshold)
 
 

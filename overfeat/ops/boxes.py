@@ -16,8 +16,8 @@ COMPILED_NMS = 500  # boxes; more of them are worth the import of numba
 MAX_COORDINATE = 1e9  # pixels; squares of larger ones would come near the limits of float32
 # Box coders, each with the code of a box of half the window's sides in its centre.
 BOX_CODERS = {
-    "xyxy": torch.tensor([0.25, 0.25, 0.75, 0.75]),
-    "cxcywh": torch.tensor([0.5, 0.5, 0.5, 0.5]).where(torch.tensor([True, True, False, False]), -math.log(2)),
+    "xyxy": torch.tensor([0.25, 0.25, 0.75, 0.75], dtype=torch.float32),
+    "cxcywh": torch.tensor([0.5, 0.5, -math.log(2), -math.log(2)], dtype=torch.float32),
 }
 
 

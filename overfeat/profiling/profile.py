@@ -11,16 +11,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from overfeat.classification.predict import classify
+from overfeat.data.arrays import ImageLike
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.context import half_size
 from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import Grid, grids
+from overfeat.dense.inputs import one_image
 from overfeat.dense.scales import add_margin
 from overfeat.detection.predict import detect
 from overfeat.files import atomic_write
 from overfeat.localization.predict import localize
 from overfeat.models.geometry import Stride
-from overfeat.models.net import Net, Regressor, as_image
+from overfeat.models.net import Net, Regressor
+from overfeat.models.wrappers import as_net
 from overfeat.profiling import REPEATS
 from overfeat.profiling.measure import machine, seconds, synchronize
 from overfeat.profiling.peaks import measured_peaks
@@ -29,7 +32,7 @@ from overfeat.regions import REMAINING_FC, collect_timings
 
 
 def profile(
-    net: Net, image: Tensor, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
+    net: Net, image: ImageLike, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
     memory_limit: int = MEMORY_LIMIT, regressor: Regressor | None = None, repeats: int = REPEATS,
     trace: Path | None = None,
 ) -> dict:  # fmt: skip
@@ -37,7 +40,7 @@ def profile(
 
     Args:
         net: A classifier or detector.
-        image: [C, H, W] or [1, C, H, W], float or uint8 in 0..255, RGB for a net of 3 channels.
+        image: A path, a PIL image, an array or a tensor, see `each_image`.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         regressor: With one, the whole is `localize`, or `detect` for a net with background, including the boxes.
         repeats: Measurements, of which the medians count.
@@ -51,7 +54,8 @@ def profile(
         after; the better counts.
     """
     config = DenseConfig(scales, flip, stride, memory_limit)
-    return _profile(net, as_image(image, net.in_channels), config, regressor, repeats, trace)
+    net = as_net(net)
+    return _profile(net, one_image(net, image), config, regressor, repeats, trace)
 
 
 def _profile(

@@ -1,7 +1,5 @@
 """Dense evaluation of nets that are not built in, against every window cropped out of the resized images."""
 
-import warnings
-
 import pytest
 import torch
 from cropped_net import CroppedNet, all_windows
@@ -271,19 +269,8 @@ def test_quick_bounds_are_bounds(borders):
 
 def test_images_of_other_kinds_are_refused_with_the_remedy():
     pixels = torch.zeros(60, 50, 3)
-    for images, remedy in ((pixels, "permute"), (pixels.numpy(), "from_numpy"), (pixels.long(), r"\.float\(\)")):
+    for images, remedy in ((pixels, "permute"), (pixels.long(), r"\.float\(\)")):
         with pytest.raises(ValueError, match=rf"images must be .*{remedy}"):
             as_batch(images)
-
-
-def test_images_in_unit_range_are_warned_of():
-    """Where pixels are divided by the net; a net that takes them as they are may take any range."""
-    module, pixels = small_module(3, (18, 18), 3), torch.rand(3, 20, 20)
-    net = densify(module, 18, std=255)
-    with pytest.warns(UserWarning, match=r"multiply images in 0\.\.1 by 255"):
-        overfeat.score_maps(net, pixels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        overfeat.score_maps(net, pixels * 255)
-        overfeat.score_maps(net, torch.ones(3, 20, 20, dtype=torch.uint8))
-        overfeat.score_maps(densify(module, 18), pixels)
+    with pytest.raises(TypeError, match=r"images must be a tensor, not ndarray; .*as_tensor"):
+        as_batch(pixels.numpy())
