@@ -70,7 +70,7 @@ class WriteError(InputError):
     """A file could not be written: no space, no permission. Trying the next one is of no use."""
 
 
-def with_path(path: object, error: Exception) -> str:
+def with_path(path: object, error: Exception | str) -> str:
     """The error's message as one line, after the path unless it contains it."""
     return printable(error if printable(path) in printable(error) else f"{path}: {error}")
 

@@ -65,7 +65,8 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classify the images."""
     if args.features or args.layer is not None:
-        refuse_options(args, ("voting", "heat_map", *DENSE), "-f and -L")
+        unused = ("voting", "heat_map", *(name for name in DENSE if name != "memory_limit"))
+        refuse_options(args, unused, "-f and -L")
         args.format = "text"  # as the 2013 program prints
         return features.run(args)
     refuse_options(args, UNUSED[args.voting], f"--voting {args.voting}")
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         for entry in top:
             print(f"{printable(entry['class'])} {entry['score']:.6g}")
 
-    return process_images(images, partial(read_image, max_pixels=args.max_pixels), process, output)
+    return process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process, output)
 
 
 def _scores(net: "Net", image: "Tensor", args: argparse.Namespace) -> "Tensor":

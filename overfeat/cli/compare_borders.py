@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         results.append(compare_borders(net, image, scales=scales, stride=stride, memory_limit=memory_limit))
         print(f"{printable(path)}: {results[-1]}")
 
-    status = process_images(images, partial(read_image, max_pixels=args.max_pixels), process)
+    status = process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process)
     if len(results) > 1:
         print(f"all images: {combine(results)}")
     return status

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             print(printable(path))
         _print(path, objects, args.min_score)
 
-    status = process_images(images, partial(read_image, max_pixels=args.max_pixels), process, output)
+    status = process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process, output)
     if output:
         _write_coco(args.out, args.coco_ids, names)
     return status

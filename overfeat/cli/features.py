@@ -14,8 +14,10 @@ Examples:
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -29,10 +31,12 @@ from overfeat.cli.options import add_options, refuse_options
 from overfeat.cli.results import add_out, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.errors import InputError, printable
+from overfeat.files import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from overfeat.models.layers import NetLayer
     from overfeat.models.net import Net
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
@@ -48,8 +52,10 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="npz", help=help)
     help = "a file for one image, a folder for several; a second run into a folder continues (default: IMAGE.npz or "
     add_out(parser, help + "IMAGE.safetensors here; text goes to standard output)", "FILE|FOLDER")
+    help = "write over a FILE that holds something else than features, too"
+    parser.add_argument("--overwrite", action="store_true", help=help)
     add_net_options(parser, module=ModuleOptions)
-    add_options(parser, DenseConfig, skip=("scales", "flip", "memory_limit"))
+    add_options(parser, DenseConfig, skip=("scales", "flip"))
 
 
 def add_layer(container: argparse._ActionsContainer, help: str) -> None:
@@ -59,58 +65,90 @@ def add_layer(container: argparse._ActionsContainer, help: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the features of the images."""
-    import torch
-
-    from overfeat.models.net import as_batch
+    from overfeat.dense.layer_output import layer_output
 
     net = load_net(args)
-    layer, layer_output = _layer(net, args)
+    name, layer = _layer(net, args)
     images = find_images(args)
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
     if args.out and any(args.out.resolve() == path.resolve() for path in images):
         raise InputError(f"-o {args.out}: is the image itself; name another file")
-    output = None
-    if args.out and not single:
-        settings = {"command": "features", "layer": layer, "format": args.format, **net_settings(args, net)}
-        if net.geometry.any_stride:
-            settings["stride"] = args.stride or net.default_stride
-        output = result_folder(args.out, images, settings, SUFFIXES[args.format])
+    target = _targets(args, net, name, images, single)
 
     def process(path: Path, image: "Tensor") -> None:
-        image = as_batch(image, net.in_channels)
         if net.geometry.any_stride:
-            size = (image.shape[2], image.shape[3])
+            size = (image.shape[1], image.shape[2])
             note_unseen(path, net, size, DenseConfig(scales=(1.0,), flip=False, stride=args.stride))
-        with torch.no_grad():
-            features = layer_output(image.to(net.device))[0].cpu().contiguous()
-        if not args.out and args.format == "text":
+        features = layer_output(net, layer, image, memory_limit=args.memory_limit)
+        if target is None:
             _write_text(features, sys.stdout)
             return
-        target = output(path) if output else args.out or Path(images[path] + SUFFIXES[args.format])
-        _write(features, layer, target, args.format)
-        print(f"{printable(target)}: layer {layer}, {' x '.join(map(str, features.shape))}")
+        _write(features, name, target(path), args.format)
+        print(f"{printable(target(path))}: layer {name}, {' x '.join(map(str, features.shape))}")
 
-    return process_images(images, partial(read_enlarged, net, max_pixels=args.max_pixels), process, output)
+    read = partial(read_enlarged, net, max_pixels=args.max_pixels)
+    return process_images(args, images, read, process, None if single else target)
 
 
-def _layer(net: "Net", args: argparse.Namespace) -> "tuple[int | str, Callable[[Tensor], Tensor]]":
-    """The layer's number or name, and a function from images to its output [N, channels, height, width]."""
+def _targets(
+    args: argparse.Namespace, net: "Net", layer: int | str, images: dict[Path, str], single: bool
+) -> Callable[[Path], Path] | None:
+    """The file of each image's features, checked before the work; None for standard output."""
+    suffix = SUFFIXES[args.format]
+    if not args.out and args.format == "text":
+        return None
+    if single:
+        (name,) = images.values()
+        target = args.out or Path(name + suffix)
+        check_writable(target)
+        overwrite = "overwrite" in args  # not of classify -f
+        if target.exists() and not (overwrite and args.overwrite) and not _holds_features(target):
+            remedy = "name another file" + ", or --overwrite it" * overwrite
+            raise InputError(f"{target}: exists and holds no features; {remedy}")
+        return lambda path: target
+    settings = {"command": "features", "layer": layer, "format": args.format, **net_settings(args, net)}
+    if net.geometry.any_stride:
+        settings["stride"] = args.stride or net.default_stride
+    return result_folder(args.out, images, settings, suffix)
+
+
+def _layer(net: "Net", args: argparse.Namespace) -> "tuple[int | str, NetLayer]":
+    """The layer's number or name, and the layer."""
+    from overfeat.densify.layer import ConvertedLayer
     from overfeat.densify.net import DensifiedNet
+    from overfeat.models.layers import BuiltInLayer
     from overfeat.models.overfeat import OverFeat
 
     if isinstance(net, DensifiedNet):
         name = args.layer or net.program.outputs[net.outputs.scores].name
-        net.node(name)  # an unknown name is an error before the first image
-        return name, partial(net.layer_output, name=name, stride=args.stride or net.default_stride)
+        return name, ConvertedLayer(net, name, args.stride or net.default_stride)
     assert isinstance(net, OverFeat)
     refuse_options(args, ("stride",), "layers of overfeat's own nets")
     architecture = net.architecture
     last, given = len(architecture.layers) - 1, args.layer or str(architecture.feature_layer)
     if not (given.isdecimal() and int(given) <= last):
         raise InputError(f"-L {given}: the {architecture.name} net has layers 0..{last}")
-    return int(given), partial(net.layer_output, number=int(given))
+    return int(given), BuiltInLayer(net, int(given))
+
+
+def _holds_features(path: Path) -> bool:
+    """Whether `_write` wrote a file, in any format."""
+    import numpy as np
+    from safetensors import safe_open
+
+    with open(path, "rb") as file:
+        start = file.read(1000)
+    if re.fullmatch(rb"\d+ \d+ \d+\n[-+.\dainf e]*\n?", start):
+        return True
+    with suppress(Exception):  # each has many errors for what is not its file
+        with np.load(path) as arrays:
+            return set(arrays) == {"features", "layer"}
+    with suppress(Exception):
+        with safe_open(path, "np") as tensors:
+            return set(tensors.keys()) == {"features"} and set(tensors.metadata()) == {"layer"}
+    return False
 
 
 def _write(features: "Tensor", layer: int | str, target: Path, file_format: str) -> None:

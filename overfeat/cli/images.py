@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overfeat.cli.messages import message_of, out_of_memory
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import InputError, WriteError, with_path
 from overfeat.options import positive
@@ -77,15 +78,16 @@ def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
 
 
 def process_images(
-    images: Collection[Path], read: Callable[[Path], "Tensor"], process: Callable[[Path, "Tensor"], None],
-    output: Callable[[Path], Path] | None = None,
+    args: argparse.Namespace, images: Collection[Path], read: Callable[[Path], "Tensor"],
+    process: Callable[[Path, "Tensor"], None], output: Callable[[Path], Path] | None = None,
 ) -> int:  # fmt: skip
     """Process every image, and list the bad ones at the end; returns the exit status, 1 if any image failed.
 
     The next image is read while one is processed.
 
     Images whose result, output(path), exists are skipped, so that a second run continues an interrupted one. A result
-    that cannot be written ends the run: the next one could not be written either.
+    that cannot be written ends the run: the next one could not be written either. An image for which the memory does
+    not suffice is a bad one.
     """
     from tqdm import tqdm
 
@@ -101,10 +103,11 @@ def process_images(
             process(path, image.result())
         except WriteError:
             raise
-        except InputError as error:
-            if len(images) == 1:
+        except (InputError, MemoryError, RuntimeError) as error:
+            message = message_of(args, error) if isinstance(error, InputError) else out_of_memory(args, error)
+            if len(images) == 1 or message is None:
                 raise
-            failed.append(with_path(path, error))
+            failed.append(with_path(path, message))
             tqdm.write(f"skipped: {failed[-1]}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)

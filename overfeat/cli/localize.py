@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             x1, y1, x2, y2 = entry["box"]
             print(f"{printable(entry['class'])} {entry['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
 
-    return process_images(images, partial(read_image, max_pixels=args.max_pixels), process, output)
+    return process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process, output)
 
 
 def _entries(predictions: "Detections", names: list[str]) -> list[dict]:

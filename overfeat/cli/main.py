@@ -24,8 +24,8 @@ from overfeat.cli import (
     train,
 )
 from overfeat.cli.completion import PrintCompletion
-from overfeat.cli.options import flag_of
-from overfeat.errors import ArgumentError, InputError, printable
+from overfeat.cli.messages import message_of, out_of_memory, with_flags
+from overfeat.errors import InputError, printable
 
 COMMANDS = (
     classify, localize, detect, features, train, evaluate, profile, compare_borders, bench, convert, scenes, demo,
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
             default(message, category, filename, lineno, file, line)
         elif str(message) not in shown:
             shown.add(str(message))
-            print(f"warning: {printable(message)}", file=file or sys.stderr)
+            print(f"warning: {with_flags(args, printable(message))}", file=file or sys.stderr)
 
     warnings.showwarning = show
     try:
@@ -92,7 +92,7 @@ def _report_errors(args: argparse.Namespace) -> int:
             importlib.import_module("overfeat.fast")
         return args.run(args)
     except InputError as error:
-        return _fail(args, _message(args, error))
+        return _fail(args, message_of(args, error))
     except KeyboardInterrupt:
         return _fail(args, "interrupted; finished results are kept", 130)
     except BrokenPipeError:
@@ -101,25 +101,10 @@ def _report_errors(args: argparse.Namespace) -> int:
     except OSError as error:
         return _fail(args, f"{error.filename or 'a file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else ""
-        # torch is not imported for this: its error of a GPU has the name.
-        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if not out_of_memory and "tried to allocate" not in first:
+        message = out_of_memory(args, error)
+        if message is None:
             raise
-        advice = "lower --memory-limit, --batch-size or whatever else is large; for a GPU's memory, try --device cpu"
-        return _fail(args, f"out of memory ({first}); {advice}")
-
-
-def _message(args: argparse.Namespace, error: InputError) -> str:
-    """The error's message; an argument of the library is written as its flag."""
-    if isinstance(error, ArgumentError) and "parser" in args and (flag := flag_of(args.parser, error.argument)):
-        requirement, negative = error.requirement, flag.replace("--", "--no-", 1)
-        if negative in args.parser._option_string_actions:
-            for value, of_negative in {"must be False": "must be given", "must be True": "must be left out"}.items():
-                if requirement.startswith(value):
-                    flag, requirement = negative, requirement.replace(value, of_negative, 1)
-        return f"{error.report}{flag} {requirement}"
-    return str(error)
+        return _fail(args, message)
 
 
 def _fail(args: argparse.Namespace, message: str, status: int = 1) -> int:

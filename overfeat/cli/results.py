@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overfeat.cli.messages import with_flags
 from overfeat.errors import InputError, printable
 from overfeat.files import Journal, atomic_write, check_result, ensure_dir, write_json
 
@@ -135,7 +136,7 @@ def write_results(
         write_json(args.out, results)
         print(f"written to {printable(args.out)}")
     for message in results["unreadable"]:
-        print(f"not counted: {printable(message)}")
+        print(f"not counted: {with_flags(args, printable(message))}")
     if journal:
         journal.finish()
     if draw and args.plot:

@@ -1,6 +1,6 @@
 """Tiling: large maps are evaluated in tiles that fit a memory limit, to the same result."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from overfeat.dense.grid import Grid
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError
+from overfeat.models.geometry import Size
 from overfeat.models.net import InputSpan, Net
 
 
@@ -97,33 +98,52 @@ def plan_tiles(
 
     Whole images together where they fit; else tiles of one image, halved along the longer side until they fit.
     """
-    sides, budget = list(grid.shape), memory_limit // 2
+    budget = memory_limit // 2
 
-    def cost() -> int:
+    def cost(rows: slice, columns: slice) -> int:
         """Of one image."""
-        # In the middle of the image, where an output depends on pixels on all its sides.
-        rows, columns = (
-            slice((length - side) // 2, (length - side) // 2 + side)
-            for length, side in zip(grid.shape, sides, strict=True)
-        )
         tile = Tile(grid, index, slice(0, 1), rows, columns)
         return max(tile_bytes(net, tile, box_channels, budget // max(1, num_images)))
 
-    needed = cost()
-    while needed > budget and sides != [1, 1]:
+    sides, needed = fit_tile(net, grid.shape, budget, cost)
+    images = max(1, min(num_images, budget // needed)) if sides == grid.shape else 1
+    for batch in _slices(num_images, images):
+        for rows, columns in tiles_of(grid.shape, sides):
+            yield Tile(grid, index, batch, rows, columns)
+
+
+def fit_tile(net: Net, shape: Size, budget: int, cost: Callable[[slice, slice], int]) -> tuple[Size, int]:
+    """(rows, columns) of a tile of a map that fits the budget, and the bytes of one image that it needs.
+
+    The map's shape, the longer side halved until the tile fits. Raises InputError if a single output does not.
+
+    Args:
+        net: For the message.
+        cost: The bytes that these rows and columns need.
+    """
+    sides = list(shape)
+    while True:
+        # In the middle of the image, where an output depends on pixels on all its sides.
+        rows, columns = (
+            slice((length - side) // 2, (length - side) // 2 + side) for length, side in zip(shape, sides, strict=True)
+        )
+        needed = cost(rows, columns)
+        if needed <= budget:
+            return (sides[0], sides[1]), needed
+        if sides == [1, 1]:
+            limit, least = f"{budget / 2**19:.3g} MiB", -(-2 * needed >> 20)
+            one_window = f"one window of the {net.geometry.name} net"
+            problem = f"a memory limit of {limit} is too little for {one_window}; "
+            raise ArgumentError("memory_limit", f"must be at least {least} MiB", problem)
         longer = 0 if sides[0] >= sides[1] else 1
         sides[longer] = (sides[longer] + 1) // 2
-        needed = cost()
-    if needed > budget:
-        limit, one_window = f"{memory_limit / 2**20:.3g} MiB", f"one window of the {net.geometry.name} net"
-        raise InputError(
-            f"a memory limit of {limit} is too little for {one_window}; it needs {-(-2 * needed >> 20)} MiB"
-        )
-    images = max(1, min(num_images, budget // needed)) if tuple(sides) == grid.shape else 1
-    for batch in _slices(num_images, images):
-        for rows in _slices(grid.shape[0], sides[0]):
-            for columns in _slices(grid.shape[1], sides[1]):
-                yield Tile(grid, index, batch, rows, columns)
+
+
+def tiles_of(shape: Size, sides: Size) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) of the tiles of a map, in rows; the last ones may be smaller."""
+    for rows in _slices(shape[0], sides[0]):
+        for columns in _slices(shape[1], sides[1]):
+            yield rows, columns
 
 
 def _slices(length: int, size: int) -> list[slice]:

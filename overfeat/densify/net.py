@@ -18,6 +18,7 @@ from overfeat.densify.export import Program, label, submodule
 from overfeat.densify.fully_connected import kernel_of
 from overfeat.densify.head import HeadInput, find_head, head_input
 from overfeat.densify.interpreter import Interpreter
+from overfeat.densify.layer import ConvertedLayer
 from overfeat.densify.outputs import Outputs
 from overfeat.densify.table import cost_table
 from overfeat.densify.values import Axis, WindowGrid, windows_of
@@ -186,13 +187,9 @@ class DensifiedNet(Net):
             name: Of a submodule, such as "features.3", or of a node of the graph; InputError for any other.
         """
         images = as_batch(images, self.in_channels)
-        node, grid = self.node(name), self._whole_grid(images, stride)
-        nodes = self.program.nodes[: self.program.nodes.index(node) + 1]
-        interpreter = Interpreter(self.program, self.borders, fuse=False)
-        values = interpreter.run(
-            self._started(interpreter, images, grid), nodes, grid.num_windows, self.device, keep=[node]
-        )
-        return self._as_maps(windows_of(values[node]), grid)  # type: ignore[arg-type]
+        layer = ConvertedLayer(self, name, stride)
+        self._whole_grid(images, stride)
+        return layer.run(images, *self.image_spans((images.shape[2], images.shape[3]), stride))
 
     def node(self, name: str) -> Node:
         """The last node of the submodule of this name, or the node of this name."""
@@ -215,7 +212,7 @@ class DensifiedNet(Net):
             )
         return WindowGrid(len(images), ((height - window[0]) // pixels + 1, (width - window[1]) // pixels + 1), pixels)
 
-    def _started(
+    def start(
         self, interpreter: Interpreter, images: Tensor, grid: WindowGrid, offsets: Size = (0, 0)
     ) -> dict[Node, Any]:
         """The values before the first node: prepared images, without the pixels that no window sees."""
@@ -245,7 +242,7 @@ class DensifiedNet(Net):
         """See `Net.tile_features`."""
         grid = WindowGrid(len(crop), (rows.outputs, columns.outputs), self.geometry.stride(stride))
         shape, head = (len(crop), rows.outputs, columns.outputs), self.head
-        values = self._started(self.interpreter, crop, grid, (rows.offset, columns.offset))
+        values = self.start(self.interpreter, crop, grid, (rows.offset, columns.offset))
         if head is None:
             return TileFeatures(shape, None, self._outputs(values, self.program.nodes, grid.num_windows, crop.device))
         self.interpreter.run(values, head.body, grid.num_windows, crop.device, keep=[head.source])

@@ -16,6 +16,7 @@ from overfeat.models.backbone import FeatureLayers
 from overfeat.models.fc_layers import ConvList, fc_flat, first_fc
 from overfeat.models.flops import region_macs
 from overfeat.models.geometry import Size, Stride
+from overfeat.models.layers import BuiltInLayer
 from overfeat.models.memory import feature_bytes, head_bytes
 from overfeat.models.net import InputSpan, Net, Shape, as_batch, check_tensor
 from overfeat.models.receptive_field import input_span
@@ -204,7 +205,7 @@ class OverFeat(Net):
         self._check(images, check_size=pads is None)
         if self.backbone is not None:
             return self.backbone(self._normalised(images))
-        return self._run(images, self._steps, pads)
+        return self.run_layers(images, self._steps, pads)
 
     @overload
     def classifier(self, maps: Tensor, stride: Stride = "coarse") -> Tensor: ...
@@ -299,30 +300,24 @@ class OverFeat(Net):
             images: As in `forward`.
             number: Index into `architecture.layers`; InputError for one that the net does not have.
         """
-        layers = self.architecture.layers
-        if not 0 <= number < len(layers):
-            features = f"its features are layer {self.architecture.feature_layer}"
-            raise InputError(
-                f"the {self.architecture.name} net has layers 0..{len(layers) - 1}, not {number}; {features}"
-            )
+        layer = BuiltInLayer(self, number)
         self._check(images)
-        conv_part = len(self._steps) + (self.architecture.pool > 1)
-        if number < conv_part and self.backbone is not None:
-            maps = self.features(images) if number else self._normalised(images)
-            return F.max_pool2d(maps, self.architecture.pool) if layers[number].kind == "pool" else maps
-        if number < conv_part:
-            return self._run(images, layers[: number + 1])
-        fc_layers = self.fc_layers[: layers[number].index + 1]
-        maps, relu, pool = self.features(images), layers[number].kind == "threshold", self.architecture.pool
-        flat, (shape,) = fc_flat(fc_layers, [maps], pool, pool, last_relu=relu)
-        return flat.view(*shape, -1).permute(0, 3, 1, 2)
+        rows, columns = (
+            layer.input_span(axis, side, slice(0, layer.num_outputs(axis, side)))
+            for axis, side in enumerate(images.shape[2:])
+        )
+        output = layer.run(images, rows, columns)
+        return F.pad(output, [layer.pad] * 4) if layer.pad else output
 
     def _normalised(self, images: Tensor) -> Tensor:
         with region("normalise"):
             return self.normalise(images)
 
-    def _run(self, x: Tensor, layers: Sequence[Layer], pads: Pads | None = None) -> Tensor:
-        """Run feature layers; padding, convolution and ReLU are one op where all of them are asked for."""
+    def run_layers(self, x: Tensor, layers: Sequence[Layer], pads: Pads | None = None) -> Tensor:
+        """Run feature layers; padding, convolution and ReLU are one op where all of them are asked for.
+
+        pads: As in `features`.
+        """
         pad, step = 0, 0
         for number, layer in enumerate(layers):
             following = layers[number + 1].kind if number + 1 < len(layers) else None

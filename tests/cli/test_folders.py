@@ -30,7 +30,7 @@ def run(*arguments):
 def test_folders_in_a_folder(photos, tmp_path, capsys):
     command = ["classify", photos, "--weights", SHIPPED_WEIGHTS, "--scales", "1.0"]
     assert run(*command, "-o", tmp_path / "flat") == 0
-    assert "left out the folders below (`recursive` reads them)" in capsys.readouterr().err
+    assert "left out the folders below (--recursive reads them)" in capsys.readouterr().err
     assert run(*command, "-o", tmp_path / "all", "--recursive") == 0
     assert "left out" not in capsys.readouterr().err
     results = {path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*.json")}

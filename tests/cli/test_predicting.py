@@ -211,7 +211,10 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["classify", "-l", "{photo}"], "-l is the accurate net, which needs its weights"),
         (["classify", "-d", "missing", "{photo}"], "net_weight_0: no such file"),
         (["classify", "--weights", "{digits}", "--scales", "20x500", "{photo}"], "smaller than the small net's window"),
-        (["features", "--weights", "{digits}", "-o", "/dev/null", "{photo}"], "it is no regular file"),
+        (
+            ["features", "--weights", "{digits}", "-o", "/dev/null", "{photo}"],
+            "/dev/null: cannot be written; name a file",
+        ),
         (["features", "--weights", "{digits}", "{folder}"], "need a folder to go to"),
         (["features", "--weights", "{digits}", "{photo}", "-o", "{photo}"], "is the image itself"),
         (["convert", "--net", "fast", "{photo}", "{photo}"], "is the file to convert"),

@@ -66,7 +66,7 @@ def test_tiles_give_the_same_maps_as_whole_images(make_net, architecture, stride
 
 def test_too_little_memory_says_how_much(make_net):
     net = make_net("small")
-    with pytest.raises(InputError, match="MiB is too little for one window of the small net; it needs"):
+    with pytest.raises(InputError, match="too little for one window of the small net; memory_limit must be"):
         evaluate.score_maps(net, picture(60, 70), memory_limit=1000)
 
 

@@ -1,0 +1,43 @@
+"""The output of one layer for an image of any size, in tiles that fit a memory limit."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overfeat.dense.config import MEMORY_LIMIT
+from overfeat.dense.tiling import fit_tile, tiles_of
+from overfeat.models.layers import NetLayer
+from overfeat.models.net import InputSpan, Net, as_image, eval_mode
+
+
+@torch.no_grad()
+def layer_output(net: Net, layer: NetLayer, image: Tensor, *, memory_limit: int = MEMORY_LIMIT) -> Tensor:
+    """The output of a layer [channels, h, w] on the CPU, equal to that of the whole image up to rounding.
+
+    Args:
+        net: In evaluation mode or not; its output is that of evaluation.
+        layer: Of this net.
+        image: Float or uint8 [C, H, W] in 0..255, at least the window; see `as_image`.
+        memory_limit: Bytes for intermediate maps, beside image and output.
+    """
+    images = as_image(image, net.in_channels)[None]
+    size = (images.shape[2], images.shape[3])
+    shape = layer.num_outputs(0, size[0]), layer.num_outputs(1, size[1])
+
+    def spans(rows: slice, columns: slice) -> tuple[InputSpan, InputSpan]:
+        return layer.input_span(0, size[0], rows), layer.input_span(1, size[1], columns)
+
+    sides, _ = fit_tile(net, shape, memory_limit // 2, lambda *outputs: layer.tile_bytes(*spans(*outputs)))
+    output = torch.empty(0)
+    for rows, columns in tiles_of(shape, sides):
+        down, across = spans(rows, columns)
+        crop = images[:, :, down.start : down.stop, across.start : across.stop].to(net.device)
+        with eval_mode(net):
+            tile = layer.run(crop, down, across)[0]
+        if sides == shape:
+            output = tile.cpu().contiguous()
+            break
+        if not output.numel():
+            output = torch.empty(len(tile), *shape, dtype=tile.dtype)
+        output[:, rows, columns] = tile.cpu()
+    return F.pad(output, [layer.pad] * 4) if layer.pad else output
