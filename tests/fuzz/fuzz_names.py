@@ -18,7 +18,7 @@ from overfeat.cli.main import main
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.box_regressor import BoxRegressor
 
-CASES = 10
+CASES = 6
 OPTIONS = {
     "classify": ["--top-k", "1", "--scales", "1.0"],
     "localize": ["--scales", "1.0", "-n", "2"],

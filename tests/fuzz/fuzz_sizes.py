@@ -17,7 +17,7 @@ from overfeat.dense.grid import grids
 from overfeat.errors import InputError
 from overfeat.models.architecture import ARCHITECTURES
 
-CASES = 60
+CASES = 40
 SIDES = (1, 2, 3, 7, 20, 31, 46, 47, 48, 60, 83, 120)
 LIMITS = (1, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22)  # bytes
 MAX_PIXELS = 60_000  # of all scales; larger cases take too long
