@@ -49,7 +49,7 @@ TEST_NETS := facenet-pytorch==2.6.0 digit-recognizer-py==0.1.0
 # The speed measurements of BENCHMARKS.md, an hour on two cores; bench/accuracy/all.sh has those of accuracy.
 PROFILED := overfeat/assets/scenes/00012.png --net accurate
 bench: .venv/bench
-	$(BIN)/python -m bench dense classifier merge train end-to-end growth -o bench/results/suite/cpu.json
+	$(BIN)/python -m bench dense small-net classifier merge train end-to-end growth -o bench/results/suite/cpu.json
 	$(BIN)/python -m bench densify -o bench/results/suite/densify.json
 	test -e runs/multi/test.json || $(BIN)/overfeat scenes runs/multi --split test --count 600 --objects 0 8
 	$(BIN)/python -m bench.detect

@@ -92,9 +92,10 @@ def _headline(name: str, run: dict) -> str:
 {suite.headline(run)}
 
 `overfeat` is the library on the eager backend, `overfeat.fast` with `import overfeat.fast` (`-direct`: without
-Winograd convolutions); the others are plain PyTorch and MONAI. The measured peak is the highest rate of large GEMMs
-and convolutions in the same run. GFLOP/s count direct convolutions; Winograd convolutions need fewer multiplications
-and can exceed the peak. [All suites, speed targets, memory and growth](bench/results/suite/{name}.md).
+Winograd convolutions); the others are plain PyTorch, MONAI and, where measured, the same layers in ONNX Runtime and
+OpenVINO. The measured peak is the highest rate of large GEMMs and convolutions in the same run. GFLOP/s count direct
+convolutions; Winograd convolutions need fewer multiplications and can exceed the peak.
+[All suites, speed targets, memory and growth](bench/results/suite/{name}.md).
 """
 
 

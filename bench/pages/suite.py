@@ -8,6 +8,7 @@ from bench.suite.runner import SINGLE_RUN_SECONDS
 TITLES = {
     "end-to-end": "an image to class scores",
     "dense": "every window of a scale",
+    "small-net": "every window of images of growing size, small net of ten classes",
     "classifier": "the classifier at every offset",
     "train": "training steps",
     "merge": "merging boxes",
@@ -29,7 +30,8 @@ CUDA graph, `default-memory`: the default memory limit. The last column of `over
 Minimal filtering needs fewer multiplications and can exceed the peak.
 """
 METHOD = f"""`overfeat` is the library on the eager backend and `overfeat.fast` with `import overfeat.fast` (`-direct`:
-without Winograd convolutions); `torch.eager` and `torch.compile` are plain PyTorch; the other implementations are in
+without Winograd convolutions); `torch.eager` and `torch.compile` are plain PyTorch; `onnxruntime` and `openvino` run
+the same layers, exported to ONNX with sizes left open, on as many threads; the other implementations are in
 `bench/suite/baselines.py`. Every result was compared with the case's reference (its first implementation, same dtype)
 before it was timed, except where the last column says otherwise, as of results that differ by design. The
 implementations of a case were timed in turns: median with the 20th and 80th percentile; what takes more than

@@ -40,6 +40,8 @@ from overfeat.models.overfeat import OverFeat
 from overfeat.ops import backend
 from overfeat.ops.backends.winograd import without_winograd
 
+SMALL_CLASSES = 10
+SMALL_SIZES = ((150, 170), (300, 300), (500, 500), (1000, 1000), (2000, 2000))  # height, width
 COMPARED_OUTPUTS = 64  # of each layer: comparing all gradients takes longer than the training step
 
 
@@ -53,6 +55,8 @@ def dense(machine: Machine) -> Iterator[Case]:
 
         implementations = machine.ours(partial(call, lambda net, image: net(image, "fine")))
         implementations |= machine.torch(eager, call)
+        if not machine.quick:
+            implementations |= machine.runtimes(machine.exported("accurate"), _exported(call))
         implementations[LOOP] = baseline(
             partial(call, lambda net, image: offset_loop(net, features(net, image))), cold=True
         )
@@ -64,6 +68,27 @@ def dense(machine: Machine) -> Iterator[Case]:
             flop=2 * (counts["features"] + counts["first"] + counts["rest"]),
             bytes_moved=weight_bytes("accurate") + 4 * CLASSES * counts["positions"],
         )  # fmt: skip
+
+
+def small_net(machine: Machine) -> Iterator[Case]:
+    """The small net on images of many sizes, fine stride: image to class scores of every window."""
+    exported = machine.exported("small", SMALL_CLASSES)
+    for dtype in machine.dtypes:
+        for size in SMALL_SIZES[1:2] if machine.quick else SMALL_SIZES:
+
+            def call(function: Callable[[OverFeat, Tensor], object], size=size, dtype: torch.dtype = dtype) -> object:
+                return function(machine.net("small", dtype, SMALL_CLASSES), machine.pixels(1, *size))
+
+            counts = stage_macs(ARCHITECTURES["small"], *size, SMALL_CLASSES, "fine")
+            implementations = machine.ours(partial(call, lambda net, image: net(image, "fine")))
+            implementations |= machine.torch(eager, call)
+            implementations |= machine.runtimes(exported, _exported(call), dtype)
+            yield Case(
+                "small-net", "small net", f"{_size(size)}, {counts['positions']} windows", EAGER, implementations,
+                partial(call, create_inputs), dtype,
+                2 * (counts["features"] + counts["first"] + counts["rest"]),
+                3 * size[0] * size[1] + 4 * SMALL_CLASSES * counts["positions"], 1,
+            )  # fmt: skip
 
 
 def classifier(machine: Machine) -> Iterator[Case]:
@@ -189,6 +214,8 @@ def end_to_end(machine: Machine) -> Iterator[Case]:
 
         ours = partial(call, lambda net, image: classify(net, image, flip=False))
         implementations = machine.ours(ours) | machine.torch(eager, by)
+        if not machine.quick:
+            implementations |= machine.runtimes(machine.exported("accurate"), _exported(by), dtype)
         if dtype == torch.float32 and not machine.quick:
             implementations[LOOP] = baseline(
                 partial(by, lambda net, image: offset_loop(net, features(net, image))), cold=True
@@ -216,6 +243,13 @@ def _each(function: Callable[[OverFeat, Tensor], Tensor]) -> Callable[[OverFeat,
     return lambda net, maps: [function(net, m) for m in maps]
 
 
+def _exported(
+    call: Callable[[Callable[[OverFeat, Tensor], Tensor]], object],
+) -> Callable[[Callable[[Tensor], Tensor]], object]:
+    """`call` for a function of the image alone, as an exported net is."""
+    return lambda run: call(lambda _, image: run(image))
+
+
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
@@ -223,6 +257,7 @@ def _size(size: tuple[int, int]) -> str:
 SUITES: dict[str, Callable[[Machine], Iterator[Case]]] = {
     **{name: partial(gpu_cases, name) for name in GPU_SUITES},
     "dense": dense,
+    "small-net": small_net,
     "classifier": classifier,
     "merge": merge,
     "train": train,

@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from bench.suite.machine import COMPILED, DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS
+from bench.suite.runtimes import ONNXRUNTIME, OPENVINO
 from overfeat.files import atomic_write
 
 HUES = {
     FAST: "#d1495b", DIRECT: "#e88b97", OURS: "#edae49", EAGER: "#30638e", COMPILED: "#00798c", LOOP: "#8d96a3",
-    NAIVE: "#5c5c5c", MONAI: "#a9a9a9",
+    NAIVE: "#5c5c5c", MONAI: "#a9a9a9", ONNXRUNTIME: "#6a4c93", OPENVINO: "#8ac926",
 }  # fmt: skip
 
 

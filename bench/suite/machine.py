@@ -15,11 +15,13 @@ from torch import Tensor
 
 from bench.suite.baselines import features, monai_windows, naive_windows
 from bench.suite.runner import Implementation, Run
+from bench.suite.runtimes import EXPORTER, IMAGE_SIZE, ONNXRUNTIME, OPENVINO, Exported, has_bfloat16
 from overfeat import ops
 from overfeat.data.resize import resize
 from overfeat.dense.scales import six_scales
 from overfeat.models.architecture import ARCHITECTURES, Architecture
 from overfeat.models.overfeat import OverFeat, build
+from overfeat.models.plain import PlainNet
 from overfeat.ops import backend
 
 OURS, FAST = "overfeat", "overfeat.fast"
@@ -35,8 +37,8 @@ SEPARATE, FUSED, EACH = f"{FAST}-separate", f"{FAST}-fused", f"{FAST}-each"  # p
 GRAPH, DEFAULT_MEMORY = f"{FAST}-graph", f"{FAST}-default-memory"
 IMPLEMENTATIONS = (
     OURS, FAST, *VARIANTS, SEPARATE, FUSED, EACH, GRAPH, DEFAULT_MEMORY,
-    EAGER, COMPILED, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
-    *(f"{name}-{borders}" for borders in (EXACT, NEIGHBOURS) for name in (OURS, FAST)),
+    EAGER, COMPILED, ONNXRUNTIME, OPENVINO, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
+    *(f"{name}-{borders}" for borders in (EXACT, NEIGHBOURS) for name in (OURS, FAST, ONNXRUNTIME, OPENVINO)),
 )  # fmt: skip
 CLASSES = 1000
 IMAGE = (375, 500)  # height, width: a common size of ImageNet images
@@ -96,9 +98,9 @@ class Machine:
         return [torch.float32, *([torch.bfloat16] if supported else [])]
 
     @functools.cache  # noqa: B019  (a Machine lives as long as the run)
-    def net(self, name: str | Architecture, dtype: torch.dtype) -> OverFeat:
-        """A net of 1,000 classes with random weights that keep the scale of the activations."""
-        net = _without_weights(name).to_empty(device=self.device)
+    def net(self, name: str | Architecture, dtype: torch.dtype, classes: int = CLASSES) -> OverFeat:
+        """A net with random weights that keep the scale of the activations."""
+        net = _without_weights(name, classes).to_empty(device=self.device)
         noise = torch.randn(NOISE_PERIOD, generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.no_grad():
             for layer in (*net.conv_layers, *net.fc_layers):
@@ -132,6 +134,43 @@ class Machine:
             implementations[FAST] = Implementation(torch.no_grad()(function), warmup=3)
         return implementations
 
+    def runtimes(
+        self, exported: Exported, call: Callable[[Callable[..., Tensor]], object],
+        dtype: torch.dtype = torch.float32, suffix: str = "", **more: object,
+    ) -> dict[str, Implementation]:  # fmt: skip
+        """call(function), where the function is an exported module in ONNX Runtime, and in OpenVINO."""
+        return {
+            name + suffix: baseline(partial(call, partial(exported.run, name, dtype)), **more)
+            for name in self._runtimes_for(dtype)
+        }
+
+    @functools.cache  # noqa: B019
+    def _runtimes_for(self, dtype: torch.dtype) -> list[str]:
+        """The runtimes that can run in this dtype; why the others cannot is recorded."""
+        both = f"{ONNXRUNTIME}, {OPENVINO}"
+        if self.device.type != "cpu":
+            self.run.skip(both, "they are measured on a CPU")
+            return []
+        if not self.has(EXPORTER, both):
+            return []
+        names = [name for name in (ONNXRUNTIME, OPENVINO) if self.has(name, name)]
+        if dtype == torch.bfloat16 and ONNXRUNTIME in names:
+            self.run.skip(f"{ONNXRUNTIME}, bfloat16", "it has no convolutions in bfloat16 on a CPU")
+            names.remove(ONNXRUNTIME)
+        if dtype == torch.bfloat16 and OPENVINO in names and not has_bfloat16():
+            self.run.skip(f"{OPENVINO}, bfloat16", "it does not support it on this processor")
+            names.remove(OPENVINO)
+        return names
+
+    @functools.cache  # noqa: B019
+    def exported(self, name: str, classes: int = CLASSES) -> Exported:
+        """A net with the weights of `net`, at fine stride, for other runtimes: images of any size -> logits."""
+        side = ARCHITECTURES[name].window + 4 * ARCHITECTURES[name].fine_stride
+        return Exported(
+            lambda: PlainNet(self.net(name, torch.float32, classes)),
+            lambda: [self.pixels(1, side, side + 4)], [IMAGE_SIZE],
+        )  # fmt: skip
+
     def torch(self, function: Callable[..., object], call: Callable[[Callable], object]) -> dict[str, Implementation]:
         """call(function) in eager PyTorch and, unless the run is quick, with the function under torch.compile."""
         implementations = {EAGER: baseline(partial(call, function))}
@@ -151,9 +190,9 @@ class Machine:
         return implementations
 
 
-def _without_weights(name: str | Architecture) -> OverFeat:
+def _without_weights(name: str | Architecture, classes: int = CLASSES) -> OverFeat:
     with torch.device("meta"):
-        return build(name, CLASSES)
+        return build(name, classes)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from overfeat.profiling.peaks import measured_peaks
 
 MAX_REPEATS = 15
 SINGLE_RUN_SECONDS = 10.0  # an implementation that takes longer is timed once
-PACKAGES = ("numpy", "numba", "monai", "ensemble-boxes")
+PACKAGES = ("numpy", "numba", "monai", "ensemble-boxes", "onnx", "onnxruntime", "openvino")
 
 
 class DeviceLost(InputError):

@@ -315,6 +315,7 @@ def test_one_suite_from_the_command_line(tmp_path, capsys, monkeypatch):
 def test_without_optional_packages(tmp_path):
     """As in `make gpu`, without a network: the suite and the profile need none of these packages."""
     missing = "pycocotools scipy monai ensemble_boxes matplotlib skimage mlxtend lazy_loader shtab".split()
+    missing += ["onnxscript", "onnxruntime", "openvino"]
     code = (
         "import sys\n"
         f"for name in {missing}: sys.modules[name] = None\n"
@@ -325,7 +326,7 @@ def test_without_optional_packages(tmp_path):
         "listed = [case for suite in cases.SUITES.values() for case in suite(this)]\n"
         "assert {case.suite for case in listed} == set(cases.SUITES) - set(kernels.GPU_SUITES)\n"
         "names = {name for case in listed for name in case.implementations}\n"
-        "assert machine.OURS in names and not names & {machine.MONAI, machine.NMS, machine.WBF}\n"
+        "assert machine.OURS in names and not names & {machine.MONAI, machine.NMS, machine.WBF, machine.OPENVINO}\n"
         "from bench.__main__ import main; from overfeat.cli.main import main as overfeat\n"
         "image, weights = sys.argv[1:]\n"
         "flags = ['--weights', weights, '--scales', '0.5', '--repeats', '1', '-o', 'out']\n"

@@ -1,0 +1,104 @@
+"""ONNX Runtime and OpenVINO as baselines: a module exported to ONNX, run on a CPU with torch's number of threads."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+EXPORTER = "onnxscript"  # what torch.onnx.export needs, beside onnx
+IMAGE_SIZE, BATCH_SIZE = (2, 3), (0,)  # dimensions that may vary: of images or maps; of windows or positions
+BFLOAT16_CAPABILITY = "BF16"
+OPTION_BY_DTYPE = {torch.float32: "f32", torch.bfloat16: "bf16"}
+Run = Callable[..., Tensor]
+
+
+class Exported:
+    """A module as an ONNX file, and sessions on it; both are made when first used and then kept.
+
+    Args:
+        module: Makes it, with weights in float32.
+        inputs: Makes an example of its inputs.
+        free: For each input, the dimensions whose sizes may differ from the example's.
+    """
+
+    def __init__(
+        self, module: Callable[[], nn.Module], inputs: Callable[[], Sequence[Tensor]], free: Sequence[Sequence[int]]
+    ):
+        self.module, self.inputs, self.free = module, inputs, free
+        self._sessions: dict[tuple[str, torch.dtype], Run] = {}
+
+    def run(self, runtime: str, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
+        """The module's output, float32; dtype: of the arithmetic."""
+        key = runtime, dtype
+        if key not in self._sessions:
+            threads = torch.get_num_threads()
+            self._sessions[key] = (
+                _onnxruntime(self.path, threads) if runtime == ONNXRUNTIME else _openvino(self.path, threads, dtype)
+            )
+        return self._sessions[key](*inputs)
+
+    @cached_property
+    def path(self) -> Path:
+        """The ONNX file, which is deleted with this object."""
+        self._folder = tempfile.TemporaryDirectory(prefix="overfeat-bench-")
+        path = Path(self._folder.name) / "module.onnx"
+        inputs = tuple(_as_input(tensor) for tensor in self.inputs())
+        sizes = [{dim: torch.export.Dim.DYNAMIC for dim in dims} for dims in self.free]
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports the operators of packages not installed
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            module = self.module().eval()
+            torch.onnx.export(module, inputs, path, dynamic_shapes=sizes, verbose=False)
+        return path
+
+
+def has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor."""
+    import openvino
+
+    return BFLOAT16_CAPABILITY in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _onnxruntime(path: Path, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Threads that spin after a run would slow down whatever is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [argument.name for argument in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        arrays: dict[str, Any] = {name: _as_input(t).numpy() for name, t in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
+
+
+def _openvino(path: Path, threads: int, dtype: torch.dtype) -> Run:
+    import openvino
+
+    options = {
+        "INFERENCE_NUM_THREADS": threads, "ENABLE_HYPER_THREADING": True, "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": OPTION_BY_DTYPE[dtype],
+    }  # fmt: skip
+    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+
+    def run(*inputs: Tensor) -> Tensor:
+        arrays = {number: _as_input(tensor).numpy() for number, tensor in enumerate(inputs)}
+        return torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
+
+    return run
+
+
+def _as_input(tensor: Tensor) -> Tensor:
+    """As the exported modules take it: pixels as float32, in rows."""
+    return (tensor.float() if tensor.dtype == torch.uint8 else tensor).contiguous()
