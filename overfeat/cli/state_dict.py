@@ -33,7 +33,7 @@ def load_state_dict(module: "nn.Module | ExportedProgram", path: Path) -> None:
     state = _match_prefix(state, own)
     _check_keys(module, own, state, path)
     for name, tensor in state.items():
-        if not tensor.isfinite().all():
+        if not tensor.to(own[name].dtype).isfinite().all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; the file or its training is broken")
     module.load_state_dict(state, strict=False)  # BatchNorm's num_batches_tracked may be missing
 
@@ -46,15 +46,12 @@ def _read(path: Path) -> object:
 
 
 def _read_safetensors(path: Path) -> dict[str, "Tensor"]:
-    from safetensors import SafetensorError, safe_open
+    from overfeat.models.checkpoint import read_safetensors
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            if "overfeat" in (file.metadata() or {}):
-                raise InputError(f"{path}: holds a net of overfeat's own; leave --module out")
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    metadata, tensors = read_safetensors(path)
+    if "overfeat" in metadata:
+        raise InputError(f"{path}: holds a net of overfeat's own; leave --module out")
+    return tensors
 
 
 def _read_torch(path: Path) -> object:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from overfeat.errors import ArgumentError, InputError, shorten
+from overfeat.errors import ArgumentError, InputError, printable, shorten
 from overfeat.files import atomic_write
 from overfeat.models.architecture import Architecture
 from overfeat.models.backbone import FeatureLayers
@@ -212,7 +212,7 @@ def _consistent(path: str | os.PathLike, part: str, remedy: str = "") -> Iterato
     try:
         yield
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
-        why = str(error)[:MAX_REASON]
+        why = printable(error)[:MAX_REASON]
         if isinstance(error, KeyError):
             why = f"{error.args[0]} is missing"
         elif isinstance(error, RuntimeError):  # of torch, at times with a stack of C++
@@ -243,15 +243,21 @@ def fill(module: Module, tensors: dict[str, torch.Tensor]) -> Module:
     return module
 
 
-def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata of a file that overfeat wrote, and the tensors whose names `select` accepts."""
+def read_safetensors(
+    path: str | os.PathLike, select: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata of a safetensors file, and the tensors whose names `select` accepts. Raises InputError."""
     path = existing_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys() if select(name)}
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys() if select(name)}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+        raise InputError(f"{path}: not a readable safetensors file ({printable(error)[:MAX_REASON]})") from error
+
+
+def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata of a file that overfeat wrote, and the tensors whose names `select` accepts."""
+    metadata, tensors = read_safetensors(path, select)
     if metadata.get("overfeat") != FORMAT:
         problem = "a safetensors file, but not one that this version of overfeat wrote"
         remedy = "make one with `overfeat train` or `overfeat convert`, or give the module that it is of (--module)"
