@@ -118,10 +118,9 @@ def _without_large_text(file: BinaryIO) -> BinaryIO:
     file.seek(0)
     if not large:
         return file
-    content = bytearray(file.read())
-    for start, end in reversed(large):
-        del content[start:end]
-    return io.BytesIO(content)
+    content = file.read()
+    starts, ends = [0, *(end for _, end in large)], [*(start for start, _ in large), len(content)]
+    return io.BytesIO(b"".join(content[start:end] for start, end in zip(starts, ends, strict=True)))
 
 
 def _is_large(kind: bytes, content: bytes) -> bool:

@@ -142,6 +142,6 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, without one. Other tags do not matter, whatever they hold."""
+    """The EXIF orientation; 1, upright, without a valid one. Other tags do not matter, whatever they hold."""
     value = image.getexif().get(ORIENTATION, 1)
-    return value if isinstance(value, int) else 1
+    return value if isinstance(value, int) and value in STORED else 1

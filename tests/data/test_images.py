@@ -131,6 +131,14 @@ def test_exif_rotation_of_a_jpeg(tmp_path):
     assert image.shape == (3, 32, 16) and image[:, :14].min() > 240 and image[:, 18:].max() < 15
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_is_none_is_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = read_image(saved(tmp_path, Image.fromarray(GRADIENT), exif=exif))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), GRADIENT)
+
+
 def exif_bytes(*entries):
     """An EXIF block with tags (tag, type, count, value), of which the first need not suit the second."""
     body, data, offset = struct.pack("<H", len(entries)), b"", 14 + 12 * len(entries)

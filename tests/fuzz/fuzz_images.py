@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 import torch
 from harness import mutate, refused
-from PIL import Image
+from PIL import Image, ImageOps
 
 import overfeat
 from overfeat.data.images import PNG, VECTOR_FORMATS, read_image
@@ -31,6 +31,7 @@ MODES = (
 COMPRESSIONS = (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg", "group3", "group4", "tiff_ccitt", "lzma", "zstd")
 SIZES = ((1, 1), (3, 2), (16, 16), (33, 17), (1, 40), (64, 48))
 PHOTOMETRIC = ("rgb", "minisblack", "miniswhite")
+WITH_EXIF, ORIENTATION = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"), 0x0112
 LOSSLESS = ("BMP", "DIB", "IM", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF")
 UNREADABLE = (*VECTOR_FORMATS, "SPIDER", "PDF", "PALM", "BUFR", "GRIB", "HDF5", "XVTHUMB")
 Image.init()
@@ -82,11 +83,17 @@ def written_by_pillow(rng: random.Random) -> Written:
         image, file = picture(mode, rng.choice(SIZES), rng), io.BytesIO()
         try:
             chosen = options(kind, rng)
-            image.save(file, kind, **chosen)
+            if kind in WITH_EXIF and rng.random() < 0.3:
+                chosen["exif"] = exif = random_exif(rng)
+                image.save(file, kind, **chosen)
+                image.getexif()[ORIENTATION] = exif[ORIENTATION]
+                image = ImageOps.exif_transpose(image)
+            else:
+                image.save(file, kind, **chosen)
         except Exception:
             continue  # this format does not have this mode or these options
         pixels = None
-        if kind in LOSSLESS and mode in ("L", "RGB") and not chosen.keys() & {"transparency", "exif"}:
+        if kind in LOSSLESS and mode in ("L", "RGB") and "transparency" not in chosen:
             pixels = np.asarray(image.convert("RGB")).astype(int) if chosen.get("compression") != "jpeg" else None
         size = None if kind in ("ICO", "ICNS") else (image.height, image.width)
         readable = mode not in ("I", "F") and kind not in UNREADABLE
@@ -127,18 +134,21 @@ def written_by_tifffile(rng: random.Random) -> Written:
     return Written(name, file.getvalue(), size, expected, not unknown_to_pillow)
 
 
+def random_exif(rng: random.Random) -> Image.Exif:
+    """An orientation, valid or not, and another tag."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = rng.choice((1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 65535))
+    exif[rng.choice((0x10F, 0x132, 0x9003))] = rng.choice(("text", "x" * 300))
+    return exif
+
+
 def options(kind: str, rng: random.Random) -> dict[str, Any]:
-    """Random options of a format: compression, frames, EXIF, transparency, profile."""
+    """Random options of a format: compression, frames, transparency, profile."""
     chosen: dict[str, Any] = {}
     if kind == "TIFF":
         chosen["compression"] = rng.choice(COMPRESSIONS)
     if kind in ("GIF", "TIFF", "PNG", "WEBP") and rng.random() < 0.2:
         chosen |= {"save_all": True, "append_images": [Image.new("RGB", (1, 1), "red")]}
-    if kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO") and rng.random() < 0.3:
-        exif = Image.Exif()
-        exif[0x0112] = rng.choice((1, 1, 0, 9, 3))
-        exif[rng.choice((0x10F, 0x132, 0x9003, 0x11A))] = rng.choice(("text", "x" * 300))
-        chosen["exif"] = exif.tobytes()
     if kind in ("PNG", "GIF") and "save_all" not in chosen and rng.random() < 0.3:
         chosen["transparency"] = rng.randrange(256)
     if kind in ("JPEG", "PNG", "TIFF", "WEBP") and rng.random() < 0.2:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import harness
@@ -36,10 +36,9 @@ def run_target(name: str, seed: int, seconds: float) -> dict:
             _add(failures, problem["failure"], seed, problem["text"])
             outcomes["failed"] += 1
             seed += 1
-    cases = sum(outcomes.values())
-    print(f"{name}: {cases:,} cases, {len(failures)} kinds of failures", flush=True)
-    result = {"tried": page.first_line(name), "cases": cases, "seconds": round(time.monotonic() - start)}
-    return result | {"outcomes": dict(sorted(outcomes.items())), "failures": failures}
+    result = {"tried": page.first_line(name), "cases": sum(outcomes.values())}
+    result |= {"seconds": round(time.monotonic() - start), "outcomes": dict(sorted(outcomes.items()))}
+    return result | {"failures": failures}
 
 
 def run_worker(
@@ -92,14 +91,13 @@ def _add(failures: dict[str, dict], kind: str, seed: int, text: str) -> None:
     failures[kind]["count"] += 1
 
 
-def report(results: dict[str, dict]) -> int:
-    """Print counts and failures; the exit status, 1 for failures."""
-    for name, result in results.items():
-        print(f"\n{name}: {result['cases']:,} cases in {result['seconds']} s: {page.counts(result['outcomes'])}")
-        for kind, failure in result["failures"].items():
-            print(f"  {failure['count']} times {kind}, first: python tests/fuzz {name} --seed {failure['seed']}")
-            print("    " + failure["text"].strip().replace("\n", "\n    "))
-    return int(any(result["failures"] for result in results.values()))
+def report(name: str, result: dict) -> str:
+    """Counts and failures of a target."""
+    lines = [f"{name}: {result['cases']:,} cases in {result['seconds']} s: {page.counts(result['outcomes'])}"]
+    for kind, failure in result["failures"].items():
+        lines.append(f"  {failure['count']} times {kind}, first: python tests/fuzz {name} --seed {failure['seed']}")
+        lines += [f"    {line}" for line in failure["text"].strip().split("\n")]
+    return "\n".join(lines)
 
 
 def write(results: dict[str, dict], file: Path) -> None:
@@ -129,9 +127,12 @@ def main() -> int:
     first = random.SystemRandom().randrange(10**6, 10**12)
     jobs = min(args.jobs, len(targets))
     seconds = args.budget * jobs / len(targets)
+    results = {}
     with ThreadPoolExecutor(jobs) as pool:
-        runs = pool.map(lambda name: run_target(name, first, seconds), targets)
-        results = dict(zip(targets, runs, strict=True))
+        runs = {pool.submit(run_target, name, first, seconds): name for name in targets}
+        for run in as_completed(runs):
+            results[runs[run]] = run.result()
+            print(report(runs[run], run.result()), flush=True)
     if args.output:
-        write(results, args.output)
-    return report(results)
+        write({name: results[name] for name in targets}, args.output)
+    return int(any(result["failures"] for result in results.values()))
