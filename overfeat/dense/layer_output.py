@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat.dense.config import MEMORY_LIMIT
+from overfeat.dense.inputs import one_image
 from overfeat.dense.tiling import fit_tile, tiles_of
 from overfeat.models.layers import NetLayer
-from overfeat.models.net import InputSpan, Net, as_image, eval_mode
+from overfeat.models.net import InputSpan, Net, eval_mode
 
 
 @torch.no_grad()
@@ -17,10 +18,10 @@ def layer_output(net: Net, layer: NetLayer, image: Tensor, *, memory_limit: int 
     Args:
         net: In evaluation mode or not; its output is that of evaluation.
         layer: Of this net.
-        image: Float or uint8 [C, H, W] in 0..255, at least the window; see `as_image`.
+        image: Float or uint8 [C, H, W] in 0..255, at least the window.
         memory_limit: Bytes for intermediate maps, beside image and output.
     """
-    images = as_image(image, net.in_channels)[None]
+    images = one_image(net, image)[None]
     size = (images.shape[2], images.shape[3])
     shape = layer.num_outputs(0, size[0]), layer.num_outputs(1, size[1])
 

@@ -19,13 +19,14 @@ from overfeat.dense.candidates import Candidates, collect_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import Grid, grids
+from overfeat.dense.inputs import one_image
 from overfeat.detection.config import MATCH_THRESHOLD, MIN_SCORE, SCORE_THRESHOLD
 from overfeat.detection.predict import NMS_IOU_THRESHOLDS, combine
 from overfeat.errors import ArgumentError, InputError
 from overfeat.metrics.average_precision import Boxes, curve_of_matches, curves, ground_truth, match_class
 from overfeat.metrics.operating_points import best_f1
 from overfeat.models.geometry import Stride
-from overfeat.models.net import Net, Regressor, as_image
+from overfeat.models.net import Net, Regressor
 from overfeat.models.thresholds import POSTPROCESSES, DetectionThresholds
 from overfeat.ops.boxes import nms
 
@@ -90,7 +91,7 @@ def choose_thresholds(
     dense = DenseConfig(None, flip, stride, memory_limit)
 
     def collect(image: Tensor) -> tuple[Candidates, list[Grid]]:
-        image = as_image(image, net.in_channels)
+        image = one_image(net, image)
         own_grids = grids(net, (image.shape[1], image.shape[2]), dense)
         lowest = min(SCORE_THRESHOLDS)
         with warnings.catch_warnings():

@@ -253,11 +253,3 @@ def _grey(images: Tensor) -> Tensor:
     total = red + green + blue
     total = (total + (1 << 15)) >> 16 if images.dtype == torch.uint8 else total / (1 << 16)
     return total.to(images.dtype)
-
-
-def as_image(image: Tensor, channels: int = 3) -> Tensor:
-    """One image as [C, H, W] for a net of `channels`; ValueError for several."""
-    images = as_batch(image, channels)
-    if len(images) != 1:
-        raise ValueError(f"one image at a time; these are {len(images)}")
-    return images[0]
