@@ -10,6 +10,7 @@ from bench.pages import (
     detection,
     localization,
     multibox,
+    runtimes,
     six_scales,
     speed_detect,
     suite,
@@ -66,6 +67,7 @@ def page(runs: dict[str, dict], results: dict[str, dict], gpus: list[str]) -> st
     return "\n".join([
         HEAD.format(images=CELLS if micrographs else DIGITS),
         *(_headline(name, run) for name, run in runs.items() if suite.has_headline(run)),
+        *(_runtimes(name, run) for name, run in runs.items() if runtimes.summary(run)),
         _speed(runs["cpu"], results["speed-detect"]),
         *(_densify(name, run) for name, run in runs.items() if densify.rows_of(run)),
         _gpu(gpus),
@@ -96,6 +98,18 @@ Winograd convolutions); the others are plain PyTorch, MONAI and, where measured,
 OpenVINO. The measured peak is the highest rate of large GEMMs and convolutions in the same run. GFLOP/s count direct
 convolutions; Winograd convolutions need fewer multiplications and can exceed the peak.
 [All suites, speed targets, memory and growth](bench/results/suite/{name}.md).
+"""
+
+
+def _runtimes(name: str, run: dict) -> str:
+    return f"""### Beside ONNX Runtime and OpenVINO
+
+{measured_on(run)}
+
+{runtimes.summary(run)}
+
+The same layers, exported to ONNX, on as many threads, with equal results; exact evaluation of your own network is
+compared with cropped windows. [All rows](bench/results/suite/{name}.md).
 """
 
 

@@ -1,6 +1,6 @@
 """The suite's results: its page, the headline table of README and BENCHMARKS.md, and the speed targets."""
 
-from bench.pages import densify
+from bench.pages import densify, runtimes
 from bench.pages.tables import measured_on, milliseconds, number, table
 from bench.suite.machine import DIRECT, EAGER, FAST, LOOP, MONAI, NAIVE, OURS, PAPER_LOOP, WBF
 from bench.suite.runner import SINGLE_RUN_SECONDS
@@ -66,7 +66,8 @@ def headline(results: dict) -> str:
 
 def targets(results: dict) -> list[tuple[str, float, float, bool]]:
     """(name, measured, bound, whether the bound is a minimum) of every speed target of a complete run."""
-    return (_main_targets(results) if results["growth"] else []) + densify.targets(results)
+    main = _main_targets(results) if results["growth"] else []
+    return main + runtimes.targets(results) + densify.targets(results)
 
 
 def _main_targets(results: dict) -> list[tuple[str, float, float, bool]]:
@@ -133,6 +134,8 @@ def page(name: str, results: dict) -> str:
         sections.append(f"Failed: {entry['what']}: {entry['why'].splitlines()[0]}\n")
     if results["device"] == "cpu" and results["complete"] and targets(results):
         sections.append(f"## Targets\n\n{_target_table(results)}\n")
+    if beside := runtimes.summary(results):
+        sections.append(f"## Beside ONNX Runtime and OpenVINO\n\n{beside}\n")
     for suite, title in TITLES.items():
         rows = [row for row in results["rows"] if row["suite"] == suite]
         if rows:

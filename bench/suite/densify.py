@@ -26,7 +26,8 @@ from bench.suite.machine import (
     baseline,
 )
 from bench.suite.patch_nets import NORMALIZATION, PATCH_NETS, PatchClassifier, PatchNet
-from bench.suite.runner import Case
+from bench.suite.runner import Case, Implementation
+from bench.suite.runtimes import BATCH_SIZE, IMAGE_SIZE, Exported
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.net import Net
 from overfeat.models.overfeat import OverFeat
@@ -50,6 +51,11 @@ class Converted:
     def channels_last(self) -> PatchClassifier:
         """With the same weights."""
         return copy.deepcopy(self.module).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def exported(self) -> Exported:
+        """For other runtimes: normalised windows, any number of them -> outputs."""
+        return Exported(lambda: self.module, lambda: [torch.zeros(2, 3, *2 * (self.net.window,))], [BATCH_SIZE])
 
     @cached_property
     def exact(self) -> Net:
@@ -105,16 +111,24 @@ class EveryWindow:
         skipped = (self.count - self.block) * self.stride
         return self.image[:, :, skipped:, skipped:]
 
+    @property
+    def batch(self) -> int:
+        """Of cropped windows."""
+        return max(8, BATCH_PIXELS // self.net.window**2)
+
     def by_cropping(self, crop: Callable[..., Tensor], memory_format: torch.memory_format) -> Tensor:
         """`crop`: `cropped_windows` or `monai_patches`."""
-        batch = max(8, BATCH_PIXELS // self.net.window**2)
         last = memory_format == torch.channels_last
         module = self.converted.channels_last if last else self.converted.module
 
         def evaluate(crops: Tensor) -> Tensor:
             return outputs(module, crops.contiguous(memory_format=memory_format))
 
-        return crop(evaluate, self.corner, self.net.window, self.stride, batch)
+        return crop(evaluate, self.corner, self.net.window, self.stride, self.batch)
+
+    def cropped_for(self, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """`run`: the exported classifier in another runtime."""
+        return cropped_windows(run, self.corner, self.net.window, self.stride, self.batch)
 
     def by_fragments(self) -> Tensor:
         return self._last(fragments(self.converted.channels_last, self.image, self.net.window, self.stride))
@@ -122,6 +136,15 @@ class EveryWindow:
     def by_convolution(self) -> Tensor:
         units = self.stride // self.net.unit
         return self._last(fully_convolutional(self.converted.channels_last, self.image, self.net.cells, units))
+
+    def convolved_by(self, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """`run`: `convolutions` in another runtime."""
+        return self._last(run(self.pixels()))
+
+    @cached_property
+    def convolutions(self) -> Exported:
+        """For other runtimes: `by_convolution` of an image in 0..255, with its normalisation."""
+        return Exported(lambda: _Convolutions(self), lambda: [self.pixels()], [IMAGE_SIZE])
 
     def densified(self, borders: str) -> Tensor:
         return self._last(outputs(getattr(self.converted, borders), self.pixels(), self.stride))
@@ -152,6 +175,19 @@ class EveryWindow:
     def _on_meta(self) -> PatchClassifier:
         with torch.device("meta"):
             return self.net.make().eval()
+
+
+class _Convolutions(nn.Module):
+    """A patch classifier as convolutions over images [N, 3, H, W] in 0..255."""
+
+    def __init__(self, windows: EveryWindow):
+        super().__init__()
+        self.classifier, self.cells = windows.converted.module, windows.net.cells
+        self.units = windows.stride // windows.net.unit
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        image = (pixels - NORMALIZATION["mean"]) / NORMALIZATION["std"]
+        return fully_convolutional(self.classifier, image, self.cells, self.units)
 
 
 def outputs(net: nn.Module, *arguments: object) -> Tensor:
@@ -200,6 +236,8 @@ def _every_window(machine: Machine, windows: EveryWindow) -> Case:
         implementations[EAGER] = baseline(
             windows.by_convolution, flop=windows.convolution_flop, remark=differ, compare_with="" if differ else None
         )
+    if net.runtimes and not machine.quick:
+        implementations |= _runtimes(machine, windows, sampled["remark"], differ if convolves else None)
     for borders in (EXACT, NEIGHBOURS) if net.padded else (EXACT,):
         ours = machine.ours(partial(windows.densified, borders))
         for name, implementation in ours.items():
@@ -210,6 +248,24 @@ def _every_window(machine: Machine, windows: EveryWindow) -> Case:
             implementations[f"{name}-{borders}"] = replace(implementation, **more)
     shape = f"{windows.side}x{windows.side}, stride {stride}, {windows.count**2} windows of {net.window}"
     return Case("densify", net.name, shape, NAIVE, implementations, windows.pixels)
+
+
+def _runtimes(machine: Machine, windows: EveryWindow, sampled: str, differ: str | None) -> dict[str, Implementation]:
+    """Other runtimes: cropped windows, which give the exact scores; the net as convolutions, which sees neighbours.
+
+    differ: the remark of the second, None for a stride that it does not have.
+    """
+    remark = f"cropped windows: {sampled}" if sampled else "cropped windows"
+    implementations = machine.runtimes(
+        windows.converted.exported, windows.cropped_for, suffix=f"-{EXACT}",
+        portion=windows.portion, flop=windows.cropping_flop, remark=remark,
+    )  # fmt: skip
+    if differ is not None:
+        implementations |= machine.runtimes(
+            windows.convolutions, windows.convolved_by, suffix=f"-{NEIGHBOURS}",
+            flop=windows.convolution_flop, remark=differ, compare_with=EAGER,
+        )  # fmt: skip
+    return implementations
 
 
 def _built_in(machine: Machine, name: str, borders: str, image: Callable[[], Tensor]) -> Case:

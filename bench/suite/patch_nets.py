@@ -151,6 +151,7 @@ class PatchNet:
         padded: whether cells depend on a window's border: zero padding, or a pooling in ceil mode.
         targets: smallest speed-up of exact evaluation over cropping, by stride.
         quick: {stride: side} of a quick run.
+        runtimes: whether ONNX Runtime and OpenVINO run it as well.
     """
 
     name: str
@@ -163,6 +164,7 @@ class PatchNet:
     padded: bool = False
     targets: dict[int, float] = field(default_factory=dict)
     quick: dict[int, int] = field(default_factory=dict)
+    runtimes: bool = False
 
     def module(self) -> PatchClassifier:
         """In eval mode, with random weights that keep the scale of the activations; the same at every call."""
@@ -187,8 +189,10 @@ PATCH_NETS = (
     PatchNet("VGG-like, padded", partial(vgg_like, 1, 12), 96, 12, 8, {1: 160, 8: 256, 32: 480}, 20, padded=True,
              targets={8: 5}, quick={8: 128}),
     PatchNet("VGG-16", vgg16, 224, 7, 32, {8: 256, 32: 512}, 4, padded=True, targets={32: 3.5}),
-    PatchNet("ResNet-18", resnet18, 224, 7, 32, {8: 304, 32: 512}, 8, padded=True, targets={32: 1.6}),
-    PatchNet("SqueezeNet 1.1", squeezenet, 227, 13, 16, {8: 331, 32: 611}, 12, padded=True, targets={32: 2.4}),
+    PatchNet("ResNet-18", resnet18, 224, 7, 32, {8: 304, 32: 512}, 8, padded=True, targets={32: 1.6},
+             runtimes=True),
+    PatchNet("SqueezeNet 1.1", squeezenet, 227, 13, 16, {8: 331, 32: 611}, 12, padded=True, targets={32: 2.4},
+             runtimes=True),
     PatchNet("R-Net", r_net, 24, 3, 4, {1: 128, 8: 512}, 64, padded=True, quick={1: 48}),
     PatchNet("O-Net", o_net, 48, 3, 8, {1: 128, 8: 384}, 40, padded=True),
 )  # fmt: skip

@@ -85,6 +85,16 @@ def test_the_last_windows_are_cropped_and_compared():
     assert windows.cropping_flop() == pytest.approx(2 * 71**2 * 1530768)
 
 
+def test_modules_for_other_runtimes_give_the_same_windows():
+    net = BY_NAME["R-Net"]
+    pixels = torch.randint(0, 256, (1, 3, 24 + 8 * 4, 24 + 8 * 4), dtype=torch.uint8)
+    windows = EveryWindow(Converted(net, torch.device("cpu")), 4, 24 + 8 * 4, lambda: pixels)
+    cropped = windows.cropped_for(partial(outputs, windows.converted.exported.module()))
+    assert_matches(cropped, windows.by_cropping(cropped_windows, torch.contiguous_format), torch.float32)
+    convolved = windows.convolved_by(lambda image: windows.convolutions.module()(image.float()))
+    assert_matches(convolved, windows.by_convolution(), torch.float32)
+
+
 def test_a_built_in_net_as_a_module(make_net):
     net = make_net("thin accurate", 5)
     window = torch.randint(0, 256, (2, 3, net.architecture.window, net.architecture.window))
