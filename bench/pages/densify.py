@@ -17,7 +17,7 @@ the image's last windows, scaled to all. "Times as fast" is relative to the two 
 the scores of cropped windows and is compared on these windows before anything is timed. `{NEIGHBOURS}`, whose padding
 sees the window's neighbours, gives others; at the strides that have it, it is compared with the net as convolutions
 over the whole image (`{EAGER}`). `{FRAGMENTS}` are max-pooling fragments, for nets without padding; `{MONAI}` is
-MONAI's PatchInferer. `onnxruntime` and `openvino` crop windows too for exact scores, and run the net as convolutions for
+MONAI's PatchInferer. `onnxruntime` and `openvino` crop windows for exact scores, and run the net as convolutions for
 neighbours. MACs are an implementation's own, counted on tensors without data.
 """
 
