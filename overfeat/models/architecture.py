@@ -8,7 +8,7 @@ from typing import Literal
 
 from overfeat.models.feature_graph import FeatureGraph
 from overfeat.models.geometry import Geometry, Stride
-from overfeat.models.metadata import MAX_LEVEL, MAX_SIZE, MAX_STEP, entries, items, parse, real, string, whole
+from overfeat.models.metadata import MAX_LEVEL, MAX_SIZE, MAX_STEP, entries, items, parse, real, title, whole
 from overfeat.models.receptive_field import SlidingWindow, input_size, output_size, total_stride
 
 MAX_LAYERS = 1000  # that a file may ask for
@@ -159,7 +159,7 @@ class Architecture:
         scales, init_std = data["scales"], data.get("init_std", Architecture.init_std)
         backbone = data.get("backbone")
         architecture = Architecture(
-            string(data["name"], "name"),
+            title(data["name"], "name"),
             tuple(_read_conv(conv) for conv in items(data["convs"], "convs", MAX_LAYERS)),
             whole(data["kernel"], "kernel", most=MAX_STEP),
             tuple(whole(number, "hidden") for number in items(data["hidden"], "hidden", MAX_LAYERS)),

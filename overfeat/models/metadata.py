@@ -9,9 +9,12 @@ import reprlib
 from collections.abc import Collection
 from typing import Any
 
+from overfeat.errors import printable
+
 MAX_TEXT = 1 << 23  # characters of an entry of the metadata
 MAX_DIGITS = 18  # of a whole number
 MAX_NAME = 10_000  # characters of a name
+MAX_TITLE = 200  # characters of the name of an architecture
 MAX_ITEMS = 1_000_000  # of a list, unless it has a smaller limit
 MAX_SIZE = 1_000_000  # channels, classes, pixels
 MAX_STEP = 10_000  # cells of a kernel, stride, padding or pooling
@@ -75,6 +78,13 @@ def string(value: object, what: str) -> str:
     """A text of at most MAX_NAME characters."""
     if not isinstance(value, str) or len(value) > MAX_NAME:
         raise ValueError(f"{what} is {reprlib.repr(value)}, no text of {MAX_NAME:,} characters or fewer")
+    return value
+
+
+def title(value: object, what: str) -> str:
+    """A short text that is safe to print, as messages have it."""
+    if not isinstance(value, str) or len(value) > MAX_TITLE or printable(value) != value:
+        raise ValueError(f"{what} is {reprlib.repr(value)}, no line of {MAX_TITLE} characters or fewer")
     return value
 
 

@@ -35,6 +35,8 @@ def build(architecture: str | Architecture, classes: int = 1000) -> "OverFeat":
         if architecture not in ARCHITECTURES:
             raise InputError(f"no net is called {architecture!r}; there are {', '.join(ARCHITECTURES)}")
         architecture = ARCHITECTURES[architecture]
+    if not isinstance(architecture, Architecture):
+        raise TypeError(f"architecture must be a name or an Architecture, not {type(architecture).__name__}")
     return OverFeat(architecture, classes)
 
 

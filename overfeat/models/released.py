@@ -12,6 +12,7 @@ from overfeat.files import atomic_write
 from overfeat.models.architecture import ARCHITECTURES, RELEASED_FILES
 from overfeat.models.checkpoint import empty_net, existing_file, meta_net
 from overfeat.models.overfeat import OverFeat
+from overfeat.models.wrappers import unwrap
 
 
 def load_released(path: str | os.PathLike, name: str) -> OverFeat:
@@ -45,6 +46,9 @@ def load_released(path: str | os.PathLike, name: str) -> OverFeat:
 
 def save_released(net: OverFeat, path: str | os.PathLike) -> None:
     """Write a net's weights in the released layout; `load_released` reads those of 1,000 classes."""
+    net = unwrap(net)
+    if not isinstance(net, OverFeat):
+        raise TypeError(f"net must be an OverFeat, not {type(net).__name__}")
     with atomic_write(path) as part, open(part, "wb") as file:
         for parameter in released_order(net):
             # Not ndarray.tofile, which reports success on a full disk.

@@ -339,6 +339,20 @@ def test_released_files_that_are_missing(tmp_path):
         load_released(tmp_path / "file", "small")
 
 
+def test_what_is_no_net_is_not_written(tmp_path, make_net):
+    with pytest.raises(TypeError, match="net must be an OverFeat, not Linear"):
+        save_released(torch.nn.Linear(2, 2), tmp_path / "raw")
+    with pytest.raises(InputError, match="net must be an OverFeat, not Linear; for a converted net save"):
+        overfeat.save(torch.nn.Linear(2, 2), tmp_path / "net")
+    with pytest.raises(InputError, match="regressor must be a BoxRegressor, not OverFeat"):
+        overfeat.save(make_net("small"), tmp_path / "net", regressor=make_net("small"))
+    with pytest.raises(InputError, match="model must be a MultiBox, not OverFeat"):
+        overfeat.save_multibox(make_net("small"), tmp_path / "net")
+    with pytest.raises(TypeError, match="architecture must be a name or an Architecture, not NoneType"):
+        overfeat.build(None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_released_file_with_a_nan(tmp_path):
     path = tmp_path / "net_weight_1"
     try:
