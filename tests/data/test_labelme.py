@@ -54,7 +54,20 @@ def test_a_folder_and_its_splits(tmp_path):
     labelme(tmp_path / "json" / "1.json", shape(), image="../train/a.png")
     assert "no file '../train/a.png' in" in error_of(read_annotations, tmp_path / "json")
     assert len(read_annotations(tmp_path / "json", tmp_path / "train")) == 1
-    assert "no JSON files" in error_of(read_labelme, tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "no JSON files" in error_of(read_labelme, tmp_path / "empty")
+
+
+def test_folders_below(tmp_path):
+    for folder in ("mon", "tue"):
+        picture(tmp_path / folder / "a.png")
+        labelme(tmp_path / folder / "a.json", shape())
+    (tmp_path / "mon" / "boxes.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    paths = [tmp_path / folder / "a.png" for folder in ("mon", "tue")]
+    assert [sample.path for sample in read_annotations(tmp_path).samples] == paths
+    picture(tmp_path / "b.png")
+    labelme(tmp_path / "b.json", shape(), image="b.png")
+    assert [sample.path for sample in read_annotations(tmp_path).samples] == [tmp_path / "b.png", *paths]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from overfeat.data.readers import yolo_layout
 from overfeat.data.readers.checks import FilePath, Names
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.readers.csv import read_csv
-from overfeat.data.readers.labelme import is_labelme, json_files, read_labelme
+from overfeat.data.readers.labelme import is_labelme, json_files, labelme_files, read_labelme
 from overfeat.data.readers.locate import ANNOTATIONS, is_annotations_folder, subfolders, walk
 from overfeat.data.readers.voc import XML, read_voc
 from overfeat.data.readers.yolo import read_yolo
@@ -65,6 +65,8 @@ def read_annotations(
         raise InputError(f"{path}: no split {split!r} in it; give one of {shorten(splits)}")
     if split is None and any(walk(path, XML)):
         return read_voc(path, **options)
+    if split is None and labelme_files(path):
+        return read_labelme(path, **options)
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from overfeat.data.annotated import Annotated
 from overfeat.data.readers import checks
 from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, Problems, quoted
-from overfeat.data.readers.locate import ImageLocator, image_roots
+from overfeat.data.readers.locate import ImageLocator, image_roots, walk
 from overfeat.errors import InputError
 
+JSON = (".json",)
 MAX_JSON = 200_000_000  # bytes; the image is often embedded
 MIN_POINTS = {"rectangle": 2, "circle": 2, "mask": 2, "polygon": 3, "rotation": 3, "oriented_rectangle": 3}
 SNIFFED_FILES, HEAD = 20, 1 << 16  # files of a folder, and bytes of each, that show what it holds
@@ -20,7 +21,7 @@ SNIFFED_FILES, HEAD = 20, 1 << 16  # files of a folder, and bytes of each, that 
 def read_labelme(
     path: FilePath, images: FilePath | None = None, *, class_names: Names = None, skip_invalid: bool = False
 ) -> Annotated:
-    """Read a LabelMe file, or a folder of them.
+    """Read a LabelMe file, or those in a folder and below.
 
     The box of a rectangle, polygon or circle is the smallest around it, that of a circle within the image. Images come
     from `imagePath`, or else are those named as their JSON; an embedded one (imageData) is not used.
@@ -31,17 +32,19 @@ def read_labelme(
         skip_invalid: Skip invalid shapes and files; otherwise they raise InputError, as in `read_coco`.
     """
     path = Path(path)
-    files = json_files(path) if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    files = labelme_files(path) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: no JSON files in it; give a folder of LabelMe files")
     problems = Problems(path, skip_invalid)
-    locator = ImageLocator(image_roots(path if path.is_dir() else path.parent, images), problems)
+    locator = ImageLocator(image_roots(root, images), problems)
     classes = None if class_names is None else {name: name for name in class_names}
     annotated: list[ImageBoxes] = []
     for file in files:
         with problems.at(file):
             data = _load(file)
-            image = locator.locate_unused(data.get("imagePath"), file.stem)  # people rename the two together
+            near = file.parent.relative_to(root).as_posix()
+            image = locator.locate_unused(data.get("imagePath"), file.stem, below=near)  # both may have been renamed
             size = checks.stated_size(data.get("imageWidth"), data.get("imageHeight"), image)
             annotated.append(boxes := ImageBoxes(image, size))
             for i, shape in enumerate(data["shapes"]):
@@ -52,9 +55,14 @@ def read_labelme(
     return problems.finish(annotated, class_names)
 
 
+def labelme_files(folder: Path) -> list[Path]:
+    """The JSON files in a folder, and those of LabelMe in the folders below."""
+    return [*json_files(folder), *(file for file in walk(folder, JSON) if file.parent != folder and is_labelme(file))]
+
+
 def json_files(folder: Path) -> list[Path]:
     """The JSON files in a folder, by name, without hidden ones."""
-    files = (file for file in folder.iterdir() if file.suffix.lower() == ".json" and file.name[0] != ".")
+    files = (file for file in folder.iterdir() if file.suffix.lower() in JSON and file.name[0] != ".")
     return sorted(file for file in files if file.is_file())
 
 
