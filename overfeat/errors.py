@@ -17,6 +17,9 @@ def printable(text: object) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
+MAX_REQUIREMENT = 400  # characters
+
+
 class InputError(ValueError):
     """Something the caller can put right: a bad file, value or argument.
 
@@ -35,11 +38,14 @@ class ArgumentError(InputError):
 
     Args:
         argument: Its name in Python.
-        requirement: What it must be, or what it does about a problem.
+        requirement: What it must be, or what it does about a problem; long values at its end are cut.
         report: Text before these two that describes the problem.
     """
 
     def __init__(self, argument: str, requirement: str, report: str = ""):
+        requirement = " ".join(requirement.split())
+        if len(requirement) > MAX_REQUIREMENT:
+            requirement = f"{requirement[:MAX_REQUIREMENT]} ..."
         super().__init__(f"{report}{argument} {requirement}")
         self.argument, self.requirement, self.report = argument, requirement, report
 

@@ -145,6 +145,8 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
+        if type(self.flip).__name__ not in ("NoneType", "bool", "bool_"):  # NumPy's, too
+            raise ArgumentError("flip", f"must be True, False or None, not {self.flip!r}")
         if is_whole(self.stride) and self.stride > 0:
             object.__setattr__(self, "stride", int(self.stride))
         elif not (self.stride is None or (isinstance(self.stride, str) and self.stride in STRIDES)):

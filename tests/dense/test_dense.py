@@ -168,6 +168,13 @@ def test_configurations():
             SixScales(*numbers)
     with pytest.raises(ArgumentError, match="stride must be 'fine', 'coarse' or pixels from 1 up, not 'finer'"):
         DenseConfig(stride="finer")
+    for flip in (1, "yes", torch.zeros(2), np.zeros(2)):
+        with pytest.raises(ArgumentError, match="flip must be True, False or None, not "):
+            DenseConfig(flip=flip)
+    assert DenseConfig(flip=np.bool_(True)).flip
+    with pytest.raises(ArgumentError) as caught:
+        DenseConfig(stride=torch.zeros(60, 60))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     with pytest.raises(ArgumentError, match="memory_limit must be"):
         DenseConfig(memory_limit=0)
 

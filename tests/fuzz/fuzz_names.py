@@ -17,6 +17,7 @@ import overfeat
 from overfeat.cli.main import main
 from overfeat.models.architecture import ARCHITECTURES
 from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.overfeat import OverFeat
 
 CASES = 6
 OPTIONS = {
@@ -39,7 +40,8 @@ def check(rng: random.Random, folder: Path) -> str:
     files = sorted(images / name for name in names)
     for file in files:
         file.write_bytes(picture())
-    save_net(folder / "net.safetensors", sorted({random_name(rng) for _ in range(2)}))
+    net, regressor = thin_net(sorted({random_name(rng) for _ in range(2)}))
+    overfeat.save(net, folder / "net.safetensors", regressor=regressor)
     command = rng.choice(sorted(OPTIONS))
     given = [images] if rng.random() < 0.5 else files
     options = [*OPTIONS[command], "--weights", str(folder / "net.safetensors"), "-o", str(folder / "out")]
@@ -69,14 +71,14 @@ def picture() -> bytes:
     return file.getvalue()
 
 
-def save_net(file: Path, class_names: list[str]) -> None:
+def thin_net(class_names: list[str]) -> tuple[OverFeat, BoxRegressor]:
     """A detector with few channels and random weights."""
     torch.manual_seed(0)
     small = ARCHITECTURES["small"]
     thin = replace(small, convs=tuple(replace(conv, channels=4) for conv in small.convs), hidden=(8,))
     net = overfeat.build(thin, len(class_names) + 1)
     net.class_names, net.background, net.scale_factors = [*class_names, "background"], True, (1.0,)
-    overfeat.save(net, file, regressor=BoxRegressor(thin))
+    return net, BoxRegressor(thin)
 
 
 def run(arguments: list[str]) -> tuple[int, str]:
