@@ -87,6 +87,16 @@ def test_a_category_of_the_background_counts_if_it_has_boxes(tmp_path):
     assert read_coco(path).class_names == ["background", "bee", "ant"]
 
 
+def test_a_group_of_categories_without_boxes_is_no_class(tmp_path):
+    groups = {"insects": "none", "bee": "insects", "ant": "insects", "person": "person"}
+    categories = [{"id": i, "name": name, "supercategory": group} for i, (name, group) in enumerate(groups.items(), 1)]
+    data = read_coco(coco(tmp_path, categories=categories))
+    assert data.class_names == ["bee", "ant", "person"]
+    assert data.notes == ["categories without boxes, left out: 'insects'"]
+    data = read_coco(coco(tmp_path, annotations=[annotation(category_id=1)], categories=categories))
+    assert data.class_names == list(groups) and data.notes == []
+
+
 def test_categories_of_one_name_are_one_class(tmp_path):
     path = coco(
         tmp_path,

@@ -22,8 +22,8 @@ def read_coco(
 ) -> Annotated:
     """Read a COCO file of instances.
 
-    Images come in the file's order, those without boxes too. Annotations with iscrowd=1 are ignored, and so is a
-    category "background" without boxes. Ids may be text.
+    Images come in the file's order, those without boxes too. Annotations with iscrowd=1 are ignored, and so are
+    categories without boxes that are called "background" or are the supercategory of others. Ids may be text.
 
     Args:
         images: The folder of the images; None: that of the file, or one beside it, as `image_roots` lists them.
@@ -46,15 +46,19 @@ def read_coco(
             if not checks.flag(entry.get("iscrowd"), "iscrowd"):
                 _read_annotation(entry, by_id, names, classes, problems)
     read = [image for image in by_id.values() if image]
-    return problems.finish(read, _order(names, read, problems) if class_names is None else class_names)
+    return problems.finish(read, _order(data["categories"], names, read, problems) if classes is None else class_names)
 
 
-def _order(names: dict[Id, str | None], images: Sequence[ImageBoxes], problems: Problems) -> list[str]:
-    """The categories by id, numbers first, without one of the background that has no boxes."""
+def _order(
+    categories: list, names: dict[Id, str | None], images: Sequence[ImageBoxes], problems: Problems
+) -> list[str]:
+    """The categories by id, numbers first, without those of the background and groups that have no boxes."""
+    entries = [entry for entry in categories if isinstance(entry, dict)]
+    groups = {str(e.get("supercategory")) for e in entries if e.get("supercategory") != e.get("name")}
     used = {name for image in images for _, name in image.objects}
     ordered = (names[i] for i in sorted(names, key=lambda i: (isinstance(i, str), i)))
     order = dict.fromkeys(name for name in ordered if name is not None)
-    for name in [name for name in order if name.lower() in UNUSED and name not in used]:
+    for name in [name for name in order if (name.lower() in UNUSED or name in groups) and name not in used]:
         problems.adapt("categories without boxes, left out", quoted.repr(name))
         del order[name]
     return list(order)
