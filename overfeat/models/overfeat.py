@@ -316,7 +316,7 @@ class OverFeat(Net):
             return self.normalise(images)
 
     def run_layers(self, x: Tensor, layers: Sequence[Layer], pads: Pads | None = None) -> Tensor:
-        """Run feature layers; padding, convolution and ReLU are one op where all of them are asked for.
+        """Run feature layers; padding, convolution, ReLU and pooling are one op where all of them are asked for.
 
         pads: As in `features`.
         """
@@ -335,12 +335,13 @@ class OverFeat(Net):
             elif layer.kind == "conv":
                 conv = self.conv_layers[layer.index]
                 with region(name):
-                    x = ops.convolution(x, conv.weight, conv.bias, spec.stride, pad, relu=following == "threshold")
+                    if [later.kind for later in layers[number + 1 : number + 3]] == ["threshold", "pool"]:
+                        x = ops.convolution_pool(x, conv.weight, conv.bias, spec.stride, pad, spec.pool)
+                    else:
+                        x = ops.convolution(x, conv.weight, conv.bias, spec.stride, pad, relu=following == "threshold")
                 pad, step = 0, step + 1
             elif layer.kind == "pool":
-                with region(name):
-                    x = F.max_pool2d(x, spec.pool)
-                step += 1
+                step += 1  # pooled with its convolution
         return x
 
     def _check(self, images: Tensor, check_size: bool = True) -> None:

@@ -22,6 +22,13 @@ def convolution(
     return _evaluation("convolution", maps, weight, bias)(maps, weight, bias, stride, pad, relu, dilation)
 
 
+def convolution_pool(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, pool: int
+) -> Tensor:  # fmt: skip
+    """`convolution` and its ReLU, then a max pooling of pool x pool values that do not overlap; NaN propagates."""
+    return _evaluation("convolution_pool", maps, weight, bias)(maps, weight, bias, stride, pad, pool)
+
+
 def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True) -> Tensor:
     """A fully connected layer after the first, and its ReLU; backends as for `convolution`.
 

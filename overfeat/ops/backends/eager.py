@@ -110,6 +110,11 @@ def convolution(
     return result.relu_() if relu else result
 
 
+def convolution_pool(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, pool: int) -> Tensor:
+    """See ops.convolution_pool."""
+    return F.max_pool2d(convolution(maps, weight, bias, stride, pad, True, 1), pool)
+
+
 def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """See ops.linear."""
     result = F.linear(flat, weight.flatten(1), bias)
@@ -137,7 +142,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         offset_max_pool, offset_max_pool_backward, skip_classifier_flat, skip_classifier_flat_backward,
-        class_scores, convolution, linear, merge_boxes,
+        class_scores, convolution, convolution_pool, linear, merge_boxes,
     )
 }  # fmt: skip
 BACKEND = Backend("torch", FUNCTIONS)

@@ -3,27 +3,31 @@
 The first call with a weight runs eager PyTorch, which packs it for oneDNN at every call (or multiplies without); from
 the second call on, for as long as the weight stays as it is, a packed form is used: oneDNN's own for a convolution or a
 linear layer, or the transformed weight of Winograd's minimal filtering (winograd.py), each made at its first use.
+Layers of few float32 weights, which are bound by memory in PyTorch, run compiled code (compiled_conv.py).
 
-The packed forms need up to 3.5 times the memory of the weights; `clear_cache` frees them. A weight that is changed
-as usual, in place or by an optimizer, is packed again. Changes that torch does not see, through `.data` or NumPy,
-are noticed if they touch a whole output or input channel; after a change of single values call `clear_cache`.
+The packed forms need up to 3.5 times the memory of the weights (of small weights, 8 times); `clear_cache` frees them.
+A weight that is changed as usual, in place or by an optimizer, is packed again. Changes that torch does not see,
+through `.data` or NumPy, are noticed if they touch a whole output or input channel; after a change of single values
+call `clear_cache`.
 """
 
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat.ops.backends import eager, winograd
-from overfeat.ops.layout import flatten_positions
+from overfeat.ops.backends import eager, winograd, workspace
+from overfeat.ops.layout import channels_last, flatten_positions, output_shapes
 from overfeat.ops.registry import Backend
 
-MIN_WEIGHTS = 1 << 18  # of a layer; smaller ones eager PyTorch packs in no time
+MIN_WEIGHTS = 1 << 18  # of a layer that oneDNN's packing is for; eager PyTorch packs smaller ones in no time
 USUAL_POSITIONS = 128  # that weights of linear layers are packed for; they serve any number
 
 
@@ -37,6 +41,7 @@ class PackedWeight:
     packed: Tensor | None = None
     linear: Tensor | None = None
     transformed: Tensor | None = field(default=None, repr=False)
+    panels: Any = field(default=None, repr=False)  # compiled_conv.Panels
 
 
 _seen: dict[int, PackedWeight] = {}
@@ -62,17 +67,27 @@ def skip_classifier_flat(
     packed = _lookup(weight)
     if packed is None or not all(m.numel() for m in maps):
         return eager.skip_classifier_flat(maps, weight, bias, size, relu, tap)
+    if (compiled := _compiled(maps[0], weight)) is not None:
+        window, panels = compiled.Window(1, tap, relu), _panels(compiled, packed, weight)
+        counts = [n * height * width for n, height, width in output_shapes(maps, weight, size, tap)]
+        flat = workspace.empty(sum(counts), len(weight))
+        for m, out in zip(maps, flat.split(counts), strict=True):
+            compiled.convolve(_offset_pool(channels_last(m), size), panels, bias, window, out)
+        return flat
     pooled = [eager.offset_max_pool(m.contiguous(memory_format=torch.channels_last), size, 1) for m in maps]
-    flat = _winograd(pooled, packed, weight, bias, tap, relu)
-    if flat is None:
-        flat = torch.cat([flatten_positions(_direct(p, packed, weight, bias, 1, 0, tap, relu)) for p in pooled])
-    return flat
+    filtered = _winograd(pooled, packed, weight, bias, tap, relu)
+    if filtered is not None:
+        return filtered
+    return torch.cat([flatten_positions(_direct(p, packed, weight, bias, 1, 0, tap, relu)) for p in pooled])
 
 
 def convolution(
     maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool, dilation: int
 ) -> Tensor:
     """See ops.convolution."""
+    if (compiled := _compiled(maps, weight)) is not None:
+        result = _convolution_compiled(compiled, maps, weight, bias, pad, compiled.Window(stride, dilation, relu))
+        return eager.convolution(maps, weight, bias, stride, pad, relu, dilation) if result is None else result
     packed = None if weight.numel() < MIN_WEIGHTS else _lookup(weight)
     if packed is None or not maps.numel():
         return eager.convolution(maps, weight, bias, stride, pad, relu, dilation)
@@ -81,16 +96,30 @@ def convolution(
         padded = F.pad(maps, (pad,) * 4) if pad else maps
         flat = _winograd([padded], packed, weight, bias, dilation, relu)
         if flat is not None:
-            tiling = winograd.tiling(padded, weight.shape[2], dilation)
+            tiling = winograd.tiling(padded.shape, weight.shape[2], dilation)
             return flat.view(tiling.images, tiling.height, tiling.width, -1).permute(0, 3, 1, 2)
     return _direct(maps, packed, weight, bias, stride, pad, dilation, relu)
 
 
+def convolution_pool(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, pool: int) -> Tensor:
+    """See ops.convolution_pool."""
+    if (compiled := _compiled(maps, weight)) is None:
+        return F.max_pool2d(convolution(maps, weight, bias, stride, pad, True, 1), pool)
+    result = _convolution_compiled(compiled, maps, weight, bias, pad, compiled.Window(stride, 1, True, pool))
+    return eager.convolution_pool(maps, weight, bias, stride, pad, pool) if result is None else result
+
+
 def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """See ops.linear."""
-    packed = None if weight.numel() < MIN_WEIGHTS else _lookup(weight)
+    compiled = _compiled(flat, weight)
+    packed = None if weight.numel() < MIN_WEIGHTS and compiled is None else _lookup(weight)
     if packed is None or not flat.numel():
         return eager.linear(flat, weight, bias, relu)
+    if compiled is not None:
+        result = workspace.empty(len(flat), len(weight))
+        panels = _panels(compiled, packed, weight)
+        compiled.convolve(flat.contiguous().t()[None, :, :, None], panels, bias, compiled.Window(relu=relu), result)
+        return result
     if packed.linear is None:
         matrix = weight.detach().flatten(1).contiguous()
         packed.linear = torch.ops.mkldnn._reorder_linear_weight(matrix, USUAL_POSITIONS)
@@ -99,9 +128,61 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     return result.relu_() if relu else result
 
 
+def _compiled(x: Tensor, weight: Tensor) -> ModuleType | None:
+    """The module of compiled convolutions, where it is for such inputs."""
+    return _load_compiled() if weight.numel() < MIN_WEIGHTS and x.dtype == weight.dtype == torch.float32 else None
+
+
+@lru_cache
+def _load_compiled() -> ModuleType | None:
+    if sys.maxsize < 2**32:
+        return None  # addresses are int64
+    try:
+        from overfeat.ops.backends import compiled_conv, simd  # importing numba takes a second
+    except ImportError:
+        return None
+    return None if simd.registers() is None else compiled_conv
+
+
+def _convolution_compiled(
+    compiled: ModuleType, maps: Tensor, weight: Tensor, bias: Tensor | None, pad: int, window: Any
+) -> Tensor | None:
+    """A convolution by compiled code; None at the first call, and where there are no outputs."""
+    packed = _lookup(weight) if maps.numel() else None
+    if packed is None:
+        return None
+    maps = channels_last(F.pad(maps, (pad,) * 4) if pad else maps)
+    panels = _panels(compiled, packed, weight)
+    shape = compiled.output_shape(maps, panels, window)
+    if min(shape) < 1:
+        return None  # eager PyTorch says why
+    out = workspace.empty(*shape)
+    compiled.convolve(maps, panels, bias, window, out)
+    return out.permute(0, 3, 1, 2)
+
+
+def _offset_pool(maps: Tensor, size: int) -> Tensor:
+    """`offset_max_pool` of channels-last float32 maps, in memory that is used again."""
+    values = maps.permute(0, 2, 3, 1)
+    for dim in (1, 2) if size > 1 else ():
+        count = values.shape[dim] - size + 1
+        first, second, *others = (values.narrow(dim, i, count) for i in range(size))
+        values = torch.maximum(first, second, out=workspace.empty(*first.shape))
+        for other in others:
+            torch.maximum(values, other, out=values)
+    return values.permute(0, 3, 1, 2)
+
+
+def _panels(compiled: ModuleType, packed: PackedWeight, weight: Tensor) -> Any:
+    if packed.panels is None:
+        packed.panels = compiled.pack(weight)
+    return packed.panels
+
+
 def clear_cache() -> None:
     """Free all packed weights; they are also freed with their weight."""
     _seen.clear()
+    workspace.clear()
 
 
 def _lookup(weight: Tensor) -> PackedWeight | None:
@@ -157,7 +238,12 @@ def _winograd(
 
 BACKEND = Backend(
     "packed",
-    {"skip_classifier_flat": skip_classifier_flat, "convolution": convolution, "linear": linear},
+    {
+        "skip_classifier_flat": skip_classifier_flat,
+        "convolution": convolution,
+        "convolution_pool": convolution_pool,
+        "linear": linear,
+    },
     supports,
     "weights are pre-packed at their second call",
 )

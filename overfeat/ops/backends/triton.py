@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat.ops.backends import eager
@@ -93,4 +94,12 @@ def convolution(
     return eager.convolution(maps, weight, bias, stride, pad, relu, dilation)
 
 
-FILTERING = Backend("filtering", {"convolution": convolution}, supports_filtering, "by minimal filtering where it pays")
+def convolution_pool(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, pool: int) -> Tensor:
+    """See ops.convolution_pool."""
+    return F.max_pool2d(convolution(maps, weight, bias, stride, pad, True, 1), pool)
+
+
+FILTERING = Backend(
+    "filtering", {"convolution": convolution, "convolution_pool": convolution_pool}, supports_filtering,
+    "by minimal filtering where it pays",
+)  # fmt: skip

@@ -6,7 +6,7 @@ to dilated convolutions too, the skip classifier's among them. Rounding errors a
 1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fractions import Fraction
@@ -43,6 +43,11 @@ def without_winograd() -> Iterator[None]:
         _enabled.reset(token)
 
 
+def enabled() -> bool:
+    """Whether minimal filtering may be used: not inside `without_winograd`."""
+    return _enabled.get()
+
+
 class Tiling(NamedTuple):
     """The outputs of a map, and the tiles of one phase down and across."""
 
@@ -57,9 +62,9 @@ def _input_tile(k: int) -> int:
     return min(MAX_TILE, OUTPUT_TILE + k - 1)
 
 
-def tiling(maps: Tensor, k: int, dilation: int) -> Tiling:
-    """How the outputs of maps [N, C, H, W] under a k x k kernel with a dilation are tiled."""
-    n, _, height, width = maps.shape
+def tiling(shape: Sequence[int], k: int, dilation: int) -> Tiling:
+    """How the outputs of maps of shape [N, C, H, W] under a k x k kernel with a dilation are tiled."""
+    n, _, height, width = shape
     height, width = height - (k - 1) * dilation, width - (k - 1) * dilation
     step = (_input_tile(k) - k + 1) * dilation
     return Tiling(n, height, width, -(-height // step), -(-width // step))
@@ -68,11 +73,11 @@ def tiling(maps: Tensor, k: int, dilation: int) -> Tiling:
 def pays_off(maps: list[Tensor], weight: Tensor, dilation: int) -> bool:
     """Whether minimal filtering applies and costs less than the direct sum, transforms and memory included."""
     outputs, channels, k, k_x = weight.shape
-    if weight.dtype != torch.float32 or k != k_x or not 3 <= k < MAX_TILE or not _enabled.get():
+    if weight.dtype != torch.float32 or k != k_x or not 3 <= k < MAX_TILE or not enabled():
         return False
     tile, positions, tiles = _input_tile(k), 0, 0
     for m in maps:
-        n, height, width, down, across = tiling(m, k, dilation)
+        n, height, width, down, across = tiling(m.shape, k, dilation)
         positions += n * height * width
         tiles += n * dilation * dilation * down * across
     transforms = TRANSFORM_COST * (tile**2 / outputs + (tile - k + 1) ** 2 / channels)
@@ -107,7 +112,7 @@ def convolve(maps: list[Tensor], transformed: Tensor, k: int, dilation: int) -> 
             results[:, start : start + TILES_AT_ONCE, o : o + OUTPUTS_AT_ONCE] = block
     flat, start = [], 0
     for x in maps:
-        n, height, width, down, across = tiling(x, k, dilation)
+        n, height, width, down, across = tiling(x.shape, k, dilation)
         count = n * dilation * down * dilation * across
         chunk = results[:, start : start + count].view(m, m, n, dilation, down, dilation, across, outputs)
         chunk = chunk.permute(2, 4, 0, 3, 6, 1, 5, 7).reshape(n, down * m * dilation, across * m * dilation, outputs)
@@ -118,7 +123,7 @@ def convolve(maps: list[Tensor], transformed: Tensor, k: int, dilation: int) -> 
 
 def _tiles(maps: Tensor, k: int, dilation: int) -> Tensor:
     """[N, C, H, W] -> [t*t, tiles, C], the tiles by image, row phase, row, column phase and column."""
-    n, _, _, down, across = tiling(maps, k, dilation)
+    n, _, _, down, across = tiling(maps.shape, k, dilation)
     tile, m = _input_tile(k), _input_tile(k) - k + 1
     height, width = (down * m + k - 1) * dilation, (across * m + k - 1) * dilation
     # Up to dilation * (m - 1) more rows and columns, where the last tiles overhang.

@@ -1,0 +1,52 @@
+"""Memory of large results on a CPU, used again once a result is gone.
+
+Fresh memory costs a page fault for every page, which the system clears: as long as a layer of a small net takes. The
+memory is NumPy's, in large pages where the system has them.
+"""
+
+import math
+import threading
+import weakref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MIN_BYTES = 1 << 22  # of memory that is kept; the C library keeps smaller ones
+MAX_IDLE = 1 << 28  # bytes that are kept and not used
+
+_idle: list[np.ndarray] = []  # the last one was used last
+_lock = threading.RLock()  # a result may be freed while the lock is held
+
+
+def empty(*shape: int) -> Tensor:
+    """An uninitialised float32 tensor."""
+    size = 4 * math.prod(shape)
+    if size < MIN_BYTES:
+        return torch.empty(shape)
+    memory = _take(size)
+    values = memory[:size].view(np.float32).reshape(shape)
+    weakref.finalize(values, _give_back, memory).atexit = False  # the tensor holds this array
+    return torch.from_numpy(values)
+
+
+def clear() -> None:
+    """Free the memory that is not used."""
+    with _lock:
+        _idle.clear()
+
+
+def _take(size: int) -> np.ndarray:
+    """At least so many bytes, and at most twice as many."""
+    with _lock:
+        fitting = [i for i, memory in enumerate(_idle) if size <= len(memory) <= 2 * size]
+        if fitting:
+            return _idle.pop(min(fitting, key=lambda i: len(_idle[i])))
+    return np.empty(size, np.uint8)
+
+
+def _give_back(memory: np.ndarray) -> None:
+    with _lock:
+        _idle.append(memory)
+        while sum(len(m) for m in _idle) > MAX_IDLE:
+            del _idle[0]
