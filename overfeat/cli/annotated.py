@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.errors import InputError, printable, shorten
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ TESTING = ("test", *VALIDATION)
 def add_annotated_options(group: argparse._ActionsContainer, splits: Sequence[str]) -> None:
     """The options that name annotated images; `read_annotated` reads them."""
     text = "a file or folder of COCO (.json), PASCAL VOC (.xml), LabelMe (.json), YOLO (data.yaml, or labels/ beside "
-    text += "images/), or a .csv table of image, xmin, ymin, xmax, ymax, label; with --devkit the ILSVRC images"
+    text += "images/), or a .csv table of image, xmin, ymin, xmax, ymax, label; with --devkit the ILSVRC images. "
+    text += f"Images are {IMAGE_FORMATS} files"
     group.add_argument("--data", type=Path, required=True, metavar="PATH", help=text)
     group.add_argument("--split", metavar="NAME", help=f"of a folder (default: {' or '.join(splits)})")
     group.add_argument("--images", type=Path, metavar="DIR", help="the images, if they do not lie beside --data")

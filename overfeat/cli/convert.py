@@ -26,11 +26,13 @@ SAFETENSORS = ".safetensors"
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "convert", run, __doc__)
-    parser.add_argument("source", type=Path, metavar="FROM")
-    parser.add_argument("target", type=Path, metavar="TO")
+    help = "weights: .safetensors written by overfeat, or net_weight_0 or net_weight_1 of the release"
+    parser.add_argument("source", type=Path, metavar="FROM", help=help)
+    help = "the file to write: .safetensors, or any other name for the layout of the release"
+    parser.add_argument("target", type=Path, metavar="TO", help=help)
     help = "the net of a raw file, if the file's name does not determine it"
     parser.add_argument("--net", choices=tuple(RELEASED_FILES), help=help)
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="text file of class names, one a line")
     parser.add_argument("--half", action="store_true", help="store the weights as float16, which halves the file")
 
 
@@ -71,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises InputError for a source that is missing and a target that must not be written over."""
-    if args.target.name in RELEASED_FILES.values() and args.target.exists():
-        raise InputError(f"{args.target}: exists, and released weights are hard to come by; name another file")
     same = args.target.resolve() == args.source.resolve()
     if same and args.target.suffix != SAFETENSORS:
         raise InputError(f"{args.target}: is the file to convert; name another")
+    if args.target.exists() and args.target.suffix != SAFETENSORS:
+        raise InputError(f"{args.target}: exists, and may be hard to come by; name another file")
     if not args.source.is_file():
         raise InputError(f"{args.source}: no such file")
     if args.half and same:

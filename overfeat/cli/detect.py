@@ -62,7 +62,7 @@ def add_parser(commands: Commands) -> None:
     add_multibox_options(parser, skip=("nms_iou_threshold",))
     help = f"write IMAGE.json and IMAGE.png (needs the extra demo), and {COCO}, the results as COCO has them; "
     add_out(parser, help + "a second run continues")
-    help = f"COCO annotations with the ids of images, by file name, and of categories for {COCO} "
+    help = f"COCO annotations (.json) with the ids of images, by file name, and of categories for {COCO} "
     help += "(default: both are numbered from 1, images by name)"
     parser.add_argument("--coco-ids", type=Path, metavar="FILE", help=help)
     add_net_options(parser, released=False, module=BoxModuleOptions)

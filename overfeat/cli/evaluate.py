@@ -14,8 +14,9 @@ from overfeat.cli.command import Commands, HelpFormatter, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.detect import add_multibox_options
 from overfeat.cli.images import add_max_pixels
-from overfeat.cli.options import add_options, config_from_args
+from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.cli.results import add_out, check_outputs, data_settings, open_journal, write_results
+from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.dense.config import DenseConfig
 from overfeat.detection.config import IOUS, MAX_MISTAKES, MIN_SCORE, DetectionConfig
 from overfeat.errors import InputError
@@ -70,7 +71,8 @@ def _add_outputs(parser: argparse.ArgumentParser, curves: str) -> None:
 
 def _add_classifier(tasks: Commands) -> None:
     parser = add_command(tasks, "classifier", _run_classifier, _run_classifier.__doc__)
-    help = "one folder a class; with --devkit the flat folder of validation images"
+    help = "one folder a class; with --devkit the flat folder of validation images. Images are "
+    help += f"{IMAGE_FORMATS} files"
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=help)
     parser.add_argument("--devkit", type=Path, metavar="DIR", help="the ILSVRC2012 development kit")
     _add_limits(parser)
@@ -121,7 +123,7 @@ def _run_classifier(args: argparse.Namespace) -> int:
 def _add_localization(tasks: Commands) -> None:
     parser = _add_task(tasks, "localization", _run_localization)
     add_dense_options(parser)
-    help = "numbers of images that do not count, one a line"
+    help = "a text file of numbers of images that do not count, one a line"
     parser.add_argument("--ignore-list", type=Path, metavar="FILE", help=help)
     add_options(parser.add_argument_group("boxes"), LocalizationConfig, skip=("top_k",))
     add_out(parser, "write the results as JSON", "FILE")
@@ -162,7 +164,7 @@ def _run_localization(args: argparse.Namespace) -> int:
 def _add_detector(tasks: Commands) -> None:
     parser = _add_task(tasks, "detector", _run_detector)
     add_dense_options(parser)
-    help = "ILSVRC's: lines of an image's number from 1 and a class that does not count there"
+    help = "ILSVRC's text file: lines of an image's number from 1 and a class that does not count there"
     parser.add_argument("--ignore-list", type=Path, metavar="FILE", help=help)
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
     _add_figures(parser.add_argument_group("precision, recall, F1, confusions, mistakes"))
@@ -202,6 +204,8 @@ def _run_detector(args: argparse.Namespace) -> int:
     from overfeat.visualize import check_mistakes, mistakes, precision_recall
 
     check_ious(args.ious)
+    if not (args.out or args.mistakes):
+        refuse_options(args, ["max_mistakes"], "a run without -o or --mistakes, which hold them")
     check_outputs(args, ("ap", "unreadable"))
     net, regressor = nets.load_detector(args)
     data = read_annotated(args, args.data, TESTING, args.split)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli.messages import message_of, out_of_memory
+from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import InputError, WriteError, with_path
 from overfeat.options import positive
@@ -24,7 +25,8 @@ MAX_NAME = 200  # bytes; file systems allow 255, of which suffixes and names of 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """The images, and --max-pixels."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    help = f"{IMAGE_FORMATS} files, and folders of them"
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER", help=help)
     parser.add_argument("--recursive", action="store_true", help="read the folders in a folder, too")
     add_max_pixels(parser)
 

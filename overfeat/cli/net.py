@@ -1,6 +1,7 @@
 """The net that a command uses: its options, and loading it."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,7 +46,7 @@ def add_net_options(
         group.add_argument("-l", "--large-net", action="store_true", help="the accurate net of --data-dir")
     else:
         parser.set_defaults(data_dir=None, large_net=False)
-    group.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    group.add_argument("--labels", type=Path, metavar="FILE", help="text file of class names, one a line")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     if module:
         add_module_options(parser, module)
@@ -119,9 +120,15 @@ def load_localizer(args: argparse.Namespace) -> "tuple[Net, Regressor]":
 
     if args.module:
         return _load_with_boxes(args)
-    args.weights = args.weights or SHIPPED_WEIGHTS
+    args.weights = args.weights or _shipped(SHIPPED_WEIGHTS)
     net = load_overfeat(args)
     return net, load_regressor(args.weights).to(net.device)
+
+
+def _shipped(weights: Path) -> Path:
+    """The weights that ship, with a line on stderr."""
+    print("the net is the one that ships, for handwritten digits; --weights takes another", file=sys.stderr)
+    return weights
 
 
 def load_detector(args: argparse.Namespace) -> "tuple[Net, Regressor]":
@@ -134,7 +141,7 @@ def load_detector(args: argparse.Namespace) -> "tuple[Net, Regressor]":
             remedy = "give --background if its last class is that, --no-logits for probabilities of each class alone"
             raise InputError(f"{args.module}: no detector, since it has no background class; {remedy}")
         return converted, boxes
-    args.weights = args.weights or SHIPPED_DETECTOR
+    args.weights = args.weights or _shipped(SHIPPED_DETECTOR)
     net, regressor = load_overfeat(args), find_regressor(args.weights)
     if regressor is None or not net.background:
         lacks = "no box regressor" if regressor is None else "no background class"

@@ -21,6 +21,7 @@ from overfeat.cli.images import add_max_pixels, read_enlarged
 from overfeat.cli.module import ModuleOptions, refuse_module_options
 from overfeat.cli.net import add_net_options, load_net
 from overfeat.cli.results import add_out
+from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.errors import InputError
 from overfeat.files import check_result, ensure_dir, write_json
 from overfeat.options import positive
@@ -35,7 +36,7 @@ UNTRAINED = ("fast", "accurate")
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "profile", run, __doc__)
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help=f"a file: {IMAGE_FORMATS}")
     add_max_pixels(parser)
     help = "time this net with random weights and 1,000 classes, which takes as long"
     parser.add_argument("--net", choices=UNTRAINED, help=help)

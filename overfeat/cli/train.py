@@ -15,6 +15,7 @@ from overfeat.cli.annotated import TRAINING, VALIDATION, read_annotated
 from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.command import Commands, HelpFormatter, add_command
 from overfeat.cli.options import add_options, config_from_args, refuse_options
+from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.detection.config import TRAINING as DETECTOR_TRAINING
 from overfeat.detection.config import DetectorConfig
 from overfeat.errors import ArgumentError, printable
@@ -92,7 +93,8 @@ def _run(head: Head, args: argparse.Namespace) -> int:
 
 
 def _add_folder_options(group: argparse._ArgumentGroup) -> None:
-    help = "a folder of images per class; or a folder that holds this as train, and perhaps validation or val"
+    help = "a folder of images per class; or a folder that holds this as train, and perhaps validation or val. Images "
+    help += f"are {IMAGE_FORMATS} files"
     group.add_argument("--data", type=Path, required=True, metavar="DIR", help=help)
     group.add_argument("--validation", type=Path, metavar="DIR", help="images to validate every epoch on")
     help = "the ILSVRC2012 development kit, for images in its layout"

@@ -13,15 +13,11 @@ from typing import BinaryIO
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from overfeat.data.formats import SUFFIXES
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import rgb
 from overfeat.errors import ArgumentError, InputError, printable, shorten
 
-# Of files that are images; those without a suffix are images if they begin as one.
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif",
-    ".jp2", ".j2k", ".jpx", ".tga", ".pbm", ".pgm", ".ppm", ".pnm", ".xbm", ".pcx",
-)  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 VECTOR_FORMATS = ("EPS", "WMF")  # Pillow draws them with other programs
 TEXTS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG

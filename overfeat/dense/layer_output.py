@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.dense.config import MEMORY_LIMIT
 from overfeat.dense.inputs import one_image
 from overfeat.dense.tiling import fit_tile, tiles_of
@@ -12,16 +13,19 @@ from overfeat.models.net import InputSpan, Net, eval_mode
 
 
 @torch.no_grad()
-def layer_output(net: Net, layer: NetLayer, image: Tensor, *, memory_limit: int = MEMORY_LIMIT) -> Tensor:
+def layer_output(
+    net: Net, layer: NetLayer, image: ImageLike, *, memory_limit: int = MEMORY_LIMIT,
+    value_range: ValueRange | None = None,
+) -> Tensor:  # fmt: skip
     """The output of a layer [channels, h, w] on the CPU, equal to that of the whole image up to rounding.
 
     Args:
         net: In evaluation mode or not; its output is that of evaluation.
         layer: Of this net.
-        image: Float or uint8 [C, H, W] in 0..255, at least the window.
+        image, value_range: See `dense.inputs`; at least the window.
         memory_limit: Bytes for intermediate maps, beside image and output.
     """
-    images = one_image(net, image)[None]
+    images = one_image(net, image, value_range)[None]
     size = (images.shape[2], images.shape[3])
     shape = layer.num_outputs(0, size[0]), layer.num_outputs(1, size[1])
 

@@ -15,6 +15,7 @@ MAX_ASPECT_RATIO = 50  # images with a larger ratio of their sides are not enlar
 SCALE_STEP = 1.4  # the paper's ratio from one scale to the next (section 4.2)
 BEST_OBJECT_SIZE = 0.65  # longer side of the objects that a window fits best, as a fraction of the window's
 MAX_SCALE_FACTOR = 64
+MIN_SIDE = 4  # pixels of an image's longer side, below which a scale factor is a mistake
 PERCENTILES = (5, 95)  # of the objects' sizes, between which scale factors are chosen
 
 
@@ -83,6 +84,9 @@ def _scale_size(geometry: Geometry, height: int, width: int, scale: Scale, margi
         short, long = sorted(scale)
         size = (short, long) if height <= width else (long, short)
     else:
+        if max(height, width) * scale < MIN_SIDE <= max(height, width):
+            problem = f"at {scale:g} times its size the image has less than {MIN_SIDE} pixels a side; "
+            raise ArgumentError("scales", "must be larger", problem)
         size = (height, width) if scale == 1 else round_to_stride(geometry, (scale * height, scale * width))
     if not geometry.fits(add_margin(size, margin)):
         window = f"the {geometry.name} net's window of {geometry.window[0]}x{geometry.window[1]}"

@@ -260,7 +260,7 @@ def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[
     metadata, tensors = read_safetensors(path, select)
     if metadata.get("overfeat") != FORMAT:
         problem = "a safetensors file, but not one that this version of overfeat wrote"
-        remedy = "make one with `overfeat train` or `overfeat convert`, or give the module that it is of (--module)"
+        remedy = "make one with `overfeat train` or `overfeat convert`, or run weights of your own `module` with that"
         raise InputError(f"{path}: {problem}; {remedy}")
     return metadata, tensors
 

@@ -218,6 +218,16 @@ def test_a_small_image_is_enlarged(weights, photos, tmp_path):
         (["features", "--weights", "{digits}", "{folder}"], "need a folder to go to"),
         (["features", "--weights", "{digits}", "{photo}", "-o", "{photo}"], "is the image itself"),
         (["convert", "--net", "fast", "{photo}", "{photo}"], "is the file to convert"),
+        (["convert", "{digits}", "{photo}"], "a.jpg: exists, and may be hard to come by; name another file"),
+        (["localize", "--weights", "{state}", "{photo}"], "not a readable safetensors file"),
+        (
+            ["classify", "--weights", "{digits}", "--scales", "0.001", "{photo}"],
+            "at 0.001 times its size the image has less than 4 pixels a side; --scales must be larger",
+        ),
+        (
+            ["evaluate", "detector", "--data", "{folder}", "--max-mistakes", "3"],
+            "--max-mistakes does not apply to a run without -o or --mistakes",
+        ),
         (
             ["classify", "--weights", "{digits}", "--device", "meta", "{photo}"],
             "--device must be a CPU or CUDA device, not 'meta'",

@@ -1,15 +1,20 @@
 """What the command line answers without work: help, version, argument errors, completion."""
 
 import argparse
+import ast
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import overfeat
 from overfeat.cli.main import build_parser, main
+from overfeat.cli.messages import out_of_memory, with_flags
 
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 HEAVY = ("torch", "numba", "numpy", "scipy", "PIL", "matplotlib", "triton")
 
 
@@ -46,6 +51,62 @@ def test_answers_without_heavy_imports():
     statuses, modules = json.loads(process.stderr.splitlines()[-1])
     assert statuses == [0] * (3 + len(HELP)) + [2] * len(ERRORS)
     assert not set(HEAVY) & set(modules)
+
+
+READ = {
+    "JPEG, PNG, GIF, TIFF": "classify|localize|detect|features|compare-borders|profile|train .*|evaluate .*",
+    "COCO (.json), PASCAL VOC (.xml), LabelMe (.json), YOLO": "train (?!classifier).*|evaluate (?!classifier).*",
+    "safetensors": "classify|localize|detect|features|compare-borders|profile|convert|train .*|evaluate .*",
+    "COCO annotations (.json)": "detect",
+    "text file of class names": "classify|localize|detect|features|convert|evaluate .*",
+}
+
+
+@pytest.mark.parametrize("formats", READ)
+def test_help_says_what_is_read(formats):
+    readers = [parser for name, parser in COMMANDS.items() if re.fullmatch(READ[formats], name)]
+    assert readers
+    for parser in readers:
+        assert formats in " ".join(parser.format_help().split()).replace("- ", "-"), parser.prog
+
+
+def test_the_library_names_arguments_not_flags():
+    """Its messages are those of Python, too; a command writes arguments as its flags."""
+    others = {"--always", "--dirty"}  # of git
+    for path in Path(overfeat.__file__).parent.rglob("*.py"):
+        if path.parent.name == "cli":
+            continue
+        tree = ast.parse(path.read_text())
+        flags = [
+            node
+            for call in ast.walk(tree)
+            if isinstance(call, ast.keyword) and call.arg == "flags"
+            for node in ast.walk(call)
+        ]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in flags:
+                docstring = "\n\n" in node.value
+                assert docstring or not set(FLAG.findall(node.value)) - others, f"{path}: {node.value!r}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_arguments_in_messages_become_flags(command):
+    args = argparse.Namespace(parser=COMMANDS[command])
+    text = "/a/max_pixels/b: `recursive` or max_pixels allow more, as batch_size does"
+    flags = COMMANDS[command]._option_string_actions
+    for name in ("max_pixels", "batch_size"):
+        flag = "--" + name.replace("_", "-")
+        assert (flag in with_flags(args, text)) == (flag in flags) != (f" {name} " in with_flags(args, text))
+    assert ("--recursive" in with_flags(args, text)) == ("--recursive" in flags)
+    assert with_flags(args, text).startswith("/a/max_pixels/b: ")
+
+
+def test_too_little_memory_names_flags_there_are():
+    lines = {name: out_of_memory(argparse.Namespace(parser=COMMANDS[name]), MemoryError()) for name in COMMANDS}
+    assert lines["scenes"] == "out of memory ()"
+    advice = "lower --batch-size or --max-pixels; for a GPU's memory, try --device cpu"
+    assert lines["train detector"] == f"out of memory (); {advice}"
+    assert out_of_memory(argparse.Namespace(), RuntimeError("shapes differ")) is None
 
 
 def test_without_arguments_it_prints_its_help(capsys):
