@@ -72,7 +72,8 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Pixels]:
         return lambda strip: _grey(strip, white_is_zero, key)
     if image.format == "XBM":  # a set bit is ink
         return lambda strip: 255 - np.asarray(strip.convert("RGB"))
-    if not image.has_transparency_data:
+    without_palette = image.mode == "P" and image.palette is None  # an icon, which Pillow converts all the same
+    if without_palette or not image.has_transparency_data:
         return lambda strip: np.asarray(strip.convert("RGB"))
     if _is_fourth_band(image):
         warnings.warn(

@@ -84,6 +84,12 @@ def test_palette(tmp_path):
     assert rows(read_image(saved(tmp_path, palette_image()))) == [[[10, 20, 30], [200, 100, 0], [7, 8, 9]]]
 
 
+def test_icon_with_a_palette(tmp_path):
+    icon = palette_image().resize((1024, 1024), Image.Resampling.NEAREST)
+    image = read_image(saved(tmp_path, icon, "p.icns"))
+    assert image.shape == (3, 1024, 1024) and image[:, 0, ::511].T.tolist() == [[10, 20, 30], [200, 100, 0], [7, 8, 9]]
+
+
 @pytest.mark.parametrize("name", ["p.png", "p.gif"])
 def test_transparent_palette_entry_is_white(tmp_path, name):
     path = saved(tmp_path, palette_image(), name, transparency=1)

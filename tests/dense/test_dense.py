@@ -198,9 +198,9 @@ def test_the_memory_that_the_message_asks_for_is_enough(make_net, name):
     net = make_net(name)
     window = net.architecture.window
     images = picture(window + 9, window + 60)
-    with pytest.raises(InputError, match="it needs") as error:
+    with pytest.raises(InputError, match="memory_limit must be at least") as error:
         evaluate.score_maps(net, images, scales=[1.0], memory_limit=1000)
-    needed = float(re.search(r"it needs ([\d.]+) MiB", str(error.value))[1])
+    needed = float(re.search(r"at least ([\d.]+) MiB", str(error.value))[1])
     assert evaluate.score_maps(net, images, scales=[1.0], memory_limit=int(needed * 2**20))
 
 
