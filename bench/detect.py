@@ -1,7 +1,8 @@
 """Detection on a CPU, from the file to the boxes: rates, time by stage, peak memory: python -m bench.detect
 
 Test images with none to eight digits, and large images composed of them, with hundreds of digits of 24 to 100 px. The
-eager backend and overfeat.fast run in turns on the same images; the peaks are measured before and after.
+eager backend, overfeat.fast and, where installed, `detect` with its net in ONNX Runtime and in OpenVINO run in turns on
+the same images; the peaks are measured before and after.
 """
 
 import argparse
@@ -9,7 +10,9 @@ import importlib
 import multiprocessing
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +20,18 @@ import torch
 from PIL import Image
 
 from bench.common import ROOT, measure_peak_memory, write_results
+from bench.suite.runtimes import EXPORTER, ONNXRUNTIME, OPENVINO, detector_in
 from overfeat import backend
 from overfeat.cli.assets import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
+from overfeat.dense.detections import Detections
 from overfeat.dense.grid import grids
 from overfeat.detection.predict import detect
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.models.flops import stage_macs
+from overfeat.ops.boxes import iou
 from overfeat.profiling.measure import summary
 from overfeat.profiling.peaks import measured_peaks
 from overfeat.profiling.table import stage_seconds
@@ -53,20 +59,56 @@ def write_mosaic(data: Annotated, side: int, path: Path) -> int:
     return digits
 
 
-def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
-    """Seconds per image by each backend, in turns; fractions of the time by stage; positions; GFLOP/s."""
+def implementations(net, regressor) -> dict[str, Callable[[torch.Tensor], Detections]]:
+    """`detect` by each backend, and with the net in other runtimes, as far as they are installed."""
 
-    def run() -> list:
-        return [detect(net, regressor, read_image(path)) for path in paths]
+    def eagerly(image: torch.Tensor) -> Detections:
+        with backend("torch"):
+            return detect(net, regressor, image)
 
-    times, objects = {"eager": [], "fast": []}, {}
-    for turn in range(repeats + 1):
+    ways = {"eager": eagerly, "fast": partial(detect, net, regressor)}
+    for name in (ONNXRUNTIME, OPENVINO):
+        missing = [package for package in (EXPORTER, name) if find_spec(package) is None]
+        if missing:
+            print(f"skipped: {name}: {', '.join(missing)} is not installed; it is in the extra bench")
+        else:
+            ways[name] = partial(detect, *detector_in(name, net, regressor))
+    return ways
+
+
+def equal(detections: Detections, expected: Detections) -> bool:
+    """Whether two evaluations detect the same objects, but for rounding."""
+    if len(detections) != len(expected):
+        return False
+    same = detections.labels[:, None] == expected.labels
+    same &= (iou(detections.boxes, expected.boxes) > 0.99) & (
+        (detections.scores[:, None] - expected.scores).abs() < 1e-3
+    )
+    return bool(same.any(dim=1).all() and same.any(dim=0).all())
+
+
+def time_in_turns(ways: dict[str, Callable], paths: list[Path], repeats: int) -> tuple[dict[str, list[float]], int]:
+    """Seconds per image of each implementation whose detections equal the first one's, and the number of objects."""
+    times: dict[str, list[float]] = {}
+    images = [read_image(path) for path in paths]
+    expected = [next(iter(ways.values()))(image) for image in images]
+    for name, run in ways.items():
+        if all(equal(run(image), of_image) for image, of_image in zip(images, expected, strict=True)):
+            times[name] = []
+        else:
+            print(f"skipped: {name}: its detections differ")
+    for _ in range(repeats):
         for name, elapsed in times.items():
-            with backend("torch") if name == "eager" else nullcontext():
-                start = time.perf_counter()
-                objects[name] = [len(of_image) for of_image in run()]
-                if turn:  # the first warms up
-                    elapsed.append((time.perf_counter() - start) / len(paths))
+            start = time.perf_counter()
+            for path in paths:
+                ways[name](read_image(path))
+            elapsed.append((time.perf_counter() - start) / len(paths))
+    return times, sum(len(of_image) for of_image in expected)
+
+
+def measure(net, regressor, paths: list[Path], repeats: int, ways: dict[str, Callable]) -> dict:
+    """Seconds per image by each implementation; fractions of the time by stage; positions; GFLOP/s."""
+    times, objects = time_in_turns(ways, paths, repeats)
     start = time.perf_counter()
     images = [read_image(path) for path in paths]
     loading = time.perf_counter() - start
@@ -87,7 +129,7 @@ def measure(net, regressor, paths: list[Path], repeats: int) -> dict:
         "seconds": {name: summary(elapsed) for name, elapsed in times.items()},
         "fractions": {name: seconds / whole for name, seconds in stages.items()},
         "positions": positions,
-        "objects": sum(objects["fast"]) / len(paths),
+        "objects": objects / len(paths),
         "gflops": 2 * macs / len(paths) / summary(times["fast"])["median"] / 1e9,
     }
 
@@ -124,13 +166,18 @@ def main() -> None:
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
     data = read_coco(args.data / "test.json")
     before = measured_peaks(torch.device("cpu"))
+    ways = implementations(net, regressor)
     with tempfile.TemporaryDirectory() as folder:
         paths = {side: Path(folder) / f"{side}.png" for side in SIDES}
         digits = {side: write_mosaic(data, side, path) for side, path in paths.items()}
         results = {
             "scale_factors": list(net.scale_factors),
-            "images": measure(net, regressor, [sample.path for sample in data.samples[:IMAGES]], args.repeats),
-            "large": {"side": LARGE, "digits": digits[LARGE], **measure(net, regressor, [paths[LARGE]], args.repeats)},
+            "images": measure(net, regressor, [sample.path for sample in data.samples[:IMAGES]], args.repeats, ways),
+            "large": {
+                "side": LARGE,
+                "digits": digits[LARGE],
+                **measure(net, regressor, [paths[LARGE]], args.repeats, ways),
+            },
             "memory": {"limit": LIMIT >> 20, **{str(side): memory(path) for side, path in paths.items()}},
         }
     after = measured_peaks(torch.device("cpu"))

@@ -1,5 +1,6 @@
 """ONNX Runtime and OpenVINO as baselines: a module exported to ONNX, run on a CPU with torch's number of threads."""
 
+import copy
 import logging
 import tempfile
 import warnings
@@ -10,6 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from overfeat.models.box_regressor import BoxRegressor
+from overfeat.models.net import Shape
+from overfeat.models.overfeat import ContextFeatures, OverFeat
+from overfeat.models.plain import PlainFeatures, PlainHead
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 EXPORTER = "onnxscript"  # what torch.onnx.export needs, beside onnx
@@ -64,6 +70,42 @@ def has_bfloat16() -> bool:
     import openvino
 
     return BFLOAT16_CAPABILITY in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def detector_in(runtime: str, net: OverFeat, regressor: BoxRegressor) -> tuple[OverFeat, BoxRegressor]:
+    """A detector whose net runs in another runtime, at fine stride; boxes are computed by the library.
+
+    net: Without padding, as the small net is: a tile then needs none of its own.
+    """
+    assert not any(spec.pad for spec in net.architecture.convs)
+    side = net.architecture.window + 4 * net.architecture.fine_stride
+
+    def inputs() -> list[Tensor]:
+        maps = PlainFeatures(net)(torch.zeros(1, 3, side, side + 4))
+        height, width = (length - net.architecture.pool * net.architecture.kernel + 1 for length in maps.shape[2:])
+        return [maps, maps[:, :, 1:], torch.zeros(height * width, dtype=torch.int64)]
+
+    features = Exported(lambda: PlainFeatures(net), lambda: [torch.zeros(1, 3, side, side + 4)], [IMAGE_SIZE])
+    head = Exported(lambda: PlainHead(net), lambda: inputs()[:1], [IMAGE_SIZE])
+    context_head = Exported(lambda: PlainHead(net), inputs, [IMAGE_SIZE, IMAGE_SIZE, BATCH_SIZE])
+
+    def logits(maps: Tensor, context: ContextFeatures | None) -> Tensor:
+        if context is None or context.maps is None:
+            return head.run(runtime, torch.float32, maps)
+        return context_head.run(runtime, torch.float32, maps, context.maps, context.positions)
+
+    def head_flat(maps: Sequence[Tensor], stride: Any, context: Sequence[ContextFeatures] = ()):
+        each = [logits(m, c) for m, c in zip(maps, context or [None] * len(maps), strict=True)]
+        shapes: list[Shape] = [(len(scores), *scores.shape[2:]) for scores in each]
+        return torch.cat([scores.permute(0, 2, 3, 1).flatten(0, 2) for scores in each]), shapes
+
+    def boxes(maps: Sequence[Tensor], *more: Any):
+        return regressor.forward_flat([m.contiguous(memory_format=torch.channels_last) for m in maps], *more)
+
+    other_net, other_regressor = copy.copy(net), copy.copy(regressor)
+    other_net.tile_features = lambda crop, *spans: features.run(runtime, torch.float32, crop)
+    other_net.forward_head_flat, other_regressor.forward_flat = head_flat, boxes
+    return other_net, other_regressor
 
 
 def _onnxruntime(path: Path, threads: int) -> Run:

@@ -7,11 +7,16 @@ from types import ModuleType
 import pytest
 import torch
 
+from bench.detect import equal, implementations
 from bench.suite import runtimes
 from bench.suite.machine import Machine
 from bench.suite.runner import Run
 from bench.suite.runtimes import EXPORTER, IMAGE_SIZE, ONNXRUNTIME, OPENVINO, Exported
 from bench.tolerance import assert_matches
+from overfeat.data.images import read_image
+from overfeat.detection.predict import detect
+from overfeat.files import ASSETS
+from overfeat.models.checkpoint import load, load_regressor
 from overfeat.models.overfeat import ContextFeatures
 from overfeat.models.plain import PlainHead, PlainNet
 
@@ -102,7 +107,35 @@ def test_bfloat16_where_the_processor_has_it(machine, monkeypatch):
     assert set(reasons(machine)) == {"onnxruntime, bfloat16", "openvino, bfloat16"}
 
 
-def test_arithmetic_of_a_session(monkeypatch):
+@pytest.fixture
+def detector():
+    return load(ASSETS / "detector.safetensors"), load_regressor(ASSETS / "detector.safetensors")
+
+
+def in_torch(exported, runtime, dtype, *inputs):
+    """What a runtime computes, by the module itself, which its example must fit too."""
+    exported.module()(*map(runtimes._as_input, exported.inputs()))
+    return exported.module()(*map(runtimes._as_input, inputs)).contiguous()
+
+
+def test_detection_with_the_net_in_another_runtime(detector, monkeypatch):
+    monkeypatch.setattr(Exported, "run", in_torch)
+    image = read_image(ASSETS / "scenes" / "00012.png")[:, :150, :200]
+    expected = detect(*detector, image)
+    assert len(expected) and equal(detect(*runtimes.detector_in(ONNXRUNTIME, *detector), image), expected)
+    low = {"scales": [0.4, 0.9], "score_threshold": 0.0, "min_score": 0.0}  # the first has no context
+    boxes, expected = detect(*runtimes.detector_in(OPENVINO, *detector), image, **low), detect(*detector, image, **low)
+    assert len(boxes) == len(expected) > 1
+    assert not equal(boxes, expected[:-1]) and not equal(boxes, detect(*detector, image.flip(1), **low))
+
+
+def test_implementations_of_detection_that_are_installed(detector, monkeypatch, capsys):
+    monkeypatch.setattr("bench.detect.find_spec", lambda name: None if name == OPENVINO else object())
+    assert list(implementations(*detector)) == ["eager", "fast", ONNXRUNTIME]
+    assert "skipped: openvino: openvino is not installed" in capsys.readouterr().out
+
+
+def test_arithmetic_of_a_session():
     need(OPENVINO)
     if not runtimes.has_bfloat16():
         pytest.skip("OpenVINO has no bfloat16 on this processor")
