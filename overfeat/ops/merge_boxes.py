@@ -33,8 +33,8 @@ def merge_boxes(
 
     Of equal match scores the pair with the first box comes first, then the one with the first second box. A merged
     box takes the position of its first box. It has no gradient: boxes that require one are merged detached. Time grows
-    nearly linearly with the number of boxes if they are spread out, quadratically if thousands coincide (33,000 equal
-    boxes: ten seconds on a CPU).
+    nearly linearly with the number of boxes if they are spread out or equal, quadratically if thousands lie close
+    together.
 
     Args:
         boxes: [T, 4] as (x1, y1, x2, y2), float32 or float64.

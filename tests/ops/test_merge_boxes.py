@@ -139,6 +139,18 @@ def test_inputs_are_unchanged(any_backend):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="takes minutes under the interpreter")
+@pytest.mark.parametrize("average", BOX_AVERAGES)
+def test_tens_of_thousands_of_equal_boxes(average):
+    """Copies of three boxes, of which two match; the third does not."""
+    three = torch.tensor([[0.0, 0, 100, 100], [50, 0, 150, 100], [4, 0, 104, 100]], device=DEVICE)
+    corners, scores = three.repeat(11_000, 1), torch.full((33_000,), 0.5, device=DEVICE)
+    merged = merge_boxes(corners, scores, match_threshold=0.3, box_average=average)
+    assert merged.boxes.tolist() == [[2, 0, 102, 100], [50, 0, 150, 100]]
+    assert merged.counts.tolist() == [22_000, 11_000] and merged.scores.tolist() == [11_000, 5_500]
+    assert torch.equal(merged.members, (torch.arange(33_000, device=DEVICE) % 3 == 1).long())
+
+
+@pytest.mark.skipif(INTERPRETED, reason="takes minutes under the interpreter")
 def test_tens_of_thousands_of_boxes():
     """Boxes in clusters: one result a cluster, and no box lost."""
     g = torch.Generator().manual_seed(0)

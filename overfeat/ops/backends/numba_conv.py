@@ -10,7 +10,7 @@ from numba import cfunc, types
 
 from overfeat import toom_cook
 from overfeat.ops.backends import simd
-from overfeat.ops.backends.numba_merge import compiled
+from overfeat.ops.backends.numba_compile import compiled
 from overfeat.ops.backends.simd import clear, copy, load, store, take
 from overfeat.ops.backends.winograd import OUTPUT_TILE, POINTS
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overfeat.ops.backends.numba_merge import SLACK, compiled
+from overfeat.ops.backends.numba_compile import compiled
 
+SLACK = 1.001  # more than rounding can add to a distance
 MIN_EXPONENT = -24  # boxes with shorter sides count as boxes of 2^-24 pixels
 ROWS = 4  # of the grid in the longest side of its boxes
 TINY_AREA = 1e-30  # the IoU of smaller boxes is imprecise in float32

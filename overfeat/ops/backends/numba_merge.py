@@ -4,37 +4,23 @@ Every box keeps its best partner among those after it, and a tournament tree ove
 Candidate partners come from a hashed grid over the boxes' centres, one for every power of two of their diagonals,
 since a pair within the threshold is near and, mostly, similar in size. A merge inserts the new box into the grid and
 offers it to its neighbours. A box whose partner has changed is dirty: it keeps its old score, a lower bound by then,
-and searches for a new partner only when its turn comes.
+and searches for a new partner only when its turn comes. Boxes that equal another wait behind the first of them, which
+merges with them before all others: their pairs with further boxes would come after its own.
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from overfeat.ops.backends.numba_compile import compiled
+from overfeat.ops.backends.numba_index import SLACK, previous_equal
+
 LEVELS, MIN_LEVEL = 64, -24  # powers of two of the diagonals, from 2^-24
-SLACK = 1.001  # more than rounding can add to a distance
 NORMALISED, SUM, CENTRES = range(3)
 MATCH_METRICS = {"normalised": NORMALISED, "sum": SUM, "centres": CENTRES}
-
-
-def compiled(function: Callable[..., Any], fastmath: Any = False) -> Callable[..., Any]:
-    """Compile at the first call, and cache the result on disk for other processes if a folder can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
-    try:
-        return njit(function, cache=True, **options)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        return njit(function, **options)
-
-
-def reordered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`compiled`, with sums in an order that suits the processor's vector units."""
-    return compiled(function, {"reassoc"})
 
 
 def merge_boxes(
@@ -50,9 +36,13 @@ def merge_boxes(
     with np.errstate(over="ignore"):  # beyond the largest number it is as good as infinite
         threshold = number(match_threshold)
     rule = (MATCH_METRICS[match_metric], box_average == "counts", threshold, number(min_iou), number(0.5), number(1.0))
+    if match_metric == "sum":  # equal boxes are no better a match than others
+        equal = np.full(len(sums), -1, np.int64)
+    else:
+        equal = previous_equal(corners, np.repeat(np.arange(len(lengths)), lengths))
 
     def run(first: int, last: int) -> None:
-        _merge_groups(corners, sums, max_score, counts, merged_into, starts[first:last], ends[first:last], rule)
+        _merge_groups(corners, sums, max_score, counts, merged_into, equal, starts[first:last], ends[first:last], rule)
 
     chunks = min(torch.get_num_threads(), len(lengths))
     if chunks > 1:
@@ -66,57 +56,107 @@ def merge_boxes(
 
 
 @compiled
-def _merge_groups(corners, sums, max_score, counts, merged_into, starts, ends, rule):
+def _merge_groups(corners, sums, max_score, counts, merged_into, equal, starts, ends, rule):
     for g in range(len(starts)):
         a, b = starts[g], ends[g]
         if b - a > 1:
-            _merge_group(corners[a:b], sums[a:b], max_score[a:b], counts[a:b], merged_into[a:b], rule)
+            results = (sums[a:b], max_score[a:b], counts[a:b], merged_into[a:b])
+            _merge_group(corners[a:b], results, equal[a:b] - a, rule)
             for i in range(a, b):
                 if merged_into[i] >= 0:
                     merged_into[i] += a
 
 
 @compiled
-def _merge_group(corners, sums, max_score, counts, merged_into, rule):
-    """Merge one group in place."""
+def _merge_group(corners, results, equal, rule):
+    """Merge one group in place. equal: the last box before each that equals it, or a negative number."""
     # geometry: [8, n], corners, centre (doubled), diagonal and area. pairs: int32 [n, 3], each box's partner, the
     # partner's version at the time of best_score, and the box's own version; a pair is dirty if its partner's version
-    # has changed. tree: the tournament, whose root tree[1] is the box with the best pair.
+    # has changed. tree: the tournament, whose root tree[1] is the box with the best pair. following: the next box that
+    # equals a box; only the first of them is in the grid and the tournament.
     n = len(corners)
-    geometry = _new_geometry(corners)
-    grid = _new_grid(n)
-    best_score = np.full(n, np.inf, corners.dtype)
-    pairs = np.full((n, 3), 0, np.int32)
+    geometry, grid, tree = _new_geometry(corners), _new_grid(n), _new_tree(n)
+    best_score, weights = np.full(n, np.inf, corners.dtype), np.ones(n, corners.dtype)
+    pairs, following = np.full((n, 3), 0, np.int32), np.full(n, -1, np.int64)
     pairs[:, 0] = -1
-    weights = np.ones(n, corners.dtype)
-    nearby, scores = np.empty(n, np.int32), np.empty(n, corners.dtype)
-    tree = _new_tree(n)
+    state = (geometry, grid, best_score, pairs, tree, following, np.empty(n, np.int32), np.empty(n, corners.dtype))
     for i in range(n - 1, -1, -1):  # so that only boxes after i are in the grid yet
-        _search(i, False, geometry, grid, best_score, pairs, tree, nearby, scores, rule)
-        _insert(i, geometry, grid, rule)
+        if equal[i] >= 0:
+            following[equal[i]] = i
+        else:
+            _search(i, False, state, rule)
+            _insert(i, geometry, grid, rule)
     for node in range(len(tree) // 2 - 1, 0, -1):
         tree[node] = _winner(tree[2 * node], tree[2 * node + 1], best_score)
     while True:
-        i = tree[1]
-        j = pairs[i, 0]
+        i = np.int64(tree[1])  # one type of index compiles once
+        j = np.int64(pairs[i, 0])
         if j < 0 or not best_score[i] <= rule[2]:
             break
         best_score[i], pairs[i, 0] = np.inf, -1
-        if pairs[i, 1] == pairs[j, 2]:
-            _remove(i, grid)
-            _remove(j, grid)
-            _average(i, j, geometry, weights, rule)
-            sums[i], max_score[i] = sums[i] + sums[j], max(max_score[i], max_score[j])
-            counts[i], counts[j], merged_into[j] = counts[i] + counts[j], 0, i
-            pairs[i, 2], pairs[j, 2] = pairs[i, 2] + 1, pairs[j, 2] + 1
-            best_score[j], pairs[j, 0] = np.inf, -1
-            _replay(j, tree, best_score)
-            _search(i, True, geometry, grid, best_score, pairs, tree, nearby, scores, rule)
-            _insert(i, geometry, grid, rule)
+        is_clean = pairs[i, 1] == pairs[j, 2]
+        if is_clean and j != following[i]:
+            _merge_pair(i, j, weights, results, state, rule)
         else:
-            _search(i, False, geometry, grid, best_score, pairs, tree, nearby, scores, rule)
+            _search_again(i, is_clean, weights, results, state, rule)
         _replay(i, tree, best_score)
     corners[:] = geometry[:4].T
+
+
+@compiled
+def _merge_pair(i, j, weights, results, state, rule):
+    """Merge box j into box i; boxes that equalled them come forward."""
+    geometry, grid, best_score, pairs, tree, following = state[:6]
+    waiting = (following[i], following[j])
+    following[i] = following[j] = -1
+    _remove(i, grid)
+    _remove(j, grid)
+    _average(i, j, geometry, weights, rule)
+    _count(i, j, results)
+    pairs[i, 2], pairs[j, 2] = pairs[i, 2] + 1, pairs[j, 2] + 1
+    best_score[j], pairs[j, 0] = np.inf, -1
+    _replay(j, tree, best_score)
+    for k in (i, waiting[0], waiting[1]):
+        if k >= 0:
+            _search(k, True, state, rule)
+            _insert(k, geometry, grid, rule)
+            _replay(k, tree, best_score)
+
+
+@compiled
+def _search_again(i, merge, weights, results, state, rule):
+    """Search a new partner of box i; `merge`: merge with those that equal it before, in turn.
+
+    Another box may match as well as the next that equals it, and come before.
+    """
+    best_score, pairs, following = state[2], state[3], state[5]
+    j = following[i]
+    following[i] = -1
+    _search(i, False, state, rule)
+    while merge and j >= 0 and not (best_score[i] == 0 and pairs[i, 0] < j):
+        _count(i, j, results)
+        if rule[1]:
+            weights[i] += weights[j]
+        j = following[j]
+    following[i] = j
+    _offer_equal(i, state)
+
+
+@compiled
+def _offer_equal(i, state):
+    """The next box that equals box i is its partner unless another matches as well and comes before."""
+    best_score, pairs, following = state[2], state[3], state[5]
+    j = following[i]
+    if j >= 0 and not (best_score[i] == 0 and pairs[i, 0] < j):
+        best_score[i], pairs[i, 0], pairs[i, 1] = 0, j, pairs[j, 2]
+
+
+@compiled
+def _count(i, j, results):
+    """Box j is part of box i from now on."""
+    sums, max_score, counts, merged_into = results
+    sums[i], max_score[i] = sums[i] + sums[j], max(max_score[i], max_score[j])
+    counts[i], counts[j], merged_into[j] = counts[i] + counts[j], 0, i
 
 
 @compiled
@@ -238,8 +278,9 @@ def _remove(i, grid):
 
 
 @compiled
-def _search(i, both, geometry, grid, best_score, pairs, tree, nearby, scores, rule):
+def _search(i, both, state, rule):
     """Search the partner of box i among those after it in the grid; `both`: offer i to those before it, too."""
+    geometry, grid, best_score, pairs, tree, _, nearby, scores = state
     cell = grid[2]
     count = _candidates(i, both, geometry, grid, nearby, rule)
     if count < 0:
@@ -257,6 +298,7 @@ def _search(i, both, geometry, grid, best_score, pairs, tree, nearby, scores, ru
                 best_score[first], pairs[first, 0], pairs[first, 1] = score, second, pairs[second, 2]
                 if first == k:
                     _replay(k, tree, best_score)
+    _offer_equal(i, state)
 
 
 @compiled

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from overfeat.ops.backends.numba_compile import compiled
 from overfeat.ops.backends.numba_index import first_segment, iou_of_range, list_ranges, new_index
-from overfeat.ops.backends.numba_merge import compiled
 
 
 def nms(boxes: Tensor, order: Tensor, groups: Tensor, iou_threshold: float, across_iou_threshold: float) -> Tensor:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from overfeat.ops.backends.numba_compile import compiled, reordered
 from overfeat.ops.backends.numba_index import first_segment, iou_of_range, list_ranges, new_index, previous_equal
-from overfeat.ops.backends.numba_merge import compiled, reordered
 
 CHUNK = 2048  # boxes that a thread takes at a time
 
