@@ -27,7 +27,7 @@ FORMAT = "1"
 REGRESSOR = "regressor."  # the prefix of its tensors' names
 FEATURES = ("conv_layers.", "backbone.")  # the prefixes of those of the feature layers
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights in files
-MAX_SCALES, MAX_SCALE_FACTOR = 1000, 1000  # that a file may ask for
+MAX_SCALES, MAX_SCALE_FACTOR = 100, 1000  # that a file may ask for
 MAX_REASON = 300  # characters
 Module = TypeVar("Module", bound=torch.nn.Module)
 

@@ -26,7 +26,7 @@ from overfeat.models.overfeat import OverFeat
 from overfeat.models.thresholds import DetectionThresholds
 from overfeat.training.resume import CHECKPOINT, RunFolder
 
-CASES = 150
+CASES = 100
 GRAPH = FeatureGraph(
     3,
     (
@@ -94,20 +94,29 @@ def read_net(path: Path) -> None:
     for name in ("architecture", "class_names", "flip", "background", "scale_factors", "reach", "thresholds"):
         assert getattr(written, name) == getattr(net, name), name
     assert written.features_id == net.features_id
-    read_regressor(path, net)
+    regressor = read_regressor(path, net)
+    try:
+        image = torch.full((net.in_channels, 24, 30), 100.0)
+        scores = overfeat.classify(net, image, scales=net.scale_factors)
+        assert tuple(scores.shape) == (1, len(net.class_names)), scores.shape
+        if regressor is not None:
+            assert overfeat.detect(net, regressor, image).boxes.isfinite().all()
+    except InputError as error:
+        refused(error)
 
 
-def read_regressor(path: Path, net: OverFeat) -> None:
+def read_regressor(path: Path, net: OverFeat) -> BoxRegressor | None:
     try:
         regressor = overfeat.load_regressor(path)
     except InputError as error:
         refused(error, path)
-        return
+        return None
     regressor.check_made_for(net)
     if net.architecture.window <= MAX_RUN:
         side = net.architecture.kernel * net.architecture.pool
         boxes, _ = regressor.forward_flat([torch.zeros(1, net.architecture.channels, side, side)])
         assert tuple(boxes.shape) == (1, regressor.num_classes or 1, 4), boxes.shape
+    return regressor
 
 
 def read_state(path: Path) -> None:
