@@ -14,9 +14,12 @@ HEAD = """# Reliability
 
 <!-- Written by make fuzz from the JSON file beside it; do not edit. -->
 
-Random files and problems are given to the library, with a limit of {memory} GiB of memory and of a minute for each
-case. What may be refused is refused by one `InputError`, whose message is one printable line that names the file.
-`make test` runs a few hundred cases with fixed seeds; `make fuzz` runs new ones for half an hour.
+Random files, values and problems are given to the library; a case may take {memory} GiB of memory and a minute. What
+may be refused is refused by one `InputError`, whose message is one printable line that names the file or value.
+Crashes, other exceptions, wrong results and lost results are failures.
+
+`make test` runs the first cases of every target, with fixed seeds. `make fuzz` runs new ones for half an hour, or for
+`FUZZ_BUDGET` seconds, and prints the seed of each failure; `make fuzz FUZZ_OUT=docs/reliability.json` writes this page.
 """
 
 
@@ -43,15 +46,14 @@ def page(file: Path) -> str:
     from worker import MEMORY
 
     run = json.loads(file.read_text())
-    lines = [HEAD.format(memory=MEMORY >> 30), "| tried, and what holds | cases | outcomes |", "| --- | ---: | --- |"]
-    for result in run["targets"].values():
-        lines.append(f"| {result['tried']} | {result['cases']:,} | {counts(result['outcomes'])} |")
+    lines = [HEAD.format(memory=MEMORY >> 30), "| target: what is tried, and what holds | cases | outcomes |"]
+    lines.append("| --- | ---: | --- |")
+    for name, result in run["targets"].items():
+        lines.append(f"| `{name}`: {result['tried']} | {result['cases']:,} | {counts(result['outcomes'])} |")
     failures = [(name, kind) for name, result in run["targets"].items() for kind in result["failures"]]
-    total = sum(result["cases"] for result in run["targets"].values())
     held = "no failure" if not failures else "failures: " + ", ".join(f"{kind} ({name})" for name, kind in failures)
+    cases, seconds = (sum(result[key] for result in run["targets"].values()) for key in ("cases", "seconds"))
     m = run["machine"]
-    lines += [
-        "",
-        f"{total:,} cases, {held}. {m['date']}, commit {m['commit']}, Python {m['python']}, torch {m['torch']},",
-    ]
-    return "\n".join([*lines, f"Pillow {m['pillow']}.", ""])
+    versions = f"{m['date']}, commit {m['commit']}, Python {m['python']}, torch {m['torch']}, Pillow {m['pillow']}"
+    lines += ["", f"{cases:,} cases in {seconds / 60:.0f} minutes of one process, {held}. {versions}.", ""]
+    return "\n".join(lines)

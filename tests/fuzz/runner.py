@@ -23,6 +23,7 @@ import harness
 import page
 
 CASE_SECONDS = 60  # of one case at most; another process may use the processor, too
+START_SECONDS = 600  # until the first case starts, at most
 
 
 def run_target(name: str, seed: int, seconds: float) -> dict:
@@ -72,15 +73,16 @@ def run_worker(
 def _entries(process: subprocess.Popen, deadline: float) -> Iterator[dict]:
     """What a process reports, until it ends, a case takes too long, or the time is over."""
     assert process.stdout is not None
-    file, rest = process.stdout.fileno(), b""
+    file, rest, limit = process.stdout.fileno(), b"", START_SECONDS
     while True:
-        wait = min(CASE_SECONDS, deadline - time.monotonic())
+        wait = min(limit, deadline - time.monotonic())
         if wait <= 0 or not select.select([file], [], [], wait)[0]:
             return
         received = os.read(file, 1 << 16)
         if not received:
             process.wait()
             return
+        limit = CASE_SECONDS
         *lines, rest = (rest + received).split(b"\n")
         yield from map(json.loads, lines)
 
