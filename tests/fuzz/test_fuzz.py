@@ -4,7 +4,6 @@ import random
 from collections import Counter
 
 import harness
-import page
 import pytest
 import runner
 
