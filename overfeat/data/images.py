@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -150,7 +150,7 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     paths: list[Path] = []
     others: Counter[str] = Counter()
     folders: list[str] = []
-    for root, names, files in os.walk(folder, onerror=_refuse_folder):
+    for root, names, files in os.walk(folder, onerror=refuse_folder):
         names[:] = sorted(name for name in names if name[0] != ".")
         for name in sorted(file for file in files if file[0] != "."):
             path = Path(root, name)
@@ -174,7 +174,8 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     return sorted(paths)
 
 
-def _refuse_folder(error: OSError) -> None:
+def refuse_folder(error: OSError) -> NoReturn:
+    """Raise InputError for a folder that cannot be listed."""
     problem = f"{printable(error.filename)}: cannot be read ({error.strerror})"
     raise InputError(f"{problem}; check the folder's permissions") from error
 

@@ -1,7 +1,9 @@
 """Reading VOC's XML files as people's tools write them."""
 
 import codecs
+import errno
 import json
+import os
 
 import pytest
 from annotation_files import HEIGHT, WIDTH, error_of, only_problem, picture, voc_object, xml
@@ -91,6 +93,23 @@ def test_xml_in_folders_below_and_with_other_suffixes(tmp_path):
     picture(tmp_path / "flat" / "below" / "b.png")
     xml(tmp_path / "flat" / "below" / "b.xml", BEE, file="b.png")
     assert [sample.path.name for sample in read_annotations(tmp_path / "flat").samples] == ["b.png"]
+
+
+@pytest.mark.parametrize("function", ["listdir", "scandir"])
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, function):
+    picture(tmp_path / "JPEGImages" / "a.png")
+    xml(tmp_path / "Annotations" / "below" / "a.xml", BEE)
+    read = getattr(os, function)
+
+    def refuse(path):
+        if str(path).endswith("below" if function == "scandir" else tmp_path.name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(os, function, refuse)  # root may read every folder
+    folder = tmp_path / "Annotations" / "below" if function == "scandir" else tmp_path
+    message = f"{folder}: cannot be read (Permission denied); check the folder's permissions"
+    assert error_of(read_annotations, tmp_path) == message
 
 
 def test_folders_in_lower_case_and_splits_in_folders(tmp_path):

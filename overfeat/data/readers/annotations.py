@@ -12,7 +12,7 @@ from overfeat.data.readers.checks import FilePath, Names
 from overfeat.data.readers.coco import read_coco
 from overfeat.data.readers.csv import read_csv
 from overfeat.data.readers.labelme import is_labelme, json_files, labelme_files, read_labelme
-from overfeat.data.readers.locate import ANNOTATIONS, is_annotations_folder, subfolders, walk
+from overfeat.data.readers.locate import ANNOTATIONS, files_in, is_annotations_folder, subfolders, walk
 from overfeat.data.readers.voc import XML, read_voc
 from overfeat.data.readers.yolo import read_yolo
 from overfeat.errors import InputError, shorten
@@ -134,9 +134,7 @@ def available_splits(path: FilePath) -> list[str]:
 
 def _split_files(folder: Path) -> list[Path]:
     """The files of a folder that may each be a split: COCO's, and tables."""
-    tables = [file for file in folder.iterdir() if file.suffix.lower() in TABLES and file.name[0] != "."]
-    files = [] if is_labelme(folder) else json_files(folder)
-    return [*files, *sorted(file for file in tables if file.is_file())]
+    return [*([] if is_labelme(folder) else json_files(folder)), *files_in(folder, TABLES)]
 
 
 def _named_files(folder: Path) -> dict[str, Path]:
@@ -157,8 +155,7 @@ def _named_files(folder: Path) -> dict[str, Path]:
 
 def _is_voc(folder: Path) -> bool:
     """Whether there are XML files in a folder, or in or below its Annotations."""
-    direct = any(file.suffix.lower() in XML and file.name[0] != "." for file in folder.iterdir())
-    return direct or any(any(walk(below, XML)) for below in subfolders(folder, ANNOTATIONS))
+    return bool(files_in(folder, XML)) or any(any(walk(below, XML)) for below in subfolders(folder, ANNOTATIONS))
 
 
 def _annotations_below(folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any
 from overfeat.data.annotated import Annotated
 from overfeat.data.readers import checks
 from overfeat.data.readers.checks import FilePath, ImageBoxes, Invalid, Names, Problems, quoted
-from overfeat.data.readers.locate import ImageLocator, image_roots, walk
+from overfeat.data.readers.locate import ImageLocator, files_in, image_roots, walk
 from overfeat.errors import InputError
 
 JSON = (".json",)
@@ -62,8 +62,7 @@ def labelme_files(folder: Path) -> list[Path]:
 
 def json_files(folder: Path) -> list[Path]:
     """The JSON files in a folder, by name, without hidden ones."""
-    files = (file for file in folder.iterdir() if file.suffix.lower() in JSON and file.name[0] != ".")
-    return sorted(file for file in files if file.is_file())
+    return files_in(folder, JSON)
 
 
 def is_labelme(path: Path) -> bool:

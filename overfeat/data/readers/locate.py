@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from overfeat.data.images import SUFFIXES
+from overfeat.data.images import SUFFIXES, refuse_folder
 from overfeat.data.readers.checks import FilePath, Invalid, Problems, quoted
 from overfeat.files import existing_dir
 
@@ -19,16 +19,26 @@ MAX_NAME = 4096  # characters
 def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     """The files with these suffixes, in any case, in a folder and below, in the order of their paths.
 
-    Hidden files and folders are left out; links are followed.
+    Hidden files and folders are left out; links are followed. Raises InputError for a folder that cannot be read.
     """
     visited = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         if (real := os.path.realpath(parent)) in visited:  # a link to a folder above
             folders.clear()
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
         yield from (Path(parent, name) for name in sorted(files) if name.lower().endswith(suffixes) and name[0] != ".")
+
+
+def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with these suffixes, in any case, in a folder, sorted, without hidden ones. InputError as for `walk`."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        refuse_folder(error)
+    paths = (folder / name for name in names if name.lower().endswith(suffixes) and name[0] != ".")
+    return [path for path in paths if path.is_file()]
 
 
 def subfolders(folder: Path, names: Collection[str]) -> list[Path]:
@@ -122,9 +132,9 @@ class ImageLocator:
     def note_others(self) -> None:
         """Note the images beside those that `locate_unused` returned."""
         for folder in sorted({path.parent for path in self.used}):
-            for name in sorted(os.listdir(folder)):
-                if name.lower().endswith(SUFFIXES) and name[0] != "." and folder / name not in self.used:
-                    self.problems.adapt("images that no annotation names, left out", str(folder / name))
+            for path in files_in(folder, SUFFIXES):
+                if path not in self.used:
+                    self.problems.adapt("images that no annotation names, left out", str(path))
 
     def _walk(self, folder: Path, parts: Sequence[str]) -> Path | None:
         for part in parts[:-1]:

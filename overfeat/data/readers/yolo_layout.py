@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from overfeat.data.images import SUFFIXES
 from overfeat.data.readers import checks
 from overfeat.data.readers.checks import Invalid
-from overfeat.data.readers.locate import MAX_NAME, ImageLocator, walk
+from overfeat.data.readers.locate import MAX_NAME, ImageLocator, files_in, walk
 from overfeat.data.readers.yaml import MAX_YAML, Value, read_yaml
 from overfeat.errors import InputError
 
@@ -60,8 +60,9 @@ def read_layout(path: Path) -> Layout:
 
 def _config_in(folder: Path) -> Path | None:
     """The file of a folder that names classes or splits; data.yaml comes first."""
-    files = [file for file in _files(folder) if file.suffix.lower() in (*YAML, DARKNET)]
-    for file in sorted(files, key=lambda file: (file.stem.lower() not in CONFIGS, file.name)):
+    for file in sorted(
+        files_in(folder, (*YAML, DARKNET)), key=lambda file: (file.stem.lower() not in CONFIGS, file.name)
+    ):
         try:
             values = _read_config(file)
         except InputError:
@@ -230,7 +231,3 @@ def is_yolo(path: Path) -> bool:
     if path.is_dir():
         return _config_in(path) is not None or has_labels(path) or _holds_labels(path)
     return path.suffix.lower() in (*YAML, DARKNET) or is_label(path) or is_list(path)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file() and file.name[0] != "."]
