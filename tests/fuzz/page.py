@@ -29,7 +29,7 @@ def first_line(name: str) -> str:
 
 
 def counts(outcomes: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
+    return "; ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
 
 
 def machine() -> dict[str, str]:
