@@ -32,7 +32,7 @@ def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files with these suffixes, in any case, in a folder, sorted, without hidden ones. InputError as for `walk`."""
+    """The files with these suffixes, in any case, in a folder, sorted, no hidden ones. InputError as for `walk`."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
