@@ -192,7 +192,7 @@ class OverFeat(Net):
             value if isinstance(value, float) else torch.cat([images.new_full((1, 1, 1), v) for v in value])
             for value in (self.architecture.mean, self.architecture.std)
         )
-        return ((images - mean) / std).to(dtype)
+        return (images - mean).div_(std).to(dtype)
 
     def features(self, images: Tensor, pads: Pads | None = None) -> Tensor:
         """The last maps, before the last pooling: [N, C, h, w].

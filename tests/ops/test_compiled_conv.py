@@ -136,6 +136,17 @@ def test_maps_that_are_too_small_are_eager_pytorchs_to_refuse():
         twice(prepacked.convolution, single(1, 16, 2, 9), weight, None, 1, 0, True, 1)
 
 
+def test_other_default_dtypes():
+    maps, weight = single(1, 16, 9, 9), single(20, 16, 3, 3, seed=1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        actual = twice(prepacked.convolution, maps, weight, None, 1, 0, True, 1)
+    finally:
+        torch.set_default_dtype(before)
+    assert_matches(actual, expected(maps, weight, None, 1, 0, True, 1), torch.float32)
+
+
 def test_without_openmp_threads_of_python_run_it(method, monkeypatch):
     monkeypatch.setattr(parallel, "_openmp", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

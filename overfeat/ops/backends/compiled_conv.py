@@ -1,5 +1,6 @@
 """Convolutions with small weights on a CPU by compiled code (numba_conv.py): packing, the method, threads."""
 
+import ctypes
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat.ops.backends import numba_conv, parallel, winograd
+from overfeat.ops import layout
+from overfeat.ops.backends import numba_conv, parallel, winograd, workspace
 from overfeat.ops.backends.numba_conv import BLOCK_BYTES, COLUMNS, KERNELS, LANES, ROWS, axis_transforms
 from overfeat.ops.backends.winograd import OUTPUT_TILE
 
@@ -38,10 +40,11 @@ class Window(NamedTuple):
 class Plan(NamedTuple):
     """What all jobs on maps of one shape have in common."""
 
-    numbers: np.ndarray  # of the job, without addresses
+    numbers: bytearray  # of the job, without addresses
+    shape: tuple[int, int, int, int]  # of the outputs
     taps: Tensor
     zeros: Tensor  # as many as the panels have columns
-    tiles: int | None  # of minimal filtering; None for direct sums
+    filtered: bool  # by minimal filtering
     blocks: int
     memory: int  # bytes of a thread
 
@@ -65,10 +68,47 @@ def _panels(matrices: Tensor) -> Tensor:
     return F.pad(matrices, (0, -outputs % COLUMNS)).view(n, inputs, -1, COLUMNS).transpose(1, 2).contiguous()
 
 
-def output_shape(maps: Tensor, panels: Panels, window: Window) -> tuple[int, int, int, int]:
-    """[N, h, w, O] of the outputs for maps [N, C, H, W], after the pooling."""
-    height, width = _sides(tuple(maps.shape), panels.shape, window)
-    return maps.shape[0], height // window.pool, width // window.pool, panels.shape[0]
+def convolve(maps: Tensor, panels: Panels, bias: Tensor | None, window: Window, out: Tensor | None = None) -> Tensor:
+    """A convolution without padding, its ReLU and pooling: [N, h, w, O], in `out` if it is given, which has as many.
+
+    maps: float32 [N, C, H, W], at least as large as the kernel; the pooling has an output. NaN propagates.
+    """
+    maps = _channels_last(maps)
+    ratio = winograd.MAX_COST_RATIO if winograd.enabled() and panels.transformed is not None else 0.0
+    plan = _plan(tuple(maps.shape), maps.stride(), panels.shape, window, ratio)
+    out = workspace.empty(*plan.shape) if out is None else out
+    if bias is None:
+        bias = plan.zeros
+    elif len(bias) != len(plan.zeros) or not bias.is_contiguous():
+        bias = F.pad(bias, (0, len(plan.zeros) - len(bias)))
+    threads = min(torch.get_num_threads(), plan.blocks)
+    scratch = workspace.scratch(threads * plan.memory)
+    job = _Numbers.from_buffer_copy(plan.numbers)
+    tensors = (maps, out, bias, plan.zeros, plan.taps, panels.direct, scratch)
+    for place, tensor in zip(_ADDRESSES, tensors, strict=True):
+        job[place] = tensor.data_ptr()
+    if plan.filtered and panels.transformed is not None:
+        job[numba_conv.TRANSFORMED // 8] = panels.transformed.data_ptr()
+    function = numba_conv.filtered if plan.filtered else numba_conv.direct
+    parallel.run(function, ctypes.addressof(job), threads)
+    return out
+
+
+_Numbers = ctypes.c_int64 * numba_conv.JOB
+_ADDRESSES = [
+    place // 8
+    for place in (
+        numba_conv.MAPS, numba_conv.OUT, numba_conv.BIAS, numba_conv.ZEROS, numba_conv.TAPS, numba_conv.WEIGHT,
+        numba_conv.SCRATCH,
+    )
+]  # fmt: skip
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """`layout.channels_last`, which most maps are already: every call of torch costs as much as a thin layer's rows."""
+    _, channels, height, width = maps.shape
+    expected = (height * width * channels, 1, width * channels, channels)
+    return maps if maps.stride() == expected else layout.channels_last(maps)
 
 
 def _sides(maps: tuple[int, ...], weight: tuple[int, ...], window: Window) -> list[int]:
@@ -77,30 +117,9 @@ def _sides(maps: tuple[int, ...], weight: tuple[int, ...], window: Window) -> li
     return [(side - r - 1) // window.stride + 1 for side, r in zip(maps[2:], reach, strict=True)]
 
 
-def convolve(maps: Tensor, panels: Panels, bias: Tensor | None, window: Window, out: Tensor) -> None:
-    """A convolution without padding, its ReLU and pooling, to out: contiguous, of `output_shape` values.
-
-    maps: float32 [N, C, H, W], channels-last. NaN propagates through all of it.
-    """
-    ratio = winograd.MAX_COST_RATIO if winograd.enabled() and panels.transformed is not None else 0.0
-    plan = _plan(tuple(maps.shape), maps.stride(), panels.shape, window, ratio)
-    if bias is None:
-        bias = plan.zeros
-    elif len(bias) != len(plan.zeros) or not bias.is_contiguous():
-        bias = F.pad(bias, (0, len(plan.zeros) - len(bias)))
-    threads = min(torch.get_num_threads(), plan.blocks)
-    scratch = torch.empty(threads * plan.memory, dtype=torch.uint8)
-    addresses = {
-        numba_conv.MAPS: maps, numba_conv.OUT: out, numba_conv.BIAS: bias, numba_conv.ZEROS: plan.zeros,
-        numba_conv.TAPS: plan.taps, numba_conv.WEIGHT: panels.direct, numba_conv.SCRATCH: scratch,
-    }  # fmt: skip
-    if plan.tiles is not None and panels.transformed is not None:
-        addresses[numba_conv.TRANSFORMED] = panels.transformed
-    numbers = plan.numbers.copy()
-    for place, tensor in addresses.items():
-        numbers[place // 8] = tensor.data_ptr()
-    function = numba_conv.direct if plan.tiles is None else numba_conv.filtered
-    parallel.run(function, numbers.ctypes.data, threads)
+def has_outputs(maps: Tensor, panels: Panels, window: Window) -> bool:
+    """Whether maps [N, C, H, W] are large enough for an output."""
+    return min(_sides(tuple(maps.shape), panels.shape, window)) >= window.pool
 
 
 @lru_cache(maxsize=512)
@@ -131,7 +150,10 @@ def _plan(
     numbers = np.zeros(numba_conv.JOB, np.int64)
     for name, value in job.items():
         numbers[getattr(numba_conv, name) // 8] = value
-    return Plan(numbers, torch.tensor(taps), torch.zeros(length), tiles, blocks, memory)
+    shape = maps[0], height // window.pool, width // window.pool, outputs
+    zeros = torch.zeros(length, dtype=torch.float32, device="cpu")
+    addresses = torch.tensor(taps, device="cpu"), zeros
+    return Plan(bytearray(numbers.tobytes()), shape, *addresses, tiles is not None, blocks, memory)
 
 
 def _tiling(
@@ -145,8 +167,9 @@ def _tiling(
         return None
     tiling = winograd.tiling(maps, k, window.dilation)
     tiles = tiling.images * window.dilation**2 * tiling.down * tiling.across
+    tiles, positions = (-(-n // ROWS) * ROWS for n in (tiles, tiling.images * tiling.height * tiling.width))
     cost = tiles * (OUTPUT_TILE + k - 1) ** 2 * (outputs * channels + TRANSFORM_COST * (outputs + channels))
-    direct = tiling.images * tiling.height * tiling.width * k * k * outputs * channels
+    direct = positions * k * k * outputs * channels
     return tiling if cost < ratio * direct else None
 
 

@@ -15,14 +15,19 @@ _COMPILED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 def run(function: Any, argument: int, threads: int) -> None:
     """Call a function that numba compiled for C in so many threads at once, or fewer; the argument is an address."""
-    call = _COMPILED(function.address)
+    address, call = _callable(function)
     if threads == 1:
         call(argument)
     elif (parallel := _openmp()) is not None:
-        parallel(function.address, argument, threads, 0)
+        parallel(address, argument, threads, 0)
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(call, [argument] * threads))
+
+
+@lru_cache
+def _callable(function: Any) -> tuple[int, Callable[[int], None]]:
+    return function.address, _COMPILED(function.address)
 
 
 @lru_cache

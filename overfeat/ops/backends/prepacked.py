@@ -116,10 +116,11 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     if packed is None or not flat.numel():
         return eager.linear(flat, weight, bias, relu)
     if compiled is not None:
-        result = workspace.empty(len(flat), len(weight))
-        panels = _panels(compiled, packed, weight)
-        compiled.convolve(flat.contiguous().t()[None, :, :, None], panels, bias, compiled.Window(relu=relu), result)
-        return result
+        count, channels = flat.shape
+        maps = flat.contiguous().as_strided((1, channels, count, 1), (count * channels, 1, channels, channels))
+        return compiled.convolve(maps, _panels(compiled, packed, weight), bias, compiled.Window(relu=relu)).flatten(
+            0, 2
+        )
     if packed.linear is None:
         matrix = weight.detach().flatten(1).contiguous()
         packed.linear = torch.ops.mkldnn._reorder_linear_weight(matrix, USUAL_POSITIONS)
@@ -151,14 +152,11 @@ def _convolution_compiled(
     packed = _lookup(weight) if maps.numel() else None
     if packed is None:
         return None
-    maps = channels_last(F.pad(maps, (pad,) * 4) if pad else maps)
+    maps = F.pad(maps, (pad,) * 4) if pad else maps
     panels = _panels(compiled, packed, weight)
-    shape = compiled.output_shape(maps, panels, window)
-    if min(shape) < 1:
+    if not compiled.has_outputs(maps, panels, window):
         return None  # eager PyTorch says why
-    out = workspace.empty(*shape)
-    compiled.convolve(maps, panels, bias, window, out)
-    return out.permute(0, 3, 1, 2)
+    return compiled.convolve(maps, panels, bias, window).permute(0, 3, 1, 2)
 
 
 def _offset_pool(maps: Tensor, size: int) -> Tensor:
@@ -190,7 +188,7 @@ def _lookup(weight: Tensor) -> PackedWeight | None:
     if weight.is_inference() or not weight.numel():  # inference tensors have no version
         return None
     known = _seen.get(id(weight))
-    sample = weight.detach().flatten(2)[_spot_check_index(tuple(weight.shape))]
+    sample = weight.detach().take(_spot_check_index(tuple(weight.shape)))
     if known and known.weight() is weight and known.version == weight._version and torch.equal(known.sample, sample):
         return known
     key = id(weight)
@@ -199,11 +197,12 @@ def _lookup(weight: Tensor) -> PackedWeight | None:
 
 
 @lru_cache(maxsize=64)
-def _spot_check_index(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, channel and tap of sampled values: at least one for every output and every input channel."""
+def _spot_check_index(shape: tuple[int, ...]) -> Tensor:
+    """Numbers of sampled values: at least one for every output and every input channel."""
     outputs, channels, taps = shape[0], shape[1], shape[2] * shape[3]
     o, c = torch.arange(outputs), torch.arange(channels)
-    return torch.cat([o, c * 7 % outputs]), torch.cat([o * 5 % channels, c]), torch.cat([o % taps, c % taps])
+    output, channel = torch.cat([o, c * 7 % outputs]), torch.cat([o * 5 % channels, c])
+    return (output * channels + channel) * taps + torch.cat([o % taps, c % taps])
 
 
 def _direct(

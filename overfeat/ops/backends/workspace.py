@@ -16,6 +16,7 @@ MIN_BYTES = 1 << 22  # of memory that is kept; the C library keeps smaller ones
 MAX_IDLE = 1 << 28  # bytes that are kept and not used
 
 _idle: list[np.ndarray] = []  # the last one was used last
+_scratch = threading.local()
 _lock = threading.RLock()  # a result may be freed while the lock is held
 
 
@@ -23,17 +24,26 @@ def empty(*shape: int) -> Tensor:
     """An uninitialised float32 tensor."""
     size = 4 * math.prod(shape)
     if size < MIN_BYTES:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     memory = _take(size)
     values = memory[:size].view(np.float32).reshape(shape)
     weakref.finalize(values, _give_back, memory).atexit = False  # the tensor holds this array
     return torch.from_numpy(values)
 
 
+def scratch(size: int) -> Tensor:
+    """So many uninitialised bytes, this thread's until its next call."""
+    kept = getattr(_scratch, "tensor", None)
+    if kept is None or len(kept) < size:
+        kept = _scratch.tensor = torch.empty(size, dtype=torch.uint8, device="cpu")
+    return kept
+
+
 def clear() -> None:
     """Free the memory that is not used."""
     with _lock:
         _idle.clear()
+    vars(_scratch).clear()
 
 
 def _take(size: int) -> np.ndarray:
