@@ -48,6 +48,21 @@ def picture(height, width, *corners):
     return image
 
 
+def test_scores_that_are_nan_or_infinite_are_refused(net, monkeypatch):
+    """Also single ones of many, and of both signs."""
+    of_outputs = net.probabilities
+    for broken in ([math.nan], [math.inf], [math.inf, -math.inf]):
+
+        def probabilities(outputs, broken=broken):
+            scores = of_outputs(outputs)
+            scores[3 : 3 + len(broken), 0] = torch.tensor(broken)
+            return scores
+
+        monkeypatch.setattr(net, "probabilities", probabilities)
+        with pytest.raises(InputError, match="NaN scores"):
+            boxes_of(net, picture(40, 52))
+
+
 def boxes_of(net, image, **options):
     detections = overfeat.detect(net, net.regressor, image, stride=2, postprocess="nms", score_threshold=0.5, **options)
     return sorted(detections.boxes.tolist())

@@ -19,6 +19,7 @@ from overfeat.ops.backends.numba_compile import compiled
 from overfeat.ops.backends.numba_index import SLACK, previous_equal
 
 LEVELS, MIN_LEVEL = 64, -24  # powers of two of the diagonals, from 2^-24
+CHUNKS = 8  # of groups for each thread, which takes the next when it is done: groups differ in their time
 NORMALISED, SUM, CENTRES = range(3)
 MATCH_METRICS = {"normalised": NORMALISED, "sum": SUM, "centres": CENTRES}
 
@@ -44,12 +45,13 @@ def merge_boxes(
     def run(first: int, last: int) -> None:
         _merge_groups(corners, sums, max_score, counts, merged_into, equal, starts[first:last], ends[first:last], rule)
 
-    chunks = min(torch.get_num_threads(), len(lengths))
-    if chunks > 1:
+    threads = min(torch.get_num_threads(), len(lengths))
+    if threads > 1:
+        chunks = min(CHUNKS * threads, len(lengths))
         at = np.searchsorted(ends, np.linspace(0, ends[-1], chunks + 1)[1:-1]).tolist()
-        with ThreadPoolExecutor(chunks) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, [0, *at], [*at, len(lengths)]))
-    elif chunks:
+    elif threads:
         run(0, len(lengths))
     results = (corners, sums, max_score, counts, merged_into)
     return tuple(torch.from_numpy(values).to(boxes.device) for values in results)
