@@ -1,4 +1,4 @@
-"""Commands with results, and training, killed at random moments or run twice at once: no half file, and a run completes."""
+"""Commands with results, and training, killed at random moments or run twice: no half file, and a run completes."""
 
 import json
 import multiprocessing
@@ -18,6 +18,7 @@ from PIL import Image
 from overfeat.files import ASSETS
 
 CASES = 3
+SECONDS = 600  # the first process imports everything
 PRELOADED = (
     "torch", "torch._dynamo", "numba", "scipy.sparse", "PIL.Image", "safetensors.torch", "overfeat.cli.main",
     "overfeat.detection.predict", "overfeat.detection.evaluate", "overfeat.localization.evaluate",
@@ -25,7 +26,7 @@ PRELOADED = (
 )  # fmt: skip
 SMALL, DETECTOR = f"--weights {ASSETS}/small.safetensors", f"--weights {ASSETS}/detector.safetensors"
 TRAINING = "--batch-size 2 --num-workers 0 --checkpoint-steps 1 --device cpu --epochs"
-# Lines of arguments, run in a folder with data/ (images), data.json (their boxes) and classes/; OUT is a folder or file.
+# Lines of arguments, run in a folder with data/ (images), data.json (their boxes) and classes/; OUT is their result.
 COMMANDS = {
     "classify": f"classify data {SMALL} --scales 1.0 --heat-map -o OUT",
     "features": f"features data {SMALL} -o OUT",
@@ -131,7 +132,7 @@ def _run(folder: Path, arguments: list[str]) -> None:
 
 
 def _ended(process: BaseProcess) -> int | None:
-    process.join(50)
+    process.join(SECONDS / 2)
     if process.exitcode is None:
         process.kill()
         raise AssertionError("it hangs")

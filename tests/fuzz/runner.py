@@ -22,7 +22,7 @@ from pathlib import Path
 import harness
 import page
 
-CASE_SECONDS = 60  # of one case at most; another process may use the processor, too
+CASE_SECONDS = 60  # of one case at most, unless a target sets SECONDS; others may use the processor, too
 START_SECONDS = 600  # until the first case starts, at most
 
 
@@ -56,7 +56,8 @@ def run_worker(
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(command, stdout=-1, stderr=errors, env=environment, start_new_session=True) as process,
     ):
-        for entry in _entries(process, deadline):
+        limit = getattr(harness.target(name), "SECONDS", CASE_SECONDS)
+        for entry in _entries(process, deadline, limit):
             seed = entry.get("starts", seed)
             if "failure" in entry:
                 _add(failures, entry["failure"], seed, entry["traceback"])
@@ -65,24 +66,24 @@ def run_worker(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that a case has started
             late = time.monotonic() < deadline
-            return seed, {"failure": f"over {CASE_SECONDS} s", "text": ""} if late else None
+            return seed, {"failure": f"over {limit} s", "text": ""} if late else None
         errors.seek(max(0, os.fstat(errors.fileno()).st_size - 2000))
         return seed, {"failure": f"exit status {process.returncode}", "text": errors.read().decode(errors="replace")}
 
 
-def _entries(process: subprocess.Popen, deadline: float) -> Iterator[dict]:
-    """What a process reports, until it ends, a case takes too long, or the time is over."""
+def _entries(process: subprocess.Popen, deadline: float, limit: float) -> Iterator[dict]:
+    """What a process reports, until it ends, a case takes longer than the limit, or the time is over."""
     assert process.stdout is not None
-    file, rest, limit = process.stdout.fileno(), b"", START_SECONDS
+    file, rest, longest = process.stdout.fileno(), b"", START_SECONDS
     while True:
-        wait = min(limit, deadline - time.monotonic())
+        wait = min(longest, deadline - time.monotonic())
         if wait <= 0 or not select.select([file], [], [], wait)[0]:
             return
         received = os.read(file, 1 << 16)
         if not received:
             process.wait()
             return
-        limit = CASE_SECONDS
+        longest = limit
         *lines, rest = (rest + received).split(b"\n")
         yield from map(json.loads, lines)
 

@@ -35,6 +35,7 @@ def test_cases(name):
 def test_failures_crashes_and_hangs_are_found(tmp_path, monkeypatch):
     (tmp_path / "fuzz_failing.py").write_text(FAILING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     outcomes, failures = Counter(), {}
     seed, problem = runner.run_worker("failing", 10, 100, outcomes, failures)
