@@ -3,7 +3,7 @@
 A target is a file fuzz_NAME.py beside this one; its docstring's first line says what is tried and what holds. It has
 
     CASES = 300  # that `make test` runs: seeds 0, 1, ...
-    SECONDS = 60  # of a case in a long run, at most; may be left out
+    SECONDS = 180  # of a case in a long run, at most; may be left out
 
     def check(rng: random.Random, folder: Path) -> str:
         ...  # one case: random numbers from rng alone, files in the empty folder
