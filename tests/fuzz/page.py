@@ -14,8 +14,8 @@ HEAD = """# Reliability
 
 <!-- Written by make fuzz from the JSON file beside it; do not edit. -->
 
-Random files, values and problems are given to the library; a case may take {memory} GiB of memory and three minutes. What
-may be refused is refused by one `InputError`, whose message is one printable line that names the file or value.
+Random files, values and problems are given to the library; a case may take {memory} GiB of memory and three minutes.
+What may be refused is refused by one `InputError`, whose message is one printable line that names the file or value.
 Crashes, other exceptions, wrong results and lost results are failures.
 
 `make test` runs the first cases of every target, with fixed seeds. `make fuzz` runs new ones for half an hour, or for
