@@ -26,7 +26,7 @@ from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Geometry, Size, Stride
 from overfeat.models.net import InputSpan, Net, Shape, as_batch
 from overfeat.ops.backends import eager
-from overfeat.ops.layout import concat
+from overfeat.ops.layout import concat, evaluation_format
 from overfeat.regions import region
 
 Activation = Literal["softmax", "sigmoid", "none"]
@@ -149,7 +149,7 @@ class DensifiedNet(Net):
         dtype, preparation = self.dtype, self.preparation
         # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
         with region("normalise"):
-            images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
+            images = images.to(torch.promote_types(dtype, torch.float32), memory_format=evaluation_format())
             images = images.flip(1) if preparation.reverse else images
             if any(preparation.mean):
                 images = images - images.new_tensor(preparation.mean).view(-1, 1, 1)

@@ -20,6 +20,7 @@ from overfeat.models.layers import BuiltInLayer
 from overfeat.models.memory import feature_bytes, head_bytes
 from overfeat.models.net import InputSpan, Net, Shape, as_batch, check_tensor
 from overfeat.models.receptive_field import input_span
+from overfeat.ops.layout import evaluation_format
 from overfeat.regions import FIRST_FC, region
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -186,7 +187,7 @@ class OverFeat(Net):
         """(x - mean) / std, in the dtype of the weights, channels last."""
         dtype = self.dtype
         # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
-        images = images.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
+        images = images.to(torch.promote_types(dtype, torch.float32), memory_format=evaluation_format())
         mean, std = (
             # Filled on the device: a CUDA graph cannot hold a copy from the host.
             value if isinstance(value, float) else torch.cat([images.new_full((1, 1, 1), v) for v in value])

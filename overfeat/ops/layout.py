@@ -47,14 +47,28 @@ def unflatten_positions(flat: Tensor, maps: Sequence[Tensor], shapes: Sequence[t
     return results
 
 
+def in_transform() -> bool:
+    """Whether a transform of torch.func is running; its tensors have no memory formats."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def memory_format_of(maps: Tensor) -> torch.memory_format:
     """The memory format of results for these maps: channels-last if they are, else contiguous."""
+    if in_transform():
+        return torch.contiguous_format
     channels_last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def evaluation_format() -> torch.memory_format:
+    """The memory format in which images are evaluated: channels-last where tensors have formats."""
+    return torch.preserve_format if in_transform() else torch.channels_last
+
+
 def channels_last(maps: Tensor) -> Tensor:
     """Maps in the channels-last format; also of one image, whose strides else leave PyTorch a choice."""
+    if in_transform():
+        return maps
     maps = maps.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = maps.shape
     return maps.as_strided(maps.shape, (height * width * channels, 1, width * channels, channels))

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from overfeat.ops.layout import flatten_positions
+from overfeat.ops.layout import flatten_positions, in_transform
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether a transform of torch.func is running or one of the tensors carries a forward-mode tangent."""
     if torch.compiler.is_compiling():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         return True
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
+import overfeat
 from overfeat import ops
+from overfeat.models.architecture import Architecture, Conv
 from overfeat.ops.vote_boxes import averages, support
 
 MAPS, WEIGHT, BIAS = (
@@ -64,6 +66,30 @@ def test_reverse_mode_transforms(function, inputs):
     if function is not score:
         leaves = [x.clone().requires_grad_() for x in inputs]
         torch.testing.assert_close(gradients, torch.autograd.grad(total(*leaves), leaves))
+
+
+@pytest.mark.parametrize(("function", "inputs"), CASES)
+def test_in_vmap(function, inputs):
+    several = [torch.stack([x, x.flip(0), 2 * x]) for x in inputs]
+    expected = torch.stack([function(*values) for values in zip(*several, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(function)(*several), expected)
+
+
+def test_gradients_of_each_image_by_vmap():
+    """Of a whole net, as in torch.func's per-sample gradients."""
+    layers = (Conv(4, 3, pool=2), Conv(5, 3, pad=1, pool=2))
+    net = overfeat.build(Architecture("a net", layers, 2, (6,), 20), classes=3).double().eval()
+    pixels = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    images, parameters = 255 * pixels, dict(net.named_parameters())
+
+    def loss(parameters, image):
+        return torch.func.functional_call(net, parameters, (image[None],)).square().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    for number, image in enumerate(images):
+        expected = torch.autograd.grad(net(image[None]).square().sum(), list(parameters.values()))
+        for name, value in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(gradients[name][number], value)
 
 
 def test_merging_and_voting_have_no_derivatives():
