@@ -77,6 +77,15 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
     raise AssertionError
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files in a folder that killed writers left; not those that are being written."""
+    for part in folder.glob(".part-*"):
+        with suppress(NotImplementedError, OSError):
+            if part.is_file() and (descriptor := lock(part)) is not None:
+                _remove(part)
+                os.close(descriptor)
+
+
 def lock(path: Path) -> int | None:
     """Lock a folder, or a file that is made unless it exists, until the descriptor that is returned is closed.
 

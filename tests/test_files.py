@@ -52,6 +52,16 @@ def test_what_killed_writers_left_is_used_again(tmp_path, locks, monkeypatch):
     assert path.read_text() == "{}" and list(tmp_path.iterdir()) == [path]
 
 
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    (tmp_path / ".part-killed.json").write_text("half")
+    (tmp_path / "result.json").write_text("whole")
+    with atomic_write(tmp_path / "written.json") as part:
+        files.remove_leftovers(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [part.name, "result.json"]
+        part.write_text("{}")
+    assert (tmp_path / "written.json").read_text() == "{}"
+
+
 def test_locks(tmp_path):
     for path in (tmp_path, tmp_path / "file"):
         held = lock(path)

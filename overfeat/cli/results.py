@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from overfeat.cli.messages import with_flags
 from overfeat.errors import InputError, printable
-from overfeat.files import Journal, atomic_write, check_result, ensure_dir, write_json
+from overfeat.files import Journal, atomic_write, check_result, ensure_dir, remove_leftovers, write_json
 
 if TYPE_CHECKING:
     from overfeat.data.annotated import Annotated
@@ -64,7 +64,7 @@ def result_folder(
     results = [*shared, *(f"{name}{end}" for name in names for end in (suffix, *beside))]
     _check_settings(folder, settings | {"folders": _folders(images)}, results)
     for parent in {(folder / name).parent for name in names}:
-        ensure_dir(parent)
+        remove_leftovers(ensure_dir(parent))
     return lambda path, end=suffix: folder / f"{images[path]}{end}"
 
 
