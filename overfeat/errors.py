@@ -1,7 +1,7 @@
 """The errors that the caller can put right."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import TypeGuard
 
@@ -50,15 +50,46 @@ class ArgumentError(InputError):
         self.argument, self.requirement, self.report = argument, requirement, report
 
 
+def in_one_line(value: object) -> str:
+    """What `repr` gives, in one line: arrays are printed in several."""
+    return " ".join(repr(value).split())
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number by its type: an int or NumPy's, not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_count(argument: str, value: object) -> None:
-    """Raises ArgumentError unless the value of this argument is a whole number from 1 up."""
-    if not is_whole(value) or value < 1:
+    """Raises ArgumentError unless the value of this argument is a whole number from 1 up, of 31 bits."""
+    if not is_whole(value) or not 1 <= value < 1 << 31:
         raise ArgumentError(argument, f"must be 1 or more, not {value!r}, and a whole number")
+
+
+def check_counts(argument: str, values: object) -> None:
+    """Raises ArgumentError unless the value of this argument is a list of whole numbers from 1 up."""
+    if not isinstance(values, Sequence):
+        raise ArgumentError(argument, f"must be a list of whole numbers from 1 up, not {values!r}")
+    for value in values:
+        check_count(argument, value)
+
+
+def check_names(argument: str, value: object) -> None:
+    """Raises ArgumentError unless the value of this argument is a list of texts."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise ArgumentError(argument, f"must be a list of names, not {value!r}")
+
+
+def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ArgumentError unless the value of this argument is one of these texts."""
+    if not isinstance(value, str) or value not in choices:
+        raise ArgumentError(argument, f"must be one of {', '.join(choices)}, not {value!r}")
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Raises ArgumentError unless the value of this argument is True or False, of Python or NumPy."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise ArgumentError(argument, f"must be True or False, not {value!r}")
 
 
 def check_fraction(argument: str, value: float) -> None:

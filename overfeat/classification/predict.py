@@ -11,7 +11,7 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import max_scores
 from overfeat.dense.grid import grids
 from overfeat.dense.inputs import Images, batches
-from overfeat.errors import InputError
+from overfeat.errors import InputError, check_flag
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, as_batch, eval_mode
 from overfeat.models.wrappers import Nets, as_nets
@@ -71,6 +71,8 @@ def ten_views(nets: Nets, images: Images, *, flip: bool | None = None, value_ran
     The voting of Krizhevsky et al. that section 3.3 compares with; five views where `flip` is
     False, or None and the net was not trained on mirror images. Arguments as in `classify`.
     """
+    if flip is not None:
+        check_flag("flip", flip)
     corners = [(0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)]
 
     def score(net: Net, batch: Tensor) -> Tensor:

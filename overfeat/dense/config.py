@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, Union, get_args
 
-from overfeat.errors import ArgumentError, is_whole
+from overfeat.errors import ArgumentError, check_flag, is_whole
 from overfeat.models.geometry import Stride, StrideName
 from overfeat.options import mebibytes, option
 
 STRIDES: tuple[StrideName, ...] = get_args(StrideName)
 MEMORY_LIMIT = 1 << 30  # bytes
+MAX_STRIDE = 1 << 30  # pixels
 
 
 @dataclass(frozen=True, init=False)
@@ -145,9 +146,9 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
-        if type(self.flip).__name__ not in ("NoneType", "bool", "bool_"):  # NumPy's, too
-            raise ArgumentError("flip", f"must be True, False or None, not {self.flip!r}")
-        if is_whole(self.stride) and self.stride > 0:
+        if self.flip is not None:
+            check_flag("flip", self.flip)
+        if is_whole(self.stride) and 0 < self.stride <= MAX_STRIDE:
             object.__setattr__(self, "stride", int(self.stride))
         elif not (self.stride is None or (isinstance(self.stride, str) and self.stride in STRIDES)):
             raise ArgumentError("stride", f"must be 'fine', 'coarse' or pixels from 1 up, not {self.stride!r}")

@@ -8,7 +8,7 @@ import torch
 
 from overfeat.densify.features import feature_graph
 from overfeat.densify.net import DensifiedNet
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, check_count, check_counts
 from overfeat.models.architecture import Architecture
 from overfeat.models.backbone import FeatureLayers
 from overfeat.models.receptive_field import SlidingWindow, input_size
@@ -46,6 +46,8 @@ class Backbone(FeatureLayers):
     def __init__(self, net: DensifiedNet, *, node: str, window: int, hidden: Sequence[int] = HIDDEN):
         if not isinstance(net, DensifiedNet):
             raise ArgumentError("net", f"must be a converted module, see densify; not {type(net).__name__}")
+        check_count("window", window)
+        check_counts("hidden", hidden)
         graph, weights = feature_graph(net, node)
         pool, kernel = _pool_and_kernel(graph.step, window, node, graph.channels * (*hidden, 1)[0])
         order = -1 if net.preparation.reverse else 1

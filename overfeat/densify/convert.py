@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from overfeat.densify.context import pair
 from overfeat.densify.export import Program, arguments, export, op_name
 from overfeat.densify.net import Activation, DensifiedNet, Preparation, check_borders
 from overfeat.densify.outputs import ends_in_sigmoid, find_outputs
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, check_choice, check_count, check_flag, check_names, is_whole
 from overfeat.models.feature_graph import SLIDING
 from overfeat.models.geometry import Geometry, Size
 from overfeat.models.wrappers import unwrap
@@ -62,12 +61,15 @@ def densify(
         raise ArgumentError("module", f"must be a torch.nn.Module or an ExportedProgram, not {_described(module)}")
     if isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError("module", "must be the module that torch.jit.script or trace was given, not their result")
-    if channels is not None and channels < 1:
-        raise ArgumentError("channels", f"must be 1 or more, not {channels}")
-    if box_coder not in BOX_CODERS:
-        raise ArgumentError("box_coder", f"must be one of {', '.join(BOX_CODERS)}, not {box_coder!r}")
-    if isinstance(class_names, str):
-        raise ArgumentError("class_names", f"must be a list of names, not {class_names!r}")
+    if channels is not None:
+        check_count("channels", channels)
+    check_choice("box_coder", box_coder, BOX_CODERS)
+    for argument, value in (("logits", logits), ("flip", flip), ("check", check)):
+        check_flag(argument, value)
+    if class_names is not None:
+        check_names("class_names", class_names)
+    if name is not None and not isinstance(name, str):
+        raise ArgumentError("name", f"must be text, not {name!r}")
     program = export(module, _size(window), channels or _channels(module, mean, std))
     if program.window != _size(window):
         raise ArgumentError("window", f"must be {program.window}, for which the program was exported, not {window}")
@@ -99,7 +101,7 @@ def _described(value: object) -> str:
 def _size(window: int | Size) -> Size:
     """(height, width)."""
     sides = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
-    whole = all(isinstance(side, (int, np.integer)) and not isinstance(side, bool) and side > 0 for side in sides)
+    whole = all(is_whole(side) and 0 < side < 1 << 31 for side in sides)
     if len(sides) != 2 or not whole:
         raise ArgumentError("window", f"must be pixels, a side or (height, width), not {window!r}")
     return int(sides[0]), int(sides[1])
@@ -120,8 +122,7 @@ def _channels(module: nn.Module | ExportedProgram, mean: object, std: object) ->
 def _preparation(
     mean: float | Sequence[float], std: float | Sequence[float], channel_order: str, channels: int
 ) -> Preparation:
-    if channel_order not in ("RGB", "BGR"):
-        raise ArgumentError("channel_order", f"must be 'RGB' or 'BGR', not {channel_order!r}")
+    check_choice("channel_order", channel_order, ("RGB", "BGR"))
     means, deviations = _numbers("mean", mean, channels), _numbers("std", std, channels)
     if min(deviations) <= 0:
         raise ArgumentError("std", f"must be above 0, not {std}")
@@ -134,9 +135,11 @@ def _preparation(
 
 def _numbers(argument: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
     """One for each channel."""
-    if isinstance(values, str):
-        raise ArgumentError(argument, f"must be a number or one for each channel, not {values!r}")
-    numbers = (float(values),) * channels if isinstance(values, Real) else tuple(float(v) for v in values)  # type: ignore[union-attr]
+    try:
+        given = np.asarray(values, dtype=np.float64)
+        numbers = (float(given),) * channels if given.ndim == 0 else tuple(map(float, given))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(argument, f"must be a number or one for each channel, not {values!r}") from error
     if len(numbers) != channels:
         own = "1 channel" if channels == 1 else f"{channels} channels"
         raise ArgumentError(argument, f"must be one number or one for each of the module's {own}, not {len(numbers)}")

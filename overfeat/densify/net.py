@@ -22,7 +22,7 @@ from overfeat.densify.layer import ConvertedLayer
 from overfeat.densify.outputs import Outputs
 from overfeat.densify.table import cost_table
 from overfeat.densify.values import Axis, WindowGrid, windows_of
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import InputError, check_choice, in_one_line
 from overfeat.models.geometry import Geometry, Size, Stride
 from overfeat.models.net import InputSpan, Net, Shape, as_batch
 from overfeat.ops.backends import eager
@@ -196,12 +196,11 @@ class DensifiedNet(Net):
         nodes = [node for node in self.program.nodes if isinstance(node.meta["val"], Tensor)]
         for node in reversed(nodes):
             path = submodule(node)
-            if name and (path == name or path.startswith(name + ".") or node.name == name):
+            if isinstance(name, str) and name and (path == name or path.startswith(name + ".") or node.name == name):
                 return node
         names = list(dict.fromkeys(submodule(node) for node in nodes if submodule(node)))
-        raise InputError(
-            f"the {self.geometry.name} net has no submodule or node {name!r}; its submodules: {', '.join(names)}"
-        )
+        problem = f"the {self.geometry.name} net has no submodule or node {in_one_line(name)}"
+        raise InputError(f"{problem}; its submodules: {', '.join(names)}")
 
     def _whole_grid(self, images: Tensor, stride: Stride) -> WindowGrid:
         (height, width), window, pixels = images.shape[2:], self.geometry.window, self.geometry.stride(stride)
@@ -358,5 +357,4 @@ def _halo(cost: Cost) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def check_borders(borders: str) -> None:
     """ArgumentError for a treatment of borders that there is not."""
-    if borders not in ("exact", "neighbours", "refuse"):
-        raise ArgumentError("borders", f"must be 'exact', 'neighbours' or 'refuse', not {borders!r}")
+    check_choice("borders", borders, ("exact", "neighbours", "refuse"))

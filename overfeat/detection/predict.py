@@ -14,7 +14,7 @@ from overfeat.dense.grid import Grid, grids
 from overfeat.dense.inputs import one_image
 from overfeat.detection.config import MATCH_THRESHOLD, MAX_CANDIDATES, MIN_SCORE, SCORE_THRESHOLD
 from overfeat.detection.targets import expected_votes, typical_votes
-from overfeat.errors import ArgumentError, InputError, check_fraction
+from overfeat.errors import ArgumentError, InputError, check_choice, check_fraction
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor
 from overfeat.models.thresholds import POSTPROCESSES, DetectionThresholds, check_match_threshold, check_min_score
@@ -101,6 +101,8 @@ def choose_postprocess(
     if match_threshold is None:
         own = None if net.thresholds is None else net.thresholds.postprocess
         return _first(postprocess, own, POSTPROCESSES[0])
+    if postprocess is not None:
+        check_choice("postprocess", postprocess, NMS_IOU_THRESHOLDS)
     if postprocess not in (None, "merge"):
         raise ArgumentError("match_threshold", f"does not apply to postprocess {postprocess}, but to merge")
     return "merge"
@@ -165,8 +167,7 @@ def _vote(candidates: Candidates, grids: Sequence[Grid], limits: dict[str, float
 
 
 def _check_postprocess(postprocess: str, nms_iou_threshold: float | None, class_iou_threshold: float | None) -> None:
-    if postprocess not in NMS_IOU_THRESHOLDS:
-        raise ArgumentError("postprocess", f"must be one of {', '.join(NMS_IOU_THRESHOLDS)}, not {postprocess!r}")
+    check_choice("postprocess", postprocess, NMS_IOU_THRESHOLDS)
     for name, value in (("nms_iou_threshold", nms_iou_threshold), ("class_iou_threshold", class_iou_threshold)):
         if value is not None:
             check_fraction(name, value)
@@ -188,4 +189,13 @@ def normalize_scores(confidence_sum: Tensor, boxes: Tensor, grids: Sequence[Grid
     Returns:
         [n].
     """
+    given = confidence_sum, boxes
+    if not all(isinstance(value, Tensor) for value in given):
+        types = " and ".join(type(value).__name__ for value in given)
+        raise TypeError(f"confidence_sum and boxes must be tensors [n] and [n, 4], not {types}")
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or confidence_sum.shape != boxes.shape[:1]:
+        shapes = f"{tuple(confidence_sum.shape)} and {tuple(boxes.shape)}"
+        raise ValueError(f"confidence_sum and boxes must be [n] and [n, 4], not {shapes}")
+    if not isinstance(grids, Sequence) or not grids or not all(isinstance(grid, Grid) for grid in grids):
+        raise TypeError("grids must be at least one Grid, see dense.grid.grids")
     return confidence_sum / (confidence_sum + (expected_votes(boxes, grids) * typical_votes(grids)).sqrt())

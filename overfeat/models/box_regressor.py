@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import InputError, check_choice, check_count, check_counts
 from overfeat.models.architecture import MAX_LAYERS, Architecture
 from overfeat.models.fc_layers import ConvList, fc_flat, gather_windows, remaining_fc
 from overfeat.models.geometry import Stride
 from overfeat.models.metadata import entries, items, parse, string, whole
 from overfeat.models.net import Net, Regressor, Shape
-from overfeat.models.overfeat import OverFeat, channels_last, initialise
+from overfeat.models.overfeat import OverFeat, channels_last, check_architecture, initialise
 from overfeat.ops.boxes import BOX_CODERS
 from overfeat.regions import region
 
@@ -48,20 +48,19 @@ class BoxRegressor(Regressor):
         hidden: Sequence[int] | None = None, box_features: BoxFeatures = "pooled",
     ):  # fmt: skip
         super().__init__()
-        if box_coder not in BOX_CODERS:
-            raise ArgumentError("box_coder", f"must be one of {', '.join(BOX_CODERS)}, not {box_coder!r}")
-        if box_features not in get_args(BoxFeatures):
-            raise ArgumentError("box_features", f"must be 'pooled' or 'unpooled', not {box_features!r}")
+        check_architecture(architecture)
+        check_choice("box_coder", box_coder, BOX_CODERS)
+        check_choice("box_features", box_features, get_args(BoxFeatures))
+        if hidden is not None:
+            check_counts("hidden", hidden)
         kernel, fraction = architecture.kernel, min(1.0, max(architecture.hidden, default=HIDDEN[0]) / HIDDEN[0])
         widths = [width * fraction for width in HIDDEN]
         if box_features == "unpooled":
             kernel *= architecture.pool
             widths[0] /= architecture.pool  # it has pool * pool as many inputs
         self.hidden = tuple(hidden or (max(1, round(width)) for width in widths))
-        if min(self.hidden) < 1:
-            raise ArgumentError("hidden", f"must be numbers of channels above 0, not {self.hidden}")
-        if num_classes is not None and num_classes < 1:
-            raise ArgumentError("num_classes", f"must be 1 or more, not {num_classes}")
+        if num_classes is not None:
+            check_count("num_classes", num_classes)
         self.architecture, self.num_classes = architecture, num_classes
         self.box_coder, self.box_features, self.dropout = box_coder, box_features, 0.0
         self.features_id: str | None = None

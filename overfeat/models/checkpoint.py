@@ -268,7 +268,8 @@ def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[
 def _write(
     path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str], dtype: torch.dtype | None
 ) -> None:
-    if dtype not in (None, *DTYPES):
+    check_path(path)
+    if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES)):
         allowed = ", ".join(map(str, DTYPES))
         raise ArgumentError("dtype", f"must be None or one of {allowed}, not {dtype}")
     tensors = {
@@ -301,8 +302,15 @@ def meta_net(architecture: Architecture, classes: int, context: bool = False) ->
         return OverFeat(architecture, classes, context)
 
 
+def check_path(path: object) -> None:
+    """Raises TypeError for what is no path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be that of a file, not {type(path).__name__}")
+
+
 def existing_file(path: str | os.PathLike) -> Path:
     """The path. Raises InputError where it is no file."""
+    check_path(path)
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, is_whole
 
 Size = tuple[int, int]  # (height, width)
 StrideName = Literal["coarse", "fine"]
@@ -54,8 +54,8 @@ class Geometry:
         named = {"fine": self.fine_stride, "coarse": self.fine_stride * self.pool}
         if isinstance(stride, str) and stride in named:
             return named[stride]
-        if type(stride) is int and (stride in named.values() or (self.any_stride and stride > 0)):
-            return stride
+        if is_whole(stride) and (stride in named.values() or (self.any_stride and 0 < stride < 1 << 31)):
+            return int(stride)
         pixels = ["pixels from 1 up"] if self.any_stride else [str(value) for value in sorted(set(named.values()))]
         *others, last = ["'fine'", "'coarse'", *pixels]
         allowed = f"must be {', '.join(others)} or {last} for the {self.name} net"

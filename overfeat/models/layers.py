@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat.errors import InputError
+from overfeat.errors import InputError, in_one_line, is_whole
 from overfeat.models.fc_layers import fc_flat
 from overfeat.models.memory import feature_bytes
 from overfeat.models.net import InputSpan
@@ -53,9 +53,11 @@ class BuiltInLayer(NetLayer):
 
     def __init__(self, net: "OverFeat", number: int):
         architecture, layers = net.architecture, net.architecture.layers
-        if not 0 <= number < len(layers):
+        if not is_whole(number) or not 0 <= number < len(layers):
             features = f"its features are layer {architecture.feature_layer}"
-            raise InputError(f"the {architecture.name} net has layers 0..{len(layers) - 1}, not {number}; {features}")
+            raise InputError(
+                f"the {architecture.name} net has layers 0..{len(layers) - 1}, not {in_one_line(number)}; {features}"
+            )
         if layers[number].kind == "pad":
             self.pad, number = architecture.convs[layers[number].index].pad, number - 1
         self.net, self.layer, self.layers = net, layers[number], layers[: number + 1]

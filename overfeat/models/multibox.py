@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, check_count, check_names
 from overfeat.models.architecture import Architecture
 from overfeat.models.metadata import entries, flag, items, parse, string, whole
-from overfeat.models.overfeat import OverFeat, initialise
+from overfeat.models.overfeat import OverFeat, check_architecture, initialise
 from overfeat.ops.boxes import BOX_CODERS
 
 # Unit of the linear outputs for boxes, as a fraction of the square; in whole squares a step would move boxes far.
@@ -39,10 +39,14 @@ class MultiBox(nn.Module):
         priors: Tensor | None = None,
     ):  # fmt: skip
         super().__init__()
-        if num_boxes < 1:
-            raise ArgumentError("num_boxes", f"must be 1 or more, not {num_boxes}")
+        check_architecture(architecture)
+        check_count("num_boxes", num_boxes)
+        if class_names is not None:
+            check_names("class_names", class_names)
         if class_names is not None and not class_names:
             raise ArgumentError("class_names", "must hold at least one class")
+        if priors is not None and not isinstance(priors, Tensor):
+            raise TypeError(f"priors must be a tensor [{num_boxes}, 4], not {type(priors).__name__}")
         if priors is not None and tuple(priors.shape) != (num_boxes, 4):
             raise ValueError(f"priors must be [{num_boxes}, 4], not {tuple(priors.shape)}")
         self.num_boxes, self.class_names = num_boxes, None if class_names is None else list(class_names)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overfeat import ops
-from overfeat.errors import InputError, is_whole
+from overfeat.errors import InputError, check_flag, check_names, in_one_line, is_whole
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer
 from overfeat.models.backbone import FeatureLayers
 from overfeat.models.fc_layers import ConvList, fc_flat, first_fc
@@ -79,7 +79,11 @@ class OverFeat(Net):
         backbone: FeatureLayers | None = None,
     ):  # fmt: skip
         super().__init__()
+        check_architecture(architecture)
+        check_flag("context", context)
         _check_classes(classes)
+        if backbone is not None and not isinstance(backbone, FeatureLayers):
+            raise TypeError(f"backbone must be an overfeat.Backbone, not {type(backbone).__name__}")
         if backbone is not None and backbone.graph != architecture.backbone:
             raise InputError(
                 f"the backbone is not that of the architecture {architecture.name}; take its `architecture`"
@@ -151,6 +155,7 @@ class OverFeat(Net):
 
     def reset_classifier(self, names: Sequence[str]) -> None:
         """Replace the last layer by a new one for these classes, N(0, 0.01) by default; every other weight stays."""
+        check_names("names", names)
         _check_classes(len(names))
         old = self.fc_layers[-1]
         new = nn.Conv2d(old.in_channels, len(names), 1, device=old.weight.device, dtype=old.weight.dtype)
@@ -357,9 +362,15 @@ class OverFeat(Net):
             )
 
 
+def check_architecture(architecture: object) -> None:
+    """Raises TypeError for anything but an `Architecture`."""
+    if not isinstance(architecture, Architecture):
+        raise TypeError(f"architecture must be an Architecture, not {type(architecture).__name__}")
+
+
 def _check_classes(count: int) -> None:
-    if not is_whole(count) or count < 1:
-        raise InputError(f"a net needs at least one class, not {count!r}")
+    if not is_whole(count) or not 1 <= count < 1 << 31:
+        raise InputError(f"a net needs at least one class, not {in_one_line(count)}")
 
 
 def initialise(layer: nn.Conv2d, std: float | None) -> None:

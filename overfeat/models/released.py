@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from overfeat.errors import InputError
+from overfeat.errors import InputError, in_one_line
 from overfeat.files import atomic_write
 from overfeat.models.architecture import ARCHITECTURES, RELEASED_FILES
 from overfeat.models.checkpoint import empty_net, existing_file, meta_net
@@ -26,8 +26,8 @@ def load_released(path: str | os.PathLike, name: str) -> OverFeat:
         name: "fast" for net_weight_0, "accurate" for net_weight_1.
     """
     path = existing_file(path)
-    if name not in RELEASED_FILES:
-        raise InputError(f"released weights are for {' and '.join(RELEASED_FILES)}, not {name!r}")
+    if not isinstance(name, str) or name not in RELEASED_FILES:
+        raise InputError(f"released weights are for {' and '.join(RELEASED_FILES)}, not {in_one_line(name)}")
     size = path.stat().st_size
     nets = {name: meta_net(ARCHITECTURES[name], 1000) for name in RELEASED_FILES}
     right = {name: 4 * sum(parameter.numel() for parameter in net.parameters()) for name, net in nets.items()}

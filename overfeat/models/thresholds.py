@@ -1,11 +1,12 @@
 """The thresholds that a detector was given on validation images; they travel with its weights."""
 
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 
-from overfeat.errors import ArgumentError, check_fraction
+from overfeat.errors import ArgumentError, check_choice, check_fraction
 from overfeat.models.metadata import entries, parse, real
 
 POSTPROCESSES = ("vote", "merge", "nms")  # of `detect`; the first is the default
@@ -36,8 +37,8 @@ class DetectionThresholds:
     def __post_init__(self) -> None:
         check_match_threshold(self.match_threshold)
         check_min_score(self.min_score)
-        if self.postprocess not in (None, *POSTPROCESSES):
-            raise ArgumentError("postprocess", f"must be one of {', '.join(POSTPROCESSES)}, not {self.postprocess!r}")
+        if self.postprocess is not None:
+            check_choice("postprocess", self.postprocess, POSTPROCESSES)
         for name in ("nms_iou_threshold", "class_iou_threshold", "score_threshold"):
             value = getattr(self, name)
             if value is not None:
@@ -82,7 +83,7 @@ def check_match_threshold(value: float | Sequence[float] | None, num_classes: in
     if value is None:
         return
     numbers = value if isinstance(value, Sequence) else [value]
-    if not numbers or not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
+    if not numbers or not all(isinstance(number, Real) and 0 <= number <= sys.float_info.max for number in numbers):
         raise ArgumentError("match_threshold", f"must be a number, 0 or more, or one for each class, not {value!r}")
     _check_count("match_threshold", value, num_classes)
 

@@ -10,7 +10,7 @@ from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.data.resize import resize_crop
 from overfeat.dense.detections import Detections, clip_boxes
 from overfeat.dense.inputs import one_image
-from overfeat.errors import ArgumentError, InputError, check_count, check_fraction
+from overfeat.errors import InputError, check_choice, check_count, check_fraction
 from overfeat.models.multibox import MultiBox
 from overfeat.models.net import Net, as_batch, eval_mode
 from overfeat.models.wrappers import as_multibox, as_net
@@ -30,8 +30,7 @@ def square_crops(height: int, width: int, crops: str = "both") -> list[tuple[int
     crops: "centre", the largest in the middle; or "both", and 3 x 3, evenly spaced, whose side is CROP_FRACTION of the
     image's longer side, at most its shorter one; each once. Raises ArgumentError for others.
     """
-    if crops not in CROPS:
-        raise ArgumentError("crops", f"must be one of {', '.join(CROPS)}, not {crops!r}")
+    check_choice("crops", crops, CROPS)
     squares = [centre_square(height, width)]
     if crops == "both":
         side = max(1, min(height, width, math.ceil(CROP_FRACTION * max(height, width))))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from overfeat.errors import ArgumentError, InputError, check_fraction
+from overfeat.errors import InputError, check_choice, check_fraction
 
 MATCH_METRICS = ("normalised", "sum", "centres")
 MAX_LOG_RATIO = 7.0  # of a side to its window's, before the exponential
@@ -133,8 +133,7 @@ def match_score(a: Tensor, b: Tensor, *, match_metric: str = "normalised", min_i
         TypeError: for what is not a tensor of real numbers.
         ValueError: for other shapes, dtypes and metrics.
     """
-    if match_metric not in MATCH_METRICS:
-        raise ArgumentError("match_metric", f"must be one of {', '.join(MATCH_METRICS)}, not {match_metric!r}")
+    check_choice("match_metric", match_metric, MATCH_METRICS)
     _computable(a, b)
     if not all(x.dtype in (torch.float32, torch.float64) for x in (a, b)):
         raise ValueError(f"boxes must be float32 or float64, not {a.dtype} and {b.dtype}")
@@ -260,8 +259,7 @@ def squares_around(boxes: Tensor, size: tuple[float, float], square: str = "maxi
     square: "maximum", with the box's longer side, so that it contains the box; "minimum", with the shorter one, one
         reading of the DeepMultiBox paper's "minimum square region around the crop".
     """
-    if square not in SQUARES:
-        raise ArgumentError("square", f"must be one of {', '.join(SQUARES)}, not {square!r}")
+    check_choice("square", square, SQUARES)
     sides = (boxes[:, 2:] - boxes[:, :2]).aminmax(dim=1)
     side = (sides.max if square == "maximum" else sides.min).clamp(1, min(size))[:, None]
     room = boxes.new_tensor([size[1], size[0]]) - side

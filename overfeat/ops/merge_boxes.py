@@ -1,11 +1,13 @@
 """Greedy merging of boxes (section 4.3, steps d-g)."""
 
+import sys
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, check_choice
 from overfeat.ops.boxes import MATCH_METRICS, check_boxes, check_values
 from overfeat.ops.registry import CUDAGRAPH_UNSAFE, implementation
 from overfeat.ops.transforms import refuse_transforms
@@ -61,13 +63,12 @@ def merge_boxes(
 
 
 def _check_rule(match_threshold: float, match_metric: str, box_average: str, min_iou: float) -> None:
-    if match_metric not in MATCH_METRICS:
-        raise ArgumentError("match_metric", f"must be one of {', '.join(MATCH_METRICS)}, not {match_metric!r}")
-    if box_average not in BOX_AVERAGES:
-        raise ArgumentError("box_average", f"must be one of {', '.join(BOX_AVERAGES)}, not {box_average!r}")
-    if not isinstance(match_threshold, (int, float)) or not match_threshold >= 0:
+    check_choice("match_metric", match_metric, MATCH_METRICS)
+    check_choice("box_average", box_average, BOX_AVERAGES)
+    too_large = isinstance(match_threshold, Integral) and match_threshold > sys.float_info.max
+    if not isinstance(match_threshold, Real) or not match_threshold >= 0 or too_large:
         raise ArgumentError("match_threshold", f"must be a number, 0 or more, not {match_threshold!r}")
-    if not isinstance(min_iou, (int, float)) or not 0 <= min_iou <= 1:
+    if not isinstance(min_iou, Real) or not 0 <= min_iou <= 1:
         raise ArgumentError("min_iou", f"must be a number from 0 to 1, not {min_iou!r}")
 
 

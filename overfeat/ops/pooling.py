@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overfeat.errors import ArgumentError
 from overfeat.ops import reference, transforms
 from overfeat.ops.layout import empty_in_format
 from overfeat.ops.registry import CUDAGRAPH_UNSAFE, active_override, backend, implementation
@@ -38,12 +39,21 @@ def offset_max_pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
 def check_positive(**arguments: int) -> None:
     """Raises ValueError unless all arguments are integers of at least 1."""
     for name, value in arguments.items():
-        if not isinstance(value, (int, torch.SymInt)) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+        allowed = isinstance(value, torch.SymInt) or (isinstance(value, int) and value < 1 << 31)
+        if not allowed or value < 1:
+            raise ArgumentError(name, f"must be an integer of at least 1, not {value!r}")
+
+
+def check_tensors(**arguments: object) -> None:
+    """Raises TypeError unless all arguments are tensors."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
 
 
 def check_maps(maps: Tensor, window: tuple[int, int]) -> None:
-    """Raises ValueError unless maps are [N, C, H, W] of at least one window (height, width)."""
+    """Raises ValueError unless maps are [N, C, H, W] of at least one window (height, width), TypeError for others."""
+    check_tensors(maps=maps)
     if maps.dim() != 4:
         raise ValueError(f"maps must be [N, C, H, W]; these have shape {tuple(maps.shape)}")
     if maps.shape[2] < window[0] or maps.shape[3] < window[1]:

@@ -1,6 +1,6 @@
 """Offset pooling and the classifier's first layer in one op (section 3.3, steps a-e)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from overfeat.ops.layout import (
     unflatten_positions,
     window_size,
 )
-from overfeat.ops.pooling import check_maps, check_positive
+from overfeat.ops.pooling import check_maps, check_positive, check_tensors
 from overfeat.ops.registry import CUDAGRAPH_UNSAFE, active_override, backend, implementation
 
 
@@ -52,7 +52,12 @@ def skip_classifier_flat(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool = True, tap: int | None = None
 ) -> Tensor:
     """`skip_classifier_scales` as flat features [positions, O], ordered by map, image, row and column."""
+    if not isinstance(maps, Iterable):
+        raise TypeError(f"maps must be a list of tensors, not {type(maps).__name__}")
     maps, tap = list(maps), size if tap is None else tap
+    for m in maps:
+        check_tensors(maps=m)
+    check_tensors(weight=weight, **({} if bias is None else {"bias": bias}))
     if maps and weight.device.type != "meta" and torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
         inputs = [*maps, weight, *([] if bias is None else [bias])]

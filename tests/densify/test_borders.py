@@ -122,5 +122,5 @@ def test_refused_padding_names_the_layer(name):
 
 
 def test_unknown_borders():
-    with pytest.raises(InputError, match=r"borders must be .*'exact'.*not 'zero'"):
+    with pytest.raises(InputError, match=r"borders must be one of exact, .*not 'zero'"):
         overfeat.densify(make(), WINDOW, borders="zero")
