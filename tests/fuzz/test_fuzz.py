@@ -1,9 +1,11 @@
 """The first cases of every target of make fuzz, and the runner, with a target that fails in every way."""
 
+import json
 import random
 from collections import Counter
 
 import harness
+import page
 import pytest
 import runner
 
@@ -65,3 +67,10 @@ def test_the_page_names_failures(tmp_path):
         text = file.with_suffix(".md").read_text()
         assert f"1,200 cases in 2 minutes of one process, {words}" in text
         assert "| `files`: Files | 1,200 | 1,200 read |" in text
+
+
+def test_the_documentation_has_the_counts_and_no_failure():
+    file = harness.HERE.parents[1] / "docs" / "reliability.json"
+    targets = json.loads(file.read_text())["targets"]
+    assert file.with_suffix(".md").read_text() == page.page(file)
+    assert targets.keys() <= set(harness.names()) and not any(target["failures"] for target in targets.values())
