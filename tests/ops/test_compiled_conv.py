@@ -1,5 +1,6 @@
 """Convolutions of small weights in compiled code: direct sums and minimal filtering, against eager PyTorch."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -167,7 +168,13 @@ def test_memory_is_used_again():
     assert third.data_ptr() not in (address, second.data_ptr()), "a view is still there"
     del part
     assert workspace.empty(1 << 19, 2).data_ptr() == address
-    assert not [m for m in workspace._idle if len(m) > workspace.MAX_IDLE]
+    workspace.clear()
+    del second, third
+    for _ in range(3):
+        workspace.empty(1 << 20)
+        workspace._give_back(np.empty(workspace.MAX_IDLE // 2 - 1, np.uint8))
+        workspace._give_back(np.empty(workspace.MAX_IDLE // 2 + 1, np.uint8))
+    assert [len(m) for m in workspace._idle] == [1 << 22, workspace.MAX_IDLE // 2 - 1], "the memory used last is kept"
 
 
 @pytest.mark.parametrize("size", [simd.AVX512, simd.AVX2, simd.NEON, simd.Registers(4, 2, 3)])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 MIN_BYTES = 1 << 22  # of memory that is kept; the C library keeps smaller ones
-MAX_IDLE = 1 << 28  # bytes that are kept and not used
+MAX_IDLE = 1 << 29  # bytes that are kept and not used, half of them of one result at most
 
 _idle: list[np.ndarray] = []  # the last one was used last
 _scratch = threading.local()
@@ -56,6 +56,8 @@ def _take(size: int) -> np.ndarray:
 
 
 def _give_back(memory: np.ndarray) -> None:
+    if len(memory) > MAX_IDLE // 2:
+        return
     with _lock:
         _idle.append(memory)
         while sum(len(m) for m in _idle) > MAX_IDLE:
