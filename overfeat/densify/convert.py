@@ -136,7 +136,9 @@ def _preparation(
 def _numbers(argument: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
     """One for each channel."""
     try:
-        given = np.asarray(values, dtype=np.float64)
+        given = np.asarray(values)
+        if given.dtype.kind not in "iuf":  # text, among others
+            raise TypeError(given.dtype)
         numbers = (float(given),) * channels if given.ndim == 0 else tuple(map(float, given))
     except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(argument, f"must be a number or one for each channel, not {values!r}") from error
