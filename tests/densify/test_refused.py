@@ -140,9 +140,9 @@ ARGUMENTS = [
     ("std", {"std": (58, 57, -1)}, "must be above 0"),
     ("std", {"std": (0.229, 0.224, 0.225)}, "multiply mean and std by 255"),
     ("mean", {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}, "255"),
-    ("channel_order", {"channel_order": "GBR"}, "must be 'RGB' or 'BGR', not 'GBR'"),
+    ("channel_order", {"channel_order": "GBR"}, "must be one of RGB, BGR, not 'GBR'"),
     ("channels", {"channels": 0}, "not 0"),
-    ("borders", {"borders": "zeros"}, "must be 'exact', 'neighbours' or 'refuse', not 'zeros'"),
+    ("borders", {"borders": "zeros"}, "must be one of exact, neighbours, refuse, not 'zeros'"),
     ("box_coder", {"box_coder": "xywh"}, "must be one of xyxy, cxcywh, not 'xywh'"),
     ("logits", {"logits": False}, "must be True: there are scores from"),
 ]
