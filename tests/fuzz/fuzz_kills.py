@@ -20,7 +20,7 @@ from PIL import Image
 
 from overfeat.files import ASSETS
 
-CASES = 0  # a case takes seconds; by make fuzz alone
+CASES = 0  # test_fuzz.py runs some in processes of their own
 SECONDS = 600  # the first process imports everything
 PRELOADED = (
     "torch", "torch._dynamo", "numba", "scipy.sparse", "PIL.Image", "safetensors.torch", "overfeat.cli.main",

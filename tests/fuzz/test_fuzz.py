@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import harness
@@ -32,6 +34,13 @@ def test_cases(name):
         except BaseException as error:
             error.add_note(f"Repeat it: python tests/fuzz {name} --seed {seed}")
             raise
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_commands_that_are_killed(seed):
+    """In a process of their own, since pytest's cannot start others by forking."""
+    command = [sys.executable, str(harness.HERE), "kills", "--seed", str(seed)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("kills: killed")
 
 
 def test_failures_crashes_and_hangs_are_found(tmp_path, monkeypatch):
