@@ -97,7 +97,7 @@ average precision in percent at an IoU of 0.5 (all points); COCO's is the mean o
 As `overfeat detect` uses each net, with the thresholds that its weights have. The default is `overfeat train detector
 --data BCCD --out DIR`, without any other option; all rows from "short training" on to "no windows beyond the border"
 have the same images, tiles and number of epochs, and differ from it in one respect each. The minutes are those of the
-logs.
+logs, of one core or two that other work used at times.
 
 {table(HEAD, [_figures(nets, name) for name in TITLES if name in nets])}
 
