@@ -5,12 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numba import njit
+from numba.core import caching
 from op_checks import numbers
 from torch import Tensor
 
 from bench.tolerance import assert_matches
 from overfeat.ops import reference
 from overfeat.ops.backends import parallel, prepacked, simd, winograd, workspace
+from overfeat.ops.backends.numba_compile import compiled, compiled_for_c
 
 if simd.registers() is None or prepacked.supports("convolution", torch.device("cpu"), torch.float32):
     pytest.skip("this processor has no compiled convolutions", allow_module_level=True)
@@ -131,10 +133,34 @@ def test_other_memory_formats():
         assert_matches(actual, expected(maps, weight.mT, None, 1, 0, True, 1), torch.float32)
 
 
-def test_maps_that_are_too_small_are_eager_pytorchs_to_refuse():
-    weight = single(20, 16, 3, 3)
-    with pytest.raises(RuntimeError, match="Kernel size"):
-        twice(prepacked.convolution, single(1, 16, 2, 9), weight, None, 1, 0, True, 1)
+WRONG = {
+    "maps": {"maps": single(1, 16, 2, 9)},
+    "channels": {"maps": single(1, 8, 9, 9)},
+    "bias": {"bias": single(7)},
+    "longer bias": {"bias": single(40)},
+    "pad": {"pad": -1},
+    "stride": {"stride": 0},
+    "dilation": {"dilation": 0},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_that_do_not_fit_are_eager_pytorchs_to_refuse(name):
+    """Compiled code would read other memory."""
+    weight, usual = single(20, 16, 3, 3), {"bias": single(20), "stride": 1, "pad": 0, "relu": True, "dilation": 1}
+    usual["maps"] = single(1, 16, 9, 9)
+    twice(lambda: prepacked.convolution(weight=weight, **usual))
+    with pytest.raises(RuntimeError):
+        prepacked.convolution(weight=weight, **{**usual, **WRONG[name]})
+
+
+def test_features_that_do_not_fit_a_linear_layer_are_eager_pytorchs_to_refuse():
+    flat, weight, bias = single(5, 40), single(50, 40, 1, 1, seed=1), single(50, seed=2)
+    twice(prepacked.linear, flat, weight, bias, True)
+    with pytest.raises(RuntimeError):
+        prepacked.linear(flat[:, :30], weight, bias, True)
+    with pytest.raises(RuntimeError):
+        prepacked.linear(flat, weight, bias[:20], True)
 
 
 def test_other_default_dtypes():
@@ -154,6 +180,12 @@ def test_without_openmp_threads_of_python_run_it(method, monkeypatch):
     maps, weight = single(1, 16, 40, 40), single(20, 16, 3, 3, seed=1)
     actual = twice(prepacked.convolution, maps, weight, None, 1, 0, True, 1)
     assert_matches(actual, expected(maps, weight, None, 1, 0, True, 1), torch.float32)
+
+
+def test_code_is_compiled_where_no_folder_can_be_written(monkeypatch):
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    parallel.run(compiled_for_c(lambda address: None), 0, 1)
+    assert compiled(lambda x: x + 1)(1) == 2
 
 
 def test_memory_is_used_again():

@@ -67,7 +67,7 @@ def skip_classifier_flat(
     packed = _lookup(weight)
     if packed is None or not all(m.numel() for m in maps):
         return eager.skip_classifier_flat(maps, weight, bias, size, relu, tap)
-    if (compiled := _compiled(maps[0], weight)) is not None:
+    if (compiled := _compiled(maps[0], weight, bias)) is not None:
         window, panels = compiled.Window(1, tap, relu), _panels(compiled, packed, weight)
         counts = [n * height * width for n, height, width in output_shapes(maps, weight, size, tap)]
         flat = workspace.empty(sum(counts), len(weight))
@@ -85,7 +85,7 @@ def convolution(
     maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, relu: bool, dilation: int
 ) -> Tensor:
     """See ops.convolution."""
-    if (compiled := _compiled(maps, weight)) is not None:
+    if (compiled := _compiled(maps, weight, bias)) is not None:
         result = _convolution_compiled(compiled, maps, weight, bias, pad, compiled.Window(stride, dilation, relu))
         return eager.convolution(maps, weight, bias, stride, pad, relu, dilation) if result is None else result
     packed = None if weight.numel() < MIN_WEIGHTS else _lookup(weight)
@@ -103,7 +103,7 @@ def convolution(
 
 def convolution_pool(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad: int, pool: int) -> Tensor:
     """See ops.convolution_pool."""
-    if (compiled := _compiled(maps, weight)) is None:
+    if (compiled := _compiled(maps, weight, bias)) is None:
         return F.max_pool2d(convolution(maps, weight, bias, stride, pad, True, 1), pool)
     result = _convolution_compiled(compiled, maps, weight, bias, pad, compiled.Window(stride, 1, True, pool))
     return eager.convolution_pool(maps, weight, bias, stride, pad, pool) if result is None else result
@@ -111,7 +111,7 @@ def convolution_pool(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: 
 
 def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """See ops.linear."""
-    compiled = _compiled(flat, weight)
+    compiled = _compiled(flat, weight, bias, dim=2)
     packed = None if weight.numel() < MIN_WEIGHTS and compiled is None else _lookup(weight)
     if packed is None or not flat.numel():
         return eager.linear(flat, weight, bias, relu)
@@ -129,9 +129,15 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     return result.relu_() if relu else result
 
 
-def _compiled(x: Tensor, weight: Tensor) -> ModuleType | None:
-    """The module of compiled convolutions, where it is for such inputs."""
-    return _load_compiled() if weight.numel() < MIN_WEIGHTS and x.dtype == weight.dtype == torch.float32 else None
+def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int = 4) -> ModuleType | None:
+    """The module of compiled convolutions, where it is for such inputs: it reads memory without a check of shapes."""
+    if weight.numel() >= MIN_WEIGHTS or not x.dtype == weight.dtype == torch.float32:
+        return None
+    if x.dim() != dim or x.shape[1] != weight.shape[1] or x.device != weight.device:
+        return None  # eager PyTorch says what is wrong
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype or bias.device != x.device):
+        return None
+    return _load_compiled()
 
 
 @lru_cache
@@ -139,23 +145,29 @@ def _load_compiled() -> ModuleType | None:
     if sys.maxsize < 2**32:
         return None  # addresses are int64
     try:
-        from overfeat.ops.backends import compiled_conv, simd  # importing numba takes a second
+        from overfeat.ops.backends import simd  # importing numba takes a second
+
+        if simd.registers() is None:
+            return None
+        from overfeat.ops.backends import compiled_conv
     except ImportError:
         return None
-    return None if simd.registers() is None else compiled_conv
+    return compiled_conv
 
 
 def _convolution_compiled(
     compiled: ModuleType, maps: Tensor, weight: Tensor, bias: Tensor | None, pad: int, window: Any
 ) -> Tensor | None:
-    """A convolution by compiled code; None at the first call, and where there are no outputs."""
+    """A convolution by compiled code; None at the first call, and for arguments that eager PyTorch refuses."""
+    if pad < 0 or min(window.stride, window.dilation, window.pool) < 1:
+        return None
     packed = _lookup(weight) if maps.numel() else None
     if packed is None:
         return None
     maps = F.pad(maps, (pad,) * 4) if pad else maps
     panels = _panels(compiled, packed, weight)
     if not compiled.has_outputs(maps, panels, window):
-        return None  # eager PyTorch says why
+        return None
     return compiled.convolve(maps, panels, bias, window).permute(0, 3, 1, 2)
 
 
