@@ -6,11 +6,9 @@ block of outputs. Maps and outputs are channels-last. Weights are packed in pane
 [panels, taps, C, COLUMNS].
 """
 
-from numba import cfunc, types
-
 from overfeat import toom_cook
 from overfeat.ops.backends import simd
-from overfeat.ops.backends.numba_compile import compiled
+from overfeat.ops.backends.numba_compile import compiled, compiled_for_c
 from overfeat.ops.backends.simd import clear, copy, load, store, take
 from overfeat.ops.backends.winograd import OUTPUT_TILE, POINTS
 
@@ -136,7 +134,7 @@ def _pooled_block(job, block, scratch):
         copy(out + 4 * load(job + CHANNELS) * i, values + 4 * length * size * i, 4 * load(job + CHANNELS))
 
 
-@cfunc(types.void(types.int64), nogil=True, cache=True)
+@compiled_for_c
 def direct(job):
     """Run a job of a direct convolution, together with all threads that call it."""
     scratch = load(job + SCRATCH) + take(job + SLOT) * load(job + SCRATCH_BYTES)
@@ -233,7 +231,7 @@ def _multiply(job, inputs, products, positions, count):
                 )  # fmt: skip
 
 
-@cfunc(types.void(types.int64), nogil=True, cache=True)
+@compiled_for_c
 def filtered(job):
     """Run a job of minimal filtering, together with all threads that call it."""
     scratch = load(job + SCRATCH) + take(job + SLOT) * load(job + SCRATCH_BYTES)
