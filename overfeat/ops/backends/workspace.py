@@ -49,9 +49,11 @@ def clear() -> None:
 def _take(size: int) -> np.ndarray:
     """At least so many bytes, and at most twice as many."""
     with _lock:
-        fitting = [i for i, memory in enumerate(_idle) if size <= len(memory) <= 2 * size]
-        if fitting:
-            return _idle.pop(min(fitting, key=lambda i: len(_idle[i])))
+        fitting = [memory for memory in _idle if size <= len(memory) <= 2 * size]
+        if fitting:  # by identity: positions move if a result is freed meanwhile
+            taken = min(fitting, key=len)
+            _idle[:] = [memory for memory in _idle if memory is not taken]
+            return taken
     return np.empty(size, np.uint8)
 
 
@@ -61,4 +63,4 @@ def _give_back(memory: np.ndarray) -> None:
     with _lock:
         _idle.append(memory)
         while sum(len(m) for m in _idle) > MAX_IDLE:
-            del _idle[0]
+            del _idle[:1]
