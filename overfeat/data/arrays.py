@@ -72,6 +72,7 @@ def to_pixels(images: Tensor, value_range: ValueRange | None, name: str, any_ran
     Raises:
         InputError: For NaN and infinite values; for values far beyond the range; without a value range, for integers
             other than uint8, and for images without a value above 1 that are not black.
+        TypeError: For complex and quantized tensors.
     """
     low, high = PIXELS if value_range is None else check_value_range(value_range)
     if images.is_complex() or images.is_quantized:
