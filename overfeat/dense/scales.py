@@ -112,11 +112,12 @@ def add_margin(size: Size, margin: Size) -> Size:
 def clamp_scales(
     geometry: Geometry, height: int, width: int, scale_factors: Sequence[float], margin: Size = (0, 0)
 ) -> list[float]:
-    """The scale factors, raised where an image of this size would become smaller than the window; each once.
+    """The scale factors, raised where an image of this size would become smaller than the window, or tiny; each once.
 
     margin: Of `Grid`; an image may be smaller by it.
     """
     smallest = max((geometry.window[0] - 2 * margin[0]) / height, (geometry.window[1] - 2 * margin[1]) / width)
+    smallest = max(smallest, min(1.0, MIN_SIDE / max(height, width)))
     return sorted({max(float(factor), smallest) for factor in scale_factors})
 
 

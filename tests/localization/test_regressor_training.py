@@ -75,7 +75,7 @@ def test_resumed_to_the_same_weights(scenes, tmp_path, capsys):
     assert once.num_classes == 10
     assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
     assert main(flags(scenes, tmp_path / "twice", "--resume")) == 1
-    assert "per_class was True and is now False" in capsys.readouterr().err
+    assert "--per-class was True and is now False" in capsys.readouterr().err
 
 
 def test_train_backbone(scenes, tmp_path):

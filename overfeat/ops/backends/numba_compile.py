@@ -1,10 +1,19 @@
-"""Functions that numba compiles, with the results cached on disk for other processes."""
+"""Functions that numba compiles, with the results cached on disk for other processes.
 
-from collections.abc import Callable
-from functools import partial
+numba compares a cached function with the file that it stands in alone, not with those that it uses: so the cache is a
+folder named after the contents of them all.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
-from numba import cfunc, njit, types
+from numba import cfunc, config, njit, types
+
+HERE = Path(__file__).resolve().parent
+SOURCES = (*sorted(HERE.glob("*.py")), HERE.parents[1] / "toom_cook.py")
 
 
 def compiled(function: Callable[..., Any], fastmath: Any = False) -> Callable[..., Any]:
@@ -22,9 +31,21 @@ def compiled_for_c(function: Callable[[int], None]) -> Any:
     return _cached(lambda cache: cfunc(types.void(types.int64), nogil=True, cache=cache)(function))
 
 
+@cache
+def digest(sources: Iterable[Path] = SOURCES) -> str:
+    """What tells the contents of these files from others."""
+    contents = (hashlib.sha256(path.read_bytes()).digest() for path in sources)
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
+
+
 def _cached(compile_: Callable[..., Any]) -> Any:
     """compile_(cache=True), or without a cache where neither the package's folder nor the user's can be written."""
+    settings: Any = config
+    usual = settings.CACHE_DIR
+    settings.CACHE_DIR = str(Path(usual or HERE / "__pycache__") / f"numba-{digest()}")
     try:
         return compile_(cache=True)
     except RuntimeError:
         return compile_(cache=False)
+    finally:
+        settings.CACHE_DIR = usual

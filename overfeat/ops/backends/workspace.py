@@ -5,6 +5,7 @@ memory is NumPy's, in large pages where the system has them.
 """
 
 import math
+import os
 import threading
 import weakref
 
@@ -44,6 +45,17 @@ def clear() -> None:
     with _lock:
         _idle.clear()
     vars(_scratch).clear()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+    _idle.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _take(size: int) -> np.ndarray:
