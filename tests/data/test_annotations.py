@@ -74,7 +74,7 @@ def test_coco_boxes_categories_and_crowd_annotations(tmp_path):
             r"annotation 2: bbox \[18, 2, 3.03, 4\]: outside the image, which is 20 pixels wide",
         ),
         ({"bbox": [1, 2, 3, 9.03]}, "annotation 2: .*outside"),
-        ({"bbox": [-1.001, 2, 3, 4]}, "annotation 2: .*outside"),
+        ({"bbox": [-1.03, 2, 3, 4]}, "annotation 2: .*outside"),
         ({"bbox": [1, 2, 0, 4]}, "annotation 2: .*no area"),
         ({"bbox": [1, 2, 3, -4]}, "annotation 2: .*reversed"),
         ({"bbox": [1, 2, float("nan"), 4]}, r"annotation 2: bbox \[1, 2, nan, 4\]: not finite"),
@@ -203,8 +203,8 @@ def test_voc_counts_from_one_and_reads_flags(tmp_path, flat):
     ("bad", "problem"),
     [
         (
-            voc_object("bee", -1, 1, 5, 5),
-            ", line 4: xmin -1, ymin 1, xmax 5, ymax 5 (counted from 1): outside the image",
+            voc_object("bee", -2, 1, 5, 5),
+            ", line 4: xmin -2, ymin 1, xmax 5, ymax 5 (counted from 1): outside the image",
         ),
         (voc_object("bee", 1, 1, WIDTH + 2, 5), ", line 4: xmin 1, ymin 1, xmax 22, ymax 5 (counted from 1): outside"),
         (voc_object("bee", 0, 1, 0, 5), ", line 4: xmin 0, ymin 1, xmax 0, ymax 5 (counted from 1): outside the image"),

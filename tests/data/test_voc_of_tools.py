@@ -144,6 +144,16 @@ def test_boxes_over_the_edge_are_clipped_and_counted(tmp_path):
     assert data.notes == [f"boxes up to a pixel over the edge, clipped: {tmp_path / '1.xml'}, line 3 and 1 more"]
 
 
+def test_boxes_that_count_from_0_may_be_a_pixel_over_the_edge(tmp_path):
+    picture(tmp_path / "a.png")
+    edges = [(-0.0000001, 1, 5), (-0.4, 1, 6), (-1, 1, 7), (3, 1, WIDTH + 1.00001), (-1.1, 1, 8)]
+    xml(tmp_path / "a.xml", *(voc_object("bee", x1, y1, x2, 2) for x1, y1, x2 in edges))
+    line, data = only_problem(read_voc, tmp_path)
+    assert line.startswith(f"{tmp_path / 'a.xml'}, line 7: xmin -1.1, ymin 1, xmax 8, ymax 2 (counted from 1): outside")
+    assert data.samples[0].boxes.tolist() == [[0, 0, 5, 2], [0, 0, 6, 2], [0, 0, 7, 2], [2, 0, 20, 2]]
+    assert data.notes == [f"boxes up to a pixel over the edge, clipped: {tmp_path / 'a.xml'}, line 3 and 3 more"]
+
+
 def test_difficult_in_words(tmp_path):
     picture(tmp_path / "a.png")
     words = {"True": True, "false": False, "YES": True, "no": False, "1.0": True, "": False, "Unspecified": False}

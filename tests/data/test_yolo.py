@@ -143,6 +143,16 @@ def test_bad_lines_are_named_and_skipped(tmp_path, bad, problem):
     assert data.notes == [f"boxes up to a pixel over the edge, clipped: {path}, line 5"]
 
 
+def test_boxes_a_whole_pixel_over_the_edge_are_clipped(tmp_path):
+    for stem, size, line in (("a", (100, 80), "0 0.5 0.5 1.02 0.2"), ("b", (640, 640), "0 0.5 0.5 1.003125 0.2")):
+        picture(tmp_path / f"{stem}.png", size)
+        write(tmp_path / f"{stem}.txt", line)
+    data = read_yolo(tmp_path)
+    assert [sample.boxes.tolist() for sample in data.samples] == [[[0, 32, 100, 48]], [[0, 256, 640, 384]]]
+    write(tmp_path / "a.txt", "0 0.5 0.5 1.021 0.2")
+    assert "outside the image" in error_of(read_yolo, tmp_path)
+
+
 def test_poses_have_a_box_first(tmp_path):
     ultralytics(tmp_path, names="names: [ant]\nkpt_shape: [2, 2]\n")
     write(tmp_path / "labels" / "val" / "c.txt", "0 0.25 0.5 0.1 0.4 0.9 0.9 0.1 0.1")

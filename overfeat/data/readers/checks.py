@@ -21,7 +21,7 @@ from overfeat.errors import ArgumentError, InputError, printable, shorten
 
 MAX_LIST = 100_000_000  # bytes
 OVERHANG = 1.0  # pixels that a box may extend beyond the image: it is clipped
-ROUNDING = 0.02  # pixels of it that are not worth a note
+ROUNDING = 0.02  # pixels that rounded numbers make: they are not worth a note, nor an error beyond OVERHANG
 MAX_SIDE = 1_000_000  # pixels that an annotation may state
 FilePath = str | os.PathLike
 Names = Sequence[str] | None
@@ -47,11 +47,13 @@ class ImageBoxes:
     objects: dict[tuple[tuple[float, ...], str], bool] = field(default_factory=dict)  # (box, class): difficult
 
     def add(
-        self, text: str, box: tuple[float, ...], name: str, problems: "Problems", difficult: bool = False
+        self, text: str, box: tuple[float, ...], name: str, problems: "Problems", difficult: bool = False,
+        first: int = 0,
     ) -> None:  # fmt: skip
         """Check a box (x1, y1, x2, y2) of class `name`, clip up to OVERHANG pixels of it, and keep it.
 
         text: the box as the file writes it.
+        first: the number of the first pixel in the file, already subtracted; boxes that count from 0 are allowed for.
         """
         x1, y1, x2, y2 = box
         height, width = self.size
@@ -61,14 +63,14 @@ class ImageBoxes:
             raise Invalid(f"{text}: reversed; the right and lower edges come second")
         if x2 == x1 or y2 == y1:
             raise Invalid(f"{text}: no area")
-        beyond = max(-x1, -y1, x2 - width, y2 - height)
+        before, after = max(-x1, -y1), max(x2 - width, y2 - height)
         x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-        if beyond > OVERHANG or x1 >= x2 or y1 >= y2:
+        if max(before - first, after) > OVERHANG + ROUNDING or x1 >= x2 or y1 >= y2:
             raise Invalid(f"{text}: outside the image, which is {width} pixels wide and {height} high")
         key = (x1, y1, x2, y2), name
         if key in self.objects:
             raise Invalid(f"{text}: the same box and class {quoted.repr(name)} as an earlier one of the image")
-        if beyond > ROUNDING:
+        if max(before, after) > ROUNDING:
             problems.adapt("boxes up to a pixel over the edge, clipped")
         self.objects[key] = difficult
 

@@ -150,5 +150,6 @@ def image_boxes(
             difficult = not ilsvrc and checks.flag(_text(node, "difficult"), "difficult")
             text = ", ".join(f"{edge} {value:.10g}" for edge, value in zip(EDGES, values, strict=True))
             x1, y1, x2, y2 = (value - first for value in values)
-            image.add(f"{text} (counted from {first})", (x1, y1, x2 + 1, y2 + 1), name, problems, difficult)
+            box = x1, y1, x2 + 1, y2 + 1
+            image.add(f"{text} (counted from {first})", box, name, problems, difficult, first)
     return image
