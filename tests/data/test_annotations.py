@@ -101,7 +101,7 @@ def test_bad_coco_annotations_are_named_and_skipped(tmp_path, change, problem):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"file_name": "./a.png"}, "image 8: the image './a.png' is that of an earlier"),
+        ({"file_name": "./a.png"}, "image 8: the image './a.png' is that of another"),
         ({"file_name": "d.png"}, "image 8: no file 'd.png' in"),
         ({"file_name": "x" * 5000}, "image 8: the image's file name is 'xxx"),
         ({"file_name": "\ud800\0"}, "image 8: no file '\\ud800\\x00'"),
@@ -240,12 +240,12 @@ def test_bad_voc_objects_are_named_and_skipped(tmp_path, bad, problem):
         (" " * 5_000_001, ": 5,000,001 bytes, more than the limit of 5,000,000"),
         ("<annotation/>", ": the image's file name is ''"),
         ("<annotation><filename>/etc/passwd</filename></annotation>", ": no file '/etc/passwd' in"),
-        ("<annotation><filename>a.png</filename></annotation>", ": the image 'a.png' is that of an earlier"),
+        ("<annotation><filename>a.png</filename></annotation>", ": the image 'a.png' is that of another"),
     ],
 )
 def test_bad_voc_files_are_named_and_skipped(tmp_path, text, problem):
     picture(tmp_path / "a.png")
-    xml(tmp_path / "1.xml", voc_object("bee", 1, 1, 2, 2))
+    xml(tmp_path / "a.xml", voc_object("bee", 1, 1, 2, 2))
     (tmp_path / "2.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
     line, data = only_problem(read_voc, tmp_path)
     assert line.startswith(f"{tmp_path / '2.xml'}{problem}") and len(data) == 1

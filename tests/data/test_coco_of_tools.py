@@ -31,6 +31,24 @@ def test_names_of_images(tmp_path, name):
     assert data.notes == [f"image names adapted: {name!r} is read as {tmp_path / 'a.png'}"]
 
 
+@pytest.mark.parametrize(("first", "second"), [("val/a.png", "a.png"), ("b/a.jpg", "a.png"), ("A.PNG", "x/../a.png")])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_image_is_that_of_its_exact_name_in_any_order(tmp_path, first, second, swapped):
+    """If there is one; that of two names which both must be adapted is of neither."""
+    picture(tmp_path / "c.png")
+    images = [{**IMAGE, "id": number, "file_name": name} for number, name in ((8, first), (7, second), (9, "c"))]
+    entries = [annotation(1, [1, 2, 3, 4]), annotation(2, [2, 2, 3, 4], image_id=8), annotation(3, image_id=9)]
+    path = coco(tmp_path, images[::-1] if swapped else images, entries)
+    data = read_coco(path, skip_invalid=True)
+    problems = [
+        f"{path}, image {i}: the image {n!r} is that of another annotation" for i, n in ((8, first), (7, second))
+    ]
+    exact = second == "a.png"
+    found = {sample.path.name: sample.boxes.tolist() for sample in data.samples}
+    assert found == {"c.png": [[1, 2, 4, 6]]} | ({"a.png": [[1, 2, 4, 6]]} if exact else {})
+    assert sorted(data.problems) == sorted(problems[: 1 if exact else 2])
+
+
 def test_boxes_over_the_edge_are_clipped_and_counted(tmp_path):
     boxes = [[-1e-6, 2, 3, 4], [5, -0.5, 3, 4], [0, 0, WIDTH + 0.5, HEIGHT + 1], [5, 5, 15 + 1e-6, 5.01], [15, 3, 7, 4]]
     path = coco(tmp_path, annotations=[annotation(i, box) for i, box in enumerate(boxes)])

@@ -72,7 +72,7 @@ def test_names_that_fit_several_files_are_refused(tmp_path):
         assert read_csv(table(tmp_path, f"{HEADER}{name},1,2,3,4,bee\n")).samples[0].path == tmp_path / path
     two = f"{HEADER}a.png,1,2,3,4,bee\n{tmp_path}/a.png,2,2,3,4,bee\n{tmp_path}/a.png,3,2,4,4,bee\n"
     line, data = only_problem(read_csv, table(tmp_path, two))
-    assert "boxes.csv, line 3: the image '" in line and "is that of an earlier annotation" in line
+    assert "boxes.csv, line 3: the image '" in line and "is that of another annotation" in line
     assert data.samples[0].boxes.tolist() == [[1, 2, 3, 4]]
 
 

@@ -70,6 +70,16 @@ def test_folders_below(tmp_path):
     assert [sample.path for sample in read_annotations(tmp_path).samples] == [tmp_path / "b.png", *paths]
 
 
+def test_an_image_of_two_files_is_that_of_its_own(tmp_path):
+    for stem, x in (("a", 1), ("b", 2)):
+        picture(tmp_path / f"{stem}.png")
+        labelme(tmp_path / f"{stem}.json", shape(points=[[x, 2], [9, 4]]), image="b.png")
+    data = read_annotations(tmp_path)
+    boxes = {"a.png": [[1, 2, 9, 4]], "b.png": [[2, 2, 9, 4]]}
+    assert {sample.path.name: sample.boxes.tolist() for sample in data.samples} == boxes
+    assert data.notes == [f"image names adapted: 'b.png' is read as {tmp_path / 'a.png'}"]
+
+
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
@@ -109,14 +119,14 @@ def test_bad_shapes_are_named_and_skipped(tmp_path, bad, problem):
         ("[]", "no list shapes"),
         ('{"shapes": [], "imagePath": null}', "the image's file name is None"),
         ('{"shapes": [], "imagePath": "/etc/passwd"}', "no file '/etc/passwd' in"),
-        ('{"shapes": [], "imagePath": "a.png"}', "the image 'a.png' is that of an earlier annotation"),
+        ('{"shapes": [], "imagePath": "a.png"}', "the image 'a.png' is that of another annotation"),
         ('{"shapes": [], "imagePath": "b.png", "imageWidth": -1, "imageHeight": 3}', "not numbers of pixels"),
     ],
 )
 def test_bad_files_are_named_and_skipped(tmp_path, text, problem):
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
-    labelme(tmp_path / "1.json", shape())
+    labelme(tmp_path / "a.json", shape())
     (tmp_path / "2.json").write_text(text)
     line, data = only_problem(read_annotations, tmp_path)
     assert line.startswith(f"{tmp_path / '2.json'}: ") and problem in line and len(data) == 1

@@ -66,6 +66,57 @@ def test_files_of_one_name_are_found_by_their_own(tmp_path):
     assert data.notes == [f"image names adapted: 'a.png' is read as {tmp_path / 'b.png'} and 1 more"]
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"aug_b": "b.png", "b": "b.png", "aug2_b": "b.png"},
+        {"1": "2.png", "2": "3.png", "3": "4.png"},
+        {"1": "3.png", "2": "3.png", "3": "gone/3.jpg"},
+    ],
+)
+def test_an_image_of_several_names_is_that_of_its_own_file(tmp_path, files):
+    """Augmented copies, renamed and shifted files whose <filename> is an earlier one, in whatever order."""
+    for i, (stem, file) in enumerate(files.items(), 1):
+        picture(tmp_path / f"{stem}.png")
+        xml(tmp_path / f"{stem}.xml", voc_object("bee", 1, 1, i, 2), file=file)
+    data = read_voc(tmp_path)
+    found = {sample.path.name: sample.boxes.tolist() for sample in data.samples}
+    assert found == {f"{stem}.png": [[0, 0, i, 2]] for i, stem in enumerate(files, 1)}
+    assert data.notes[0].startswith("image names adapted: ") and data.problems == []
+
+
+def test_names_that_fit_are_right_whatever_the_names_of_the_files(tmp_path):
+    for stem, file in (("1", "0.png"), ("2", "1.png"), ("3", "2.png")):
+        picture(tmp_path / file)
+        xml(tmp_path / f"{stem}.xml", BEE, file=file)
+    data = read_voc(tmp_path)
+    assert [sample.path.name for sample in data.samples] == ["0.png", "1.png", "2.png"] and data.notes == []
+
+
+def test_a_file_that_is_not_read_keeps_its_image(tmp_path):
+    for stem in ("aug_b", "b"):
+        picture(tmp_path / "JPEGImages" / f"{stem}.png")
+        xml(tmp_path / "Annotations" / f"{stem}.xml", BEE, file="b.png")
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("aug_b\n")
+    for data in (
+        read_voc(tmp_path, "train"),
+        read_annotations(tmp_path / "Annotations" / "aug_b.xml", tmp_path / "JPEGImages"),
+    ):
+        assert [sample.path for sample in data.samples] == [tmp_path / "JPEGImages" / "aug_b.png"]
+
+
+def test_an_image_that_two_other_files_name_is_of_neither(tmp_path):
+    for file in ("a.png", "b.png"):
+        picture(tmp_path / file)
+    for stem, file in (("1", "a.png"), ("2", "a.png"), ("3", "b.png")):
+        xml(tmp_path / f"{stem}.xml", BEE, file=file)
+    data = read_voc(tmp_path, skip_invalid=True)
+    assert [sample.path.name for sample in data.samples] == ["b.png"]
+    problem = "the image 'a.png' is that of another annotation"
+    assert data.problems == [f"{tmp_path / name}: {problem}" for name in ("1.xml", "2.xml")]
+
+
 def test_images_without_annotations_are_counted(tmp_path):
     for stem in ("a", "b", "c"):
         picture(tmp_path / f"{stem}.png")

@@ -153,6 +153,12 @@ def test_boxes_a_whole_pixel_over_the_edge_are_clipped(tmp_path):
     assert "outside the image" in error_of(read_yolo, tmp_path)
 
 
+def test_lists_that_name_an_image_twice(tmp_path):
+    picture(tmp_path / "a.png")
+    write(tmp_path / "a.txt", "0 0.5 0.5 0.5 0.5")
+    assert len(read_yolo(write(tmp_path / "train.list", "a.png\na.png\n"))) == 1
+
+
 def test_poses_have_a_box_first(tmp_path):
     ultralytics(tmp_path, names="names: [ant]\nkpt_shape: [2, 2]\n")
     write(tmp_path / "labels" / "val" / "c.txt", "0 0.25 0.5 0.1 0.4 0.9 0.9 0.1 0.1")

@@ -88,6 +88,7 @@ def _read_images(
     """The images by id, without boxes yet; None for invalid ones and for an id of several."""
     images: dict[Id, ImageBoxes | None] = {}
     files: dict[Id, Any] = {}
+    entries: dict[Id, tuple[str, dict]] = {}
     for location, entry in _entries(data, "images", path, problems):
         with problems.at(location):
             number, name = _id_of(entry, problems), entry.get("file_name")
@@ -95,10 +96,14 @@ def _read_images(
                 if files[number] == name:
                     problems.adapt("entries that are there twice")
                     continue
-                images[number] = None
+                entries.pop(number, None)
                 raise Invalid("its id is that of another image, so it stands for neither")
-            images[number], files[number] = None, name
-            file = locator.locate_unused(name)
+            images[number], files[number], entries[number] = None, name, (location, entry)
+    for number in entries:
+        locator.claim(number, files[number])
+    for number, (location, entry) in entries.items():
+        with problems.at(location):
+            file = locator.image_of(number)
             images[number] = ImageBoxes(file, checks.stated_size(entry.get("width"), entry.get("height"), file))
     return images
 

@@ -71,12 +71,14 @@ def read_csv(
     fractions = bool(edges) and all(0 <= edge <= 1 for edge in edges) and not all(map(float.is_integer, edges))
     if fractions:
         problems.adapt("coordinates in 0..1 read as fractions of the image's width and height", str(path))
+    for row in rows:
+        locator.claim(row.image, row.image)
     by_name: dict[str, ImageBoxes | None] = {}
     for row in rows:
         with problems.at(row.location):
             if row.image not in by_name:
                 by_name[row.image] = None  # an invalid image is one problem, however many boxes it has
-                file = locator.locate_unused(row.image)
+                file = locator.image_of(row.image)
                 by_name[row.image] = ImageBoxes(file, checks.stated_size(*row.size, file))
             image = by_name[row.image]
             if image is not None and row.box is not None:

@@ -24,7 +24,8 @@ def read_labelme(
     """Read a LabelMe file, or those in a folder and below.
 
     The box of a rectangle, polygon or circle is the smallest around it, that of a circle within the image. Images come
-    from `imagePath`, or else are those named as their JSON; an embedded one (imageData) is not used.
+    from `imagePath`, or else are those named as their JSON; an embedded one (imageData) is not used. Where several
+    files name one image, it is that of the file named as the image.
 
     Args:
         images: The folder of the images; None: that of the JSON files.
@@ -40,11 +41,17 @@ def read_labelme(
     locator = ImageLocator(image_roots(root, images), problems)
     classes = None if class_names is None else {name: name for name in class_names}
     annotated: list[ImageBoxes] = []
-    for file in files:
+    contents: dict[Path, dict[str, Any]] = {}
+
+    def names_of(file: Path) -> list[Any]:
+        contents[file] = _load(file)
+        return [contents[file].get("imagePath")]
+
+    locator.claim_files(files, root, names_of)
+    for file in filter(contents.get, files):
         with problems.at(file):
-            data = _load(file)
-            near = file.parent.relative_to(root).as_posix()
-            image = locator.locate_unused(data.get("imagePath"), file.stem, below=near)  # both may have been renamed
+            data = contents[file]
+            image = locator.image_of(file)
             size = checks.stated_size(data.get("imageWidth"), data.get("imageHeight"), image)
             annotated.append(boxes := ImageBoxes(image, size))
             for i, shape in enumerate(data["shapes"]):

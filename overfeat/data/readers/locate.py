@@ -3,7 +3,9 @@
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -14,6 +16,7 @@ from overfeat.files import existing_dir
 FOLDERS = ("images", "jpegimages", "image", "imgs", "img")  # where images lie beside a file of annotations
 ANNOTATIONS = ("annotations", "annotation")  # where annotations lie beside a folder of images
 MAX_NAME = 4096  # characters
+Rank = tuple[bool, bool]  # the stem of the annotation's file is another, the name is adapted
 
 
 def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
@@ -76,6 +79,23 @@ def image_roots(folder: Path, images: FilePath | None, stem: str = "") -> list[P
     return list(dict.fromkeys([folder, *below, *roots]))
 
 
+@dataclass
+class Claim:
+    """The names of an annotation's image, and what came of them."""
+
+    rest: list[Any]  # names not tried yet
+    below: str
+    stem: str
+    name: Any = field(init=False)  # as the annotation writes it
+    path: Path | None = None
+    adapted: bool = False
+    tried: set[Path] = field(default_factory=set)
+    errors: list[Invalid] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = self.rest[0]
+
+
 class ImageLocator:
     """Locates image files below some folders, whatever the system that wrote their names.
 
@@ -86,7 +106,9 @@ class ImageLocator:
     def __init__(self, roots: Sequence[Path], problems: Problems):
         self.roots, self.problems = roots, problems
         self.folders: dict[Path, dict[str, list[str]]] = {}  # the names in a folder by `_key`, and by that of the stem
-        self.used: set[Path] = set()
+        self.claims: dict[Hashable, Claim] = {}
+        self.pending: list[Claim] = []
+        self.best: dict[Path, tuple[Rank, Claim | None]] = {}  # of an image's claims; None if several are as good
 
     def locate(self, name: Any, below: str = "") -> tuple[Path, bool]:
         """The file, and whether its name is another. Raises Invalid if there is none, or several fit.
@@ -109,31 +131,82 @@ class ImageLocator:
                     return file, path.as_posix() != file.relative_to(root).as_posix()
         raise Invalid(f"no file {quoted.repr(name)} in {' or '.join(map(str, self.roots))}")
 
-    def locate_unused(self, name: Any, *others: str, below: str = "") -> Path:
-        """The file, once: Invalid if an earlier call returned it. A name that is adapted is noted.
+    def claim(self, key: Hashable, *names: Any, below: str = "", stem: str = "") -> None:
+        """Name the image of an annotation; `image_of` gives it when all annotations have named theirs.
 
-        others: names that are tried if there is no such file, or an earlier call returned it.
+        Of several that name an image, one whose own file has its stem gets it, then one that writes its name exactly;
+        none does if these are several. The order of claims does not matter.
+
+        names: the next counts if there is no such file, or another annotation gets it.
+        stem: the name of the annotation's own file, without suffix.
         """
-        errors = []
-        for tried in (name, *others):
+        if key not in self.claims:
+            self.claims[key] = Claim(list(names), below, stem)
+            self.pending.append(self.claims[key])
+
+    def claim_files(self, files: Sequence[Path], root: Path, names_of: Callable[[Path], Sequence[Any]]) -> None:
+        """`claim` for files that each annotate one image: that of its names, else the one named as the file.
+
+        Files beside them that are named as these images claim them, too, even if they are not among `files`.
+
+        root: the folder that corresponds to those of the images.
+        names_of: reads the names, or raises Invalid, which is recorded.
+        """
+        queue, known = list(files), set(files)
+        for number, file in enumerate(queue):
+            with self.problems.at(file) if number < len(files) else suppress(Invalid):
+                names, near = names_of(file), file.parent.relative_to(root).as_posix()
+                self.claim(file, *names, file.stem, below=near, stem=file.stem)
+                other = file.parent / f"{PureWindowsPath(str(names[0])).stem}{file.suffix}"
+                if other not in known and os.path.isfile(other):
+                    known.add(other)
+                    queue.append(other)
+
+    def image_of(self, key: Hashable) -> Path:
+        """The image of a claim. A name that is adapted is noted. Raises Invalid if it gets none."""
+        while self.pending:
+            self._place(self.pending.pop())
+        claim = self.claims[key]
+        if claim.path is None:
+            raise claim.errors[0]
+        if claim.adapted:
+            self.problems.adapt("image names adapted", f"{quoted.repr(claim.name)} is read as {claim.path}")
+        return claim.path
+
+    def _place(self, claim: "Claim") -> None:
+        """Give a claim the first image to which no other's is as good; whose was worse is pending again."""
+        while claim.rest and claim.path is None:
+            name = claim.rest.pop(0)
             try:
-                path, adapted = self.locate(tried, below)
-                if path in self.used:
-                    raise Invalid(f"the image {quoted.repr(tried)} is that of an earlier annotation")
+                path, adapted = self.locate(name, claim.below)
             except Invalid as error:
-                errors.append(error)
+                claim.errors.append(error)
                 continue
-            if adapted or errors:
-                self.problems.adapt("image names adapted", f"{quoted.repr(name)} is read as {path}")
-            self.used.add(path)
-            return path
-        raise errors[0]
+            if path in claim.tried:
+                continue
+            claim.tried.add(path)
+            rank = bool(claim.stem) and _stem(claim.stem) != _stem(path.name), adapted or not str(path).endswith(name)
+            best, holder = self.best.get(path, (None, None))
+            if best is not None and rank > best:
+                claim.errors.append(_taken(name))
+                continue
+            if holder is not None:
+                holder.path = None
+                holder.errors.append(_taken(holder.name))
+                self.pending.append(holder)
+            if rank == best:
+                self.best[path] = rank, None
+                claim.errors.append(_taken(name))
+                continue
+            self.best[path] = rank, claim
+            claim.path, claim.adapted = path, adapted or bool(claim.errors)
 
     def note_others(self) -> None:
-        """Note the images beside those that `locate_unused` returned."""
-        for folder in sorted({path.parent for path in self.used}):
+        """Note the images beside those that `image_of` returns."""
+        used = {claim.path for claim in self.claims.values() if claim.path}
+        for folder in sorted({path.parent for path in used}):
             for path in files_in(folder, SUFFIXES):
-                if path not in self.used:
+                if path not in used:
                     self.problems.adapt("images that no annotation names, left out", str(path))
 
     def _walk(self, folder: Path, parts: Sequence[str]) -> Path | None:
@@ -165,6 +238,10 @@ class ImageLocator:
                     names.setdefault(_stem(name), []).append(name)
             self.folders[folder] = names
         return self.folders[folder]
+
+
+def _taken(name: Any) -> Invalid:
+    return Invalid(f"the image {quoted.repr(name)} is that of another annotation")
 
 
 def _key(name: str) -> str:

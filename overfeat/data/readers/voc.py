@@ -38,7 +38,8 @@ def read_voc(
 
     Args:
         split: The files that ImageSets/Main/SPLIT.txt lists, in its order; None: all, by name.
-        images: Another folder of the images, which are those of <filename>, else those named as their XML.
+        images: Another folder of the images, which are those of <filename>, else those named as their XML. Where
+            several files name one image, it is that of the file named as the image.
         class_names: The classes; None: the names that occur, sorted, so splits may differ.
         skip_invalid: Skip invalid boxes and files; otherwise they raise InputError, as in `read_coco`.
     """
@@ -55,15 +56,20 @@ def read_voc(
     else:
         files = _listed(source / "ImageSets" / "Main" / f"{split}.txt", xmls, problems)
     annotated: list[ImageBoxes] = []
-    for file in files:
-        with problems.at(file):
-            tree = parse_xml(file)
-            name, near = _text(tree, "filename"), file.parent.relative_to(xmls).as_posix()
-            image = locator.locate_unused(name, f"{_text(tree, 'folder')}/{name}", file.stem, below=near)
-            annotated.append(image_boxes(file, tree, image, classes, problems))
+    locator.claim_files(files, xmls, _names_of_image)
+    for file in filter(locator.claims.get, files):
+        with problems.at(file):  # a second reading takes less memory than to keep what all files hold
+            image = locator.image_of(file)
+            annotated.append(image_boxes(file, parse_xml(file), image, classes, problems))
     if split is None and not single:
         locator.note_others()
     return problems.finish(annotated, class_names)
+
+
+def _names_of_image(xml: Path) -> tuple[str, str]:
+    tree = parse_xml(xml)
+    name = _text(tree, "filename")
+    return name, f"{_text(tree, 'folder')}/{name}"
 
 
 def _listed(listing: Path, xmls: Path, problems: Problems) -> list[Path]:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PureWindowsPath
 
 from overfeat.data.images import SUFFIXES
@@ -153,14 +153,17 @@ def _split_below(root: Path, name: str) -> Path | None:
 def images_of(sources: Sequence[Path], locator: ImageLocator, problems: checks.Problems) -> list[Path]:
     """The images in folders, below them too, and in lists."""
     images: list[Path] = []
+    lists = {source: _lines(source) for source in sources if not source.is_dir()}
+    for line in chain.from_iterable(lists.values()):
+        locator.claim(line, line)
     for source in sources:
-        if source.is_dir():
+        if source not in lists:
             images += walk(source)
             continue
-        for number, line in enumerate(_lines(source), 1):
+        for number, line in enumerate(lists[source], 1):
             if line:
                 with problems.at(f"{source}, line {number}"):
-                    images.append(locator.locate_unused(line))
+                    images.append(locator.image_of(line))
     return list(dict.fromkeys(images))
 
 
