@@ -40,9 +40,9 @@ class ImageFile(io.BufferedReader):
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """The image in a file: uint8 [3, H, W], RGB, upright (its EXIF rotation applied).
 
-    Transparent pixels are composited over white, 16-bit grey is scaled to 8 bits, and of several frames the first is
-    read. InputError for a file that is not a complete image, has more than max_pixels pixels (checked in its header,
-    before it is decoded), or holds numbers without a fixed range.
+    Transparent pixels are composited over white, 12- and 16-bit grey is scaled to 8 bits, and of several frames the
+    first is read. InputError for a file that is not a complete image, has more than max_pixels pixels (checked in its
+    header, before it is decoded), or holds numbers without a fixed range.
     """
     path = Path(path)
     name = printable(path)

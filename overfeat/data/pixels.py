@@ -1,4 +1,4 @@
-"""RGB bytes of an image that Pillow opened, upright, with corrections of what Pillow decodes wrongly."""
+"""RGB bytes of an image that Pillow opened, upright."""
 
 import warnings
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from overfeat.data.decoders import BITS, PREMULTIPLIED, decoded
 from overfeat.errors import InputError
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -21,8 +22,8 @@ STORED: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda planes: planes[..., ::-1, ::-1].swapaxes(-2, -1),
     8: lambda planes: planes[..., ::-1, :].swapaxes(-2, -1),
 }
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, PLANAR, COLOR_MAP = 256, 257, 258, 259, 262, 284, 320  # TIFF's tags
-WHITE_IS_ZERO, UNCOMPRESSED, SEPARATE_PLANES = 0, 1, 2
+WIDTH, HEIGHT, PHOTOMETRIC, COLOR_MAP = 256, 257, 262, 320  # TIFF's tags
+WHITE_IS_ZERO = 0
 STRIP = 1 << 20  # pixels that are converted at a time
 MIN_MASKED = 0.5  # of the pixels of an alpha channel are fully opaque or transparent
 
@@ -34,7 +35,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def rgb(image: Image.Image) -> Pixels:
-    """The pixels: uint8 [3, H, W], upright, transparent ones over white, 16-bit grey scaled to 8 bits.
+    """The pixels: uint8 [3, H, W], upright, transparent ones over white, 12- and 16-bit grey scaled to 8 bits.
 
     Raises:
         InputError: for numbers without a fixed range.
@@ -44,13 +45,11 @@ def rgb(image: Image.Image) -> Pixels:
     if depth == "F" or (depth == "I" and image.format not in ("PNG", "PPM")):
         problem = f"32-bit numbers per pixel (mode {depth}) have no fixed range of brightness"
         raise InputError(f"{problem}; convert it to 8 or 16 bits")
-    if _has_16_bit_planes(image):
-        return _16_bit_planes(image)
-    tags, orientation = _tags(image), _orientation(image)
-    image.load()  # which turns a TIFF
+    tags = _tags(image)
+    image = decoded(image)  # first, as the orientation of a PNG is read after its pixels
     if COLOR_MAP in tags and max(tags[COLOR_MAP]) < 256:
         image.putpalette(np.array(tags[COLOR_MAP], np.uint8).reshape(3, -1).T.tobytes())
-    upright, stored = _empty(image.size[::-1], 1 if image.format == "TIFF" else orientation)
+    upright, stored = _empty(image.size[::-1], 1 if image.format == "TIFF" else _orientation(image))
     convert = _conversion(image)
     rows = max(1, STRIP // image.width)
     for first in range(0, image.height, rows):
@@ -68,8 +67,9 @@ def _empty(size: tuple[int, int], orientation: int) -> tuple[Pixels, Pixels]:
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Pixels]:
     """A function from a strip of the image to its RGB, uint8 [h, W, 3]."""
     if image.mode.startswith("I"):
-        white_is_zero, key = _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO, image.info.get("transparency")
-        return lambda strip: _grey(strip, white_is_zero, key)
+        tags, key = _tags(image), image.info.get("transparency")
+        white = 4095 if tags.get(BITS) == (12,) else 65535
+        return lambda strip: _grey(strip, white, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO, key)
     if image.format == "XBM":  # a set bit is ink
         return lambda strip: 255 - np.asarray(strip.convert("RGB"))
     without_palette = image.mode == "P" and image.palette is None  # an icon, which Pillow converts all the same
@@ -82,13 +82,15 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Pixels]:
             stacklevel=2,
         )
         return lambda strip: np.asarray(strip)[..., :3]
+    if image.mode == "La" or PREMULTIPLIED in image.info:
+        return _premultiplied_over_white
     return _over_white
 
 
-def _grey(strip: Image.Image, white_is_zero: bool, key: Any) -> Pixels:
-    """16-bit grey as RGB; the level `key`, which a PNG may declare transparent, is white."""
+def _grey(strip: Image.Image, white: int, white_is_zero: bool, key: Any) -> Pixels:
+    """12- or 16-bit grey as RGB; the level `key`, which a PNG may declare transparent, is white."""
     levels = np.asarray(strip).astype(np.int64)
-    grey = _to_8_bits(65535 - levels if white_is_zero else levels)
+    grey = _to_8_bits(white - levels if white_is_zero else levels, white)
     if isinstance(key, int):
         grey[levels == key] = 255
     return np.repeat(grey[..., None], 3, axis=2)
@@ -100,6 +102,13 @@ def _over_white(strip: Image.Image) -> Pixels:
     return np.asarray(Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB"))
 
 
+def _premultiplied_over_white(strip: Image.Image) -> Pixels:
+    """The same where the colours are multiplied by alpha."""
+    bands = np.asarray(strip).astype(np.int16)
+    colours = np.minimum(bands[..., :-1] + 255 - bands[..., -1:], 255).astype(np.uint8)
+    return np.broadcast_to(colours, (*colours.shape[:2], 3))
+
+
 def _is_fourth_band(image: Image.Image) -> bool:
     """Whether the transparency of a TIFF is none: a mask is mostly opaque or transparent."""
     if image.format != "TIFF" or image.mode != "RGBA":
@@ -108,27 +117,8 @@ def _is_fourth_band(image: Image.Image) -> bool:
     return counts[0] + counts[255] < MIN_MASKED * sum(counts)
 
 
-def _has_16_bit_planes(image: Image.Image) -> bool:
-    """Whether it is an uncompressed TIFF with a plane of 16 bits for each colour, which Pillow reads as 8 bits."""
-    tags = _tags(image)
-    separate = tags.get(PLANAR) == SEPARATE_PLANES and tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
-    return separate and max(tags.get(BITS, (1,))) == 16 and image.mode == "RGB"
-
-
-def _16_bit_planes(image: Image.Image) -> Pixels:
-    import tifffile
-
-    orientation, file = _orientation(image), image.fp  # type: ignore[attr-defined]
-    file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        planes = tiff.pages[0].asarray()[:3]
-    upright, stored = _empty(planes.shape[1:], orientation)
-    stored[:] = _to_8_bits(planes.astype(np.int64))
-    return upright
-
-
-def _to_8_bits(levels: Pixels) -> Pixels:
-    return ((levels * 255 + 32767) // 65535).astype(np.uint8)
+def _to_8_bits(levels: Pixels, white: int) -> Pixels:
+    return ((levels * 255 + white // 2) // white).astype(np.uint8)
 
 
 def _tags(image: Image.Image) -> Any:

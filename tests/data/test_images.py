@@ -11,6 +11,7 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
+from overfeat.data.arrays import as_tensor
 from overfeat.data.images import list_images, read_image
 from overfeat.data.resize import resize
 from overfeat.errors import InputError
@@ -207,11 +208,156 @@ def test_a_png_with_a_large_profile_or_text_is_read(tmp_path, kind, content, pla
 def test_a_tiff_with_a_plane_of_16_bits_for_each_colour(tmp_path, orientation):
     values = np.arange(5 * 7 * 3, dtype=np.uint16).reshape(5, 7, 3) * 600
     path = tmp_path / "planes.tif"
-    tag = [(0x112, "H", 1, orientation, True)]
-    tifffile.imwrite(path, np.moveaxis(values, 2, 0), photometric="rgb", planarconfig="separate", extratags=tag)
-    expected = (values.astype(int) * 255 + 32767) // 65535
+    options = {"photometric": "rgb", "planarconfig": "separate", "extratags": [(0x112, "H", 1, orientation, True)]}
+    expected = values >> 8
     expected = np.rot90(expected, -1) if orientation == 6 else expected
-    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
+    for more in ({}, {"byteorder": ">"}, {"compression": "zlib"}, {"tile": (16, 16)}):
+        tifffile.imwrite(path, np.moveaxis(values, 2, 0), **options, **more)
+        assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
+
+
+def packed(levels, bits):
+    """Rows of levels as bytes, each of the given number of bits, and each row filled up to whole bytes."""
+    texts = ["".join(f"{level:0{bits}b}" for level in row) for row in levels]
+    return [int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8)) for text in texts]
+
+
+def grey_tiff(path, levels, bits, compression=1):
+    data = b"".join(packed(levels, bits))
+    data = zlib.compress(data) if compression == 8 else data
+    height, width = len(levels), len(levels[0])
+    tags = {256: width, 257: height, 258: bits, 259: compression, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHLL", tag, 4 if tag in (273, 279) else 3, 1, tags[tag]) for tag in tags)
+    path.write_bytes(
+        struct.pack("<2sHL", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+    return path
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_grey_tiff_of_12_bits(tmp_path, compression):
+    path = grey_tiff(tmp_path / "g.tif", [[0, 2048, 4095], [16, 1000, 9]], 12, compression)
+    assert read_image(path)[1].tolist() == [[0, 128, 255], [1, 62, 1]]
+    with Image.open(path) as image:
+        image.load()
+        assert as_tensor(image)[1].tolist() == [[0, 128, 255], [1, 62, 1]]
+
+
+@pytest.mark.parametrize("bits", [10, 14])
+def test_a_tiff_of_bits_that_pillow_does_not_read(tmp_path, bits):
+    assert "not an image that Pillow can read" in error_of(grey_tiff(tmp_path / "g.tif", [[0, 512, 1023, 7]], bits))
+
+
+def with_alpha(depth):
+    """RGBA and RGB over white of an image with a mask, of 8 or 16 bits, straight and premultiplied."""
+    straight = np.random.default_rng(0).integers(0, 256, (20, 17, 4), np.uint8)
+    straight[..., 3] = 255 * (straight[..., 3] > 99)
+    straight[0, 0] = [10, 100, 200, 51]
+    premultiplied = straight.copy()
+    premultiplied[straight[..., 3] == 0] = 0
+    premultiplied[0, 0] = [2, 20, 40, 51]
+    expected = np.where(straight[..., 3:] == 0, 255, straight[..., :3])
+    expected[0, 0] = [206, 224, 244]
+    return [bands.astype(np.uint16) * 257 if depth == 16 else bands for bands in (straight, premultiplied)], expected
+
+
+TIFFS = [{}, {"byteorder": ">"}, {"compression": "zlib"}]
+
+
+@pytest.mark.parametrize("options", TIFFS, ids=str)
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_the_transparency_of_a_tiff(tmp_path, planar, depth, options):
+    (straight, premultiplied), expected = with_alpha(depth)
+    kinds = {"unassalpha": straight, "assocalpha": premultiplied, "unspecified": straight}
+    if planar == "separate" and depth == 8 and "compression" not in options:
+        del kinds["unspecified"]  # Pillow does not read it
+    for kind, bands in kinds.items():
+        values = np.moveaxis(bands, 2, 0) if planar == "separate" else bands
+        path = tmp_path / f"{kind}.tif"
+        tifffile.imwrite(path, values, photometric="rgb", planarconfig=planar, extrasamples=[kind], **options)
+        image = read_image(path).permute(1, 2, 0).numpy()
+        right = expected if kind != "unspecified" else bands[..., :3] // (257 if depth == 16 else 1)
+        assert np.abs(image.astype(int) - right).max() <= (kind != "unspecified")
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_near_infrared_that_is_tagged_as_associated_alpha(tmp_path, depth, extra):
+    if depth == 16 and extra:
+        pytest.skip("Pillow does not read it")
+    bands = np.random.default_rng(0).integers(1, 255, (9, 8, 4 + extra), np.uint8)
+    values = bands.astype(np.uint16) * 257 if depth == 16 else bands
+    kinds = ["assocalpha", "unspecified"][: 1 + extra]
+    tifffile.imwrite(tmp_path / "nir.tif", values, photometric="rgb", planarconfig="contig", extrasamples=kinds)
+    with pytest.warns(UserWarning, match="near-infrared"):
+        assert np.array_equal(read_image(tmp_path / "nir.tif").permute(1, 2, 0).numpy(), bands[..., :3])
+    with Image.open(tmp_path / "nir.tif") as image, pytest.warns(UserWarning, match="near-infrared"):
+        assert np.array_equal(as_tensor(image).permute(1, 2, 0).numpy(), bands[..., :3])
+        with Image.open(tmp_path / "nir.tif") as untouched:
+            assert image.tobytes() == untouched.tobytes()
+
+
+def test_grey_that_is_multiplied_by_alpha(tmp_path):
+    bands = np.array([[[50, 255], [0, 0], [20, 51]]], np.uint8)
+    tifffile.imwrite(
+        tmp_path / "g.tif", bands, photometric="minisblack", planarconfig="contig", extrasamples=["assocalpha"]
+    )
+    assert rows(read_image(tmp_path / "g.tif")) == [[[50] * 3, [255] * 3, [224] * 3]]
+
+
+def png(path, shape, bits, colour_type, lines, key):
+    header = struct.pack(">IIBBBBB", *shape[::-1], bits, colour_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + line for line in lines))
+    key = struct.pack(f">{len(key)}H", *key)
+    chunks = [(b"IHDR", header), (b"tRNS", key), (b"IDAT", data), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+    return path
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("key", [0, 1, -2, -1])
+def test_the_transparent_level_of_a_grey_png_is_white(tmp_path, bits, key):
+    white = 2**bits - 1
+    levels = sorted({0, 1, white - 1, white, white // 3})
+    path = png(tmp_path / "g.png", (1, len(levels)), bits, 0, packed([levels], bits), [key % 2**bits])
+    expected = [255 if level == key % 2**bits else round(level * 255 / white) for level in levels]
+    assert rows(read_image(path)) == [[[level] * 3 for level in expected]]
+    with Image.open(path) as image:
+        assert rows(as_tensor(image)) == [[[level] * 3 for level in expected]]
+
+
+def test_the_transparent_colour_of_an_rgb_png_of_16_bits_is_white(tmp_path):
+    key = [0x1234, 0x5678, 0x9ABC]
+    colours = [key, [0x1235, *key[1:]], [*key[:2], 0x9BBC], [0x34, 0x78, 0xBC], [0, 65535, 257]]
+    lines = [struct.pack(">15H", *np.ravel(colours))]
+    image = rows(read_image(png(tmp_path / "c.png", (1, 5), 16, 2, lines, key)))
+    assert image == [[[255] * 3, [0x12, 0x56, 0x9A], [0x12, 0x56, 0x9B], [0, 0, 0], [0, 255, 1]]]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_transparent_entry_of_a_palette_of_few_bits_is_white(tmp_path, bits):
+    path = saved(tmp_path, palette_image(), bits=bits, transparency=1)
+    assert rows(read_image(path)) == [[[10, 20, 30], [255, 255, 255], [7, 8, 9]]]
+
+
+def tga(tmp_path, kind, bits, alpha_bits, pixels):
+    """The two pixels of a file."""
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, kind, 0, 0, 0, 0, 0, 2, 1, bits, 0x20 | alpha_bits)
+    (tmp_path / "a.tga").write_bytes(header + pixels + bytes(26))  # Pillow reads a footer
+    return rows(read_image(tmp_path / "a.tga"))[0]
+
+
+def test_a_tga_whose_header_says_whether_it_has_alpha(tmp_path):
+    first, second = bytes([30, 20, 10, 0]), bytes([3, 2, 1, 255])  # blue, green, red, alpha
+    assert tga(tmp_path, 2, 32, 0, first + second) == [[10, 20, 30], [1, 2, 3]]
+    assert tga(tmp_path, 2, 32, 8, first + second) == [[255] * 3, [1, 2, 3]]
+    assert tga(tmp_path, 10, 32, 0, b"\x80" + first + b"\0" + second) == [[10, 20, 30], [1, 2, 3]]  # runs of one pixel
+    red = struct.pack("<2H", 0x7C00, 0xFC00)
+    assert tga(tmp_path, 2, 16, 0, red) == [[255, 0, 0]] * 2
+    assert tga(tmp_path, 2, 16, 1, red) == [[255, 0, 0], [255] * 3]  # as Pillow reads the bit: set where transparent
+    assert tga(tmp_path, 3, 16, 0, bytes([40, 0, 50, 255])) == [[40] * 3, [50] * 3]
+    assert tga(tmp_path, 3, 16, 8, bytes([40, 0, 50, 255])) == [[255] * 3, [50] * 3]
 
 
 def test_a_16_bit_tiff_in_which_white_is_zero(tmp_path):
