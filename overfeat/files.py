@@ -1,8 +1,8 @@
 """Safe writing of files, journals of interrupted work, and checks of paths before the work."""
 
-import itertools
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,9 +34,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         raise WriteError(f"{path}: cannot be written (it is no regular file); name a file to write to")
     advice = "; check the folder, its permissions and the free space"
     try:
-        part, descriptor = _temporary(path)
+        folder, descriptor = _temporary(path)
     except OSError as error:
         raise _unwritable(path, error, advice) from error
+    part = folder / path.name
     try:
         yield part
         with open(part, "rb+") as written:
@@ -44,58 +45,80 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         part.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        _remove(part)
         raise _unwritable(path, error, advice) from error
-    except BaseException:
-        _remove(part)
-        raise
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 
 
 def _temporary(path: Path) -> tuple[Path, int | None]:
-    """A temporary file beside `path` that no other writer has, and the descriptor that holds its lock, to be closed.
+    """An empty folder beside `path` that no other writer has, and the descriptor that holds its lock, to be closed.
 
-    Its name is the first of .part-NAME, .part-NAME-2, ... that no living process has locked, so that what killed
-    processes left is used again. Where files cannot be locked the name has the number of the process.
+    A folder, since some writers replace a file that is locked. Its name is the first of .part-NAME, .part-NAME-2, ...
+    that no living process has locked, so that what killed processes left is used again. Where folders cannot be locked
+    the name has the number of the process.
     """
-    for number in itertools.count(1):
-        part = path.with_name(f".part-{path.name}" + (f"-{number}" if number > 1 else ""))
+    number = 1
+    while True:
+        folder = path.with_name(f".part-{path.name}" + (f"-{number}" if number > 1 else ""))
         try:
-            descriptor = lock(part)
-        except PermissionError:
-            if not part.exists():  # else that of another user
-                raise
+            descriptor = _lock_folder(folder)
         except NotImplementedError:
-            _remove(part)
-            return path.with_name(f".part-{path.name}-{os.getpid()}"), None
-        else:
-            if descriptor is not None:
-                os.truncate(part, 0)
-                return part, descriptor
-    raise AssertionError
+            with suppress(OSError):
+                folder.rmdir()
+            folder, descriptor = path.with_name(f".part-{path.name}-{os.getpid()}"), None
+            folder.mkdir(exist_ok=True)
+            break
+        if descriptor is not None:
+            break
+        number += 1
+    for left in folder.iterdir():
+        _remove(left)
+    return folder, descriptor
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """`lock` of a folder that is made unless it exists; None also for what is no folder or another user's."""
+    while True:
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            return None
+        try:
+            descriptor = lock(folder)
+        except FileNotFoundError:  # another writer has just finished
+            continue
+        if descriptor is not None and not os.access(folder, os.W_OK):
+            os.close(descriptor)
+            return None
+        return descriptor
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files in a folder that killed writers left; not those that are being written."""
+    """Delete the temporary folders in a folder that killed writers left; not those that are being written to.
+
+    Where folders cannot be locked, none are deleted.
+    """
     for part in folder.glob(".part-*"):
         with suppress(NotImplementedError, OSError):
-            if part.is_file() and (descriptor := lock(part)) is not None:
-                _remove(part)
+            if part.is_dir() and (descriptor := lock(part)) is not None:
+                shutil.rmtree(part, ignore_errors=True)
                 os.close(descriptor)
 
 
-def lock(path: Path) -> int | None:
-    """Lock a folder, or a file that is made unless it exists, until the descriptor that is returned is closed.
+def lock(path: Path, *, make: bool = False) -> int | None:
+    """Lock a folder or a file until the descriptor that is returned is closed.
 
     None: another process, or another call in this one, has locked it. Raises NotImplementedError where files cannot be
-    locked, as on some network file systems; OSError where the file cannot be made.
+    locked, as on some network file systems; OSError where it cannot be opened.
+
+    make: It is a file, which is made unless it exists.
     """
     if fcntl is None:
         raise NotImplementedError
     while True:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT if make else os.O_RDONLY, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -108,7 +131,7 @@ def lock(path: Path) -> int | None:
         except OSError as error:
             os.close(descriptor)
             raise NotImplementedError from error
-        os.close(descriptor)  # of a file that was moved or deleted meanwhile
+        os.close(descriptor)  # of what was moved or deleted meanwhile
 
 
 def write_json(path: Path, value: object, indent: int | None = 1) -> None:
@@ -194,7 +217,7 @@ class Journal:
 def _open_locked(path: Path) -> TextIO:
     """The file, made unless it exists, for reading and writing by this process alone. Raises WriteError."""
     try:
-        descriptor = lock(path)
+        descriptor = lock(path, make=True)
     except NotImplementedError:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

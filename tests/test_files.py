@@ -4,6 +4,8 @@ import multiprocessing
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from overfeat import files
 from overfeat.errors import InputError, WriteError
@@ -39,35 +41,48 @@ def test_a_second_writer_has_its_own_temporary_file(tmp_path):
     assert path.read_text() == "longer" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_writer_may_replace_its_file(tmp_path):
+    """As that of safetensors does: a lock on the file would be lost."""
+    path, tensors = tmp_path / "net.safetensors", {"x": torch.zeros(3)}
+    with atomic_write(path) as first:
+        save_file(tensors, first)
+        with atomic_write(path) as second:
+            assert second != first and first.exists()
+            save_file(tensors, second)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("locks", [True, False])
 def test_what_killed_writers_left_is_used_again(tmp_path, locks, monkeypatch):
     path, left = tmp_path / "r.json", tmp_path / ".part-r.json"
     if not locks:
         monkeypatch.setattr(files, "fcntl", None)
         left = tmp_path / f".part-r.json-{os.getpid()}"
-    left.write_text("half of a longer text")
+    left.mkdir()
+    (left / "r.json").write_text("half of a longer text")
     with atomic_write(path) as part:
-        assert part == left
+        assert part.parent == left and not part.exists()
         part.write_text("{}")
     assert path.read_text() == "{}" and list(tmp_path.iterdir()) == [path]
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
-    (tmp_path / ".part-killed.json").write_text("half")
+    (tmp_path / ".part-killed.json").mkdir()
+    (tmp_path / ".part-killed.json" / "killed.json").write_text("half")
     (tmp_path / "result.json").write_text("whole")
     with atomic_write(tmp_path / "written.json") as part:
         files.remove_leftovers(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == [part.name, "result.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [part.parent.name, "result.json"]
         part.write_text("{}")
     assert (tmp_path / "written.json").read_text() == "{}"
 
 
 def test_locks(tmp_path):
-    for path in (tmp_path, tmp_path / "file"):
-        held = lock(path)
-        assert held is not None and lock(path) is None
+    for path, make in ((tmp_path, False), (tmp_path / "file", True)):
+        held = lock(path, make=make)
+        assert held is not None and lock(path, make=make) is None
         os.close(held)
-        again = lock(path)
+        again = lock(path, make=make)
         assert again is not None
         os.close(again)
 

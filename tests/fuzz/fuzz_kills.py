@@ -167,7 +167,7 @@ def _results(folder: Path, out: str) -> dict[str, bytes]:
     """The visible files of a run, by their names without `out`."""
     files = [path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(folder)).startswith(out)]
     names = {path.relative_to(folder).as_posix().removeprefix(out): path for path in files}
-    return {name: _content(path) for name, path in names.items() if not Path(name).name.startswith(".")}
+    return {name: _content(path) for name, path in names.items() if "/." not in f"/{name.lstrip('/')}"}
 
 
 def _content(path: Path) -> bytes:

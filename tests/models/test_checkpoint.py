@@ -65,7 +65,8 @@ def test_stored_as_half_and_read_as_float32(make_net, tmp_path, dtype):
 
 def test_saving_replaces_what_is_there(make_net, tmp_path):
     path = tmp_path / "net.safetensors"
-    (tmp_path / ".part-net.safetensors").write_bytes(b"what a killed run left")
+    (tmp_path / ".part-net.safetensors").mkdir()
+    (tmp_path / ".part-net.safetensors" / path.name).write_bytes(b"what a killed run left")
     for seed in range(2):
         overfeat.save(make_net("small", seed=seed), path)
         assert same_weights(overfeat.load(path), make_net("small", seed=seed))

@@ -129,6 +129,14 @@ def test_none_one_and_equal_boxes(any_backend):
         assert (merged.scores.tolist(), merged.counts.tolist()) == ([30], [30])
 
 
+@pytest.mark.skipif(INTERPRETED, reason="of eager PyTorch's search in cells")
+def test_distances_whose_squares_are_zero():
+    """Two boxes on both sides of a cell's edge."""
+    tiny = torch.tensor([[0.0, -3e-45, 2e-20, 0.0], [1e-45, -1e-45, 2e-20, 1e-45]])
+    merged = merge_boxes(tiny, torch.ones(2), match_metric="sum", match_threshold=0.0)
+    assert merged.counts.tolist() == [2]
+
+
 def test_inputs_are_unchanged(any_backend):
     corners, scores, groups = draw("clustered", 20, 0)
     before = corners.clone(), scores.clone(), groups.clone()

@@ -19,6 +19,7 @@ from overfeat.ops.backends.numba_compile import compiled
 from overfeat.ops.backends.numba_index import SLACK, previous_equal
 
 LEVELS, MIN_LEVEL = 64, -24  # powers of two of the diagonals, from 2^-24
+UNDERFLOW = 1e-18  # pixels; the squares of shorter distances are inexact or 0
 CHUNKS = 8  # of groups for each thread, which takes the next when it is done: groups differ in their time
 NORMALISED, SUM, CENTRES = range(3)
 MATCH_METRICS = {"normalised": NORMALISED, "sum": SUM, "centres": CENTRES}
@@ -322,7 +323,7 @@ def _candidates(i, both, geometry, grid, nearby, rule):
             continue
         size = _cell_size(level, rule)  # centres are doubled, so diagonals lie in size / 2 .. size
         if match_metric == SUM:
-            reach = 2 * SLACK * threshold
+            reach = 2 * SLACK * threshold + UNDERFLOW
         elif min_ratio > 0 and (size < min_ratio * diagonal or (level > 0 and min_ratio * size > 2 * diagonal)):
             continue
         else:
