@@ -173,8 +173,20 @@ def test_the_folders_of_coco(tmp_path, images):
             assert data.samples[0].boxes.tolist() == [[len(split) + 4, 0, len(split) + 6, 2]]
             assert data.notes == [f"annotations read: {file}"]
     message = error_of(read_annotations, tmp_path)
-    assert "no split None in it; give one of" in message and "train" in message and "val" in message
+    assert "it has several splits; give one of" in message and "train" in message and "val" in message
     assert "no split 'test' in it" in error_of(read_annotations, tmp_path, split="test")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_names_of_the_split_for_validation(tmp_path, name):
+    folders(tmp_path, "instances_train2017", "instances_val2017")
+    assert read_annotations(tmp_path, split=name).samples[0].path == tmp_path / "val2017" / "a.png"
+    for split in ("train", "valid"):
+        picture(tmp_path / "folders" / split / "a.png")
+        coco(tmp_path / "folders" / split)
+    assert (
+        read_annotations(tmp_path / "folders", split=name).samples[0].path == tmp_path / "folders" / "valid" / "a.png"
+    )
 
 
 def test_one_file_in_a_folder_of_annotations(tmp_path):

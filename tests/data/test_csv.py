@@ -147,7 +147,7 @@ def test_splits_are_tables_of_a_folder(tmp_path):
     table(tmp_path, HEADER + "a.png,1,2,3,4,bee\nb.png,1,2,3,4,bee\n", "val.csv")
     assert available_splits(tmp_path) == ["annotations", "val"]
     assert len(read_annotations(tmp_path, split="val")) == 2
-    assert "no split None in it; give one of annotations, val" in error_of(read_annotations, tmp_path)
+    assert "it has several splits; give one of annotations, val" in error_of(read_annotations, tmp_path)
     assert "leave the split out" in error_of(read_annotations, tmp_path / "val.csv", split="val")
     (tmp_path / "list.dat").write_text("a.png,1,2,3,4,bee\n")
     assert len(read_annotations(tmp_path / "list.dat")) == 1, "the content counts"

@@ -70,6 +70,14 @@ def test_folders_below(tmp_path):
     assert [sample.path for sample in read_annotations(tmp_path).samples] == [tmp_path / "b.png", *paths]
 
 
+def test_points_and_lines_are_left_out(tmp_path):
+    picture(tmp_path / "a.png")
+    others = [shape("eye", [[1, 2]], "point"), shape("edge", [[1, 2], [3, 4]], "line"), shape("x", [], "linestrip")]
+    data = read_annotations(labelme(tmp_path / "a.json", *others, shape()))
+    assert data.class_names == ["bee"] and data.samples[0].boxes.tolist() == [[1, 2, 3, 4]]
+    assert data.notes == [f"points and lines, left out: {tmp_path / 'a.json'}, shapes[0] and 2 more"]
+
+
 def test_an_image_of_two_files_is_that_of_its_own(tmp_path):
     for stem, x in (("a", 1), ("b", 2)):
         picture(tmp_path / f"{stem}.png")
@@ -94,7 +102,7 @@ def test_an_image_of_two_files_is_that_of_its_own(tmp_path):
         (shape(points=[[1, 2], [3, "4"]]), "not at least 2 pairs"),
         (shape(points=None), "points of a rectangle are None"),
         (shape(points=[[1, 2], [3, 4]], kind="polygon"), "not at least 3 pairs"),
-        (shape(points=[[1, 2]], kind="point"), "a shape of type 'point' has no box; there are rectangle, circle"),
+        (shape(kind="star"), "a shape of type 'star' has no box; there are rectangle, circle"),
         (shape(kind=["x"]), "a shape of type ['x'] has no box"),
         (shape(label=None), "the class name is None"),
         (shape(label="two\nlines"), "the class name is 'two"),

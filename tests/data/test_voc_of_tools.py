@@ -205,6 +205,17 @@ def test_boxes_that_count_from_0_may_be_a_pixel_over_the_edge(tmp_path):
     assert data.notes == [f"boxes up to a pixel over the edge, clipped: {tmp_path / 'a.xml'}, line 3 and 3 more"]
 
 
+@pytest.mark.parametrize("shape", ["robndbox", "polygon"])
+def test_other_shapes_are_named_and_files_of_gdal_left_out(tmp_path, shape):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.png.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    rotated = f"<object><name>bee</name><{shape}><cx>5</cx></{shape}></object>\n"
+    xml(tmp_path / "a.xml", BEE, rotated, voc_object("bee", 2, 2, 3, 3, extra=f"<{shape}/>"))
+    line, data = only_problem(read_voc, tmp_path)
+    assert line == f"{tmp_path / 'a.xml'}, line 4: it has a {shape} and no bndbox; convert it to the box around it"
+    assert data.samples[0].boxes.tolist() == [[0, 0, 2, 2], [1, 1, 3, 3]] and data.notes == []
+
+
 def test_difficult_in_words(tmp_path):
     picture(tmp_path / "a.png")
     words = {"True": True, "false": False, "YES": True, "no": False, "1.0": True, "": False, "Unspecified": False}

@@ -36,7 +36,8 @@ def read_annotations(
 
     The other arguments are those of these. A split of a folder is a file SPLIT.json or SPLIT.csv, a list of VOC's, a
     split of YOLO's, or a folder SPLIT in any of the formats; instead of train.json there may be one file like
-    instances_train2017.json. These files may lie in a folder "annotations". The notes name a file that was chosen.
+    instances_train2017.json; "val", "valid" and "validation" are one. These files may lie in a folder "annotations".
+    The notes name a file that was chosen.
 
     Raises:
         InputError: A path with none of the formats, a folder that lacks the split, or a split of a file without splits.
@@ -62,12 +63,21 @@ def read_annotations(
         return read_annotations(path / split, images, None, class_names, skip_invalid=skip_invalid)
     splits = available_splits(path)
     if splits:
-        raise InputError(f"{path}: no split {split!r} in it; give one of {shorten(splits)}")
+        return read_annotations(path, images, _same_split(path, split, splits), class_names, skip_invalid=skip_invalid)
     if split is None and any(walk(path, XML)):
         return read_voc(path, **options)
     if split is None and labelme_files(path):
         return read_labelme(path, **options)
     raise InputError(f"{path}: no annotations in it; {LAYOUTS}")
+
+
+def _same_split(path: Path, split: str | None, splits: list[str]) -> str:
+    """The one of the splits that has another name of the same split. Raises InputError if there is none."""
+    others = [name for name in splits if {name, split} <= yolo_layout.ALIASES]
+    if split in splits or not others:
+        found = "it has several splits" if split is None else f"no split {split!r} in it"
+        raise InputError(f"{path}: {found}; give one of {shorten(splits)}")
+    return others[0]
 
 
 def _read_chosen(path: Path, split: str | None, options: dict[str, Any]) -> Annotated:

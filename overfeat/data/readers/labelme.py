@@ -15,6 +15,7 @@ from overfeat.errors import InputError
 JSON = (".json",)
 MAX_JSON = 200_000_000  # bytes; the image is often embedded
 MIN_POINTS = {"rectangle": 2, "circle": 2, "mask": 2, "polygon": 3, "rotation": 3, "oriented_rectangle": 3}
+NO_BOX = ("point", "points", "line", "linestrip")  # types of shapes that are no regions
 SNIFFED_FILES, HEAD = 20, 1 << 16  # files of a folder, and bytes of each, that show what it holds
 
 
@@ -23,9 +24,9 @@ def read_labelme(
 ) -> Annotated:
     """Read a LabelMe file, or those in a folder and below.
 
-    The box of a rectangle, polygon or circle is the smallest around it, that of a circle within the image. Images come
-    from `imagePath`, or else are those named as their JSON; an embedded one (imageData) is not used. Where several
-    files name one image, it is that of the file named as the image.
+    The box of a rectangle, polygon or circle is the smallest around it, that of a circle within the image; points and
+    lines are left out. Images come from `imagePath`, or else are those named as their JSON; an embedded one (imageData)
+    is not used. Where several files name one image, it is that of the file named as the image.
 
     Args:
         images: The folder of the images; None: that of the JSON files.
@@ -54,9 +55,7 @@ def read_labelme(
             image = locator.image_of(file)
             size = checks.stated_size(data.get("imageWidth"), data.get("imageHeight"), image)
             annotated.append(boxes := ImageBoxes(image, size))
-            for i, shape in enumerate(data["shapes"]):
-                with problems.at(f"{file}, shapes[{i}]"):
-                    _add_shape(boxes, shape, classes, problems)
+            _add_shapes(boxes, file, data["shapes"], classes, problems)
     if path.is_dir():
         locator.note_others()
     return problems.finish(annotated, class_names)
@@ -98,11 +97,22 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
+def _add_shapes(
+    image: ImageBoxes, file: Path, shapes: list, classes: Mapping[str, str] | None, problems: Problems
+) -> None:  # fmt: skip
+    for i, shape in enumerate(shapes):
+        with problems.at(f"{file}, shapes[{i}]"):
+            _add_shape(image, shape, classes, problems)
+
+
 def _add_shape(image: ImageBoxes, shape: Any, classes: Mapping[str, str] | None, problems: Problems) -> None:
     if not isinstance(shape, dict):
         raise Invalid(f"{quoted.repr(shape)} is not an object")
-    name = checks.class_name(shape.get("label"), classes)
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
+    if kind in NO_BOX:
+        problems.adapt("points and lines, left out")
+        return
+    name = checks.class_name(shape.get("label"), classes)
     needed = MIN_POINTS.get(kind) if isinstance(kind, str) else None
     if needed is None:
         raise Invalid(f"a shape of type {quoted.repr(kind)} has no box; there are {', '.join(MIN_POINTS)}")

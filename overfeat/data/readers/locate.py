@@ -31,7 +31,7 @@ def walk(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
-        yield from (Path(parent, name) for name in sorted(files) if name.lower().endswith(suffixes) and name[0] != ".")
+        yield from (Path(parent, name) for name in sorted(files) if _is_listed(name, suffixes))
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -40,8 +40,13 @@ def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         refuse_folder(error)
-    paths = (folder / name for name in names if name.lower().endswith(suffixes) and name[0] != ".")
+    paths = (folder / name for name in names if _is_listed(name, suffixes))
     return [path for path in paths if path.is_file()]
+
+
+def _is_listed(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file counts: it has a suffix, and is neither hidden nor what GDAL writes beside an image."""
+    return name.lower().endswith(suffixes) and name[0] != "." and not name.lower().endswith(".aux.xml")
 
 
 def subfolders(folder: Path, names: Collection[str]) -> list[Path]:

@@ -18,6 +18,7 @@ from overfeat.files import existing_dir
 
 MAX_XML = 5_000_000  # bytes
 XML = (".xml",)
+SHAPES = ("robndbox", "polygon", "segm")  # what tools write for a box that is rotated, or an outline
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 # The codec for a declared encoding, by Python's name for it: of those that extend each other the largest. A declaration
 # of UTF-16 that can be read as bytes is false.
@@ -152,6 +153,9 @@ def image_boxes(
             name = checks.class_name(_text(node, "name"), classes)
             if "\ufffd" in name:
                 raise Invalid(f"the class name {quoted.repr(name)} is in another encoding; save the file as UTF-8")
+            shape = next((child.tag for child in node if child.tag in SHAPES), None)
+            if shape and node.find("bndbox") is None:
+                raise Invalid(f"it has a {shape} and no bndbox; convert it to the box around it")
             values = [checks.number(_text(node, f"bndbox/{edge}"), edge) for edge in EDGES]
             difficult = not ilsvrc and checks.flag(_text(node, "difficult"), "difficult")
             text = ", ".join(f"{edge} {value:.10g}" for edge, value in zip(EDGES, values, strict=True))
