@@ -80,7 +80,7 @@ def test_coco_boxes_categories_and_crowd_annotations(tmp_path):
         ({"bbox": [1, 2, float("nan"), 4]}, r"annotation 2: bbox \[1, 2, nan, 4\]: not finite"),
         ({"bbox": [1, 2, 10**400, 4]}, "annotation 2: .*not finite"),
         ({"bbox": [1, 2, 3]}, "annotation 2: .*four numbers"),
-        ({"bbox": [1, 2, "3", 4]}, "annotation 2: .*four numbers"),
+        ({"bbox": [1, 2, "x", 4]}, "annotation 2: bbox is 'x', not a number"),
         ({"bbox": [1, 2, True, 4]}, "annotation 2: .*four numbers"),
         ({"bbox": [1.0, 2, 3, 4]}, "annotation 2: .*same box and class 'bee'"),
         ({"category_id": 3}, "annotation 2: category_id 3 is the id of no category"),

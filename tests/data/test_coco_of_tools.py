@@ -59,7 +59,8 @@ def test_boxes_over_the_edge_are_clipped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "referred"), [("7", "7"), ("7", 7), (7, "7"), (7.0, 7), (7, 7.0), ("x_1", "x_1"), ("07", 7)]
+    ("written", "referred"),
+    [("7", "7"), ("7", 7), (7, "7"), (7.0, 7), (7, 7.0), ("x_1", "x_1"), ("07", 7), ("07", "7"), ("7", "07")],
 )
 def test_ids_that_are_text_or_floats(tmp_path, written, referred):
     path = coco(
@@ -76,7 +77,7 @@ def test_ids_that_are_text_or_floats(tmp_path, written, referred):
     assert coco_ids(path, ["a.png"], ["bee"]) == ({"a.png": written}, {"bee": written}), "as COCO's tools compare them"
 
 
-@pytest.mark.parametrize("second", [7, "7", "007"])
+@pytest.mark.parametrize("second", [7, "7", 7.0])
 def test_boxes_of_an_id_of_two_images_are_of_neither(tmp_path, second):
     for name in ("b.png", "c.png"):
         picture(tmp_path / name)
@@ -85,6 +86,23 @@ def test_boxes_of_an_id_of_two_images_are_of_neither(tmp_path, second):
     line, data = only_problem(read_coco, path)
     assert line == f"{path}, image {second!r}: its id is that of another image, so it stands for neither"
     assert [sample.path.name for sample in data.samples] == ["c.png"]
+
+
+def test_ids_that_differ_in_zeros_are_several(tmp_path):
+    picture(tmp_path / "b.png")
+    images = [{**IMAGE, "id": "001"}, {**IMAGE, "id": "1", "file_name": "b.png"}]
+    entries = [annotation(1, [1, 2, 3, 4], image_id="001"), annotation(2, [2, 2, 3, 4], image_id="1")]
+    data = read_coco(coco(tmp_path, images, [*entries, annotation(3, [3, 2, 3, 4], image_id=1)]))
+    assert [sample.boxes.tolist() for sample in data.samples] == [[[1, 2, 4, 6]], [[2, 2, 5, 6], [3, 2, 6, 6]]]
+    path = coco(tmp_path, [{**IMAGE, "id": "01"}, {**images[1], "id": "001"}], [annotation(image_id=1)])
+    assert "image_id 1 is the id of no image" in error_of(read_coco, path)
+
+
+def test_boxes_whose_numbers_are_text(tmp_path):
+    path = coco(tmp_path, annotations=[annotation(1, ["1", "2.5", "3", 4]), annotation(2)])
+    data = read_coco(path)
+    assert data.samples[0].boxes.tolist() == [[1, 2.5, 4, 6.5], [1, 2, 4, 6]]
+    assert data.notes == [f"boxes whose numbers are text: {path}, annotation 1"]
 
 
 def test_annotations_without_ids(tmp_path):

@@ -1,6 +1,7 @@
 """Images with boxes in COCO's JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -41,10 +42,11 @@ def read_coco(
     names = _read_categories(data, path, problems)
     by_id = _read_images(data, path, problems, locator)
     classes = None if class_names is None else {name: name for name in class_names}
+    images_by_id, names_by_id = _with_numbers(by_id), _with_numbers(names)
     for location, entry in _entries(data, "annotations", path, problems):
         with problems.at(location):
             if not checks.flag(entry.get("iscrowd"), "iscrowd"):
-                _read_annotation(entry, by_id, names, classes, problems)
+                _read_annotation(entry, images_by_id, names_by_id, classes, problems)
     read = [image for image in by_id.values() if image]
     return problems.finish(read, _order(data["categories"], names, read, problems) if classes is None else class_names)
 
@@ -56,12 +58,17 @@ def _order(
     entries = [entry for entry in categories if isinstance(entry, dict)]
     groups = {str(e.get("supercategory")) for e in entries if e.get("supercategory") != e.get("name")}
     used = {name for image in images for _, name in image.objects}
-    ordered = (names[i] for i in sorted(names, key=lambda i: (isinstance(i, str), i)))
+    ordered = (names[i] for i in sorted(names, key=_sort_key))
     order = dict.fromkeys(name for name in ordered if name is not None)
     for name in [name for name in order if (name.lower() in UNUSED or name in groups) and name not in used]:
         problems.adapt("categories without boxes, left out", quoted.repr(name))
         del order[name]
     return list(order)
+
+
+def _sort_key(number: Id) -> tuple[bool, int, str]:
+    is_number = isinstance(number, int) or _is_decimal(number)
+    return not is_number, int(number) if is_number else 0, str(number)
 
 
 def _read_categories(data: dict[str, list], path: Path, problems: Problems) -> dict[Id, str | None]:
@@ -120,11 +127,28 @@ def _id_of(entry: dict, problems: Problems) -> Id:
 
 def _as_id(value: object) -> Id | None:
     """An id as a number or, unless it is one, as text; None if it is neither."""
-    if isinstance(value, str) and value and not (value.isdecimal() and value.isascii() and len(value) < 20):
-        return value
-    if type(value) is int or (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value):
+    if isinstance(value, str) and value:
+        return int(value) if _is_decimal(value) and (value == "0" or value[0] != "0") else value
+    if type(value) is int or (isinstance(value, float) and value.is_integer()):
         return int(value)
     return None
+
+
+def _is_decimal(value: object) -> bool:
+    return isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 20
+
+
+def _with_numbers(entries: dict[Id, Any]) -> dict[Id, Any]:
+    """The entries by id, and those of an id with leading zeros by its number, unless it is that of another."""
+    numbers = Counter(int(number) for number in entries if _is_decimal(number))
+    added = {int(n): entry for n, entry in entries.items() if _is_decimal(n) and numbers[int(n)] == 1}
+    return added | entries
+
+
+def _refer(value: object, entries: dict[Id, Any]) -> Id | None:
+    """The id of an entry as another entry writes it."""
+    number = _as_id(value)
+    return int(str(value)) if number not in entries and _is_decimal(value) else number
 
 
 def _read_annotation(
@@ -132,15 +156,18 @@ def _read_annotation(
     classes: dict[str, str] | None, problems: Problems,
 ) -> None:  # fmt: skip
     """Add a box to its image."""
-    image_id, category, box = _as_id(entry.get("image_id")), _as_id(entry.get("category_id")), entry.get("bbox")
+    image_id, category = _refer(entry.get("image_id"), images), _refer(entry.get("category_id"), names)
+    box = entry.get("bbox")
     if image_id is None or image_id not in images:
         raise Invalid(f"image_id {quoted.repr(entry.get('image_id'))} is the id of no image")
     label = None if category is None else names.get(category)
     if label is None:
         raise Invalid(f"category_id {quoted.repr(entry.get('category_id'))} is the id of no category, or of several")
-    if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float, str) for v in box)):
         raise Invalid(f"bbox is {quoted.repr(box)}, not the four numbers [x, y, width, height]")
     x, y, width, height = (checks.number(v, "bbox") for v in box)
+    if any(isinstance(v, str) for v in box):
+        problems.adapt("boxes whose numbers are text")
     name, image = checks.class_name(label, classes), images[image_id]
     if image is not None:
         image.add(f"bbox {quoted.repr(box)}", (x, y, x + width, y + height), name, problems)
