@@ -52,7 +52,8 @@ def test_a_folder_and_its_splits(tmp_path):
         assert data.notes[0].startswith("image names adapted: 'C:\\\\bees\\\\a.png' is read as ")
     assert available_splits(tmp_path) == ["train"] and available_splits(tmp_path / "train") == []
     labelme(tmp_path / "json" / "1.json", shape(), image="../train/a.png")
-    assert "no file '../train/a.png' in" in error_of(read_annotations, tmp_path / "json")
+    message = error_of(read_annotations, tmp_path / "json")
+    assert f"no file '../train/a.png' in {tmp_path / 'json'}; give the folder of the images" in message
     assert len(read_annotations(tmp_path / "json", tmp_path / "train")) == 1
     (tmp_path / "empty").mkdir()
     assert "no JSON files" in error_of(read_labelme, tmp_path / "empty")

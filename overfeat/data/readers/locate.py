@@ -108,8 +108,8 @@ class ImageLocator:
     case, and without the suffix or with that of another image format. No name leads out of the folders.
     """
 
-    def __init__(self, roots: Sequence[Path], problems: Problems):
-        self.roots, self.problems = roots, problems
+    def __init__(self, roots: Sequence[Path], problems: Problems, remedy: str = "; give the folder of the images"):
+        self.roots, self.problems, self.remedy = roots, problems, remedy
         self.folders: dict[Path, dict[str, list[str]]] = {}  # the names in a folder by `_key`, and by that of the stem
         self.claims: dict[Hashable, Claim] = {}
         self.pending: list[Claim] = []
@@ -134,7 +134,7 @@ class ImageLocator:
                 file = self._walk(root, parts[start:])
                 if file is not None:
                     return file, path.as_posix() != file.relative_to(root).as_posix()
-        raise Invalid(f"no file {quoted.repr(name)} in {' or '.join(map(str, self.roots))}")
+        raise Invalid(f"no file {quoted.repr(name)} in {' or '.join(map(str, self.roots))}{self.remedy}")
 
     def claim(self, key: Hashable, *names: Any, below: str = "", stem: str = "") -> None:
         """Name the image of an annotation; `image_of` gives it when all annotations have named theirs.

@@ -75,7 +75,7 @@ def _names_of_image(xml: Path) -> tuple[str, str]:
 
 def _listed(listing: Path, xmls: Path, problems: Problems) -> list[Path]:
     """The XML files that a list names by stem, with the suffix of the image or their own, or with a flag -1, 0 or 1."""
-    locator, files = ImageLocator([xmls], problems), list[Path]()
+    locator, files = ImageLocator([xmls], problems, remedy=""), list[Path]()
     for line in dict.fromkeys(checks.text_lines(listing, "give a split with a list there, or none")):
         with problems.at(xmls / _xml_name(line)):
             try:
