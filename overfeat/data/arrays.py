@@ -17,6 +17,7 @@ from overfeat.errors import ArgumentError, InputError
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 ValueRange = Sequence[float]  # (lowest, highest)
 PIXELS = (0.0, 255.0)
+MAX_SCALED = 4  # highest value of images that were normalised by mean and deviation
 KINDS = "a path, a PIL image, a NumPy array [H, W, 3] or [H, W], or a tensor [C, H, W]"
 
 
@@ -71,12 +72,15 @@ def to_pixels(images: Tensor, value_range: ValueRange | None, name: str, any_ran
 
     Raises:
         InputError: For NaN and infinite values; for values far beyond the range; without a value range, for integers
-            other than uint8, and for images without a value above 1 that are not black.
-        TypeError: For complex and quantized tensors.
+            other than uint8, and for images without a value above MAX_SCALED that are not black.
+        TypeError: For complex and quantized tensors, and those that are sparse or have no values.
     """
     low, high = PIXELS if value_range is None else check_value_range(value_range)
     if images.is_complex() or images.is_quantized:
         raise TypeError(f"{name} must hold real numbers, and is a tensor of {_named(images.dtype)}")
+    if images.layout != torch.strided or images.is_nested or images.is_meta:
+        kind = "on the meta device" if images.is_meta else "nested" if images.is_nested else _named(images.layout)
+        raise TypeError(f"{name} must be a dense tensor with values, and is {kind}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         if value_range is None:
             remedy = "`value_range` says what black and white are, such as (0, 65535)"
@@ -102,8 +106,9 @@ def check_value_range(value_range: object) -> tuple[float, float]:
 
 
 def _check_values(images: Tensor, limits: tuple[float, float], name: str, is_given: bool, any_range: bool) -> None:
-    lowest, highest = (float(value) for value in images.aminmax())
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
+    batch = images[None] if images.dim() == 3 else images
+    extremes = torch.stack([torch.stack(image.aminmax()) for image in batch]).tolist()
+    if not all(math.isfinite(value) for pair in extremes for value in pair):
         broken = (~images.isfinite()).nonzero()
         *number, _, y, x = broken[0].tolist()
         of_batch = f"of image {number[0]} " if number and len(images) > 1 else ""
@@ -112,15 +117,15 @@ def _check_values(images: Tensor, limits: tuple[float, float], name: str, is_giv
     if any_range and not is_given:
         return
     low, high = limits
-    actual = f"values from {lowest:.4g} to {highest:.4g}"
-    if not is_given and highest <= 1 and (lowest, highest) != (0, 0):
-        own = "(0, 1)" if lowest >= 0 else "(-1, 1)"
-        remedy = f"value_range={own} says that they are in {own[1:-1].replace(', ', '..')}"
-        raise InputError(f"{name}: {actual}, not pixels in 0..255; {remedy}, (0, 255) that it is nearly black")
-    if lowest < low - (high - low) or highest > high + (high - low):
-        report = f"{name}: {actual}, far beyond {low:g}..{high:g}; "
-        raise ArgumentError("value_range", "says which values are black and white, such as (0, 65535)", report)
+    for i, (lowest, highest) in enumerate(extremes):
+        actual = f"{name}: values from {lowest:.4g} to {highest:.4g}" + f" in image {i} of the batch" * (len(batch) > 1)
+        if not is_given and highest <= MAX_SCALED and (lowest, highest) != (0, 0):
+            remedy = "value_range=(0, 1) or (-1, 1) says what black and white are, (0, 255) that it is nearly black"
+            raise InputError(f"{actual}, not pixels in 0..255; {remedy}; undo a normalisation by mean and deviation")
+        if lowest < low - (high - low) or highest > high + (high - low):
+            report = f"{actual}, far beyond {low:g}..{high:g}; "
+            raise ArgumentError("value_range", "says which values are black and white, such as (0, 65535)", report)
 
 
-def _named(dtype: torch.dtype) -> str:
+def _named(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")

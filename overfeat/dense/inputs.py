@@ -63,11 +63,17 @@ def _gathered(alike: dict[tuple, list[tuple[int, Tensor]]]) -> Iterator[tuple[li
     alike.clear()
 
 
+def takes_any_range(net: Net) -> bool:
+    """Whether images need not be in 0..255: a net that neither divides pixels nor subtracts a mean of such pixels."""
+    return max(net.pixel_std) <= 1 and max(map(abs, net.mean_color)) <= 1
+
+
 def each_image(nets: Sequence[Net], images: Images, value_range: ValueRange | None = None) -> Iterator[Tensor]:
     """Images one after the other, or a tensor of several at once, as [N, C, H, W] in 0..255.
 
     Args:
-        nets: That evaluate the images. Where none of them divides pixels, images without a value range may have any.
+        nets: That evaluate the images. Where all take any range (`takes_any_range`), images without a value range may
+            have any.
         images: A path, a PIL image, a NumPy array [H, W, 3] or [H, W], a tensor [C, H, W] or [N, C, H, W], or an
             iterable of these.
         value_range: See `to_pixels`.
@@ -76,10 +82,10 @@ def each_image(nets: Sequence[Net], images: Images, value_range: ValueRange | No
         InputError: As `as_tensor` and `to_pixels`, and for other shapes.
         TypeError: For what is neither an image nor images.
     """
-    any_range = all(max(net.pixel_std) <= 1 for net in nets)
+    any_range = all(map(takes_any_range, nets))
     if isinstance(images, (str, Image.Image, np.ndarray, Tensor)) or hasattr(images, "__fspath__"):
         named: Iterable[tuple[str, Any]] = [("the image", images)]
-    elif isinstance(images, Iterable) and not isinstance(images, (bytes, bytearray, Mapping)):
+    elif isinstance(images, Iterable) and not isinstance(images, (bytes, bytearray, memoryview, Mapping)):
         named = ((f"image {i} of the list", image) for i, image in enumerate(images))
     else:
         raise TypeError(f"the image must be {KINDS}, or a list of them, not {type(images).__name__}")

@@ -137,10 +137,11 @@ def test_images_in_unit_range_are_refused(net, name):
         return function(MultiBox(net.architecture, 5) if name == "propose" else net, image, **options)
 
     fractions = drawn().float() / 255
-    with pytest.raises(InputError, match=r"values from 0 to 1, not pixels in 0\.\.255; value_range=\(0, 1\) says"):
+    with pytest.raises(InputError, match=r"values from 0 to 1, not pixels in 0\.\.255; value_range=\(0, 1\) or"):
         call(fractions)
-    with pytest.raises(InputError, match=r"value_range=\(-1, 1\) says that they are in -1\.\.1"):
-        call(2 * fractions - 1)
+    for other in (2 * fractions - 1, 1.02 * fractions, (fractions - 0.45) / 0.225):
+        with pytest.raises(InputError, match="that it is nearly black; undo a normalisation by mean and deviation"):
+            call(other)
     for image, options in ((fractions, {"value_range": (0, 255)}), (torch.zeros(3, 60, 70), {}), (drawn() // 128, {})):
         call(image, **options)
 
@@ -151,6 +152,11 @@ def test_one_image_of_a_list_in_unit_range_is_named(net):
         overfeat.classify(net, [image, image, image / 255])
     with pytest.raises(TypeError, match=r"^image 1 of the list must be a path, a PIL image, .*, not tuple"):
         overfeat.classify(net, [image, (image, 3)])
+    with pytest.raises(InputError, match=r"^the image: values from 0 to 1 in image 1 of the batch, not pixels"):
+        overfeat.classify(net, torch.stack([image, image / 255]))
+    with pytest.raises(InputError, match=r"^the image: values from 0 to 1912 in image 0 of the batch, far beyond"):
+        overfeat.classify(net, torch.stack([image * 7.5, image]))
+    overfeat.classify(net, torch.stack([image, 0 * image]))  # black
 
 
 def test_nets_that_take_pixels_as_they_are_take_any_range():
@@ -166,6 +172,10 @@ def test_nets_that_take_pixels_as_they_are_take_any_range():
         overfeat.score_maps(divided, fractions)
     with pytest.raises(InputError, match="not pixels in 0"):
         overfeat.classify([own, divided], fractions)
+    centred = densify(module, 18, mean=(104, 117, 123))
+    for net in (centred, overfeat.squeezenet()):
+        with pytest.raises(InputError, match="not pixels in 0"):
+            overfeat.score_maps(net, fractions)
 
 
 def test_values_that_are_no_numbers_are_counted(net):
@@ -207,6 +217,9 @@ def test_value_ranges():
         (np.zeros((60, 70), complex), TypeError, "must hold numbers, and is an array of complex128"),
         (np.array([["a"]]), TypeError, "must hold numbers, and is an array of <U1"),
         (torch.zeros(3, 60, 70, dtype=torch.complex64), TypeError, "must hold real numbers, .* complex64"),
+        (torch.zeros(3, 60, 70).to_sparse(), TypeError, "must be a dense tensor with values, and is sparse_coo"),
+        (torch.zeros(3, 60, 70, device="meta"), TypeError, "a dense tensor with values, and is on the meta device"),
+        (memoryview(np.zeros((60, 70, 3), np.uint8)), TypeError, "the image must be a path, .*, not memoryview"),
     ],
 )
 def test_arrays_that_are_no_images(net, array, error, message):
