@@ -14,6 +14,7 @@ Examples:
 """
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -140,8 +141,10 @@ def _holds_features(path: Path) -> bool:
 
     with open(path, "rb") as file:
         start = file.read(1000)
-    if re.fullmatch(rb"\d+ \d+ \d+\n[-+.\dainf e]*\n?", start):
-        return True
+        found = re.fullmatch(rb"(\d+) (\d+) (\d+)\n([-+.\dainf e]*)\n?", start)
+        if found:  # a space follows every value
+            values = found[4].count(b" ") + sum(part.count(b" ") for part in iter(lambda: file.read(1 << 20), b""))
+            return values == math.prod(map(int, found.groups()[:3])) > 0
     with suppress(Exception):  # each has many errors for what is not its file
         with np.load(path) as arrays:
             return set(arrays) == {"features", "layer"}

@@ -41,6 +41,13 @@ def test_only_features_are_written_over(photos, tmp_path, capsys, file_format):
     assert target.read_bytes() != first
 
 
+@pytest.mark.parametrize("text", ["1 2 3\n", "1 2 3", "1 1 2\n5\n", "0 2 3\n"])
+def test_numbers_that_are_no_features_are_not_written_over(photos, tmp_path, text):
+    (tmp_path / "f").write_text(text)
+    assert run(photos / "a.png", "-o", tmp_path / "f", "--format", "text") == 1
+    assert (tmp_path / "f").read_text() == text
+
+
 def test_features_of_classify_write_over_nothing(photos, tmp_path, capsys):
     (tmp_path / "f").write_text("1 2 3 of my own\n")
     command = ["classify", "-f", "--weights", str(SHIPPED_WEIGHTS), str(photos / "a.png"), "-o", str(tmp_path / "f")]
