@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.tolerance import assert_matches
 from overfeat.ops import reference
-from overfeat.ops.backends import parallel, prepacked, simd, winograd, workspace
+from overfeat.ops.backends import eager, parallel, prepacked, simd, winograd, workspace
 from overfeat.ops.backends.numba_compile import compiled, compiled_for_c
 
 if simd.registers() is None or prepacked.supports("convolution", torch.device("cpu"), torch.float32):
@@ -106,6 +106,16 @@ def test_non_finite_values_reach_the_outputs_that_see_them(method, value, kernel
         assert torch.equal(actual.isinf(), in_float32.isinf())
         usual = in_float32.isfinite() & (in_float32.abs() < 1e6)
         assert_matches(actual[usual], in_float32[usual].double(), torch.float32)
+
+
+@pytest.mark.parametrize("channels", [16, 1024])
+def test_infinite_weights_with_padding_are_as_in_eager_pytorch(channels):
+    maps, weight = single(1, channels, 5, 6).abs() + 1, single(32, channels, 3, 3, seed=1)
+    weight[3, 5, 0, 0] = INF
+    actual = twice(prepacked.convolution, maps, weight, None, 1, 1, False, 1)
+    in_eager = eager.convolution(maps, weight, None, 1, 1, False, 1)  # PyTorch's own borders are NaN in some shapes
+    torch.testing.assert_close(actual, in_eager, equal_nan=True, rtol=0, atol=0)
+    assert actual[0, 3].isinf().any()
 
 
 @pytest.mark.parametrize(("size", "tap"), [(1, 1), (2, 2), (3, 3), (3, 2)])

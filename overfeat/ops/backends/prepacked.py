@@ -3,7 +3,8 @@
 The first call with a weight runs eager PyTorch, which packs it for oneDNN at every call (or multiplies without); from
 the second call on, for as long as the weight stays as it is, a packed form is used: oneDNN's own for a convolution or a
 linear layer, or the transformed weight of Winograd's minimal filtering (winograd.py), each made at its first use.
-Layers of few float32 weights, which are bound by memory in PyTorch, run compiled code (compiled_conv.py).
+Layers of few float32 weights, which are bound by memory in PyTorch, run compiled code (compiled_conv.py). Weights that
+are not finite stay with eager PyTorch.
 
 The packed forms need up to 3.5 times the memory of the weights (of small weights, 8 times); `clear_cache` frees them.
 A weight that is changed as usual, in place or by an optimizer, is packed again. Changes that torch does not see,
@@ -38,6 +39,7 @@ class PackedWeight:
     weight: weakref.ref[Tensor]
     version: int
     sample: Tensor
+    finite: bool | None = None
     packed: Tensor | None = None
     linear: Tensor | None = None
     transformed: Tensor | None = field(default=None, repr=False)
@@ -196,13 +198,15 @@ def clear_cache() -> None:
 
 
 def _lookup(weight: Tensor) -> PackedWeight | None:
-    """The packed forms of this weight if it is as it was at an earlier call; otherwise it is noted for the next."""
+    """The packed forms of this weight if it is finite and as at an earlier call; a new one is noted for the next."""
     if weight.is_inference() or not weight.numel():  # inference tensors have no version
         return None
     known = _seen.get(id(weight))
     sample = weight.detach().take(_spot_check_index(tuple(weight.shape)))
     if known and known.weight() is weight and known.version == weight._version and torch.equal(known.sample, sample):
-        return known
+        if known.finite is None:
+            known.finite = bool(weight.detach().sum().isfinite())
+        return known if known.finite else None  # infinity times the zeros of padding would be NaN
     key = id(weight)
     _seen[key] = PackedWeight(weakref.ref(weight, lambda _: _seen.pop(key, None)), weight._version, sample)
     return None
