@@ -95,7 +95,7 @@ def check_flag(argument: str, value: object) -> None:
 def check_fraction(argument: str, value: float) -> None:
     """Raises ArgumentError unless the value of this argument is between 0 and 1."""
     try:
-        allowed = bool(0 <= value <= 1)
+        allowed = bool(0 <= value <= 1) and type(value).__name__ not in ("bool", "bool_")
     except (TypeError, ValueError, RuntimeError):  # a string, an array of several
         allowed = False
     if not allowed:

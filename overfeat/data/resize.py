@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from overfeat.data.limits import MAX_RESIZED_PIXELS
 from overfeat.errors import InputError
-
-MAX_PIXELS = 1 << 28  # of one resized image; a strip of 1 x 1,000,000 would otherwise fill the memory
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, C, H, W] to [N, C, *size]; uint8 stays uint8. Raises InputError for enormous sizes."""
-    if size[0] * size[1] > MAX_PIXELS:
+    if size[0] * size[1] > MAX_RESIZED_PIXELS:
         height, width = images.shape[2:]
         raise InputError(f"an image of {height}x{width} would become {size[0]}x{size[1]} px; crop it or choose scales")
     if tuple(images.shape[2:]) == tuple(size):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from overfeat.data.limits import MAX_RESIZED_PIXELS
 from overfeat.dense.config import Scale, Scales, SixScales, check_scales
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.architecture import ARCHITECTURES
@@ -80,6 +81,10 @@ def scale_sizes(
 
 def _scale_size(geometry: Geometry, height: int, width: int, scale: Scale, margin: Size) -> Size:
     """`scale_sizes` of a factor or a size."""
+    rows, columns = scale if isinstance(scale, tuple) else (height * scale, width * scale)
+    if rows * columns > MAX_RESIZED_PIXELS:
+        problem = f"an image of {height}x{width} would become {float(rows):.6g}x{float(columns):.6g} px; crop it, or "
+        raise ArgumentError("scales", "must be smaller", problem)
     if isinstance(scale, tuple):
         short, long = sorted(scale)
         size = (short, long) if height <= width else (long, short)

@@ -8,7 +8,7 @@ import numpy as np
 
 from overfeat.data.annotated import Annotated
 from overfeat.data.augment import allows_quarter_turns
-from overfeat.data.resize import MAX_PIXELS as MAX_RESIZED
+from overfeat.data.limits import MAX_RESIZED_PIXELS as MAX_RESIZED
 from overfeat.dense.scales import BEST_OBJECT_SIZE, choose_scales
 from overfeat.densify.initial_net import FOR_OBJECTS, describe_start, new_net
 from overfeat.detection.config import MIN_EPOCHS, SAMPLES, TILES, DetectorConfig

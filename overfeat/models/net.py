@@ -243,6 +243,8 @@ def as_batch(images: Tensor, channels: int | None = 3) -> Tensor:
     expected = f"[N, {count}, H, W] or [{count}, H, W]"
     last = images.dim() == 3 and images.shape[2] in (1, 3, channels)
     remedy = "; images.permute(2, 0, 1) has the channels first" if last else ""
+    if (actual, channels) == (4, 3):
+        remedy = "; PIL.Image.fromarray(array) is read as RGBA, images[:, :3] leaves the transparency out"
     raise ValueError(f"images must be {expected}; these have shape {tuple(images.shape)}{remedy}")
 
 

@@ -92,7 +92,7 @@ def check_min_score(value: float | Sequence[float] | None, num_classes: int | No
     """Raises ArgumentError unless it is None, a number from 0 to 1, or one for each class (None: for any number)."""
     if value is None:
         return
-    for number in value if isinstance(value, Sequence) else [value]:
+    for number in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
         check_fraction("min_score", number)
     _check_count("min_score", value, num_classes)
 

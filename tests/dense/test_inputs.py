@@ -178,6 +178,12 @@ def test_nets_that_take_pixels_as_they_are_take_any_range():
             overfeat.score_maps(net, fractions)
 
 
+@pytest.mark.parametrize("scale", [1e9, 1e300, (1 << 40, 1 << 40)])
+def test_enormous_scales(net, image, scale):
+    with pytest.raises(ArgumentError, match=r"an image of 60x70 would become .* px; crop it, or scales must be"):
+        overfeat.classify(net, image, scales=[scale])
+
+
 def test_values_that_are_no_numbers_are_counted(net):
     images = torch.full((2, 3, 60, 70), 100.0)
     images[1, 2, 40, 7], images[1, 0, 41, 3] = torch.nan, -torch.inf
@@ -213,7 +219,7 @@ def test_value_ranges():
         (np.zeros((2, 60, 70, 3), np.uint8), InputError, r"shape \(2, 60, 70, 3\); a list of its images"),
         (np.zeros((0, 7, 3), np.uint8), InputError, r"must be \[H, W, 3\] or \[H, W\]; this array has shape"),
         (np.zeros(3), InputError, r"this array has shape \(3,\)"),
-        (np.zeros((60, 70, 4), np.uint8), ValueError, r"images must be \[N, 3, H, W\]"),
+        (np.zeros((60, 70, 4), np.uint8), ValueError, r"60, 70\); PIL.Image.fromarray\(array\) is read as RGBA"),
         (np.zeros((60, 70), complex), TypeError, "must hold numbers, and is an array of complex128"),
         (np.array([["a"]]), TypeError, "must hold numbers, and is an array of <U1"),
         (torch.zeros(3, 60, 70, dtype=torch.complex64), TypeError, "must hold real numbers, .* complex64"),
