@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import pickle
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -73,7 +72,9 @@ class RunFolder:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             earlier = state["fingerprint"]
-        except (OSError, EOFError, LookupError, TypeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # torch's reader raises many kinds for damaged files
             raise damaged(path, error) from error
         changed = [
             f"{name} was {_start(earlier.get(name))} and is now {_start(fingerprint.get(name))}"
