@@ -14,7 +14,7 @@ def printable(text: object) -> str:
 
     For names of files and classes, and whatever else a file may hold.
     """
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 MAX_REQUIREMENT = 400  # characters

@@ -22,6 +22,10 @@ ASSETS = Path(__file__).resolve().parent / "assets"  # files that ship with the 
 os.umask(_UMASK := os.umask(0o22))  # the only way to read it is to set it
 
 
+class UnsupportedLockError(Exception):
+    """Files cannot be locked here, as on Windows and some network file systems."""
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it to `path` when the block ends without an error.
@@ -64,7 +68,7 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
         folder = path.with_name(f".part-{path.name}" + (f"-{number}" if number > 1 else ""))
         try:
             descriptor = _lock_folder(folder)
-        except NotImplementedError:
+        except UnsupportedLockError:
             with suppress(OSError):
                 folder.rmdir()
             folder, descriptor = path.with_name(f".part-{path.name}-{os.getpid()}"), None
@@ -101,7 +105,7 @@ def remove_leftovers(folder: Path) -> None:
     Where folders cannot be locked, none are deleted.
     """
     for part in folder.glob(".part-*"):
-        with suppress(NotImplementedError, OSError):
+        with suppress(UnsupportedLockError, OSError):
             if part.is_dir() and (descriptor := lock(part)) is not None:
                 shutil.rmtree(part, ignore_errors=True)
                 os.close(descriptor)
@@ -110,13 +114,13 @@ def remove_leftovers(folder: Path) -> None:
 def lock(path: Path, *, make: bool = False) -> int | None:
     """Lock a folder or a file until the descriptor that is returned is closed.
 
-    None: another process, or another call in this one, has locked it. Raises NotImplementedError where files cannot be
-    locked, as on some network file systems; OSError where it cannot be opened.
+    None: another process, or another call in this one, has locked it. Raises UnsupportedLockError; OSError where it
+    cannot be opened.
 
     make: It is a file, which is made unless it exists.
     """
     if fcntl is None:
-        raise NotImplementedError
+        raise UnsupportedLockError
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT if make else os.O_RDONLY, 0o666)
         try:
@@ -130,7 +134,7 @@ def lock(path: Path, *, make: bool = False) -> int | None:
             return None
         except OSError as error:
             os.close(descriptor)
-            raise NotImplementedError from error
+            raise UnsupportedLockError from error
         os.close(descriptor)  # of what was moved or deleted meanwhile
 
 
@@ -218,7 +222,7 @@ def _open_locked(path: Path) -> TextIO:
     """The file, made unless it exists, for reading and writing by this process alone. Raises WriteError."""
     try:
         descriptor = lock(path, make=True)
-    except NotImplementedError:
+    except UnsupportedLockError:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -141,10 +141,10 @@ def _holds_features(path: Path) -> bool:
 
     with open(path, "rb") as file:
         start = file.read(1000)
-        found = re.fullmatch(rb"(\d+) (\d+) (\d+)\n([-+.\dainf e]*)\n?", start)
-        if found:  # a space follows every value
-            values = found[4].count(b" ") + sum(part.count(b" ") for part in iter(lambda: file.read(1 << 20), b""))
-            return values == math.prod(map(int, found.groups()[:3])) > 0
+        head = re.fullmatch(rb"(\d+) (\d+) (\d+)\n([-+.\dainf e]*)\n?", start)
+        if head:  # a space follows every value
+            values = head[4].count(b" ") + sum(part.count(b" ") for part in iter(lambda: file.read(1 << 20), b""))
+            return values == math.prod(map(int, head.groups()[:3])) > 0
     with suppress(Exception):  # each has many errors for what is not its file
         with np.load(path) as arrays:
             return set(arrays) == {"features", "layer"}

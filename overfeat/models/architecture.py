@@ -161,7 +161,7 @@ class Architecture:
         architecture = Architecture(
             title(data["name"], "name"),
             tuple(_read_conv(conv) for conv in items(data["convs"], "convs", MAX_LAYERS)),
-            whole(data["kernel"], "kernel", most=MAX_STEP),
+            whole(data["kernel"], "kernel", maximum=MAX_STEP),
             tuple(whole(number, "hidden") for number in items(data["hidden"], "hidden", MAX_LAYERS)),
             whole(data["short_side"], "short_side"),
             _read_levels(data["mean"], "mean", -MAX_LEVEL),
@@ -169,7 +169,7 @@ class Architecture:
             None if scales is None else tuple(_read_size(size) for size in items(scales, "scales")),
             None if init_std is None else real(init_std, "init_std", 0),
             None if backbone is None else FeatureGraph.from_dict(backbone),
-            whole(data.get("backbone_pool", 1), "backbone_pool", most=MAX_STEP),
+            whole(data.get("backbone_pool", 1), "backbone_pool", maximum=MAX_STEP),
         )
         architecture._check()
         return architecture
@@ -192,7 +192,7 @@ class Architecture:
 
 def _read_conv(value: object) -> Conv:
     data = entries(value, "a convolution", ("channels", "kernel"), ("stride", "pad", "pool"))
-    sizes = {key: whole(data[key], key, most=MAX_STEP) for key in ("kernel", "stride", "pool") if key in data}
+    sizes = {key: whole(data[key], key, maximum=MAX_STEP) for key in ("kernel", "stride", "pool") if key in data}
     return Conv(whole(data["channels"], "channels"), pad=whole(data.get("pad", 0), "pad", 0, MAX_STEP), **sizes)
 
 

@@ -44,26 +44,26 @@ def entries(value: object, what: str, required: Collection[str], optional: Colle
     return value
 
 
-def items(value: object, what: str, most: int = MAX_ITEMS) -> list[Any]:
+def items(value: object, what: str, maximum: int = MAX_ITEMS) -> list[Any]:
     """A list of at most so many items."""
     if not isinstance(value, list):
         raise ValueError(f"{what} is {reprlib.repr(value)}, no list")
-    if len(value) > most:
-        raise ValueError(f"{what} has {len(value):,} items, more than {most:,}")
+    if len(value) > maximum:
+        raise ValueError(f"{what} has {len(value):,} items, more than {maximum:,}")
     return value
 
 
-def whole(value: object, what: str, least: int = 1, most: int = MAX_SIZE) -> int:
-    """A whole number in least..most."""
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{what} is {reprlib.repr(value)}, no whole number from {least} to {most:,}")
+def whole(value: object, what: str, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
+    """A whole number in minimum..maximum."""
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise ValueError(f"{what} is {reprlib.repr(value)}, no whole number from {minimum} to {maximum:,}")
     return value
 
 
-def real(value: object, what: str, least: float = -MAX_LEVEL, most: float = MAX_LEVEL) -> float:
-    """A number in least..most."""
-    if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
-        raise ValueError(f"{what} is {reprlib.repr(value)}, no number from {least:g} to {most:g}")
+def real(value: object, what: str, minimum: float = -MAX_LEVEL, maximum: float = MAX_LEVEL) -> float:
+    """A number in minimum..maximum."""
+    if type(value) not in (int, float) or not minimum <= value <= maximum:  # type: ignore[operator]
+        raise ValueError(f"{what} is {reprlib.repr(value)}, no number from {minimum:g} to {maximum:g}")
     return float(value)  # type: ignore[arg-type]
 
 

@@ -107,7 +107,7 @@ class MultiBox(nn.Module):
     def from_json(text: str, architecture: Architecture) -> "MultiBox":
         """What `to_json` wrote. Raises ValueError for any other text."""
         data = entries(parse(text), "the DeepMultiBox", ("num_boxes", "class_names", "priors", "flip"))
-        names, num_boxes = data["class_names"], whole(data["num_boxes"], "num_boxes", most=MAX_BOXES)
+        names, num_boxes = data["class_names"], whole(data["num_boxes"], "num_boxes", maximum=MAX_BOXES)
         if names is not None:
             most = MAX_BOXES // num_boxes
             names = [string(class_name, "a class name") for class_name in items(names, "class_names", most)]

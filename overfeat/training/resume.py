@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from overfeat.errors import InputError
-from overfeat.files import atomic_write, ensure_dir, lock
+from overfeat.files import UnsupportedLockError, atomic_write, ensure_dir, lock
 
 MAX_SHOWN = 80  # characters of a value in an error
 LOCK_SECONDS = 10  # workers that read images hold the lock of a killed run for up to 5 s
@@ -32,7 +32,7 @@ class RunFolder:
         seconds: How long to wait for it to end.
         """
         deadline = time.monotonic() + seconds
-        with suppress(NotImplementedError, OSError):  # no locks there, or no such folder
+        with suppress(UnsupportedLockError, OSError):  # no locks there, or no such folder
             while (descriptor := lock(self.path)) is None:
                 if time.monotonic() >= deadline:
                     raise InputError(f"{self.path}: another process trains there; wait, or choose another folder")

@@ -75,8 +75,8 @@ def _same_split(path: Path, split: str | None, splits: list[str]) -> str:
     """The one of the splits that has another name of the same split. Raises InputError if there is none."""
     others = [name for name in splits if {name, split} <= yolo_layout.ALIASES]
     if split in splits or not others:
-        found = "it has several splits" if split is None else f"no split {split!r} in it"
-        raise InputError(f"{path}: {found}; give one of {shorten(splits)}")
+        problem = "it has several splits" if split is None else f"no split {split!r} in it"
+        raise InputError(f"{path}: {problem}; give one of {shorten(splits)}")
     return others[0]
 
 

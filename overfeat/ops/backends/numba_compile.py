@@ -1,7 +1,7 @@
 """Functions that numba compiles, with the results cached on disk for other processes.
 
-numba compares a cached function with the file that it stands in alone, not with those that it uses: so the cache is a
-folder named after the contents of them all.
+numba invalidates a cached function when its own source file changes, but not when a file that it uses does. Therefore
+the name of the cache folder has a digest of all sources.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def compiled_for_c(function: Callable[[int], None]) -> Any:
 
 @cache
 def digest(sources: Iterable[Path] = SOURCES) -> str:
-    """What tells the contents of these files from others."""
+    """A digest of the contents of these files."""
     contents = (hashlib.sha256(path.read_bytes()).digest() for path in sources)
     return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
 

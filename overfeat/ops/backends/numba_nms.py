@@ -15,24 +15,24 @@ def nms(boxes: Tensor, order: Tensor, groups: Tensor, iou_threshold: float, acro
     index = new_index(corners, np.zeros_like(of_group) if across else of_group)
     rule = tuple(map(corners.dtype.type, (iou_threshold, across_iou_threshold, 1)))
     of_group = of_group[index.order]
-    place = np.empty_like(index.order)
-    place[index.order] = np.arange(len(corners))
-    keep = _keep(place[ranks], index, of_group, rule)
+    positions = np.empty_like(index.order)
+    positions[index.order] = np.arange(len(corners))
+    keep = _keep(positions[ranks], index, of_group, rule)
     return order[torch.from_numpy(keep).to(order.device)]
 
 
 @compiled
-def _keep(places, index, groups, rule):
-    """Which boxes are kept, bool [n], by rank. places: their positions in the index; groups: by position.
+def _keep(positions, index, groups, rule):
+    """Which boxes are kept, bool [n], by rank. positions: of the boxes in the index; groups: by position.
 
     rule: the threshold within a group and that of two groups, and 1, in the boxes' dtype.
     """
     own, across, one = rule
-    n = len(places)
+    n = len(positions)
     keep, removed = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     ranges, ious = np.empty((len(index.rows), 2), np.int64), np.empty(n, index.corners.dtype)
     for rank in range(n):
-        at = places[rank]
+        at = positions[rank]
         if removed[at]:
             continue
         keep[rank] = True
