@@ -29,6 +29,7 @@ from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets,
 from overfeat.cli.options import add_options, config_from_args, refuse_options
 from overfeat.cli.results import SETTINGS, add_out, can_draw, result_folder
 from overfeat.dense.config import DenseConfig
+from overfeat.dense.results import coco_results, object_entries
 from overfeat.detection.config import MIN_SCORE, DetectionConfig
 from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.files import write_json
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
     def process(path: Path, image: "Tensor") -> None:
         detections = detector(image)
-        objects = _entries(detections, names)
+        objects = object_entries(detections, names)
         if output:
             if draw:
                 visualize.detections(image, detections, names, path.name, output(path, ".png"))
@@ -147,20 +148,6 @@ def _multibox(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     return detector, names, settings
 
 
-def _entries(detections: "Detections", names: Sequence[str]) -> list[dict]:
-    """The objects of an image as JSON holds them."""
-    return [
-        {
-            "class": names[int(detections.labels[i])],
-            "score": round(float(detections.scores[i]), 4),
-            "box": [round(edge, 2) for edge in detections.boxes[i].tolist()],
-            "confidence_sum": round(float(detections.confidence_sum[i]), 3),
-            "count": int(detections.counts[i]),
-        }
-        for i in range(len(detections))
-    ]
-
-
 def _print(path: Path, objects: Sequence[dict], min_score: float | Sequence[float]) -> None:
     """A line for each object of an image."""
     from tqdm import tqdm
@@ -183,13 +170,7 @@ def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[st
 
     objects = dict(_results(folder))
     images, classes = coco_ids(annotations, list(objects), class_names)
-    results = []
-    for name, entries in objects.items():
-        for entry in entries:
-            x1, y1, x2, y2 = entry["box"]
-            ids = {"image_id": images[name], "category_id": classes[entry["class"]]}
-            box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
-            results.append({**ids, "bbox": box, "score": entry["score"], "file_name": name, "category": entry["class"]})
+    results = list(coco_results(objects, images, classes))
     write_json(folder / COCO, results, indent=None)
 
 
