@@ -17,7 +17,7 @@ LEVELS = [
     {"densify"},
     {"dense"},
     {"classification", "localization", "detection", "multibox"},
-    {"profiling", "visualize"},
+    {"large", "profiling", "visualize"},
     {"fast"},
     {"cli"},
 ]

@@ -1,0 +1,102 @@
+"""Opening images of every kind to be read in windows."""
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from overfeat.data.arrays import ValueRange
+from overfeat.data.images import read_image
+from overfeat.data.limits import MAX_PIXELS
+from overfeat.errors import printable
+from overfeat.large.arrays import ArrayImage
+from overfeat.large.reader import LargeImage
+from overfeat.large.tiff import TiffImage
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how files begin, those of 64-bit offsets too
+ZARR = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # files of a folder that is zarr
+SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".npy")
+REDUCED, WIDTH, HEIGHT, COMPRESSION, TILE_WIDTH, SUB_IFDS = 254, 256, 257, 259, 322, 330  # TIFF's tags
+
+
+def open_image(
+    image: str | os.PathLike | np.ndarray | LargeImage, *, channels: object = None,
+    value_range: ValueRange | None = None,
+) -> LargeImage:  # fmt: skip
+    """An image that is read in windows: RGB bytes of the levels of a pyramid, see `LargeImage`.
+
+    Args:
+        image: A TIFF (tiled, pyramidal, BigTIFF, OME-TIFF, SVS, GeoTIFF), a .npy file, an array [H, W], [H, W, C] or
+            [C, H, W], memory-mapped or not, or any image that `read_image` reads, which is then in memory.
+        channels: The numbers, from 0, of one channel, which is shown grey, or of three that are red, green and blue.
+            None: all of an image that has one or three.
+        value_range: The values of black and white. None: the range of the type of integers of up to 16 bits.
+
+    Raises:
+        InputError: For files that cannot be read in windows; the message has the remedy.
+        TypeError: For what is neither a path nor an image.
+    """
+    if isinstance(image, np.ndarray):
+        return ArrayImage(image, channels, value_range)
+    if isinstance(image, str | os.PathLike):
+        return _open_path(Path(image), channels, value_range)
+    if isinstance(image, LargeImage):
+        return image
+    raise TypeError(f"a large image must be a path, a NumPy array or an open image, not {type(image).__name__}")
+
+
+def _open_path(path: Path, channels: object, value_range: ValueRange | None) -> LargeImage:
+    if path.suffix.lower() == ".npy":
+        return ArrayImage(path, channels, value_range)
+    if _begins_as_tiff(path):
+        return TiffImage(path, channels, value_range)
+    pixels = read_image(path).permute(1, 2, 0).numpy()
+    image = ArrayImage(pixels, channels, value_range)
+    image.name = printable(path)
+    return image
+
+
+def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether a file is to be read in windows, from a look at its header.
+
+    That are zarr folders, slides, arrays in .npy files, TIFFs with a pyramid, and those of more than max_pixels pixels
+    that are tiled or not compressed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return any((path / name).is_file() for name in ZARR)
+    if path.suffix.lower() in SLIDES:
+        return path.is_file()
+    if not _begins_as_tiff(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            first, following = _directory(file, None)
+            second = _directory(file, following)[0] if following else {}
+    except Exception:  # Pillow's reader raises many kinds for what is damaged; whoever reads the file reports it
+        return False
+    is_tiled = TILE_WIDTH in first
+    if is_tiled and (SUB_IFDS in first or (TILE_WIDTH in second and second.get(WIDTH, 0) < first[WIDTH])):
+        return True
+    return first.get(WIDTH, 0) * first.get(HEIGHT, 0) > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
+
+
+def _begins_as_tiff(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) in TIFF
+    except OSError:
+        return False
+
+
+def _directory(file: BinaryIO, offset: int | None) -> tuple[Any, int]:
+    """The tags of a page of a TIFF, the first or one at an offset, and the offset of the next, 0 for none."""
+    file.seek(0)
+    header = file.read(8)
+    header += file.read(8) if header[2:3] == b"+" or header[3:4] == b"+" else b""
+    tags = ImageFileDirectory_v2(header)
+    file.seek(tags.next if offset is None else offset)
+    tags.load(file)
+    return tags, tags.next
