@@ -18,10 +18,12 @@ class Georeference:
         transform: (a, b, c, d, e, f): the point (column, row) of the image, with (0, 0) its upper left corner, is at
             x = a * column + b * row + c, y = d * column + e * row + f in the coordinate reference system.
         epsg: The number of that system; None: the file names none.
+        geographic: Whether its coordinates are longitude and latitude.
     """
 
     transform: tuple[float, float, float, float, float, float]
     epsg: int | None = None
+    geographic: bool = False
 
 
 class TileError(InputError):

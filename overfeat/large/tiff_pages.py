@@ -149,12 +149,13 @@ def georeference_of(page: Page) -> Georeference | None:
         return None
     if keys and int(keys.get("GTRasterTypeGeoKey", 1)) == 2:  # pixel is point
         c, f = c - (a + b) / 2, f - (d + e) / 2
-    return Georeference((a, b, c, d, e, f), _epsg(keys or {}))
+    return Georeference((a, b, c, d, e, f), *_reference_system(keys or {}))
 
 
-def _epsg(keys: dict[str, Any]) -> int | None:
+def _reference_system(keys: dict[str, Any]) -> tuple[int | None, bool]:
+    """The EPSG number of the coordinate reference system, and whether it is one of longitude and latitude."""
     for key in ("ProjectedCSTypeGeoKey", "ProjectedCRSGeoKey", "GeographicTypeGeoKey", "GeodeticCRSGeoKey"):
         number = keys.get(key)
         if number is not None and re.fullmatch(r"\d+", str(int(number))) and 1024 <= int(number) < 32767:
-            return int(number)
-    return None
+            return int(number), not key.startswith("Projected")
+    return None, False
