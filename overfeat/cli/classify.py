@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from overfeat.cli import features
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings, note_unseen
-from overfeat.cli.heat_maps import SUFFIXES, class_scores, write_heat_maps
+from overfeat.cli.heat_maps import SUFFIXES, write_heat_maps
 from overfeat.cli.images import add_image_options, find_images, process_images
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("heat_map", "needs a folder to write to; give -o FOLDER")
     from overfeat.data.images import read_image
     from overfeat.dense.evaluate import score_maps
+    from overfeat.dense.heat_maps import class_scores
 
     net = load_net(args)
     images = find_images(args)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from overfeat.cli.assets import ASSETS, SHIPPED_CELLS, SHIPPED_DETECTOR, SHIPPED_WEIGHTS
 from overfeat.cli.classify import top_classes
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.heat_maps import class_scores
 from overfeat.cli.results import add_out
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ def _explain(net: "Net", picture: Path) -> None:
     from overfeat import visualize
     from overfeat.data.images import read_image
     from overfeat.dense.evaluate import score_maps
+    from overfeat.dense.heat_maps import class_scores
 
     image = read_image(ASSETS / "photos" / EXPLAINED)
     maps = score_maps(net, image, scales=FACTORS, stride=STRIDE)
@@ -78,6 +78,7 @@ def _photographs(net: "Net", out: Path) -> None:
     from overfeat import visualize
     from overfeat.data.images import read_image
     from overfeat.dense.evaluate import score_maps
+    from overfeat.dense.heat_maps import class_scores
 
     paths = sorted((ASSETS / "photos").glob("*.[jp][pn]g"))
     print(f"{len(paths)} photographs, six scales, stride {STRIDE}, {net.geometry.name} of {net.num_classes} classes")
@@ -96,6 +97,7 @@ def _single_objects(out: Path) -> None:
     from overfeat.dense.candidates import candidates
     from overfeat.dense.detections import best_per_class, merge
     from overfeat.dense.evaluate import score_maps
+    from overfeat.dense.heat_maps import class_scores
     from overfeat.localization.config import LocalizationConfig
     from overfeat.models.checkpoint import load, load_regressor
 

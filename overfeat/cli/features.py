@@ -28,7 +28,7 @@ from overfeat.cli.dense import note_unseen
 from overfeat.cli.images import add_image_options, find_images, process_images, read_enlarged
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
-from overfeat.cli.options import add_options, refuse_options
+from overfeat.cli.options import add_options
 from overfeat.cli.results import add_out, result_folder
 from overfeat.dense.config import DenseConfig
 from overfeat.errors import InputError, printable
@@ -37,7 +37,6 @@ from overfeat.files import check_writable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from overfeat.models.layers import NetLayer
     from overfeat.models.net import Net
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
@@ -66,10 +65,10 @@ def add_layer(container: argparse._ActionsContainer, help: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the features of the images."""
-    from overfeat.dense.layer_output import layer_output
+    from overfeat.dense.layer_output import find_layer, layer_output
 
     net = load_net(args)
-    name, layer = _layer(net, args)
+    name, layer = find_layer(net, args.layer, args.stride)
     images = find_images(args)
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
     if not single and not args.out and args.format != "text":
@@ -113,25 +112,6 @@ def _targets(
     if net.geometry.any_stride:
         settings["stride"] = args.stride or net.default_stride
     return result_folder(args.out, images, settings, suffix)
-
-
-def _layer(net: "Net", args: argparse.Namespace) -> "tuple[int | str, NetLayer]":
-    """The layer's number or name, and the layer."""
-    from overfeat.densify.layer import ConvertedLayer
-    from overfeat.densify.net import DensifiedNet
-    from overfeat.models.layers import BuiltInLayer
-    from overfeat.models.overfeat import OverFeat
-
-    if isinstance(net, DensifiedNet):
-        name = args.layer or net.program.outputs[net.outputs.scores].name
-        return name, ConvertedLayer(net, name, args.stride or net.default_stride)
-    assert isinstance(net, OverFeat)
-    refuse_options(args, ("stride",), "layers of overfeat's own nets")
-    architecture = net.architecture
-    last, given = len(architecture.layers) - 1, args.layer or str(architecture.feature_layer)
-    if not (given.isdecimal() and int(given) <= last):
-        raise InputError(f"-L {given}: the {architecture.name} net has layers 0..{last}")
-    return int(given), BuiltInLayer(net, int(given))
 
 
 def _holds_features(path: Path) -> bool:

@@ -52,11 +52,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
         raise InputError(f"{name}: a pipe, socket or device, not a file; save the image to a file")
     try:
         with ImageFile(path) as file:
-            if not file.read(1):
-                raise InputError(f"{name}: empty (0 bytes); copy or download the image again")
-            file.seek(0)
-            with open_header(file, path, max_pixels) as image:
-                return torch.from_numpy(rgb(image))
+            return _decode(file, path, max_pixels)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file; check the path") from error
     except PermissionError as error:
@@ -65,6 +61,25 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EIO):
             raise InputError(f"{name}: cannot be read ({error.strerror}); check the path") from error
         raise _damaged(path, error) from error
+
+
+def decode_image(content: bytes, name: str = "the image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """The image that a file of this content holds, as `read_image` reads it; `name` is for messages."""
+    try:
+        return _decode(io.BytesIO(content), Path(name), max_pixels)
+    except OSError as error:
+        raise _damaged(Path(name), error) from error
+
+
+def _decode(file: BinaryIO, path: Path, max_pixels: int) -> torch.Tensor:
+    """`read_image` of an open file. Raises OSErrors of the system as they are."""
+    name = printable(path)
+    try:
+        if not file.read(1):
+            raise InputError(f"{name}: empty (0 bytes); copy or download the image again")
+        file.seek(0)
+        with open_header(file, path, max_pixels) as image:
+            return torch.from_numpy(rgb(image))
     except InputError as error:
         if name in str(error):
             raise
@@ -72,6 +87,8 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> torch.T
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for broken data
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise _damaged(path, error) from error
 
 

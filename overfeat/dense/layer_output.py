@@ -1,4 +1,4 @@
-"""The output of one layer for an image of any size, in tiles that fit a memory limit."""
+"""The output of one layer for an image of any size, in tiles that fit a memory limit; and a layer by its name."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,13 @@ from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.dense.config import MEMORY_LIMIT
 from overfeat.dense.inputs import one_image
 from overfeat.dense.tiling import fit_tile, tiles_of
-from overfeat.models.layers import NetLayer
+from overfeat.densify.layer import ConvertedLayer
+from overfeat.densify.net import DensifiedNet
+from overfeat.errors import ArgumentError
+from overfeat.models.geometry import Stride
+from overfeat.models.layers import BuiltInLayer, NetLayer
 from overfeat.models.net import InputSpan, Net, eval_mode
+from overfeat.models.overfeat import OverFeat
 
 
 @torch.no_grad()
@@ -46,3 +51,32 @@ def layer_output(
             output = torch.empty(len(tile), *shape, dtype=tile.dtype)
         output[:, rows, columns] = tile.cpu()
     return F.pad(output, [layer.pad] * 4) if layer.pad else output
+
+
+def find_layer(net: Net, name: str | None = None, stride: Stride | None = None) -> tuple[int | str, NetLayer]:
+    """A layer's number or name, and the layer.
+
+    Args:
+        net: A built-in or converted net.
+        name: Of a converted net's submodule, or the number of a built-in net's layer; None: the scores before the
+            softmax, or the last hidden fully connected layer.
+        stride: Between outputs of a converted net; None: its own.
+
+    Raises:
+        ArgumentError: For a number that the net does not have, and a stride of a built-in net.
+        InputError: For a name that the net does not have.
+    """
+    if isinstance(net, DensifiedNet):
+        name = name or net.program.outputs[net.outputs.scores].name
+        return name, ConvertedLayer(net, name, stride or net.default_stride)
+    if not isinstance(net, OverFeat):
+        raise TypeError(f"net must be of overfeat.build, load or densify, not {type(net).__name__}")
+    if stride is not None:
+        raise ArgumentError("stride", "does not apply to layers of overfeat's own nets; leave it out")
+    architecture = net.architecture
+    last, given = len(architecture.layers) - 1, name or str(architecture.feature_layer)
+    if not (given.isdecimal() and int(given) <= last):
+        raise ArgumentError(
+            "layer", f"must be one of 0..{last}, the layers of the {architecture.name} net, not {given}"
+        )
+    return int(given), BuiltInLayer(net, int(given))

@@ -195,7 +195,7 @@ def test_layer_19_of_the_digit_net(photos, monkeypatch, tmp_path, capsys):
     assert main([*command, "-L", "19"]) == 0
     assert np.load(tmp_path / "a.jpg.npz")["features"].shape[0] == 10
     assert main([*command, "-L", "99"]) == 1
-    assert "-L 99: the small net has layers 0..19" in capsys.readouterr().err
+    assert "--layer must be one of 0..19, the layers of the small net, not 99" in capsys.readouterr().err
 
 
 def test_a_small_image_is_enlarged(weights, photos, tmp_path):

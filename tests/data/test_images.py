@@ -11,7 +11,7 @@ import torch
 from image_files import GRADIENT, error_of, saved
 from PIL import Image
 
-from overfeat.data.images import list_images, read_image
+from overfeat.data.images import decode_image, list_images, read_image
 from overfeat.data.resize import resize
 from overfeat.errors import InputError
 
@@ -175,3 +175,18 @@ def test_list_images_refuses(tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             list_images(path)
         assert str(path) in str(caught.value)
+
+
+def test_the_content_of_a_file_is_decoded_as_the_file_is(tmp_path):
+    path = saved(tmp_path, Image.fromarray(GRADIENT))
+    content = path.read_bytes()
+    assert torch.equal(decode_image(content), read_image(path))
+    for broken, words in [
+        (b"", "empty"),
+        (b"junk", "not an image"),
+        (content[:40], "damaged or cut short|not an image"),
+    ]:
+        with pytest.raises(InputError, match=f"^the photograph: ({words})"):
+            decode_image(broken, "the photograph")
+    with pytest.raises(InputError, match="more than the limit of 3"):
+        decode_image(content, max_pixels=3)
