@@ -7,6 +7,7 @@ the same images; the peaks are measured before and after.
 
 import argparse
 import importlib
+import math
 import multiprocessing
 import tempfile
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +23,18 @@ from PIL import Image
 
 from bench.common import ROOT, measure_peak_memory, write_results
 from bench.suite.runtimes import EXPORTER, ONNXRUNTIME, OPENVINO, detector_in
-from overfeat import backend
+from overfeat import backend, visualize
 from overfeat.cli.assets import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated
 from overfeat.data.images import read_image
 from overfeat.data.readers.coco import read_coco
 from overfeat.dense.detections import Detections
 from overfeat.dense.grid import grids
+from overfeat.dense.layer_output import layer_output
 from overfeat.detection.predict import detect
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.models.flops import stage_macs
+from overfeat.models.layers import BuiltInLayer
 from overfeat.ops.boxes import iou
 from overfeat.profiling.measure import summary
 from overfeat.profiling.peaks import measured_peaks
@@ -135,26 +139,42 @@ def measure(net, regressor, paths: list[Path], repeats: int, ways: dict[str, Cal
 
 
 def memory(path: Path) -> dict[str, float]:
-    """MiB that detection allocates in a process of its own, beyond the net and the decoded image."""
+    """MiB that reading an image, `detect`, the picture of its results and `layer_output` allocate; see `_memory`."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_memory, (path,))
 
 
 def _memory(path: Path) -> dict[str, float]:
+    """Reading: with the image; the features: with their output; all but reading: beyond the net and the image."""
     importlib.import_module("overfeat.fast")
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
-    detect(net, regressor, torch.zeros(3, 200, 200, dtype=torch.uint8), memory_limit=LIMIT)
-    image = read_image(path)
+    layer = BuiltInLayer(net, net.architecture.feature_layer)
+    small, picture = torch.zeros(3, 200, 200, dtype=torch.uint8), path.with_suffix(".drawn.png")
+    for _ in range(2):  # weights are packed at the second call; fonts are read at the first
+        layer_output(net, layer, small, memory_limit=LIMIT)
+        visualize.detections(small, detect(net, regressor, small, memory_limit=LIMIT), net.class_names, "", picture)
+    image, reading = _peak(lambda: read_image(path))
     start = time.perf_counter()
-    detections, peak = measure_peak_memory(
-        lambda: detect(net, regressor, image, memory_limit=LIMIT), torch.device("cpu")
-    )
+    detections, detection = _peak(lambda: detect(net, regressor, image, memory_limit=LIMIT))
+    seconds = time.perf_counter() - start
+    _, drawing = _peak(lambda: visualize.detections(image, detections, net.class_names, "", picture))
+    output, features = _peak(lambda: layer_output(net, layer, image, memory_limit=LIMIT))
     return {
-        "megabytes": peak / 2**20,
         "image": image.nbytes / 2**20,
-        "seconds": time.perf_counter() - start,
+        "reading": reading,
+        "detection": detection,
+        "drawing": drawing,
+        "features": features,
+        "output": output.nbytes / 2**20,
+        "seconds": seconds,
         "objects": len(detections),
     }
+
+
+def _peak(run: Callable[[], Any]) -> tuple[Any, float]:
+    """The result, and the peak of its memory in MiB; NaN where it is unknown."""
+    result, peak = measure_peak_memory(run, torch.device("cpu"))
+    return result, math.nan if peak is None else peak / 2**20
 
 
 def main() -> None:

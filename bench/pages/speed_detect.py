@@ -3,6 +3,17 @@
 from bench.pages.tables import measured_on, milliseconds, table
 from bench.suite.runtimes import ONNXRUNTIME, OPENVINO
 
+MEMORY = {  # heads of the columns: keys and formats
+    "the image": ("image", "{:.0f}"),
+    "reading": ("reading", "{:.0f}"),
+    "detect": ("detection", "{:.0f}"),
+    "s": ("seconds", "{:.1f}"),
+    "detections": ("objects", "{:,}"),
+    "picture": ("drawing", "{:.0f}"),
+    "features": ("features", "{:.0f}"),
+    "their output": ("output", "{:.0f}"),
+}
+
 
 def summary(results: dict) -> str:
     """Time per image of small images and of a large one, on both backends."""
@@ -27,11 +38,11 @@ def page(results: dict) -> str:
         for name, measured in _images(results)
     ]
     limit = results["memory"]["limit"]
-    memory = [
-        [f"{side} x {side}", f"{measured['image']:.0f}", f"{measured['megabytes']:.0f}", f"{measured['seconds']:.1f}",
-         f"{measured['objects']:,}"]
-        for side, measured in results["memory"].items() if side != "limit"
-    ]  # fmt: skip
+    sides = {f"{side} x {side}": of_side for side, of_side in results["memory"].items() if side != "limit"}
+    columns = {
+        head: column for head, column in MEMORY.items() if all(column[0] in of_side for of_side in sides.values())
+    }
+    memory = [[side, *(form.format(of_side[key]) for key, form in columns.values())] for side, of_side in sides.items()]
     return f"""# Detection: speed and memory
 
 {measured_on(results)}
@@ -53,11 +64,12 @@ In percent, with `overfeat.fast`; `other` is candidate selection, box decoding a
 
 ## Memory
 
-Peak memory with a memory limit of {limit} MiB, beyond the network and the decoded image, in a process of its own. Tiles
-keep to the limit; the rest grows with the image: the image at the two largest scales, as bytes, and the buffers of
-resizing.
+Peak memory in MiB with a memory limit of {limit} MiB, in a process of its own: of reading the image, with the image;
+of `detect` and of the picture of its results, beyond the network and the image; of the output of a layer
+(`overfeat features`), with the output. Tiles keep to the limit; the rest grows with the image: `detect` holds the image
+at the two largest scales, as bytes, and the buffers of resizing.
 
-{table(["image", "image, MiB", "peak beyond, MiB", "s", "detections"], memory)}
+{table(["image", *columns], memory)}
 """
 
 

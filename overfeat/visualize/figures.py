@@ -84,9 +84,11 @@ def show(
     factor = -(-max(image.shape) // MAX_SIDE)
     bands = [np.asarray(Image.fromarray(band.cpu().numpy()).reduce(factor)) for band in image]
     picture = np.stack(bands, axis=2) // (2 if dim else 1)
-    style: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if gray else {}
+    if gray:
+        picture = picture.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
+    opaque = np.full_like(picture[..., :1], 255)  # without it matplotlib computes in float64
     height, width = size or image.shape[1:]
-    axis.imshow(picture.mean(axis=2) if gray else picture, extent=(0, width, height, 0), **style)
+    axis.imshow(np.concatenate([picture, opaque], axis=2), extent=(0, width, height, 0))
     axis.set(xlim=(0, width), ylim=(height, 0))
 
 
