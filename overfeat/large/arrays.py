@@ -11,8 +11,9 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable
+from overfeat.large.channels import check_channels, default_channels
 from overfeat.large.reader import Georeference, TileError, check_window
-from overfeat.large.values import Samples, check_channels, conversion, default_channels
+from overfeat.large.values import Samples, conversion
 from overfeat.models.geometry import Size
 
 TILE = (256, 256)  # as which reading what has no tiles is planned
@@ -33,7 +34,8 @@ class ArrayImage:
             array, self.name = source, printable(getattr(source, "filename", None) or "the array")
         else:
             array, self.name = load(source), printable(source)
-        self._array: Samples = channels_last(array, self.name)
+        axis = channel_axis(array.shape, self.name)
+        self._array: Samples = array[..., None] if axis is None else np.moveaxis(array, axis, 2)
         height, width, count = self._array.shape
         self.levels: Sequence[Size] = [(height, width)]
         numbers = default_channels(count, self.name) if channels is None else check_channels(channels, count, self.name)
@@ -75,14 +77,14 @@ def load(path: str | os.PathLike) -> Samples:
         ) from error
 
 
-def channels_last(array: Samples, name: str) -> Samples:
-    """A view [H, W, C]. Raises InputError for other shapes."""
-    if array.ndim == 2 and 0 not in array.shape:
-        return array[..., None]
-    if array.ndim == 3 and 0 not in array.shape:
-        first, last = array.shape[0], array.shape[2]
-        return np.moveaxis(array, 0, 2) if first <= MAX_CHANNELS < last or first < last <= MAX_CHANNELS else array
-    raise InputError(f"{name}: an array of shape {array.shape}; give one that is [H, W], [H, W, C] or [C, H, W]")
+def channel_axis(shape: tuple[int, ...], name: str) -> int | None:
+    """Which axis of an array has the channels; None: it has none. Raises InputError for shapes of no image."""
+    if len(shape) == 2 and 0 not in shape:
+        return None
+    if len(shape) == 3 and 0 not in shape:
+        first, last = shape[0], shape[2]
+        return 0 if first <= MAX_CHANNELS < last or first < last <= MAX_CHANNELS else 2
+    raise InputError(f"{name}: an array of shape {shape}; give one that is [H, W], [H, W, C] or [C, H, W]")
 
 
 def window_of(array: Samples, rows: slice, columns: slice) -> Samples:

@@ -1,6 +1,7 @@
 """Opening images of every kind to be read in windows."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,12 +39,15 @@ def open_image(
         InputError: For files that cannot be read in windows; the message has the remedy.
         TypeError: For what is neither a path nor an image.
     """
+    if isinstance(image, LargeImage):
+        return image
     if isinstance(image, np.ndarray):
         return ArrayImage(image, channels, value_range)
     if isinstance(image, str | os.PathLike):
-        return _open_path(Path(image), channels, value_range)
-    if isinstance(image, LargeImage):
-        return image
+        opened = _open_path(Path(image), channels, value_range)
+        if notes := getattr(opened, "notes", None):
+            warnings.warn(f"{opened.name}: {'; '.join(notes)}", stacklevel=2)
+        return opened
     raise TypeError(f"a large image must be a path, a NumPy array or an open image, not {type(image).__name__}")
 
 

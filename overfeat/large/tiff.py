@@ -1,33 +1,33 @@
 """TIFF files in windows, through tifffile: tiled and pyramidal, BigTIFF, OME-TIFF, SVS, GeoTIFF."""
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable
+from overfeat.large.arrays import TILE, window_of
+from overfeat.large.georeference import georeference_of
 from overfeat.large.packages import package
 from overfeat.large.reader import TileError, check_window
-from overfeat.large.tiff_pages import Page, find_levels, georeference_of, layout_of, size_of, unsupported
-from overfeat.large.values import Samples
+from overfeat.large.tiff_pages import Page, check_layout, find_levels, is_fourth_band, layout_of, size_of, tile_of
+from overfeat.large.values import Samples, range_note
+from overfeat.large.windows import Part, Window, finished, middle, overlap, tiles_of
 from overfeat.models.geometry import Size
 
 JPEG = (6, 7, 34892, 33007)  # compressions whose decoders take tables
-WHITE_SLIDES = (
-    "svs",
-    "ndpi",
-    "scn",
-    "bif",
-    "philips",
-    "qpi",
-    "avs",
-)  # kinds of files whose missing tiles are background
-Window = tuple[int, int, int, int]  # top, bottom, left, right
+WHITE_SLIDES = ("svs", "ndpi", "scn", "bif", "philips", "qpi", "avs")  # whose missing tiles are background
+ZEROS = bytes(64)  # no compressed tile ends in them: what follows was not written
+FOURTH_BAND = (
+    "a fourth band is tagged as transparency and is none, as near infrared is: the first three are read as RGB"
+)
+END_OF_IMAGE = b"\xff\xd9"  # which a JPEG ends in
 
 
 class TiffImage:
@@ -35,93 +35,115 @@ class TiffImage:
 
     def __init__(self, path: str | os.PathLike, channels: object = None, value_range: ValueRange | None = None):
         self._arguments = os.fspath(path), channels, value_range
-        self.levels: Sequence[Size]
         self.name = printable(path)
         self._lock = threading.Lock()
+        self._maps: dict[tuple[int, int], Samples | None] = {}
         self._file = _open(path, self.name)
         try:
-            self._levels = find_levels(self._file, self.name)
-            page = self._levels[0].keyframe
-            if reason := unsupported(page):
-                raise InputError(
-                    f"{self.name}: cannot be decoded ({reason}); convert it to a tiled TIFF with JPEG or Deflate"
-                )
-            layout = layout_of(self._levels[0], self.name, channels, value_range)
-            self._samples, self._convert = layout.samples, layout.convert
-            self.levels = [size_of(level) for level in self._levels]
-            self.tile = tile_of(page)
-            self.georeference = georeference_of(page)
+            self._levels, self.notes = find_levels(self._file, self.name)
+            finest = self._levels[0]
+            check_layout(finest, self.name, path)
+            self.levels: Sequence[Size] = [size_of(level) for level in self._levels]
+            self.tile: Size = tile_of(finest.keyframe) if finest.keyframe.is_tiled else TILE
+            self.georeference = georeference_of(finest.keyframe)
             self._is_slide = any(getattr(self._file, f"is_{kind}") for kind in WHITE_SLIDES)
+            self._layout = layout_of(self._file, finest, self.name, channels, value_range)
         except BaseException:
             self.close()
             raise
+        self.notes += [*self._layout.notes, *self._look(value_range)]
+
+    def _look(self, value_range: ValueRange | None) -> list[str]:
+        """Look at the middle of the coarsest level: notes on the range of its values and on what is no transparency."""
+        convert, key = self._layout.convert, self._levels[0].keyframe
+        wide = value_range is None and key.dtype.itemsize > 1 and convert.palette is None
+        if not wide and convert.alpha is None:
+            return []
+        level = len(self.levels) - 1
+        samples, _ = self._read_samples(level, middle(self.levels[level]))
+        notes = range_note(key.dtype, convert, samples) if wide else []
+        if convert.alpha is not None and convert.kind == "rgb" and is_fourth_band(samples[..., -1]):
+            self._layout = replace(
+                self._layout, samples=self._layout.samples[:-1], convert=replace(convert, alpha=None)
+            )
+            notes.append(FOURTH_BAND)
+        return notes
 
     def read(self, level: int, rows: slice, columns: slice, *, damaged: list[TileError] | None = None) -> Tensor:
         """See `LargeImage.read`."""
         window = check_window(self, level, rows, columns)
-        errors: list[TileError] = []
-        series = self._levels[level]
-        pages: dict[int, Samples] = {}
-        for number in dict.fromkeys(sample.page for sample in self._samples):
-            pages[number] = self._read_page(level, series[number], window, errors)
-        numbers = {sample.page for sample in self._samples}
-        indices = [sample.index for sample in self._samples]
-        if len(numbers) == 1:
-            samples = pages[numbers.pop()]
-            samples = samples if indices == list(range(samples.shape[2])) else samples[..., indices]
-        else:
-            samples = np.stack([pages[sample.page][..., sample.index] for sample in self._samples], axis=2)
-        pixels = self._convert(samples)
-        if errors and damaged is None:
-            raise errors[0]
-        for error in errors:
-            top, bottom, left, right = _overlap(window, error.rows, error.columns)
-            pixels[:, top:bottom, left:right] = 255
-        if damaged is not None:
-            damaged += {(error.rows.start, error.columns.start): error for error in errors}.values()
-        return torch.from_numpy(pixels)
+        samples, errors = self._read_samples(level, window)
+        return finished(self._layout.convert(samples), window, errors, damaged)
 
-    def _read_page(self, level: int, page: Page, window: Window, errors: list[TileError]) -> Samples:
-        """Samples [h, w, n] of a page; those of tiles that cannot be read are undefined."""
-        top, bottom, left, right = window
-        key = page.keyframe
+    def _read_samples(self, level: int, window: Window) -> tuple[Samples, list[TileError]]:
+        """The samples [h, w, n] of the layout, and the errors of the tiles that cannot be read."""
+        wanted = self._layout.samples
+        errors: list[TileError] = []
+        pages = {
+            number: self._read_page(level, number, window, errors)
+            for number in dict.fromkeys(sample.page for sample in wanted)
+        }
+        if len(pages) > 1:
+            return np.stack([pages[sample.page][..., sample.index] for sample in wanted], axis=2), errors
+        samples, indices = next(iter(pages.values())), [sample.index for sample in wanted]
+        return (samples if indices == list(range(samples.shape[2])) else samples[..., indices]), errors
+
+    def _read_page(self, level: int, number: int, window: Window, errors: list[TileError]) -> Samples:
+        """All samples [h, w, n] of a page."""
+        mapped = self._mapped(level, number)
+        if mapped is not None:
+            return window_of(mapped, slice(*window[:2]), slice(*window[2:]))
+        page = self._levels[level][number]
+        key = self._levels[level].keyframe
         planes = key.samplesperpixel if key.planarconfig == 2 else 1
-        samples = np.full((bottom - top, right - left, key.samplesperpixel), self._missing(key), key.dtype)
-        (height, width), (rows, columns) = tile_of(key), size_of(page)
-        across, down = -(-columns // width), -(-rows // height)
+        shape = window[1] - window[0], window[3] - window[2], key.samplesperpixel
+        samples = np.full(shape, self._missing(key), key.dtype)
+        if page is None:
+            return samples
+        size, tile = size_of(self._levels[level]), tile_of(key)
+        across, down = -(-size[1] // tile[1]), -(-size[0] // tile[0])
         for plane in range(planes):
             part = samples[..., plane : plane + 1] if planes > 1 else samples
-            for i in range(top // height, -(-bottom // height)):
-                for j in range(left // width, -(-right // width)):
-                    covers = (
-                        slice(i * height, min((i + 1) * height, rows)),
-                        slice(j * width, min((j + 1) * width, columns)),
-                    )
-                    try:
-                        tile = self._decode(page, (plane * down + i) * across + j)
-                    except MemoryError:
-                        raise
-                    except Exception as error:  # decoders raise many kinds
-                        errors.append(TileError(self.name, level, *covers, error))
-                        continue
-                    if tile is not None:
-                        _paste(part, tile, window, i * height, j * width)
+            for i, j, covers in tiles_of(window, tile, size):
+                try:
+                    self._paste(part, page, (plane * down + i) * across + j, window, covers)
+                except MemoryError:
+                    raise
+                except Exception as error:  # decoders raise many kinds
+                    errors.append(TileError(self.name, level, *covers, error))
         return samples
+
+    def _paste(self, samples: Samples, page: Page, index: int, window: Window, covers: Part) -> None:
+        """Copy what a window has of a tile, unless the file has no such tile."""
+        tile = self._decode(page, index)
+        if tile is not None:
+            in_window, in_tile = overlap(window, covers)
+            samples[in_window] = tile[in_tile]
 
     def _decode(self, page: Page, index: int) -> Samples | None:
         """A tile [h, w, n]; None: the file has none there."""
+        if index >= min(len(page.dataoffsets), len(page.databytecounts)):
+            raise ValueError(f"the file lists {len(page.dataoffsets):,} tiles only")
         offset, count = page.dataoffsets[index], page.databytecounts[index]
         if count == 0 or offset == 0:
             return None
         file = page.parent.filehandle
+        if offset + count > file.size:
+            raise ValueError(f"it ends {offset + count - file.size:,} bytes after the file")
         with self._lock:
             file.seek(offset)
             content = file.read(count)
-        if len(content) < count:
-            raise ValueError(f"the file ends {count - len(content):,} bytes before the tile does")
-        tables = {"jpegtables": page.jpegtables, "jpegheader": page.keyframe.jpegheader}
-        tile, _, _ = page.keyframe.decode(content, index, **(tables if page.keyframe.compression in JPEG else {}))
-        return tile[0]
+        key = page.keyframe
+        if content.endswith(ZEROS) and key.compression != 1 and not content.rstrip(b"\0").endswith(END_OF_IMAGE):
+            raise ValueError("its end is missing")
+        tables = {"jpegtables": page.jpegtables, "jpegheader": key.jpegheader} if key.compression in JPEG else {}
+        return key.decode(content, index, **tables)[0][0]
+
+    def _mapped(self, level: int, number: int) -> Samples | None:
+        """A page that is stored as one array, as a map [H, W, n] of the file; None: it is not."""
+        if (level, number) not in self._maps:
+            self._maps[level, number] = _map_page(self._levels[level], number, self.name)
+        return self._maps[level, number]
 
     def _missing(self, page: Page) -> Any:
         """The value of tiles that the file does not have."""
@@ -131,6 +153,7 @@ class TiffImage:
 
     def close(self) -> None:
         """See `LargeImage.close`."""
+        self._maps.clear()
         self._file.close()
 
     def __reduce__(self) -> tuple:
@@ -140,32 +163,30 @@ class TiffImage:
 def _open(path: str | os.PathLike, name: str) -> Any:
     tifffile = package("tifffile", "large TIFF files")
     package("imagecodecs", "large TIFF files")
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds is reported where it matters
     try:
         return tifffile.TiffFile(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many kinds for damaged files
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{name}: cannot be read as a TIFF ({reason}); copy the file again") from error
 
 
-def tile_of(page: Page) -> tuple[int, int]:
-    """(height, width) of a tile, or of a strip."""
-    if page.is_tiled:
-        return page.tilelength, page.tilewidth
-    return min(page.rowsperstrip, page.imagelength), page.imagewidth
-
-
-def _paste(samples: Samples, tile: Samples, window: Window, y: int, x: int) -> None:
-    """Copy the part of a tile with this position that is in the window."""
-    top, bottom, left, right = _overlap(window, slice(y, y + tile.shape[0]), slice(x, x + tile.shape[1]))
-    if top < bottom and left < right:
-        dy, dx = window[0] - y, window[2] - x
-        samples[top:bottom, left:right] = tile[top + dy : bottom + dy, left + dx : right + dx]
-
-
-def _overlap(window: Window, rows: slice, columns: slice) -> Window:
-    """What a rectangle of the level covers of a window, in the window's coordinates."""
-    top, bottom, left, right = window
-    return (
-        max(rows.start, top) - top, min(rows.stop, bottom) - top,
-        max(columns.start, left) - left, min(columns.stop, right) - left,
-    )  # fmt: skip
+def _map_page(series: Any, number: int, name: str) -> Samples | None:
+    key = series.keyframe
+    if key.is_tiled or key.compression != 1 or key.imagedepth != 1:
+        return None
+    page = None if series.dataoffset is not None else series[number]
+    if series.dataoffset is not None:
+        offset = series.dataoffset + number * key.nbytes
+    elif page is not None and key.is_final and page.is_contiguous:
+        offset = page.dataoffsets[0]
+    else:
+        return None
+    file = key.parent.filehandle if page is None else page.parent.filehandle
+    planes, _, height, width, count = key.shaped
+    dtype = np.dtype(key.parent.byteorder + key._dtype.char)
+    try:
+        array = np.memmap(os.path.join(file.dirname, file.name), dtype, "r", offset, (planes, height, width, count))
+    except ValueError as error:
+        raise InputError(f"{name}: cut short, the file ends before its pixels do; copy the file again") from error
+    return np.moveaxis(array[..., 0], 0, 2) if planes > 1 else array[0]

@@ -1,6 +1,8 @@
 """What the pages of a TIFF are: levels of a pyramid, the samples of its pixels and their meaning."""
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from overfeat.data.arrays import ValueRange
+from overfeat.data.limits import MAX_PIXELS
+from overfeat.data.pixels import MIN_MASKED
 from overfeat.errors import InputError
-from overfeat.large.reader import Georeference
-from overfeat.large.values import Alpha, Conversion, Kind, Samples, check_channels, conversion, default_channels
+from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
+from overfeat.large.values import COUNTS, Alpha, Conversion, Kind, Samples, conversion
 from overfeat.models.geometry import Size
 
 Page = Any  # tifffile's TiffPage or TiffFrame
-WHITE_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR = 0, 2, 3, 5, 6  # photometric interpretations
+WHITE_IS_ZERO, YCBCR = 0, 6  # photometric interpretations
 KINDS: dict[int, Kind] = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 DECODED_AS_RGB = (6, 7, 33003, 33005, 34892, 50001, 33007)  # compressions whose decoders convert YCbCr
 ALPHAS: dict[int, Alpha] = {1: "premultiplied", 2: "straight"}  # by the tag ExtraSamples
-PIXEL_SCALE, TIE_POINT, TRANSFORMATION = 33550, 33922, 34264  # GeoTIFF's tags
-ASPECT = 0.02  # by which the sides of a level may differ from those of the finest, beyond rounding
+ASPECT = 0.02  # by which the ratio of a level's sides may differ from that of the finest, beyond rounding
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """How pixels are made: their samples, and what these mean."""
+    """How pixels are made: their samples, what these mean, and what is to be reported of it."""
 
     samples: tuple[Sample, ...]
     convert: Conversion
+    notes: tuple[str, ...] = ()
 
 
 def size_of(series: Any) -> Size:
@@ -43,87 +47,65 @@ def size_of(series: Any) -> Size:
     return series.keyframe.imagelength, series.keyframe.imagewidth
 
 
-def find_levels(file: Any, name: str) -> list[Any]:
-    """The levels of the largest image of a file, the finest first, as series of pages. Raises InputError."""
-    images = [series for series in file.series if series.keyframe is not None and min(size_of(series)) > 0]
+def tile_of(page: Page) -> Size:
+    """(height, width) of a tile, or of a strip."""
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
+def find_levels(file: Any, name: str) -> tuple[list[Any], list[str]]:
+    """The levels of the largest image of a file, the finest first, as series of pages, and notes.
+
+    Raises InputError for a file without an image.
+    """
+    try:
+        images = [series for series in file.series if series.keyframe is not None and min(size_of(series)) > 0]
+    except Exception as error:  # of many kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: damaged ({reason}); copy the file again") from error
     if not images:
         raise InputError(f"{name}: a TIFF without an image; copy or export it again")
     largest = max(images, key=lambda series: size_of(series)[0] * size_of(series)[1])
-    levels = sorted(largest.levels, key=size_of, reverse=True)
-    finest, kept = levels[0], levels[:1]
-    for level in levels[1:]:
-        factors = [full / size for full, size in zip(size_of(finest), size_of(level), strict=True)]
-        slack = ASPECT + 1 / min(size_of(level))
-        if (
-            abs(factors[0] / factors[1] - 1) <= slack
-            and level.keyframe.samplesperpixel == finest.keyframe.samplesperpixel
-        ):
+    finest, *coarser = sorted(largest.levels, key=size_of, reverse=True)
+    kept, notes = [finest], []
+    for level in coarser:
+        if problem := _unlike(finest, level):
+            notes.append(f"the level of {'x'.join(map(str, size_of(level)))} px is not used, {problem}")
+        else:
             kept.append(level)
-    return kept
+    return kept, notes
 
 
-def layout_of(
-    series: Any, name: str, channels: object, value_range: ValueRange | None, names: Sequence[str] = ()
-) -> Layout:
-    """The samples of a pixel and their conversion. Raises InputError for pixels that are no colours, ArgumentError."""
+def _unlike(finest: Any, level: Any) -> str | None:
+    """Why a page is no level of the pyramid of another; None: it is."""
+    (height, width), (full_height, full_width) = size_of(level), size_of(finest)
+    ratio = full_height * width / (full_width * height)
+    if abs(ratio - 1) > ASPECT + 1 / min(height, width):
+        return "its sides are in another ratio"
+    page, key = level.keyframe, finest.keyframe
+    if (page.samplesperpixel, page.dtype, len(level)) != (key.samplesperpixel, key.dtype, len(finest)):
+        return "its channels are not those of the finest"
+    return None if unsupported(page) is None else "it cannot be decoded"
+
+
+def check_layout(series: Any, name: str, path: str | os.PathLike) -> None:
+    """Raises InputError for pages that cannot be read in windows; the message has the remedy."""
     page = series.keyframe
-    kind = _kind(page, name)
-    per_page = page.samplesperpixel
-    pages = _channel_pages(series)
-    alpha = ALPHAS.get((page.extrasamples or (0,))[-1]) if per_page > 1 else None
-    colours = per_page - (alpha is not None)
-    samples = [Sample(number, index) for number in pages for index in range(colours)]
-    if channels is not None:
-        samples, kind, alpha = _chosen(samples, kind, channels, name, names), "rgb", None
-        kind = "grey" if len(samples) == 1 else "rgb"
-    elif kind in ("rgb", "palette", "CMYK", "YCbCr") and len(pages) == 1:
-        samples = samples[: {"rgb": 3, "palette": 1, "CMYK": 4, "YCbCr": 3}[kind]]
-    else:
-        numbers = default_channels(len(samples), name, names)
-        samples, kind = [samples[number] for number in numbers], "grey" if len(numbers) == 1 else "rgb"
-    if alpha is not None:
-        samples.append(Sample(pages[0], per_page - 1))
-    palette = _palette(page) if kind == "palette" else None
-    bits = page.bitspersample if isinstance(page.bitspersample, int) else None
-    made = conversion(
-        page.dtype, kind, name, value_range if palette is None else (0, 255), bits=bits, alpha=alpha, palette=palette,
-        white_is_zero=page.photometric == WHITE_IS_ZERO,
-    )  # fmt: skip
-    return Layout(tuple(samples), made)
+    if reason := unsupported(page):
+        raise InputError(f"{name}: cannot be decoded ({reason}); {tiling(path)} converts it")
+    height, width = size_of(series)
+    if not page.is_tiled and page.compression != 1 and height * width > MAX_PIXELS:
+        problem = f"{name}: {height}x{width} pixels in compressed strips, of which no windows can be read"
+        raise InputError(f"{problem}; {tiling(path)} writes them as tiles")
 
 
-def _kind(page: Page, name: str) -> Kind:
-    photometric = int(page.photometric)
-    if photometric not in KINDS:
-        shown = getattr(page.photometric, "name", photometric)
-        raise InputError(f"{name}: pixels of the kind {shown}, which are no colours; convert it to RGB")
-    if photometric == YCBCR and page.compression in DECODED_AS_RGB and page.planarconfig == 1:
-        return "rgb"
-    return KINDS[photometric]
-
-
-def _chosen(samples: list[Sample], kind: Kind, channels: object, name: str, names: Sequence[str]) -> list[Sample]:
-    if kind not in ("grey", "rgb"):
-        raise InputError(f"{name}: {kind} pixels have no channels to choose from; leave out channels")
-    return [samples[number] for number in check_channels(channels, len(samples), name, names)]
-
-
-def _channel_pages(series: Any) -> list[int]:
-    """The numbers of the pages with the channels of the first time and depth, in the order of the channels."""
-    shape, axes = series.get_shape(squeeze=False), series.get_axes(squeeze=False)
-    page_shape = series.keyframe.shape
-    count = len(shape) - len(page_shape)
-    if count <= 0:
-        return [0]
-    leading = dict(zip(axes[:count], shape[:count], strict=True))
-    step = int(np.prod([length for length in shape[axes.index("C") + 1 : count]])) if "C" in leading else 1
-    return [number * step for number in range(leading.get("C", 1))]
-
-
-def _palette(page: Page) -> Samples:
-    """uint8 [n, 3]. Some writers store 8-bit values in the 16-bit numbers."""
-    colours = np.asarray(page.colormap)
-    return np.ascontiguousarray((colours if colours.max(initial=0) < 256 else colours >> 8).astype(np.uint8).T)
+def tiling(path: str | os.PathLike) -> str:
+    """The command that makes a tiled pyramid of an image file."""
+    source = os.fspath(path)
+    target = os.path.splitext(source)[0] + ".tiled.tif"
+    command = f"vips tiffsave {shlex.quote(source)} {shlex.quote(target)}"
+    return f"`{command} --tile --pyramid --bigtiff --compression deflate`"
 
 
 def unsupported(page: Page) -> str | None:
@@ -131,31 +113,77 @@ def unsupported(page: Page) -> str | None:
     try:
         page.decode(None, 0)
     except Exception as error:  # of many kinds
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()) or type(error).__name__
     return None
 
 
-def georeference_of(page: Page) -> Georeference | None:
-    """From GeoTIFF's tags, whose raster space may count from the centre of the first pixel."""
-    tags = page.tags
-    keys = page.geotiff_tags if page.is_geotiff else None
-    matrix, scale, tie = (tags.valueof(number) for number in (TRANSFORMATION, PIXEL_SCALE, TIE_POINT))
-    if matrix is not None and len(matrix) == 16:
-        a, b, c, d, e, f = (float(matrix[number]) for number in (0, 1, 3, 4, 5, 7))
-    elif scale is not None and tie is not None and len(tie) == 6 and len(scale) >= 2:
-        a, b, d, e = float(scale[0]), 0.0, 0.0, -float(scale[1])
-        c, f = tie[3] - a * tie[0], tie[4] - e * tie[1]
+def layout_of(file: Any, series: Any, name: str, channels: object, value_range: ValueRange | None) -> Layout:
+    """The samples of a pixel and their conversion. Raises InputError for pixels that are no colours, ArgumentError."""
+    page, kind, alpha = series.keyframe, _kind(series.keyframe, name), None
+    pages, notes = _channel_pages(series)
+    if page.samplesperpixel > 1:
+        alpha = ALPHAS.get((page.extrasamples or (0,))[-1])
+    count = page.samplesperpixel - (alpha is not None)
+    samples = [Sample(number, index) for number in pages for index in range(count)]
+    names = _channel_names(file, series, len(samples))
+    if channels is not None:
+        if kind not in ("grey", "rgb"):
+            raise InputError(f"{name}: {kind} pixels have no channels to choose from; leave out channels")
+        numbers, alpha = check_channels(channels, len(samples), name, names), None
+    elif kind != "grey" and len(pages) == 1:
+        numbers = tuple(range(COUNTS[kind]))
     else:
-        return None
-    if keys and int(keys.get("GTRasterTypeGeoKey", 1)) == 2:  # pixel is point
-        c, f = c - (a + b) / 2, f - (d + e) / 2
-    return Georeference((a, b, c, d, e, f), *_reference_system(keys or {}))
+        numbers = default_channels(len(samples), name, names)
+        notes += channel_note(numbers, names)
+    kind = kind if kind in ("palette", "CMYK", "YCbCr") else "grey" if len(numbers) == 1 else "rgb"
+    chosen = [samples[number] for number in numbers]
+    if alpha is not None:
+        chosen.append(Sample(pages[0], page.samplesperpixel - 1))
+    return Layout(tuple(chosen), _conversion(page, kind, name, value_range, alpha), tuple(notes))
 
 
-def _reference_system(keys: dict[str, Any]) -> tuple[int | None, bool]:
-    """The EPSG number of the coordinate reference system, and whether it is one of longitude and latitude."""
-    for key in ("ProjectedCSTypeGeoKey", "ProjectedCRSGeoKey", "GeographicTypeGeoKey", "GeodeticCRSGeoKey"):
-        number = keys.get(key)
-        if number is not None and re.fullmatch(r"\d+", str(int(number))) and 1024 <= int(number) < 32767:
-            return int(number), not key.startswith("Projected")
-    return None, False
+def _conversion(page: Page, kind: Kind, name: str, value_range: ValueRange | None, alpha: Alpha | None) -> Conversion:
+    if kind == "palette":
+        colours = np.asarray(page.colormap)
+        # Some writers store 8-bit values in the 16-bit numbers.
+        colours = (colours if colours.max(initial=0) < 256 else colours >> 8).astype(np.uint8)
+        return Conversion("palette", palette=np.ascontiguousarray(colours.T))
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else None
+    white_is_zero = page.photometric == WHITE_IS_ZERO
+    return conversion(page.dtype, kind, name, value_range, bits=bits, alpha=alpha, white_is_zero=white_is_zero)
+
+
+def _kind(page: Page, name: str) -> Kind:
+    photometric = int(page.photometric)
+    if photometric not in KINDS or page.samplesperpixel < COUNTS[KINDS[photometric]]:
+        shown = getattr(page.photometric, "name", photometric)
+        raise InputError(f"{name}: pixels of {page.samplesperpixel} samples as {shown}, no colours; convert it to RGB")
+    if photometric == YCBCR and page.compression in DECODED_AS_RGB and page.planarconfig == 1:
+        return "rgb"
+    return KINDS[photometric]
+
+
+def _channel_pages(series: Any) -> tuple[list[int], list[str]]:
+    """The numbers of the pages with the channels of the first time and depth, in their order, and notes."""
+    shape, axes = series.get_shape(squeeze=False), series.get_axes(squeeze=False)
+    count = len(shape) - len(series.keyframe.shape)
+    leading = list(zip(axes[:count], shape[:count], strict=True))
+    steps = [int(np.prod([length for _, length in leading[number + 1 :]])) for number in range(len(leading))]
+    channels = [(length, step) for (axis, length), step in zip(leading, steps, strict=True) if axis == "C"]
+    others = [(axis, length) for axis, length in leading if axis != "C" and length > 1]
+    length, step = channels[0] if channels else (1, 1)
+    return [number * step for number in range(length)], first_note(others)
+
+
+def _channel_names(file: Any, series: Any, count: int) -> Sequence[str]:
+    """The names of the channels in the metadata of an OME-TIFF; none if there are not `count`."""
+    images = re.split(r"<(?:\w+:)?Image\b", file.ome_metadata or "" if file.is_ome else "")[1:]
+    number = next(number for number, other in enumerate(file.series) if other is series)
+    names = re.findall(r'<(?:\w+:)?Channel\b[^>]*?\sName="([^"]*)"', images[number]) if number < len(images) else []
+    return names if len(names) == count else ()
+
+
+def is_fourth_band(alpha: Samples) -> bool:
+    """Whether values that are tagged as transparency are none: a mask is mostly opaque or transparent."""
+    white = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
+    return bool(((alpha == 0) | (alpha == white)).mean() < MIN_MASKED)

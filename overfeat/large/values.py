@@ -1,6 +1,5 @@
 """Stored samples as RGB bytes: what the numbers of a file mean."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from overfeat.data.arrays import ValueRange, check_value_range
-from overfeat.errors import ArgumentError, InputError, is_whole, shorten
+from overfeat.errors import ArgumentError, InputError
 
 Samples = np.ndarray[Any, np.dtype[Any]]
 Kind = Literal["grey", "rgb", "palette", "CMYK", "YCbCr"]
@@ -100,21 +99,10 @@ def conversion(
     return Conversion(kind, low, high, alpha, palette, upper_bits)
 
 
-def check_channels(channels: object, count: int, name: str, names: Sequence[str] = ()) -> tuple[int, ...]:
-    """One or three numbers of channels, from 0. Raises ArgumentError."""
-    chosen = tuple(channels) if isinstance(channels, Sequence | np.ndarray) and not isinstance(channels, str) else ()
-    if len(chosen) in (1, 3) and all(is_whole(number) and 0 <= number < count for number in chosen):
-        return tuple(int(number) for number in chosen)
-    raise ArgumentError("channels", f"must be one or three numbers from 0 to {count - 1}", _has(name, count, names))
-
-
-def default_channels(count: int, name: str, names: Sequence[str] = ()) -> tuple[int, ...]:
-    """The channels of an image that has one or three. Raises ArgumentError for other numbers."""
-    if count in (1, 3):
-        return tuple(range(count))
-    requirement = "chooses one, or three as red, green and blue, such as (0, 1, 2)"
-    raise ArgumentError("channels", requirement, _has(name, count, names))
-
-
-def _has(name: str, count: int, names: Sequence[str]) -> str:
-    return f"{name}: has {count} channels{f' ({shorten(names)})' if names else ''}; "
+def range_note(dtype: np.dtype, convert: Conversion, samples: Samples) -> list[str]:
+    """What to report of values whose range was not given: how they are scaled, and whether the image becomes dark."""
+    if dtype.kind != "u" or dtype.itemsize == 1:
+        return []
+    white, largest = max(convert.low, convert.high), int(samples.max(initial=0))
+    dark = f", and are {largest:,} at most in its middle" if largest < white / 4 else ""
+    return [f"values of 0 to {white:,.0f} become 0 to 255{dark}; value_range says otherwise"]
