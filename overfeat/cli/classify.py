@@ -12,7 +12,6 @@ Examples:
 
 import argparse
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from overfeat.cli import features
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings, note_unseen
 from overfeat.cli.heat_maps import SUFFIXES, write_heat_maps
-from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import config_from_args, refuse_options
@@ -72,22 +71,25 @@ def run(args: argparse.Namespace) -> int:
     refuse_options(args, UNUSED[args.voting], f"--voting {args.voting}")
     if args.heat_map and not args.out:
         raise ArgumentError("heat_map", "needs a folder to write to; give -o FOLDER")
-    from overfeat.data.images import read_image
-    from overfeat.dense.evaluate import score_maps
-    from overfeat.dense.heat_maps import class_scores
-
-    net = load_net(args)
-    images = find_images(args)
-    output = None
+    work, images = _Classification(args), find_images(args)
     if args.out:
         settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}
         settings |= {"heat_map": True} if args.heat_map else {}
-        settings |= dense_settings(args, net) | net_settings(args, net)
-        output = result_folder(args.out, images, settings, ".json", SUFFIXES if args.heat_map else ())
+        settings |= dense_settings(args, work.net) | net_settings(args, work.net)
+        work.results = result_folder(args.out, images, settings, ".json", SUFFIXES if args.heat_map else ())
+    return process_images(args, images, work)
 
-    draw = args.heat_map and can_draw()
 
-    def process(path: Path, image: "Tensor") -> None:
+class _Classification(ImageWork):
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        self.net, self.draw = load_net(args), args.heat_map and can_draw()
+
+    def process(self, path: Path, image: "Tensor") -> list[dict]:
+        from overfeat.dense.evaluate import score_maps
+        from overfeat.dense.heat_maps import class_scores
+
+        net, args = self.net, self.args
         if args.voting == "dense":
             note_unseen(path, net, (image.shape[1], image.shape[2]), config_from_args(DenseConfig, args))
         maps = score_maps(net, image, **dense_arguments(args)) if args.heat_map else []
@@ -95,16 +97,15 @@ def run(args: argparse.Namespace) -> int:
         if not scores.isfinite().all():
             raise InputError("the net gives NaN scores; its weights are broken")
         top = top_classes(scores, net.class_names, args.top_k)
-        if output and maps:
-            write_heat_maps(output(path, ""), image, maps, scores, net.class_names, args.top_k, draw)
-        if output:
-            write_json(output(path), {"image": str(path), "classes": top})
-        if len(images) > 1:
-            print(printable(path))
-        for entry in top:
-            print(f"{printable(entry['class'])} {entry['score']:.6g}")
+        if self.results and maps:
+            write_heat_maps(self.results(path, ""), image, maps, scores, net.class_names, args.top_k, self.draw)
+        if self.results:
+            write_json(self.results(path), {"image": str(path), "classes": top})
+        return top
 
-    return process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process, output)
+    def show(self, path: Path, entry: list[dict]) -> None:
+        for top in entry:
+            print(f"{printable(top['class'])} {top['score']:.6g}")
 
 
 def _scores(net: "Net", image: "Tensor", args: argparse.Namespace) -> "Tensor":

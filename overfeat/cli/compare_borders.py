@@ -9,12 +9,11 @@ Examples:
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
-from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net
 from overfeat.cli.options import add_options, refuse_options
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.dense.compare import BorderComparison
+    from overfeat.densify.net import DensifiedNet
 
 
 def add_parser(commands: Commands) -> None:
@@ -37,8 +37,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare the borders on the images."""
-    from overfeat.data.images import read_image
-    from overfeat.dense.compare import combine, compare_borders
+    from overfeat.dense.compare import combine
     from overfeat.densify.net import DensifiedNet
 
     refuse_options(args, ("borders",), "compare-borders")
@@ -46,14 +45,26 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(net, DensifiedNet):
         raise InputError("compare-borders is for --module and the net that ships; leave --weights out")
     print(f"{net}\n")
-    results: list[BorderComparison] = []
-
-    def process(path: Path, image: "Tensor") -> None:
-        scales, stride, memory_limit = args.scales, args.stride, args.memory_limit
-        results.append(compare_borders(net, image, scales=scales, stride=stride, memory_limit=memory_limit))
-        print(f"{printable(path)}: {results[-1]}")
-
-    status = process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process)
-    if len(results) > 1:
-        print(f"all images: {combine(results)}")
+    work = _Comparison(args, net)
+    status = process_images(args, images, work)
+    if len(work.comparisons) > 1:
+        print(f"all images: {combine(work.comparisons)}")
     return status
+
+
+class _Comparison(ImageWork):
+    titled = False
+
+    def __init__(self, args: argparse.Namespace, net: "DensifiedNet"):
+        super().__init__(args)
+        self.net, self.comparisons = net, list["BorderComparison"]()
+
+    def process(self, path: Path, image: "Tensor") -> "BorderComparison":
+        from overfeat.dense.compare import compare_borders
+
+        scales, stride, memory_limit = self.args.scales, self.args.stride, self.args.memory_limit
+        return compare_borders(self.net, image, scales=scales, stride=stride, memory_limit=memory_limit)
+
+    def show(self, path: Path, entry: "BorderComparison") -> None:
+        self.comparisons.append(entry)
+        print(f"{printable(path)}: {entry}")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
-from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
 from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets, multibox_settings, net_settings
 from overfeat.cli.options import add_options, config_from_args, refuse_options
@@ -48,6 +48,7 @@ OPTIONS = {
     "multibox": {"classifier", *(field.name for field in fields(ProposalConfig))},
 }
 Detector = Callable[["Tensor"], "Detections"]
+Loaded = tuple[Detector, Sequence[str], float | Sequence[float], dict]
 
 
 def add_parser(commands: Commands) -> None:
@@ -80,41 +81,48 @@ def add_multibox_options(parser: argparse.ArgumentParser, skip: tuple[str, ...] 
 
 def run(args: argparse.Namespace) -> int:
     """Detect the objects of the images."""
-    from overfeat import visualize
-    from overfeat.data.images import read_image
     from overfeat.data.readers.coco import coco_ids
 
     (others,) = (names for method, names in OPTIONS.items() if method != args.method)
     refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
-    images = find_images(args)
-    detector, names, settings = (_multibox if args.method == "multibox" else _overfeat)(args)
-    output, draw = None, bool(args.out) and can_draw()
+    images, work = find_images(args), _Detection(args)
     if args.coco_ids and not args.out:
         raise InputError(f"--coco-ids {args.coco_ids} is for the {COCO} that -o FOLDER writes; give that, too")
     if args.out:
-        coco_ids(args.coco_ids, list(images.values()), names)  # before the work
-        settings = {"command": "detect", "min_score": args.min_score, **settings}
-        output = result_folder(args.out, images, settings, ".json", [".png"], [COCO])
-
-    def process(path: Path, image: "Tensor") -> None:
-        detections = detector(image)
-        objects = object_entries(detections, names)
-        if output:
-            if draw:
-                visualize.detections(image, detections, names, path.name, output(path, ".png"))
-            write_json(output(path), {"image": str(path), "objects": objects})
-        if len(images) > 1:
-            print(printable(path))
-        _print(path, objects, args.min_score)
-
-    status = process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process, output)
-    if output:
-        _write_coco(args.out, args.coco_ids, names)
+        coco_ids(args.coco_ids, list(images.values()), work.names)  # before the work
+        settings = {"command": "detect", "min_score": work.min_score, **work.settings}
+        work.results = result_folder(args.out, images, settings, ".json", [".png"], [COCO])
+    status = process_images(args, images, work)
+    if args.out:
+        _write_coco(args.out, args.coco_ids, work.names)
     return status
 
 
-def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
-    """The detector of an image, the names of its labels, and what the results depend on."""
+class _Detection(ImageWork):
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        loaded = (_multibox if args.method == "multibox" else _overfeat)(args)
+        self.detector, self.names, self.min_score, self.settings = loaded
+        self.draw = bool(args.out) and can_draw()
+
+    def process(self, path: Path, image: "Tensor") -> list[dict]:
+        from overfeat import visualize
+
+        detections = self.detector(image)
+        objects = object_entries(detections, self.names)
+        if self.results:
+            if self.draw:
+                picture = self.results(path, ".png")
+                visualize.detections(image, detections, self.names, path.name, picture)
+            write_json(self.results(path), {"image": str(path), "objects": objects})
+        return objects
+
+    def show(self, path: Path, entry: list[dict]) -> None:
+        _print(path, entry, self.min_score)
+
+
+def _overfeat(args: argparse.Namespace) -> Loaded:
+    """The detector of an image, the names of its labels, the least score, and what else the results depend on."""
     from overfeat.detection.predict import choose_postprocess, detect, lowest_score
     from overfeat.models.thresholds import check_match_threshold
 
@@ -122,30 +130,27 @@ def _overfeat(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
     config = asdict(config_from_args(DetectionConfig, args))
     check_match_threshold(config["match_threshold"], net.num_foreground_classes)
     config["postprocess"] = choose_postprocess(net, config["postprocess"], config["match_threshold"])
-    args.min_score = lowest_score(net, args.min_score, config["postprocess"])
-    detector = partial(detect, net, regressor, min_score=args.min_score, **config, **dense_arguments(args))
-    return (
-        detector,
-        net.class_names[: net.num_foreground_classes],
-        {**config, **dense_settings(args, net), **net_settings(args, net)},
-    )
+    min_score = lowest_score(net, args.min_score, config["postprocess"])
+    detector = partial(detect, net, regressor, min_score=min_score, **config, **dense_arguments(args))
+    names = net.class_names[: net.num_foreground_classes]
+    return detector, names, min_score, {**config, **dense_settings(args, net), **net_settings(args, net)}
 
 
-def _multibox(args: argparse.Namespace) -> tuple[Detector, Sequence[str], dict]:
+def _multibox(args: argparse.Namespace) -> Loaded:
     """The same of DeepMultiBox."""
     from overfeat.multibox.predict import detect_multibox, label_names
 
     if isinstance(args.min_score, tuple):
         raise ArgumentError("min_score", "must be one number for --method multibox")
-    args.min_score = MIN_SCORE if args.min_score is None else args.min_score
+    min_score = MIN_SCORE if args.min_score is None else args.min_score
     model, net = load_multibox_nets(args)
     if args.nms_iou_threshold is None:  # the default of DetectionConfig
         args.nms_iou_threshold = ProposalConfig.nms_iou_threshold
     config = config_from_args(ProposalConfig, args)
     names = label_names(model, net)
     settings = {"method": args.method, **asdict(config), **multibox_settings(args), "classes": names}
-    detector = partial(detect_multibox, model, net, score_threshold=args.min_score, **asdict(config))
-    return detector, names, settings
+    detector = partial(detect_multibox, model, net, score_threshold=min_score, **asdict(config))
+    return detector, names, min_score, settings
 
 
 def _print(path: Path, objects: Sequence[dict], min_score: float | Sequence[float]) -> None:

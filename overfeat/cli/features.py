@@ -17,15 +17,14 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import note_unseen
-from overfeat.cli.images import add_image_options, find_images, process_images, read_enlarged
+from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images, read_enlarged
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import add_options
@@ -37,7 +36,6 @@ from overfeat.files import check_writable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from overfeat.models.net import Net
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
 
@@ -65,53 +63,72 @@ def add_layer(container: argparse._ActionsContainer, help: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the features of the images."""
-    from overfeat.dense.layer_output import find_layer, layer_output
-
-    net = load_net(args)
-    name, layer = find_layer(net, args.layer, args.stride)
-    images = find_images(args)
+    work, images = _Features(args), find_images(args)
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
     if args.out and any(args.out.resolve() == path.resolve() for path in images):
         raise InputError(f"-o {args.out}: is the image itself; name another file")
-    target = _targets(args, net, name, images, single)
-
-    def process(path: Path, image: "Tensor") -> None:
-        if net.geometry.any_stride:
-            size = (image.shape[1], image.shape[2])
-            note_unseen(path, net, size, DenseConfig(scales=(1.0,), flip=False, stride=args.stride))
-        features = layer_output(net, layer, image, memory_limit=args.memory_limit)
-        if target is None:
-            _write_text(features, sys.stdout)
-            return
-        _write(features, name, target(path), args.format)
-        print(f"{printable(target(path))}: layer {name}, {' x '.join(map(str, features.shape))}")
-
-    read = partial(read_enlarged, net, max_pixels=args.max_pixels)
-    return process_images(args, images, read, process, None if single else target)
-
-
-def _targets(
-    args: argparse.Namespace, net: "Net", layer: int | str, images: dict[Path, str], single: bool
-) -> Callable[[Path], Path] | None:
-    """The file of each image's features, checked before the work; None for standard output."""
-    suffix = SUFFIXES[args.format]
-    if not args.out and args.format == "text":
-        return None
-    if single:
+    if single and (args.out or args.format != "text"):
         (name,) = images.values()
-        target = args.out or Path(name + suffix)
-        check_writable(target)
-        overwrite = "overwrite" in args  # not of classify -f
-        if target.exists() and not (overwrite and args.overwrite) and not _holds_features(target):
-            remedy = "name another file" + ", or --overwrite it" * overwrite
-            raise InputError(f"{target}: exists and holds no features; {remedy}")
-        return lambda path: target
-    settings = {"command": "features", "layer": layer, "format": args.format, **net_settings(args, net)}
-    if net.geometry.any_stride:
-        settings["stride"] = args.stride or net.default_stride
-    return result_folder(args.out, images, settings, suffix)
+        work.file = args.out or Path(name + SUFFIXES[args.format])
+        _check_file(work.file, args)
+    elif args.out:
+        settings = {"command": "features", "layer": work.name, "format": args.format, **net_settings(args, work.net)}
+        if work.net.geometry.any_stride:
+            settings["stride"] = args.stride or work.net.default_stride
+        work.results = result_folder(args.out, images, settings, SUFFIXES[args.format])
+    return process_images(args, images, work)
+
+
+class _Features(ImageWork):
+    """With neither `results` nor a `file` the features go to standard output."""
+
+    file: Path | None = None
+    titled = False
+
+    def __init__(self, args: argparse.Namespace):
+        from overfeat.dense.layer_output import find_layer
+
+        super().__init__(args)
+        self.net = load_net(args)
+        self.name, self.layer = find_layer(self.net, args.layer, args.stride)
+
+    def read(self, path: Path) -> "Tensor":
+        return read_enlarged(self.net, path, self.args.max_pixels)
+
+    def process(self, path: Path, image: "Tensor") -> "Tensor | Sequence[int]":
+        """The features, or their shape where they are written to a file."""
+        from overfeat.dense.layer_output import layer_output
+
+        if self.net.geometry.any_stride:
+            size = (image.shape[1], image.shape[2])
+            note_unseen(path, self.net, size, DenseConfig(scales=(1.0,), flip=False, stride=self.args.stride))
+        features = layer_output(self.net, self.layer, image, memory_limit=self.args.memory_limit)
+        file = self._file(path)
+        if file is None:
+            return features
+        _write(features, self.name, file, self.args.format)
+        return tuple(features.shape)
+
+    def show(self, path: Path, entry: "Tensor | Sequence[int]") -> None:
+        if (file := self._file(path)) is None:
+            assert not isinstance(entry, Sequence)
+            _write_text(entry, sys.stdout)
+        else:
+            print(f"{printable(file)}: layer {self.name}, {' x '.join(map(str, entry))}")
+
+    def _file(self, path: Path) -> Path | None:
+        return self.results(path) if self.results else self.file
+
+
+def _check_file(file: Path, args: argparse.Namespace) -> None:
+    """Raises InputError unless features can be written to the file that -o names."""
+    check_writable(file)
+    overwrite = "overwrite" in args  # not of classify -f
+    if file.exists() and not (overwrite and args.overwrite) and not _holds_features(file):
+        remedy = "name another file" + ", or --overwrite it" * overwrite
+        raise InputError(f"{file}: exists and holds no features; {remedy}")
 
 
 def _holds_features(path: Path) -> bool:

@@ -4,19 +4,21 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overfeat.cli.messages import message_of, out_of_memory
 from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.data.limits import MAX_PIXELS
-from overfeat.errors import InputError, WriteError, with_path
+from overfeat.errors import InputError, WriteError, printable, with_path
 from overfeat.options import positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from overfeat.cli.results import Results
     from overfeat.models.net import Net
 
 
@@ -79,30 +81,51 @@ def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
     return resize(image[None], (max(window[0], round(height * factor)), max(window[1], round(width * factor))))[0]
 
 
-def process_images(
-    args: argparse.Namespace, images: Collection[Path], read: Callable[[Path], "Tensor"],
-    process: Callable[[Path, "Tensor"], None], output: Callable[[Path], Path] | None = None,
-) -> int:  # fmt: skip
+class ImageWork:
+    """What a command does with each image.
+
+    Attributes:
+        results: Where the results go; None where there are no files, or a run does not continue.
+        titled: Whether each of several images has its path printed above.
+    """
+
+    results: "Results | None" = None
+    titled = True
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+
+    def read(self, path: Path) -> "Tensor":
+        """The image of a file, uint8 [3, H, W]."""
+        from overfeat.data.images import read_image
+
+        return read_image(path, self.args.max_pixels)
+
+    def process(self, path: Path, image: "Tensor") -> Any:
+        """Evaluate an image and write its results; returns what is printed of them."""
+        raise NotImplementedError
+
+    def show(self, path: Path, entry: Any) -> None:
+        """Print the results of an image."""
+
+
+def process_images(args: argparse.Namespace, images: Collection[Path], work: ImageWork) -> int:
     """Process every image, and list the bad ones at the end; returns the exit status, 1 if any image failed.
 
-    The next image is read while one is processed.
-
-    Images whose result, output(path), exists are skipped, so that a second run continues an interrupted one. A result
-    that cannot be written ends the run: the next one could not be written either. An image for which the memory does
-    not suffice is a bad one.
+    Images that have a result are skipped, so that a second run continues an interrupted one. A result that cannot be
+    written ends the run: the next one could not be written either. An image for which the memory does not suffice is a
+    bad one.
     """
     from tqdm import tqdm
 
-    from overfeat.data.read_ahead import read_ahead
-
     failed: list[str] = []
-    pending = [path for path in images if output is None or not output(path).exists()]
+    pending = [path for path in images if work.results is None or not work.results(path).exists()]
     if len(pending) < len(images):
         print(f"{len(images) - len(pending)} of {len(images)} images are done already", file=sys.stderr)
     hidden = len(pending) < 2 or None
-    for path, image in tqdm(read_ahead(pending, read), total=len(pending), unit="image", disable=hidden, leave=False):
+    for path, result in tqdm(_processed(pending, work), total=len(pending), unit="image", disable=hidden, leave=False):
         try:
-            process(path, image.result())
+            entry = result.result()
         except WriteError:
             raise
         except (InputError, MemoryError, RuntimeError) as error:
@@ -111,6 +134,23 @@ def process_images(
                 raise
             failed.append(with_path(path, message))
             tqdm.write(f"skipped: {failed[-1]}", file=sys.stderr)
+            continue
+        if work.titled and len(images) > 1:
+            print(printable(path))
+        work.show(path, entry)
     if failed:
         print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _processed(paths: Collection[Path], work: ImageWork) -> "Iterator[tuple[Path, Future[Any]]]":
+    """Each image with what `work.process` returned or raised; the next image is read meanwhile."""
+    from overfeat.data.read_ahead import read_ahead
+
+    for path, image in read_ahead(paths, work.read):
+        result: Future[Any] = Future()
+        try:
+            result.set_result(work.process(path, image.result()))
+        except Exception as error:
+            result.set_exception(error)
+        yield path, result

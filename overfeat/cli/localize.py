@@ -11,13 +11,12 @@ Examples:
 
 import argparse
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
-from overfeat.cli.images import add_image_options, find_images, process_images
+from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
 from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_localizer, net_settings
 from overfeat.cli.options import add_options, config_from_args
@@ -45,35 +44,41 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Localize the objects of the images."""
-    from overfeat.data.images import read_image
-    from overfeat.dense.candidates import candidates
-    from overfeat.dense.detections import best_per_class, merge
-    from overfeat.visualize import localization
-
-    net, regressor = load_localizer(args)
-    images, config = find_images(args), config_from_args(LocalizationConfig, args)
-    output, draw = None, bool(args.out) and can_draw()
+    work, images = _Localization(args), find_images(args)
     if args.out:
-        settings = {"command": "localize", **asdict(config), **dense_settings(args, net), **net_settings(args, net)}
-        output = result_folder(args.out, images, settings, ".json", [".png"])
+        settings = {"command": "localize", **asdict(work.config), **dense_settings(args, work.net)}
+        work.results = result_folder(args.out, images, settings | net_settings(args, work.net), ".json", [".png"])
+    return process_images(args, images, work)
 
-    def process(path: Path, image: "Tensor") -> None:
-        top_k, threshold = config.top_k, config.relative_threshold
-        raw = candidates(net, regressor, image, top_k=top_k, relative_threshold=threshold, **dense_arguments(args))
-        merged = merge(raw, (image.shape[1], image.shape[2]), match_threshold=config.match_threshold)
+
+class _Localization(ImageWork):
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        self.net, self.regressor = load_localizer(args)
+        self.config = config_from_args(LocalizationConfig, args)
+        self.draw = bool(args.out) and can_draw()
+
+    def process(self, path: Path, image: "Tensor") -> list[dict]:
+        from overfeat.dense.candidates import candidates
+        from overfeat.dense.detections import best_per_class, merge
+        from overfeat.visualize import localization
+
+        top_k, threshold, dense = self.config.top_k, self.config.relative_threshold, dense_arguments(self.args)
+        raw = candidates(self.net, self.regressor, image, top_k=top_k, relative_threshold=threshold, **dense)
+        merged = merge(raw, (image.shape[1], image.shape[2]), match_threshold=self.config.match_threshold)
         predictions = best_per_class(merged, top_k)
-        entries = _entries(predictions, net.class_names)
-        if output:
-            if draw:
-                localization(image, raw, predictions, net.class_names, path.name, output(path, ".png"))
-            write_json(output(path), {"image": str(path), "predictions": entries})
-        if len(images) > 1:
-            print(printable(path))
-        for entry in entries:
-            x1, y1, x2, y2 = entry["box"]
-            print(f"{printable(entry['class'])} {entry['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
+        entries = _entries(predictions, self.net.class_names)
+        if self.results:
+            if self.draw:
+                picture = self.results(path, ".png")
+                localization(image, raw, predictions, self.net.class_names, path.name, picture)
+            write_json(self.results(path), {"image": str(path), "predictions": entries})
+        return entries
 
-    return process_images(args, images, partial(read_image, max_pixels=args.max_pixels), process, output)
+    def show(self, path: Path, entry: list[dict]) -> None:
+        for prediction in entry:
+            x1, y1, x2, y2 = prediction["box"]
+            print(f"{printable(prediction['class'])} {prediction['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
 
 
 def _entries(predictions: "Detections", names: list[str]) -> list[dict]:

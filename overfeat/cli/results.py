@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,23 @@ def can_draw() -> bool:
     return True
 
 
+@dataclass
+class Results:
+    """The files of results in a folder, named after the images: `results(path)` is that of an image.
+
+    Attributes:
+        suffix: Of an image's result; `results(path, suffix)` is another file of the image.
+        names: The name of each image, see `find_images`.
+    """
+
+    folder: Path
+    suffix: str
+    names: dict[Path, str] = field(default_factory=dict)
+
+    def __call__(self, path: Path, suffix: str | None = None) -> Path:
+        return self.folder / f"{self.names[path]}{self.suffix if suffix is None else suffix}"
+
+
 def result_folder(
     folder: Path,
     images: Mapping[Path, str],
@@ -42,12 +60,11 @@ def result_folder(
     suffix: str,
     beside: Sequence[str] = (),
     shared: Sequence[str] = (),
-) -> Callable[..., Path]:
-    """Prepare a folder for one result an image; returns a function from an image's path to its result's.
+) -> Results:
+    """Prepare a folder for one result an image; returns the files' paths.
 
-    A result is named after the image, with a suffix; files with the suffixes `beside` are written for each image too
-    (the function's second argument), and `shared` for all. settings.json records what the results depend on: a folder
-    of other settings is refused.
+    A result is named after the image, with a suffix; files with the suffixes `beside` are written for each image too,
+    and `shared` for all. settings.json records what the results depend on: a folder of other settings is refused.
 
     Args:
         images: The name of each image, see `find_images`.
@@ -65,7 +82,7 @@ def result_folder(
     _check_settings(folder, settings | {"folders": _folders(images)}, results)
     for parent in {(folder / name).parent for name in names}:
         remove_leftovers(ensure_dir(parent))
-    return lambda path, end=suffix: folder / f"{images[path]}{end}"
+    return Results(folder, suffix, dict(images))
 
 
 def _check_settings(folder: Path, settings: dict, results: Sequence[str]) -> None:
