@@ -51,7 +51,9 @@ def write_enormous(path, height, width, *, levels=None, quality=80, seed=0):
     The tile at (row, column) of every level is number (3 * row + column) % DISTINCT of the arrays that are returned,
     as they are before JPEG. `levels`: as many as make the coarsest at most 2,048 pixels wide.
     """
-    tiles = [picture(SPARSE_TILE, SPARSE_TILE, seed + number) for number in range(DISTINCT)]
+    side = SPARSE_TILE
+    wide = picture(side, side + 16 * DISTINCT, seed)
+    tiles = [np.ascontiguousarray(wide[:, 16 * number : 16 * number + side]) for number in range(DISTINCT)]
     contents = []
     for tile in tiles:
         file = io.BytesIO()

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shlex
 import threading
 import warnings
 import zlib
@@ -114,8 +115,17 @@ def open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         problem = f"{name}: {height}x{width} pixels, more than the limit of {max_pixels:,}; "
-        raise ArgumentError("max_pixels", "allows more, or make the image smaller", problem)
+        raise ArgumentError("max_pixels", f"allows more, or {tiling(path)} makes a file to be read in windows", problem)
     return image
+
+
+def tiling(path: str | os.PathLike) -> str:
+    """The command that makes a tiled pyramid of an image file."""
+    source = os.fspath(path)
+    stem, suffix = os.path.splitext(source)
+    compression = "jpeg --Q 95" if suffix.lower() in (".jpg", ".jpeg") else "deflate"
+    names = f"{shlex.quote(source)} {shlex.quote(f'{stem}.tiled.tif')}"
+    return f"`vips tiffsave {names} --tile --pyramid --bigtiff --compression {compression}`"
 
 
 def _without_large_text(file: BinaryIO) -> BinaryIO:

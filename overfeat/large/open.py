@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,17 +11,23 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from overfeat.data.arrays import ValueRange
-from overfeat.data.images import read_image
+from overfeat.data.images import open_header, read_image
 from overfeat.data.limits import MAX_PIXELS
-from overfeat.errors import printable
+from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.large.arrays import ArrayImage
+from overfeat.large.openslide import SlideImage
+from overfeat.large.rasterio import RasterImage
 from overfeat.large.reader import LargeImage
 from overfeat.large.tiff import TiffImage
+from overfeat.large.zarr import ZarrImage, is_zarr
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how files begin, those of 64-bit offsets too
-ZARR = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # files of a folder that is zarr
-SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".npy")
-REDUCED, WIDTH, HEIGHT, COMPRESSION, TILE_WIDTH, SUB_IFDS = 254, 256, 257, 259, 322, 330  # TIFF's tags
+ARRAYS = (".npy",)
+TIFF_SLIDES = (".svs", ".ndpi", ".scn", ".bif")
+SLIDES = (".mrxs", ".vms", ".vmu", ".svslide", ".dcm")  # that openslide alone reads
+RASTERS = (".vrt", ".img", ".ecw", ".sid")  # that GDAL alone reads
+JPEG_2000 = (".jp2", ".j2k", ".jpx")
+WIDTH, HEIGHT, COMPRESSION, TILE_WIDTH, SUB_IFDS = 256, 257, 259, 322, 330  # TIFF's tags
 
 
 def open_image(
@@ -29,8 +37,9 @@ def open_image(
     """An image that is read in windows: RGB bytes of the levels of a pyramid, see `LargeImage`.
 
     Args:
-        image: A TIFF (tiled, pyramidal, BigTIFF, OME-TIFF, SVS, GeoTIFF), a .npy file, an array [H, W], [H, W, C] or
-            [C, H, W], memory-mapped or not, or any image that `read_image` reads, which is then in memory.
+        image: A TIFF (tiled, pyramidal, BigTIFF, OME-TIFF, SVS, GeoTIFF), a zarr or OME-Zarr folder, a .npy file, an
+            array [H, W], [H, W, C] or [C, H, W], memory-mapped or not, or any image that `read_image` reads, which is
+            then in memory. Other slides (MRXS, DICOM) need openslide, other rasters (VRT, large JPEG 2000) rasterio.
         channels: The numbers, from 0, of one channel, which is shown grey, or of three that are red, green and blue.
             None: all of an image that has one or three.
         value_range: The values of black and white. None: the range of the type of integers of up to 16 bits.
@@ -52,12 +61,37 @@ def open_image(
 
 
 def _open_path(path: Path, channels: object, value_range: ValueRange | None) -> LargeImage:
-    if path.suffix.lower() == ".npy":
-        return ArrayImage(path, channels, value_range)
+    arguments = path, channels, value_range
+    if is_zarr(path):
+        return ZarrImage(*arguments)
     if _begins_as_tiff(path):
+        return _open_tiff(*arguments)
+    suffix = path.suffix.lower()
+    if suffix in ARRAYS and path.is_file():
+        return ArrayImage(*arguments)
+    if suffix in SLIDES and path.is_file():
+        return SlideImage(*arguments)
+    if (suffix in RASTERS and path.is_file()) or _is_large_jpeg_2000(path, MAX_PIXELS):
+        return RasterImage(*arguments)
+    return _in_memory(*arguments)
+
+
+def _open_tiff(path: Path, channels: object, value_range: ValueRange | None) -> LargeImage:
+    """By tifffile, else by Pillow where that is the whole image, else by what is installed of openslide and GDAL."""
+    try:
         return TiffImage(path, channels, value_range)
-    pixels = read_image(path).permute(1, 2, 0).numpy()
-    image = ArrayImage(pixels, channels, value_range)
+    except ArgumentError:
+        raise
+    except InputError as error:
+        others: list[Callable[..., LargeImage]] = [_in_memory] if channels is value_range is None else []
+        for other in [*others, SlideImage, RasterImage]:
+            with suppress(InputError):
+                return other(path, channels, value_range)
+        raise error
+
+
+def _in_memory(path: Path, channels: object, value_range: ValueRange | None) -> ArrayImage:
+    image = ArrayImage(read_image(path).permute(1, 2, 0).numpy(), channels, value_range)
     image.name = printable(path)
     return image
 
@@ -65,13 +99,13 @@ def _open_path(path: Path, channels: object, value_range: ValueRange | None) -> 
 def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     """Whether a file is to be read in windows, from a look at its header.
 
-    That are zarr folders, slides, arrays in .npy files, TIFFs with a pyramid, and those of more than max_pixels pixels
-    that are tiled or not compressed.
+    That are zarr folders, slides, arrays in .npy files, files of GDAL's, TIFFs with a pyramid, and TIFFs of more than
+    max_pixels pixels that are tiled or not compressed.
     """
     path = Path(path)
-    if path.is_dir():
-        return any((path / name).is_file() for name in ZARR)
-    if path.suffix.lower() in SLIDES:
+    if is_zarr(path) or _is_large_jpeg_2000(path, max_pixels):
+        return True
+    if path.suffix.lower() in (*ARRAYS, *SLIDES, *TIFF_SLIDES, *RASTERS):
         return path.is_file()
     if not _begins_as_tiff(path):
         return False
@@ -85,6 +119,19 @@ def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     if is_tiled and (SUB_IFDS in first or (TILE_WIDTH in second and second.get(WIDTH, 0) < first[WIDTH])):
         return True
     return first.get(WIDTH, 0) * first.get(HEIGHT, 0) > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
+
+
+def _is_large_jpeg_2000(path: Path, max_pixels: int) -> bool:
+    if path.suffix.lower() not in JPEG_2000 or not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            open_header(file, path, max_pixels)
+    except ArgumentError:
+        return True
+    except Exception:  # whoever reads the file reports what is damaged
+        return False
+    return False
 
 
 def _begins_as_tiff(path: Path) -> bool:

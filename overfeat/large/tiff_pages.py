@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from overfeat.data.arrays import ValueRange
+from overfeat.data.images import tiling
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import MIN_MASKED
 from overfeat.errors import InputError
@@ -98,14 +98,6 @@ def check_layout(series: Any, name: str, path: str | os.PathLike) -> None:
     if not page.is_tiled and page.compression != 1 and height * width > MAX_PIXELS:
         problem = f"{name}: {height}x{width} pixels in compressed strips, of which no windows can be read"
         raise InputError(f"{problem}; {tiling(path)} writes them as tiles")
-
-
-def tiling(path: str | os.PathLike) -> str:
-    """The command that makes a tiled pyramid of an image file."""
-    source = os.fspath(path)
-    target = os.path.splitext(source)[0] + ".tiled.tif"
-    command = f"vips tiffsave {shlex.quote(source)} {shlex.quote(target)}"
-    return f"`{command} --tile --pyramid --bigtiff --compression deflate`"
 
 
 def unsupported(page: Page) -> str | None:
