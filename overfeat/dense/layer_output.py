@@ -1,5 +1,7 @@
 """The output of one layer for an image of any size, in tiles that fit a memory limit; and a layer by its name."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,7 @@ from overfeat.dense.tiling import fit_tile, tiles_of
 from overfeat.densify.layer import ConvertedLayer
 from overfeat.densify.net import DensifiedNet
 from overfeat.errors import ArgumentError
-from overfeat.models.geometry import Stride
+from overfeat.models.geometry import Size, Stride
 from overfeat.models.layers import BuiltInLayer, NetLayer
 from overfeat.models.net import InputSpan, Net, eval_mode
 from overfeat.models.overfeat import OverFeat
@@ -33,24 +35,49 @@ def layer_output(
     images = one_image(net, image, value_range)[None]
     size = (images.shape[2], images.shape[3])
     shape = layer.num_outputs(0, size[0]), layer.num_outputs(1, size[1])
-
-    def spans(rows: slice, columns: slice) -> tuple[InputSpan, InputSpan]:
-        return layer.input_span(0, size[0], rows), layer.input_span(1, size[1], columns)
-
-    sides, _ = fit_tile(net, shape, memory_limit // 2, lambda *outputs: layer.tile_bytes(*spans(*outputs)))
-    output = torch.empty(0)
-    for rows, columns in tiles_of(shape, sides):
-        down, across = spans(rows, columns)
-        crop = images[:, :, down.start : down.stop, across.start : across.stop].to(net.device)
-        with eval_mode(net):
-            tile = layer.run(crop, down, across)[0]
-        if sides == shape:
+    cells, output = (slice(0, shape[0]), slice(0, shape[1])), torch.empty(0)
+    for rows, columns, tile in layer_tiles(net, layer, size, cells, lambda *spans: images[:, :, *spans], memory_limit):
+        if tile.shape[1:] == shape:
             output = tile.cpu().contiguous()
             break
         if not output.numel():
             output = torch.empty(len(tile), *shape, dtype=tile.dtype)
         output[:, rows, columns] = tile.cpu()
     return F.pad(output, [layer.pad] * 4) if layer.pad else output
+
+
+@torch.no_grad()
+def layer_tiles(
+    net: Net, layer: NetLayer, size: Size, cells: tuple[slice, slice], crop: Callable[[slice, slice], Tensor],
+    memory_limit: int = MEMORY_LIMIT,
+) -> Iterator[tuple[slice, slice, Tensor]]:  # fmt: skip
+    """A part of a layer's map, without its `pad`, in tiles that fit the memory limit.
+
+    Args:
+        net: In evaluation mode or not; its output is that of evaluation.
+        layer: Of this net.
+        size: (height, width) of the image.
+        cells: (rows, columns) of the map.
+        crop: Gives these rows and columns of the image, [1, C, h, w] in 0..255.
+        memory_limit: Bytes for intermediate maps.
+
+    Yields:
+        (rows, columns, tile): Cells of the map, and their values [channels, h, w].
+    """
+    (top, bottom), (left, right) = ((part.start, part.stop) for part in cells)
+
+    def spans(rows: slice, columns: slice) -> tuple[InputSpan, InputSpan]:
+        down, across = slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
+        return layer.input_span(0, size[0], down), layer.input_span(1, size[1], across)
+
+    shape = bottom - top, right - left
+    sides, _ = fit_tile(net, shape, memory_limit // 2, lambda *outputs: layer.tile_bytes(*spans(*outputs)))
+    for rows, columns in tiles_of(shape, sides):
+        down, across = spans(rows, columns)
+        pixels = crop(slice(down.start, down.stop), slice(across.start, across.stop)).to(net.device)
+        with eval_mode(net):
+            tile = layer.run(pixels, down, across)[0]
+        yield slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop), tile
 
 
 def find_layer(net: Net, name: str | None = None, stride: Stride | None = None) -> tuple[int | str, NetLayer]:

@@ -34,6 +34,10 @@ class ConvertedLayer(NetLayer):
         """See `NetLayer.num_outputs`."""
         return self.net.geometry.num_outputs(axis, length, self.stride)
 
+    def positions(self, axis: int) -> tuple[float, int]:
+        """See `NetLayer.positions`."""
+        return self.net.geometry.window[axis] / 2, self.stride
+
     def input_span(self, axis: int, length: int, outputs: slice) -> InputSpan:
         """See `NetLayer.input_span`."""
         return self.net.input_span(axis, length, outputs, self.stride)

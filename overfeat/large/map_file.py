@@ -117,11 +117,14 @@ class MapFile:
 
 def chunk_sides(block: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of the chunks of a file that is written in such blocks: they divide a block."""
-    rows, columns = (
-        next(side // count for count in range(1, side + 1) if side % count == 0 and side // count <= CHUNK_SIDE)
-        for side in block
-    )
-    return rows, columns
+    return _chunk_side(block[0]), _chunk_side(block[1])
+
+
+def _chunk_side(side: int) -> int:
+    """The largest divisor up to CHUNK_SIDE; of a number without a large one itself."""
+    divisors = (side // count for count in range(1, side + 1) if side % count == 0)
+    largest = next(divisor for divisor in divisors if divisor <= CHUNK_SIDE)
+    return side if side > CHUNK_SIDE > 8 * largest else largest
 
 
 def halve(values: np.ndarray) -> np.ndarray:

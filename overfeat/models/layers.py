@@ -10,7 +10,7 @@ from overfeat.errors import InputError, in_one_line, is_whole
 from overfeat.models.fc_layers import fc_flat
 from overfeat.models.memory import feature_bytes
 from overfeat.models.net import InputSpan
-from overfeat.models.receptive_field import SlidingWindow, input_span, output_size
+from overfeat.models.receptive_field import SlidingWindow, first_centre, input_span, output_size, total_stride
 from overfeat.regions import region
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class NetLayer(ABC):
     @abstractmethod
     def num_outputs(self, axis: int, length: int) -> int:
         """Cells of the map along an axis (0: rows, 1: columns) of `length` pixels."""
+
+    @abstractmethod
+    def positions(self, axis: int) -> tuple[float, int]:
+        """The centre of what the first cell sees, and from one cell to the next, in pixels along an axis."""
 
     @abstractmethod
     def input_span(self, axis: int, length: int, outputs: slice) -> InputSpan:
@@ -83,6 +87,16 @@ class BuiltInLayer(NetLayer):
         if backbone is None or self.layer.kind == "normalise":
             return output_size(self.steps, length)
         return output_size([backbone.step], length) // self._backbone_pool
+
+    def positions(self, axis: int) -> tuple[float, int]:
+        """See `NetLayer.positions`."""
+        if self.is_in_head:
+            geometry = self.net.geometry
+            return geometry.window[axis] / 2, geometry.stride("coarse")
+        backbone, steps = self.net.architecture.backbone, self.steps
+        if backbone is not None and self.layer.kind != "normalise":
+            steps = [backbone.step, SlidingWindow(self._backbone_pool, self._backbone_pool)]
+        return first_centre(steps), total_stride(steps)
 
     def input_span(self, axis: int, length: int, outputs: slice) -> InputSpan:
         """See `NetLayer.input_span`."""

@@ -33,6 +33,15 @@ def total_stride(steps: Sequence[SlidingWindow]) -> int:
     return math.prod(step.stride for step in steps)
 
 
+def first_centre(steps: Sequence[SlidingWindow]) -> float:
+    """The centre of what the first output sees, from the start of the axis; pads count as neighbours."""
+    centre, stride = 0.5, 1
+    for step in steps:
+        centre += ((step.kernel - 1) / 2 - step.pad) * stride
+        stride *= step.stride
+    return centre
+
+
 def input_span(
     steps: Sequence[SlidingWindow], size: int, start: int, stop: int
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:

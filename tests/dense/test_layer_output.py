@@ -93,3 +93,21 @@ def test_layers_of_converted_modules(borders, stride, count_tiles):
     for name in ("0", "2", "7"):
         expected = net.layer_output(image[None], name, stride)[0]
         check(net, ConvertedLayer(net, name, stride), image, expected, count_tiles)
+
+
+def test_where_the_cells_of_a_map_lie(make_net):
+    """A cell in the middle of a large map sees as many pixels on both sides of its centre."""
+    net = make_net("thin accurate")
+    converted = overfeat.densify(converted_module(), 16, mean=120, std=60, check=False)
+    backbone = Backbone(converted, node="3", window=16, hidden=(8,))
+    own = OverFeat(backbone.architecture, 4, backbone=backbone)
+    layers = [BuiltInLayer(net, number) for number in range(len(net.architecture.layers))]
+    for layer in [*layers, ConvertedLayer(converted, "3", 5)]:
+        for axis in (0, 1):
+            first, step = layer.positions(axis)
+            for cell in (20, 21):
+                span = layer.input_span(axis, 2000, slice(cell, cell + 1))
+                assert (span.start + span.stop) / 2 == first + cell * step, layer
+    of_maps, *pooled = [BuiltInLayer(own, number) for number in range(len(own.architecture.layers))][1:3]
+    assert of_maps.positions(0) == (1, 2)  # cells of 2 x 2 pixels
+    assert [layer.positions(1) for layer in pooled if not layer.is_in_head] == [(2, 4)]

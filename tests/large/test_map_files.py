@@ -81,7 +81,7 @@ def test_features_have_one_level_and_no_colours(tmp_path):
 def test_chunks_divide_the_blocks():
     assert chunk_sides((128, 256)) == (128, 256)
     assert chunk_sides((2048, 600)) == (512, 300)
-    assert chunk_sides((1021, 1)) == (1, 1)  # a prime number of rows
+    assert chunk_sides((1021, 1)) == (1021, 1)  # a prime number of rows
 
 
 def test_halving_an_odd_map_leaves_nan_out():
