@@ -30,14 +30,14 @@ CUDA graph, `default-memory`: the default memory limit. The last column of `over
 Minimal filtering needs fewer multiplications and can exceed the peak.
 """
 METHOD = f"""`overfeat` is the library on the eager backend and `overfeat.fast` with `import overfeat.fast` (`-direct`:
-without Winograd convolutions); `torch.eager` and `torch.compile` are plain PyTorch; `onnxruntime` and `openvino` run
-the same layers, exported to ONNX with sizes left open, on as many threads; the other implementations are in
-`bench/suite/baselines.py`. Every result was compared with the case's reference (its first implementation, same dtype)
-before it was timed, except where the last column says otherwise, as of results that differ by design. The
-implementations of a case were timed in turns: median with the 20th and 80th percentile; what takes more than
-{SINGLE_RUN_SECONDS:.0f} seconds was timed once. GFLOP/s count the multiplications and additions of direct convolutions
-and matmuls, so Winograd convolutions, which need fewer, can exceed the measured peak. GB/s count weights, inputs and
-outputs once each. Peak memory excludes what was allocated before: weights and their packed copies.
+without Winograd convolutions); `torch.eager` and `torch.compile` (`-frozen`: with constant weights) are plain PyTorch;
+`onnxruntime` and `openvino` run the same layers, exported to ONNX with sizes left open, on as many threads; the other
+implementations are in `bench/suite/baselines.py`. Every result was compared with the case's reference (its first
+implementation, same dtype) before it was timed, except where the last column says otherwise, as of results that differ
+by design. The implementations of a case were timed in turns: median with the 20th and 80th percentile; what takes more
+than {SINGLE_RUN_SECONDS:.0f} seconds was timed once. GFLOP/s count the multiplications and additions of direct
+convolutions and matmuls, so Winograd convolutions, which need fewer, can exceed the measured peak. GB/s count weights,
+inputs and outputs once each. Peak memory excludes what was allocated before: weights and their packed copies.
 """
 
 

@@ -81,7 +81,7 @@ def small_net(machine: Machine) -> Iterator[Case]:
 
             counts = stage_macs(ARCHITECTURES["small"], *size, SMALL_CLASSES, "fine")
             implementations = machine.ours(partial(call, lambda net, image: net(image, "fine")))
-            implementations |= machine.torch(eager, call)
+            implementations |= machine.torch(eager, call) | machine.frozen(eager, call)
             implementations |= machine.runtimes(exported, _exported(call), dtype)
             yield Case(
                 "small-net", "small net", f"{_size(size)}, {counts['positions']} windows", EAGER, implementations,

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor_config
 
 from bench.suite.baselines import features, monai_windows, naive_windows
 from bench.suite.runner import Implementation, Run
@@ -27,6 +28,7 @@ from overfeat.ops import backend
 OURS, FAST = "overfeat", "overfeat.fast"
 DIRECT = f"{FAST}-direct"  # without Winograd convolutions; on a GPU, our implicit GEMM
 EAGER, COMPILED = "torch.eager", "torch.compile"
+FROZEN = f"{COMPILED}-frozen"  # the weights are constants, packed when the function is compiled
 LOOP, NAIVE, MONAI, FRAGMENTS = "offset-loop", "naive-windows", "monai", "fragments"
 NAIVE_LAST = "naive-windows-channels-last"
 PAPER_LOOP, NMS, WBF = "paper-loop", "nms", "wbf"
@@ -37,7 +39,7 @@ SEPARATE, FUSED, EACH = f"{FAST}-separate", f"{FAST}-fused", f"{FAST}-each"  # p
 GRAPH, DEFAULT_MEMORY = f"{FAST}-graph", f"{FAST}-default-memory"
 IMPLEMENTATIONS = (
     OURS, FAST, *VARIANTS, SEPARATE, FUSED, EACH, GRAPH, DEFAULT_MEMORY,
-    EAGER, COMPILED, ONNXRUNTIME, OPENVINO, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
+    EAGER, COMPILED, FROZEN, ONNXRUNTIME, OPENVINO, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
     *(f"{name}-{borders}" for borders in (EXACT, NEIGHBOURS) for name in (OURS, FAST, ONNXRUNTIME, OPENVINO)),
 )  # fmt: skip
 CLASSES = 1000
@@ -177,6 +179,13 @@ class Machine:
         if not self.quick:
             implementations[COMPILED] = baseline(partial(call, compiled(function)))
         return implementations
+
+    def frozen(self, function: Callable[..., object], call: Callable[[Callable], object]) -> dict[str, Implementation]:
+        """As `torch`, with the function compiled for constant weights; on a CPU, unless the run is quick."""
+        if self.quick or self.device.type != "cpu":
+            return {}
+        own = compiled(lambda *inputs: function(*inputs))  # not the function that `torch` compiles
+        return {FROZEN: baseline(within(partial(inductor_config.patch, freezing=True), partial(call, own)))}
 
     def windows(self, call: Callable[[Callable[[OverFeat, Tensor], Tensor]], Tensor]) -> dict[str, Implementation]:
         """Every window on its own, by a loop and by MONAI."""

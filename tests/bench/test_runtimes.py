@@ -1,6 +1,7 @@
 """ONNX Runtime and OpenVINO in the suite: the library's scores at any size; skipped with the reason."""
 
 import gc
+import shutil
 import sys
 from types import ModuleType
 
@@ -9,7 +10,7 @@ import torch
 
 from bench.detect import equal, implementations
 from bench.suite import runtimes
-from bench.suite.machine import Machine
+from bench.suite.machine import FROZEN, Machine
 from bench.suite.runner import Run
 from bench.suite.runtimes import EXPORTER, IMAGE_SIZE, ONNXRUNTIME, OPENVINO, Exported
 from bench.tolerance import assert_matches
@@ -37,6 +38,18 @@ def machine():
 def need(*names):
     for name in (EXPORTER, *names):
         pytest.importorskip(name, reason="it is in the extra bench alone")
+
+
+def test_frozen_weights_are_constants(machine):
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler")
+    layer, images = torch.nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
+    frozen = machine.frozen(lambda net, images: net(images), lambda run: run(layer, images))
+    expected = layer(images)
+    assert_matches(frozen[FROZEN].run(), expected, torch.float32)
+    layer.weight.add_(1)
+    assert_matches(frozen[FROZEN].run(), expected, torch.float32)
+    assert not torch.allclose(layer(images), expected)
 
 
 def images_of(net, *more):
