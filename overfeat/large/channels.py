@@ -32,8 +32,8 @@ def channel_note(numbers: Sequence[int], names: Sequence[str]) -> list[str]:
 
 def first_note(axes: Sequence[tuple[str, int]]) -> list[str]:
     """What to report of axes of an image beside its pixels and channels: the first of each is read."""
-    words = {"z": "depths", "t": "times"}
-    listed = [f"{length} {words.get(axis.lower(), f'images along {axis}')}" for axis, length in axes]
+    words = {"z": "depths", "t": "times", "i": "pages", "q": "pages"}
+    listed = [f"{length} {words.get(axis.lower(), f'images along the axis {axis}')}" for axis, length in axes]
     return [f"of {' and '.join(listed)} the first is read"] if listed else []
 
 

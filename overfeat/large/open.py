@@ -19,6 +19,8 @@ from overfeat.large.openslide import SlideImage
 from overfeat.large.rasterio import RasterImage
 from overfeat.large.reader import LargeImage
 from overfeat.large.tiff import TiffImage
+from overfeat.large.tiff_pages import UndecodableError
+from overfeat.large.turned import TurnedImage
 from overfeat.large.zarr import ZarrImage, is_zarr
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how files begin, those of 64-bit offsets too
@@ -79,15 +81,18 @@ def _open_path(path: Path, channels: object, value_range: ValueRange | None) -> 
 def _open_tiff(path: Path, channels: object, value_range: ValueRange | None) -> LargeImage:
     """By tifffile, else by Pillow where that is the whole image, else by what is installed of openslide and GDAL."""
     try:
-        return TiffImage(path, channels, value_range)
-    except ArgumentError:
-        raise
+        image = TiffImage(path, channels, value_range)
+        return TurnedImage(image, image.orientation) if image.orientation != 1 else image
     except InputError as error:
-        others: list[Callable[..., LargeImage]] = [_in_memory] if channels is value_range is None else []
-        for other in [*others, SlideImage, RasterImage]:
+        others: list[Callable[..., LargeImage]] = []
+        if channels is value_range is None and not isinstance(error, ArgumentError):
+            others = [_in_memory]
+        if isinstance(error, UndecodableError):
+            others += [SlideImage, RasterImage]
+        for other in others:
             with suppress(InputError):
                 return other(path, channels, value_range)
-        raise error
+        raise
 
 
 def _in_memory(path: Path, channels: object, value_range: ValueRange | None) -> ArrayImage:
@@ -110,7 +115,8 @@ def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     if not _begins_as_tiff(path):
         return False
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of damaged tags
             first, following = _directory(file, None)
             second = _directory(file, following)[0] if following else {}
     except Exception:  # Pillow's reader raises many kinds for what is damaged; whoever reads the file reports it

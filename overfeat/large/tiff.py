@@ -16,7 +16,17 @@ from overfeat.large.arrays import TILE, window_of
 from overfeat.large.georeference import georeference_of
 from overfeat.large.packages import package
 from overfeat.large.reader import TileError, check_window
-from overfeat.large.tiff_pages import Page, check_layout, find_levels, is_fourth_band, layout_of, size_of, tile_of
+from overfeat.large.tiff_pages import (
+    Page,
+    UndecodableError,
+    check_layout,
+    find_levels,
+    is_fourth_band,
+    layout_of,
+    orientation_of,
+    size_of,
+    tile_of,
+)
 from overfeat.large.values import Samples, range_note
 from overfeat.large.windows import Part, Window, finished, middle, overlap, tiles_of
 from overfeat.models.geometry import Size
@@ -31,7 +41,7 @@ END_OF_IMAGE = b"\xff\xd9"  # which a JPEG ends in
 
 
 class TiffImage:
-    """A TIFF file, see `LargeImage` and `open_image`."""
+    """A TIFF file, see `LargeImage` and `open_image`; pixels are read as they are stored, whatever the orientation."""
 
     def __init__(self, path: str | os.PathLike, channels: object = None, value_range: ValueRange | None = None):
         self._arguments = os.fspath(path), channels, value_range
@@ -46,6 +56,7 @@ class TiffImage:
             self.levels: Sequence[Size] = [size_of(level) for level in self._levels]
             self.tile: Size = tile_of(finest.keyframe) if finest.keyframe.is_tiled else TILE
             self.georeference = georeference_of(finest.keyframe)
+            self.orientation = 1 if self.georeference else orientation_of(finest.keyframe)
             self._is_slide = any(getattr(self._file, f"is_{kind}") for kind in WHITE_SLIDES)
             self._layout = layout_of(self._file, finest, self.name, channels, value_range)
         except BaseException:
@@ -168,7 +179,7 @@ def _open(path: str | os.PathLike, name: str) -> Any:
         return tifffile.TiffFile(path)
     except Exception as error:  # of many kinds for damaged files
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{name}: cannot be read as a TIFF ({reason}); copy the file again") from error
+        raise UndecodableError(f"{name}: cannot be read as a TIFF ({reason}); copy the file again") from error
 
 
 def _map_page(series: Any, number: int, name: str) -> Samples | None:

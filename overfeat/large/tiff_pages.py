@@ -11,7 +11,7 @@ import numpy as np
 from overfeat.data.arrays import ValueRange
 from overfeat.data.images import tiling
 from overfeat.data.limits import MAX_PIXELS
-from overfeat.data.pixels import MIN_MASKED
+from overfeat.data.pixels import MIN_MASKED, ORIENTATION, STORED
 from overfeat.errors import InputError
 from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
 from overfeat.large.values import COUNTS, Alpha, Conversion, Kind, Samples, conversion
@@ -23,6 +23,10 @@ KINDS: dict[int, Kind] = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "CMYK
 DECODED_AS_RGB = (6, 7, 33003, 33005, 34892, 50001, 33007)  # compressions whose decoders convert YCbCr
 ALPHAS: dict[int, Alpha] = {1: "premultiplied", 2: "straight"}  # by the tag ExtraSamples
 ASPECT = 0.02  # by which the ratio of a level's sides may differ from that of the finest, beyond rounding
+
+
+class UndecodableError(InputError):
+    """A file that tifffile cannot read; others may."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ def tile_of(page: Page) -> Size:
     if page.is_tiled:
         return page.tilelength, page.tilewidth
     return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
+def orientation_of(page: Page) -> int:
+    """The EXIF orientation; 1, upright, without a valid one."""
+    value = page.tags.valueof(ORIENTATION, 1)
+    return value if isinstance(value, int) and value in STORED else 1
 
 
 def find_levels(file: Any, name: str) -> tuple[list[Any], list[str]]:
@@ -93,7 +103,7 @@ def check_layout(series: Any, name: str, path: str | os.PathLike) -> None:
     """Raises InputError for pages that cannot be read in windows; the message has the remedy."""
     page = series.keyframe
     if reason := unsupported(page):
-        raise InputError(f"{name}: cannot be decoded ({reason}); {tiling(path)} converts it")
+        raise UndecodableError(f"{name}: cannot be decoded ({reason}); {tiling(path)} converts it")
     height, width = size_of(series)
     if not page.is_tiled and page.compression != 1 and height * width > MAX_PIXELS:
         problem = f"{name}: {height}x{width} pixels in compressed strips, of which no windows can be read"
@@ -126,7 +136,7 @@ def layout_of(file: Any, series: Any, name: str, channels: object, value_range: 
         numbers = tuple(range(COUNTS[kind]))
     else:
         numbers = default_channels(len(samples), name, names)
-        notes += channel_note(numbers, names)
+        notes += channel_note(numbers, names or [str(number) for number in numbers])
     kind = kind if kind in ("palette", "CMYK", "YCbCr") else "grey" if len(numbers) == 1 else "rgb"
     chosen = [samples[number] for number in numbers]
     if alpha is not None:
@@ -158,8 +168,7 @@ def _kind(page: Page, name: str) -> Kind:
 def _channel_pages(series: Any) -> tuple[list[int], list[str]]:
     """The numbers of the pages with the channels of the first time and depth, in their order, and notes."""
     shape, axes = series.get_shape(squeeze=False), series.get_axes(squeeze=False)
-    count = len(shape) - len(series.keyframe.shape)
-    leading = list(zip(axes[:count], shape[:count], strict=True))
+    leading = [(axis, length) for axis, length in zip(axes, shape, strict=True) if axis not in "YXS"]
     steps = [int(np.prod([length for _, length in leading[number + 1 :]])) for number in range(len(leading))]
     channels = [(length, step) for (axis, length), step in zip(leading, steps, strict=True) if axis == "C"]
     others = [(axis, length) for axis, length in leading if axis != "C" and length > 1]

@@ -170,7 +170,7 @@ def _levels_of_other_group(root: Any, name: str) -> tuple[list[Any], str, Sequen
         return arrays, axes, labels, notes + more
     arrays = [array for _, array in root.arrays()]
     if len(arrays) != 1:
-        keys = [key for key, _ in root.members()]
+        keys = sorted(key for key, _ in root.members())
         inside = f"it has {shorten(keys)}" if keys else "it is empty"
         raise InputError(f"{name}: a zarr group that describes no image, {inside}; give the path of an image in it")
     return arrays, _axes_of_array(arrays[0], name), (), []
