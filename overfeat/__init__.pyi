@@ -47,3 +47,4 @@ from .ops import skip_classifier_scales as skip_classifier_scales
 from .ops.boxes import iou as iou
 from .ops.boxes import match_score as match_score
 from .ops.boxes import nms as nms
+from .prototypes.predict import Prototypes as Prototypes

@@ -16,7 +16,7 @@ LEVELS = [
     {"models", "metrics", "training"},
     {"densify"},
     {"dense"},
-    {"classification", "localization", "detection", "multibox"},
+    {"classification", "localization", "detection", "multibox", "prototypes"},
     {"large", "profiling", "visualize"},
     {"fast"},
     {"cli"},

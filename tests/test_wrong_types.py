@@ -76,6 +76,7 @@ def calls(tmp_path_factory):
         },
         "MultiBox": {"architecture": architecture, "num_boxes": 2, "class_names": ["a"], "priors": boxes / 50},
         "Backbone": {"net": own, "node": "0", "window": 8, "hidden": (8,)},
+        "Prototypes": {"net": own, "layer": None, "cells": 2, "threshold": 0.5},
         "load": {"path": ASSETS / "small.safetensors"},
         "load_regressor": {"path": ASSETS / "cells.safetensors"},
         "load_multibox": {"path": folder / "model.safetensors"},
@@ -107,12 +108,25 @@ def calls(tmp_path_factory):
     functions = {name: getattr(overfeat, name.split()[0]) for name in arguments}
     functions["SixScales"] = lambda number: overfeat.SixScales(number)
     overfeat.save_multibox(model, folder / "model.safetensors")
+    prototypes = overfeat.Prototypes(own)
+    prototypes.add("a", image)
+    prototypes.save(folder / "prototypes.safetensors")
     return {
         **{name: (functions[name], arguments[name]) for name in arguments},
         "numbers of densify": (
             partial(_preparation, channels=3),
             {"mean": 0.0, "std": 1.0, "channel_order": "RGB"},
         ),
+        "Prototypes.add": (
+            prototypes.add,
+            {"name": "a", "image": image, "box": (2, 3, 20, 30), "flip": True, "value_range": None},
+        ),
+        "Prototypes.remove": (prototypes.remove, {"name": "b"}),
+        "Prototypes.direction": (prototypes.direction, {"image": image, "box": None, "flip": True}),
+        "Prototypes.classify": (prototypes.classify, {"image": image, **dense}),
+        "Prototypes.score_maps": (prototypes.score_maps, {"image": image, **dense}),
+        "Prototypes.save": (prototypes.save, {"path": folder / "prototypes.safetensors"}),
+        "Prototypes.load": (overfeat.Prototypes.load, {"path": folder / "prototypes.safetensors", "net": own}),
         "a net": (net, {"images": image[None].float(), "stride": "coarse"}),
         "features": (net.features, {"images": image[None].float()}),
         "layer_output": (net.layer_output, {"images": image[None].float(), "number": 3}),

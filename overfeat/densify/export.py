@@ -176,7 +176,7 @@ def _program(exported: ExportedProgram) -> Program:
     # The others are what in-place ops make of the input and of buffers, which stay as they are.
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     outputs = [node for node, kind in zip(returned, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
-    dead = _last_uses(nodes, outputs, images[0])
+    dead = last_uses(nodes, outputs, images[0])
     return Program(nodes, images[0], constants, outputs, dead, weights, images[0].meta["val"].dtype)
 
 
@@ -201,7 +201,7 @@ def _is_random(node: Node) -> bool:
     return not switches or any(switches)
 
 
-def _last_uses(nodes: Sequence[Node], outputs: Sequence[Any], image: Node) -> dict[Node, list[Node]]:
+def last_uses(nodes: Sequence[Node], outputs: Sequence[Any], image: Node) -> dict[Node, list[Node]]:
     """For every node, its inputs that no later node and no output uses."""
     seen, last = set(outputs), {}
     for node in reversed(nodes):

@@ -53,7 +53,7 @@ def save(
         if not isinstance(regressor, BoxRegressor):
             raise ArgumentError("regressor", f"must be a BoxRegressor, not {type(regressor).__name__}")
         regressor.check_made_for(net)
-    with _consistent(path, "the net"):
+    with consistent(path, "the net"):
         metadata = _net_metadata(net)
         if regressor is not None:
             metadata["regressor"] = regressor.to_json()
@@ -61,7 +61,7 @@ def save(
         check_fits(_net_of(metadata), net.state_dict())
     of_regressor = {} if regressor is None else regressor.state_dict()
     tensors = net.state_dict() | {f"{REGRESSOR}{name}": tensor for name, tensor in of_regressor.items()}
-    _write(path, tensors, metadata, dtype)
+    write_tensors(path, tensors, metadata, dtype)
 
 
 def load(path: str | os.PathLike) -> OverFeat:
@@ -71,10 +71,12 @@ def load(path: str | os.PathLike) -> OverFeat:
         InputError: For a file that is missing, not a safetensors file, not written by overfeat, inconsistent with its
             own architecture, or with NaN or infinite weights.
     """
-    metadata, tensors = _read(path, lambda name: not name.startswith(REGRESSOR))
+    metadata, tensors = read_tensors(path, lambda name: not name.startswith(REGRESSOR))
     if "multibox" in metadata:
         raise InputError(f"{path}: holds a DeepMultiBox, whose boxes are class-agnostic, and no classifier")
-    with _consistent(path, "its weights"):
+    if "prototypes" in metadata:
+        raise InputError(f"{path}: holds prototypes, and no net; overfeat.Prototypes.load(path, net=...) reads them")
+    with consistent(path, "its weights"):
         net = fill(_net_of(metadata), tensors)
         net.features_id = _features_id(tensors)
     return _finite(net, path)
@@ -90,10 +92,10 @@ def load_regressor(path: str | os.PathLike) -> BoxRegressor:
 
 def find_regressor(path: str | os.PathLike) -> BoxRegressor | None:
     """`load_regressor`, or None where the file holds a net alone."""
-    metadata, tensors = _read(path, lambda name: name.startswith((REGRESSOR, *FEATURES)))
+    metadata, tensors = read_tensors(path, lambda name: name.startswith((REGRESSOR, *FEATURES)))
     if "regressor" not in metadata:
         return None
-    with _consistent(path, "the regressor", "; train it again"):
+    with consistent(path, "the regressor", "; train it again"):
         own = {name.removeprefix(REGRESSOR): t for name, t in tensors.items() if name.startswith(REGRESSOR)}
         regressor = fill(_regressor_of(metadata), own)
         regressor.features_id = _features_id(tensors)
@@ -104,25 +106,25 @@ def save_multibox(model: MultiBox, path: str | os.PathLike, *, dtype: torch.dtyp
     """Write DeepMultiBox's net to a safetensors file, atomically. dtype and InputError as in `save`."""
     if not isinstance(model, MultiBox):
         raise ArgumentError("model", f"must be a MultiBox, not {type(model).__name__}")
-    with _consistent(path, "the net"):
+    with consistent(path, "the net"):
         metadata = {"overfeat": FORMAT, "architecture": model.net.architecture.to_json(), "multibox": model.to_json()}
         check_fits(_multibox_of(metadata), model.state_dict())
-    _write(path, model.state_dict(), metadata, dtype)
+    write_tensors(path, model.state_dict(), metadata, dtype)
 
 
 def load_multibox(path: str | os.PathLike) -> MultiBox:
     """Read what `save_multibox` wrote, as float32, in evaluation mode. Raises InputError as `load`."""
-    metadata, tensors = _read(path, lambda name: True)
+    metadata, tensors = read_tensors(path, lambda name: True)
     if "multibox" not in metadata:
         raise InputError(f"{path}: holds no DeepMultiBox; train one with `overfeat train multibox`")
-    with _consistent(path, "its weights"):
+    with consistent(path, "its weights"):
         model = fill(_multibox_of(metadata), tensors)
     return _finite(model, path)
 
 
 def load_any(path: str | os.PathLike) -> OverFeat | MultiBox:
     """`load` or `load_multibox`, as the file is. Raises InputError as they do."""
-    return load_multibox(path) if "multibox" in _read(path, lambda name: False)[0] else load(path)
+    return load_multibox(path) if "multibox" in read_tensors(path, lambda name: False)[0] else load(path)
 
 
 # Metadata, and modules on the meta device that they describe
@@ -207,7 +209,7 @@ def _features_id(tensors: dict[str, torch.Tensor]) -> str:
 
 
 @contextmanager
-def _consistent(path: str | os.PathLike, part: str, remedy: str = "") -> Iterator[None]:
+def consistent(path: str | os.PathLike, part: str, remedy: str = "") -> Iterator[None]:
     """InputError for what metadata and tensors that do not belong together raise in the block."""
     try:
         yield
@@ -255,7 +257,9 @@ def read_safetensors(
         raise InputError(f"{path}: not a readable safetensors file ({printable(error)[:MAX_REASON]})") from error
 
 
-def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_tensors(
+    path: str | os.PathLike, select: Callable[[str], bool]
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Metadata of a file that overfeat wrote, and the tensors whose names `select` accepts."""
     metadata, tensors = read_safetensors(path, select)
     if metadata.get("overfeat") != FORMAT:
@@ -265,7 +269,7 @@ def _read(path: str | os.PathLike, select: Callable[[str], bool]) -> tuple[dict[
     return metadata, tensors
 
 
-def _write(
+def write_tensors(
     path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str], dtype: torch.dtype | None
 ) -> None:
     check_path(path)
