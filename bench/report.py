@@ -15,6 +15,7 @@ from bench.pages import (
     detection,
     gpu,
     kernels,
+    large_reading,
     localization,
     multibox,
     overview,
@@ -32,6 +33,7 @@ MARKERS = "<!-- headline: written by python -m bench.report -->\n", "<!-- end of
 SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
     "speed-detect": speed_detect.page,
     "kernel-report": kernels.page,
+    "large-reading": large_reading.page,
     "accuracy-classification": classification.page,
     "accuracy-localization": localization.page,
     "accuracy-detection": detection.page,
