@@ -19,9 +19,9 @@ from .densify.backbone import Backbone as Backbone
 from .densify.convert import densify as densify
 from .densify.net import DensifiedNet as DensifiedNet
 from .densify.squeezenet import squeezenet as squeezenet
-from .detection.predict import detect as detect
 from .detection.predict import normalize_scores as normalize_scores
 from .errors import InputError as InputError
+from .large.detect import detect as detect
 from .localization.predict import localize as localize
 from .models.architecture import Architecture as Architecture
 from .models.box_regressor import BoxRegressor as BoxRegressor

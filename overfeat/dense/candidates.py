@@ -1,8 +1,8 @@
 """Candidate boxes of an image, before merging (section 4.3, a to c)."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,14 +94,32 @@ def collect_candidates(
         # The maxima only grow, so scores below these thresholds now stay below them.
         lowest = (relative_threshold * maxima.amax(dim=0)).clamp(min=collected.lowest)
         collected.add(_group_boxes(regressor, group, scores, lowest))
-    boxes, confidence, labels, index, _ = collected.in_order()
-    if collected.is_cut:
-        problem = f"more than {max_candidates} windows score {score_threshold:g} or more; only the best are used"
-        remedy = "a net that has learned leaves far fewer: train it longer, or raise score_threshold or max_candidates"
-        warnings.warn(f"{problem}. {remedy.capitalize()}", stacklevel=3)  # a decorator is between
-    every = Candidates(boxes, confidence, labels, index // flips)
+    every, _ = collected.in_order()
+    every = replace(every, scales=every.scales // flips)
     strong = every.scores >= relative_threshold * maxima.amax(dim=0)[every.labels]
     return every[strong & _of_best_classes(every, maxima, top_k)]
+
+
+@torch.no_grad()
+def group_candidates(
+    net: Net, regressor: Regressor, groups: Iterable[TileGroup], grids: Sequence[Grid], *, score_threshold: float,
+    max_candidates: int | None = None,
+) -> tuple[Candidates, Tensor]:  # fmt: skip
+    """The boxes of some tiles of an image, in the order of all its boxes, and the number of each in that order.
+
+    Args:
+        grids: All of the image; `Candidates.scales` are their indices here.
+        score_threshold, max_candidates: As in `collect_candidates`, but for these tiles.
+
+    Returns:
+        The boxes, and int64 [T], numbers that ascend.
+    """
+    collected = _Collected(net, grids, score_threshold, max_candidates)
+    for group in groups:
+        scores = [_foreground_scores(net, tile.outputs) for tile in group.tiles]
+        lowest = torch.full((net.num_foreground_classes,), collected.lowest, dtype=torch.float32, device=net.device)
+        collected.add(_group_boxes(regressor, group, scores, lowest))
+    return collected.in_order()
 
 
 def _foreground_scores(net: Net, outputs: Tensor) -> Tensor:
@@ -137,7 +155,8 @@ class _Collected:
         self._chunks: list[_Chunk] = [(empty.view(0, 4), empty, empty.long(), empty.long(), empty.long())]
         self._starts = torch.tensor([0, *(grid.num_positions for grid in grids)], device=net.device).cumsum(0)
         self._classes, self._limit, self._count = net.num_classes, limit, 0
-        self.lowest, self.is_cut = score_threshold, False
+        self._threshold = self.lowest = score_threshold
+        self.is_cut = False
 
     def add(self, chunks: Sequence[_Chunk]) -> None:
         """Add the boxes of some tiles."""
@@ -146,15 +165,26 @@ class _Collected:
         if self._limit is not None and self._count > 2 * self._limit:
             self._cut(self._limit)
 
-    def in_order(self) -> _Chunk:
-        """By grid, then position, then class, however the grids were tiled."""
+    def in_order(self) -> tuple[Candidates, Tensor]:
+        """By grid, then position, then class, however the grids were tiled; and the number of each in this order.
+
+        `Candidates.scales` are indices of grids. Warns where boxes were left out.
+        """
         if self._limit is not None and self._count > self._limit:
             self._cut(self._limit)
-        return self._ordered()
+        if self.is_cut:
+            problem = f"more than {self._limit} windows score {self._threshold:g} or more; only the best are used"
+            remedy = "a net that has learned leaves far fewer: train it longer, or raise score_threshold or "
+            warnings.warn(f"{problem}. {remedy.capitalize()}max_candidates", stacklevel=4)  # a decorator is between
+        boxes, scores, labels, index, position = self._ordered()
+        return Candidates(boxes, scores, labels, index), self._numbers(labels, index, position)
+
+    def _numbers(self, labels: Tensor, index: Tensor, position: Tensor) -> Tensor:
+        return (self._starts[index] + position) * self._classes + labels
 
     def _ordered(self) -> _Chunk:
         boxes, scores, labels, index, position = (torch.cat(values) for values in zip(*self._chunks, strict=True))
-        order = ((self._starts[index] + position) * self._classes + labels).argsort()
+        order = self._numbers(labels, index, position).argsort()
         return boxes[order], scores[order], labels[order], index[order], position[order]
 
     def _cut(self, limit: int) -> None:

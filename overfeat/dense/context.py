@@ -7,7 +7,7 @@ from torch import Tensor
 
 from overfeat.data.resize import pad_color, resize
 from overfeat.dense.scales import add_margin, round_to_stride
-from overfeat.dense.tiling import Tile, tile_features
+from overfeat.dense.tiling import Pixels, Tile, tile_features
 from overfeat.models.geometry import Size
 from overfeat.models.net import Net
 from overfeat.models.overfeat import ContextFeatures
@@ -28,19 +28,29 @@ def half_size(net: Net, size: Size, margin: Size = (0, 0)) -> Size | None:
     return half if net.context is not None and net.geometry.fits(add_margin(half, margin)) else None
 
 
-def half_resolution(net: Net, images: Tensor, size: Size, margin: Size = (0, 0)) -> Tensor | None:
+def half_resolution(net: Net, images: Tensor, size: Size, margin: Size = (0, 0)) -> Pixels | None:
     """The images [N, 3, H, W] at the `half_size` of a scale, with as wide a margin; None where there is none."""
     half = half_size(net, size, margin)
-    return None if half is None else add_border(net, resize(images, half), margin)
+    return None if half is None else Pixels(add_border(net, resize(images, half), margin), half)
 
 
-def context_features(net: Net, half: Tensor | None, tile: Tile) -> ContextFeatures:
-    """What a tile's positions see of their surroundings; half: all images by `half_resolution`, not mirrored."""
-    grid, images = tile.grid, tile.shape[0]
+def context_features(net: Net, half: Pixels | None, tile: Tile) -> ContextFeatures:
+    """What a tile's positions see of their surroundings, from the images at half the resolution."""
     if half is None:
         return ContextFeatures(None, torch.full((tile.num_positions,), -1, device=net.device))
-    rows, columns = (side - 2 * margin for side, margin in zip(half.shape[2:], grid.margin, strict=True))
-    coarse = replace(grid, scaled=(rows, columns))
+    behind, nearest = context_tile(tile, half.size)
+    images, _, width = behind.shape
+    positions = (nearest[0][:, None] * width + nearest[1]).flatten()
+    positions = (torch.arange(images)[:, None] * behind.num_positions // images + positions).flatten()
+    return ContextFeatures(tile_features(net, half, behind), positions.to(net.device))
+
+
+def context_tile(tile: Tile, half: Size) -> tuple[Tile, list[Tensor]]:
+    """The tile of the grid at half the resolution that the positions of a tile see, and which of its rows and columns.
+
+    half: `half_size` of the tile's scale.
+    """
+    grid, coarse = tile.grid, replace(tile.grid, scaled=half)
     spans, nearest = [], []
     for axis, outputs in enumerate((tile.rows, tile.columns)):
         scaled, halved, window = grid.scaled[axis], coarse.scaled[axis], grid.window[axis]
@@ -50,8 +60,4 @@ def context_features(net: Net, half: Tensor | None, tile: Tile) -> ContextFeatur
         cells = ((centres - first) / grid.stride).round().long().clamp(0, coarse.shape[axis] - 1)
         spans.append(slice(int(cells[0]), int(cells[-1]) + 1))
         nearest.append(cells - cells[0])
-    height, width = (span.stop - span.start for span in spans)
-    positions = (nearest[0][:, None] * width + nearest[1]).flatten()
-    positions = (torch.arange(images)[:, None] * height * width + positions).flatten()
-    behind = replace(tile, grid=coarse, rows=spans[0], columns=spans[1])
-    return ContextFeatures(tile_features(net, half, behind), positions.to(net.device))
+    return replace(tile, grid=coarse, rows=spans[0], columns=spans[1]), nearest

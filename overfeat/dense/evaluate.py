@@ -1,6 +1,6 @@
 """One net at every position of images at several scales: resizing, mirror images, strides and tiles (section 3.3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.context import add_border, context_features, half_resolution
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.inputs import Images, image_batch
-from overfeat.dense.tiling import Tile, plan_tiles, tile_bytes, tile_features
+from overfeat.dense.tiling import Pixels, Tile, plan_tiles, tile_bytes, tile_features
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.net import Net, eval_mode
 from overfeat.models.overfeat import ContextFeatures
 from overfeat.models.wrappers import as_net
 from overfeat.regions import region
+
+ScaledPixels = tuple[Pixels, Pixels | None]  # images at a scale and, for context, at half of it
 
 
 @dataclass(frozen=True)
@@ -103,34 +105,54 @@ def evaluate_tiles(
         yield from group.tiles
 
 
-@torch.no_grad()
 def evaluate_groups(
     net: Net, images: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT, box_channels: int = 0
 ) -> Iterator[TileGroup]:
     """`evaluate_tiles`, with the tiles of several scales and mirror images that pass the head together.
 
-    As many as fit the memory limit do, so that the head's weights are read once. box_channels: of a regressor whose
-    boxes must fit as well.
+    box_channels: of a regressor whose boxes must fit as well.
     """
-    scaled = _ScaledImages(net, images)
+    tiles = (
+        tile
+        for index, grid in enumerate(grids)
+        for tile in plan_tiles(net, len(images), grid, index, memory_limit, box_channels)
+    )
+    return run_tiles(net, tiles, _ScaledImages(net, images).at, memory_limit, box_channels)
+
+
+@torch.no_grad()
+def run_tiles(
+    net: Net, tiles: Iterable[Tile], pixels: Callable[[Grid], ScaledPixels], memory_limit: int = MEMORY_LIMIT,
+    box_channels: int = 0,
+) -> Iterator[TileGroup]:  # fmt: skip
+    """Evaluate tiles, as many as fit the memory limit together, so that the head's weights are read once.
+
+    Args:
+        tiles: Of which two fit the memory limit, see `plan_tiles`.
+        pixels: Gives what the tiles of a grid see.
+        box_channels: Of a regressor.
+    """
     pending: list[_Pending] = []
     held = 0
-    for index, grid in enumerate(grids):
-        for tile in plan_tiles(net, len(images), grid, index, memory_limit, box_channels):
-            _, cost = tile_bytes(net, tile, box_channels, memory_limit // 2 - held)
-            if pending and held + cost > memory_limit // 2:
-                yield _run_head(net, pending)
-                held = 0
-            scaled.resize(grid.scaled, grid.margin)
-            context = None if net.context is None else context_features(net, scaled.half, tile)
-            with eval_mode(net):
-                pending.append((tile, tile_features(net, scaled.images, tile), context))
-            held += cost
+    for tile in tiles:
+        _, cost = tile_bytes(net, tile, box_channels, memory_limit // 2 - held)
+        if pending and held + cost > memory_limit // 2:
+            yield _run_head(net, pending)
+            held = 0
+        pending.append(_prepare(net, tile, *pixels(tile.grid)))
+        held += cost
     if pending:
         yield _run_head(net, pending)
 
 
 _Pending = tuple[Tile, Any, ContextFeatures | None]  # a tile, and what its head needs
+
+
+def _prepare(net: Net, tile: Tile, images: Pixels, half: Pixels | None) -> _Pending:
+    """What the head needs of a tile."""
+    context = None if net.context is None else context_features(net, half, tile)
+    with eval_mode(net):
+        return tile, tile_features(net, images, tile), context
 
 
 def _run_head(net: Net, pending: list[_Pending]) -> TileGroup:
@@ -153,13 +175,13 @@ class _ScaledImages:
     def __init__(self, net: Net, images: Tensor):
         self._net, self._original = net, images
         self._now: tuple[Size, Size] | None = None
-        self.images = images
-        self.half: Tensor | None = None
+        self._pixels: ScaledPixels | None = None
 
-    def resize(self, size: Size, margin: Size) -> None:
-        if (size, margin) == self._now:
-            return
-        self.images, self.half, self._now = self._original, None, (size, margin)
-        with region("resize"):
-            self.images = add_border(self._net, resize(self._original, size), margin)
-            self.half = half_resolution(self._net, self._original, size, margin)
+    def at(self, grid: Grid) -> ScaledPixels:
+        if self._pixels is None or (grid.scaled, grid.margin) != self._now:
+            self._pixels, self._now = None, (grid.scaled, grid.margin)
+            with region("resize"):
+                images = add_border(self._net, resize(self._original, grid.scaled), grid.margin)
+                half = half_resolution(self._net, self._original, grid.scaled, grid.margin)
+            self._pixels = Pixels(images, grid.scaled), half
+        return self._pixels

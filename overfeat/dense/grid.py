@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from overfeat.data.limits import MAX_RESIZED_PIXELS
 from overfeat.dense.config import DenseConfig
 from overfeat.dense.scales import Size, add_margin, clamp_scales, scale_sizes
 from overfeat.models.net import Net
@@ -64,11 +65,11 @@ class Grid:
         return min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
 
 
-def grids(net: Net, image: Size, config: DenseConfig | None = None) -> list[Grid]:
+def grids(net: Net, image: Size, config: DenseConfig | None = None, max_pixels: int = MAX_RESIZED_PIXELS) -> list[Grid]:
     """The grids of an evaluation: for every scale that of the image and, with `flip`, of its mirror image.
 
     The net gives what the config leaves open; all grids have one stride. image: (height, width). Raises InputError for
-    sizes below its window and strides that it does not have.
+    sizes below its window or above `max_pixels`, and strides that it does not have.
     """
     config, geometry, margin = config or DenseConfig(), net.geometry, net.margin
     scales = config.scales
@@ -78,6 +79,6 @@ def grids(net: Net, image: Size, config: DenseConfig | None = None) -> list[Grid
     stride = geometry.stride(net.default_stride if config.stride is None else config.stride)
     return [
         Grid(geometry.window, stride, size, image, flipped, margin)
-        for size in scale_sizes(geometry, *image, scales, margin)
+        for size in scale_sizes(geometry, *image, scales, margin, max_pixels)
         for flipped in flips
     ]

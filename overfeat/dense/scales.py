@@ -58,15 +58,16 @@ def six_scales(geometry: Geometry, height: int, width: int) -> list[Size]:
 
 
 def scale_sizes(
-    geometry: Geometry, height: int, width: int, scales: Scales = "six", margin: Size = (0, 0)
-) -> list[Size]:
+    geometry: Geometry, height: int, width: int, scales: Scales = "six", margin: Size = (0, 0),
+    max_pixels: int = MAX_RESIZED_PIXELS,
+) -> list[Size]:  # fmt: skip
     """The (height, width) of each scale for an image of height x width; for scales see `DenseConfig`, None: six.
 
     margin: Of `Grid`.
 
     Raises:
-        InputError: For a size that with its margin is below the net's window, or an image too narrow for the six
-            scales.
+        InputError: For a size of more than `max_pixels` or that with its margin is below the net's window, or an image
+            too narrow for the six scales.
     """
     scales = check_scales(scales) or SixScales()
     if isinstance(scales, SixScales):
@@ -76,13 +77,13 @@ def scale_sizes(
             raise InputError(f"{problem}; crop it, or choose scales by (height, width)")
         six = six_scales(geometry, height, width)
         return [six[number - 1] for number in scales.numbers]
-    return [_scale_size(geometry, height, width, scale, margin) for scale in scales]
+    return [_scale_size(geometry, height, width, scale, margin, max_pixels) for scale in scales]
 
 
-def _scale_size(geometry: Geometry, height: int, width: int, scale: Scale, margin: Size) -> Size:
+def _scale_size(geometry: Geometry, height: int, width: int, scale: Scale, margin: Size, max_pixels: int) -> Size:
     """`scale_sizes` of a factor or a size."""
     rows, columns = scale if isinstance(scale, tuple) else (height * scale, width * scale)
-    if rows * columns > MAX_RESIZED_PIXELS:
+    if rows * columns > max_pixels:
         problem = f"an image of {height}x{width} would become {float(rows):.6g}x{float(columns):.6g} px; crop it, or "
         raise ArgumentError("scales", "must be smaller", problem)
     if isinstance(scale, tuple):

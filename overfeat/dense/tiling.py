@@ -1,7 +1,7 @@
 """Tiling: large maps are evaluated in tiles that fit a memory limit, to the same result."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,17 +52,34 @@ class Tile:
         return row * self.grid.shape[1] + column
 
 
-def tile_features(net: Net, scaled: Tensor, tile: Tile) -> Any:
-    """What a net's head needs of a tile, computed from just the pixels that the tile's outputs depend on.
+@dataclass(frozen=True)
+class Pixels:
+    """Images at one scale with the margin of its grids, not mirrored, or a part of them."""
 
-    scaled: all images at the grid's scale with its margin, not mirrored.
-    """
-    grid, (rows, columns) = tile.grid, _spans(net, tile)
+    images: Tensor  # [N, C, h, w]
+    size: Size  # (height, width) of the scaled images without the margin
+    origin: Size = (0, 0)  # of `images` in the scaled images with their margin
+
+    def crop(self, batch: slice, rows: slice, columns: slice) -> Tensor:
+        """These rows and columns of the scaled images with their margin: [n, C, h, w]."""
+        top, left = self.origin
+        return self.images[batch, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+
+
+def tile_features(net: Net, pixels: Pixels, tile: Tile) -> Any:
+    """What a net's head needs of a tile, computed from just the pixels that the tile's outputs depend on."""
+    rows, columns = _spans(net, tile)
+    crop = pixels.crop(tile.batch, *tile_pixels(net, tile)).to(net.device)
+    return net.tile_features(crop.flip(-1) if tile.grid.flipped else crop, rows, columns, tile.grid.stride)
+
+
+def tile_pixels(net: Net, tile: Tile) -> tuple[slice, slice]:
+    """(rows, columns) of the scaled images with their margin, not mirrored, that a tile's outputs depend on."""
+    rows, columns = _spans(net, tile)
     left, right = columns.start, columns.stop
-    if grid.flipped:
-        left, right = grid.padded[1] - right, grid.padded[1] - left
-    crop = scaled[tile.batch, :, rows.start : rows.stop, left:right].to(net.device)
-    return net.tile_features(crop.flip(-1) if grid.flipped else crop, rows, columns, grid.stride)
+    if tile.grid.flipped:
+        left, right = tile.grid.padded[1] - right, tile.grid.padded[1] - left
+    return slice(rows.start, rows.stop), slice(left, right)
 
 
 def tile_bytes(net: Net, tile: Tile, box_channels: int = 0, enough: int = 0) -> tuple[int, int]:
@@ -98,18 +115,28 @@ def plan_tiles(
 
     Whole images together where they fit; else tiles of one image, halved along the longer side until they fit.
     """
-    budget = memory_limit // 2
+    whole = replace(Tile.whole(grid), index=index, batch=slice(0, num_images))
+    return cut_tile(net, whole, memory_limit, box_channels)
+
+
+def cut_tile(net: Net, tile: Tile, memory_limit: int, box_channels: int = 0) -> Iterator[Tile]:
+    """`plan_tiles` of the positions and images of one tile."""
+    budget, (num_images, *shape) = memory_limit // 2, tile.shape
+    top, left = tile.rows.start, tile.columns.start
+
+    def part(batch: slice, rows: slice, columns: slice) -> Tile:
+        rows, columns = (slice(first + s.start, first + s.stop) for first, s in ((top, rows), (left, columns)))
+        return replace(tile, batch=batch, rows=rows, columns=columns)
 
     def cost(rows: slice, columns: slice) -> int:
         """Of one image."""
-        tile = Tile(grid, index, slice(0, 1), rows, columns)
-        return max(tile_bytes(net, tile, box_channels, budget // max(1, num_images)))
+        return max(tile_bytes(net, part(slice(0, 1), rows, columns), box_channels, budget // max(1, num_images)))
 
-    sides, needed = fit_tile(net, grid.shape, budget, cost)
-    images = max(1, min(num_images, budget // needed)) if sides == grid.shape else 1
+    sides, needed = fit_tile(net, (shape[0], shape[1]), budget, cost)
+    images = max(1, min(num_images, budget // needed)) if list(sides) == shape else 1
     for batch in _slices(num_images, images):
-        for rows, columns in tiles_of(grid.shape, sides):
-            yield Tile(grid, index, batch, rows, columns)
+        for rows, columns in tiles_of((shape[0], shape[1]), sides):
+            yield part(batch, rows, columns)
 
 
 def fit_tile(net: Net, shape: Size, budget: int, cost: Callable[[slice, slice], int]) -> tuple[Size, int]:

@@ -1,7 +1,7 @@
 """Detection: any number of objects in images of any size (section 5)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -14,12 +14,13 @@ from overfeat.dense.grid import Grid, grids
 from overfeat.dense.inputs import one_image
 from overfeat.detection.config import MATCH_THRESHOLD, MAX_CANDIDATES, MIN_SCORE, SCORE_THRESHOLD
 from overfeat.detection.targets import expected_votes, typical_votes
-from overfeat.errors import ArgumentError, InputError, check_choice, check_fraction
+from overfeat.errors import ArgumentError, InputError, check_choice, check_count, check_fraction
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor
 from overfeat.models.thresholds import POSTPROCESSES, DetectionThresholds, check_match_threshold, check_min_score
 from overfeat.models.wrappers import as_net, as_regressor
 from overfeat.ops.boxes import nms, scoring
+from overfeat.ops.merge_boxes import BOX_AVERAGES
 from overfeat.ops.vote_boxes import averages, support
 from overfeat.regions import region
 
@@ -67,6 +68,45 @@ def detect(
         InputError: For a softmax without background, and as `candidates`, `merge_boxes` and `nms` do.
     """
     net, regressor = as_net(net), as_regressor(regressor)
+    rule = detection_rule(
+        net, regressor, postprocess=postprocess, match_threshold=match_threshold, nms_iou_threshold=nms_iou_threshold,
+        class_iou_threshold=class_iou_threshold, box_average=box_average, score_threshold=score_threshold,
+        max_candidates=max_candidates, min_score=min_score,
+    )  # fmt: skip
+    image = one_image(net, image, value_range)
+    own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
+    boxes = collect_candidates(
+        net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
+        score_threshold=rule.score_threshold,
+    )  # fmt: skip
+    detections = combine(
+        boxes, own_grids, postprocess=rule.postprocess, match_threshold=rule.match_threshold, box_average=box_average,
+        nms_iou_threshold=rule.nms_iou_threshold, class_iou_threshold=rule.class_iou_threshold,
+    )  # fmt: skip
+    return detections[scoring(detections.scores, detections.labels, rule.min_score)]
+
+
+@dataclass(frozen=True)
+class DetectionRule:
+    """How `detect` selects and merges boxes: its arguments, with what the net or the defaults give for None."""
+
+    postprocess: str
+    match_threshold: float | Sequence[float]
+    nms_iou_threshold: float
+    class_iou_threshold: float
+    box_average: str
+    score_threshold: float
+    max_candidates: int | None
+    min_score: float | Sequence[float]
+
+
+def detection_rule(
+    net: Net, regressor: Regressor, *, postprocess: str | None = None,
+    match_threshold: float | Sequence[float] | None = None, nms_iou_threshold: float | None = None,
+    class_iou_threshold: float | None = None, box_average: str = BOX_AVERAGE, score_threshold: float | None = None,
+    max_candidates: int | None = MAX_CANDIDATES, min_score: float | Sequence[float] | None = None,
+) -> DetectionRule:  # fmt: skip
+    """The rule of these arguments of `detect`, which raises what `detect` raises for them."""
     postprocess = choose_postprocess(net, postprocess, match_threshold)
     _check_postprocess(postprocess, nms_iou_threshold, class_iou_threshold)
     own, lowest = _thresholds_for(net, postprocess), lowest_score(net, min_score, postprocess)
@@ -77,18 +117,17 @@ def detect(
     own_match = MATCH_THRESHOLD if own.match_threshold is None else own.match_threshold
     matching = own_match if match_threshold is None else match_threshold
     check_match_threshold(matching, net.num_foreground_classes)
-    image = one_image(net, image, value_range)
-    own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
-    boxes = collect_candidates(
-        net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
-        score_threshold=_first(score_threshold, own.score_threshold, SCORE_THRESHOLD),
-    )  # fmt: skip
-    detections = combine(
-        boxes, own_grids, postprocess=postprocess, match_threshold=matching, box_average=box_average,
+    check_choice("box_average", box_average, BOX_AVERAGES)
+    lowest_position = _first(score_threshold, own.score_threshold, SCORE_THRESHOLD)
+    check_fraction("score_threshold", lowest_position)
+    if max_candidates is not None:
+        check_count("max_candidates", max_candidates)
+    return DetectionRule(
+        postprocess=postprocess, match_threshold=matching, box_average=box_average, max_candidates=max_candidates,
+        min_score=lowest, score_threshold=lowest_position,
         nms_iou_threshold=_first(nms_iou_threshold, own.nms_iou_threshold, NMS_IOU_THRESHOLDS[postprocess]),
         class_iou_threshold=_first(class_iou_threshold, own.class_iou_threshold, 1.0),
     )  # fmt: skip
-    return detections[scoring(detections.scores, detections.labels, lowest)]
 
 
 def choose_postprocess(

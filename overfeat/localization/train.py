@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from overfeat.data.annotated import Annotated
 from overfeat.dense.grid import Grid
-from overfeat.dense.tiling import Tile, tile_features
+from overfeat.dense.tiling import Pixels, Tile, tile_features
 from overfeat.localization.config import TRAINING, BoxRegressorConfig
 from overfeat.localization.data import ScaledDataset
 from overfeat.models import checkpoint
@@ -57,7 +57,10 @@ class Localizer(nn.Module):
         """
         pairs = zip(images, targets, strict=True)
         with torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled()):
-            maps = [tile_features(self.net, image[None], target.tile) for image, target in pairs]
+            maps = [
+                tile_features(self.net, Pixels(image[None], target.tile.grid.scaled), target.tile)
+                for image, target in pairs
+            ]
         values, _ = self.regressor.forward_flat(maps, stride, [t.positive for t in targets])
         return values, self.net.forward_head_flat(maps, stride)[0] if self.train_backbone else None
 

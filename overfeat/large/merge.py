@@ -1,0 +1,190 @@
+"""Merging the candidates of a large image by a sweep over its rows, to the result of all of them together.
+
+Boxes that can change one another's fate are in one component. A component whose boxes all end above every box that has
+not been read is complete: it is merged, and its candidates are freed.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from overfeat.dense.candidates import Candidates
+from overfeat.dense.detections import Detections, merge
+from overfeat.dense.grid import Grid
+from overfeat.detection.predict import VOTE_IOU, DetectionRule, combine, normalize_scores
+from overfeat.errors import InputError
+from overfeat.files import atomic_write
+from overfeat.ops.backends.numba_components import components
+from overfeat.ops.boxes import nms, scoring
+
+HELD = 100_000  # candidates, about, up to which more are read before the complete ones are merged
+SLACK = 0.01  # pixels by which merged boxes may exceed those that they are made of; more than rounding can add
+
+
+def save_candidates(path: Path, candidates: Candidates, numbers: Tensor, damaged: Sequence[str] = ()) -> None:
+    """Write the candidates of a block, and the messages of its damaged tiles, atomically.
+
+    numbers: int64 [T], of each among all candidates of the image, see `group_candidates`.
+    """
+    tensors = {**{name: value.cpu() for name, value in vars(candidates).items()}, "numbers": numbers.cpu()}
+    boxes = tensors["boxes"]
+    ends = [float(boxes[:, 1].min()), float(boxes[:, 3].max())] if len(boxes) else []
+    with atomic_write(path) as part:
+        save_file(tensors, part, {"rows": json.dumps(ends), "damaged": json.dumps(list(damaged))})
+
+
+def read_header(path: Path) -> tuple[list[float], list[str]]:
+    """The first and last row that the candidates of a block cover, none without candidates; and damaged tiles."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        return json.loads(metadata["rows"]), json.loads(metadata["damaged"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: no candidates of a block ({error}); delete it, and run again") from error
+
+
+def merge_files(paths: Sequence[Path], grids: Sequence[Grid], rule: DetectionRule) -> Detections:
+    """The objects of an image from the candidates of its blocks, best first, of equal scores the leftmost first.
+
+    Merged boxes of `postprocess="merge"` can lie between those that they are made of: there the enclosing rectangles of
+    components must not overlap either. With a match threshold of 1 or more, at which disjoint boxes merge, all
+    candidates are merged at once.
+
+    Args:
+        paths: Of `save_candidates`.
+    """
+    starts = {path: ends[0] for path in paths if (ends := read_header(path)[0])}
+    ordered = sorted(starts, key=lambda path: starts[path])
+    parts = list(_merged(ordered, starts, grids, rule))
+    merged = Detections(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
+    if rule.postprocess == "merge":
+        merged = merged[_order(merged.labels, -merged.scores)]  # as `merge` orders those of one image
+        merged = replace(merged, scores=normalize_scores(merged.confidence_sum, merged.boxes, grids))
+        limits = {"iou_threshold": rule.nms_iou_threshold, "across_iou_threshold": rule.class_iou_threshold}
+        merged = merged[nms(merged.boxes, merged.scores, merged.labels, **limits)]
+        merged = merged[scoring(merged.scores, merged.labels, rule.min_score)]
+    return merged[_order(merged.boxes[:, 0], merged.boxes[:, 1], merged.labels, -merged.scores)]
+
+
+def _order(*keys: Tensor) -> Tensor:
+    """The indices that sort by the last key, of equal ones by the key before it, ..., of equal ones as they are."""
+    return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+
+
+def _merged(
+    paths: Sequence[Path], starts: dict[Path, float], grids: Sequence[Grid], rule: DetectionRule
+) -> Iterator[Detections]:
+    """The merged boxes of complete components."""
+    held, limit, complete = _Held(), HELD, _completeness(paths, starts, rule)
+    for number, path in enumerate(paths):
+        held.add(path)
+        is_last = number + 1 == len(paths)
+        if is_last or len(held) > limit:
+            done = complete(held.candidates, torch.inf if is_last else starts[paths[number + 1]])
+            yield _merge(held.take(done), grids, rule)
+            limit = max(HELD, 2 * len(held))
+    yield _merge(held.take(np.ones(len(held), bool)), grids, rule)  # none, but of the right shape
+
+
+def _merge(candidates: Candidates, grids: Sequence[Grid], rule: DetectionRule) -> Detections:
+    if rule.postprocess == "merge":
+        own = {"match_threshold": rule.match_threshold, "box_average": rule.box_average}
+        return merge(candidates, grids[0].image, **own)  # type: ignore[arg-type]
+    merged = combine(
+        candidates, grids, postprocess=rule.postprocess, nms_iou_threshold=rule.nms_iou_threshold,
+        class_iou_threshold=rule.class_iou_threshold,
+    )  # fmt: skip
+    return merged[scoring(merged.scores, merged.labels, rule.min_score)]
+
+
+class _Held:
+    """Candidates that are held, in the order of all candidates of the image."""
+
+    def __init__(self) -> None:
+        self.candidates = Candidates(torch.empty(0, 4), torch.empty(0), *(torch.empty(0, dtype=torch.int64),) * 2)
+        self.numbers = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def add(self, path: Path) -> None:
+        """Read those of a block."""
+        tensors = load_file(path)
+        numbers = torch.cat([self.numbers, tensors.pop("numbers")])
+        order = numbers.argsort()
+        both = (torch.cat([value, tensors[name]])[order] for name, value in vars(self.candidates).items())
+        self.candidates, self.numbers = Candidates(*both), numbers[order]
+
+    def take(self, chosen: np.ndarray) -> Candidates:
+        """Remove the chosen candidates, bool [n], and return them."""
+        taken, rest = torch.from_numpy(chosen), torch.from_numpy(~chosen)
+        result = self.candidates[taken]
+        self.candidates, self.numbers = self.candidates[rest], self.numbers[rest]
+        return result
+
+
+Completeness = Callable[[Candidates, float], np.ndarray]  # of candidates and the first row of all that are not read
+
+
+def _completeness(paths: Sequence[Path], starts: dict[Path, float], rule: DetectionRule) -> Completeness:
+    """Tells which candidates, bool [n], are of complete components."""
+    if rule.postprocess == "merge":
+        return _merge_completeness(paths, rule)
+    limits = [rule.nms_iou_threshold, rule.class_iou_threshold, *([VOTE_IOU] if rule.postprocess == "vote" else [])]
+    by_class = rule.class_iou_threshold == 1
+
+    def complete(candidates: Candidates, row: float) -> np.ndarray:
+        boxes, labels = candidates.boxes.double().numpy(), candidates.labels.numpy()
+        of = components(boxes, labels if by_class else np.zeros_like(labels), min(limits))
+        ends = np.full(of.max(initial=-1) + 1, -np.inf)
+        np.maximum.at(ends, of, boxes[:, 3])
+        return ends[of] < row
+
+    return complete
+
+
+def _merge_completeness(paths: Sequence[Path], rule: DetectionRule) -> Completeness:
+    thresholds = rule.match_threshold if isinstance(rule.match_threshold, Sequence) else [rule.match_threshold]
+    if max(thresholds) >= 1:
+        return lambda candidates, row: np.full(len(candidates.labels), row == torch.inf)
+    hulls, labels = np.empty((0, 4)), np.empty(0, np.int64)
+    for path in paths:
+        block = load_file(path)
+        every = np.concatenate([hulls, _widened(block["boxes"])])
+        hulls, labels = _hulls(every, np.concatenate([labels, block["labels"].numpy()]))
+
+    def complete(candidates: Candidates, row: float) -> np.ndarray:
+        boxes = _widened(candidates.boxes)
+        near = (hulls[:, 3] >= boxes[:, 1].min(initial=np.inf)) & (hulls[:, 1] <= boxes[:, 3].max(initial=-np.inf))
+        own = hulls[near]
+        of = components(np.concatenate([own, boxes]), np.concatenate([labels[near], candidates.labels.numpy()]), 0.0)
+        ends = np.full(of.max(initial=-1) + 1, -np.inf)
+        ends[of[: len(own)]] = own[:, 3]  # each box lies in one
+        return ends[of[len(own) :]] < row
+
+    return complete
+
+
+def _widened(boxes: Tensor) -> np.ndarray:
+    return boxes.double().numpy() + (-SLACK, -SLACK, SLACK, SLACK)
+
+
+def _hulls(boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The enclosing rectangles of boxes that overlap, joined until none of a class overlap: [m, 4], and labels [m]."""
+    while True:
+        of = components(boxes, labels, 0.0)
+        count = of.max(initial=-1) + 1
+        if count == len(boxes):
+            return boxes, labels
+        hulls = np.concatenate([np.full((count, 2), np.inf), np.full((count, 2), -np.inf)], axis=1)
+        np.minimum.at(hulls[:, :2], of, boxes[:, :2])
+        np.maximum.at(hulls[:, 2:], of, boxes[:, 2:])
+        first = np.unique(of, return_index=True)[1]
+        boxes, labels = hulls, labels[first]
