@@ -130,7 +130,7 @@ def in_process(reader: str, folder: Path, side: int, count: int) -> dict[str, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=SIDE, help="pixels of a side of the image")
-    parser.add_argument("--count", type=int, default=60, help="windows")
+    parser.add_argument("--count", type=int, default=30, help="windows")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each reader, in turns; the best counts")
     args = parser.parse_args()
     readers: dict[str, dict[str, float]] = {}
