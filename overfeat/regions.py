@@ -56,6 +56,11 @@ def region(name: str) -> AbstractContextManager[None]:
     return nullcontext() if timer is None else timer.time(name)
 
 
+def are_timed() -> bool:
+    """Whether this thread is inside `collect_timings`; not in compiled code."""
+    return not torch.compiler.is_compiling() and _timer.get() is not None
+
+
 @contextmanager
 def collect_timings(device: torch.device) -> Iterator[RegionTimer]:
     """Time the regions that run on a device inside the block, in this thread; the timer has their `seconds`."""

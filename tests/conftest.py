@@ -35,7 +35,7 @@ if KERNELS:
 
 # Files that see the backends of overfeat.fast, whoever imported it, as those of tests/kernels do; the others test eager
 # PyTorch, bit for bit.
-FAST = {"test_compiled_conv", "test_fast", "test_prepacked"}
+FAST = {"test_chain", "test_compiled_conv", "test_fast", "test_prepacked"}
 FAST |= {"test_ops", "test_ops_in_torch", "test_merge_boxes"} if KERNELS else set()
 
 

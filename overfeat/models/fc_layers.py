@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from overfeat import ops
 from overfeat.models.net import Shape
 from overfeat.ops import layout
+from overfeat.ops.chain import ChainedLayer, run_chain
 from overfeat.regions import FIRST_FC, REMAINING_FC, region
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def fc_flat(
         context: [positions, hidden], added before the first ReLU.
         regions: Names of the first layer's region and of the others'.
     """
+    chained = None if dropout or context is not None else _chained(layers, maps, pool, step, last_relu)
+    if chained is not None:
+        return chained
     relu = len(layers) > 1 or last_relu
     with region(regions[0]):
         x, shapes = first_fc(layers[0], maps, pool, step, relu and context is None)
@@ -57,15 +61,38 @@ def first_fc(
     layer: nn.Conv2d, maps: Sequence[Tensor], pool: int, step: int, relu: bool = False
 ) -> tuple[Tensor, list[Shape]]:
     """`fc_flat` of the first layer: from here on every position is independent, a row of one matrix."""
+    maps, pool = _pooled(layer, maps, pool, step)
+    flat = ops.skip_classifier_flat(maps, layer.weight, layer.bias, pool, relu=relu)
+    return flat, layout.output_shapes(maps, layer.weight, pool)
+
+
+def _pooled(layer: nn.Conv2d, maps: Sequence[Tensor], pool: int, step: int) -> tuple[Sequence[Tensor], int]:
+    """The maps, pooled at coarse stride, and the size of the pooling that is left."""
     window = pool * layer.kernel_size[0]
     for m in maps:
         if min(m.shape[2:]) < window:
             raise ValueError(f"maps of {m.shape[2]}x{m.shape[3]} are smaller than a window's {window}x{window}")
-    if step != 1:
-        assert step == pool, (step, pool)
-        maps, pool = [F.max_pool2d(m, pool) for m in maps], 1
-    flat = ops.skip_classifier_flat(maps, layer.weight, layer.bias, pool, relu=relu)
-    return flat, layout.output_shapes(maps, layer.weight, pool)
+    if step == 1:
+        return maps, pool
+    assert step == pool, (step, pool)
+    return [F.max_pool2d(m, pool) for m in maps], 1
+
+
+def _chained(
+    layers: ConvList, maps: Sequence[Tensor], pool: int, step: int, last_relu: bool
+) -> tuple[Tensor, list[Shape]] | None:
+    """`fc_flat` in one call of a backend, if one has it."""
+    if torch.is_grad_enabled():
+        return None
+    maps, pool = _pooled(layers[0], maps, pool, step)
+    if all(m.shape[2:] == layers[0].weight.shape[2:] for m in maps):
+        return None  # single windows are rows of a linear layer
+    last = len(layers) - 1
+    chain = [
+        ChainedLayer(layer.weight, layer.bias, relu=number < last or last_relu) for number, layer in enumerate(layers)
+    ]
+    chain[0] = chain[0]._replace(dilation=pool, offset_pool=pool)
+    return run_chain(maps, chain)
 
 
 def remaining_fc(layers: ConvList, x: Tensor, dropout: float, last_relu: bool = False) -> Tensor:

@@ -20,6 +20,7 @@ from overfeat.models.layers import BuiltInLayer
 from overfeat.models.memory import feature_bytes, head_bytes
 from overfeat.models.net import InputSpan, Net, Shape, as_batch, check_tensor
 from overfeat.models.receptive_field import input_span
+from overfeat.ops.chain import ChainedLayer, run_chain
 from overfeat.ops.layout import evaluation_format
 from overfeat.regions import FIRST_FC, region
 
@@ -332,6 +333,8 @@ class OverFeat(Net):
             spec, name = self.architecture.convs[layer.index], f"{layer.kind} {layer.index + 1}"
             if layer.kind == "normalise":
                 x = self._normalised(x)
+                if (chained := self._chained(x, layers, pads)) is not None:
+                    return chained
             elif layer.kind == "pad" and pads is None and following == "conv":
                 pad = spec.pad
             elif layer.kind == "pad":
@@ -349,6 +352,24 @@ class OverFeat(Net):
             elif layer.kind == "pool":
                 step += 1  # pooled with its convolution
         return x
+
+    def _chained(self, x: Tensor, layers: Sequence[Layer], pads: Pads | None) -> Tensor | None:
+        """All feature layers but the normalisation in one call of a backend, if one has it and nothing is padded."""
+        specs = self.architecture.convs
+        if torch.is_grad_enabled() or layers is not self._steps or any(spec.pad for spec in specs):
+            return None
+        if pads is not None and any(width for axis in pads for pad in axis for width in pad):
+            return None
+        last = len(specs) - 1
+        chain = [
+            ChainedLayer(conv.weight, conv.bias, spec.stride, pool=1 if number == last else spec.pool)
+            for number, (conv, spec) in enumerate(zip(self.conv_layers, specs, strict=True))
+        ]
+        result = run_chain([x], chain)
+        if result is None:
+            return None
+        flat, (shape,) = result
+        return flat.view(*shape, -1).permute(0, 3, 1, 2)
 
     def _check(self, images: Tensor, check_size: bool = True) -> None:
         check_tensor(images)

@@ -121,6 +121,11 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     return result.relu_() if relu else result
 
 
+def chain(maps: Sequence[Tensor], layers: Sequence[Any]) -> None:
+    """See ops.chain: PyTorch has no such call."""
+    return None
+
+
 def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
     """See ops.class_scores."""
     scores = logits.new_empty(len(counts), logits.shape[1], dtype=torch.float32)
@@ -142,7 +147,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         offset_max_pool, offset_max_pool_backward, skip_classifier_flat, skip_classifier_flat_backward,
-        class_scores, convolution, convolution_pool, linear, merge_boxes,
+        chain, class_scores, convolution, convolution_pool, linear, merge_boxes,
     )
 }  # fmt: skip
 BACKEND = Backend("torch", FUNCTIONS)

@@ -1,21 +1,25 @@
 """Convolutions of float32 maps on a CPU, compiled by numba: bias, ReLU and pooling come before an output is stored.
 
 Direct sums, and Winograd's minimal filtering (see winograd.py) in blocks of tiles whose transforms stay in the cache.
-A job is an array of int64, which the constants below index; any number of threads run it at once, each taking the next
-block of outputs. Maps and outputs are channels-last. Weights are packed in panels of `COLUMNS` output channels:
-[panels, taps, C, COLUMNS].
+A program is an array of int64: a header, then jobs, which run one after the other. Any number of threads run it at
+once, each taking the next block of outputs. The 1x1 convolutions that follow a job are computed with its blocks, while
+their inputs are in the cache. Maps and outputs are channels-last. Weights are packed in panels of `COLUMNS` output
+channels: [panels, taps, C, COLUMNS].
 """
 
 from overfeat import toom_cook
 from overfeat.ops.backends import simd
 from overfeat.ops.backends.numba_compile import compiled, compiled_for_c
-from overfeat.ops.backends.simd import clear, copy, load, store, take
+from overfeat.ops.backends.simd import clear, copy, finish, finished, load, store, take
 from overfeat.ops.backends.winograd import OUTPUT_TILE, POINTS
 
-# Where a job's numbers are: counts, addresses, and distances in bytes.
-SLOT, NEXT = 0, 8  # threads that have come, and the next block: in a cache line of their own
+# Where the numbers are. Of the header: threads that have come, and the number of jobs.
+SLOT, JOBS = 0, 8
+HEADER = 16  # numbers
+# Of a job: the next block and the finished ones, in cache lines of their own; counts, addresses, distances in bytes.
+NEXT, DONE = 0, 64
 (
-    BLOCKS,
+    METHOD, BLOCKS, FOLLOWERS,  # the jobs after this one that are computed with its blocks
     SCRATCH, SCRATCH_BYTES,  # memory of all threads, and of one
     MAPS, MAPS_IMAGE, MAPS_ROW, MAPS_COLUMN, MAPS_HEIGHT, MAPS_WIDTH,  # distances between rows of the maps
     HEIGHT, WIDTH, CHANNELS, POSITIONS,  # of the outputs before pooling; of all images together
@@ -24,12 +28,21 @@ SLOT, NEXT = 0, 8  # threads that have come, and the next block: in a cache line
     WEIGHT, TRANSFORMED, ZEROS,  # transformed: [t * t, panels, C, COLUMNS]; zeros: as many as output channels
     PER_BLOCK,  # outputs of a block; tiles in minimal filtering
     KERNEL, DILATION, IN_CHANNELS, DOWN, ACROSS, TILES,  # in minimal filtering; tiles down and across of one phase
-) = range(128, 128 + 8 * 32, 8)  # fmt: skip
-JOB = 48  # numbers of a job
+    # Where a thread's memory has tables of positions and of where their outputs go, and the same for rows of one
+    # chunk; outputs; outputs of a chunk of followers, twice; a tile of outputs, one of inputs; transforms.
+    AT_POSITIONS, AT_TARGETS, AT_CHUNK_POSITIONS, AT_CHUNK_TARGETS,
+    AT_OUTPUTS, AT_CHUNKS, CHUNK_BYTES, AT_TILE, AT_PADDED, AT_INPUTS, AT_PRODUCTS,
+) = range(128, 128 + 8 * 45, 8)  # fmt: skip
+JOB = 64  # numbers of a job
+JOB_BYTES = 8 * JOB
+DIRECT, POOLED, FILTERED, OFFSET_POOL = range(4)  # methods
 
 REGISTERS = simd.registers() or simd.NEON
 ROWS, COLUMNS, LANES = REGISTERS.rows, REGISTERS.columns, REGISTERS.lanes
-BLOCK_BYTES = 4 * ROWS * COLUMNS  # at the start of a thread's memory, for a block that is cut
+CHUNK = 3 * ROWS  # rows that followers compute at a time
+BLOCK_BYTES = 4 * ROWS * COLUMNS  # at the start of a thread's memory, for a block that is cut, and its rows' distances
+BLOCK_TARGETS = BLOCK_BYTES
+TABLE_BYTES = BLOCK_BYTES + 8 * ROWS
 KERNELS = (2, 3)  # that minimal filtering is compiled for
 
 
@@ -45,26 +58,40 @@ _output_2, _output_3 = (simd.output_transform(LANES, axis_transforms(k)[0].tolis
 
 
 @compiled
-def _matmul(job, positions, count, out, step, whole, block):
-    """Outputs at `count` positions, to out, `step` apart: whole panels where `whole`, or their channels.
+def _length(job):
+    """Bytes of the outputs of one position, in whole panels."""
+    return 4 * COLUMNS * load(job + PANELS)
 
-    positions: distances in the maps, as many as whole blocks of rows need. block: memory of one block.
+
+@compiled
+def _steps(table, count, step):
+    """A table of the distances 0, step, 2 * step, ..."""
+    for i in range(count):
+        store(table + 8 * i, i * step)
+
+
+@compiled
+def _matmul(job, maps, positions, count, out, targets, whole, scratch):
+    """Outputs at `count` positions, at out + targets[i]: whole panels where `whole`, or their channels.
+
+    positions: distances in the maps, as many as whole blocks of rows need.
     """
     for panel in range(load(job + PANELS)):
         width = COLUMNS if whole else min(COLUMNS, load(job + CHANNELS) - panel * COLUMNS)
         weight = load(job + WEIGHT) + 4 * panel * COLUMNS * load(job + NUM_TAPS) * load(job + RUN)
         bias = load(job + BIAS) + 4 * panel * COLUMNS
+        target = out + 4 * panel * COLUMNS
         for first in range(0, count, ROWS):
             rows = min(ROWS, count - first)
-            target = out + first * step + 4 * panel * COLUMNS
             direct = rows == ROWS and width == COLUMNS
             _microkernel(
-                load(job + MAPS), positions + 8 * first, load(job + TAPS), load(job + NUM_TAPS), load(job + RUN),
-                weight, bias, target if direct else block, step if direct else 4 * COLUMNS, load(job + RELU),
+                maps, positions + 8 * first, load(job + TAPS), load(job + NUM_TAPS), load(job + RUN), weight, bias,
+                target if direct else scratch, targets + 8 * first if direct else scratch + BLOCK_TARGETS,
+                load(job + RELU),
             )  # fmt: skip
             if not direct:
                 for row in range(rows):
-                    copy(target + row * step, block + 4 * row * COLUMNS, 4 * width)
+                    copy(target + load(targets + 8 * (first + row)), scratch + 4 * row * COLUMNS, 4 * width)
 
 
 @compiled
@@ -75,13 +102,34 @@ def _fill(positions, count):
 
 
 @compiled
+def _follow(job, count, scratch):
+    """The 1x1 convolutions that follow the job, of `count` of its outputs in the thread's memory."""
+    positions, targets = scratch + load(job + AT_CHUNK_POSITIONS), scratch + load(job + AT_CHUNK_TARGETS)
+    followers = load(job + FOLLOWERS)
+    for first in range(0, count, CHUNK):
+        rows = min(CHUNK, count - first)
+        maps = scratch + load(job + AT_OUTPUTS) + first * _length(job)
+        for number in range(1, followers + 1):
+            follower = job + number * JOB_BYTES
+            _steps(positions, rows, _length(follower - JOB_BYTES))
+            _fill(positions, rows)
+            if number == followers:
+                final = scratch + load(job + AT_TARGETS) + 8 * first
+                _matmul(follower, maps, positions, rows, load(follower + OUT), final, False, scratch)
+            else:
+                _steps(targets, rows, _length(follower))
+                out = scratch + load(job + AT_CHUNKS) + number % 2 * load(job + CHUNK_BYTES)
+                _matmul(follower, maps, positions, rows, out, targets, True, scratch)
+                maps = out
+
+
+@compiled
 def _pool(values, step, across, size, length):
-    """The maxima of size x size values of `length` floats, into the first; a row of values is `across` long."""
-    for i in range(size * size):
-        if i:
-            source = values + (i // size * across + i % size) * step
-            for at in range(0, 4 * length, 4 * LANES):
-                _maximum(values + at, source + at)
+    """The maxima of size x size values of `length` bytes, into the first; a row of values is `across` long."""
+    for i in range(1, size * size):
+        source = values + (i // size * across + i % size) * step
+        for at in range(0, length, 4 * LANES):
+            _maximum(values + at, values + at, source + at)
 
 
 @compiled
@@ -90,21 +138,29 @@ def _direct_block(job, block, scratch):
     width, area = load(job + WIDTH), load(job + HEIGHT) * load(job + WIDTH)
     first = block * load(job + PER_BLOCK)
     count = min(load(job + PER_BLOCK), load(job + POSITIONS) - first)
-    positions = scratch + BLOCK_BYTES
+    positions, targets = scratch + load(job + AT_POSITIONS), scratch + load(job + AT_TARGETS)
+    followers = load(job + FOLLOWERS)
+    step = 4 * load(job + followers * JOB_BYTES + CHANNELS)
     image, row, column = first // area, first % area // width, first % width
     for i in range(count):
         at = image * load(job + MAPS_IMAGE) + load(job + STRIDE) * (
             row * load(job + MAPS_ROW) + column * load(job + MAPS_COLUMN)
         )
         store(positions + 8 * i, at)
+        store(targets + 8 * i, (first + i) * step)
         column += 1
         if column == width:
             column, row = 0, row + 1
             if row == load(job + HEIGHT):
                 row, image = 0, image + 1
     _fill(positions, count)
-    step = 4 * load(job + CHANNELS)
-    _matmul(job, positions, count, load(job + OUT) + first * step, step, False, scratch)
+    if followers == 0:
+        _matmul(job, load(job + MAPS), positions, count, load(job + OUT), targets, False, scratch)
+    else:
+        chunk = scratch + load(job + AT_CHUNK_TARGETS)
+        _steps(chunk, count, _length(job))
+        _matmul(job, load(job + MAPS), positions, count, scratch + load(job + AT_OUTPUTS), chunk, True, scratch)
+        _follow(job, count, scratch)
 
 
 @compiled
@@ -116,35 +172,23 @@ def _pooled_block(job, block, scratch):
     line, first = block // parts, block % parts * per_block
     across = min(per_block, width - first)
     image, row = line // height, line % height
-    positions = scratch + BLOCK_BYTES
+    positions, targets = scratch + load(job + AT_POSITIONS), scratch + load(job + AT_TARGETS)
     start = image * load(job + MAPS_IMAGE) + load(job + STRIDE) * size * (
         row * load(job + MAPS_ROW) + first * load(job + MAPS_COLUMN)
     )
-    count = across * size * size
+    count, length = across * size * size, _length(job)
     for i in range(count):
         y, x = i // (across * size), i % (across * size)
         step = y * load(job + MAPS_ROW) + x * load(job + MAPS_COLUMN)
         store(positions + 8 * i, start + load(job + STRIDE) * step)
     _fill(positions, count)
-    values, length = positions + 8 * (size * size * per_block + ROWS), load(job + PANELS) * COLUMNS
-    _matmul(job, positions, count, values, 4 * length, True, scratch)
+    _steps(targets, count, length)
+    values = scratch + load(job + AT_OUTPUTS)
+    _matmul(job, load(job + MAPS), positions, count, values, targets, True, scratch)
     out = load(job + OUT) + 4 * load(job + CHANNELS) * (line * width + first)
     for i in range(across):
-        _pool(values + 4 * length * size * i, 4 * length, across * size, size, length)
-        copy(out + 4 * load(job + CHANNELS) * i, values + 4 * length * size * i, 4 * load(job + CHANNELS))
-
-
-@compiled_for_c
-def direct(job):
-    """Run a job of a direct convolution, together with all threads that call it."""
-    scratch = load(job + SCRATCH) + take(job + SLOT) * load(job + SCRATCH_BYTES)
-    block = take(job + NEXT)
-    while block < load(job + BLOCKS):
-        if load(job + POOL) == 1:
-            _direct_block(job, block, scratch)
-        else:
-            _pooled_block(job, block, scratch)
-        block = take(job + NEXT)
+        _pool(values + length * size * i, length, across * size, size, length)
+        copy(out + 4 * load(job + CHANNELS) * i, values + length * size * i, 4 * load(job + CHANNELS))
 
 
 @compiled
@@ -183,74 +227,137 @@ def _transform_input(job, number, out, step, padded):
 
 
 @compiled
-def _transform_output(job, number, products, step, out, scratch):
-    """Write the outputs of a tile, by its products; directly summed if one is not finite, which spreads in a tile."""
-    length = load(job + PANELS) * COLUMNS
-    finite = 1
-    for at in range(0, 4 * length, 4 * LANES):
+def _outputs_of_tile(job, number, products, step, out, scratch):
+    """The outputs of a tile by its products, into `out`; directly summed if one is not finite: it spreads in a tile.
+
+    Returns the first row and column, and how many there are down and across.
+    """
+    length, finite = _length(job), 1
+    for at in range(0, length, 4 * LANES):
         if load(job + KERNEL) == 2:
-            finite &= _output_2(products + at, step, load(job + BIAS) + at, load(job + RELU), out + at, 4 * length)
+            finite &= _output_2(products + at, step, load(job + BIAS) + at, load(job + RELU), out + at, length)
         else:
-            finite &= _output_3(products + at, step, load(job + BIAS) + at, load(job + RELU), out + at, 4 * length)
+            finite &= _output_3(products + at, step, load(job + BIAS) + at, load(job + RELU), out + at, length)
     image, row, column = _tile(job, number)
     dilation = load(job + DILATION)
     rows = min(OUTPUT_TILE, (load(job + HEIGHT) - row + dilation - 1) // dilation)
     columns = min(OUTPUT_TILE, (load(job + WIDTH) - column + dilation - 1) // dilation)
     if not finite:
-        positions = scratch + BLOCK_BYTES
+        positions, targets = scratch + load(job + AT_CHUNK_POSITIONS), scratch + load(job + AT_CHUNK_TARGETS)
         for i in range(OUTPUT_TILE * OUTPUT_TILE):
             y, x = min(i // OUTPUT_TILE, rows - 1), min(i % OUTPUT_TILE, columns - 1)
             at = (row + y * dilation) * load(job + MAPS_ROW) + (column + x * dilation) * load(job + MAPS_COLUMN)
             store(positions + 8 * i, image * load(job + MAPS_IMAGE) + at)
         _fill(positions, OUTPUT_TILE * OUTPUT_TILE)
-        _matmul(job, positions, OUTPUT_TILE * OUTPUT_TILE, out, 4 * length, True, scratch)
-    size, bytes_ = load(job + POOL), 4 * load(job + CHANNELS)
-    height, width = load(job + HEIGHT) // size, load(job + WIDTH) // size
-    for y in range(rows // size):
-        for x in range(columns // size):
-            value = out + 4 * length * size * (y * OUTPUT_TILE + x)
-            _pool(value, 4 * length, OUTPUT_TILE, size, length)
-            at = (image * height + row // size + y * dilation) * width + column // size + x * dilation
-            copy(load(job + OUT) + bytes_ * at, value, bytes_)
+        _steps(targets, OUTPUT_TILE * OUTPUT_TILE, length)
+        _matmul(job, load(job + MAPS), positions, OUTPUT_TILE * OUTPUT_TILE, out, targets, True, scratch)
+    return image, row, column, rows, columns
 
 
 @compiled
-def _multiply(job, inputs, products, positions, count):
+def _transform_output(job, number, products, step, written, scratch):
+    """Write the outputs of a tile, by its products.
+
+    Where jobs follow, they are written to the thread's memory, after those that were `written`; returns how many.
+    """
+    values, length = scratch + load(job + AT_TILE), _length(job)
+    image, row, column, rows, columns = _outputs_of_tile(job, number, products, step, values, scratch)
+    dilation, size, followers = load(job + DILATION), load(job + POOL), load(job + FOLLOWERS)
+    height, width = load(job + HEIGHT) // size, load(job + WIDTH) // size
+    bytes_ = 4 * load(job + followers * JOB_BYTES + CHANNELS)
+    outputs, targets = scratch + load(job + AT_OUTPUTS), scratch + load(job + AT_TARGETS)
+    for y in range(rows // size):
+        for x in range(columns // size):
+            value = values + length * size * (y * OUTPUT_TILE + x)
+            _pool(value, length, OUTPUT_TILE, size, length)
+            at = (image * height + row // size + y * dilation) * width + column // size + x * dilation
+            if followers:
+                copy(outputs + length * written, value, length)
+                store(targets + 8 * written, bytes_ * at)
+                written += 1
+            else:
+                copy(load(job + OUT) + bytes_ * at, value, bytes_)
+    return written
+
+
+@compiled
+def _multiply(job, count, scratch):
     """Multiply the transformed tiles by the transformed weights: one GEMM for each position of a tile."""
     panels, channels, per_block = load(job + PANELS), load(job + IN_CHANNELS), load(job + PER_BLOCK)
     side = OUTPUT_TILE + load(job + KERNEL) - 1
+    positions, targets = scratch + load(job + AT_CHUNK_POSITIONS), scratch + load(job + AT_CHUNK_TARGETS)
+    _steps(positions, ROWS, 4 * channels)
+    _steps(targets, ROWS, _length(job))
     for i in range(side * side):
-        maps, out = inputs + 4 * i * per_block * channels, products + 4 * i * per_block * panels * COLUMNS
+        maps = scratch + load(job + AT_INPUTS) + 4 * i * per_block * channels
+        out = scratch + load(job + AT_PRODUCTS) + i * per_block * _length(job)
         for panel in range(panels):
             weight = load(job + TRANSFORMED) + 4 * (i * panels + panel) * channels * COLUMNS
             for first in range(0, count, ROWS):
-                target = out + 4 * COLUMNS * (first * panels + panel)
                 _microkernel(
                     maps + 4 * first * channels, positions, load(job + ZEROS), 1, channels, weight, load(job + ZEROS),
-                    target, 4 * panels * COLUMNS, 0,
+                    out + first * _length(job) + 4 * COLUMNS * panel, targets, 0,
                 )  # fmt: skip
 
 
+@compiled
+def _filtered_block(job, block, scratch):
+    """Consecutive tiles, by minimal filtering."""
+    channels, per_block, length = load(job + IN_CHANNELS), load(job + PER_BLOCK), _length(job)
+    first = block * per_block
+    count = min(per_block, load(job + TILES) - first)
+    inputs, products = scratch + load(job + AT_INPUTS), scratch + load(job + AT_PRODUCTS)
+    padded = scratch + load(job + AT_PADDED)
+    for i in range(count):
+        _transform_input(job, first + i, inputs + 4 * i * channels, 4 * per_block * channels, padded)
+    _multiply(job, count, scratch)
+    written = 0
+    for i in range(count):
+        written = _transform_output(job, first + i, products + i * length, per_block * length, written, scratch)
+    if load(job + FOLLOWERS):
+        _follow(job, written, scratch)
+
+
+@compiled
+def _offset_pool_block(job, block, scratch):
+    """A row of maxima at every offset; the channels are whole vectors."""
+    size, channels, width = load(job + POOL), 4 * load(job + CHANNELS), load(job + WIDTH)
+    image, row = block // load(job + HEIGHT), block % load(job + HEIGHT)
+    maps = load(job + MAPS) + image * load(job + MAPS_IMAGE) + row * load(job + MAPS_ROW)
+    down, values = load(job + MAPS_ROW), scratch + load(job + AT_OUTPUTS)
+    out = load(job + OUT) + block * width * channels
+    for at in range(0, (width + size - 1) * channels, 4 * LANES):
+        _maximum(values + at, maps + at, maps + down + at)
+        for i in range(2, size):
+            _maximum(values + at, values + at, maps + i * down + at)
+    for at in range(0, width * channels, 4 * LANES):
+        _maximum(out + at, values + at, values + channels + at)
+        for i in range(2, size):
+            _maximum(out + at, out + at, values + i * channels + at)
+
+
 @compiled_for_c
-def filtered(job):
-    """Run a job of minimal filtering, together with all threads that call it."""
-    scratch = load(job + SCRATCH) + take(job + SLOT) * load(job + SCRATCH_BYTES)
-    panels, channels, per_block = load(job + PANELS), load(job + IN_CHANNELS), load(job + PER_BLOCK)
-    length, side = panels * COLUMNS, OUTPUT_TILE + load(job + KERNEL) - 1
-    positions = scratch + BLOCK_BYTES + 8 * (OUTPUT_TILE * OUTPUT_TILE + ROWS)
-    for i in range(ROWS):
-        store(positions + 8 * i, 4 * channels * i)
-    outputs = positions + 8 * ROWS
-    padded = outputs + 4 * OUTPUT_TILE * OUTPUT_TILE * length
-    inputs = padded + 4 * side * side * channels
-    products = inputs + 4 * side * side * per_block * channels
-    block = take(job + NEXT)
-    while block < load(job + BLOCKS):
-        first = block * per_block
-        count = min(per_block, load(job + TILES) - first)
-        for i in range(count):
-            _transform_input(job, first + i, inputs + 4 * i * channels, 4 * per_block * channels, padded)
-        _multiply(job, inputs, products, positions, count)
-        for i in range(count):
-            _transform_output(job, first + i, products + 4 * i * length, 4 * per_block * length, outputs, scratch)
+def run(program):
+    """Run a program, together with all threads that call it."""
+    slot = take(program + SLOT)
+    job = program + 8 * HEADER
+    end = job + load(program + JOBS) * JOB_BYTES
+    while job < end:
+        scratch = load(job + SCRATCH) + slot * load(job + SCRATCH_BYTES)
+        _steps(scratch + BLOCK_TARGETS, ROWS, 4 * COLUMNS)
+        method, blocks = load(job + METHOD), load(job + BLOCKS)
         block = take(job + NEXT)
+        while block < blocks:
+            if method == DIRECT:
+                _direct_block(job, block, scratch)
+            elif method == POOLED:
+                _pooled_block(job, block, scratch)
+            elif method == FILTERED:
+                _filtered_block(job, block, scratch)
+            else:
+                _offset_pool_block(job, block, scratch)
+            finish(job + DONE)
+            block = take(job + NEXT)
+        while finished(job + DONE) < blocks:
+            pass
+        job += (1 + load(job + FOLLOWERS)) * JOB_BYTES

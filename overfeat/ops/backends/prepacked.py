@@ -3,8 +3,8 @@
 The first call with a weight runs eager PyTorch, which packs it for oneDNN at every call (or multiplies without); from
 the second call on, for as long as the weight stays as it is, a packed form is used: oneDNN's own for a convolution or a
 linear layer, or the transformed weight of Winograd's minimal filtering (winograd.py), each made at its first use.
-Layers of few float32 weights, which are bound by memory in PyTorch, run compiled code (compiled_conv.py). Weights that
-are not finite stay with eager PyTorch.
+Layers of few float32 weights, which are bound by memory in PyTorch, run compiled code (compiled_conv.py), those of a
+net without padding in one call. Weights that are not finite stay with eager PyTorch.
 
 The packed forms need up to 3.5 times the memory of the weights (of small weights, 8 times); `clear_cache` frees them.
 A weight that is changed as usual, in place or by an optimizer, is packed again. Changes that torch does not see,
@@ -12,6 +12,7 @@ through `.data` or NumPy, are noticed if they touch a whole output or input chan
 call `clear_cache`.
 """
 
+import math
 import sys
 import weakref
 from collections.abc import Sequence
@@ -131,14 +132,53 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     return result.relu_() if relu else result
 
 
+def chain(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[Tensor, list[tuple[int, int, int]]] | None:
+    """See ops.chain: compiled code, for small weights that were used before."""
+    chained = _chained(maps, layers)
+    if chained is None:
+        return None
+    compiled, packed = chained
+    shapes = compiled.chain_shapes(maps, packed)
+    if shapes is None:
+        return None
+    flat = workspace.empty(sum(math.prod(shape) for shape in shapes), len(layers[-1].weight))
+    for m, out in zip(maps, flat.split([math.prod(shape) for shape in shapes]), strict=True):
+        compiled.chain(m, packed, out)
+    return flat, shapes
+
+
+def _chained(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[ModuleType, list[Any]] | None:
+    """The module of compiled convolutions and the packed layers, if it has all of them for such maps."""
+    x, compiled, packed = maps[0], None, []
+    if any(m.dtype != x.dtype or m.device != x.device or m.dim() != 4 or not m.numel() for m in maps):
+        return None
+    channels = {m.shape[1] for m in maps}
+    for layer in layers:
+        weight, bias = layer.weight, layer.bias
+        if weight.numel() >= MIN_WEIGHTS or channels != {weight.shape[1]} or not _fits(x, weight, bias):
+            return None
+        known = _known(weight)
+        if known is None or not known.finite or (compiled := _load_compiled()) is None:
+            return None
+        if layer.offset_pool > 1 and weight.shape[1] % compiled.LANES:
+            return None
+        window = compiled.Window(layer.stride, layer.dilation, layer.relu, layer.pool, layer.offset_pool)
+        packed.append(compiled.Layer(_panels(compiled, known, weight), bias, window))
+        channels = {len(weight)}
+    return None if compiled is None else (compiled, packed)
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether dtypes, devices and the bias's length are right for compiled code, which reads memory without a check."""
+    if not x.dtype == weight.dtype == torch.float32 or x.device != weight.device:
+        return False
+    return bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype and bias.device == x.device)
+
+
 def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int = 4) -> ModuleType | None:
     """The module of compiled convolutions, where it is for such inputs: it reads memory without a check of shapes."""
-    if weight.numel() >= MIN_WEIGHTS or not x.dtype == weight.dtype == torch.float32:
-        return None
-    if x.dim() != dim or x.shape[1] != weight.shape[1] or x.device != weight.device:
+    if weight.numel() >= MIN_WEIGHTS or x.dim() != dim or x.shape[1] != weight.shape[1] or not _fits(x, weight, bias):
         return None  # eager PyTorch says what is wrong
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype or bias.device != x.device):
-        return None
     return _load_compiled()
 
 
@@ -201,15 +241,26 @@ def _lookup(weight: Tensor) -> PackedWeight | None:
     """The packed forms of this weight if it is finite and as at an earlier call; a new one is noted for the next."""
     if weight.is_inference() or not weight.numel():  # inference tensors have no version
         return None
-    known = _seen.get(id(weight))
-    sample = weight.detach().take(_spot_check_index(tuple(weight.shape)))
-    if known and known.weight() is weight and known.version == weight._version and torch.equal(known.sample, sample):
-        if known.finite is None:
-            known.finite = bool(weight.detach().sum().isfinite())
+    known = _known(weight)
+    if known is not None:
         return known if known.finite else None  # infinity times the zeros of padding would be NaN
     key = id(weight)
+    sample = weight.detach().take(_spot_check_index(tuple(weight.shape)))
     _seen[key] = PackedWeight(weakref.ref(weight, lambda _: _seen.pop(key, None)), weight._version, sample)
     return None
+
+
+def _known(weight: Tensor) -> PackedWeight | None:
+    """The packed forms of this weight if it is as at an earlier call."""
+    known = _seen.get(id(weight))
+    if known is None or known.weight() is not weight or known.version != weight._version:
+        return None
+    sample = weight.detach().take(_spot_check_index(tuple(weight.shape)))
+    if not torch.equal(known.sample, sample):
+        return None
+    if known.finite is None:
+        known.finite = bool(weight.detach().sum().isfinite())
+    return known
 
 
 @lru_cache(maxsize=64)
@@ -258,6 +309,7 @@ BACKEND = Backend(
         "convolution": convolution,
         "convolution_pool": convolution_pool,
         "linear": linear,
+        "chain": chain,
     },
     supports,
     "weights are pre-packed at their second call",

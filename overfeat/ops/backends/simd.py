@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+CACHE_LINE = 64  # bytes
 FLOAT, INT64, INT32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 
 
@@ -72,6 +73,15 @@ class Vectors:
             function = ir.Function(module, ir.FunctionType(self.type, [self.type] * 3), name)
         return self.builder.call(function, [a, b, c])
 
+    def prefetch(self, address: Any) -> None:
+        """Fetch a cache line that will be read, into the second level; any address may be given."""
+        byte = ir.IntType(8).as_pointer()
+        name, module = "llvm.prefetch.p0i8", self.builder.module
+        function = module.globals.get(name)
+        if function is None:
+            function = ir.Function(module, ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]), name)
+        self.builder.call(function, [self.builder.inttoptr(address, byte), INT32(0), INT32(2), INT32(1)])
+
     def relu(self, value: Any, relu: Any) -> Any:
         """The ReLU of a vector where the bit `relu` is set; NaN stays NaN."""
         lower = self.builder.select(relu, self.constant(0.0), self.constant(float("-inf")))
@@ -123,9 +133,10 @@ def _kernel(write: Callable[..., Any]) -> Any:
 def microkernel(size: Registers) -> Any:
     """A block of a convolution's outputs: rows (positions) x columns (channels), in registers.
 
-    kernel(maps, positions, taps, count, run, weight, bias, out, step, relu): row r of the block, at out + r * step,
-    is bias + the sum over the taps t < count of (`run` floats at maps + positions[r] + taps[t]) @ weight[t],
-    weight: [count, run, columns]; positions and taps are addresses of int64 distances; relu: 0 or 1.
+    kernel(maps, positions, taps, count, run, weight, bias, out, targets, relu): row r of the block, at
+    out + targets[r], is bias + the sum over the taps t < count of
+    (`run` floats at maps + positions[r] + taps[t]) @ weight[t], weight: [count, run, columns]; positions, taps and
+    targets are addresses of int64 distances; relu: 0 or 1.
     """
     return _kernel(lambda builder, *arguments: _Microkernel(builder, size).write(*arguments))
 
@@ -138,12 +149,14 @@ class _Microkernel:
         self.offsets = [4 * size.lanes * v for v in range(size.vectors)]
 
     def write(
-        self, maps: Any, positions: Any, taps: Any, count: Any, run: Any, weight: Any, bias: Any, out: Any, step: Any,
-        relu: Any,
+        self, maps: Any, positions: Any, taps: Any, count: Any, run: Any, weight: Any, bias: Any, out: Any,
+        targets: Any, relu: Any,
     ) -> None:  # fmt: skip
         builder, vectors = self.builder, self.vectors
         rows = [builder.add(maps, self._int64(positions, r)) for r in range(self.size.rows)]
         block = [[vectors.load(bias, offset) for offset in self.offsets] for _ in rows]
+
+        self.ahead = builder.mul(builder.mul(count, run), INT64(4 * self.size.columns))
 
         def tap(t: Any, weight: Any, block: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
             at = builder.load(builder.inttoptr(builder.add(taps, builder.shl(t, INT64(3))), INT64.as_pointer()))
@@ -152,10 +165,10 @@ class _Microkernel:
 
         _, block = self._loop(count, weight, block, tap)
         positive = builder.icmp_signed("!=", relu, INT64(0))
-        for row in block:
+        for r, row in enumerate(block):
+            target = builder.add(out, self._int64(targets, r))
             for offset, value in zip(self.offsets, row, strict=True):
-                vectors.store(vectors.relu(value, positive), out, offset)
-            out = builder.add(out, step)
+                vectors.store(vectors.relu(value, positive), target, offset)
 
     def _int64(self, address: Any, index: int) -> Any:
         return self.builder.load(self.builder.inttoptr(self.builder.add(address, INT64(8 * index)), INT64.as_pointer()))
@@ -164,6 +177,9 @@ class _Microkernel:
         """Add one float of each row times a row of the weight."""
         builder, vectors = self.builder, self.vectors
         columns = [vectors.load(weight, offset) for offset in self.offsets]
+        following = builder.add(weight, self.ahead)  # the weights of the next panel
+        for offset in range(0, 4 * self.size.columns, CACHE_LINE):
+            vectors.prefetch(builder.add(following, INT64(offset)))
         result = []
         for row, sums in zip(rows, block, strict=True):
             start = builder.inttoptr(row, FLOAT.as_pointer())
@@ -248,11 +264,11 @@ def output_transform(lanes: int, matrix: Sequence[Sequence[float]]) -> Any:
 
 
 def maximum(lanes: int) -> Any:
-    """kernel(target, source): the larger of each of `lanes` floats, into the target; NaN propagates."""
+    """kernel(target, first, second): the larger of each of `lanes` floats, into the target; NaN propagates."""
 
-    def write(builder: Any, target: Any, source: Any) -> None:
+    def write(builder: Any, target: Any, first: Any, second: Any) -> None:
         vectors = Vectors(builder, lanes)
-        old, new = vectors.load(target), vectors.load(source)
+        old, new = vectors.load(first), vectors.load(second)
         unordered = builder.fcmp_unordered("uno", new, new)
         larger = builder.or_(builder.fcmp_ordered(">", new, old), unordered)
         vectors.store(builder.select(larger, new, old), target)
@@ -289,3 +305,15 @@ def store(builder: Any, address: Any, value: Any) -> None:
 def take(builder: Any, address: Any) -> Any:
     """take(address): the int64 there, which one is added to at the same time for all threads."""
     return builder.atomic_rmw("add", builder.inttoptr(address, INT64.as_pointer()), INT64(1), "monotonic")
+
+
+@_kernel
+def finish(builder: Any, address: Any) -> None:
+    """finish(address): add one to the int64 there, once all that this thread wrote can be read by others."""
+    builder.atomic_rmw("add", builder.inttoptr(address, INT64.as_pointer()), INT64(1), "release")
+
+
+@_kernel
+def finished(builder: Any, address: Any) -> Any:
+    """finished(address): the int64 there; what its writers wrote before `finish` can be read."""
+    return builder.load_atomic(builder.inttoptr(address, INT64.as_pointer()), "acquire", 8)
