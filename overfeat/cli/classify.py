@@ -8,9 +8,11 @@ Examples:
     overfeat classify photos/ --weights run/net.safetensors -o results/
     overfeat classify photo.jpg --scales 0.5,1.0 --heat-map -o results/
     overfeat classify photo.jpg --module net.py:make_net --weights state.pt --window 96 --stride 8
+    overfeat classify photo.jpg --prototypes known.safetensors
 """
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +25,8 @@ from overfeat.cli.images import ImageWork, add_image_options, find_images, proce
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import config_from_args, refuse_options
-from overfeat.cli.results import add_out, can_draw, result_folder
+from overfeat.cli.results import add_out, can_draw, digest, result_folder
+from overfeat.cli.teach import load_prototypes
 from overfeat.dense.config import DenseConfig
 from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.files import write_json
@@ -54,6 +57,8 @@ def add_parser(commands: Commands) -> None:
     help = "also write IMAGE.npz, the scores of the classes printed at every position, and IMAGE.png, the best class's "
     parser.add_argument("--heat-map", action="store_true", help=help + "(needs the extra demo); with -o")
     add_out(parser, "write IMAGE.json for every image; a second run continues")
+    help = "the classes of `overfeat teach` in place of the net's own: those in the image, by their best window"
+    parser.add_argument("--prototypes", type=Path, metavar="FILE", help=help)
     add_net_options(parser, module=ModuleOptions)
     add_dense_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
@@ -64,17 +69,20 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classify the images."""
     if args.features or args.layer is not None:
-        unused = ("voting", "heat_map", *(name for name in DENSE if name != "memory_limit"))
+        unused = ("voting", "heat_map", "prototypes", *(name for name in DENSE if name != "memory_limit"))
         refuse_options(args, unused, "-f and -L")
         args.format = "text"  # as the 2013 program prints
         return features.run(args)
     refuse_options(args, UNUSED[args.voting], f"--voting {args.voting}")
     if args.heat_map and not args.out:
         raise ArgumentError("heat_map", "needs a folder to write to; give -o FOLDER")
+    if args.prototypes and args.voting != "dense":
+        raise ArgumentError("voting", "must be dense with --prototypes; leave it out")
     work, images = _Classification(args), find_images(args)
     if args.out:
         settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}
         settings |= {"heat_map": True} if args.heat_map else {}
+        settings |= {"prototypes": digest(args.prototypes)} if args.prototypes else {}
         settings |= dense_settings(args, work.net) | net_settings(args, work.net)
         work.results = result_folder(args.out, images, settings, ".json", SUFFIXES if args.heat_map else ())
     return process_images(args, images, work)
@@ -84,8 +92,12 @@ class _Classification(ImageWork):
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         self.net, self.draw = load_net(args), args.heat_map and can_draw()
+        if args.prototypes:
+            refuse_options(args, ("labels",), "--prototypes, which have names")
+            self.net = load_prototypes(args.prototypes, self.net)
 
     def process(self, path: Path, image: "Tensor") -> list[dict]:
+        from overfeat.classification.predict import scale_scores
         from overfeat.dense.evaluate import score_maps
         from overfeat.dense.heat_maps import class_scores
 
@@ -93,10 +105,15 @@ class _Classification(ImageWork):
         if args.voting == "dense":
             note_unseen(path, net, (image.shape[1], image.shape[2]), config_from_args(DenseConfig, args))
         maps = score_maps(net, image, **dense_arguments(args)) if args.heat_map else []
-        scores = class_scores(maps) if maps else _scores(net, image, args)
+        if args.prototypes:
+            scores = scale_scores(net, image, config_from_args(DenseConfig, args)).amax(dim=(0, 1))
+        else:
+            scores = class_scores(maps) if maps else _scores(net, image, args)
         if not scores.isfinite().all():
             raise InputError("the net gives NaN scores; its weights are broken")
         top = top_classes(scores, net.class_names, args.top_k)
+        if args.prototypes:
+            top = [entry for entry in top if entry["score"] >= self.net.threshold]
         if self.results and maps:
             write_heat_maps(self.results(path, ""), image, maps, scores, net.class_names, args.top_k, self.draw)
         if self.results:
@@ -104,6 +121,8 @@ class _Classification(ImageWork):
         return top
 
     def show(self, path: Path, entry: list[dict]) -> None:
+        if not entry:
+            print(f"{printable(path)}: none of the classes", file=sys.stderr)
         for top in entry:
             print(f"{printable(top['class'])} {top['score']:.6g}")
 

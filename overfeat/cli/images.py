@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,13 @@ def find_images(args: argparse.Namespace) -> dict[Path, str]:
         else:
             images[path] = _short(path.name)
     return images
+
+
+def list_pictures(paths: Sequence[Path]) -> list[Path]:
+    """These files, folders replaced by the images in them."""
+    from overfeat.data.images import list_images
+
+    return [image for path in paths for image in (list_images(path) if path.is_dir() else [path])]
 
 
 def _short(name: str) -> str:

@@ -21,6 +21,7 @@ from overfeat.cli import (
     localize,
     profile,
     scenes,
+    teach,
     train,
 )
 from overfeat.cli.completion import PrintCompletion
@@ -28,7 +29,8 @@ from overfeat.cli.messages import message_of, out_of_memory, with_flags
 from overfeat.errors import InputError, printable
 
 COMMANDS = (
-    classify, localize, detect, features, train, evaluate, profile, compare_borders, bench, convert, scenes, demo,
+    classify, localize, detect, features, teach, train, evaluate, profile, compare_borders, bench, convert, scenes,
+    demo,
 )  # fmt: skip
 
 

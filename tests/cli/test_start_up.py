@@ -54,11 +54,11 @@ def test_answers_without_heavy_imports():
 
 
 READ = {
-    "JPEG, PNG, GIF, TIFF": "classify|localize|detect|features|compare-borders|profile|train .*|evaluate .*",
+    "JPEG, PNG, GIF, TIFF": "classify|localize|detect|features|teach|compare-borders|profile|train .*|evaluate .*",
     "COCO (.json), PASCAL VOC (.xml), LabelMe (.json), YOLO": "train (?!classifier).*|evaluate (?!classifier).*",
-    "safetensors": "classify|localize|detect|features|compare-borders|profile|convert|train .*|evaluate .*",
+    "safetensors": "classify|localize|detect|features|teach|compare-borders|profile|convert|train .*|evaluate .*",
     "COCO annotations (.json)": "detect",
-    "text file of class names": "classify|localize|detect|features|convert|evaluate .*",
+    "text file of class names": "classify|localize|detect|features|teach|convert|evaluate .*",
 }
 
 
