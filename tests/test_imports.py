@@ -18,6 +18,7 @@ LEVELS = [
     {"dense"},
     {"classification", "localization", "detection", "multibox", "prototypes"},
     {"large", "profiling", "visualize"},
+    {"serve"},
     {"fast"},
     {"cli"},
 ]

@@ -21,6 +21,7 @@ from overfeat.cli import (
     localize,
     profile,
     scenes,
+    serve,
     teach,
     train,
 )
@@ -30,7 +31,7 @@ from overfeat.errors import InputError, printable
 
 COMMANDS = (
     classify, localize, detect, features, teach, train, evaluate, profile, compare_borders, bench, convert, scenes,
-    demo,
+    demo, serve,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What score maps give beside the maps: an image's scores, and arrays for a file."""
+"""What score maps give beside the maps: an image's scores, arrays for a file, and where they lie in the image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,3 +28,16 @@ def heat_map_arrays(
         arrays[f"scores_{k}"] = score_map.scores[number, list(labels)].cpu().numpy()
         arrays[f"windows_{k}"] = score_map.grid.boxes().astype(np.float32)
     return arrays
+
+
+def map_extent(boxes: np.ndarray) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) of a map whose positions lie at the centres of their windows [h, w, 4].
+
+    Of a mirror image the right is first.
+    """
+    x = (boxes[0, :, 0] + boxes[0, :, 2]) / 2
+    y = (boxes[:, 0, 1] + boxes[:, 0, 3]) / 2
+    size = boxes[0, 0, 2] - boxes[0, 0, 0], boxes[0, 0, 3] - boxes[0, 0, 1]
+    dx = (x[1] - x[0]) / 2 if len(x) > 1 else size[0] / 8
+    dy = abs(y[1] - y[0]) / 2 if len(y) > 1 else size[1] / 8
+    return x[0] - dx, x[-1] + dx, y[-1] + dy, y[0] - dy

@@ -1,6 +1,6 @@
 """A profile as a table of text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from overfeat.regions import FIRST_FC, REMAINING_FC
 
@@ -10,9 +10,16 @@ STAGES = ("resize", "features", FIRST_FC, REMAINING_FC, "scores", "boxes", "merg
 
 def stage_seconds(entry: dict) -> dict[str, float]:
     """Seconds of an entry by stage: resizing, features, first fully connected layer, rest, merging, other."""
+    return by_stage({name: timed["seconds"] for name, timed in entry["regions"].items()})
+
+
+def by_stage(seconds: Mapping[str, float], total: float | None = None) -> dict[str, float]:
+    """Seconds of regions by stage; with the total time of the evaluation, what is outside of all regions as "other"."""
     totals = dict.fromkeys(STAGES, 0.0)
-    for name, timed in entry["regions"].items():
-        totals[name if name in STAGES else "features"] += timed["seconds"]
+    for name, elapsed in seconds.items():
+        totals[name if name in STAGES else "features"] += elapsed
+    if total is not None:
+        totals[OTHER] = max(0.0, total - sum(seconds.values()))
     return {name: elapsed for name, elapsed in totals.items() if elapsed or name == OTHER}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from overfeat.dense.evaluate import ScoreMap
+from overfeat.dense.heat_maps import map_extent
 from overfeat.visualize.figures import draw_box, draw_text, image_panels, save, show
 
 WINDOW_COLOR, BAR_COLOR = "cyan", "#f1711d"
@@ -97,7 +98,7 @@ def _draw_maps(
 
 def draw_map(axis: Any, image: Tensor, score_map: ScoreMap, label: int) -> Any:
     """Draw the scores of one scale over the grey image, and the best window; returns what the colour bar is for."""
-    scores, extent = score_map.scores[0, label].cpu().numpy(), _centres(score_map.grid.boxes())
+    scores, extent = score_map.scores[0, label].cpu().numpy(), map_extent(score_map.grid.boxes())
     show(axis, image, gray=True)
     style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "interpolation": "nearest", "zorder": 2}
     shading = axis.imshow(scores, alpha=np.clip(0.25 + scores, 0, 0.8), extent=extent, **style)
@@ -114,13 +115,3 @@ def draw_bars(axis: Any, scores: Tensor, names: Sequence[str], fontsize: float =
         axis.text(0, row - 0.2, names[label], fontweight="bold" if row == 0 else "normal", **text)
         axis.text(1, row - 0.2, f"{score:.2f}", horizontalalignment="right", **text)
     axis.set(xlim=(0, 1), ylim=(TOP - 0.7, -0.7))
-
-
-def _centres(boxes: np.ndarray) -> tuple[float, float, float, float]:
-    """(left, right, bottom, top) of a map whose positions lie at the centres of their windows."""
-    x = (boxes[0, :, 0] + boxes[0, :, 2]) / 2
-    y = (boxes[:, 0, 1] + boxes[:, 0, 3]) / 2
-    size = boxes[0, 0, 2] - boxes[0, 0, 0], boxes[0, 0, 3] - boxes[0, 0, 1]
-    dx = abs(x[1] - x[0]) / 2 if len(x) > 1 else size[0] / 8
-    dy = abs(y[1] - y[0]) / 2 if len(y) > 1 else size[1] / 8
-    return x[0] - dx, x[-1] + dx, y[-1] + dy, y[0] - dy
