@@ -17,9 +17,8 @@ from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.large.arrays import ArrayImage
 from overfeat.large.openslide import SlideImage
 from overfeat.large.rasterio import RasterImage
-from overfeat.large.reader import LargeImage
+from overfeat.large.reader import LargeImage, UndecodableError, opening
 from overfeat.large.tiff import TiffImage
-from overfeat.large.tiff_pages import UndecodableError
 from overfeat.large.turned import TurnedImage
 from overfeat.large.zarr import ZarrImage, is_zarr
 
@@ -55,7 +54,8 @@ def open_image(
     if isinstance(image, np.ndarray):
         return ArrayImage(image, channels, value_range)
     if isinstance(image, str | os.PathLike):
-        opened = _open_path(Path(image), channels, value_range)
+        with opening(printable(image)):
+            opened = _open_path(Path(image), channels, value_range)
         if notes := getattr(opened, "notes", None):
             warnings.warn(f"{opened.name}: {'; '.join(notes)}", stacklevel=2)
         return opened
@@ -122,7 +122,7 @@ def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     except Exception:  # Pillow's reader raises many kinds for what is damaged; whoever reads the file reports it
         return False
     is_tiled = TILE_WIDTH in first
-    if is_tiled and (SUB_IFDS in first or (TILE_WIDTH in second and second.get(WIDTH, 0) < first[WIDTH])):
+    if is_tiled and (SUB_IFDS in first or (TILE_WIDTH in second and second.get(WIDTH, 0) < first.get(WIDTH, 0))):
         return True
     return first.get(WIDTH, 0) * first.get(HEIGHT, 0) > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
 

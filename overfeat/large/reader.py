@@ -1,6 +1,7 @@
 """What a reader of large images is: levels of a pyramid, of which windows are read as RGB bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +9,22 @@ from torch import Tensor
 
 from overfeat.errors import ArgumentError, InputError, is_whole, printable
 from overfeat.models.geometry import Size
+
+
+class UndecodableError(InputError):
+    """A file that a reader cannot read; another may."""
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Errors of packages that open a damaged file, of whatever kind, are InputErrors."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UndecodableError(f"{name}: damaged ({reason}); copy or export the file again") from error
 
 
 @dataclass(frozen=True)

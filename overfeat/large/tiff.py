@@ -15,10 +15,9 @@ from overfeat.errors import InputError, printable
 from overfeat.large.arrays import TILE, window_of
 from overfeat.large.georeference import georeference_of
 from overfeat.large.packages import package
-from overfeat.large.reader import TileError, check_window
+from overfeat.large.reader import TileError, UndecodableError, check_window, opening
 from overfeat.large.tiff_pages import (
     Page,
-    UndecodableError,
     check_layout,
     find_levels,
     is_fourth_band,
@@ -50,18 +49,23 @@ class TiffImage:
         self._maps: dict[tuple[int, int], Samples | None] = {}
         self._file = _open(path, self.name)
         try:
-            self._levels, self.notes = find_levels(self._file, self.name)
-            finest = self._levels[0]
-            check_layout(finest, self.name, path)
-            self.levels: Sequence[Size] = [size_of(level) for level in self._levels]
-            self.tile: Size = tile_of(finest.keyframe) if finest.keyframe.is_tiled else TILE
-            self.georeference = georeference_of(finest.keyframe)
-            self.orientation = 1 if self.georeference else orientation_of(finest.keyframe)
-            self._is_slide = any(getattr(self._file, f"is_{kind}") for kind in WHITE_SLIDES)
-            self._layout = layout_of(self._file, finest, self.name, channels, value_range)
+            with opening(self.name):
+                self._describe(path, channels, value_range)
         except BaseException:
             self.close()
             raise
+
+    def _describe(self, path: str | os.PathLike, channels: object, value_range: ValueRange | None) -> None:
+        """Set the attributes from the file's headers. Raises InputError."""
+        self._levels, self.notes = find_levels(self._file, self.name)
+        finest = self._levels[0]
+        check_layout(finest, self.name, path)
+        self.levels: Sequence[Size] = [size_of(level) for level in self._levels]
+        self.tile: Size = tile_of(finest.keyframe) if finest.keyframe.is_tiled else TILE
+        self.georeference = georeference_of(finest.keyframe)
+        self.orientation = 1 if self.georeference else orientation_of(finest.keyframe)
+        self._is_slide = any(getattr(self._file, f"is_{kind}") for kind in WHITE_SLIDES)
+        self._layout = layout_of(self._file, finest, self.name, channels, value_range)
         self.notes += [*self._layout.notes, *self._look(value_range)]
 
     def _look(self, value_range: ValueRange | None) -> list[str]:
@@ -128,6 +132,9 @@ class TiffImage:
         """Copy what a window has of a tile, unless the file has no such tile."""
         tile = self._decode(page, index)
         if tile is not None:
+            needed = covers[0].stop - covers[0].start, covers[1].stop - covers[1].start
+            if tile.shape[0] < needed[0] or tile.shape[1] < needed[1]:
+                raise ValueError(f"it has {tile.shape[0]}x{tile.shape[1]} of {needed[0]}x{needed[1]} pixels")
             in_window, in_tile = overlap(window, covers)
             samples[in_window] = tile[in_tile]
 

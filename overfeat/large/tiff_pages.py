@@ -14,6 +14,7 @@ from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import MIN_MASKED, ORIENTATION, STORED
 from overfeat.errors import InputError
 from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
+from overfeat.large.reader import UndecodableError
 from overfeat.large.values import COUNTS, Alpha, Conversion, Kind, Samples, conversion
 from overfeat.models.geometry import Size
 
@@ -22,11 +23,8 @@ WHITE_IS_ZERO, YCBCR = 0, 6  # photometric interpretations
 KINDS: dict[int, Kind] = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 DECODED_AS_RGB = (6, 7, 33003, 33005, 34892, 50001, 33007)  # compressions whose decoders convert YCbCr
 ALPHAS: dict[int, Alpha] = {1: "premultiplied", 2: "straight"}  # by the tag ExtraSamples
+MAX_TILE = 1 << 30  # bytes
 ASPECT = 0.02  # by which the ratio of a level's sides may differ from that of the finest, beyond rounding
-
-
-class UndecodableError(InputError):
-    """A file that tifffile cannot read; others may."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,7 @@ def find_levels(file: Any, name: str) -> tuple[list[Any], list[str]]:
 
     Raises InputError for a file without an image.
     """
-    try:
-        images = [series for series in file.series if series.keyframe is not None and min(size_of(series)) > 0]
-    except Exception as error:  # of many kinds for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: damaged ({reason}); copy the file again") from error
+    images = [series for series in file.series if series.keyframe is not None and min(size_of(series)) > 0]
     if not images:
         raise InputError(f"{name}: a TIFF without an image; copy or export it again")
     largest = max(images, key=lambda series: size_of(series)[0] * size_of(series)[1])
@@ -104,6 +98,12 @@ def check_layout(series: Any, name: str, path: str | os.PathLike) -> None:
     page = series.keyframe
     if reason := unsupported(page):
         raise UndecodableError(f"{name}: cannot be decoded ({reason}); {tiling(path)} converts it")
+    height, width = tile_of(page)
+    if height * width * page.samplesperpixel * page.dtype.itemsize > MAX_TILE and not page.is_contiguous:
+        kind = "tiles" if page.is_tiled else "strips"
+        raise InputError(
+            f"{name}: {kind} of {height}x{width} pixels, too large to be read; {tiling(path)} writes others"
+        )
     height, width = size_of(series)
     if not page.is_tiled and page.compression != 1 and height * width > MAX_PIXELS:
         problem = f"{name}: {height}x{width} pixels in compressed strips, of which no windows can be read"

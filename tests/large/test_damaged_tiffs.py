@@ -161,6 +161,17 @@ def test_untiled_files_are_refused_with_the_command_that_tiles_them(tmp_path):
     )
 
 
+def test_enormous_tiles_are_refused(tmp_path):
+    """Those of a damaged header, which would fill the memory."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", tile=(64, 64), compression="deflate", metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[322].overwrite(48_000)
+        file.pages[0].tags[323].overwrite(48_000)
+    with pytest.raises(InputError, match=r"a\.tif: tiles of 48000x48000 pixels, too large to be read; `vips tiffsave "):
+        TiffImage(path)
+
+
 def test_windows_outside_of_the_image(tmp_path):
     path = tmp_path / "a.tif"
     write_pyramid(path, RGB, tile=64, levels=2)
