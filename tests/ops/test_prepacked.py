@@ -29,9 +29,14 @@ def fresh(monkeypatch):
     prepacked.clear_cache()
 
 
-@pytest.fixture(params=["packed", "transformed"])
+@pytest.fixture(params=["packed", "transformed", "streamed", "without compiled code"])
 def form(request, monkeypatch):
-    """Either form at any size of the maps; the transformed one if the kernel is large enough."""
+    """Each form at any size of the maps; the transformed one if the kernel is large enough."""
+    if request.param == "without compiled code":
+        monkeypatch.setattr(prepacked, "_load_streamed", lambda: None)
+    else:
+        streamed = pytest.importorskip("overfeat.ops.backends.streamed")
+        monkeypatch.setattr(streamed, "MAX_POSITIONS", 1 << 30 if request.param == "streamed" else 0)
     monkeypatch.setattr(winograd, "MAX_COST_RATIO", 0.0 if request.param == "packed" else float("inf"))
     return request.param
 
@@ -72,8 +77,9 @@ def test_classifier_of_every_transform(form, kernel, size, tap):
     check_classifier(maps, weight, single((8,), 9), size, tap=tap)
     check_classifier(maps, weight, None, size, relu=False, tap=tap)
     packed = prepacked._seen[id(weight)]
-    assert (packed.transformed is None) == (form == "packed")
-    assert (packed.packed is None) == (form == "transformed")
+    assert (packed.transformed is not None) == (form in ("transformed", "without compiled code"))
+    assert (packed.packed is not None) == (form == "packed")
+    assert (packed.streamed is not None) == (form == "streamed")
 
 
 def test_many_tiles_and_outputs(form, monkeypatch):
@@ -120,6 +126,35 @@ def test_convolution(form, kernel, stride, pad, dilation, relu, layout):
     assert_matches(actual, expected.relu() if relu else expected, torch.float32)
 
 
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 14, 15, 16, 17, 29])
+@pytest.mark.parametrize(("n", "channels", "outputs"), [(1, 1, 1), (3, 17, 31), (2, 64, 300)])
+def test_gemms_of_few_rows(n, channels, outputs, count, monkeypatch):
+    streamed = pytest.importorskip("overfeat.ops.backends.streamed")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    matrices, bias = single((outputs, channels, n, 1), 1), single((outputs,), 2)
+    rows = winograd.empty_rows(n, count, channels).fill_(float("nan"))[..., :channels]
+    rows.copy_(single((n, count, channels), 3))
+    rows[0, count // 2, 0] = float("inf")
+    panels = streamed.pack(matrices, streamed.taps)
+    products = rows.double() @ matrices.permute(2, 3, 1, 0)[:, 0].double()
+    assert_matches(streamed.multiply(rows, panels), products, torch.float32)
+    total = (products.sum(dim=0, keepdim=True) + bias.double()).relu()
+    assert_matches(streamed.multiply(rows, panels, bias, True, summed=True), total, torch.float32)
+
+
+def test_arguments_that_do_not_fit_stay_with_pytorch(monkeypatch):
+    """Compiled code reads memory without a check of shapes."""
+    monkeypatch.setattr(winograd, "MAX_COST_RATIO", 0.0)
+    weight, bias = parameters(6, 5, 3, dtype=torch.float32)
+    for maps, other in (((1, 4, 20, 20), bias), ((1, 5, 20, 20), bias[:5]), ((1, 5, 20, 20), bias.double()),
+                        ((1, 5, 4, 20), bias)):  # fmt: skip
+        for _ in range(2):
+            with pytest.raises((RuntimeError, ValueError)):
+                prepacked.skip_classifier_flat([single(maps)], weight, other, 2, True, 2)
+            with pytest.raises((RuntimeError, ValueError)):
+                prepacked.linear(single((3, maps[1])), single((6, 5, 1, 1)), other[: maps[2] % 16], True)
+
+
 def test_one_weight_at_several_dilations(form):
     """As of a net that is evaluated at several strides."""
     weight, bias = parameters(6, 5, 3, dtype=torch.float32)
@@ -136,6 +171,7 @@ def test_one_weight_at_several_dilations(form):
     "arrange", [lambda r: r, lambda r: r.T.contiguous().T, lambda r: r.repeat(1, 2)[:, : r.shape[1]]]
 )
 def test_linear(relu, count, arrange):
+    few = prepacked._load_streamed() is not None and count <= prepacked._load_streamed().MAX_POSITIONS
     flat, weight, bias = single((count, 40)), single((24, 40, 1, 1), 1), single((24,), 2)
     flat[0, 3] = float("nan")
     for some, scattered in ((bias, bias.repeat_interleave(2)[::2]), (None, None)):
@@ -144,7 +180,8 @@ def test_linear(relu, count, arrange):
         )
         actual = twice(prepacked.linear, arrange(flat), weight, scattered, relu)
         assert_matches(actual, expected.relu() if relu else expected, torch.float32)
-    assert prepacked._seen[id(weight)].linear is not None
+    packed = prepacked._seen[id(weight)]
+    assert (packed.linear is None, packed.streamed is None) == (True, False) if few else (False, True)
     assert prepacked.linear(flat[:0], weight, bias, relu).shape == (0, 24)
 
 

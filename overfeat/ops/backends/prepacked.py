@@ -2,7 +2,8 @@
 
 The first call with a weight runs eager PyTorch, which packs it for oneDNN at every call (or multiplies without); from
 the second call on, for as long as the weight stays as it is, a packed form is used: oneDNN's own for a convolution or a
-linear layer, or the transformed weight of Winograd's minimal filtering (winograd.py), each made at its first use.
+linear layer, the transformed weight of Winograd's minimal filtering (winograd.py), or, for few outputs, panels that are
+read from memory once, in order (streamed.py), each made at its first use.
 Layers of few float32 weights, which are bound by memory in PyTorch, run compiled code (compiled_conv.py), those of a
 net without padding in one call. Weights that are not finite stay with eager PyTorch.
 
@@ -17,7 +18,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -43,8 +44,9 @@ class PackedWeight:
     finite: bool | None = None
     packed: Tensor | None = None
     linear: Tensor | None = None
-    transformed: Tensor | None = field(default=None, repr=False)
+    transformed: Any = field(default=None, repr=False)  # by which winograd.convolve multiplies
     panels: Any = field(default=None, repr=False)  # compiled_conv.Panels
+    streamed: Any = field(default=None, repr=False)  # streamed.Panels
 
 
 _seen: dict[int, PackedWeight] = {}
@@ -78,6 +80,10 @@ def skip_classifier_flat(
             compiled.convolve(_offset_pool(channels_last(m), size), panels, bias, window, out)
         return flat
     pooled = [eager.offset_max_pool(m.contiguous(memory_format=torch.channels_last), size, 1) for m in maps]
+    shapes = output_shapes(maps, weight, size, tap)
+    count = sum(n * height * width for n, height, width in shapes) if min(map(min, shapes)) > 0 else 0
+    if (streamed := _streamed(packed, maps, weight, bias, count)) is not None:
+        return streamed[0].convolve(pooled, streamed[1], weight.shape[2:], tap, bias, relu)
     filtered = _winograd(pooled, packed, weight, bias, tap, relu)
     if filtered is not None:
         return filtered
@@ -124,6 +130,8 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
         return compiled.convolve(maps, _panels(compiled, packed, weight), bias, compiled.Window(relu=relu)).flatten(
             0, 2
         )
+    if flat.dim() == 2 and (streamed := _streamed(packed, [flat], weight, bias, len(flat))) is not None:
+        return streamed[0].linear(flat, streamed[1], bias, relu)
     if packed.linear is None:
         matrix = weight.detach().flatten(1).contiguous()
         packed.linear = torch.ops.mkldnn._reorder_linear_weight(matrix, USUAL_POSITIONS)
@@ -180,6 +188,16 @@ def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int = 4) -> M
     if weight.numel() >= MIN_WEIGHTS or x.dim() != dim or x.shape[1] != weight.shape[1] or not _fits(x, weight, bias):
         return None  # eager PyTorch says what is wrong
     return _load_compiled()
+
+
+@lru_cache
+def _load_streamed() -> ModuleType | None:
+    """The module of compiled GEMMs."""
+    if _load_compiled() is None:
+        return None
+    from overfeat.ops.backends import streamed
+
+    return streamed
 
 
 @lru_cache
@@ -287,15 +305,32 @@ def _direct(
     return result.relu_() if relu else result
 
 
+def _streamed(
+    packed: PackedWeight, maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, count: int
+) -> tuple[ModuleType, Any] | None:
+    """The module of compiled GEMMs and the weight for it, where so few outputs cost less than reading other forms."""
+    if not all(_fits(m, weight, bias) and m.shape[1] == weight.shape[1] for m in maps):
+        return None
+    if (streamed := _load_streamed()) is None or not 0 < count <= streamed.MAX_POSITIONS:
+        return None
+    if packed.streamed is None:
+        packed.streamed = streamed.pack(weight, streamed.taps)
+    return streamed, packed.streamed
+
+
 def _winograd(
     maps: list[Tensor], packed: PackedWeight, weight: Tensor, bias: Tensor | None, dilation: int, relu: bool
 ) -> Tensor | None:
     """A convolution by minimal filtering as flat features [positions, O]; None where it does not pay or not apply."""
-    if not winograd.pays_off(maps, weight, dilation):
+    if maps[0].shape[1] != weight.shape[1] or not winograd.pays_off(maps, weight, dilation):
         return None
     if packed.transformed is None:
-        packed.transformed = winograd.transform_weight(weight)
-    flat = winograd.convolve(maps, packed.transformed, weight.shape[2], dilation)
+        if (streamed := _load_streamed()) is None:
+            packed.transformed = partial(winograd.multiply_in_parts, winograd.transform_weight(weight))
+        else:
+            panels = streamed.pack(weight, winograd.transform_weight)
+            packed.transformed = partial(streamed.multiply_in_parts, panels)
+    flat = winograd.convolve(maps, packed.transformed, len(weight), weight.shape[2], dilation)
     if not flat.sum().isfinite():
         return None  # a tile spreads NaN and infinity to all of its outputs
     flat = flat if bias is None else flat.add_(bias)

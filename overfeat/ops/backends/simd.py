@@ -13,6 +13,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 CACHE_LINE = 64  # bytes
+PREFETCHES = (8192, 2), (1024, 3)  # bytes ahead of weights that are read once, and how near they are brought
 FLOAT, INT64, INT32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 
 
@@ -73,14 +74,14 @@ class Vectors:
             function = ir.Function(module, ir.FunctionType(self.type, [self.type] * 3), name)
         return self.builder.call(function, [a, b, c])
 
-    def prefetch(self, address: Any) -> None:
-        """Fetch a cache line that will be read, into the second level; any address may be given."""
+    def prefetch(self, address: Any, locality: int = 2) -> None:
+        """Fetch a cache line that will be read, into the second level, or (3) the first; any address may be given."""
         byte = ir.IntType(8).as_pointer()
         name, module = "llvm.prefetch.p0i8", self.builder.module
         function = module.globals.get(name)
         if function is None:
             function = ir.Function(module, ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]), name)
-        self.builder.call(function, [self.builder.inttoptr(address, byte), INT32(0), INT32(2), INT32(1)])
+        self.builder.call(function, [self.builder.inttoptr(address, byte), INT32(0), INT32(locality), INT32(1)])
 
     def relu(self, value: Any, relu: Any) -> Any:
         """The ReLU of a vector where the bit `relu` is set; NaN stays NaN."""
@@ -147,6 +148,7 @@ class _Microkernel:
     def __init__(self, builder: Any, size: Registers):
         self.builder, self.size, self.vectors = builder, size, Vectors(builder, size.lanes)
         self.offsets = [4 * size.lanes * v for v in range(size.vectors)]
+        self.ahead: list[tuple[Any, int]] = []  # distances at which weights are fetched, and how near
 
     def write(
         self, maps: Any, positions: Any, taps: Any, count: Any, run: Any, weight: Any, bias: Any, out: Any,
@@ -156,7 +158,7 @@ class _Microkernel:
         rows = [builder.add(maps, self._int64(positions, r)) for r in range(self.size.rows)]
         block = [[vectors.load(bias, offset) for offset in self.offsets] for _ in rows]
 
-        self.ahead = builder.mul(builder.mul(count, run), INT64(4 * self.size.columns))
+        self.ahead = [(builder.mul(builder.mul(count, run), INT64(4 * self.size.columns)), 2)]  # the next panel's
 
         def tap(t: Any, weight: Any, block: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
             at = builder.load(builder.inttoptr(builder.add(taps, builder.shl(t, INT64(3))), INT64.as_pointer()))
@@ -177,9 +179,10 @@ class _Microkernel:
         """Add one float of each row times a row of the weight."""
         builder, vectors = self.builder, self.vectors
         columns = [vectors.load(weight, offset) for offset in self.offsets]
-        following = builder.add(weight, self.ahead)  # the weights of the next panel
-        for offset in range(0, 4 * self.size.columns, CACHE_LINE):
-            vectors.prefetch(builder.add(following, INT64(offset)))
+        for distance, locality in self.ahead:
+            following = builder.add(weight, distance)
+            for offset in range(0, 4 * self.size.columns, CACHE_LINE):
+                vectors.prefetch(builder.add(following, INT64(offset)), locality)
         result = []
         for row, sums in zip(rows, block, strict=True):
             start = builder.inttoptr(row, FLOAT.as_pointer())
@@ -209,6 +212,35 @@ class _Microkernel:
         builder.cbranch(builder.icmp_signed("<", following, count), start, end)
         builder.position_at_end(end)
         return new_pointer, new_block
+
+
+def streaming_kernel(size: Registers) -> Any:
+    """The product of a block of rows and a panel of a large matrix, whose weights are read ahead.
+
+    kernel(rows, pitch, weight, count, start, distance, out, relu): out [rows, columns] is start + rows @ weight, where
+    row r is `count` floats at rows + r * pitch, the weight [count, columns], and row r of the start at
+    start + r * distance; relu: 0 or 1.
+    """
+
+    def write(
+        builder: Any, row: Any, pitch: Any, weight: Any, count: Any, start: Any, distance: Any, out: Any, relu: Any
+    ) -> None:
+        kernel = _Microkernel(builder, size)
+        kernel.ahead = [(INT64(distance), locality) for distance, locality in PREFETCHES]
+        vectors, block, rows = kernel.vectors, [], []
+        for _ in range(size.rows):
+            rows.append(row)
+            block.append([vectors.load(start, offset) for offset in kernel.offsets])
+            row, start = builder.add(row, pitch), builder.add(start, distance)
+
+        _, block = kernel._loop(count, weight, block, lambda i, w, b: kernel._multiply(rows, i, w, b))
+        positive = builder.icmp_signed("!=", relu, INT64(0))
+        for values in block:
+            for offset, value in zip(kernel.offsets, values, strict=True):
+                vectors.store(vectors.relu(value, positive), out, offset)
+            out = builder.add(out, INT64(4 * size.columns))
+
+    return _kernel(write)
 
 
 def input_transform(lanes: int, matrix: Sequence[Sequence[float]]) -> Any:

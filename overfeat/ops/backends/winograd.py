@@ -6,7 +6,7 @@ to dilated convolutions too, the skip classifier's among them. Rounding errors a
 1.5e-6 of the results' size for k = 3, 3.5e-6 for k = 5.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fractions import Fraction
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overfeat import toom_cook
+from overfeat.ops.backends import workspace
+from overfeat.ops.layout import concat
 
 MAX_TILE = 8  # input positions along a side of a tile: larger ones lose accuracy
 OUTPUT_TILE = 4  # outputs along its side, unless MAX_TILE limits it
@@ -25,6 +27,7 @@ OUTPUT_TILE = 4  # outputs along its side, unless MAX_TILE limits it
 POINTS = [Fraction(p) for p in ("0", "1", "-1", "2", "-1/2", "-2", "1/2")]
 TILES_AT_ONCE = 256  # these two bound the memory: a GEMM for each input position of so many tiles ...
 OUTPUTS_AT_ONCE = 1024  # ... and so many output channels
+EXTRA_CHANNELS, SPARE_ROWS = 16, 16  # see `empty_rows`
 # The cost model, in multiplications of the GEMMs, about:
 WEIGHT_READ_COST = 20  # of reading one weight from memory
 TRANSFORM_COST = 13  # of one multiplication of a transform, which is bound by memory
@@ -85,31 +88,47 @@ def pays_off(maps: list[Tensor], weight: Tensor, dilation: int) -> bool:
     return cost < MAX_COST_RATIO * k**2 * (positions + WEIGHT_READ_COST)
 
 
+def empty_rows(n: int, count: int, channels: int) -> Tensor:
+    """Uninitialised rows [n, count, C + EXTRA_CHANNELS]; what follows them in memory can be read, too.
+
+    C is often a power of two: rows that follow each other would share the sets of a cache.
+    """
+    return workspace.empty(n * count + SPARE_ROWS, channels + EXTRA_CHANNELS)[: n * count].unflatten(0, (n, count))
+
+
 def transform_weight(weight: Tensor) -> Tensor:
-    """[O, C, k, k] -> [t*t, O, C]: the weight for `convolve`."""
+    """[O, C, k, k] -> [t*t, O, C]: the weight for `multiply_in_parts`."""
     outputs, channels, k, _ = weight.shape
     _, of_weights, _ = transforms(k)
     taps = weight.detach().permute(2, 3, 0, 1).reshape(k * k, -1)
     return (of_weights @ taps).view(-1, outputs, channels)
 
 
-def convolve(maps: list[Tensor], transformed: Tensor, k: int, dilation: int) -> Tensor:
+def multiply_in_parts(transformed: Tensor, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """inputs [t*t, tiles, C] by a transformed weight [t*t, O, C]: (first output, [t*t, tiles, O']) in turn."""
+    for first in range(0, transformed.shape[1], OUTPUTS_AT_ONCE):
+        yield first, torch.bmm(inputs, transformed[:, first : first + OUTPUTS_AT_ONCE].transpose(1, 2))
+
+
+def convolve(
+    maps: list[Tensor], multiply: Callable[[Tensor], Iterator[tuple[int, Tensor]]], outputs: int, k: int, dilation: int
+) -> Tensor:
     """The convolution of maps [N, C, H, W] with a dilation: flat outputs [positions, O].
 
-    The maps are channels last and of one C; transformed: [t*t, O, C] by `transform_weight`.
+    The maps are channels last and of one C; multiply: `multiply_in_parts` of the weight by `transform_weight`.
     """
-    outputs = transformed.shape[1]
     of_outputs, _, of_maps = transforms(k)
     tile, m = _input_tile(k), _input_tile(k) - k + 1
-    tiles = torch.cat([_tiles(x, k, dilation) for x in maps], dim=1)
-    results = tiles.new_empty(m * m, tiles.shape[1], outputs)
+    of_each = [_tiles(x, k, dilation) for x in maps]
+    tiles = of_each[0] if len(maps) == 1 else torch.cat(of_each, dim=1)
+    results = workspace.empty(m * m, tiles.shape[1], outputs)
     for start in range(0, tiles.shape[1], TILES_AT_ONCE):
         chunk = tiles[:, start : start + TILES_AT_ONCE]
-        inputs = (of_maps @ chunk.reshape(tile**2, -1)).view(chunk.shape)
-        for o in range(0, outputs, OUTPUTS_AT_ONCE):
-            gemms = torch.bmm(inputs, transformed[:, o : o + OUTPUTS_AT_ONCE].transpose(1, 2))
+        inputs = empty_rows(tile**2, chunk.shape[1], maps[0].shape[1])
+        torch.mm(of_maps, chunk.reshape(tile**2, -1), out=inputs.view(tile**2, -1))
+        for o, gemms in multiply(inputs[..., : maps[0].shape[1]]):
             block = (of_outputs @ gemms.view(tile**2, -1)).view(m * m, *gemms.shape[1:])
-            results[:, start : start + TILES_AT_ONCE, o : o + OUTPUTS_AT_ONCE] = block
+            results[:, start : start + TILES_AT_ONCE, o : o + gemms.shape[2]] = block
     flat, start = [], 0
     for x in maps:
         n, height, width, down, across = tiling(x.shape, k, dilation)
@@ -118,16 +137,16 @@ def convolve(maps: list[Tensor], transformed: Tensor, k: int, dilation: int) -> 
         chunk = chunk.permute(2, 4, 0, 3, 6, 1, 5, 7).reshape(n, down * m * dilation, across * m * dilation, outputs)
         flat.append(chunk[:, :height, :width].reshape(-1, outputs))
         start += count
-    return torch.cat(flat)
+    return concat(flat)
 
 
 def _tiles(maps: Tensor, k: int, dilation: int) -> Tensor:
-    """[N, C, H, W] -> [t*t, tiles, C], the tiles by image, row phase, row, column phase and column."""
+    """[N, C, H, W] -> [t*t, tiles, C + EXTRA_CHANNELS], the tiles by image, row phase, row, column phase and column."""
     n, _, _, down, across = tiling(maps.shape, k, dilation)
     tile, m = _input_tile(k), _input_tile(k) - k + 1
     height, width = (down * m + k - 1) * dilation, (across * m + k - 1) * dilation
     # Up to dilation * (m - 1) more rows and columns, where the last tiles overhang.
-    padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 0, width - maps.shape[3], 0, height - maps.shape[2]))
+    padded = F.pad(maps.permute(0, 2, 3, 1), (0, EXTRA_CHANNELS, 0, width - maps.shape[3], 0, height - maps.shape[2]))
     s_n, s_h, s_w, s_c = padded.stride()
     # Position (i, j) of tile (t, u) of phase (y, x) is ((t*m + i)*dilation + y, (u*m + j)*dilation + x).
     shape = (tile, tile, n, dilation, down, dilation, across, padded.shape[3])
