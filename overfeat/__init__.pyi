@@ -14,7 +14,6 @@ from .dense.compare import compare_borders as compare_borders
 from .dense.config import SixScales as SixScales
 from .dense.detections import Detections as Detections
 from .dense.evaluate import ScoreMap as ScoreMap
-from .dense.evaluate import score_maps as score_maps
 from .densify.backbone import Backbone as Backbone
 from .densify.convert import densify as densify
 from .densify.net import DensifiedNet as DensifiedNet
@@ -22,6 +21,7 @@ from .densify.squeezenet import squeezenet as squeezenet
 from .detection.predict import normalize_scores as normalize_scores
 from .errors import InputError as InputError
 from .large.detect import detect as detect
+from .large.score_maps import score_maps as score_maps
 from .localization.predict import localize as localize
 from .models.architecture import Architecture as Architecture
 from .models.box_regressor import BoxRegressor as BoxRegressor

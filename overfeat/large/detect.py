@@ -50,7 +50,7 @@ def or_large(large: Callable[..., Any]) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Any:
-            image = options.get("image", args[-1] if args else None)
+            image = options.get("image", options.get("images", args[-1] if args else None))
             return (large if reads_in_windows(image) else function)(*args, **options)
 
         return cast(Function, call)
@@ -182,7 +182,7 @@ def digest(module: torch.nn.Module) -> str:
     total = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         total.update(name.encode())
-        total.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(value.detach().cpu().reshape(-1).contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Maps of large images as OME-Zarr images, written block by block."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,7 +13,6 @@ from overfeat.errors import InputError, WriteError
 from overfeat.large.outputs import class_color
 from overfeat.large.packages import package
 
-MAPS = "maps of large images"
 VERSION = "0.4"  # of OME-Zarr: Zarr 2, which QuPath, napari and Fiji read
 CHUNK_BYTES = 1 << 18
 CHUNK_SIDE = 512  # positions, at most
@@ -47,6 +47,11 @@ class MapPositions:
         return 1 + max(0, (max(self.shape) - 1) // LEVEL_SIDE).bit_length()
 
 
+def open_group(path: str | Path, mode: str) -> Any:
+    """A group of Zarr 2. Raises InputError without zarr."""
+    return package("zarr", "maps of large images").open_group(str(path), mode=mode, zarr_format=2)
+
+
 class MapFile:
     """An OME-Zarr image of maps [channels, rows, columns], float32, NaN where nothing was written.
 
@@ -55,13 +60,24 @@ class MapFile:
 
     Args:
         path: The folder, made by `create`.
+
+    Attributes:
+        levels: zarr's arrays, the finest first.
+        positions: Of the finest.
+        names: Of the channels, where they are classes.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            self._group = package("zarr", MAPS).open_group(str(path), mode="r+")
-            self.levels = [self._group[entry["path"]] for entry in self._group.attrs["multiscales"][0]["datasets"]]
+            group = open_group(path, mode="r+")
+            datasets = group.attrs["multiscales"][0]["datasets"]
+            self.levels = [group[entry["path"]] for entry in datasets]
+            (_, *step), (_, *first) = (change[change["type"]] for change in datasets[0]["coordinateTransformations"])
+            origin = first[0] + 0.5, first[1] + 0.5
+            self.positions = MapPositions(self.levels[0].shape[1:], origin, (step[0], step[1]))
+            channels = group.attrs["omero"]["channels"] if "omero" in group.attrs else ()
+            self.names = [channel["label"] for channel in channels]
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: no maps of overfeat's ({error}); delete it, and start again") from error
 
@@ -80,13 +96,12 @@ class MapFile:
             pyramid: Whether it has levels behind the first.
             attributes: More that is kept with it, under "overfeat".
         """
-        zarr = package("zarr", MAPS)
         channels = names if isinstance(names, int) else len(names)
         levels = [positions.level(number) for number in range(positions.num_levels if pyramid else 1)]
         sides = chunk_sides(block)
         chunks = (min(channels, max(1, CHUNK_BYTES // (4 * sides[0] * sides[1]))), *sides)
         try:
-            group = zarr.create_group(str(path), zarr_format=2, overwrite=True)
+            group = open_group(path, mode="w")
             for number, level in enumerate(levels):
                 group.create_array(
                     str(number), shape=(channels, *level.shape), chunks=chunks, dtype="float32", fill_value=np.nan,
@@ -103,6 +118,22 @@ class MapFile:
             self.levels[0][:, rows, columns] = values
         except OSError as error:
             raise _full(self.path, error) from error
+
+    def mirrored(self, path: Path) -> "MapFile":
+        """A copy of the first level from right to left, with empty levels behind it. Raises WriteError."""
+        first = self.levels[0]
+        try:
+            for file in (*self.path.glob(".z*"), *self.path.glob("*/.z*")):
+                target = path / file.relative_to(self.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+            copy = MapFile(path)
+            for channels, rows, columns in _chunks_of(first):
+                source = slice(first.shape[2] - columns.stop, first.shape[2] - columns.start)
+                copy.levels[0][channels, rows, columns] = first[channels, rows, source][..., ::-1]
+        except OSError as error:
+            raise _full(path, error) from error
+        return copy
 
     def build_levels(self) -> None:
         """Fill the levels behind the first, once all blocks are written. Raises WriteError."""

@@ -1,6 +1,6 @@
 """Maps of large images as tiled TIFFs with levels, GeoTIFFs where the image is georeferenced."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -20,10 +20,7 @@ AREA = 1  # of RASTER_TYPE: coordinates are those of pixel corners
 DOUBLE, SHORT = 12, 3  # types of TIFF
 
 
-def write_map_tiff(
-    path: str | Path, maps: MapFile, positions: MapPositions, names: Sequence[str],
-    georeference: Georeference | None = None,
-) -> None:  # fmt: skip
+def write_map_tiff(path: str | Path, maps: MapFile, georeference: Georeference | None = None) -> None:
     """Write the maps of a file as a tiled TIFF, tile by tile: a float32 band for each class, with its levels.
 
     With a georeference it is a GeoTIFF in the image's coordinate reference system, in which a pixel is the surroundings
@@ -32,20 +29,18 @@ def write_map_tiff(
     Args:
         path: The file, which is replaced as a whole.
         maps: Complete, with its levels.
-        positions: Of the maps.
-        names: Of the classes.
         georeference: Of the image.
     """
     tifffile = package("tifffile", "TIFFs of maps")
-    channels = len(names)
-    big = 4 * channels * np.prod(positions.shape, dtype=float) * 4 / 3 > CLASSIC_BYTES
-    with atomic_write(path) as part, tifffile.TiffWriter(part, bigtiff=bool(big)) as file:
+    channels, height, width = maps.levels[0].shape
+    big = 4 * channels * height * width * 4 / 3 > CLASSIC_BYTES
+    with atomic_write(path) as part, tifffile.TiffWriter(part, bigtiff=big) as file:
         for number, array in enumerate(maps.levels):
-            tags = _tags(positions, names, georeference) if number == 0 else [(GDAL_NODATA, 2, 0, "nan", True)]
             file.write(
-                _tiles(array), shape=(channels, *array.shape[1:]), dtype=np.float32, tile=(TILE, TILE),
-                photometric="minisblack", planarconfig="separate" if channels > 1 else None, compression="zlib",
-                extratags=tags, subfiletype=int(number > 0), metadata=None, software="overfeat",
+                _tiles(array), shape=array.shape, dtype=np.float32, tile=(TILE, TILE), photometric="minisblack",
+                planarconfig="separate" if channels > 1 else None, compression="zlib", metadata=None,
+                extratags=_tags(maps, georeference if number == 0 else None), subfiletype=int(number > 0),
+                software="overfeat",
             )  # fmt: skip
 
 
@@ -62,13 +57,11 @@ def _tiles(array: Any) -> Iterator[np.ndarray]:
                 yield tile
 
 
-def _tags(
-    positions: MapPositions, names: Sequence[str], georeference: Georeference | None
-) -> list[tuple[int, int, int, Any, bool]]:
+def _tags(maps: MapFile, georeference: Georeference | None) -> list[tuple[int, int, int, Any, bool]]:
     """GDAL's tags, and GeoTIFF's."""
     described = "".join(
         f'<Item name="DESCRIPTION" sample="{number}" role="description">{escape(name)}</Item>'
-        for number, name in enumerate(names)
+        for number, name in enumerate(maps.names)
     )
     metadata = f"<GDALMetadata>{described}</GDALMetadata>".encode("ascii", "xmlcharrefreplace").decode()
     tags: list[tuple[int, int, int, Any, bool]] = [
@@ -77,7 +70,7 @@ def _tags(
     ]
     if georeference is None:
         return tags
-    a, b, c, d, e, f = map_transform(positions, georeference)
+    a, b, c, d, e, f = map_transform(maps.positions, georeference)
     if b == d == 0 and a > 0 > e:  # the form that all programs read
         tags += [
             (PIXEL_SCALE, DOUBLE, 3, (a, -e, 0.0), True),

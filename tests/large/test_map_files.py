@@ -72,6 +72,16 @@ def test_metadata_are_those_of_ome_zarr(maps):
     assert array["zarr_format"] == 2 and array["dimension_separator"] == "/" and array["dtype"] == "<f4"
 
 
+def test_positions_and_names_are_read_again(maps):
+    assert maps.positions == POSITIONS and maps.names == NAMES
+
+
+def test_a_mirrored_copy(maps, values, tmp_path):
+    copy = maps.mirrored(tmp_path / "copy.zarr")
+    np.testing.assert_array_equal(copy.levels[0][:], values[..., ::-1])
+    assert np.isnan(copy.levels[1][:]).all() and copy.positions == POSITIONS
+
+
 def test_features_have_one_level_and_no_colours(tmp_path):
     maps = MapFile.create(tmp_path / "f.zarr", POSITIONS, 40, block=BLOCK, pyramid=False)
     assert [level.shape for level in maps.levels] == [(40, 300, 521)]
@@ -105,7 +115,7 @@ GEOREFERENCES = {
 @pytest.mark.parametrize("kind", GEOREFERENCES)
 def test_rasterio_reads_the_geotiff(kind, maps, values, tmp_path):
     georeference = GEOREFERENCES[kind]
-    write_map_tiff(tmp_path / "heat.tif", maps, POSITIONS, NAMES, georeference)
+    write_map_tiff(tmp_path / "heat.tif", maps, georeference)
     with rasterio.open(tmp_path / "heat.tif") as file:
         np.testing.assert_array_equal(file.read(), values)
         assert file.crs.to_epsg() == georeference.epsg and np.isnan(file.nodata)
@@ -119,7 +129,7 @@ def test_rasterio_reads_the_geotiff(kind, maps, values, tmp_path):
 
 
 def test_tifffile_reads_the_tiff_of_an_image_without_georeference(maps, values, tmp_path):
-    write_map_tiff(tmp_path / "heat.tif", maps, POSITIONS, NAMES)
+    write_map_tiff(tmp_path / "heat.tif", maps)
     with tifffile.TiffFile(tmp_path / "heat.tif") as file:
         assert [page.shape for page in file.pages] == [(2, 300, 521), (2, 150, 261), (2, 75, 131)]
         assert all(page.is_tiled for page in file.pages) and [page.is_reduced for page in file.pages] == [0, 1, 1]

@@ -1,0 +1,229 @@
+"""Score maps of large images: in memory where they fit, else in a file, written block by block."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from overfeat.data.arrays import ValueRange
+from overfeat.dense import evaluate
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
+from overfeat.dense.evaluate import ScoreMap
+from overfeat.dense.grid import Grid
+from overfeat.errors import ArgumentError, InputError
+from overfeat.large.blocks import Block, Plan, block_sides, evaluate_block, pending_blocks, plan_blocks
+from overfeat.large.config import LargeConfig
+from overfeat.large.detect import claim_folder, describe, digest, or_large, with_forecast
+from overfeat.large.map_blocks import (
+    check_map_path,
+    finish_maps,
+    grid_positions,
+    make_map_files,
+    map_path,
+    mark_done,
+    read_done,
+    warn_of_damage,
+)  # fmt: skip
+from overfeat.large.map_file import MapFile, chunk_sides
+from overfeat.large.open import open_image
+from overfeat.large.reader import LargeImage, TileError
+from overfeat.large.view import View
+from overfeat.models.net import Net
+from overfeat.models.wrappers import as_net
+
+
+def write_score_maps(
+    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, path: str | os.PathLike, *, scales: Any = None,
+    flip: bool | None = None, stride: Any = None, memory_limit: int = MEMORY_LIMIT, large: LargeConfig | None = None,
+    folder: str | os.PathLike | None = None, progress: bool = False, channels: Sequence[int] | None = None,
+    value_range: ValueRange | None = None,
+) -> Tensor:  # fmt: skip
+    """Write the score maps of an image of any size to a file; returns the scores [classes] of the whole image.
+
+    The maps are those of `score_maps`, with a channel for each class; positions of mirror images too lie from left to
+    right. Positions that were not evaluated, of background and on damaged tiles, are NaN.
+
+    Args:
+        net, scales, flip, stride, memory_limit: As in `score_maps`; scale factors refer to the level of `large`.
+        image: A path or an open image, see `open_image`, of which `channels` and `value_range` are arguments.
+        path: A new folder that ends in .zarr: OME-Zarr images in pixels of the image, with levels of maxima; of several
+            scales and mirror images a collection. Or a .tif, tiled and with levels, a GeoTIFF where the image is
+            georeferenced; of several scales one with each number before the suffix.
+        large: Region, level, mask, and what is to be done about damaged tiles.
+        folder: Keeps what is unfinished: a second call with the same arguments evaluates the blocks that are missing.
+            None: .blocks-NAME beside the file. It is deleted in the end.
+        progress: Whether a progress bar is shown.
+
+    Raises:
+        InputError: As `score_maps` and `open_image`; for a file that exists, and a folder of other arguments.
+        WriteError: Where a file cannot be written; the blocks that are done are kept.
+    """
+    net, config, target = as_net(net), large or LargeConfig(), Path(path)
+    work = target.with_name(f".blocks-{target.name}") if folder is None else Path(folder)
+    opened = open_image(image, channels=channels, value_range=value_range)
+    plan = plan_blocks(net, View.of(opened, config), DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
+    check_map_path(target, work)
+    claim_folder(work, {**describe(plan), "net": digest(net), "classes": net.class_names})
+    if not target.exists():
+        prepare_score_maps(net, plan, work)
+    for block in with_forecast(pending_blocks(plan, work), len(plan.blocks), progress):
+        score_block(net, plan, block, work, memory_limit=memory_limit, strict=config.strict)
+    scores = finish_score_maps(plan, work, target)
+    shutil.rmtree(work, ignore_errors=True)
+    return scores
+
+
+def classify_large(
+    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, *, scales: Any = None, flip: bool | None = None,
+    stride: Any = None, memory_limit: int = MEMORY_LIMIT, large: LargeConfig | None = None,
+    folder: str | os.PathLike | None = None, progress: bool = False, channels: Sequence[int] | None = None,
+    value_range: ValueRange | None = None,
+) -> Tensor:  # fmt: skip
+    """The scores [classes] of an image of any size, as `classify` gives them; arguments as in `write_score_maps`.
+
+    folder: Keeps the results of blocks; None: a temporary folder.
+    """
+    net, config = as_net(net), large or LargeConfig()
+    opened = open_image(image, channels=channels, value_range=value_range)
+    plan = plan_blocks(net, View.of(opened, config), DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
+    with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
+        work = Path(temporary if folder is None else folder)
+        claim_folder(work, {**describe(plan), "net": digest(net), "maps": False})
+        for block in with_forecast(pending_blocks(plan, work), len(plan.blocks), progress):
+            score_block(net, plan, block, work, memory_limit=memory_limit, strict=config.strict, maps=False)
+        return merge_scores(plan, work)
+
+
+def prepare_score_maps(net: Net, plan: Plan, folder: Path) -> None:
+    """Make the files that `score_block` writes to, unless they exist; several processes may do so at once."""
+    grids = plan.grids
+    attributes = [
+        {"window": grid.window, "stride": grid.stride, "scaled": grid.scaled, "mirrored": grid.flipped}
+        for grid in grids
+    ]
+    positions, blocks = [grid_positions(plan.view, grid) for grid in grids], [block_sides(grid) for grid in grids]
+    make_map_files(folder, grids, positions, net.class_names, blocks, attributes)
+
+
+def score_block(
+    net: Net, plan: Plan, block: Block, folder: Path, *, memory_limit: int = MEMORY_LIMIT, strict: bool = False,
+    maps: bool = True,
+) -> None:  # fmt: skip
+    """Evaluate a block: its scores go to the maps, and then the largest of each class to its own file.
+
+    Args:
+        maps: Whether there are maps, see `prepare_score_maps`.
+        strict: Whether a damaged tile of the image raises its TileError; else windows on it have no scores (NaN).
+    """
+    grid, file = plan.grids[block.index], None
+    if maps:
+        file = MapFile(map_path(folder, plan.grids, block.index, grid.flipped))
+    maxima, damaged = torch.full((net.num_classes,), -torch.inf), None if strict else list[TileError]()
+    for part in _parts(net, grid, block, memory_limit):
+        values = _scores(net, plan, part, memory_limit, damaged)
+        if file:
+            file.write(part.rows, part.columns, values)
+        known = torch.from_numpy(values).flatten(1).nan_to_num(nan=-torch.inf)
+        maxima = torch.maximum(maxima, known.amax(dim=1))
+    mark_done(folder, block, {"maxima": maxima}, damaged)
+
+
+def _parts(net: Net, grid: Grid, block: Block, memory_limit: int) -> list[Block]:
+    """Parts of a block, whole chunks of the maps, whose scores take about a quarter of the memory limit."""
+    rows, columns = chunk_sides(block_sides(grid))
+    position = 16 * net.num_classes  # bytes, times four
+    across = columns * max(1, memory_limit // (position * rows * columns))
+    down = rows * max(1, memory_limit // (position * rows * min(across, block.columns.stop - block.columns.start)))
+    return [
+        Block(block.number, block.index, down_part, across_part)
+        for down_part in _cut(block.rows, down)
+        for across_part in _cut(block.columns, across)
+    ]
+
+
+def _cut(part: slice, side: int) -> list[slice]:
+    """A slice cut at multiples of a number."""
+    cuts = [part.start, *range(part.start // side * side + side, part.stop, side), part.stop]
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+
+def _scores(net: Net, plan: Plan, block: Block, memory_limit: int, damaged: list[TileError] | None) -> np.ndarray:
+    """The scores of a block, float32 [classes, rows, columns]; NaN where windows lie on damaged tiles."""
+    top, left = block.rows.start, block.columns.start
+    values = np.empty((net.num_classes, block.rows.stop - top, block.columns.stop - left), np.float32)
+    own = None if damaged is None else list[TileError]()
+    for group in evaluate_block(net, plan, block, memory_limit=memory_limit, damaged=own):
+        for tile in group.tiles:
+            scores = net.probabilities(tile.outputs)
+            if not scores.isfinite().all():
+                raise InputError("the net gives NaN scores; its weights are broken")
+            rows, columns = (slice(s.start - f, s.stop - f) for s, f in ((tile.rows, top), (tile.columns, left)))
+            values[:, rows, columns] = scores.view(*tile.shape[1:], -1).permute(2, 0, 1).float().cpu()
+    if damaged is not None and own:
+        values[:, _damaged_positions(plan, block, own)] = np.nan
+        damaged += own
+    return values
+
+
+def _damaged_positions(plan: Plan, block: Block, damaged: list[TileError]) -> np.ndarray:
+    """Whether the windows of a block overlap damaged tiles: bool [rows, columns]."""
+    windows = plan.grids[block.index].boxes(block.rows, block.columns)
+    total = np.zeros(windows.shape[:2], bool)
+    for x1, y1, x2, y2 in plan.view.boxes_of(damaged).tolist():
+        rows = (windows[:, 0, 1] < y2) & (windows[:, 0, 3] > y1)
+        columns = (windows[0, :, 0] < x2) & (windows[0, :, 2] > x1)
+        total |= np.outer(rows, columns)
+    return total
+
+
+def merge_scores(plan: Plan, folder: Path) -> Tensor:
+    """The scores [classes] of an image whose blocks are done, as `classify` gives them.
+
+    A warning names each damaged tile that was left out. Raises InputError if no window is left.
+    """
+    maxima: dict[int, Tensor] = {}
+    for block in plan.blocks:
+        own = read_done(folder, block)["maxima"]
+        maxima[block.index] = torch.maximum(maxima.get(block.index, own), own)
+    warn_of_damage(folder, plan.blocks)
+    known = [scores for scores in maxima.values() if scores.isfinite().all()]
+    if not known:
+        raise InputError(f"{plan.view.image.name}: all of it is background or damaged; there are no scores")
+    return torch.stack(known).mean(dim=0)
+
+
+def finish_score_maps(plan: Plan, folder: Path, path: Path) -> Tensor:
+    """Make the file of the maps whose blocks are done; returns what `merge_scores` gives. A second call continues."""
+    scores = merge_scores(plan, folder)
+    finish_maps(folder, plan.grids, plan.view.image, path)
+    return scores
+
+
+def score_maps_large(
+    net: Net, images: str | os.PathLike | LargeImage, *, scales: Any = None, flip: bool | None = None,
+    stride: Any = None, memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
+) -> list[ScoreMap]:  # fmt: skip
+    """`score_maps` of an image that is read in windows; ArgumentError where the maps do not fit the memory limit."""
+    net, view = as_net(net), View.of(open_image(images, value_range=value_range))
+    plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit))
+    size = 4 * net.num_classes * sum(grid.num_positions for grid in plan.grids)
+    if size > memory_limit:
+        problem = f"{view.image.name}: its score maps take {size / 2**20:,.0f} MiB; "
+        remedy = "must be that much; overfeat.large.write_score_maps writes them to a file, and needs less"
+        raise ArgumentError("memory_limit", remedy, problem)
+    maps = [torch.empty(1, net.num_classes, *grid.shape) for grid in plan.grids]
+    for block in plan.blocks:
+        for part in _parts(net, plan.grids[block.index], block, memory_limit):
+            values = _scores(net, plan, part, memory_limit, None)
+            maps[part.index][0, :, part.rows, part.columns] = torch.from_numpy(values)
+    return [ScoreMap(scores.to(net.device), grid) for scores, grid in zip(maps, plan.grids, strict=True)]
+
+
+score_maps = or_large(score_maps_large)(evaluate.score_maps)
