@@ -3,6 +3,7 @@
 __all__: list[str]
 __version__: str
 
+from . import cluster as cluster
 from . import ops as ops
 from .classification.predict import centre_crop as centre_crop
 from .classification.predict import classify as classify

@@ -18,7 +18,7 @@ LEVELS = [
     {"dense"},
     {"classification", "localization", "detection", "multibox", "prototypes"},
     {"large", "profiling", "visualize"},
-    {"serve"},
+    {"cluster", "serve"},
     {"fast"},
     {"cli"},
 ]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli import features
+from overfeat.cli.cluster import add_cluster_options, check_cluster
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings, note_unseen
 from overfeat.cli.heat_maps import SUFFIXES, write_heat_maps
@@ -59,6 +60,7 @@ def add_parser(commands: Commands) -> None:
     add_out(parser, "write IMAGE.json for every image; a second run continues")
     help = "the classes of `overfeat teach` in place of the net's own: those in the image, by their best window"
     parser.add_argument("--prototypes", type=Path, metavar="FILE", help=help)
+    add_cluster_options(parser)
     add_net_options(parser, module=ModuleOptions)
     add_dense_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         args.format = "text"  # as the 2013 program prints
         return features.run(args)
     refuse_options(args, UNUSED[args.voting], f"--voting {args.voting}")
+    check_cluster(args, folder=bool(args.out))
     if args.heat_map and not args.out:
         raise ArgumentError("heat_map", "needs a folder to write to; give -o FOLDER")
     if args.prototypes and args.voting != "dense":
@@ -84,11 +87,13 @@ def run(args: argparse.Namespace) -> int:
         settings |= {"heat_map": True} if args.heat_map else {}
         settings |= {"prototypes": digest(args.prototypes)} if args.prototypes else {}
         settings |= dense_settings(args, work.net) | net_settings(args, work.net)
-        work.results = result_folder(args.out, images, settings, ".json", SUFFIXES if args.heat_map else ())
+        work.results = result_folder(args, images, settings, ".json", SUFFIXES if args.heat_map else ())
     return process_images(args, images, work)
 
 
 class _Classification(ImageWork):
+    key = "classes"
+
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         self.net, self.draw = load_net(args), args.heat_map and can_draw()

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overfeat.cli.cluster import add_cluster_options, check_cluster
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
@@ -67,6 +68,7 @@ def add_parser(commands: Commands) -> None:
     help = f"COCO annotations (.json) with the ids of images, by file name, and of categories for {COCO} "
     help += "(default: both are numbered from 1, images by name)"
     parser.add_argument("--coco-ids", type=Path, metavar="FILE", help=help)
+    add_cluster_options(parser)
     add_net_options(parser, released=False, module=BoxModuleOptions)
     add_dense_options(parser)
 
@@ -86,19 +88,19 @@ def run(args: argparse.Namespace) -> int:
     (others,) = (names for method, names in OPTIONS.items() if method != args.method)
     refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
     images, work = find_images(args), _Detection(args)
+    check_cluster(args, folder=bool(args.out))
     if args.coco_ids and not args.out:
         raise InputError(f"--coco-ids {args.coco_ids} is for the {COCO} that -o FOLDER writes; give that, too")
     if args.out:
         coco_ids(args.coco_ids, list(images.values()), work.names)  # before the work
         settings = {"command": "detect", "min_score": work.min_score, **work.settings}
-        work.results = result_folder(args.out, images, settings, ".json", [".png"], [COCO])
-    status = process_images(args, images, work)
-    if args.out:
-        _write_coco(args.out, args.coco_ids, work.names)
-    return status
+        work.results = result_folder(args, images, settings, ".json", [".png"], [COCO])
+    return process_images(args, images, work)
 
 
 class _Detection(ImageWork):
+    key = "objects"
+
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         loaded = (_multibox if args.method == "multibox" else _overfeat)(args)
@@ -116,6 +118,15 @@ class _Detection(ImageWork):
                 visualize.detections(image, detections, self.names, path.name, picture)
             write_json(self.results(path), {"image": str(path), "objects": objects})
         return objects
+
+    def finish(self) -> None:
+        if not self.results:
+            return
+        count = _write_coco(self.results.folder, self.args.coco_ids, self.names)
+        while self.args.part:  # until it has all results that there are: other parts may end meanwhile
+            before, count = count, _write_coco(self.results.folder, self.args.coco_ids, self.names)
+            if before == count:
+                break
 
     def show(self, path: Path, entry: list[dict]) -> None:
         _print(path, entry, self.min_score)
@@ -169,20 +180,24 @@ def _print(path: Path, objects: Sequence[dict], min_score: float | Sequence[floa
         print(f"{printable(entry['class'])} {entry['score']:.3f} {box} {entry['confidence_sum']:.2f} {entry['count']}")
 
 
-def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[str]) -> None:
-    """Write the results of all images in a folder as one list, as COCO's tools read it, with names beside the ids."""
+def _write_coco(folder: Path, annotations: Path | None, class_names: Sequence[str]) -> int:
+    """Write the results of all images in a folder as one list, as COCO's tools read it, with names beside the ids.
+
+    Returns the number of images.
+    """
     from overfeat.data.readers.coco import coco_ids
 
     objects = dict(_results(folder))
     images, classes = coco_ids(annotations, list(objects), class_names)
     results = list(coco_results(objects, images, classes))
     write_json(folder / COCO, results, indent=None)
+    return len(objects)
 
 
 def _results(folder: Path) -> Iterator[tuple[str, list[dict]]]:
     """The names of the images whose results are in a folder, sorted, and their objects; other JSON is passed over."""
     for path in sorted(folder.rglob("*.json")):
-        if path.name in (SETTINGS, COCO):
+        if path.name in (SETTINGS, COCO) or path.parent.name.startswith(".part-"):  # being written by another part
             continue
         try:
             result = json.loads(path.read_bytes())

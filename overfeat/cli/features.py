@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from overfeat.cli.cluster import add_cluster_options, check_cluster
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import note_unseen
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images, read_enlarged
@@ -52,6 +53,7 @@ def add_parser(commands: Commands) -> None:
     add_out(parser, help + "IMAGE.safetensors here; text goes to standard output)", "FILE|FOLDER")
     help = "write over a FILE that holds something else than features, too"
     parser.add_argument("--overwrite", action="store_true", help=help)
+    add_cluster_options(parser)
     add_net_options(parser, module=ModuleOptions)
     add_options(parser, DenseConfig, skip=("scales", "flip"))
 
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
+    check_cluster(args, folder=bool(args.out) and not single)
     if args.out and any(args.out.resolve() == path.resolve() for path in images):
         raise InputError(f"-o {args.out}: is the image itself; name another file")
     if single and (args.out or args.format != "text"):
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         settings = {"command": "features", "layer": work.name, "format": args.format, **net_settings(args, work.net)}
         if work.net.geometry.any_stride:
             settings["stride"] = args.stride or work.net.default_stride
-        work.results = result_folder(args.out, images, settings, SUFFIXES[args.format])
+        work.results = result_folder(args, images, settings, SUFFIXES[args.format])
     return process_images(args, images, work)
 
 
@@ -118,6 +121,10 @@ class _Features(ImageWork):
         else:
             print(f"{printable(file)}: layer {self.name}, {' x '.join(map(str, entry))}")
 
+    def load(self, path: Path) -> Sequence[int]:
+        assert self.results is not None
+        return _shape(self.results(path), self.args.format)
+
     def _file(self, path: Path) -> Path | None:
         return self.results(path) if self.results else self.file
 
@@ -149,6 +156,20 @@ def _holds_features(path: Path) -> bool:
         with safe_open(path, "np") as tensors:
             return set(tensors.keys()) == {"features"} and set(tensors.metadata()) == {"layer"}
     return False
+
+
+def _shape(file: Path, file_format: str) -> Sequence[int]:
+    """Of the features in a file that `_write` wrote."""
+    import numpy as np
+    from safetensors import safe_open
+
+    if file_format == "npz":
+        return np.load(file)["features"].shape
+    if file_format == "safetensors":
+        with safe_open(file, "np") as tensors:
+            return tensors.get_slice("features").get_shape()
+    with open(file) as text:
+        return [int(size) for size in text.readline().split()]
 
 
 def _write(features: "Tensor", layer: int | str, target: Path, file_format: str) -> None:

@@ -2,13 +2,17 @@
 
 import argparse
 import hashlib
+import json
 import os
 import sys
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overfeat.cli.cluster import processed_by_workers
 from overfeat.cli.messages import message_of, out_of_memory
 from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.data.limits import MAX_PIXELS
@@ -89,18 +93,20 @@ def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
 
 
 class ImageWork:
-    """What a command does with each image.
+    """What a command does with each image, here or on a worker, which makes it from the same arguments.
 
     Attributes:
         results: Where the results go; None where there are no files, or a run does not continue.
         titled: Whether each of several images has its path printed above.
+        key: Of the entry that is printed, in the JSON of a result.
+        given: The arguments before any default was chosen.
     """
 
     results: "Results | None" = None
-    titled = True
+    titled, key = True, ""
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
+        self.args, self.given = args, dict(vars(args))
 
     def read(self, path: Path) -> "Tensor":
         """The image of a file, uint8 [3, H, W]."""
@@ -109,11 +115,19 @@ class ImageWork:
         return read_image(path, self.args.max_pixels)
 
     def process(self, path: Path, image: "Tensor") -> Any:
-        """Evaluate an image and write its results; returns what is printed of them."""
+        """Evaluate an image and write its results; returns the entry, what is printed of them."""
         raise NotImplementedError
 
+    def load(self, path: Path) -> Any:
+        """The entry of results that are written."""
+        assert self.results is not None
+        return json.loads(self.results(path).read_bytes())[self.key]
+
     def show(self, path: Path, entry: Any) -> None:
-        """Print the results of an image."""
+        """Print an entry."""
+
+    def finish(self) -> None:
+        """Write what is of all images, when they are done."""
 
 
 def process_images(args: argparse.Namespace, images: Collection[Path], work: ImageWork) -> int:
@@ -121,16 +135,28 @@ def process_images(args: argparse.Namespace, images: Collection[Path], work: Ima
 
     Images that have a result are skipped, so that a second run continues an interrupted one. A result that cannot be
     written ends the run: the next one could not be written either. An image for which the memory does not suffice is a
-    bad one.
+    bad one. Entries are printed in the order of the images.
     """
+    with (work.results and work.results.lock) or nullcontext():
+        failed = _process_pending(args, args.part.of(list(images)) if work.results and args.part else images, work)
+        work.finish()
+    if failed:
+        print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _process_pending(args: argparse.Namespace, images: Collection[Path], work: ImageWork) -> list[str]:
+    """Process the images without a result; returns the messages of those that failed."""
     from tqdm import tqdm
 
-    failed: list[str] = []
     pending = [path for path in images if work.results is None or not work.results(path).exists()]
     if len(pending) < len(images):
         print(f"{len(images) - len(pending)} of {len(images)} images are done already", file=sys.stderr)
+    failed: dict[Path, str] = {}
+    shown = _InOrder(pending, work, titled=work.titled and len(images) > 1)
+    processed = processed_by_workers(pending, work) if work.results and args.dask else _processed(pending, work)
     hidden = len(pending) < 2 or None
-    for path, result in tqdm(_processed(pending, work), total=len(pending), unit="image", disable=hidden, leave=False):
+    for path, result in tqdm(processed, total=len(pending), unit="image", disable=hidden, leave=False):
         try:
             entry = result.result()
         except WriteError:
@@ -139,15 +165,31 @@ def process_images(args: argparse.Namespace, images: Collection[Path], work: Ima
             message = message_of(args, error) if isinstance(error, InputError) else out_of_memory(args, error)
             if len(images) == 1 or message is None:
                 raise
-            failed.append(with_path(path, message))
-            tqdm.write(f"skipped: {failed[-1]}", file=sys.stderr)
-            continue
-        if work.titled and len(images) > 1:
-            print(printable(path))
-        work.show(path, entry)
-    if failed:
-        print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)
-    return 1 if failed else 0
+            failed[path] = with_path(path, message)
+            tqdm.write(f"skipped: {failed[path]}", file=sys.stderr)
+            shown.skip(path)
+        else:
+            shown.add(path, entry)
+    return [failed[path] for path in pending if path in failed]
+
+
+class _InOrder:
+    """Prints entries in the order of the images, whatever order they come in."""
+
+    def __init__(self, paths: Collection[Path], work: ImageWork, *, titled: bool):
+        self.paths, self.work, self.titled = deque(paths), work, titled
+        self.entries: dict[Path, list[Any]] = {}  # an entry, or none of an image that failed
+
+    def add(self, path: Path, *entry: Any) -> None:
+        self.entries[path] = list(entry)
+        while self.paths and self.paths[0] in self.entries:
+            path = self.paths.popleft()
+            for value in self.entries.pop(path):
+                if self.titled:
+                    print(printable(path))
+                self.work.show(path, value)
+
+    skip = add
 
 
 def _processed(paths: Collection[Path], work: ImageWork) -> "Iterator[tuple[Path, Future[Any]]]":

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overfeat.cli.cluster import add_cluster_options, check_cluster
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
@@ -38,20 +39,24 @@ def add_parser(commands: Commands) -> None:
     add_options(parser.add_argument_group("boxes"), LocalizationConfig)
     help = "write IMAGE.json and IMAGE.png, the boxes of each scale and the merged ones (needs the extra demo); "
     add_out(parser, help + "a second run continues")
+    add_cluster_options(parser)
     add_net_options(parser, released=False, module=BoxModuleOptions)
     add_dense_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Localize the objects of the images."""
+    check_cluster(args, folder=bool(args.out))
     work, images = _Localization(args), find_images(args)
     if args.out:
         settings = {"command": "localize", **asdict(work.config), **dense_settings(args, work.net)}
-        work.results = result_folder(args.out, images, settings | net_settings(args, work.net), ".json", [".png"])
+        work.results = result_folder(args, images, settings | net_settings(args, work.net), ".json", [".png"])
     return process_images(args, images, work)
 
 
 class _Localization(ImageWork):
+    key = "predictions"
+
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         self.net, self.regressor = load_localizer(args)

@@ -67,6 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command."""
+    actions = build_parser()._actions
+    (choices,) = (action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+    return choices[command]
+
+
 def _run(args: argparse.Namespace) -> int:
     """`_report_errors`; each of the library's own warnings is a line, and comes once."""
     default, shown = warnings.showwarning, set()

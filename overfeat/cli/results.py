@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overfeat.cli.messages import with_flags
+from overfeat.cluster.lock import RunLock
 from overfeat.errors import InputError, printable
 from overfeat.files import Journal, atomic_write, check_result, ensure_dir, remove_leftovers, write_json
 
@@ -43,25 +44,27 @@ class Results:
     Attributes:
         suffix: Of an image's result; `results(path, suffix)` is another file of the image.
         names: The name of each image, see `find_images`.
+        lock: Keeps other runs out of the folder; not on workers, which serve the run that holds it.
     """
 
     folder: Path
     suffix: str
     names: dict[Path, str] = field(default_factory=dict)
+    lock: RunLock | None = None
 
     def __call__(self, path: Path, suffix: str | None = None) -> Path:
         return self.folder / f"{self.names[path]}{self.suffix if suffix is None else suffix}"
 
 
 def result_folder(
-    folder: Path,
+    args: argparse.Namespace,
     images: Mapping[Path, str],
     settings: dict,
     suffix: str,
     beside: Sequence[str] = (),
     shared: Sequence[str] = (),
 ) -> Results:
-    """Prepare a folder for one result an image; returns the files' paths.
+    """Prepare the folder of -o for one result an image; returns the files' paths.
 
     A result is named after the image, with a suffix; files with the suffixes `beside` are written for each image too,
     and `shared` for all. settings.json records what the results depend on: a folder of other settings is refused.
@@ -69,7 +72,7 @@ def result_folder(
     Args:
         images: The name of each image, see `find_images`.
     """
-    names: dict[str, Path] = {}
+    folder, names = args.out, dict[str, Path]()
     for path, name in images.items():
         if f"{name}{suffix}" in (SETTINGS, *shared):
             raise InputError(f"{path}: its result would be called {name}{suffix}, as another file is; rename it")
@@ -79,19 +82,21 @@ def result_folder(
     if beside and folder.resolve() in {path.resolve().parent for path in images}:
         raise InputError(f"{folder}: holds the images themselves; choose another folder for the results")
     results = [*shared, *(f"{name}{end}" for name in names for end in (suffix, *beside))]
+    lock = RunLock(ensure_dir(folder), args.part, args.line)
     _check_settings(folder, settings | {"folders": _folders(images)}, results)
-    for parent in {(folder / name).parent for name in names}:
-        remove_leftovers(ensure_dir(parent))
-    return Results(folder, suffix, dict(images))
+    for parent in {ensure_dir((folder / name).parent) for name in names}:
+        if args.part is None:  # else other machines may be writing there
+            remove_leftovers(parent)
+    return Results(folder, suffix, dict(images), lock)
 
 
 def _check_settings(folder: Path, settings: dict, results: Sequence[str]) -> None:
     """Write the settings of a new folder; refuse one whose settings differ or that holds other people's files."""
-    file = ensure_dir(folder) / SETTINGS
+    file = folder / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True)
     if not file.exists():
         foreign = [name for name in results if (folder / name).exists()]
-        if foreign:
+        if foreign and not file.exists():  # another part may just have started
             raise InputError(f"{folder}: holds {foreign[0]} of something else; choose another folder")
         with atomic_write(file) as part:
             part.write_text(text)

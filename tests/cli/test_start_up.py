@@ -73,6 +73,7 @@ def test_help_says_what_is_read(formats):
 def test_the_library_names_arguments_not_flags():
     """Its messages are those of Python, too; a command writes arguments as its flags."""
     others = {"--always", "--dirty", "--tile", "--pyramid", "--bigtiff", "--compression", "--Q"}  # of git and vips
+    others |= {"--nworkers", "--nthreads", "--memory-limit", "--no-dashboard", "--death-timeout"}  # of dask worker
     for path in Path(overfeat.__file__).parent.rglob("*.py"):
         if path.parent.name == "cli":
             continue
