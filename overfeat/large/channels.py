@@ -27,7 +27,7 @@ def channel_note(numbers: Sequence[int], names: Sequence[str]) -> list[str]:
     """What to report of channels that were not chosen: which are shown in which colour, unless they are these."""
     if len(numbers) != 3 or not names or [name[:1].lower() for name in names] == ["r", "g", "b"]:
         return []
-    return [f"its channels {shorten(names)} are read as red, green and blue; channels chooses others"]
+    return [f"its channels {shorten(names)} are read as red, green and blue; `channels` chooses others"]
 
 
 def first_note(axes: Sequence[tuple[str, int]]) -> list[str]:

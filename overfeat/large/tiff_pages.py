@@ -130,7 +130,7 @@ def layout_of(file: Any, series: Any, name: str, channels: object, value_range: 
     names = _channel_names(file, series, len(samples))
     if channels is not None:
         if kind not in ("grey", "rgb"):
-            raise InputError(f"{name}: {kind} pixels have no channels to choose from; leave out channels")
+            raise InputError(f"{name}: {kind} pixels have no channels to choose from; leave out `channels`")
         numbers, alpha = check_channels(channels, len(samples), name, names), None
     elif kind != "grey" and len(pages) == 1:
         numbers = tuple(range(COUNTS[kind]))

@@ -100,7 +100,7 @@ def test_more_compressions(tmp_path):
 
 
 STACK = np.stack([GREY, 255 - GREY, GREY // 2])
-SAID = "its channels 0, 1, 2 are read as red, green and blue; channels chooses others"
+SAID = "its channels 0, 1, 2 are read as red, green and blue; `channels` chooses others"
 NAMES = {"Channel": {"Name": ["DAPI", "FITC", "Cy5"]}}
 
 
@@ -186,7 +186,7 @@ def test_pixels_without_colours(tmp_path):
     with pytest.raises(InputError, match=r"a\.tif: pixels of 1 samples as CFA, no colours; convert it to RGB$"):
         open_image(tmp_path / "a.tif", channels=(0,))
     tifffile.imwrite(tmp_path / "a.tif", GREY, photometric="palette", colormap=PALETTE, tile=(64, 64))
-    with pytest.raises(InputError, match=r"palette pixels have no channels to choose from; leave out channels$"):
+    with pytest.raises(InputError, match=r"palette pixels have no channels to choose from; leave out `channels`$"):
         open_image(tmp_path / "a.tif", channels=(0,))
 
 

@@ -74,7 +74,7 @@ def test_what_was_adapted_is_said_once(tmp_path):
     with pytest.warns(UserWarning) as caught:
         image = open_image(path)
     notes = [
-        "its channels DAPI, FITC, Cy5 are read as red, green and blue; channels chooses others",
+        "its channels DAPI, FITC, Cy5 are read as red, green and blue; `channels` chooses others",
         "of 2 times the first is read",
         "values of 0 to 65,535 become 0 to 255, and are 4,000 at most in its middle; value_range says otherwise",
     ]
