@@ -9,6 +9,7 @@ Examples:
     overfeat detect photo.jpg
     overfeat detect photos/ --weights run/net.safetensors -o results/
     overfeat detect photo.jpg --module net.py:make_net --weights state.pt --window 96 --stride 8 --background
+    overfeat detect slide.svs -o results/ --region 20000 30000 4096 4096
     overfeat detect photo.jpg --method multibox --weights boxes.safetensors --classifier net.safetensors
 """
 
@@ -25,6 +26,14 @@ from overfeat.cli.cluster import add_cluster_options, check_cluster
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
+from overfeat.cli.large import (
+    add_large_options,
+    large_config,
+    large_settings,
+    note_skipped,
+    process_large,
+    read_any,
+)
 from overfeat.cli.module import BoxModuleOptions
 from overfeat.cli.net import add_net_options, load_detector, load_multibox_nets, multibox_settings, net_settings
 from overfeat.cli.options import add_options, config_from_args, refuse_options
@@ -41,15 +50,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.dense.detections import Detections
+    from overfeat.large.blocks import Job
+    from overfeat.large.detect import DetectionJob
+    from overfeat.large.reader import LargeImage
 
 COCO = "coco.json"
+TABLES = (".geojson", ".csv")  # of large images
 # The options of each method; an option of the other method alone is refused.
 OPTIONS = {
     "overfeat": {field.name for config in (DenseConfig, DetectionConfig, BoxModuleOptions) for field in fields(config)},
     "multibox": {"classifier", *(field.name for field in fields(ProposalConfig))},
 }
 Detector = Callable[["Tensor"], "Detections"]
-Loaded = tuple[Detector, Sequence[str], float | Sequence[float], dict]
+Jobs = Callable[..., "DetectionJob"]  # of a large image and a folder
+Loaded = tuple[Detector, Jobs | None, Sequence[str], float | Sequence[float], dict]
 
 
 def add_parser(commands: Commands) -> None:
@@ -63,7 +77,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--method", choices=tuple(OPTIONS), default="overfeat", help=help)
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
     add_multibox_options(parser, skip=("nms_iou_threshold",))
-    help = f"write IMAGE.json and IMAGE.png (needs the extra demo), and {COCO}, the results as COCO has them; "
+    help = "write IMAGE.json and IMAGE.png (needs the extra demo), of large images IMAGE.geojson and IMAGE.csv instead "
+    help += f"of the picture, and {COCO}, the results as COCO has them; "
     add_out(parser, help + "a second run continues")
     help = f"COCO annotations (.json) with the ids of images, by file name, and of categories for {COCO} "
     help += "(default: both are numbered from 1, images by name)"
@@ -71,6 +86,7 @@ def add_parser(commands: Commands) -> None:
     add_cluster_options(parser)
     add_net_options(parser, released=False, module=BoxModuleOptions)
     add_dense_options(parser)
+    add_large_options(parser)
 
 
 def add_multibox_options(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()) -> None:
@@ -87,14 +103,14 @@ def run(args: argparse.Namespace) -> int:
 
     (others,) = (names for method, names in OPTIONS.items() if method != args.method)
     refuse_options(args, sorted(others - OPTIONS[args.method]), f"--method {args.method}")
-    images, work = find_images(args), _Detection(args)
+    images, work = find_images(args, large=True), _Detection(args)
     check_cluster(args, folder=bool(args.out))
     if args.coco_ids and not args.out:
         raise InputError(f"--coco-ids {args.coco_ids} is for the {COCO} that -o FOLDER writes; give that, too")
     if args.out:
         coco_ids(args.coco_ids, list(images.values()), work.names)  # before the work
-        settings = {"command": "detect", "min_score": work.min_score, **work.settings}
-        work.results = result_folder(args, images, settings, ".json", [".png"], [COCO])
+        settings = {"command": "detect", "min_score": work.min_score, **work.settings, **large_settings(args)}
+        work.results = result_folder(args, images, settings, ".json", [".png", *TABLES], [COCO])
     return process_images(args, images, work)
 
 
@@ -104,18 +120,43 @@ class _Detection(ImageWork):
     def __init__(self, args: argparse.Namespace):
         super().__init__(args)
         loaded = (_multibox if args.method == "multibox" else _overfeat)(args)
-        self.detector, self.names, self.min_score, self.settings = loaded
+        self.detector, self.new_job, self.names, self.min_score, self.settings = loaded
         self.draw = bool(args.out) and can_draw()
 
-    def process(self, path: Path, image: "Tensor") -> list[dict]:
+    def read(self, path: Path) -> "Tensor | LargeImage":
+        return read_any(self.args, path)
+
+    def process(self, path: Path, image: "Tensor | LargeImage") -> list[dict]:
+        from torch import Tensor
+
         from overfeat import visualize
 
+        if not isinstance(image, Tensor):
+            return process_large(self, path, image)
         detections = self.detector(image)
         objects = object_entries(detections, self.names)
         if self.results:
             if self.draw:
                 picture = self.results(path, ".png")
                 visualize.detections(image, detections, self.names, path.name, picture)
+            write_json(self.results(path), {"image": str(path), "objects": objects})
+        return objects
+
+    def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "DetectionJob":
+        if self.new_job is None:
+            raise ArgumentError("method", f"must be overfeat for {printable(path)}, which is read in windows")
+        job = self.new_job(image, folder, large=large_config(self.args))
+        note_skipped(job.plan)
+        return job
+
+    def finish_large(self, path: Path, job: "Job") -> list[dict]:
+        from overfeat.large.outputs import write_csv, write_geojson
+
+        objects = object_entries(job.finish(), self.names)
+        if self.results:
+            georeference = job.plan.view.image.georeference
+            write_geojson(self.results(path, ".geojson"), objects, georeference)
+            write_csv(self.results(path, ".csv"), self.results.names[path], objects, georeference)
             write_json(self.results(path), {"image": str(path), "objects": objects})
         return objects
 
@@ -133,8 +174,9 @@ class _Detection(ImageWork):
 
 
 def _overfeat(args: argparse.Namespace) -> Loaded:
-    """The detector of an image, the names of its labels, the least score, and what else the results depend on."""
+    """The detector of an image, that of a large one, names of labels, least score, what else results depend on."""
     from overfeat.detection.predict import choose_postprocess, detect, lowest_score
+    from overfeat.large.detect import detection_job
     from overfeat.models.thresholds import check_match_threshold
 
     net, regressor = load_detector(args)
@@ -142,9 +184,11 @@ def _overfeat(args: argparse.Namespace) -> Loaded:
     check_match_threshold(config["match_threshold"], net.num_foreground_classes)
     config["postprocess"] = choose_postprocess(net, config["postprocess"], config["match_threshold"])
     min_score = lowest_score(net, args.min_score, config["postprocess"])
-    detector = partial(detect, net, regressor, min_score=min_score, **config, **dense_arguments(args))
+    options = {"min_score": min_score, **config, **dense_arguments(args)}
+    detector = partial(detect, net, regressor, **options)
+    job = partial(detection_job, net, regressor, **options)
     names = net.class_names[: net.num_foreground_classes]
-    return detector, names, min_score, {**config, **dense_settings(args, net), **net_settings(args, net)}
+    return detector, job, names, min_score, {**config, **dense_settings(args, net), **net_settings(args, net)}
 
 
 def _multibox(args: argparse.Namespace) -> Loaded:
@@ -161,7 +205,7 @@ def _multibox(args: argparse.Namespace) -> Loaded:
     names = label_names(model, net)
     settings = {"method": args.method, **asdict(config), **multibox_settings(args), "classes": names}
     detector = partial(detect_multibox, model, net, score_threshold=min_score, **asdict(config))
-    return detector, names, min_score, settings
+    return detector, None, names, min_score, settings
 
 
 def _print(path: Path, objects: Sequence[dict], min_score: float | Sequence[float]) -> None:

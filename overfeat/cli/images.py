@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.cli.results import Results
+    from overfeat.large.blocks import Job
+    from overfeat.large.reader import LargeImage
     from overfeat.models.net import Net
 
 
@@ -43,18 +45,21 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=help)
 
 
-def find_images(args: argparse.Namespace) -> dict[Path, str]:
+def find_images(args: argparse.Namespace, *, large: bool = False) -> dict[Path, str]:
     """The image files that the command line names, folders replaced by the images in them, and the name of each.
 
     Results are named after it: the file's name, or its path from the folder that was given. No name is too long for a
     file system.
+
+    large: Whether zarr folders and slides are images, too.
     """
     from overfeat.data.images import list_images
+    from overfeat.large.open import is_large
 
     images: dict[Path, str] = {}
     for path in args.images:
-        if path.is_dir():
-            listed = list_images(path, args.recursive)
+        if path.is_dir() and not (large and is_large(path)):
+            listed = list_images(path, args.recursive, also=is_large if large else None)
             images |= {image: _short(image.relative_to(path).as_posix()) for image in listed}
         else:
             images[path] = _short(path.name)
@@ -108,13 +113,13 @@ class ImageWork:
     def __init__(self, args: argparse.Namespace):
         self.args, self.given = args, dict(vars(args))
 
-    def read(self, path: Path) -> "Tensor":
-        """The image of a file, uint8 [3, H, W]."""
+    def read(self, path: Path) -> Any:
+        """The image of a file, uint8 [3, H, W], or an open file that is read in windows."""
         from overfeat.data.images import read_image
 
         return read_image(path, self.args.max_pixels)
 
-    def process(self, path: Path, image: "Tensor") -> Any:
+    def process(self, path: Path, image: Any) -> Any:
         """Evaluate an image and write its results; returns the entry, what is printed of them."""
         raise NotImplementedError
 
@@ -122,6 +127,14 @@ class ImageWork:
         """The entry of results that are written."""
         assert self.results is not None
         return json.loads(self.results(path).read_bytes())[self.key]
+
+    def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "Job":
+        """The work on an image that is read in windows, whose blocks' results are in a folder."""
+        raise NotImplementedError
+
+    def finish_large(self, path: Path, job: "Job") -> Any:
+        """Write the results of an image all of whose blocks are done; returns what is printed of them."""
+        raise NotImplementedError
 
     def show(self, path: Path, entry: Any) -> None:
         """Print an entry."""

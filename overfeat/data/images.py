@@ -8,6 +8,7 @@ import threading
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -161,10 +162,15 @@ def _is_large(kind: bytes, content: bytes) -> bool:
         return kind == b"iCCP"  # Pillow judges damaged text; profiles are not used
 
 
-def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+def list_images(
+    folder: str | os.PathLike, recursive: bool = False, *, also: Callable[[Path], bool] | None = None
+) -> list[Path]:
     """The image files in a folder, sorted by path; hidden files and folders, and partial files, do not count.
 
     A warning counts what is left out: files of other kinds, linked folders, and all folders unless `recursive`.
+
+    Args:
+        also: Whether another file or a folder is an image, too.
 
     Raises:
         InputError: for a missing folder, one that cannot be read, and one without images.
@@ -179,9 +185,12 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     folders: list[str] = []
     for root, names, files in os.walk(folder, onerror=refuse_folder):
         names[:] = sorted(name for name in names if name[0] != ".")
+        if also:
+            paths += [Path(root, name) for name in names if also(Path(root, name))]
+            names[:] = [name for name in names if Path(root, name) not in paths]
         for name in sorted(file for file in files if file[0] != "."):
             path = Path(root, name)
-            if is_image(path):
+            if is_image(path) or (also and also(path)):
                 paths.append(path)
             else:
                 others[(path.suffix.lower() or "without suffix") if path.is_file() else "that are no files"] += 1

@@ -3,9 +3,12 @@
 A block's result is one file: where it exists, the block is done, whichever process evaluated it.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,6 +23,7 @@ from overfeat.large.reader import TileError
 from overfeat.large.view import View
 from overfeat.models.geometry import Size
 from overfeat.models.net import Net
+from overfeat.training.forecast import format_time
 
 BLOCK = 2048  # pixels of the scaled image between neighbouring blocks, at most
 MAX_PIXELS = 1 << 42  # of a view at one scale
@@ -80,6 +84,47 @@ def _without_background(plan: Plan, mask: Mask) -> Plan:
             blocks.append(replace(block, rows=inside[0], columns=inside[1]))
     kept = sum(plan.tile(block).num_positions for block in blocks)
     return replace(plan, blocks=blocks, skipped=1 - kept / sum(grid.num_positions for grid in plan.grids))
+
+
+class Job(Protocol):
+    """Work on a large image, block by block, in one process or many."""
+
+    @property
+    def plan(self) -> Plan:
+        """Its blocks."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of blocks are."""
+        ...
+
+    def evaluate(self, block: Block) -> None:
+        """Evaluate a block, and write its result to `block_path(folder, block)`."""
+        ...
+
+    def finish(self) -> Any:
+        """The result of the image, once all blocks are done."""
+        ...
+
+
+def evaluate_pending(job: Job, *, progress: bool = False) -> None:
+    """Evaluate the blocks that are not done; with `progress` there is a bar with a forecast."""
+    for block in with_forecast(pending_blocks(job.plan, job.folder), len(job.plan.blocks), progress):
+        job.evaluate(block)
+
+
+def with_forecast(blocks: Sequence[Block], total: int, progress: bool = True) -> Iterator[Block]:
+    """The blocks, with a progress bar that forecasts when the last of them will be done."""
+    from tqdm import tqdm
+
+    done, hidden = total - len(blocks), None if progress else True
+    bar = tqdm(blocks, initial=done, total=total, unit="block", disable=hidden, leave=False)
+    start = time.perf_counter()
+    for number, block in enumerate(bar):
+        yield block
+        seconds = (time.perf_counter() - start) / (number + 1) * (len(blocks) - number - 1)
+        bar.set_postfix_str(f"done at about {format_time(datetime.now(), seconds)}", refresh=False)
 
 
 def block_path(folder: Path, block: Block) -> Path:

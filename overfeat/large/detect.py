@@ -6,9 +6,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from datetime import datetime
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,21 +16,21 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.dense.candidates import group_candidates
-from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections
 from overfeat.detection import predict
 from overfeat.detection.predict import DetectionRule, detection_rule
 from overfeat.errors import InputError
 from overfeat.files import atomic_write, ensure_dir, remove_leftovers
-from overfeat.large.blocks import Block, Plan, block_path, evaluate_block, pending_blocks, plan_blocks
+from overfeat.large.blocks import Block, Plan, block_path, evaluate_block, evaluate_pending, plan_blocks
 from overfeat.large.config import LargeConfig
 from overfeat.large.merge import merge_files, read_header, save_candidates
 from overfeat.large.open import is_large, open_image
 from overfeat.large.reader import LargeImage, TileError
 from overfeat.large.view import View
+from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor
 from overfeat.models.wrappers import as_net, as_regressor
-from overfeat.training.forecast import format_time
 
 PLAN = "plan.json"
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -58,23 +57,59 @@ def or_large(large: Callable[..., Any]) -> Callable[[Function], Function]:
     return decorate
 
 
+@dataclass(frozen=True)
+class DetectionJob:
+    """Detection in a large image, see `blocks.Job`."""
+
+    net: Net
+    regressor: Regressor
+    plan: Plan
+    folder: Path
+    rule: DetectionRule
+    memory_limit: int
+    strict: bool
+
+    def evaluate(self, block: Block) -> None:
+        """Write the candidates of a block."""
+        detect_block(
+            self.net, self.regressor, self.plan, block, self.folder, self.rule,
+            memory_limit=self.memory_limit, strict=self.strict,
+        )  # fmt: skip
+
+    def finish(self) -> Detections:
+        """Merge the candidates of all blocks."""
+        return merge_blocks(self.plan, self.folder, self.rule)
+
+
+def detection_job(
+    net: Net, regressor: Regressor, image: str | os.PathLike | LargeImage, folder: str | os.PathLike, *,
+    large: LargeConfig | None = None, value_range: ValueRange | None = None, scales: Scales = None,
+    flip: bool | None = None, stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, **rule: Any,
+) -> DetectionJob:  # fmt: skip
+    """The work of `detect_large`, in a folder that is made and kept. Raises what `detect_large` raises."""
+    net, regressor, config = as_net(net), as_regressor(regressor), large or LargeConfig()
+    own = detection_rule(net, regressor, **rule)
+    view = View.of(open_image(image, value_range=value_range), config)
+    plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
+    claim_folder(Path(folder), {**describe(plan), "rule": asdict(own), "net": digest(net), "boxes": digest(regressor)})
+    return DetectionJob(net, regressor, plan, Path(folder), own, memory_limit, config.strict)
+
+
 def detect_large(
-    net: Net, regressor: Regressor, image: str | os.PathLike | LargeImage, *, large: LargeConfig | None = None,
-    folder: str | os.PathLike | None = None, progress: bool = False, channels: Sequence[int] | None = None,
-    value_range: ValueRange | None = None, scales: Any = None, flip: Any = None, stride: Any = None,
-    memory_limit: int = MEMORY_LIMIT, **rule: Any,
+    net: Net, regressor: Regressor, image: str | os.PathLike | LargeImage, *,
+    folder: str | os.PathLike | None = None, progress: bool = False, **options: Any,
 ) -> Detections:  # fmt: skip
     """The objects in an image of any size, best first, equal to those of `detect` for the image in memory.
 
     Args:
-        net, regressor, scales, flip, stride, memory_limit: As in `detect`; scale factors refer to the level of
-            `large`. max_candidates counts for each block of at most 2,048 pixels a side of the scaled image.
-        image: A path or an open image, see `open_image`, of which `channels` and `value_range` are arguments.
-        large: Region, level, mask, and what is to be done about damaged tiles.
+        net, regressor: As in `detect`.
+        image: A path or an open image, see `open_image`.
         folder: Keeps the results of blocks: a second call with the same arguments evaluates those that are missing.
             None: a temporary folder.
-        progress: Whether a progress bar is shown.
-        rule: The other arguments of `detect`.
+        progress: Whether there is a progress bar.
+        options: `large`, a `LargeConfig` of region, level, mask, and what is to be done about damaged tiles; and the
+            keyword arguments of `detect`. Scale factors refer to the level of `large`; `max_candidates` counts for each
+            block of at most 2,048 pixels a side of the scaled image.
 
     Returns:
         Boxes in pixels of the finest level of the whole image.
@@ -82,41 +117,15 @@ def detect_large(
     Raises:
         InputError: As `detect` and `open_image`; for a folder of other arguments; with `large.strict` TileError.
     """
-    net, regressor, config = as_net(net), as_regressor(regressor), large or LargeConfig()
-    own = detection_rule(net, regressor, **rule)
-    opened = open_image(image, channels=channels, value_range=value_range)
-    plan = plan_blocks(net, View.of(opened, config), DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
-            return _detect(net, regressor, plan, Path(temporary), own, config, memory_limit, progress)
-    claim_folder(Path(folder), {**describe(plan), "rule": asdict(own), "net": digest(net), "boxes": digest(regressor)})
-    return _detect(net, regressor, plan, Path(folder), own, config, memory_limit, progress)
+            return detect_large(net, regressor, image, folder=temporary, progress=progress, **options)
+    job = detection_job(net, regressor, image, folder, **options)
+    evaluate_pending(job, progress=progress)
+    return job.finish()
 
 
 detect = or_large(detect_large)(predict.detect)
-
-
-def _detect(
-    net: Net, regressor: Regressor, plan: Plan, folder: Path, rule: DetectionRule, config: LargeConfig,
-    memory_limit: int, progress: bool,
-) -> Detections:  # fmt: skip
-    pending = pending_blocks(plan, folder)
-    for block in with_forecast(pending, len(plan.blocks), progress):
-        detect_block(net, regressor, plan, block, folder, rule, memory_limit=memory_limit, strict=config.strict)
-    return merge_blocks(plan, folder, rule)
-
-
-def with_forecast(blocks: Sequence[Block], total: int, progress: bool = True) -> Any:
-    """The blocks, with a progress bar that tells when the last will be done."""
-    from tqdm import tqdm
-
-    bar = tqdm(
-        blocks, initial=total - len(blocks), total=total, unit="block", disable=not progress or None, leave=False
-    )
-    for number, block in enumerate(bar):
-        yield block
-        seconds = bar.format_dict["elapsed"] / (number + 1) * (len(blocks) - number - 1)
-        bar.set_postfix_str(f"done at about {format_time(datetime.now(), seconds)}", refresh=False)
 
 
 def detect_block(

@@ -17,9 +17,9 @@ from overfeat.dense.grid import Grid
 from overfeat.dense.layer_output import find_layer, layer_tiles
 from overfeat.dense.tiling import tiles_of
 from overfeat.errors import InputError
-from overfeat.large.blocks import BLOCK, Block, Plan, pending_blocks
+from overfeat.large.blocks import BLOCK, Block, Plan, pending_blocks, with_forecast
 from overfeat.large.config import LargeConfig
-from overfeat.large.detect import claim_folder, describe, digest, with_forecast
+from overfeat.large.detect import claim_folder, describe, digest
 from overfeat.large.map_blocks import (
     check_map_path,
     finish_maps,

@@ -18,9 +18,17 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
 from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
 from overfeat.errors import ArgumentError, InputError
-from overfeat.large.blocks import Block, Plan, block_sides, evaluate_block, pending_blocks, plan_blocks
+from overfeat.large.blocks import (
+    Block,
+    Plan,
+    block_sides,
+    evaluate_block,
+    pending_blocks,
+    plan_blocks,
+    with_forecast,
+)
 from overfeat.large.config import LargeConfig
-from overfeat.large.detect import claim_folder, describe, digest, or_large, with_forecast
+from overfeat.large.detect import claim_folder, describe, digest, or_large
 from overfeat.large.map_blocks import (
     check_map_path,
     finish_maps,

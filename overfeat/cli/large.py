@@ -1,0 +1,115 @@
+"""Large images on the command line: their options, opening them, and the folders of their blocks."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overfeat.cli.options import add_options, config_from_args
+from overfeat.errors import printable
+from overfeat.large.config import LargeConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overfeat.cli.images import ImageWork
+    from overfeat.large.blocks import Plan
+    from overfeat.large.reader import LargeImage
+
+BLOCKS = ".blocks"  # folder of results of blocks, in that of results
+READING = ("region", "level", "mask", "channels", "value_range")  # options with which every image is read in windows
+
+
+def add_large_options(parser: argparse.ArgumentParser) -> None:
+    """Options of images that are read in windows."""
+    text = "Slides, zarr, and TIFFs of several levels or more than --max-pixels are read in windows and evaluated in "
+    text += "blocks, as is every image with one of these options (needs the extra large)"
+    group = parser.add_argument_group("large images", text)
+    help = "evaluate only this part, in pixels of level 0, as if it were cropped (default: all)"
+    group.add_argument("--region", nargs=4, type=int, metavar=("X", "Y", "WIDTH", "HEIGHT"), help=help)
+    add_options(group, LargeConfig)
+    help = "number of the channel that is evaluated, from 0, or those of red, green and blue (default: all of 1 or 3)"
+    group.add_argument("--channels", type=_numbers(int), metavar="N[,N,N]", help=help)
+    help = "values of black and white (default: the range of integers of up to 16 bits)"
+    group.add_argument("--value-range", type=_numbers(float), metavar="LOW,HIGH", help=help)
+
+
+def _numbers(number: Callable[[str], Any]) -> Callable[[str], tuple]:
+    def parse(text: str) -> tuple:
+        return tuple(number(part) for part in text.split(","))
+
+    parse.__name__ = f"list of {number.__name__}s"
+    return parse
+
+
+def large_config(args: argparse.Namespace) -> LargeConfig:
+    """What of large images is evaluated."""
+    return config_from_args(LargeConfig, args)
+
+
+def large_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the options that results depend on, as JSON holds them; without options nothing."""
+    given = {**asdict(large_config(args)), "channels": args.channels, "value_range": args.value_range}
+    changed = {name: value for name, value in given.items() if value != args.parser.get_default(name)}
+    return {"large": changed} if changed else {}
+
+
+def is_read_in_windows(args: argparse.Namespace, path: Path) -> bool:
+    """Whether an image is read in windows."""
+    from overfeat.large.open import is_large
+
+    is_asked_for = any(getattr(args, name) != args.parser.get_default(name) for name in READING)
+    return is_asked_for or is_large(path, max_pixels=args.max_pixels)
+
+
+def read_any(args: argparse.Namespace, path: Path) -> "Tensor | LargeImage":
+    """The image of a file, uint8 [3, H, W], or, where it is to be read in windows, the open file."""
+    from overfeat.data.images import read_image
+    from overfeat.large.open import open_image
+
+    if is_read_in_windows(args, path):
+        return open_image(path, channels=args.channels, value_range=args.value_range)
+    return read_image(path, args.max_pixels)
+
+
+def block_folder(out: Path, name: str) -> Path:
+    """The folder of the results of an image's blocks; name: see `find_images`."""
+    return out / BLOCKS / name
+
+
+def remove_blocks(out: Path, name: str) -> None:
+    """Delete the results of an image's blocks, once that of the image is written."""
+    shutil.rmtree(block_folder(out, name), ignore_errors=True)
+    for parent in [*Path(BLOCKS, name).parents][:-1]:
+        try:
+            (out / parent).rmdir()
+        except OSError:  # of other images
+            break
+
+
+def process_large(work: "ImageWork", path: Path, image: "LargeImage") -> Any:
+    """Evaluate an image in blocks, which a second run continues if there is a folder of results; as `work.process`."""
+    from overfeat.large.blocks import evaluate_pending
+
+    if work.results is None:
+        with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
+            job = work.large_job(path, image, Path(temporary))
+            evaluate_pending(job, progress=True)
+            return work.finish_large(path, job)
+    out, name = work.results.folder, work.results.names[path]
+    job = work.large_job(path, image, block_folder(out, name))
+    evaluate_pending(job, progress=True)
+    entry = work.finish_large(path, job)
+    remove_blocks(out, name)
+    return entry
+
+
+def note_skipped(plan: "Plan") -> None:
+    """A line on stderr where --mask left windows out."""
+    if plan.skipped:
+        share = f"{100 * plan.skipped:.0f} % of the windows see background alone, and are left out (--mask)"
+        print(f"{printable(plan.view.image.name)}: {share}", file=sys.stderr)
