@@ -50,6 +50,9 @@ def open_image(
         TypeError: For what is neither a path nor an image.
     """
     if isinstance(image, LargeImage):
+        if channels is not None or value_range is not None:
+            argument = "channels" if channels is not None else "value_range"
+            raise ArgumentError(argument, "is chosen when an image is opened; this one is open")
         return image
     if isinstance(image, np.ndarray):
         return ArrayImage(image, channels, value_range)
@@ -91,7 +94,9 @@ def _open_tiff(path: Path, channels: object, value_range: ValueRange | None) -> 
             others += [SlideImage, RasterImage]
         for other in others:
             with suppress(InputError):
-                return other(path, channels, value_range)
+                opened = other(path, channels, value_range)
+                opened.read(0, slice(0, 1), slice(0, 1))
+                return opened
         raise
 
 

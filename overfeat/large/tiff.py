@@ -65,8 +65,24 @@ class TiffImage:
         self.georeference = georeference_of(finest.keyframe)
         self.orientation = 1 if self.georeference else orientation_of(finest.keyframe)
         self._is_slide = any(getattr(self._file, f"is_{kind}") for kind in WHITE_SLIDES)
+        if self._mapped(0, 0) is None:
+            self._check_decoder(finest.keyframe)
         self._layout = layout_of(self._file, finest, self.name, channels, value_range)
         self.notes += [*self._layout.notes, *self._look(value_range)]
+
+    def _check_decoder(self, page: Page) -> None:
+        """Raises UndecodableError if none of three tiles can be decoded: then it is not they that are damaged."""
+        count, reasons = len(page.dataoffsets), []
+        for index in {0, count // 2, count - 1}:
+            try:
+                self._decode(page, index)
+                return
+            except MemoryError:
+                raise
+            except Exception as error:  # decoders raise many kinds
+                reasons.append(" ".join(str(error).split()) or type(error).__name__)
+        problem = f"its tiles cannot be decoded ({reasons[0][:200]})"
+        raise UndecodableError(f"{self.name}: {problem}; copy or export the file again")
 
     def _look(self, value_range: ValueRange | None) -> list[str]:
         """Look at the middle of the coarsest level: notes on the range of its values and on what is no transparency."""

@@ -21,7 +21,8 @@ from overfeat.models.geometry import Size
 Page = Any  # tifffile's TiffPage or TiffFrame
 WHITE_IS_ZERO, YCBCR = 0, 6  # photometric interpretations
 KINDS: dict[int, Kind] = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "CMYK", 6: "YCbCr"}
-DECODED_AS_RGB = (6, 7, 33003, 33005, 34892, 50001, 33007)  # compressions whose decoders convert YCbCr
+DECODED_AS_RGB = (6, 7, 33005, 34892, 50001, 33007)  # compressions whose decoders convert YCbCr
+APERIO_YCBCR = 33003  # JPEG 2000, YCbCr whatever the photometric interpretation
 ALPHAS: dict[int, Alpha] = {1: "premultiplied", 2: "straight"}  # by the tag ExtraSamples
 MAX_TILE = 1 << 30  # bytes
 ASPECT = 0.02  # by which the ratio of a level's sides may differ from that of the finest, beyond rounding
@@ -160,6 +161,8 @@ def _kind(page: Page, name: str) -> Kind:
     if photometric not in KINDS or page.samplesperpixel < COUNTS[KINDS[photometric]]:
         shown = getattr(page.photometric, "name", photometric)
         raise InputError(f"{name}: pixels of {page.samplesperpixel} samples as {shown}, no colours; convert it to RGB")
+    if page.compression == APERIO_YCBCR:
+        return "YCbCr"
     if photometric == YCBCR and page.compression in DECODED_AS_RGB and page.planarconfig == 1:
         return "rgb"
     return KINDS[photometric]

@@ -161,6 +161,15 @@ def test_untiled_files_are_refused_with_the_command_that_tiles_them(tmp_path):
     )
 
 
+def test_a_file_whose_tiles_all_fail_is_not_opened(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", tile=(64, 64), compression="deflate")
+    for number in range(12):
+        overwrite(path, number, DAMAGE["zeros"])
+    with pytest.raises(InputError, match=r"a\.tif: its tiles cannot be decoded \(.+\); copy or export the file again$"):
+        open_image(path, channels=(0, 1, 2))
+
+
 def test_enormous_tiles_are_refused(tmp_path):
     """Those of a damaged header, which would fill the memory."""
     path = tmp_path / "a.tif"

@@ -2,10 +2,12 @@
 
 import pickle
 
+import imagecodecs
 import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import tifffile
 from large_files import picture, write_enormous, write_pyramid
 from PIL import Image
 from rasterio.transform import Affine
@@ -50,6 +52,25 @@ def test_a_damaged_tile_of_a_slide(tmp_path):
     assert (read[:, 512:1024] == 255).all() and (read[:, :512] < 255).all()
     with pytest.raises(TileError, match=r"damaged tile at level 0, rows 0 to 512, columns 512 to 1024 \("):
         pixels(SlideImage(path), 0, slice(0, 512), slice(0, 1536))
+
+
+@pytest.mark.parametrize("compression", [33003, 33005])
+def test_jpeg_2000_of_aperio(tmp_path, compression):
+    """Stored as YCbCr in one of its two kinds, whatever the tags say; openslide knows it, too."""
+    array, path = picture(200, 260), tmp_path / "a.svs"
+    stored = np.asarray(Image.fromarray(array).convert("YCbCr")) if compression == 33003 else array
+    stored = np.pad(stored, ((0, 56), (0, 124), (0, 0)))
+    corners = [(y, x) for y in (0, 128) for x in (0, 128, 256)]
+    parts = (np.ascontiguousarray(stored[y : y + 128, x : x + 128]) for y, x in corners)
+    coding = {"level": 0, "codecformat": "j2k", "mct": False, "reversible": True}
+    tiles = (imagecodecs.jpeg2k_encode(part, **coding) for part in parts)
+    description = "Aperio Image Library v10.0.51\n260x200 [0,0 260x200] (128x128) J2K/YUV16 Q=30|AppMag = 20|MPP = 0.5"
+    tifffile.imwrite(
+        path, tiles, shape=array.shape, dtype="uint8", photometric="rgb", tile=(128, 128), compression=compression,
+        description=description, metadata=None,
+    )  # fmt: skip
+    for image in (open_image(path), SlideImage(path)):
+        assert abs(pixels(image).astype(int) - array).max() <= 3
 
 
 def test_no_slide(tmp_path):
