@@ -76,7 +76,8 @@ def test_import_needs_neither_triton_nor_the_extras():
     """A fresh process in which the optional packages cannot be imported."""
     code = (
         "import sys\n"
-        "for name in ('triton', 'numba', 'matplotlib', 'skimage', 'mlxtend', 'scipy', 'tifffile', 'zarr', 'openslide', 'rasterio'):\n"
+        "names = 'triton numba matplotlib skimage mlxtend scipy tifffile zarr openslide rasterio'\n"
+        "for name in names.split():\n"
         "    sys.modules[name] = None\n"
         "import overfeat, torch\n"
         "print(overfeat.build('small', 2)(torch.zeros(1, 3, 47, 47)).shape)\n"
