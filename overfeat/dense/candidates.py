@@ -17,6 +17,7 @@ from overfeat.models.geometry import Size, Stride
 from overfeat.models.net import Net, Regressor, eval_mode
 from overfeat.models.wrappers import as_net, as_regressor
 from overfeat.ops.boxes import decode, mirrored
+from overfeat.regions import region
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def group_candidates(
 
 def _foreground_scores(net: Net, outputs: Tensor) -> Tensor:
     """The probabilities at a tile's positions without the background: [positions, classes]."""
-    scores = net.probabilities(outputs)
+    with region("scores"):
+        scores = net.probabilities(outputs)
     if not scores.sum().isfinite():  # one pass; NaN and infinite scores do not cancel
         raise InputError("the net gives NaN scores; the image or the weights are broken")
     return scores[:, : net.num_foreground_classes]

@@ -1,7 +1,7 @@
 """Fully connected layers as convolutions, over maps and over single windows of them (section 3.3)."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,10 @@ from overfeat import ops
 from overfeat.models.net import Shape
 from overfeat.ops import layout
 from overfeat.ops.chain import ChainedLayer, run_chain
+from overfeat.ops.transforms import is_transformed
 from overfeat.regions import FIRST_FC, REMAINING_FC, region
+
+ROWS_AT_ONCE = 4096  # positions whose context stays in the cache
 
 if TYPE_CHECKING:
 
@@ -29,9 +32,16 @@ else:
     ConvList = nn.ModuleList
 
 
+class ContextLogits(NamedTuple):
+    """What context adds to the first fully connected layer."""
+
+    logits: Tensor  # [n, hidden]
+    positions: Tensor  # int64 [positions]: the row of each
+
+
 def fc_flat(
     layers: ConvList, maps: Sequence[Tensor], pool: int, step: int, *, dropout: float = 0.0,
-    context: Tensor | None = None, last_relu: bool = False, regions: tuple[str, str] = (FIRST_FC, REMAINING_FC),
+    context: ContextLogits | None = None, last_relu: bool = False, regions: tuple[str, str] = (FIRST_FC, REMAINING_FC),
 ) -> tuple[Tensor, list[Shape]]:  # fmt: skip
     """Fully connected layers over unpooled maps (section 3.3): flat outputs, and (N, h', w') of each map.
 
@@ -41,7 +51,7 @@ def fc_flat(
         pool: Size of the pooling before the first layer.
         step: Cells of the maps between outputs: 1 pools at every offset (fine stride), `pool` at the first (coarse).
         dropout: Its probability; 0 in evaluation.
-        context: [positions, hidden], added before the first ReLU.
+        context: Added before the first ReLU.
         regions: Names of the first layer's region and of the others'.
     """
     chained = None if dropout or context is not None else _chained(layers, maps, pool, step, last_relu)
@@ -51,10 +61,21 @@ def fc_flat(
     with region(regions[0]):
         x, shapes = first_fc(layers[0], maps, pool, step, relu and context is None)
         if context is not None:
-            x = x + context
-            x = x.relu_() if relu else x
+            x = _add_context(x, context, relu)
     with region(regions[1]):
         return remaining_fc(layers, x, dropout, last_relu), shapes
+
+
+def _add_context(x: Tensor, context: ContextLogits, relu: bool) -> Tensor:
+    """x [positions, hidden] with context and ReLU; on a CPU without gradients in place, in parts that fit the cache."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or is_transformed(x, *context):
+        x = x + context.logits[context.positions]
+        return x.relu_() if relu else x
+    for part, positions in zip(x.split(ROWS_AT_ONCE), context.positions.split(ROWS_AT_ONCE), strict=True):
+        part.add_(context.logits[positions])
+        if relu:
+            part.relu_()
+    return x
 
 
 def first_fc(

@@ -13,7 +13,7 @@ from overfeat import ops
 from overfeat.errors import InputError, check_flag, check_names, in_one_line, is_whole
 from overfeat.models.architecture import ARCHITECTURES, Architecture, Layer
 from overfeat.models.backbone import FeatureLayers
-from overfeat.models.fc_layers import ConvList, fc_flat, first_fc
+from overfeat.models.fc_layers import ContextLogits, ConvList, fc_flat, first_fc
 from overfeat.models.flops import region_macs
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.layers import BuiltInLayer
@@ -290,7 +290,7 @@ class OverFeat(Net):
         logits, _ = fc_flat(self.fc_layers, [windows], 1, 1, dropout=dropout, context=context_logits)
         return logits
 
-    def _context_logits(self, context: Sequence[ContextFeatures], stride: Stride) -> Tensor | None:
+    def _context_logits(self, context: Sequence[ContextFeatures], stride: Stride) -> ContextLogits | None:
         """What context adds to the first fully connected layer at every position; None for nothing."""
         if self.context is None or all(c.maps is None for c in context):
             return None
@@ -300,7 +300,8 @@ class OverFeat(Net):
         starts = itertools.accumulate((n * h * w for n, h, w in shapes), initial=0)
         shifted = [c.positions if c.maps is None else c.positions + next(starts) for c in context]
         # Positions without context, of images that are too small for it, are -1: the row of zeros at the end.
-        return F.pad(seen, (0, 0, 0, 1))[torch.cat(shifted)]
+        logits = F.pad(seen, (0, 0, 0, 1))
+        return ContextLogits(logits, torch.cat(shifted))
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
         """Output [N, channels, h, w] of one layer at coarse stride, numbered from 0 as in the released program.
