@@ -9,6 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import overfeat
@@ -28,6 +29,7 @@ MAX_GROUP = 1000
 QUEUED = 2  # groups for each worker, so that it has the next one at hand
 MAX_PICKLED = 1 << 20  # bytes; they go with every group
 COUNTING = 2.0  # seconds between two looks at the number of workers
+LOST = "the Dask scheduler has ended or dropped the work; results that are written are kept, so run it again"
 WAIT = 15.0  # seconds without a result before a look at whether there are workers
 
 
@@ -86,27 +88,35 @@ class Dispatcher:
     def results(self, distributed: Any) -> Iterator[tuple[Any, "Future[Any]"]]:
         while self.pending or self.running or self.suspects:
             self._fill()
+            ended = self._ended()
+            finished = [entry for entry in ended if entry[0].status == "finished"]
+            broken = [entry for entry in ended if entry not in finished]
             try:
-                key = self.done.get(timeout=WAIT)
-            except queue.Empty:
-                self._check()
-                continue
-            future, items, alone = self.running.pop(key)
-            try:
-                group = future.result()
-            except distributed.KilledWorker:
-                if alone:
-                    remedy = "its memory may not suffice, see the worker's log"
-                    yield items[0], _completed(None, InputError(f"the workers that process it die; {remedy}"))
-                else:  # perhaps another one's fault: all that a worker has at hand counts as killed
-                    self.suspects.extend(items)
+                groups = self.client.gather([future for future, _, _ in finished])
+                for group, (_, items, _) in zip(groups, finished, strict=True):
+                    yield from self._finished(group, items)
+                for future, items, alone in broken:
+                    try:
+                        future.result()
+                    except distributed.KilledWorker:
+                        yield from self._killed(items, alone=alone)
             except (CancelledError, OSError) as error:
-                raise InputError(self._lost()) from error
+                raise InputError(LOST) from error
             except ImportError as error:
                 remedy = "install overfeat and what it needs there, too"
                 raise InputError(f"a worker cannot run the work ({error}); {remedy}") from error
-            else:
-                yield from self._finished(group, items)
+
+    def _ended(self) -> list[tuple[Any, list[Any], bool]]:
+        """All groups that have ended; waits for one, but not for ever."""
+        keys = []
+        try:
+            keys.append(self.done.get(timeout=WAIT))
+            while True:
+                keys.append(self.done.get_nowait())
+        except queue.Empty:
+            if not keys:
+                self._check()
+        return [self.running.pop(key) for key in keys]
 
     def cancel(self) -> None:
         """Take back what has not been started."""
@@ -119,19 +129,36 @@ class Dispatcher:
         """Send groups until every worker has enough; suspects one at a time, with no other beside them."""
         if time.monotonic() > self.counted + COUNTING:  # they come and go
             self.workers, self.counted = max(1, len(self.client.nthreads())), time.monotonic()
-        while self.pending and len(self.running) < QUEUED * self.workers:
+        groups: list[list[Any]] = []
+        while self.pending and len(self.running) + len(groups) < QUEUED * self.workers:
             even = len(self.pending) // (QUEUED * self.workers)
             count = min(MAX_GROUP, max(1, min(even, int(GROUP_SECONDS * self.rate))))
-            self._submit([self.pending.popleft() for _ in range(min(count, len(self.pending)))])
-        if self.suspects and not self.running:
-            self._submit([self.suspects.popleft()], alone=True)
+            groups.append([self.pending.popleft() for _ in range(min(count, len(self.pending)))])
+        alone = not groups and not self.running
+        if alone and self.suspects:
+            groups.append([self.suspects.popleft()])
+        if groups:
+            self._submit(groups, alone=alone)
 
-    def _submit(self, items: list[Any], *, alone: bool = False) -> None:
-        self.number += 1
-        key = f"overfeat-{self.name}-{self.number}"
-        future = self.client.submit(run_group, self.prepare, items, overfeat.__version__, key=key, pure=False)
-        self.running[key] = (future, items, alone)
-        future.add_done_callback(lambda done: self.done.put(done.key))
+    def _submit(self, groups: list[list[Any]], *, alone: bool) -> None:
+        keys = [f"overfeat-{self.name}-{self.number + i}" for i in range(len(groups))]
+        self.number += len(groups)
+        function = partial(run_group, self.prepare, overfeat.__version__)
+        futures = self.client.map(function, groups, key=keys, pure=False, batch_size=None)
+        for key, future, items in zip(keys, futures, groups, strict=True):
+            self.running[key] = (future, items, alone)
+            future.add_done_callback(lambda done: self.done.put(done.key))
+
+    def _killed(self, items: list[Any], *, alone: bool) -> Iterator[tuple[Any, "Future[Any]"]]:
+        """Items whose workers died: perhaps another one's fault, unless they ran alone.
+
+        All groups that a worker has at hand count as killed.
+        """
+        if not alone:
+            self.suspects.extend(items)
+            return
+        remedy = "its memory may not suffice, see the worker's log"
+        yield items[0], _completed(None, InputError(f"the workers that process it die; {remedy}"))
 
     def _finished(self, group: Group, items: list[Any]) -> Iterator[tuple[Any, "Future[Any]"]]:
         if group.failure is not None:
@@ -145,13 +172,10 @@ class Dispatcher:
     def _check(self) -> None:
         """While nothing comes: say so if there are no workers. Raises InputError without a scheduler."""
         if self.client.status not in ("running", "connecting"):
-            raise InputError(self._lost())
+            raise InputError(LOST)
         if self.client.status == "running" and not self.client.nthreads():
             address = self.client.scheduler.address
             print(f"waiting for workers: start some with `dask worker {address}`", file=sys.stderr)
-
-    def _lost(self) -> str:
-        return "the Dask scheduler has ended or dropped the work; results that are written are kept, so run it again"
 
 
 def _completed(result: Any, error: Exception | None) -> "Future[Any]":

@@ -31,7 +31,7 @@ class Group:
     seconds: float = 0.0
 
 
-def run_group(prepare: bytes, items: Sequence[Any], version: str) -> Group:
+def run_group(prepare: bytes, version: str, items: Sequence[Any]) -> Group:
     """Apply the function that the pickled `prepare` makes to each item."""
     with _LOCK:
         worker = _name()

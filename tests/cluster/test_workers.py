@@ -21,7 +21,7 @@ from overfeat.cli.main import main
 from overfeat.cluster import connect
 from overfeat.cluster.lock import RunLock
 from overfeat.errors import InputError
-from overfeat.files import ASSETS
+from overfeat.files import ASSETS, existing_dir
 
 distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
 
@@ -125,7 +125,7 @@ def square():
 
 
 def missing(path):
-    return overfeat.load(path)
+    return existing_dir(path)
 
 
 def test_an_item_that_kills_workers_is_an_error_of_its_own(scheduler):
