@@ -41,13 +41,16 @@ SAMPLES = {  # the shipped pictures that the page offers, by title
 GONE = 499  # status in the metrics of requests whose client left
 
 
-def make_app(models: Mapping[str, Model], config: ServeConfig) -> Starlette:
-    """The application that serves these nets."""
+def make_app(models: Mapping[str, Model], config: ServeConfig, warm_up: bool = False) -> Starlette:
+    """The application that serves these nets; warm_up: evaluates a frame with each of them at the start."""
     service = Service(models, config)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(service.warm_up()) if warm_up else None
         yield
+        if task is not None:
+            task.cancel()
         service.stop()
 
     routes = [

@@ -13,7 +13,7 @@ from overfeat.classification.predict import classify
 from overfeat.data.arrays import to_pixels
 from overfeat.dense.candidates import Candidates, candidates, collect_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
-from overfeat.dense.detections import best_per_class, merge
+from overfeat.dense.detections import best_per_class, clip_boxes, merge
 from overfeat.dense.evaluate import ScoreMap, score_maps
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.heat_maps import class_scores
@@ -25,10 +25,12 @@ from overfeat.localization.config import LocalizationConfig
 from overfeat.models.geometry import Size, Stride
 from overfeat.ops.boxes import scoring
 from overfeat.profiling.table import by_stage
+from overfeat.prototypes.predict import Prototypes
 from overfeat.regions import collect_timings
 from overfeat.serve.models import Model
 from overfeat.serve.query import Query
 
+TAUGHT = "taught"  # the task of classes that a stream's client taught
 MAX_RAW = 300  # raw boxes of an answer, the best
 MAX_MAP_BYTES = 1 << 28  # of the score maps of all classes
 
@@ -58,7 +60,7 @@ def evaluate(model: Model, query: Query, images: Sequence[Tensor]) -> list[Answe
         if query.task == "classify":
             answers = _classify(model, query, torch.stack(list(images)))
         else:
-            run = {"detect": _detect, "localize": _localize, "features": _features}[query.task]
+            run = {"detect": _detect, "localize": _localize, "features": _features, TAUGHT: _taught}[query.task]
             answers = [run(model, query, image) for image in images]
         seconds = by_stage(timer.seconds(), time.perf_counter() - start)
     for answer in answers:
@@ -72,7 +74,7 @@ def check_work(model: Model, query: Query, size: Size, limit: float) -> None:
     Also for scales and strides that the net does not have for that size, and for maps that are too large.
     """
     net = model.net
-    if query.label is not None and query.label not in net.class_names:
+    if query.task != TAUGHT and query.label is not None and query.label not in net.class_names:
         raise InputError(f"the net has no class {query.label!r}; GET /v1/models lists them")
     if query.task == "features":
         find_layer(net, query.layer, query.stride)
@@ -163,6 +165,38 @@ def _localize(model: Model, query: Query, image: Tensor) -> Answer:
     if query.raw:
         entries["raw"] = _raw_entries(raw, names)
     return Answer(entries)
+
+
+def _taught(model: Model, query: Query, image: Tensor) -> Answer:
+    """The score of every class in its best window, and that window as a box where the score reaches the threshold."""
+    net = model.net
+    assert isinstance(net, Prototypes)
+    if not net.class_names:
+        return Answer({"classes": [], "objects": []})
+    maps = score_maps(net, image, **_dense(query))
+    classes: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    for label, name in enumerate(net.class_names):
+        best = max(maps, key=lambda score_map: float(score_map.scores[0, label].max()))
+        row, column = divmod(int(best.scores[0, label].argmax()), best.grid.shape[1])
+        score = round(float(best.scores[0, label, row, column]), 4)
+        entry = {"class": name, "score": score}
+        classes.append(entry)
+        if score >= net.threshold:
+            window = clip_boxes(torch.from_numpy(best.grid.boxes()[row, column])[None], best.grid.image)
+            box = [round(edge, 2) for edge in window[0].tolist()]
+            objects.append({**entry, "box": box, "confidence_sum": score, "count": 1})
+    entries = {"classes": sorted(classes, key=_score), "objects": sorted(objects, key=_score)}
+    if not query.maps:
+        return Answer(entries)
+    shown = next((name for name in net.class_names if name == query.label), entries["classes"][0]["class"])
+    index = net.class_names.index(shown)
+    return Answer(entries, [ScoreMap(m.scores[:, index : index + 1], m.grid) for m in maps], (shown,))
+
+
+def _score(entry: dict[str, Any]) -> float:
+    """Sorts entries with the highest score first."""
+    return -entry["score"]
 
 
 def _raw_entries(raw: Candidates, names: Sequence[str]) -> list[dict[str, Any]]:

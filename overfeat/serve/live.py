@@ -2,28 +2,35 @@
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from overfeat.errors import InputError
+from overfeat.prototypes.predict import Prototypes
 from overfeat.serve.batches import OverloadedError
+from overfeat.serve.evaluate import TAUGHT
 from overfeat.serve.guard import token_matches
+from overfeat.serve.models import Model
 from overfeat.serve.query import Query, parse_query
 from overfeat.serve.render import answer_entries
-from overfeat.serve.service import Service
+from overfeat.serve.service import Lesson, Service
 
 MAX_CONNECTIONS = 64
 MAX_TEXT = 10_000  # characters of a message with settings
 WRONG_TOKEN, TOO_MANY = 4401, 4503  # codes with which the connection is closed
-TASKS = ("classify", "detect", "localize")
+TASKS = ("classify", "detect", "localize", TAUGHT)
+MAX_CLASSES, MAX_PICTURES = 50, 500  # that a connection is taught
 
 
 async def live(service: Service, websocket: WebSocket) -> None:
     """Answer a connection's messages, one after the other, until it is closed.
 
-    Text is a JSON object with the parameters of the frames that follow, as text, and `task`; the first one has the
-    `token` of a server that needs it. Bytes are a frame, the content of an image file. Each message has one answer.
+    Text is a JSON object, bytes are a frame, the content of an image file. Each message has one answer, JSON. An object
+    has the parameters of the frames that follow, as text, and `task`; the first one has the `token` of a server that
+    needs it. With `teach`, a name, the next frame is a picture of a class of this name, which the task "taught" finds;
+    with `forget` it is forgotten. Such classes are the connection's own, and end with it.
     """
     await websocket.accept()
     if service.connections >= MAX_CONNECTIONS:
@@ -31,54 +38,101 @@ async def live(service: Service, websocket: WebSocket) -> None:
         return
     service.connections += 1
     try:
-        await _messages(service, websocket)
+        await _Stream(service).run(websocket)
     except WebSocketDisconnect:
         pass
     finally:
         service.connections -= 1
 
 
-async def _messages(service: Service, websocket: WebSocket) -> None:
-    allowed = token_matches(service.config, None)
-    query: Query | None = None
-    while True:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return
-        start, text, frame = time.monotonic(), message.get("text"), message.get("bytes")
-        try:
-            if text is not None:
-                settings = _settings(text)
-                allowed = allowed or token_matches(service.config, settings.get("token"))
-                settings.pop("token", None)
-            if not allowed:
-                await websocket.close(WRONG_TOKEN, "this server needs its token")
+class _Stream:
+    """One connection: its settings, and the classes that it was taught, by net."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self.allowed = token_matches(service.config, None)
+        self.query: Query | None = None
+        self.prototypes: dict[str, Prototypes] = {}
+        self.lesson: str | None = None  # the class of which the next frame is a picture
+
+    async def run(self, websocket: WebSocket) -> None:
+        while True:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
                 return
-            if text is not None:
-                query = parse_query(settings.pop("task", TASKS[0]), settings, service.models)
-                answer: dict[str, Any] = {"ready": query.model}
-            elif query is None:
-                raise InputError("send the settings, a JSON object, before the first frame")
-            else:
-                answer = await _frame(service, query, frame or b"", start)
-        except Exception as error:
-            answer = _problem(error)
-            if answer["status"] == 500:
-                raise
-        if text is None:
-            status = str(answer.get("status", 200))
-            service.metrics.count("overfeat_requests_total", endpoint="live", status=status)
-            service.metrics.observe("overfeat_request_seconds", time.monotonic() - start, endpoint="live")
-        await websocket.send_text(json.dumps(answer, separators=(",", ":")))
+            start, text, frame = time.monotonic(), message.get("text"), message.get("bytes")
+            try:
+                settings = None if text is None else _settings(text)
+                self.allowed = self.allowed or token_matches(self.service.config, (settings or {}).pop("token", None))
+                if not self.allowed:
+                    await websocket.close(WRONG_TOKEN, "this server needs its token")
+                    return
+                answer = await self._frame(frame or b"", start) if settings is None else self._configure(settings)
+            except (InputError, OverloadedError, TimeoutError, MemoryError) as error:
+                answer = _problem(error)
+            if text is None:
+                self._count(answer, start)
+            await websocket.send_text(json.dumps(answer, separators=(",", ":")))
+
+    def _count(self, answer: dict[str, Any], start: float) -> None:
+        metrics, status = self.service.metrics, str(answer.get("status", 200))
+        metrics.count("overfeat_requests_total", endpoint="live", status=status)
+        metrics.observe("overfeat_request_seconds", time.monotonic() - start, endpoint="live")
+
+    def _configure(self, settings: dict[str, str]) -> dict[str, Any]:
+        """Settings, a lesson or what is to be forgotten."""
+        if "forget" in settings:
+            own = self._prototypes()
+            own.remove(settings["forget"])
+            return {"taught": _counts(own)}
+        if "teach" in settings:
+            own, name = self._prototypes(), settings["teach"]
+            if name not in own.class_names and len(own.class_names) >= MAX_CLASSES:
+                raise InputError(f"there are {MAX_CLASSES} classes already; forget one of them")
+            if sum(own.counts) >= MAX_PICTURES:
+                raise InputError(f"there are {MAX_PICTURES} pictures already; forget a class")
+            self.lesson = name
+            return {"ready": name}
+        task, label = settings.pop("task", TASKS[0]), None
+        if task == TAUGHT:
+            label = settings.pop("label", None)
+        query = parse_query("classify" if task == TAUGHT else task, settings, self.service.models)
+        if task == TAUGHT:
+            if not self.service.models[query.model].teaches:
+                raise InputError(f"{query.model} has no features to learn classes from; choose another net")
+            query = replace(query, task=TAUGHT, label=label)
+        self.query = query
+        return {"ready": query.model}
+
+    def _prototypes(self) -> Prototypes:
+        """The classes of the net of the settings."""
+        if self.query is None or self.query.task != TAUGHT:
+            raise InputError(f"choose the task {TAUGHT} first")
+        name = self.query.model
+        if name not in self.prototypes:
+            self.prototypes[name] = Prototypes(self.service.models[name].net)
+        return self.prototypes[name]
+
+    async def _frame(self, content: bytes, start: float) -> dict[str, Any]:
+        query, until = self.query, start + self.service.config.deadline
+        if query is None:
+            raise InputError("send the settings, a JSON object, before the first frame")
+        own = self._prototypes() if query.task == TAUGHT else None
+        with self.service.hold() as hold:
+            hold(len(content))
+            if own is not None and self.lesson is not None:
+                name, self.lesson = self.lesson, None
+                await self.service.teach(Lesson(own, name), content, hold, until)
+                return {"taught": _counts(own)}
+            model = None if own is None else Model(query.model, own)
+            answer, image = await self.service.answer(query, content, hold, until, model)
+            size = (image.shape[1], image.shape[2])
+        return answer_entries(answer, size) | {"total_ms": round(1000 * (time.monotonic() - start), 3)}
 
 
-async def _frame(service: Service, query: Query, content: bytes, start: float) -> dict[str, Any]:
-    with service.hold() as hold:
-        hold(len(content))
-        answer, image = await service.answer(query, content, hold, start + service.config.deadline)
-        size = (image.shape[1], image.shape[2])
-    entries = answer_entries(answer, size)
-    return entries | {"total_ms": round(1000 * (time.monotonic() - start), 3)}
+def _counts(prototypes: Prototypes) -> dict[str, int]:
+    """The pictures of each class."""
+    return dict(zip(prototypes.class_names, prototypes.counts, strict=True))
 
 
 def _settings(text: str) -> dict[str, str]:
@@ -100,6 +154,6 @@ def _problem(error: Exception) -> dict[str, Any]:
         return {"error": str(error), "status": 503, "retry_after": error.retry_after}
     if isinstance(error, InputError):
         return {"error": str(error), "status": 422}
-    if isinstance(error, TimeoutError):
-        return {"error": "the answer was not ready in time", "status": 504}
-    return {"error": "internal error", "status": 500}
+    if isinstance(error, MemoryError):
+        return {"error": "the server has too little memory for this now", "status": 503, "retry_after": 5}
+    return {"error": "the answer was not ready in time", "status": 504}

@@ -37,6 +37,13 @@ class Model:
             tasks.insert(0 if not detects else 1, "localize")
         return tuple(["detect"] * detects + tasks)
 
+    @property
+    def teaches(self) -> bool:
+        """Whether `Prototypes` can be made of the net's features."""
+        return isinstance(self.net, DensifiedNet) or (
+            isinstance(self.net, OverFeat) and bool(self.net.architecture.hidden)
+        )
+
     def describe(self) -> dict[str, Any]:
         """As JSON holds it."""
         net = self.net
@@ -50,7 +57,7 @@ class Model:
             "classes": net.class_names[: net.num_foreground_classes], "any_stride": net.geometry.any_stride,
             "stride": net.geometry.stride(net.default_stride),
             "scales": "six" if net.scale_factors is None else ",".join(map(str, net.scale_factors)),
-            "layers": layers,
+            "layers": layers, "teaches": self.teaches,
         }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def serve(models: Mapping[str, Model], config: ServeConfig) -> None:
     Prints the address once connections are accepted. Raises InputError where the port cannot be used, or the extra
     `serve` is not installed.
     """
-    server, listener = make_server(models, config)
+    server, listener = make_server(models, config, warm_up=True)
     print(f"serving {', '.join(models)} at {address_of(listener, config)}", flush=True)
     # uvicorn raises the signals that stopped it once more at its end.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -30,7 +30,7 @@ def serve(models: Mapping[str, Model], config: ServeConfig) -> None:
             signal.signal(number, handler)
 
 
-def make_server(models: Mapping[str, Model], config: ServeConfig) -> tuple[Any, socket.socket]:
+def make_server(models: Mapping[str, Model], config: ServeConfig, warm_up: bool = False) -> tuple[Any, socket.socket]:
     """A uvicorn.Server, and the socket that its `run` takes. Raises InputError as `serve`."""
     try:
         import python_multipart  # noqa: F401
@@ -42,7 +42,7 @@ def make_server(models: Mapping[str, Model], config: ServeConfig) -> tuple[Any, 
         raise InputError(f"{error.name} is not installed; pip install 'overfeat[serve]'") from error
     listener = _listen(config)
     settings = uvicorn.Config(
-        make_app(models, config), log_level="warning", access_log=False, server_header=False,
+        make_app(models, config, warm_up), log_level="warning", access_log=False, server_header=False,
         ws_max_size=config.max_body, ws_max_queue=2, ws_per_message_deflate=False, limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=15, timeout_graceful_shutdown=int(config.deadline) + 1,
         ssl_certfile=config.certificate, ssl_keyfile=config.key,

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ class Browser:
         port = port_file.read_text().split()[0]
         pages = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
         address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
-        self._socket, self._ids = connect(address, max_size=None), itertools.count(1)
+        self._stack = ExitStack()
+        self._socket, self._ids = self._stack.enter_context(connect(address, max_size=None)), itertools.count(1)
         self.errors: list[str] = []
         for method in ("Page.enable", "Runtime.enable", "Log.enable"):
             self.call(method)
@@ -106,7 +108,7 @@ class Browser:
 
     def close(self):
         """End the browser."""
-        self._socket.close()
+        self._stack.close()
         self._process.terminate()
         self._process.wait(20)
         self._profile.cleanup()

@@ -28,9 +28,9 @@ def tiny_models():
 
 
 @contextmanager
-def served(models=None, **options):
+def served(models=None, port=0, **options):
     """The address of a server with these options, in a thread."""
-    config = ServeConfig(port=0, **options)
+    config = ServeConfig(port=port, **options)
     server, listener = make_server(models or tiny_models(), config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
@@ -46,8 +46,8 @@ def served(models=None, **options):
 class ServerProcess:
     """`overfeat serve` with these arguments, ready to answer."""
 
-    def __init__(self, *arguments, port=0):
-        command = [sys.executable, "-m", "overfeat", "serve", "--port", str(port), *map(str, arguments)]
+    def __init__(self, *arguments):
+        command = [sys.executable, "-m", "overfeat", "serve", "--port", "0", *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

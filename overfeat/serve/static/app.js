@@ -1,5 +1,5 @@
 // The page: frames go over a WebSocket, the next one when the answer to the last one is drawn.
-import { drawMaps, drawObjects, drawRaw, fit } from "./draw.js";
+import { drawMaps, drawObjects, drawRaw, drawSquare, fit } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
 const STAGE_COLORS = ["#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#4a0c6b", "#8a84a0", "#b9b4c8", "#5f5a72"];
@@ -22,6 +22,8 @@ let grabbing = false;
 let shown = null; // {frame, answer}
 let chosenScale = -1; // -1: all
 let sent = {}; // when, and the page's own time before it
+let lessons = []; // {model, name, blob, socket}: what was taught, and to which connection
+let pupil = null; // the name of which the next frame is a picture
 let recent = []; // times of the last answers
 let later = 0;
 
@@ -76,14 +78,36 @@ function sendSettings() {
   const settings = { task: task(), model: $("model").value };
   if (token) settings.token = token;
   for (const name of ["scales", "stride"]) if ($(name).value.trim()) settings[name] = $(name).value.trim();
-  if (task() === "classify" && $("maps").checked) {
+  if (hasMaps() && $("maps").checked) {
     settings.maps = "true";
     if ($("label").value) settings.label = $("label").value;
   }
-  if (task() !== "classify" && $("raw").checked) settings.raw = "true";
+  if (!hasMaps() && $("raw").checked) settings.raw = "true";
   if (!isOpen()) return;
+  send(settings);
+  if (task() === "taught") for (const lesson of lessons) teach(lesson);
+  dirty = true;
+  next();
+}
+
+function send(settings) {
   expected.push("settings");
   socket.send(JSON.stringify(settings));
+}
+
+/** Send a lesson, unless this connection has had it: a new one has forgotten what the last one was taught. */
+function teach(lesson) {
+  if (lesson.model !== $("model").value || lesson.socket === socket) return;
+  lesson.socket = socket;
+  send({ teach: lesson.name });
+  expected.push("lesson");
+  socket.send(lesson.blob);
+}
+
+function forget(name) {
+  lessons = lessons.filter((lesson) => lesson.name !== name || lesson.model !== $("model").value);
+  if (isOpen()) send({ forget: name });
+  showTaught();
   dirty = true;
   next();
 }
@@ -92,6 +116,10 @@ function receive(answer) {
   const kind = expected.shift();
   if (answer.error) {
     status(answer.error, "error");
+    if (kind === "lesson") {
+      lessons.pop();
+      showTaught();
+    }
     if (kind === "frame") {
       recent = [];
       if (answer.retry_after || (source?.kind === "camera" && answer.status !== 422)) {
@@ -102,6 +130,12 @@ function receive(answer) {
     return;
   }
   if (kind === "settings") return;
+  if (kind === "lesson") {
+    status("learned", "ok");
+    showTaught();
+    dirty = true;
+    return next();
+  }
   const begin = performance.now();
   shown = { frame: sent.frame, answer };
   show();
@@ -116,13 +150,20 @@ function receive(answer) {
 /** Send the next frame, if one is due and no answer is awaited. */
 async function next() {
   clearTimeout(later);
-  const due = source && !paused && (source.kind === "camera" || dirty);
+  const due = source && (pupil !== null || (!paused && (source.kind === "camera" || dirty)));
   if (!due || grabbing || !isOpen() || expected.includes("frame")) return;
   grabbing = true;
   try {
     const begin = performance.now();
     const grabbed = await source.grab();
     if (!grabbed || !isOpen()) return;
+    if (pupil !== null) {
+      const lesson = { model: $("model").value, name: pupil, blob: grabbed.blob, socket: null };
+      pupil = null;
+      lessons.push(lesson);
+      teach(lesson);
+      return;
+    }
     dirty = false;
     sent = { frame: grabbed.frame, own: performance.now() - begin - (grabbed.waited ?? 0), at: performance.now() };
     expected.push("frame");
@@ -234,11 +275,12 @@ function show() {
   else context.drawImage(frame, 0, 0, $("view").width, $("view").height);
   if (answer.raw) drawRaw(context, answer.raw, factor);
   if (answer.objects) drawObjects(context, answer.objects, factor);
+  if (task() === "taught") drawSquare(context);
   showScales(frame, scales, width, height);
-  const found = answer.objects ?? answer.classes;
+  const found = answer.classes ?? answer.objects;
   const best = found.slice(0, 5).map((entry) => `${entry.class} ${entry.score.toFixed(2)}`).join(", ");
   $("view").setAttribute("aria-label", best || "nothing found");
-  showResults(found, Boolean(answer.objects));
+  showResults(found, !answer.classes);
   $("hint").hidden = true;
 }
 
@@ -291,9 +333,38 @@ function showResults(found, areObjects) {
   });
 }
 
+/** The classes that were taught, each with the number of its pictures. */
+function showTaught() {
+  const counts = {};
+  for (const { model, name } of lessons) if (model === $("model").value) counts[name] = (counts[name] ?? 0) + 1;
+  $("taught").replaceChildren(...Object.entries(counts).map(([name, count]) => {
+    const item = document.createElement("li");
+    const button = Object.assign(document.createElement("button"), { type: "button", title: `forget ${name}` });
+    button.textContent = `${name} · ${count} ✕`;
+    button.onclick = () => forget(name);
+    item.append(button);
+    return item;
+  }));
+  if (task() === "taught") showLabels(Object.keys(counts));
+}
+
+function showLabels(names) {
+  const chosen = $("label").value;
+  $("label").replaceChildren(new Option("the best class", ""), ...names.map((name) => new Option(name, name)));
+  $("label").value = names.includes(chosen) ? chosen : "";
+}
+
+function learn() {
+  const name = $("name").value.trim();
+  if (!name) return $("name").focus();
+  if (!source) return status("start the camera or open a picture first", "error");
+  pupil = name;
+  next();
+}
+
 /** Show the heat map of a class, or of the best one again. */
 function pin(name) {
-  if (task() !== "classify") return;
+  if (!hasMaps()) return;
   $("label").value = $("maps").checked && $("label").value === name ? "" : name;
   $("maps").checked = true;
   sendSettings();
@@ -332,6 +403,7 @@ function showTimes(answer, own, roundTrip) {
 
 // Controls
 
+const hasMaps = () => task() === "classify" || task() === "taught";
 const task = () => document.querySelector("input[name=task]:checked").value;
 
 function showModels() {
@@ -344,15 +416,19 @@ function showModels() {
 
 function modelChanged() {
   const model = models.find(({ name }) => name === $("model").value);
-  for (const input of document.querySelectorAll("input[name=task]")) input.disabled = !model.tasks.includes(input.value);
-  if (!model.tasks.includes(task())) document.querySelector(`input[name=task][value=${model.tasks[0]}]`).checked = true;
-  $("label").replaceChildren(new Option("the best class", ""), ...model.classes.map((name) => new Option(name, name)));
+  for (const input of document.querySelectorAll("input[name=task]")) input.disabled = !can(model, input.value);
+  if (!can(model, task())) document.querySelector(`input[name=task][value=${model.tasks[0]}]`).checked = true;
   taskChanged();
 }
 
+const can = (model, name) => (name === "taught" ? model.teaches : model.tasks.includes(name));
+
 function taskChanged() {
-  document.querySelector(".classify-only").hidden = task() !== "classify";
-  document.querySelector(".boxes-only").hidden = task() === "classify";
+  document.querySelector(".classify-only").hidden = !hasMaps();
+  document.querySelector(".boxes-only").hidden = hasMaps();
+  document.querySelector(".taught-only").hidden = task() !== "taught";
+  if (task() !== "taught") showLabels(models.find(({ name }) => name === $("model").value).classes);
+  showTaught();
 }
 
 function showSamples(samples) {
@@ -374,8 +450,11 @@ $("camera").onclick = () => { if (source?.kind === "camera") { stopCamera(); sta
 $("open").onclick = () => $("file").click();
 $("file").onchange = () => { if ($("file").files[0]) openPicture($("file").files[0], $("file").files[0].name); $("file").value = ""; };
 $("pause").onclick = pause;
+$("learn").onclick = learn;
+$("name").onkeydown = (event) => { if (event.key === "Enter") { event.preventDefault(); learn(); } };
 $("settings").onsubmit = (event) => event.preventDefault();
 $("settings").onchange = (event) => {
+  if (event.target === $("name")) return;
   if (event.target === $("model")) {
     const model = models.find(({ name }) => name === $("model").value);
     $("scales").value = model.tasks[0] === "classify" && model.scales === "six" ? CLASSIFIER_SCALES : "";
@@ -396,14 +475,14 @@ $("drop").ondrop = (event) => {
 };
 window.addEventListener("resize", () => { if (shown) show(); });
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type]), select")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type]), input[type=text], select")) return;
   const toggles = { h: "maps", b: "raw" };
   const key = event.key.toLowerCase();
   if (key === "c") $("camera").click();
   else if (key === "o") $("open").click();
   else if (key === "p" && !$("pause").disabled) pause();
   else if (key in toggles) $(toggles[key]).click();
-  else if ("123".includes(key)) document.querySelectorAll("input[name=task]")[key - 1]?.click();
+  else if ("1234".includes(key)) document.querySelectorAll("input[name=task]")[key - 1]?.click();
 });
 
 start();

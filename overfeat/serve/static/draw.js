@@ -90,3 +90,15 @@ export function drawObjects(context, objects, factor) {
 function strokeBox(context, [left, top, right, bottom], factor) {
   context.strokeRect(left * factor, top * factor, (right - left) * factor, (bottom - top) * factor);
 }
+
+/** The square in the middle, of which a class is learned. */
+export function drawSquare(context) {
+  const { width, height } = context.canvas;
+  const unit = window.devicePixelRatio || 1;
+  const side = Math.min(width, height) - 4 * unit;
+  context.setLineDash([10 * unit, 8 * unit]);
+  context.lineWidth = 2 * unit;
+  context.strokeStyle = "#fffc";
+  context.strokeRect((width - side) / 2, (height - side) / 2, side, side);
+  context.setLineDash([]);
+}

@@ -1,0 +1,138 @@
+"""The page in a real browser, before the real command, with a video file as the camera."""
+
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from browser import CHROMIUM, Browser, until, write_y4m
+from serving import ServerProcess, served, tiny_models
+
+from overfeat.files import ASSETS
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; Debian's package is called chromium")
+READY = "document.getElementById('status')?.dataset.kind === 'ok'"
+FRAMES = "Number(document.documentElement.dataset.frames ?? 0)"
+PAINTED = """(() => {
+  const canvas = document.getElementById('view');
+  const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let sum = 0;
+  for (let i = 0; i < pixels.length; i += 97) sum = (sum * 31 + pixels[i]) % 1000003;
+  return sum;
+})()"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ServerProcess()
+    yield server
+    if server.process.poll() is None:  # the last test stops it
+        server.stop()
+
+
+@pytest.fixture
+def open_page(tmp_path):
+    pages = []
+
+    def open_page(address, *images):
+        camera = tmp_path / "camera.y4m"
+        if images:
+            write_y4m(camera, [ASSETS / image for image in images])
+        pages.append(Browser(f"{address}/", camera if images else None))
+        pages[-1].wait_for(READY)
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.close()
+        assert not page.errors, page.errors
+
+
+def next_frames(page, count=2):
+    """Wait for the answers of frames that are taken from now on."""
+    now = page.run(FRAMES)
+    page.wait_for(f"{FRAMES} >= {now + count}", 120)
+
+
+@needs_chromium
+def test_a_camera_is_classified_taught_and_lost(open_page, server):
+    page = open_page(server.address, "photos/coffee.jpg")
+    page.run(
+        "(own => navigator.mediaDevices.getUserMedia = async (wanted) => window.stream = await own(wanted))"
+        "(navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices))"
+    )
+    page.press("c")
+    next_frames(page)
+    assert page.text("results").startswith("espresso")
+    plain = page.run(PAINTED)
+    page.press("h")
+    next_frames(page)
+    assert page.run(PAINTED) != plain and page.text("results").startswith("espresso")
+    page.press("4")
+    next_frames(page)
+    page.run("document.getElementById('name').value = 'my cup'")
+    page.click("#learn")
+    page.wait_for("document.getElementById('results').textContent.startsWith('my cup')", 120)
+    assert page.text("taught") == "my cup · 1 ✕"
+    page.click("#taught button")
+    page.wait_for("document.getElementById('results').textContent === ''", 120)
+    page.run("stream.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
+    assert page.text("status").startswith("the camera was disconnected") and page.text("camera") == "Camera"
+
+
+@needs_chromium
+def test_boxes_of_a_picture_before_and_after_merging(open_page, server):
+    page = open_page(server.address)
+    page.run(
+        "(model => { model.value = 'digit-detector'; model.dispatchEvent(new Event('change', {bubbles: true})) })"
+        "(document.getElementById('model'))"
+    )
+    page.click("#samples button:nth-child(4)")
+    next_frames(page, 1)
+    count = int(re.search(r"Objects \((\d+)\)", page.text("results-title"))[1])
+    assert count >= 3 and " of " in page.text("results")
+    merged = page.run(PAINTED)
+    page.press("b")
+    next_frames(page, 1)
+    assert page.run(PAINTED) != merged
+    assert page.text("results-title") == f"Objects ({count})"
+
+
+@needs_chromium
+def test_a_refused_camera_and_a_server_that_restarts_are_told(open_page):
+    models = tiny_models()
+    with served(models) as address:
+        page = open_page(address)
+        page.press("c")
+        page.wait_for("document.getElementById('status').textContent.startsWith('the camera was refused')")
+        page.click("#samples button")
+        next_frames(page, 1)
+    page.wait_for("document.getElementById('status').textContent.startsWith('the server does not answer')")
+    page.click("#samples button:nth-child(2)")
+    with served(models, port=int(address.rpartition(":")[2])):
+        page.wait_for(READY, 90)
+        page.click("#samples button:nth-child(2)")
+        next_frames(page, 1)
+        assert "birch" in page.text("results")
+
+
+def test_the_command_answers_and_stops_when_asked(server):
+    content = (ASSETS / "photos" / "coffee.jpg").read_bytes()
+    answer = httpx.post(f"{server.address}/v1/classify?scales=0.6", content=content, timeout=120).json()
+    assert answer["classes"][0]["class"] == "espresso" and answer["model"] == "squeezenet"
+    names = [model["name"] for model in httpx.get(f"{server.address}/v1/models").json()["models"]]
+    assert names == ["squeezenet", "squeezenet-neighbours", "digits", "digit-detector", "blood-cells"]
+
+
+def test_what_is_accepted_is_answered_before_the_server_stops(server):
+    content = (ASSETS / "photos" / "coffee.jpg").read_bytes()
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{server.address}/v1/classify?scales=1.2"
+        answer = pool.submit(httpx.post, url, content=content, timeout=120)
+        until(lambda: "overfeat_held_bytes 0" not in httpx.get(f"{server.address}/metrics").text, 60)
+        status, errors = server.stop(signal.SIGINT)
+        assert answer.result().json()["classes"][0]["class"] == "espresso"
+    assert status == 0 and errors == ""
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.address}/healthz")
