@@ -21,12 +21,12 @@ SETS = {"multi": "multi-object", "single": "one digit", "digits-0-4": "digits 0 
 LONG = "long, {}, classified"
 
 
-def summary(results: dict) -> str:
-    """Recall of the multi-object set by number of boxes."""
+def summary(results: dict, models: int = len(MODELS)) -> str:
+    """Recall of the multi-object set by number of boxes; models: how many are shown."""
     recall = results["recall"]["multi"]
     rows = [
         [f"{text}, {crops}", *(percent(recall[f"{name}, {key}"][n - 1]) for n in COUNTS)]
-        for name, text in MODELS.items()
+        for name, text in list(MODELS.items())[:models]
         for key, crops in CROPS.items()
     ]
     rows.append(["OverFeat detection", *(percent(recall["OverFeat"][n - 1]) for n in COUNTS)])

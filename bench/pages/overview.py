@@ -67,7 +67,7 @@ def page(runs: dict[str, dict], results: dict[str, dict], gpus: list[str]) -> st
     return "\n".join([
         HEAD.format(images=CELLS if micrographs else DIGITS),
         *(_headline(name, run) for name, run in runs.items() if suite.has_headline(run)),
-        *(_runtimes(name, run) for name, run in runs.items() if runtimes.summary(run)),
+        *(_runtimes(name, run) for name, run in runs.items() if runtimes.summary(run, "float32")),
         _speed(runs["cpu"], results["speed-detect"]),
         *(_densify(name, run) for name, run in runs.items() if densify.rows_of(run)),
         _gpu(gpus),
@@ -106,10 +106,10 @@ def _runtimes(name: str, run: dict) -> str:
 
 {measured_on(run)}
 
-{runtimes.summary(run)}
+{runtimes.summary(run, "float32")}
 
 The same layers, exported to ONNX, on as many threads, with equal results; exact evaluation of your own network is
-compared with cropped windows. [All rows](bench/results/suite/{name}.md).
+compared with cropped windows. [All rows, bfloat16](bench/results/suite/{name}.md).
 """
 
 
@@ -213,13 +213,9 @@ def _multibox(results: dict) -> str:
     return f"""## Accuracy: DeepMultiBox
 
 Class-agnostic recall on {results["images"]["multi"]} multi-object test images; its paper has 45 to 48 % with 10
-boxes, on VOC 2007. [Average precision, transfer, time and discussion](bench/results/accuracy-multibox.md).
+boxes, on VOC 2007. [Other trainings, average precision, transfer, time and discussion](bench/results/accuracy-multibox.md).
 
-{multibox.summary(results)}
-
-Mean average precision (VOC / COCO) by the number of boxes that are classified, and time per image:
-
-{multibox.precision_summary(results)}
+{multibox.summary(results, 3)}
 
 {multibox.time_summary(results)}
 """

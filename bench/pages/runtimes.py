@@ -49,13 +49,13 @@ def compared(results: dict) -> Iterator[Compared]:
                 yield Compared(*key, borders, seconds)
 
 
-def summary(results: dict) -> str:
-    """Every case with its times and the speed-up; "" for a run without the runtimes."""
+def summary(results: dict, dtype: str | None = None) -> str:
+    """Every case, or those of a dtype, with its times and the speed-up; "" for a run without the runtimes."""
     rows = [
         [case.title, case.dtype,
          *(number(1e3 * case.seconds[name]) if name in case.seconds else "" for name in SHOWN),
          f"{case.speedup:.2f}"]
-        for case in compared(results)
+        for case in compared(results) if dtype in (None, case.dtype)
     ]  # fmt: skip
     return table(HEAD, rows) if rows else ""
 

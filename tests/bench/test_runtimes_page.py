@@ -26,6 +26,7 @@ def test_speed_ups_are_over_the_better_runtime():
         "| a net, 375x500 | float32 | 1,000 | 2,000 |  |  | 2.00 |",
         "| a net, scale 1 | float32 | 1,000 | 2,000 |  |  | 2.00 |",
     ]
+    assert summary(results, "bfloat16").splitlines()[2:] == lines[3:4]
     reached = [(value, bound) for _, value, bound, minimum in targets(results) if minimum]
     assert reached == [(pytest.approx(1.2), 1.3), (pytest.approx(0.9), 1.0), (2.0, 1.5), (2.0, 1.15)]
 
