@@ -15,6 +15,7 @@ from bench.pages import (
     detection,
     gpu,
     kernels,
+    large_memory,
     large_reading,
     localization,
     multibox,
@@ -33,6 +34,7 @@ MARKERS = "<!-- headline: written by python -m bench.report -->\n", "<!-- end of
 SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
     "speed-detect": speed_detect.page,
     "kernel-report": kernels.page,
+    "large-memory": large_memory.page,
     "large-reading": large_reading.page,
     "accuracy-classification": classification.page,
     "accuracy-localization": localization.page,

@@ -87,10 +87,12 @@ def _merged(
         held.add(path)
         is_last = number + 1 == len(paths)
         if is_last or len(held) > limit:
-            done = complete(held.candidates, torch.inf if is_last else starts[paths[number + 1]])
-            yield _merge(held.take(done), grids, rule)
+            candidates = held.candidates()
+            done = complete(candidates, torch.inf if is_last else starts[paths[number + 1]])
+            yield _merge(candidates[torch.from_numpy(done)], grids, rule)
+            held.keep(~done)
             limit = max(HELD, 2 * len(held))
-    yield _merge(held.take(np.ones(len(held), bool)), grids, rule)  # none, but of the right shape
+    yield _merge(held.candidates(), grids, rule)  # none, but of the right shape
 
 
 def _merge(candidates: Candidates, grids: Sequence[Grid], rule: DetectionRule) -> Detections:
@@ -105,29 +107,31 @@ def _merge(candidates: Candidates, grids: Sequence[Grid], rule: DetectionRule) -
 
 
 class _Held:
-    """Candidates that are held, in the order of all candidates of the image."""
+    """Candidates that are held."""
 
     def __init__(self) -> None:
-        self.candidates = Candidates(torch.empty(0, 4), torch.empty(0), *(torch.empty(0, dtype=torch.int64),) * 2)
-        self.numbers = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64)
+        self._chunks = [{"boxes": torch.empty(0, 4), "scores": torch.empty(0), "labels": none, "scales": none}]
+        self._chunks[0]["numbers"] = none
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return sum(len(chunk["numbers"]) for chunk in self._chunks)
 
     def add(self, path: Path) -> None:
         """Read those of a block."""
-        tensors = load_file(path)
-        numbers = torch.cat([self.numbers, tensors.pop("numbers")])
-        order = numbers.argsort()
-        both = (torch.cat([value, tensors[name]])[order] for name, value in vars(self.candidates).items())
-        self.candidates, self.numbers = Candidates(*both), numbers[order]
+        self._chunks.append(load_file(path))
 
-    def take(self, chosen: np.ndarray) -> Candidates:
-        """Remove the chosen candidates, bool [n], and return them."""
-        taken, rest = torch.from_numpy(chosen), torch.from_numpy(~chosen)
-        result = self.candidates[taken]
-        self.candidates, self.numbers = self.candidates[rest], self.numbers[rest]
-        return result
+    def candidates(self) -> Candidates:
+        """All of them, in the order of all candidates of the image."""
+        values = {name: torch.cat([chunk[name] for chunk in self._chunks]) for name in self._chunks[0]}
+        order = values["numbers"].argsort()
+        self._chunks = [{name: value[order] for name, value in values.items()}]
+        return Candidates(**{name: value for name, value in self._chunks[0].items() if name != "numbers"})
+
+    def keep(self, chosen: np.ndarray) -> None:
+        """Remove all but the chosen ones of `candidates`, bool [n]."""
+        (chunk,) = self._chunks
+        self._chunks = [{name: value[torch.from_numpy(chosen)] for name, value in chunk.items()}]
 
 
 Completeness = Callable[[Candidates, float], np.ndarray]  # of candidates and the first row of all that are not read

@@ -1,0 +1,159 @@
+"""Detection in images of 10,000 to 100,000 px: peak memory, and the fraction of reading: python -m bench.large_memory
+
+Pyramids of JPEG tiles whose tiles share a few contents; the shipped detector at one scale factor, each image in a
+process of its own, which is killed after a third of its blocks and started again.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from bench.common import write_results
+from bench.enormous import write_enormous
+
+COMMAND = "python -m bench.large_memory"
+SIDES = (10_000, 30_000, 100_000)  # pixels
+READING = ("read", "resize")  # regions
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def detect(path: Path, folder: Path, scale: float, limit: int, stop_after: int | None) -> dict[str, Any]:
+    """Detect in an image; with `stop_after` the process is killed after so many blocks."""
+    import torch
+
+    from overfeat import fast, load, load_regressor
+    from overfeat.cli.assets import SHIPPED_DETECTOR
+    from overfeat.large.blocks import pending_blocks
+    from overfeat.large.detect import detection_job
+    from overfeat.regions import collect_timings
+
+    warnings.simplefilter("ignore")
+    net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
+    small = torch.randint(0, 256, (3, 120, 120), dtype=torch.uint8)
+    fast.detect(net, regressor, small, memory_limit=limit << 20, score_threshold=0.0)  # packages are imported, compiled
+    before, start = peak_mib(), time.perf_counter()
+    job = detection_job(net, regressor, path, folder, scales=[scale], memory_limit=limit << 20)
+    pending, regions = pending_blocks(job.plan, folder), {name: 0.0 for name in READING}
+    for number, block in enumerate(pending):
+        if number == stop_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with collect_timings(net.device) as timer:
+            job.evaluate(block)
+        for name in READING:
+            regions[name] += timer.seconds().get(name, 0.0)
+    evaluated = time.perf_counter()
+    found = job.finish()
+    end = time.perf_counter()
+    return {
+        "blocks": len(job.plan.blocks), "evaluated": len(pending), "objects": len(found), "before_mib": before,
+        "peak_mib": peak_mib(), "seconds": end - start, "merge_seconds": end - evaluated, **regions,
+    }  # fmt: skip
+
+
+def measure(side: int, scale: float, limit: int, folder: Path) -> dict[str, Any]:
+    """Both runs of an image."""
+    path, blocks = folder / "image.tif", folder / "blocks"
+    write_enormous(path, side, side)
+    size = path.stat().st_size
+    total = count_blocks(path, scale)
+    context = multiprocessing.get_context("spawn")
+    killed = context.Process(target=detect, args=(path, blocks, scale, limit, total // 3))
+    killed.start()
+    killed.join()
+    finished = len(list(blocks.glob("*.safetensors")))
+    with context.Pool(1) as pool:
+        result = pool.apply(detect, (path, blocks, scale, limit, None))
+    repeated = finished + result["evaluated"] - result["blocks"]
+    reading = sum(result[name] for name in READING) / (result["seconds"] - result["merge_seconds"])
+    return {**result, "file_bytes": size, "repeated_blocks": repeated, "reading": reading, "exit": killed.exitcode}
+
+
+def merge(count: int) -> dict[str, float]:
+    """Merge candidates around objects in the blocks of an image of 100,000 px, about `count` of them."""
+    import numpy as np
+    import torch
+
+    from overfeat.dense.candidates import Candidates
+    from overfeat.dense.grid import Grid
+    from overfeat.detection.predict import DetectionRule
+    from overfeat.large.merge import merge_files, save_candidates
+
+    side, sides, boxes = 100_000, 49, 20
+    grids = [Grid((47, 47), 4, (side, side), (side, side))]
+    rule = DetectionRule("vote", 0.5, 0.35, 1.0, "counts", 0.3, None, 0.0)
+    random, block = np.random.default_rng(0), side / sides
+    with tempfile.TemporaryDirectory() as folder:
+        paths, numbers = [], 0
+        for row in range(sides):
+            for column in range(sides):
+                corners = random.uniform((0, 0), (block, block), (count // boxes // sides**2, 2)) + (
+                    column * block,
+                    row * block,
+                )
+                corners = np.repeat(corners, boxes, axis=0) + random.normal(0, 3, (len(corners) * boxes, 2))
+                own = torch.from_numpy(np.concatenate([corners, corners + 30], axis=1)).float()
+                labels, scores = (
+                    torch.zeros(len(own), dtype=torch.int64),
+                    torch.from_numpy(random.random(len(own))).float(),
+                )
+                paths.append(Path(folder) / f"{len(paths)}.safetensors")
+                order = torch.arange(numbers, numbers := numbers + len(own))
+                save_candidates(paths[-1], Candidates(own, scores, labels, labels.clone()), order)
+        merge_files(paths[:1], grids, rule)  # packages are imported, compiled
+        before, start = peak_mib(), time.perf_counter()
+        found = merge_files(paths, grids, rule)
+        seconds = time.perf_counter() - start
+    held = numbers * 44 / 2**20  # boxes, scores, labels, scales, numbers
+    return {
+        "candidates": numbers,
+        "all_mib": held,
+        "objects": len(found),
+        "seconds": seconds,
+        "mib": peak_mib() - before,
+    }
+
+
+def count_blocks(path: Path, scale: float) -> int:
+    from overfeat import load
+    from overfeat.cli.assets import SHIPPED_DETECTOR
+    from overfeat.dense.config import DenseConfig
+    from overfeat.large import open_image
+    from overfeat.large.blocks import plan_blocks
+    from overfeat.large.view import View
+
+    return len(plan_blocks(load(SHIPPED_DETECTOR), View.of(open_image(path)), DenseConfig([scale])).blocks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="pixels of a side of the images")
+    parser.add_argument("--scale", type=float, default=0.25, help="scale factor")
+    parser.add_argument("--limit", type=int, default=256, help="memory limit in MiB")
+    parser.add_argument("--candidates", type=int, default=10_000_000, help="boxes that are merged")
+    args = parser.parse_args()
+    images = {}
+    for side in args.sides:
+        with tempfile.TemporaryDirectory() as folder:
+            images[side] = measure(side, args.scale, args.limit, Path(folder))
+        print(side, json.dumps(images[side], indent=1))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        merged = pool.apply(merge, (args.candidates,))
+    print(json.dumps(merged, indent=1))
+    results = {"scale": args.scale, "limit_mib": args.limit, "images": images, "merge": merged}
+    write_results("large-memory", COMMAND, results)
+
+
+if __name__ == "__main__":
+    main()
