@@ -213,7 +213,8 @@ def _multibox(results: dict) -> str:
     return f"""## Accuracy: DeepMultiBox
 
 Class-agnostic recall on {results["images"]["multi"]} multi-object test images; its paper has 45 to 48 % with 10
-boxes, on VOC 2007. [Other trainings, average precision, transfer, time and discussion](bench/results/accuracy-multibox.md).
+boxes, on VOC 2007. [Other trainings, average precision, transfer and
+discussion](bench/results/accuracy-multibox.md).
 
 {multibox.summary(results, 3)}
 
