@@ -40,7 +40,7 @@ def add_large_options(parser: argparse.ArgumentParser) -> None:
 
 def _numbers(number: Callable[[str], Any]) -> Callable[[str], tuple]:
     def parse(text: str) -> tuple:
-        return tuple(number(part) for part in text.split(","))
+        return tuple(number(part) for part in text.strip("() ").split(","))
 
     parse.__name__ = f"list of {number.__name__}s"
     return parse
@@ -72,7 +72,8 @@ def read_any(args: argparse.Namespace, path: Path) -> "Tensor | LargeImage":
     from overfeat.large.open import open_image
 
     if is_read_in_windows(args, path):
-        return open_image(path, channels=args.channels, value_range=args.value_range)
+        given = {"channels": args.channels, "value_range": args.value_range, "max_pixels": args.max_pixels}
+        return open_image(path, **given)
     return read_image(path, args.max_pixels)
 
 

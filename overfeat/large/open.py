@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +34,7 @@ WIDTH, HEIGHT, COMPRESSION, TILE_WIDTH, SUB_IFDS = 256, 257, 259, 322, 330  # TI
 
 def open_image(
     image: str | os.PathLike | np.ndarray | LargeImage, *, channels: object = None,
-    value_range: ValueRange | None = None,
+    value_range: ValueRange | None = None, max_pixels: int = MAX_PIXELS,
 ) -> LargeImage:  # fmt: skip
     """An image that is read in windows: RGB bytes of the levels of a pyramid, see `LargeImage`.
 
@@ -44,6 +45,7 @@ def open_image(
         channels: The numbers, from 0, of one channel, which is shown grey, or of three that are red, green and blue.
             None: all of an image that has one or three.
         value_range: The values of black and white. None: the range of the type of integers of up to 16 bits.
+        max_pixels: Of a file that can be read as a whole only.
 
     Raises:
         InputError: For files that cannot be read in windows; the message has the remedy.
@@ -58,38 +60,38 @@ def open_image(
         return ArrayImage(image, channels, value_range)
     if isinstance(image, str | os.PathLike):
         with opening(printable(image)):
-            opened = _open_path(Path(image), channels, value_range)
+            opened = _open_path(Path(image), channels, value_range, max_pixels)
         if notes := getattr(opened, "notes", None):
             warnings.warn(f"{opened.name}: {'; '.join(notes)}", stacklevel=2)
         return opened
     raise TypeError(f"a large image must be a path, a NumPy array or an open image, not {type(image).__name__}")
 
 
-def _open_path(path: Path, channels: object, value_range: ValueRange | None) -> LargeImage:
+def _open_path(path: Path, channels: object, value_range: ValueRange | None, max_pixels: int) -> LargeImage:
     arguments = path, channels, value_range
     if is_zarr(path):
         return ZarrImage(*arguments)
     if _begins_as_tiff(path):
-        return _open_tiff(*arguments)
+        return _open_tiff(*arguments, max_pixels)
     suffix = path.suffix.lower()
     if suffix in ARRAYS and path.is_file():
         return ArrayImage(*arguments)
     if suffix in SLIDES and path.is_file():
         return SlideImage(*arguments)
-    if (suffix in RASTERS and path.is_file()) or _is_large_jpeg_2000(path, MAX_PIXELS):
+    if (suffix in RASTERS and path.is_file()) or _is_large_jpeg_2000(path, max_pixels):
         return RasterImage(*arguments)
-    return _in_memory(*arguments)
+    return _in_memory(*arguments, max_pixels)
 
 
-def _open_tiff(path: Path, channels: object, value_range: ValueRange | None) -> LargeImage:
+def _open_tiff(path: Path, channels: object, value_range: ValueRange | None, max_pixels: int) -> LargeImage:
     """By tifffile, else by Pillow where that is the whole image, else by what is installed of openslide and GDAL."""
     try:
-        image = TiffImage(path, channels, value_range)
+        image = TiffImage(path, channels, value_range, max_pixels)
         return TurnedImage(image, image.orientation) if image.orientation != 1 else image
     except InputError as error:
         others: list[Callable[..., LargeImage]] = []
         if channels is value_range is None and not isinstance(error, ArgumentError):
-            others = [_in_memory]
+            others = [partial(_in_memory, max_pixels=max_pixels)]
         if isinstance(error, UndecodableError):
             others += [SlideImage, RasterImage]
         for other in others:
@@ -100,8 +102,8 @@ def _open_tiff(path: Path, channels: object, value_range: ValueRange | None) -> 
         raise
 
 
-def _in_memory(path: Path, channels: object, value_range: ValueRange | None) -> ArrayImage:
-    image = ArrayImage(read_image(path).permute(1, 2, 0).numpy(), channels, value_range)
+def _in_memory(path: Path, channels: object, value_range: ValueRange | None, max_pixels: int) -> ArrayImage:
+    image = ArrayImage(read_image(path, max_pixels).permute(1, 2, 0).numpy(), channels, value_range)
     image.name = printable(path)
     return image
 

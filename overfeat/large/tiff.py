@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
+from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import InputError, printable
 from overfeat.large.arrays import TILE, window_of
 from overfeat.large.georeference import georeference_of
@@ -42,8 +43,11 @@ END_OF_IMAGE = b"\xff\xd9"  # which a JPEG ends in
 class TiffImage:
     """A TIFF file, see `LargeImage` and `open_image`; pixels are read as they are stored, whatever the orientation."""
 
-    def __init__(self, path: str | os.PathLike, channels: object = None, value_range: ValueRange | None = None):
-        self._arguments = os.fspath(path), channels, value_range
+    def __init__(
+        self, path: str | os.PathLike, channels: object = None, value_range: ValueRange | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):  # fmt: skip
+        self._arguments = os.fspath(path), channels, value_range, max_pixels
         self.name = printable(path)
         self._lock = threading.Lock()
         self._maps: dict[tuple[int, int], Samples | None] = {}
@@ -59,7 +63,7 @@ class TiffImage:
         """Set the attributes from the file's headers. Raises InputError."""
         self._levels, self.notes = find_levels(self._file, self.name)
         finest = self._levels[0]
-        check_layout(finest, self.name, path)
+        check_layout(finest, self.name, path, self._arguments[3])
         self.levels: Sequence[Size] = [size_of(level) for level in self._levels]
         self.tile: Size = tile_of(finest.keyframe) if finest.keyframe.is_tiled else TILE
         self.georeference = georeference_of(finest.keyframe)

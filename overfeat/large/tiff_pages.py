@@ -10,9 +10,8 @@ import numpy as np
 
 from overfeat.data.arrays import ValueRange
 from overfeat.data.images import tiling
-from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import MIN_MASKED, ORIENTATION, STORED
-from overfeat.errors import InputError
+from overfeat.errors import ArgumentError, InputError
 from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
 from overfeat.large.reader import UndecodableError
 from overfeat.large.values import COUNTS, Alpha, Conversion, Kind, Samples, conversion
@@ -94,7 +93,7 @@ def _unlike(finest: Any, level: Any) -> str | None:
     return None if unsupported(page) is None else "it cannot be decoded"
 
 
-def check_layout(series: Any, name: str, path: str | os.PathLike) -> None:
+def check_layout(series: Any, name: str, path: str | os.PathLike, max_pixels: int) -> None:
     """Raises InputError for pages that cannot be read in windows; the message has the remedy."""
     page = series.keyframe
     if reason := unsupported(page):
@@ -106,9 +105,9 @@ def check_layout(series: Any, name: str, path: str | os.PathLike) -> None:
             f"{name}: {kind} of {height}x{width} pixels, too large to be read; {tiling(path)} writes others"
         )
     height, width = size_of(series)
-    if not page.is_tiled and page.compression != 1 and height * width > MAX_PIXELS:
-        problem = f"{name}: {height}x{width} pixels in compressed strips, of which no windows can be read"
-        raise InputError(f"{problem}; {tiling(path)} writes them as tiles")
+    if not page.is_tiled and page.compression != 1 and height * width > max_pixels:
+        problem = f"{name}: {height}x{width} pixels in compressed strips, of which no windows can be read; "
+        raise ArgumentError("max_pixels", f"allows to read all of them, or {tiling(path)} writes tiles", problem)
 
 
 def unsupported(page: Page) -> str | None:

@@ -140,12 +140,11 @@ def test_files_of_gdal_alone(tmp_path):
     assert np.array_equal(pixels(chosen), array[[2, 1, 0]].transpose(1, 2, 0))
 
 
-def test_large_jpeg_2000(tmp_path, monkeypatch):
+def test_large_jpeg_2000(tmp_path):
     array = picture(300, 411)
     Image.fromarray(array).save(tmp_path / "a.jp2", irreversible=False)
     assert not is_large(tmp_path / "a.jp2") and is_large(tmp_path / "a.jp2", max_pixels=1000)
-    monkeypatch.setattr("overfeat.large.open.MAX_PIXELS", 1000)
-    image = open_image(tmp_path / "a.jp2")
+    image = open_image(tmp_path / "a.jp2", max_pixels=1000)
     assert isinstance(image, RasterImage) and np.array_equal(pixels(image), array)
 
 
