@@ -49,6 +49,9 @@ class ArgumentError(InputError):
         super().__init__(f"{report}{argument} {requirement}")
         self.argument, self.requirement, self.report = argument, requirement, report
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.argument, self.requirement, self.report)
+
 
 def in_one_line(value: object) -> str:
     """What `repr` gives, in one line: arrays are printed in several."""

@@ -8,22 +8,25 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from overfeat.cli.large import block_folder, blocks_of_part, finish_blocks
 from overfeat.cli.module_source import ModuleSource
 from overfeat.cluster.connect import check_address
 from overfeat.cluster.lock import read_owner
 from overfeat.cluster.part import parse_part
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, WriteError
 
 if TYPE_CHECKING:
     from overfeat.cli.images import ImageWork
+    from overfeat.large.blocks import Block, Job
 
 SHARED = 10.0  # seconds in which a network file system shows a new file on another machine
 
@@ -64,22 +67,95 @@ class Answer:
     warnings: list[tuple[Warning | str, type[Warning], str, int]] = field(default_factory=list)
 
 
+Item = tuple[str, str, str, Any]  # path as given, absolute path, name, and the block, or None
+
+
 def processed_by_workers(paths: Collection[Path], work: "ImageWork") -> "Iterator[tuple[Path, Future[Any]]]":
-    """Each image with what `work.process` returned or raised on a worker, as they are done."""
+    """Each image with what `work.process` returned or raised on a worker, as they are done.
+
+    Images in blocks are planned here, evaluated there, a block at a time, and finished here.
+    """
+    from tqdm import tqdm
+
     from overfeat.cluster.dispatch import run
 
     results = work.results
     assert results is not None and results.lock is not None
     folder, lock = results.folder.absolute(), results.lock
     prepare = partial(_prepare, type(work), _portable(work.given), folder, results.suffix, (lock.path.name, lock.run))
-    items = [(str(path), str(path.absolute()), results.names[path]) for path in paths]
-    for (given, _, _), answer in run(prepare, items, dask=work.args.dask):
-        result: Future[Any] = Future()
-        try:
-            result.set_result(_shown(answer.result()))
-        except Exception as error:
-            result.set_exception(error)
-        yield Path(given), result
+    images, items = _Images(work), list[Item]()
+    for path in paths:
+        planned = _attempt(images.plan, path)
+        if planned.exception():
+            yield path, planned
+        elif (blocks := planned.result()) == []:
+            yield path, _attempt(images.finish, path)
+        else:
+            items += [(str(path), str(path.absolute()), results.names[path], block) for block in blocks or [None]]
+    hidden = None if images.jobs else True
+    answers = run(prepare, items, dask=work.args.dask)
+    for item, answer in tqdm(answers, total=len(items), unit="block", disable=hidden, leave=False):
+        if (result := images.add(Path(item[0]), answer)) is not None:
+            yield Path(item[0]), result
+
+
+class _Images:
+    """Images in blocks, and how many of these are to be done."""
+
+    def __init__(self, work: "ImageWork"):
+        self.work, self.jobs, self.left = work, dict[Path, "Job"](), Counter[Path]()
+        self.notes: set[str] = set()
+
+    def plan(self, path: Path) -> "list[Block] | None":
+        """The blocks of an image that are to be done; None for an image in one piece."""
+        from overfeat.large.blocks import block_path
+
+        work = self.work
+        if not work.in_blocks(path):
+            return None
+        assert work.results is not None
+        job = work.large_job(path, work.read(path), block_folder(work.results.folder, work.results.names[path]))
+        blocks = blocks_of_part(work, path, job.plan)
+        pending = [block for block in blocks if not block_path(job.folder, block).exists()]
+        self.jobs[path], self.left[path] = job, len(pending)
+        return pending
+
+    def finish(self, path: Path) -> Any:
+        return finish_blocks(self.work, path, self.jobs[path])
+
+    def add(self, path: Path, answer: "Future[Answer]") -> "Future[Any] | None":
+        """The result of an image, if an answer completes it."""
+        shown = _attempt(lambda: self._shown(answer.result()))
+        if path not in self.jobs:
+            return shown
+        self.left[path] -= 1
+        if self.left[path] < 0:  # an earlier block failed
+            return None
+        if shown.exception():
+            self.left[path] = 0
+            return shown
+        return None if self.left[path] else _attempt(self.finish, path)
+
+    def _shown(self, answer: Answer) -> Any:
+        """The entry; what the worker reported is reported here, once."""
+        from tqdm import tqdm
+
+        for message, category, file, line in answer.warnings:
+            warnings.warn_explicit(message, category, file, line)
+        if answer.notes and answer.notes not in self.notes:
+            self.notes.add(answer.notes)
+            tqdm.write(answer.notes, file=sys.stderr, end="")
+        return answer.entry
+
+
+def _attempt(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+    """What a function returns or raises."""
+    result: Future[Any] = Future()
+    try:
+        result.set_result(function(*arguments))
+    except Exception as error:
+        result.set_exception(error)
+    return result
 
 
 def _portable(given: dict[str, Any]) -> dict[str, Any]:
@@ -93,45 +169,51 @@ def _absolute(value: Any) -> Any:
     return value.absolute() if isinstance(value, Path) else value
 
 
-def _shown(answer: Answer) -> Any:
-    """The entry; what the worker reported is reported here."""
-    from tqdm import tqdm
-
-    for message, category, file, line in answer.warnings:
-        warnings.warn_explicit(message, category, file, line)
-    if answer.notes:
-        tqdm.write(answer.notes, file=sys.stderr, end="")
-    return answer.entry
-
-
 # On a worker
 
 
 class _Worker:
-    """A function of an image's path as given, absolute path and name."""
+    """What a worker does with an image, or a block of one."""
 
     def __init__(self, work: "ImageWork"):
-        self.work = work
+        self.work, self.job = work, (Path(), cast("Job | None", None))
 
-    def __call__(self, item: tuple[str, str, str]) -> Answer:
-        given, absolute, name = item
+    def __call__(self, item: Item) -> Answer:
+        given, absolute, name, block = item
         path, results = Path(given), self.work.results
         assert results is not None
         results.names = {path: name}
         if not os.path.exists(absolute):
             remedy = "all workers must see the images under the same path"
             raise InputError(f"{given}: no such file on the worker's machine, {socket.gethostname()}; {remedy}")
-        with _captured() as answer:
-            try:
-                if results(path).exists():  # by a worker that died since
+        try:
+            with _captured() as answer:
+                if block is not None:
+                    self._evaluate(path, Path(absolute), block)
+                elif results(path).exists():  # by a worker that died since
                     answer.entry = self.work.load(path)
                 else:
                     answer.entry = self.work.process(path, self.work.read(Path(absolute)))
-            except InputError as error:
-                if given == absolute or absolute not in str(error):
-                    raise
-                raise type(error)(str(error).replace(absolute, given)) from error
+        except InputError as error:
+            if given == absolute or absolute not in str(error) or isinstance(error, ArgumentError):
+                raise
+            kind = WriteError if isinstance(error, WriteError) else InputError
+            raise kind(str(error).replace(absolute, given)) from error
         return answer
+
+    def _evaluate(self, path: Path, absolute: Path, block: "Block") -> None:
+        from overfeat.large.blocks import block_path
+
+        results = self.work.results
+        assert results is not None
+        of, job = self.job
+        if job is None or of != path:
+            with _captured():  # the command has planned the same
+                folder = block_folder(results.folder, results.names[path])
+                job = self.work.large_job(path, self.work.read(absolute), folder)
+            self.job = (path, job)
+        if not block_path(job.folder, block).exists():  # by a worker that died since
+            job.evaluate(block)
 
 
 def _prepare(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfeat.cli.cluster import processed_by_workers
+from overfeat.cli.large import NOT_YET
 from overfeat.cli.messages import message_of, out_of_memory
 from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.data.limits import MAX_PIXELS
@@ -128,6 +129,10 @@ class ImageWork:
         assert self.results is not None
         return json.loads(self.results(path).read_bytes())[self.key]
 
+    def in_blocks(self, path: Path) -> bool:
+        """Whether an image is read in windows and evaluated in blocks."""
+        return False
+
     def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "Job":
         """The work on an image that is read in windows, whose blocks' results are in a folder."""
         raise NotImplementedError
@@ -151,11 +156,18 @@ def process_images(args: argparse.Namespace, images: Collection[Path], work: Ima
     bad one. Entries are printed in the order of the images.
     """
     with (work.results and work.results.lock) or nullcontext():
-        failed = _process_pending(args, args.part.of(list(images)) if work.results and args.part else images, work)
+        failed = _process_pending(args, _of_part(images, work), work)
         work.finish()
     if failed:
         print(f"{len(failed)} of {len(images)} images failed:", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _of_part(images: Collection[Path], work: ImageWork) -> Collection[Path]:
+    """The images of --part; images in blocks are in all parts."""
+    if work.results is None or not work.args.part:
+        return images
+    return [path for i, path in enumerate(images) if work.args.part.has(i) or work.in_blocks(path)]
 
 
 def _process_pending(args: argparse.Namespace, images: Collection[Path], work: ImageWork) -> list[str]:
@@ -182,7 +194,7 @@ def _process_pending(args: argparse.Namespace, images: Collection[Path], work: I
             tqdm.write(f"skipped: {failed[path]}", file=sys.stderr)
             shown.skip(path)
         else:
-            shown.add(path, entry)
+            shown.add(path, *([] if entry is NOT_YET else [entry]))
     return [failed[path] for path in pending if path in failed]
 
 

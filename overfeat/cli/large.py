@@ -1,9 +1,12 @@
 """Large images on the command line: their options, opening them, and the folders of their blocks."""
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
+import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from overfeat.cli.options import add_options, config_from_args
 from overfeat.errors import printable
+from overfeat.files import UnsupportedLockError, lock
 from overfeat.large.config import LargeConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.cli.images import ImageWork
-    from overfeat.large.blocks import Plan
+    from overfeat.large.blocks import Block, Job, Plan
     from overfeat.large.reader import LargeImage
 
+NOT_YET = object()  # the entry of an image of which other parts have blocks to do
 BLOCKS = ".blocks"  # folder of results of blocks, in that of results
 READING = ("region", "level", "mask", "channels", "value_range")  # options with which every image is read in windows
 
@@ -101,12 +106,50 @@ def process_large(work: "ImageWork", path: Path, image: "LargeImage") -> Any:
             job = work.large_job(path, image, Path(temporary))
             evaluate_pending(job, progress=True)
             return work.finish_large(path, job)
-    out, name = work.results.folder, work.results.names[path]
-    job = work.large_job(path, image, block_folder(out, name))
-    evaluate_pending(job, progress=True)
-    entry = work.finish_large(path, job)
-    remove_blocks(out, name)
-    return entry
+    job = work.large_job(path, image, block_folder(work.results.folder, work.results.names[path]))
+    evaluate_pending(job, blocks_of_part(work, path, job.plan), progress=True)
+    return finish_blocks(work, path, job)
+
+
+def blocks_of_part(work: "ImageWork", path: Path, plan: "Plan") -> "list[Block]":
+    """The blocks of an image in the part of --part, or all."""
+    assert work.results is not None
+    part, first = work.args.part, zlib.crc32(os.fsencode(work.results.names[path]))  # small images to different parts
+    return [block for block in plan.blocks if part is None or part.has(first + block.number)]
+
+
+def finish_blocks(work: "ImageWork", path: Path, job: "Job") -> Any:
+    """Write the results of an image from those of its blocks.
+
+    Of several parts that which ends last does, and the others get NOT_YET.
+    """
+    from overfeat.large.blocks import pending_blocks
+
+    assert work.results is not None
+    results, name = work.results, work.results.names[path]
+    if work.args.part is None:
+        entry = work.finish_large(path, job)
+        remove_blocks(results.folder, name)
+        return entry
+    file = results.folder / f".merging-{zlib.crc32(os.fsencode(name)):08x}"
+    while (descriptor := _lock(file)) is None:  # another part looks whether it is the last one, or is merging
+        time.sleep(0.1)
+    try:
+        if results(path).exists() or pending_blocks(job.plan, job.folder):
+            return NOT_YET
+        entry = work.finish_large(path, job)
+        remove_blocks(results.folder, name)
+        return entry
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(file: Path) -> int | None:
+    try:
+        return lock(file, make=True)
+    except UnsupportedLockError:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def note_skipped(plan: "Plan") -> None:

@@ -1,12 +1,8 @@
 """Part i of n of a job, for arrays of jobs that share nothing but a folder."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from overfeat.errors import InputError
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -19,9 +15,9 @@ class Part:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The items of this part; those of all parts are all items, each once."""
-        return items[self.index - 1 :: self.count]
+    def has(self, number: int) -> bool:
+        """Whether the item of this number, from 0, is in this part; each item is in one part."""
+        return number % self.count == self.index - 1
 
 
 def parse_part(text: str) -> Part:

@@ -108,9 +108,11 @@ class Job(Protocol):
         ...
 
 
-def evaluate_pending(job: Job, *, progress: bool = False) -> None:
-    """Evaluate the blocks that are not done; with `progress` there is a bar with a forecast."""
-    for block in with_forecast(pending_blocks(job.plan, job.folder), len(job.plan.blocks), progress):
+def evaluate_pending(job: Job, blocks: Sequence[Block] | None = None, *, progress: bool = False) -> None:
+    """Evaluate the blocks, by default all, that are not done; with `progress` there is a bar with a forecast."""
+    blocks = job.plan.blocks if blocks is None else blocks
+    pending = [block for block in blocks if not block_path(job.folder, block).exists()]
+    for block in with_forecast(pending, len(blocks), progress):
         job.evaluate(block)
 
 

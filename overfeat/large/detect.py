@@ -181,7 +181,13 @@ def describe(plan: Plan) -> dict:
     image, view = plan.view.image, plan.view
     path = Path(image.name)
     file = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
-    own = {"image": image.name, "levels": list(image.levels), "file": file, "level": view.level, "region": view.region}
+    own = {
+        "image": os.path.abspath(path),
+        "levels": list(image.levels),
+        "file": file,
+        "level": view.level,
+        "region": view.region,
+    }
     blocks = hashlib.sha256(repr(plan.blocks).encode()).hexdigest()
     return {**own, "grids": [asdict(grid) for grid in plan.grids], "blocks": blocks}
 

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
+from large_files import write_pyramid
 from PIL import Image
 
 import overfeat
@@ -109,6 +111,62 @@ def test_a_killed_worker_loses_nothing(scheduler, photos, tmp_path, capsys, monk
     assert "22 of 26 images are done already" in printed.err and "03.png" in printed.out and "04.png" not in printed.out
     assert contents(folder) == contents(tmp_path / "single")
     assert (folder / "04.png.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A pyramid of 96 x 9000 px, four blocks at scale 0.7, the command that detects in it, and its results here."""
+    folder = tmp_path_factory.mktemp("slide")
+    scenes = [Image.open(path).convert("RGB") for path in sorted((ASSETS / "scenes").glob("*.png"))]
+    row = [np.asarray(scenes[i % 8].resize((125, 96))) for i in range(72)]
+    write_pyramid(folder / "slide.tif", np.concatenate(row, axis=1), levels=2)
+    command = ["detect", "slide.tif", "--scales", "0.7", "--no-flip"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*command, "-o", "single"]) == 0
+    return folder, command
+
+
+def test_blocks_of_a_killed_worker(scheduler, slide, capsys, monkeypatch):
+    """The result of a large image is that of one machine, though a worker dies, and the command, too, is run again."""
+    folder, command = slide
+    monkeypatch.chdir(folder)
+    blocks = folder / "several" / ".blocks" / "slide.tif"
+    processes = worker_processes(scheduler)
+
+    def kill():
+        while not list(blocks.glob("0*.safetensors")):
+            time.sleep(0.002)
+        os.kill(processes[0], signal.SIGKILL)
+
+    killer = Thread(target=kill)
+    killer.start()
+    with monkeypatch.context() as patch:
+        patch.setattr("overfeat.cli.cluster.finish_blocks", interrupted)
+        assert main([*command, "-o", "several", "--dask", scheduler]) == 130
+    killer.join()
+    written = {path: path.stat().st_mtime_ns for path in blocks.glob("0*.safetensors")}
+    assert len(written) == 4 and not (folder / "several" / "slide.tif.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("overfeat.cli.large.remove_blocks", lambda *arguments: None)
+        assert main([*command, "-o", "several", "--dask", scheduler]) == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    shutil.rmtree(folder / "several" / ".blocks")
+    assert contents(folder / "several") == contents(folder / "single") and len(contents(folder / "single")) == 5
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_parts_of_a_large_image(slide, capsys, monkeypatch):
+    folder, command = slide
+    monkeypatch.chdir(folder)
+    for part in ("3/3", "1/3", "2/3"):
+        assert main([*command, "-o", "parts", "--part", part]) == 0
+        done = (folder / "parts" / "slide.tif.json").exists()
+        assert done == (part == "2/3") and bool(capsys.readouterr().out) == done
+    assert contents(folder / "parts") == contents(folder / "single")
 
 
 def square():
