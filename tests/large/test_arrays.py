@@ -4,8 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
+import tifffile
 from large_files import picture
 
+from bench.common import process_kilobytes
 from overfeat.errors import InputError
 from overfeat.large import is_large, open_image
 
@@ -52,3 +54,17 @@ def test_grey_and_chosen_channels():
         InputError, match=r"^the array: has 6 channels; channels must be one or three numbers from 0 to 5"
     ):
         open_image(many, channels=(0, 6, 1))
+
+
+def test_a_mapped_file_does_not_fill_the_memory(tmp_path):
+    """The pages of a window are given back: of 96 MB as much is held as a window needs."""
+    size, band = (8000, 4000, 3), 500
+    np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.uint8, size).flush()
+    tifffile.imwrite(tmp_path / "a.tif", shape=size, dtype=np.uint8, photometric="rgb", metadata=None)
+    for name in ("a.npy", "a.tif"):
+        image = open_image(tmp_path / name)
+        image.read(0, slice(0, band), slice(None))
+        mapped = process_kilobytes("RssFile")
+        for top in range(0, size[0], band):
+            image.read(0, slice(top, top + band), slice(None))
+        assert process_kilobytes("RssFile") - mapped < 8 << 10
