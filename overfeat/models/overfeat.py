@@ -21,7 +21,6 @@ from overfeat.models.memory import feature_bytes, head_bytes
 from overfeat.models.net import InputSpan, Net, Shape, as_batch, check_tensor
 from overfeat.models.receptive_field import input_span
 from overfeat.ops.chain import ChainedLayer, run_chain
-from overfeat.ops.layout import evaluation_format
 from overfeat.regions import FIRST_FC, region
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -191,15 +190,8 @@ class OverFeat(Net):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std, in the dtype of the weights, channels last."""
-        dtype = self.dtype
-        # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
-        images = images.to(torch.promote_types(dtype, torch.float32), memory_format=evaluation_format())
-        mean, std = (
-            # Filled on the device: a CUDA graph cannot hold a copy from the host.
-            value if isinstance(value, float) else torch.cat([images.new_full((1, 1, 1), v) for v in value])
-            for value in (self.architecture.mean, self.architecture.std)
-        )
-        return (images - mean).div_(std).to(dtype)
+        mean, std = (v if isinstance(v, tuple) else (v,) for v in (self.architecture.mean, self.architecture.std))
+        return ops.normalise(images, mean, std, self.dtype)
 
     def features(self, images: Tensor, pads: Pads | None = None) -> Tensor:
         """The last maps, before the last pooling: [N, C, h, w].

@@ -7,7 +7,7 @@ the backend that runs it.
 from overfeat.ops import reference
 from overfeat.ops.backends import eager
 from overfeat.ops.class_scores import class_scores
-from overfeat.ops.layers import convolution, convolution_pool, linear
+from overfeat.ops.layers import convolution, convolution_pool, linear, normalise
 from overfeat.ops.merge_boxes import BOX_AVERAGES, Merged, merge_boxes
 from overfeat.ops.pooling import offset_max_pool
 from overfeat.ops.registry import Backend, active_override, backend, register_backend, select_backend
@@ -15,7 +15,7 @@ from overfeat.ops.skip_classifier import skip_classifier, skip_classifier_flat, 
 
 __all__ = [
     "BOX_AVERAGES", "Backend", "Merged", "active_override", "backend", "class_scores", "convolution",
-    "convolution_pool", "linear", "merge_boxes", "offset_max_pool", "register_backend", "select_backend",
+    "convolution_pool", "linear", "merge_boxes", "normalise", "offset_max_pool", "register_backend", "select_backend",
     "skip_classifier", "skip_classifier_flat", "skip_classifier_scales",
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The net's other layers: eager PyTorch in training, a backend in evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True)
     Flat features [positions, C], weight [O, C, 1, 1], bias [O] or None -> [positions, O].
     """
     return _evaluation("linear", flat, weight, bias)(flat, weight, bias, relu)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """(x - mean) / std of images [N, C, H, W] in a dtype, channels last.
+
+    mean, std: One value, or one for each channel.
+    """
+    return _evaluation("normalise", images, images, None)(images, mean, std, dtype)
 
 
 def _evaluation(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:

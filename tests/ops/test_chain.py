@@ -8,7 +8,7 @@ from torch import Tensor
 import overfeat.fast
 from overfeat import ops, regions
 from overfeat.ops import registry
-from overfeat.ops.backends import conv_program, prepacked, simd, winograd
+from overfeat.ops.backends import conv_program, eager, prepacked, simd, winograd
 from overfeat.ops.chain import ChainedLayer, run_chain
 
 if simd.registers() is None or prepacked.supports("chain", torch.device("cpu"), torch.float32):
@@ -100,6 +100,8 @@ def test_the_first_call_and_changed_weights_are_the_layers():
     layers, maps = [layer(20, 3, 3, seed=1), layer(8, 20, 1, seed=2)], single(1, 3, 9, 9)
     assert run_chain([maps], layers) is None
     known(layers, maps)
+    layers[0].weight.data = layers[0].weight.data.contiguous(memory_format=torch.channels_last)
+    assert run_chain([maps], layers) is not None
     layers[1].weight.data[3] += 1
     assert run_chain([maps], layers) is None
     known(layers, maps)
@@ -174,7 +176,28 @@ def test_nets_are_equal_bit_for_bit_in_chains_and_layer_by_layer(classes, stride
     assert len(ran) >= 3 and all(result is not None for result in ran)
 
 
+@pytest.mark.parametrize("width", [simd.registers().lanes, 61])
+@pytest.mark.parametrize(("mean", "std"), [((118.38,), (61.9,)), ((1.0, 120.5, 99.25), (57.1, 3.0, 0.7))])
+def test_normalised_images_are_eager_pytorchs_bit_for_bit(width, mean, std, monkeypatch):
+    whole = single(3, 3, 20, 70) * 200
+    whole[1, 2, 3, 4] = NAN
+    monkeypatch.setattr(prepacked.eager, "normalise", None)
+    for images in (whole[..., :width], whole[1:, :, ::2, -width:]):
+        actual = prepacked.normalise(images, mean, std, torch.float32)
+        expected = eager.FUNCTIONS["normalise"](images, mean, std, torch.float32)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+        assert actual.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 3), (1, 1, 20, 20), (0, 3, 20, 20)])
+def test_other_images_are_normalised_by_eager_pytorch(shape):
+    for images in (single(*shape), single(*shape).byte(), single(*shape).mT, single(*shape).double()):
+        for dtype in (torch.float32, torch.bfloat16):
+            actual = prepacked.normalise(images, (118.38,), (61.9,), dtype)
+            assert torch.equal(actual, eager.normalise(images, (118.38,), (61.9,), dtype)) and actual.dtype == dtype
+
+
 def test_blocks_are_shared_by_all_threads():
     for count, threads in ((1, 8), (90, 2), (10_000, 3)):
-        blocks = conv_program._even_blocks(count, threads)
+        blocks = conv_program._even_blocks(count, threads, 3)
         assert (blocks["BLOCKS"] - 1) * blocks["PER_BLOCK"] < count <= blocks["BLOCKS"] * blocks["PER_BLOCK"]

@@ -17,6 +17,9 @@ from overfeat.ops.backends.numba_conv import COLUMNS, HEADER, JOB, LANES, axis_t
 __all__ = ["LANES", "Layer", "Panels", "Window", "chain", "convolve", "has_outputs", "pack"]
 
 
+SMALL_BYTES = 1 << 22  # of maps between two jobs that lie in the thread's memory, which is kept
+
+
 class Panels(NamedTuple):
     """A packed weight [O, C, k_y, k_x]."""
 
@@ -52,6 +55,51 @@ def _panels(matrices: Tensor) -> Tensor:
     return F.pad(matrices, (0, -outputs % COLUMNS)).view(n, inputs, -1, COLUMNS).transpose(1, 2).contiguous()
 
 
+class Sample(NamedTuple):
+    """Values of a weight, by which a change of it is noticed."""
+
+    strides: tuple[int, ...]  # of the weight
+    distances: Tensor  # int64, in bytes
+    values: Tensor
+
+
+def sample(weight: Tensor, index: Tensor) -> Sample:
+    """The values of a float32 weight at an index into its elements, counted as if it were contiguous."""
+    places = torch.unravel_index(index, weight.shape)
+    elements = sum(place * stride for place, stride in zip(places, weight.stride(), strict=True))
+    return Sample(weight.stride(), 4 * torch.as_tensor(elements), weight.detach().take(index))
+
+
+def unchanged(weights: Sequence[Tensor], samples: Sequence[Sample]) -> bool:
+    """Whether the weights, whose strides are as they were, have the values that were sampled."""
+    numbers = [len(weights), 0]
+    for weight, (_, distances, values) in zip(weights, samples, strict=True):
+        numbers += [distances.numel(), weight.data_ptr(), distances.data_ptr(), values.data_ptr()]
+    table = _int64s(len(numbers))(*numbers)
+    parallel.run(numba_conv.compare, ctypes.addressof(table), 1)
+    return bool(table[1])
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor | None:
+    """(x - mean) / std of float32 images [N, 3, H, W], channels last; None for images that have no such code.
+
+    mean, std: one value, or one for each channel.
+    """
+    n, channels, height, width = images.shape
+    if channels != numba_conv.RGB or width < LANES or images.stride(3) != 1 or not images.numel():
+        return None
+    out = workspace.empty(n, height, width, channels)
+    scales = (ctypes.c_float * (2 * channels))(
+        *(tuple(mean) * channels)[:channels], *(tuple(std) * channels)[:channels]
+    )
+    address, strides = ctypes.addressof(scales), [4 * stride for stride in images.stride()[:3]]
+    job = _int64s(11)(
+        0, n * height, height, width, *strides, images.data_ptr(), out.data_ptr(), address, address + 4 * channels
+    )
+    parallel.run(numba_conv.normalise, ctypes.addressof(job), min(torch.get_num_threads(), n * height))
+    return out.permute(0, 3, 1, 2)
+
+
 def convolve(maps: Tensor, panels: Panels, bias: Tensor | None, window: Window, out: Tensor | None = None) -> Tensor:
     """A convolution without padding, its ReLU and pooling: [N, h, w, O], in `out` if it is given, which has as many.
 
@@ -69,14 +117,22 @@ def chain(maps: Tensor, layers: Sequence[Layer], out: Tensor | None = None) -> T
     if plan is None:
         return None
     out = workspace.empty(*plan.shape) if out is None else out
-    between = [workspace.empty(size) if size else out for size in plan.between]
-    scratch = workspace.scratch(plan.threads * plan.memory)
-    addresses = [tensor.data_ptr() for tensor in (*between, maps, out)]
-    program, kept = _numbers(len(plan.jobs)).from_buffer_copy(plan.numbers), []
+    # Of this thread until its next call: memory of the threads, small maps between jobs, and biases that are filled up.
+    small = [4 * size if 4 * size <= SMALL_BYTES else 0 for size in plan.between]
+    scratch = workspace.scratch(plan.threads * plan.memory + sum(small) + 4 * plan.biases).data_ptr()
+    free = scratch + plan.threads * plan.memory
+    large = [workspace.empty(size if size and not few else 0) for size, few in zip(plan.between, small, strict=True)]
+    places = [free if small[0] else large[0].data_ptr(), free + small[0] if small[1] else large[1].data_ptr()]
+    places += maps.data_ptr(), out.data_ptr()
+    free += sum(small)
+    program = _int64s(HEADER + len(plan.jobs) * JOB).from_buffer_copy(plan.numbers)
     for number, job in enumerate(plan.jobs):
         at = HEADER + number * JOB
-        program[at + _MAPS], program[at + _OUT] = addresses[job.source], addresses[job.target]
-        program[at + _SCRATCH] = scratch.data_ptr()
+        program[at + _MAPS], program[at + _OUT], program[at + _SCRATCH] = (
+            places[job.source],
+            places[job.target],
+            scratch,
+        )
         if job.layer is None:
             continue
         panels, bias, _ = layers[job.layer]
@@ -84,12 +140,21 @@ def chain(maps: Tensor, layers: Sequence[Layer], out: Tensor | None = None) -> T
         if panels.transformed is not None:
             program[at + _TRANSFORMED] = panels.transformed.data_ptr()
         if bias is not None:
-            if len(bias) != job.length or not bias.is_contiguous():
-                bias = F.pad(bias, (0, job.length - len(bias)))
-                kept.append(bias)
-            program[at + _BIAS] = bias.data_ptr()
+            program[at + _BIAS] = _whole_panels(bias, job.length, free)
+        free += 4 * job.length
     parallel.run(numba_conv.run, ctypes.addressof(program), plan.threads)
     return out
+
+
+def _whole_panels(bias: Tensor, length: int, free: int) -> int:
+    """The address of a bias as long as the panels; `free`: that of memory for it, where it has to be filled up."""
+    count = bias.shape[0]
+    if count == length and bias.is_contiguous():
+        return bias.data_ptr()
+    values = bias.contiguous()
+    ctypes.memmove(free, values.data_ptr(), 4 * count)
+    ctypes.memset(free + 4 * count, 0, 4 * (length - count))
+    return free
 
 
 def chain_shapes(maps: Sequence[Tensor], layers: Sequence[Layer]) -> list[tuple[int, int, int]] | None:
@@ -110,9 +175,9 @@ def _plan(maps: Tensor, layers: tuple[tuple[Shape, Window], ...]) -> Plan | None
 
 
 @lru_cache
-def _numbers(jobs: int) -> Any:
-    """The type of a program's numbers."""
-    return ctypes.c_int64 * (HEADER + jobs * JOB)
+def _int64s(count: int) -> Any:
+    """The type of an array."""
+    return ctypes.c_int64 * count
 
 
 _MAPS, _OUT, _SCRATCH, _WEIGHT, _TRANSFORMED, _BIAS = (

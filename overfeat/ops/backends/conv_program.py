@@ -25,6 +25,7 @@ from overfeat.ops.backends.numba_conv import (
 from overfeat.ops.backends.winograd import OUTPUT_TILE
 
 MAX_BLOCK = 3  # blocks of ROWS outputs, or tiles of minimal filtering, that one thread computes at a time
+CACHE_BYTES = 1 << 21  # transformed weights up to this size stay in the second level: one block of tiles at a time
 BLOCKS_PER_THREAD = 4  # at least, so that threads end at nearly the same time
 POOLED_PER_BLOCK = 32  # outputs of a pooling
 # What transforming a tile costs: multiplications of a GEMM for each position and channel, in or out.
@@ -60,6 +61,7 @@ class Plan(NamedTuple):
     jobs: list[Job]
     shape: tuple[int, int, int, int]  # of the outputs
     between: list[int]  # floats of the two tensors that hold the outputs of all jobs but the last in turn
+    biases: int  # floats of all
     threads: int
     memory: int  # bytes of a thread
     tensors: list[Tensor]  # which the numbers have addresses of
@@ -145,9 +147,10 @@ def _assemble(
                 numbers[HEADER + JOB * i + getattr(numba_conv, name) // 8] = value
     n, channels, height, width = out.shape
     most = max(job["BLOCKS"] for job in jobs)
+    shape, biases = (n, height, width, channels), sum(job.length for job in places)
     return Plan(
-        bytearray(numbers.tobytes()), places, (n, height, width, channels), between, min(threads, most), memory, tensors
-    )
+        bytearray(numbers.tobytes()), places, shape, between, biases, min(threads, most), memory, tensors
+    )  # fmt: skip
 
 
 def _outputs(maps: _Maps, channels: int, height: int, width: int) -> _Maps:
@@ -198,16 +201,17 @@ def _convolution_job(
     if tiling is not None:
         tiles = maps.shape[0] * d * d * tiling.down * tiling.across
         job |= {"METHOD": FILTERED, "DOWN": tiling.down, "ACROSS": tiling.across, "TILES": tiles}
-        return job | _even_blocks(tiles, threads), out
+        in_cache = 4 * (OUTPUT_TILE + k_y - 1) ** 2 * channels * length <= CACHE_BYTES
+        return job | _even_blocks(tiles, threads, 1 if in_cache else MAX_BLOCK), out
     if window.pool == 1:
-        return job | {"METHOD": DIRECT} | _even_blocks(job["POSITIONS"], threads), out
+        return job | {"METHOD": DIRECT} | _even_blocks(job["POSITIONS"], threads, MAX_BLOCK), out
     blocks = maps.shape[0] * out.shape[2] * -(-out.shape[3] // POOLED_PER_BLOCK)
     return job | {"METHOD": POOLED, "PER_BLOCK": POOLED_PER_BLOCK, "BLOCKS": blocks}, out
 
 
-def _even_blocks(count: int, threads: int) -> dict[str, int]:
-    """So many outputs or tiles in blocks of a few registers' rows."""
-    rows = min(max(count // (ROWS * threads * BLOCKS_PER_THREAD), 1), MAX_BLOCK)
+def _even_blocks(count: int, threads: int, most: int) -> dict[str, int]:
+    """So many outputs or tiles in blocks of 1 to `most` times the rows in registers."""
+    rows = min(max(count // (ROWS * threads * BLOCKS_PER_THREAD), 1), most)
     return {"PER_BLOCK": rows * ROWS, "BLOCKS": -(-count // (rows * ROWS))}
 
 

@@ -121,6 +121,18 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     return result.relu_() if relu else result
 
 
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """See ops.normalise."""
+    # In at least float32: bfloat16 would round the pixels before the mean is subtracted.
+    images = images.to(torch.promote_types(dtype, torch.float32), memory_format=layout.evaluation_format())
+    shift, scale = (
+        # Filled on the device: a CUDA graph cannot hold a copy from the host.
+        values[0] if len(values) == 1 else torch.cat([images.new_full((1, 1, 1), value) for value in values])
+        for values in (mean, std)
+    )
+    return (images - shift).div_(scale).to(dtype)
+
+
 def chain(maps: Sequence[Tensor], layers: Sequence[Any]) -> None:
     """See ops.chain: PyTorch has no such call."""
     return None
@@ -147,7 +159,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         offset_max_pool, offset_max_pool_backward, skip_classifier_flat, skip_classifier_flat_backward,
-        chain, class_scores, convolution, convolution_pool, linear, merge_boxes,
+        chain, class_scores, convolution, convolution_pool, linear, merge_boxes, normalise,
     )
 }  # fmt: skip
 BACKEND = Backend("torch", FUNCTIONS)

@@ -10,7 +10,7 @@ channels: [panels, taps, C, COLUMNS].
 from overfeat import toom_cook
 from overfeat.ops.backends import simd
 from overfeat.ops.backends.numba_compile import compiled, compiled_for_c
-from overfeat.ops.backends.simd import clear, copy, finish, finished, load, store, take
+from overfeat.ops.backends.simd import bits, clear, copy, finish, finished, load, store, take
 from overfeat.ops.backends.winograd import OUTPUT_TILE, POINTS
 
 # Where the numbers are. Of the header: threads that have come, and the number of jobs.
@@ -51,6 +51,8 @@ def axis_transforms(k):
     return toom_cook.transforms(OUTPUT_TILE, k, tuple(POINTS[: OUTPUT_TILE + k - 2]))
 
 
+RGB = 3  # channels of images that are normalised
+_interleave = simd.interleave(LANES, RGB)
 _microkernel = simd.microkernel(REGISTERS)
 _maximum = simd.maximum(LANES)
 _input_2, _input_3 = (simd.input_transform(LANES, axis_transforms(k)[2].tolist()) for k in KERNELS)
@@ -334,6 +336,41 @@ def _offset_pool_block(job, block, scratch):
         _maximum(out + at, values + at, values + channels + at)
         for i in range(2, size):
             _maximum(out + at, out + at, values + i * channels + at)
+
+
+@compiled_for_c
+def normalise(job):
+    """(x - mean) / std of RGB images of at least LANES columns, channels-last, together with all threads that call it.
+
+    job: int64: the next row, rows of all images and of one, columns, distances of images, planes and rows in bytes,
+    addresses of the pixels, the results, and the float32 means and standard deviations.
+    """
+    rows, height, width, pixels, out = load(job + 8), load(job + 16), load(job + 24), load(job + 56), load(job + 64)
+    number = take(job)
+    while number < rows:
+        source = pixels + number // height * load(job + 32) + number % height * load(job + 48)
+        for column in range(0, width, LANES):
+            at = min(column, width - LANES)
+            _interleave(
+                source + 4 * at, load(job + 40), load(job + 72), load(job + 80), out + 4 * RGB * (number * width + at)
+            )
+        number = take(job)
+
+
+@compiled_for_c
+def compare(table):
+    """Whether values of weights are as they were, into table[1].
+
+    table: int64: how many weights, the result, and for each weight the number of values, and addresses of the weight,
+    of the values' distances in it in bytes, and of the float32 values that they had.
+    """
+    same = 1
+    for weight in range(load(table)):
+        entry = table + 16 + 32 * weight
+        for i in range(load(entry)):
+            now = load(entry + 8) + load(load(entry + 16) + 8 * i)
+            same &= bits(now) == bits(load(entry + 24) + 4 * i)
+    store(table + 8, same)
 
 
 @compiled_for_c

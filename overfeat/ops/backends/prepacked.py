@@ -47,6 +47,7 @@ class PackedWeight:
     transformed: Any = field(default=None, repr=False)  # by which winograd.convolve multiplies
     panels: Any = field(default=None, repr=False)  # compiled_conv.Panels
     streamed: Any = field(default=None, repr=False)  # streamed.Panels
+    compared: Any = field(default=None, repr=False)  # compiled_conv.Sample
 
 
 _seen: dict[int, PackedWeight] = {}
@@ -140,6 +141,14 @@ def linear(flat: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     return result.relu_() if relu else result
 
 
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """See ops.normalise."""
+    result = None
+    if images.dtype == dtype == torch.float32 and images.dim() == 4 and (compiled := _load_compiled()) is not None:
+        result = compiled.normalise(images, mean, std)
+    return eager.normalise(images, mean, std, dtype) if result is None else result
+
+
 def chain(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[Tensor, list[tuple[int, int, int]]] | None:
     """See ops.chain: compiled code, for small weights that were used before."""
     chained = _chained(maps, layers)
@@ -157,23 +166,40 @@ def chain(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[Tensor, list[t
 
 def _chained(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[ModuleType, list[Any]] | None:
     """The module of compiled convolutions and the packed layers, if it has all of them for such maps."""
-    x, compiled, packed = maps[0], None, []
+    x, compiled, packed = maps[0], _load_compiled(), []
+    if compiled is None:
+        return None
     if any(m.dtype != x.dtype or m.device != x.device or m.dim() != 4 or not m.numel() for m in maps):
         return None
-    channels = {m.shape[1] for m in maps}
+    channels, samples = {m.shape[1] for m in maps}, []
     for layer in layers:
         weight, bias = layer.weight, layer.bias
         if weight.numel() >= MIN_WEIGHTS or channels != {weight.shape[1]} or not _fits(x, weight, bias):
             return None
-        known = _known(weight)
-        if known is None or not known.finite or (compiled := _load_compiled()) is None:
+        known = _sampled(compiled, weight)
+        if known is None:
             return None
         if layer.offset_pool > 1 and weight.shape[1] % compiled.LANES:
             return None
         window = compiled.Window(layer.stride, layer.dilation, layer.relu, layer.pool, layer.offset_pool)
         packed.append(compiled.Layer(_panels(compiled, known, weight), bias, window))
-        channels = {len(weight)}
-    return None if compiled is None else (compiled, packed)
+        samples.append(known.compared)
+        channels = {weight.shape[0]}
+    if not compiled.unchanged([layer.weight for layer in layers], samples):
+        return None
+    return compiled, packed
+
+
+def _sampled(compiled: ModuleType, weight: Tensor) -> PackedWeight | None:
+    """The packed forms of a finite weight of an earlier call, of which `compared` has yet to be compared."""
+    known = _seen.get(id(weight))
+    if known is None or known.weight() is not weight or known.version != weight._version:
+        return None
+    if known.compared is None or known.compared.strides != weight.stride():
+        if _known(weight) is None or not known.finite:
+            return None
+        known.compared = compiled.sample(weight, _spot_check_index(tuple(weight.shape)))
+    return known
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -345,6 +371,7 @@ BACKEND = Backend(
         "convolution_pool": convolution_pool,
         "linear": linear,
         "chain": chain,
+        "normalise": normalise,
     },
     supports,
     "weights are pre-packed at their second call",

@@ -67,6 +67,12 @@ class Vectors:
             single, undefined, ir.Constant(ir.VectorType(INT32, self.lanes), [0] * self.lanes)
         )
 
+    def splat_of(self, address: Any, offset: int) -> Any:
+        """The float at an address in all lanes."""
+        scalar = self.builder.load(self.builder.inttoptr(self.builder.add(address, INT64(offset)), FLOAT.as_pointer()))
+        scalar.align = 4
+        return self.splat(scalar)
+
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         name, module = f"llvm.fma.v{self.lanes}f32", self.builder.module
         function = module.globals.get(name)
@@ -295,6 +301,38 @@ def output_transform(lanes: int, matrix: Sequence[Sequence[float]]) -> Any:
     return _kernel(write)
 
 
+def interleave(lanes: int, channels: int) -> Any:
+    """kernel(maps, apart, mean, std, out): (x - mean) / std of `lanes` pixels of planes, channels-last.
+
+    The planes are `apart`; mean and std are addresses of a float32 for each of them.
+    """
+
+    def write(builder: Any, maps: Any, apart: Any, mean: Any, std: Any, out: Any) -> None:
+        vectors = Vectors(builder, lanes)
+        wide: Any = None
+        for channel in range(channels):
+            values = builder.fsub(vectors.load(maps), vectors.splat_of(mean, 4 * channel))
+            values = builder.fdiv(values, vectors.splat_of(std, 4 * channel))
+            wide = values if wide is None else _concat(builder, wide, values)
+            maps = builder.add(maps, apart)
+        order = [pixel + channel * lanes for pixel in range(lanes) for channel in range(channels)]
+        mask = ir.Constant(ir.VectorType(INT32, len(order)), order)
+        mixed = builder.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), mask)
+        builder.store(mixed, builder.inttoptr(out, mixed.type.as_pointer())).align = 4
+
+    return _kernel(write)
+
+
+def _concat(builder: Any, first: Any, second: Any) -> Any:
+    """Two vectors as one; the second may be shorter."""
+    count, more = first.type.count, second.type.count
+    undefined = ir.Constant(second.type, ir.Undefined)
+    mask = ir.Constant(ir.VectorType(INT32, count), [min(i, more) for i in range(count)])
+    second = builder.shuffle_vector(second, undefined, mask)
+    both = ir.Constant(ir.VectorType(INT32, count + more), list(range(count + more)))
+    return builder.shuffle_vector(first, second, both)
+
+
 def maximum(lanes: int) -> Any:
     """kernel(target, first, second): the larger of each of `lanes` floats, into the target; NaN propagates."""
 
@@ -325,6 +363,12 @@ def clear(builder: Any, target: Any, count: Any) -> None:
 def load(builder: Any, address: Any) -> Any:
     """load(address): the int64 there."""
     return builder.load(builder.inttoptr(address, INT64.as_pointer()))
+
+
+@_kernel
+def bits(builder: Any, address: Any) -> Any:
+    """bits(address): the 32 bits there."""
+    return builder.zext(builder.load(builder.inttoptr(address, INT32.as_pointer())), INT64)
 
 
 @_kernel

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MIN_BYTES = 1 << 22  # of memory that is kept; the C library keeps smaller ones
+MIN_BYTES = 1 << 18  # of memory that is kept; the C library keeps smaller ones
 MAX_IDLE = 1 << 29  # bytes that are kept and not used, half of them of one result at most
 
 _idle: list[np.ndarray] = []  # the last one was used last
