@@ -238,3 +238,20 @@ def test_microkernels_of_other_processors(size):
     total = torch.einsum("rtc,tco->ro", runs, weight.double()) + bias
     assert_matches(out[order, :-1], total.relu(), torch.float32)
     assert out[:, -1].isnan().all()
+
+
+@pytest.mark.parametrize("size", [simd.AVX512, simd.AVX2, simd.NEON])
+def test_streaming_kernels_of_other_processors(size):
+    kernel = simd.streaming_kernel(size)
+
+    @njit
+    def call(rows, pitch, weight, start, distance, out):
+        kernel(rows, pitch, weight, 7, start, distance, out, 1)
+
+    rows, weight, start = single(size.rows, 9), single(7, size.columns, seed=1), single(size.rows, size.columns, seed=2)
+    rows[1, 3] = NAN
+    expected = rows[:, :7].double() @ weight.double()
+    for distance, first in ((0, start[:1]), (4 * size.columns, start)):
+        out = torch.full((size.rows, size.columns), NAN)
+        call(rows.data_ptr(), 4 * 9, weight.data_ptr(), start.data_ptr(), distance, out.data_ptr())
+        assert_matches(out, (expected + first).relu(), torch.float32)
