@@ -15,6 +15,7 @@ from overfeat.dense.grid import grids
 from overfeat.densify.convert import _preparation
 from overfeat.errors import InputError
 from overfeat.files import ASSETS
+from overfeat.large import LargeConfig, detect_large, open_image
 
 VALUES = [
     None, "no such", 3, 3.5, -1, float("nan"), True, [], [None], {}, object(), b"x", np.zeros((2, 2)), torch.empty(0),
@@ -56,6 +57,10 @@ def calls(tmp_path_factory):
         "detect": {
             **boxed, "postprocess": "vote", "nms_iou_threshold": 0.3, "class_iou_threshold": 0.5, "min_score": 0.1,
             "box_average": "counts", "score_threshold": 0.1, "max_candidates": 100, "scales": [1.0],
+        },
+        "detect_large": {
+            "net": net, "regressor": regressor, "image": open_image(image.permute(1, 2, 0).numpy()),
+            "large": LargeConfig(), "folder": None, "progress": False, "match_threshold": None, "scales": [1.0],
         },
         "detect merge": {**boxed, "postprocess": "merge", "box_average": "counts", "scales": [1.0]},
         "propose": {"model": model, "image": image, "crops": "both", "nms_iou_threshold": 0.5, "value_range": None},
@@ -105,7 +110,7 @@ def calls(tmp_path_factory):
             "postprocess": None, "min_score": None,
         },
     }  # fmt: skip
-    functions = {name: getattr(overfeat, name.split()[0]) for name in arguments}
+    functions = {name: getattr(overfeat, name.split()[0], detect_large) for name in arguments}
     functions["SixScales"] = lambda number: overfeat.SixScales(number)
     overfeat.save_multibox(model, folder / "model.safetensors")
     prototypes = overfeat.Prototypes(own)

@@ -46,7 +46,8 @@ def detect(
         net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`; or a
             converted net and its `regressor`, with `net.background` set, or probabilities that need no background:
             sigmoids, and those of a module that gives probabilities.
-        image: A path, a PIL image, an array or a tensor, see `each_image`.
+        image: A path, a PIL image, an array or a tensor, see `each_image`; or an image that is read in windows, see
+            `large.detect_large`, whose boxes are in pixels of its finest level.
         scales, flip, stride, memory_limit: See `DenseConfig`.
         value_range: The values of black and white, see `to_pixels`; None: 0..255.
         postprocess: "merge": boxes that match merge and their confidences add up (section 4.3), `normalize_scores`

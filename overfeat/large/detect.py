@@ -20,7 +20,7 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections
 from overfeat.detection import predict
 from overfeat.detection.predict import DetectionRule, detection_rule
-from overfeat.errors import InputError
+from overfeat.errors import InputError, check_flag
 from overfeat.files import atomic_write, ensure_dir, remove_leftovers
 from overfeat.large.blocks import Block, Plan, block_path, evaluate_block, evaluate_pending, plan_blocks
 from overfeat.large.config import LargeConfig
@@ -87,7 +87,11 @@ def detection_job(
     flip: bool | None = None, stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, **rule: Any,
 ) -> DetectionJob:  # fmt: skip
     """The work of `detect_large`, in a folder that is made and kept. Raises what `detect_large` raises."""
-    net, regressor, config = as_net(net), as_regressor(regressor), large or LargeConfig()
+    net, regressor, config = as_net(net), as_regressor(regressor), LargeConfig() if large is None else large
+    if not isinstance(config, LargeConfig):
+        raise TypeError(f"large must be a LargeConfig, not {type(config).__name__}")
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, not {type(folder).__name__}")
     own = detection_rule(net, regressor, **rule)
     view = View.of(open_image(image, value_range=value_range), config)
     plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
@@ -117,6 +121,7 @@ def detect_large(
     Raises:
         InputError: As `detect` and `open_image`; for a folder of other arguments; with `large.strict` TileError.
     """
+    check_flag("progress", progress)
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
             return detect_large(net, regressor, image, folder=temporary, progress=progress, **options)
