@@ -29,6 +29,7 @@ TIFF_SLIDES = (".svs", ".ndpi", ".scn", ".bif")
 SLIDES = (".mrxs", ".vms", ".vmu", ".svslide", ".dcm")  # that openslide alone reads
 RASTERS = (".vrt", ".img", ".ecw", ".sid")  # that GDAL alone reads
 JPEG_2000 = (".jp2", ".j2k", ".jpx")
+PAGES = 4  # of a TIFF, among which a level or a thumbnail, a mask and a level are
 WIDTH, HEIGHT, COMPRESSION, TILE_WIDTH, SUB_IFDS = 256, 257, 259, 322, 330  # TIFF's tags
 
 
@@ -124,14 +125,13 @@ def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of damaged tags
-            first, following = _directory(file, None)
-            second = _directory(file, following)[0] if following else {}
+            first, *others = _directories(file)
     except Exception:  # Pillow's reader raises many kinds for what is damaged; whoever reads the file reports it
         return False
-    is_tiled = TILE_WIDTH in first
-    if is_tiled and (SUB_IFDS in first or (TILE_WIDTH in second and second.get(WIDTH, 0) < first.get(WIDTH, 0))):
+    width, is_tiled = first.get(WIDTH, 0), TILE_WIDTH in first
+    if is_tiled and (SUB_IFDS in first or any(TILE_WIDTH in page and page.get(WIDTH, 0) < width for page in others)):
         return True
-    return first.get(WIDTH, 0) * first.get(HEIGHT, 0) > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
+    return width * first.get(HEIGHT, 0) > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
 
 
 def _is_large_jpeg_2000(path: Path, max_pixels: int) -> bool:
@@ -155,12 +155,15 @@ def _begins_as_tiff(path: Path) -> bool:
         return False
 
 
-def _directory(file: BinaryIO, offset: int | None) -> tuple[Any, int]:
-    """The tags of a page of a TIFF, the first or one at an offset, and the offset of the next, 0 for none."""
-    file.seek(0)
+def _directories(file: BinaryIO) -> list[Any]:
+    """The tags of the first pages of a TIFF."""
     header = file.read(8)
-    header += file.read(8) if header[2:3] == b"+" or header[3:4] == b"+" else b""
-    tags = ImageFileDirectory_v2(header)
-    file.seek(tags.next if offset is None else offset)
-    tags.load(file)
-    return tags, tags.next
+    header += file.read(8) if b"+" in header[2:4] else b""
+    directory = ImageFileDirectory_v2(header)
+    found: list[Any] = []
+    while directory.next and len(found) < PAGES:
+        offset, directory = directory.next, ImageFileDirectory_v2(header)
+        file.seek(offset)
+        directory.load(file)
+        found.append(directory)
+    return found

@@ -1,6 +1,7 @@
 """Files that openslide and rasterio read, and what they say of files that both they and tifffile read."""
 
 import pickle
+import warnings
 
 import imagecodecs
 import numpy as np
@@ -106,6 +107,44 @@ def test_geotiffs_of_gdal_have_the_same_pixels_and_georeference(tmp_path, crs, e
         for image in (by_gdal, pickle.loads(pickle.dumps(by_gdal))):
             assert np.array_equal(pixels(image, *window), pixels(by_tifffile, *window))
     assert np.array_equal(pixels(by_gdal), array.transpose(1, 2, 0))
+
+
+BANDS = np.concatenate([picture(300, 411), picture(300, 411)[..., :1]], 2).transpose(2, 0, 1)
+WIDE = BANDS.astype(np.uint16) * 8
+MASKED = np.where(BANDS[3:] > 120, 255, 0).astype(np.uint8)
+LAYOUTS = {
+    "16 bits": (WIDE, {"predictor": 2}, {"channels": (2, 1, 0)}),
+    "planes of 12 bits": (WIDE, {"interleave": "band", "nbits": 12}, {"channels": (3, 1, 0)}),
+    "12 bits": (WIDE, {"interleave": "pixel", "nbits": 12}, {"channels": [3]}),
+    "alpha": (np.concatenate([BANDS[:3], MASKED]), {"photometric": "RGB", "alpha": "YES"}, {}),
+    "heights": (BANDS[:1].astype(np.float32) * 3, {"predictor": 3, "nodata": -9999}, {"value_range": (0, 765)}),
+    "signed": (BANDS[:1].astype(np.int16) * 3, {"compress": "zstd"}, {"value_range": (100, 700)}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_gdal_are_read_as_gdal_reads_them(tmp_path, layout):
+    array, options, chosen = LAYOUTS[layout]
+    options = {"compress": "deflate", "tiled": True, "blockxsize": 64, "blockysize": 64, **options}
+    path = write_raster(tmp_path / "a.tif", array, (2, 4), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        by_tifffile, by_gdal = open_image(path, **chosen), RasterImage(path, **chosen)
+    assert len(by_tifffile.levels) == 3 and is_large(path)
+    for level in range(3):
+        assert np.array_equal(pixels(by_tifffile, level), pixels(by_gdal, level))
+
+
+def test_a_cog_with_a_mask(tmp_path):
+    """The mask is a page between the levels."""
+    array, path = BANDS[:3], tmp_path / "a.tif"
+    size = {"height": 300, "width": 411, "count": 3, "dtype": "uint8", "blocksize": 128}
+    with rasterio.open(path, "w", "COG", crs="EPSG:32633", transform=TRANSFORM, compress="deflate", **size) as file:
+        file.write(array)
+        file.write_mask(MASKED[0])
+    image = open_image(path)
+    assert is_large(path) and list(image.levels) == [(300, 411), (150, 205), (75, 102)]
+    assert np.array_equal(pixels(image), array.transpose(1, 2, 0))
 
 
 def test_points_and_rotated_grids(tmp_path):
