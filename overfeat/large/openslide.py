@@ -14,7 +14,7 @@ from overfeat.large.channels import check_channels
 from overfeat.large.packages import package
 from overfeat.large.reader import Georeference, TileError, check_window
 from overfeat.large.values import Kind, Samples, conversion
-from overfeat.large.windows import Part, Window, finished, read_by_tiles
+from overfeat.large.windows import Window, finished, read_by_tiles
 from overfeat.models.geometry import Size
 
 TILE = 256  # of files that name none
@@ -54,13 +54,7 @@ class SlideImage:
         window = check_window(self, level, rows, columns)
         empty = np.zeros((window[1] - window[0], window[3] - window[2], len(self._channels)), np.uint8)
 
-        def read(window: Window) -> Samples:
-            return self._window(level, window)
-
-        def error_of(part: Part, error: Exception) -> TileError:
-            return TileError(self.name, level, *part, error)
-
-        samples, errors = read_by_tiles(read, window, self.tile, self.levels[level], empty, error_of)
+        samples, errors = read_by_tiles(lambda part: self._window(level, part), window, self.tile, self, level, empty)
         return finished(self._convert(samples), window, errors, damaged)
 
     def _window(self, level: int, window: Window) -> Samples:

@@ -16,7 +16,7 @@ from overfeat.large.channels import channel_note, check_channels, default_channe
 from overfeat.large.packages import package
 from overfeat.large.reader import Georeference, TileError, check_window
 from overfeat.large.values import Alpha, Conversion, Kind, Samples, conversion, range_note
-from overfeat.large.windows import Part, Window, finished, middle, read_by_tiles
+from overfeat.large.windows import Window, finished, middle, read_by_tiles
 from overfeat.models.geometry import Size
 
 NUMBERED = re.compile(r"(Layer|Band)[_ ]?\d+")  # GDAL's names of bands without one
@@ -91,10 +91,7 @@ class RasterImage:
             with self._lock:
                 return np.moveaxis(dataset.read(self._bands, window=(window[:2], window[2:])), 0, 2)
 
-        def error_of(part: Part, error: Exception) -> TileError:
-            return TileError(self.name, level, *part, error.__cause__ or error)
-
-        return read_by_tiles(read, window, dataset.block_shapes[0], self.levels[level], empty, error_of)
+        return read_by_tiles(read, window, dataset.block_shapes[0], self, level, empty)
 
     def close(self) -> None:
         """See `LargeImage.close`."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from overfeat.large.reader import TileError
+from overfeat.large.reader import LargeImage, TileError
 from overfeat.large.values import Samples
 from overfeat.models.geometry import Size
 
@@ -55,12 +55,11 @@ def finished(pixels: Samples, window: Window, errors: list[TileError], damaged: 
 
 
 def read_by_tiles(
-    read: Callable[[Window], Samples], window: Window, tile: Size, size: Size, samples: Samples,
-    error_of: Callable[[Part, Exception], TileError],
-) -> tuple[Samples, list[TileError]]:  # fmt: skip
+    read: Callable[[Window], Samples], window: Window, tile: Size, image: LargeImage, level: int, empty: Samples
+) -> tuple[Samples, list[TileError]]:
     """A window that a package reads as [h, w, n], and the errors of its tiles.
 
-    Where the package fails it is read tile by tile into `samples`.
+    Where the package fails it is read tile by tile into `empty`.
     """
     try:
         return read(window), []
@@ -68,14 +67,14 @@ def read_by_tiles(
         raise
     except Exception:  # the packages raise many kinds
         errors = []
-        for _, _, part in tiles_of(window, tile, size):
+        for _, _, part in tiles_of(window, tile, image.levels[level]):
             (rows, columns), _ = overlap(window, part)
             top, left = window[0], window[2]
             try:
                 piece = top + rows.start, top + rows.stop, left + columns.start, left + columns.stop
-                samples[rows, columns] = read(piece)
+                empty[rows, columns] = read(piece)
             except MemoryError:
                 raise
             except Exception as error:
-                errors.append(error_of(part, error))
-        return samples, errors
+                errors.append(TileError(image.name, level, *part, error.__cause__ or error))
+        return empty, errors

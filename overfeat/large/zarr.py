@@ -16,7 +16,7 @@ from overfeat.large.channels import channel_note, check_channels, default_channe
 from overfeat.large.packages import package
 from overfeat.large.reader import Georeference, TileError, check_window
 from overfeat.large.values import Samples, conversion, range_note
-from overfeat.large.windows import Part, Window, finished, middle, read_by_tiles
+from overfeat.large.windows import Window, finished, middle, read_by_tiles
 from overfeat.models.geometry import Size
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # files of a folder that is zarr
@@ -66,13 +66,7 @@ class ZarrImage:
         tile = array.chunks[axes.index("y")], array.chunks[axes.index("x")]
         empty = np.zeros((window[1] - window[0], window[3] - window[2], len(self._channels)), array.dtype)
 
-        def error_of(part: Part, error: Exception) -> TileError:
-            return TileError(self.name, level, *part, error)
-
-        def read(window: Window) -> Samples:
-            return self._window(array, window)
-
-        return read_by_tiles(read, window, tile, self.levels[level], empty, error_of)
+        return read_by_tiles(lambda part: self._window(array, part), window, tile, self, level, empty)
 
     def _window(self, array: Any, window: Window) -> Samples:
         """The chosen channels [h, w, n] of a window, at the first position of all other axes."""
