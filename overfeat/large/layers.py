@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from overfeat.dense.grid import Grid
 from overfeat.dense.layer_output import find_layer, layer_tiles
 from overfeat.dense.tiling import tiles_of
 from overfeat.errors import InputError
-from overfeat.large.blocks import BLOCK, Block, Plan, pending_blocks, with_forecast
+from overfeat.large.blocks import BLOCK, Block, Plan, evaluate_pending
 from overfeat.large.config import LargeConfig
 from overfeat.large.detect import claim_folder, describe, digest
 from overfeat.large.map_blocks import (
@@ -27,12 +27,14 @@ from overfeat.large.map_blocks import (
     make_map_files,
     map_path,
     mark_done,
+    unfinished,
     warn_of_damage,
 )
 from overfeat.large.map_file import MapFile
 from overfeat.large.open import open_image
 from overfeat.large.reader import LargeImage, TileError
 from overfeat.large.view import View
+from overfeat.models.geometry import Stride
 from overfeat.models.layers import NetLayer
 from overfeat.models.net import Net, eval_mode
 from overfeat.models.wrappers import as_net
@@ -40,11 +42,54 @@ from overfeat.models.wrappers import as_net
 BLOCK_BYTES = 1 << 26  # of a block's cells, at most about
 
 
+@dataclass(frozen=True)
+class LayerJob:
+    """The output of a layer for a large image, see `blocks.Job`; it is written to `path`."""
+
+    net: Net
+    layer: NetLayer
+    plan: Plan
+    folder: Path
+    path: Path
+    shape: tuple[int, int, int]
+    memory_limit: int
+    strict: bool
+
+    def evaluate(self, block: Block) -> None:
+        """Write the cells of a block."""
+        layer_block(
+            self.net, self.layer, self.plan, block, self.folder, memory_limit=self.memory_limit, strict=self.strict
+        )
+
+    def finish(self) -> tuple[int, int, int]:
+        """Make the file; returns (channels, height, width)."""
+        warn_of_damage(self.folder, self.plan.blocks)
+        finish_maps(self.folder, self.plan.grids, self.plan.view.image, self.path)
+        return self.shape
+
+
+def layer_job(
+    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, folder: str | os.PathLike, *,
+    path: str | os.PathLike, layer: str | None = None, large: LargeConfig | None = None,
+    value_range: ValueRange | None = None, stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT,
+) -> LayerJob:  # fmt: skip
+    """The work of `write_layer_output`, in a folder that is made and kept. Raises what `write_layer_output` raises."""
+    net, config, target = as_net(net), large or LargeConfig(), Path(path)
+    if target.suffix.lower() != ".zarr":
+        raise InputError(f"{target}: the output of a layer is written as .zarr; name a folder that ends so")
+    name, own = find_layer(net, layer, stride)
+    plan, channels = plan_layer(net, own, View.of(open_image(image, value_range=value_range), config))
+    check_map_path(target, Path(folder))
+    claim_folder(Path(folder), {**describe(plan), "net": digest(net), "layer": name, "stride": stride})
+    if not target.exists():
+        prepare_layer(own, plan, channels, Path(folder), name)
+    shape = channels, *plan.grids[0].shape
+    return LayerJob(net, own, plan, Path(folder), target, shape, memory_limit, config.strict)
+
+
 def write_layer_output(
-    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, path: str | os.PathLike, *, layer: str | None = None,
-    stride: Any = None, memory_limit: int = MEMORY_LIMIT, large: LargeConfig | None = None,
-    folder: str | os.PathLike | None = None, progress: bool = False, channels: Sequence[int] | None = None,
-    value_range: ValueRange | None = None,
+    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, path: str | os.PathLike, *,
+    folder: str | os.PathLike | None = None, progress: bool = False, **options: Any,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Write the output of a layer for an image of any size as OME-Zarr, float32; returns (channels, height, width).
 
@@ -52,33 +97,21 @@ def write_layer_output(
 
     Args:
         net: A built-in or converted net.
-        image, large, folder, progress, channels, value_range: As in `write_score_maps`; a mask leaves nothing out here.
+        image, folder, progress: As in `write_score_maps`.
         path: A new folder that ends in .zarr.
-        layer, stride: See `find_layer`.
-        memory_limit: Bytes for intermediate maps.
+        options: `layer` and `stride`, see `find_layer`; `memory_limit`, bytes for intermediate maps; `value_range`; and
+            `large`, a `LargeConfig`, of which a mask leaves nothing out here.
 
     Raises:
         InputError: As `find_layer` and `open_image`; for a file that exists, a folder of other arguments, and an image
             below the net's window.
         WriteError: Where a file cannot be written; the blocks that are done are kept.
     """
-    net, config, target = as_net(net), large or LargeConfig(), Path(path)
-    if target.suffix.lower() != ".zarr":
-        raise InputError(f"{target}: the output of a layer is written as .zarr; name a folder that ends so")
-    name, own = find_layer(net, layer, stride)
-    work = target.with_name(f".blocks-{target.name}") if folder is None else Path(folder)
-    opened = open_image(image, channels=channels, value_range=value_range)
-    plan, count = plan_layer(net, own, View.of(opened, config))
-    check_map_path(target, work)
-    claim_folder(work, {**describe(plan), "net": digest(net), "layer": name, "stride": stride})
-    if not target.exists():
-        prepare_layer(own, plan, count, work, name)
-    for block in with_forecast(pending_blocks(plan, work), len(plan.blocks), progress):
-        layer_block(net, own, plan, block, work, memory_limit=memory_limit, strict=config.strict)
-    warn_of_damage(work, plan.blocks)
-    finish_maps(work, plan.grids, opened, target)
-    shutil.rmtree(work, ignore_errors=True)
-    return count, *plan.grids[0].shape
+    job = layer_job(net, image, unfinished(path) if folder is None else folder, path=path, **options)
+    evaluate_pending(job, progress=progress)
+    shape = job.finish()
+    shutil.rmtree(job.folder, ignore_errors=True)
+    return shape
 
 
 def plan_layer(net: Net, layer: NetLayer, view: View) -> tuple[Plan, int]:

@@ -19,7 +19,7 @@ from overfeat.files import atomic_write, check_writable
 from overfeat.large.blocks import Block, block_path
 from overfeat.large.map_file import MapFile, MapPositions, open_group
 from overfeat.large.map_tiff import write_map_tiff
-from overfeat.large.reader import LargeImage, TileError
+from overfeat.large.reader import Georeference, LargeImage, TileError
 from overfeat.large.view import View
 from overfeat.models.geometry import Size
 
@@ -96,6 +96,11 @@ def warn_of_damage(folder: Path, blocks: Sequence[Block]) -> None:
         warnings.warn(f"left out: {message}", stacklevel=3)
 
 
+def unfinished(path: str | os.PathLike) -> Path:
+    """The folder beside a file of maps that keeps its blocks until all are done."""
+    return Path(path).with_name(f".blocks-{Path(path).name}")
+
+
 def check_map_path(path: Path, folder: Path) -> None:
     """Raises InputError unless maps can be written to a path that does not exist, or that a killed run completed."""
     if path.suffix.lower() not in SUFFIXES:
@@ -113,21 +118,29 @@ def finish_maps(folder: Path, grids: Sequence[Grid], image: LargeImage, path: Pa
         folder: Of the blocks.
         image: For its georeference.
         path: A folder .zarr: one OME-Zarr image, or a collection of one for each grid, as bioformats2raw writes it; or
-            a TIFF, of several grids one with each number before the suffix.
+            a TIFF, see `export_tiffs`.
     """
     if path.exists():
         return
     for index, grid in enumerate(grids):
-        target = map_path(folder, grids, index)
         maps = MapFile(map_path(folder, grids, index, grid.flipped))
         if grid.flipped:
-            maps = maps.mirrored(target)
+            maps = maps.mirrored(map_path(folder, grids, index))
         maps.build_levels()
-        if path.suffix.lower() != SUFFIXES[0]:
-            own = path if len(grids) == 1 else path.with_suffix(f".{index}{path.suffix}")
-            write_map_tiff(own, maps, image.georeference)
-    if path.suffix.lower() == SUFFIXES[0]:
-        try:
-            os.replace(folder / WHOLE, path)
-        except OSError as error:
-            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+    if path.suffix.lower() != SUFFIXES[0]:
+        export_tiffs(folder / WHOLE, path, image.georeference)
+        return
+    try:
+        os.replace(folder / WHOLE, path)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def export_tiffs(source: Path, path: Path, georeference: Georeference | None) -> None:
+    """Write complete maps, a folder .zarr, as a TIFF; of a collection one with each number before the suffix."""
+    series = open_group(source, mode="r").get("OME")
+    if series is None:
+        write_map_tiff(path, MapFile(source), georeference)
+        return
+    for number in series.attrs["series"]:
+        write_map_tiff(path.with_suffix(f".{number}{path.suffix}"), MapFile(source / number), georeference)

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,11 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.dense import evaluate
-from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
 from overfeat.errors import ArgumentError, InputError
-from overfeat.large.blocks import (
-    Block,
-    Plan,
-    block_sides,
-    evaluate_block,
-    pending_blocks,
-    plan_blocks,
-    with_forecast,
-)
+from overfeat.large.blocks import Block, Plan, block_sides, evaluate_block, evaluate_pending, plan_blocks
 from overfeat.large.config import LargeConfig
 from overfeat.large.detect import claim_folder, describe, digest, or_large
 from overfeat.large.map_blocks import (
@@ -37,21 +29,65 @@ from overfeat.large.map_blocks import (
     map_path,
     mark_done,
     read_done,
+    unfinished,
     warn_of_damage,
 )  # fmt: skip
 from overfeat.large.map_file import MapFile, chunk_sides
 from overfeat.large.open import open_image
 from overfeat.large.reader import LargeImage, TileError
 from overfeat.large.view import View
+from overfeat.models.geometry import Stride
 from overfeat.models.net import Net
 from overfeat.models.wrappers import as_net
 
 
+@dataclass(frozen=True)
+class ScoreJob:
+    """The scores of a large image, see `blocks.Job`; with a path their maps are written to it."""
+
+    net: Net
+    plan: Plan
+    folder: Path
+    path: Path | None
+    memory_limit: int
+    strict: bool
+
+    def evaluate(self, block: Block) -> None:
+        """Write the scores of a block."""
+        score_block(
+            self.net, self.plan, block, self.folder,
+            memory_limit=self.memory_limit, strict=self.strict, maps=self.path is not None,
+        )  # fmt: skip
+
+    def finish(self) -> Tensor:
+        """Make the file of the maps; returns the scores [classes] of the image."""
+        scores = merge_scores(self.plan, self.folder)
+        if self.path is not None:
+            finish_maps(self.folder, self.plan.grids, self.plan.view.image, self.path)
+        return scores
+
+
+def score_job(
+    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, folder: str | os.PathLike, *,
+    path: str | os.PathLike | None = None, large: LargeConfig | None = None, value_range: ValueRange | None = None,
+    scales: Scales = None, flip: bool | None = None, stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT,
+) -> ScoreJob:  # fmt: skip
+    """The work of `write_score_maps`, without a path of `classify_large`, in a folder that is made and kept."""
+    net, config, target = as_net(net), large or LargeConfig(), None if path is None else Path(path)
+    view = View.of(open_image(image, value_range=value_range), config)
+    plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
+    if target is not None:
+        check_map_path(target, Path(folder))
+    settings = {**describe(plan), "net": digest(net), "classes": net.class_names, "maps": target is not None}
+    claim_folder(Path(folder), settings)
+    if target is not None and not target.exists():
+        prepare_score_maps(net, plan, Path(folder))
+    return ScoreJob(net, plan, Path(folder), target, memory_limit, config.strict)
+
+
 def write_score_maps(
-    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, path: str | os.PathLike, *, scales: Any = None,
-    flip: bool | None = None, stride: Any = None, memory_limit: int = MEMORY_LIMIT, large: LargeConfig | None = None,
-    folder: str | os.PathLike | None = None, progress: bool = False, channels: Sequence[int] | None = None,
-    value_range: ValueRange | None = None,
+    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, path: str | os.PathLike, *,
+    folder: str | os.PathLike | None = None, progress: bool = False, **options: Any,
 ) -> Tensor:  # fmt: skip
     """Write the score maps of an image of any size to a file; returns the scores [classes] of the whole image.
 
@@ -59,54 +95,42 @@ def write_score_maps(
     right. Positions that were not evaluated, of background and on damaged tiles, are NaN.
 
     Args:
-        net, scales, flip, stride, memory_limit: As in `score_maps`; scale factors refer to the level of `large`.
-        image: A path or an open image, see `open_image`, of which `channels` and `value_range` are arguments.
+        net: As in `score_maps`.
+        image: A path or an open image, see `open_image`.
         path: A new folder that ends in .zarr: OME-Zarr images in pixels of the image, with levels of maxima; of several
             scales and mirror images a collection. Or a .tif, tiled and with levels, a GeoTIFF where the image is
             georeferenced; of several scales one with each number before the suffix.
-        large: Region, level, mask, and what is to be done about damaged tiles.
         folder: Keeps what is unfinished: a second call with the same arguments evaluates the blocks that are missing.
             None: .blocks-NAME beside the file. It is deleted in the end.
-        progress: Whether a progress bar is shown.
+        progress: Whether there is a progress bar.
+        options: `large`, a `LargeConfig` of region, level, mask, and what is to be done about damaged tiles; and the
+            keyword arguments of `score_maps`. Scale factors refer to the level of `large`.
 
     Raises:
         InputError: As `score_maps` and `open_image`; for a file that exists, and a folder of other arguments.
         WriteError: Where a file cannot be written; the blocks that are done are kept.
     """
-    net, config, target = as_net(net), large or LargeConfig(), Path(path)
-    work = target.with_name(f".blocks-{target.name}") if folder is None else Path(folder)
-    opened = open_image(image, channels=channels, value_range=value_range)
-    plan = plan_blocks(net, View.of(opened, config), DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
-    check_map_path(target, work)
-    claim_folder(work, {**describe(plan), "net": digest(net), "classes": net.class_names})
-    if not target.exists():
-        prepare_score_maps(net, plan, work)
-    for block in with_forecast(pending_blocks(plan, work), len(plan.blocks), progress):
-        score_block(net, plan, block, work, memory_limit=memory_limit, strict=config.strict)
-    scores = finish_score_maps(plan, work, target)
-    shutil.rmtree(work, ignore_errors=True)
+    job = score_job(net, image, unfinished(path) if folder is None else folder, path=path, **options)
+    evaluate_pending(job, progress=progress)
+    scores = job.finish()
+    shutil.rmtree(job.folder, ignore_errors=True)
     return scores
 
 
 def classify_large(
-    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, *, scales: Any = None, flip: bool | None = None,
-    stride: Any = None, memory_limit: int = MEMORY_LIMIT, large: LargeConfig | None = None,
-    folder: str | os.PathLike | None = None, progress: bool = False, channels: Sequence[int] | None = None,
-    value_range: ValueRange | None = None,
+    net: Net, image: str | os.PathLike | np.ndarray | LargeImage, *, folder: str | os.PathLike | None = None,
+    progress: bool = False, **options: Any,
 ) -> Tensor:  # fmt: skip
     """The scores [classes] of an image of any size, as `classify` gives them; arguments as in `write_score_maps`.
 
     folder: Keeps the results of blocks; None: a temporary folder.
     """
-    net, config = as_net(net), large or LargeConfig()
-    opened = open_image(image, channels=channels, value_range=value_range)
-    plan = plan_blocks(net, View.of(opened, config), DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
-    with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
-        work = Path(temporary if folder is None else folder)
-        claim_folder(work, {**describe(plan), "net": digest(net), "maps": False})
-        for block in with_forecast(pending_blocks(plan, work), len(plan.blocks), progress):
-            score_block(net, plan, block, work, memory_limit=memory_limit, strict=config.strict, maps=False)
-        return merge_scores(plan, work)
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
+            return classify_large(net, image, folder=temporary, progress=progress, **options)
+    job = score_job(net, image, folder, **options)
+    evaluate_pending(job, progress=progress)
+    return job.finish()
 
 
 def prepare_score_maps(net: Net, plan: Plan, folder: Path) -> None:
@@ -207,16 +231,9 @@ def merge_scores(plan: Plan, folder: Path) -> Tensor:
     return torch.stack(known).mean(dim=0)
 
 
-def finish_score_maps(plan: Plan, folder: Path, path: Path) -> Tensor:
-    """Make the file of the maps whose blocks are done; returns what `merge_scores` gives. A second call continues."""
-    scores = merge_scores(plan, folder)
-    finish_maps(folder, plan.grids, plan.view.image, path)
-    return scores
-
-
 def score_maps_large(
-    net: Net, images: str | os.PathLike | LargeImage, *, scales: Any = None, flip: bool | None = None,
-    stride: Any = None, memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
+    net: Net, images: str | os.PathLike | LargeImage, *, scales: Scales = None, flip: bool | None = None,
+    stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
 ) -> list[ScoreMap]:  # fmt: skip
     """`score_maps` of an image that is read in windows; ArgumentError where the maps do not fit the memory limit."""
     net, view = as_net(net), View.of(open_image(images, value_range=value_range))
