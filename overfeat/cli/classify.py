@@ -9,6 +9,7 @@ Examples:
     overfeat classify photo.jpg --scales 0.5,1.0 --heat-map -o results/
     overfeat classify photo.jpg --module net.py:make_net --weights state.pt --window 96 --stride 8
     overfeat classify photo.jpg --prototypes known.safetensors
+    overfeat classify slide.svs --weights run/net.safetensors --scales 0.5 --heat-map -o results/
 """
 
 import argparse
@@ -23,6 +24,14 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings, note_unseen
 from overfeat.cli.heat_maps import SUFFIXES, write_heat_maps
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
+from overfeat.cli.large import (
+    add_large_options,
+    large_config,
+    large_settings,
+    note_skipped,
+    process_large,
+    read_any,
+)
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import config_from_args, refuse_options
@@ -36,8 +45,11 @@ from overfeat.options import positive
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from overfeat.large.blocks import Job
+    from overfeat.large.reader import LargeImage
     from overfeat.models.net import Net
 
+LARGE_SUFFIXES = (".zarr", ".tif")  # of heat maps of large images
 DENSE = tuple(field.name for field in fields(DenseConfig))
 # The options that have no effect with --voting.
 UNUSED = {
@@ -56,13 +68,17 @@ def add_parser(commands: Commands) -> None:
     help = "all positions of all scales (dense), corners and centre, mirrored (ten), or one crop (default: %(default)s)"
     parser.add_argument("--voting", choices=("dense", "ten", "centre"), default="dense", help=help)
     help = "also write IMAGE.npz, the scores of the classes printed at every position, and IMAGE.png, the best class's "
-    parser.add_argument("--heat-map", action="store_true", help=help + "(needs the extra demo); with -o")
+    help += (
+        "(needs the extra demo); of large images IMAGE.zarr, all classes, and of georeferenced ones IMAGE.tif; with -o"
+    )
+    parser.add_argument("--heat-map", action="store_true", help=help)
     add_out(parser, "write IMAGE.json for every image; a second run continues")
     help = "the classes of `overfeat teach` in place of the net's own: those in the image, by their best window"
     parser.add_argument("--prototypes", type=Path, metavar="FILE", help=help)
     add_cluster_options(parser)
     add_net_options(parser, module=ModuleOptions)
     add_dense_options(parser)
+    add_large_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
     released.add_argument("-f", "--features", action="store_true", help="the same as `overfeat features --format text`")
     features.add_layer(released, "output of a layer; implies -f")
@@ -81,13 +97,14 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("heat_map", "needs a folder to write to; give -o FOLDER")
     if args.prototypes and args.voting != "dense":
         raise ArgumentError("voting", "must be dense with --prototypes; leave it out")
-    work, images = _Classification(args), find_images(args)
+    work, images = _Classification(args), find_images(args, large=True)
     if args.out:
         settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}
         settings |= {"heat_map": True} if args.heat_map else {}
         settings |= {"prototypes": digest(args.prototypes)} if args.prototypes else {}
-        settings |= dense_settings(args, work.net) | net_settings(args, work.net)
-        work.results = result_folder(args, images, settings, ".json", SUFFIXES if args.heat_map else ())
+        settings |= dense_settings(args, work.net) | net_settings(args, work.net) | large_settings(args)
+        beside = (*SUFFIXES, *LARGE_SUFFIXES) if args.heat_map else ()
+        work.results = result_folder(args, images, settings, ".json", beside)
     return process_images(args, images, work)
 
 
@@ -101,11 +118,18 @@ class _Classification(ImageWork):
             refuse_options(args, ("labels",), "--prototypes, which have names")
             self.net = load_prototypes(args.prototypes, self.net)
 
-    def process(self, path: Path, image: "Tensor") -> list[dict]:
+    def read(self, path: Path) -> "Tensor | LargeImage":
+        return read_any(self.args, path)
+
+    def process(self, path: Path, image: "Tensor | LargeImage") -> list[dict]:
+        from torch import Tensor
+
         from overfeat.classification.predict import scale_scores
         from overfeat.dense.evaluate import score_maps
         from overfeat.dense.heat_maps import class_scores
 
+        if not isinstance(image, Tensor):
+            return process_large(self, path, image)
         net, args = self.net, self.args
         if args.voting == "dense":
             note_unseen(path, net, (image.shape[1], image.shape[2]), config_from_args(DenseConfig, args))
@@ -116,14 +140,38 @@ class _Classification(ImageWork):
             scores = class_scores(maps) if maps else _scores(net, image, args)
         if not scores.isfinite().all():
             raise InputError("the net gives NaN scores; its weights are broken")
-        top = top_classes(scores, net.class_names, args.top_k)
-        if args.prototypes:
-            top = [entry for entry in top if entry["score"] >= self.net.threshold]
         if self.results and maps:
             write_heat_maps(self.results(path, ""), image, maps, scores, net.class_names, args.top_k, self.draw)
+        return self._entry(path, scores)
+
+    def _entry(self, path: Path, scores: "Tensor") -> list[dict]:
+        """The best classes of scores [classes], written to the image's result."""
+        top = top_classes(scores, self.net.class_names, self.args.top_k)
+        if self.args.prototypes:
+            top = [entry for entry in top if entry["score"] >= self.net.threshold]
         if self.results:
             write_json(self.results(path), {"image": str(path), "classes": top})
         return top
+
+    def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "Job":
+        from overfeat.large.score_maps import score_job
+
+        if self.args.voting != "dense":
+            raise ArgumentError("voting", f"must be dense for {printable(path)}, which is read in windows")
+        target = self.results(path, LARGE_SUFFIXES[0]) if self.results and self.args.heat_map else None
+        config = large_config(self.args)
+        job = score_job(self.net, image, folder, path=target, large=config, **dense_arguments(self.args))
+        note_skipped(job.plan)
+        return job
+
+    def finish_large(self, path: Path, job: "Job") -> list[dict]:
+        from overfeat.large.map_blocks import export_tiffs
+
+        largest, georeference = job.finish(), job.plan.view.image.georeference
+        if self.results and self.args.heat_map and georeference:
+            source, target = (self.results(path, suffix) for suffix in LARGE_SUFFIXES)
+            export_tiffs(source, target, georeference)
+        return self._entry(path, largest.amax(dim=0) if self.args.prototypes else largest.mean(dim=0))
 
     def show(self, path: Path, entry: list[dict]) -> None:
         if not entry:

@@ -11,6 +11,7 @@ Examples:
     overfeat features -L fc.0 photo.jpg --module net.py:make_net --weights state.pt --window 96 --stride 8
     overfeat features -L 19 -d data photo.jpg
     overfeat features --format text -d data -l photo.jpg > photo.features
+    overfeat features slide.svs -L 5 --weights run/net.safetensors -o features.zarr
 """
 
 import argparse
@@ -20,12 +21,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from overfeat.cli.cluster import add_cluster_options, check_cluster
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import note_unseen
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images, read_enlarged
+from overfeat.cli.large import (
+    add_large_options,
+    is_read_in_windows,
+    large_config,
+    large_settings,
+    process_large,
+    read_any,
+)
 from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import add_options
@@ -37,7 +46,10 @@ from overfeat.files import check_writable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from overfeat.large.blocks import Job
+    from overfeat.large.reader import LargeImage
 
+LARGE = ".zarr"  # the suffix of features of large images
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
 
 
@@ -47,7 +59,7 @@ def add_parser(commands: Commands) -> None:
     add_image_options(parser)
     add_layer(parser, "the layer: its number, or the name of a submodule")
     parser.add_argument("-f", "--features", action="store_true", help="accepted, as in the 2013 program")
-    help = "text is the 2013 program's format (default: %(default)s)"
+    help = "text is the 2013 program's format (default: %(default)s; of large images always .zarr)"
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="npz", help=help)
     help = "a file for one image, a folder for several; a second run into a folder continues (default: IMAGE.npz or "
     add_out(parser, help + "IMAGE.safetensors here; text goes to standard output)", "FILE|FOLDER")
@@ -56,6 +68,7 @@ def add_parser(commands: Commands) -> None:
     add_cluster_options(parser)
     add_net_options(parser, module=ModuleOptions)
     add_options(parser, DenseConfig, skip=("scales", "flip"))
+    add_large_options(parser)
 
 
 def add_layer(container: argparse._ActionsContainer, help: str) -> None:
@@ -65,22 +78,27 @@ def add_layer(container: argparse._ActionsContainer, help: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the features of the images."""
-    work, images = _Features(args), find_images(args)
-    single = len(images) == 1 and not args.images[0].is_dir() and not (args.out and args.out.is_dir())
+    work, images = _Features(args), find_images(args, large=True)
+    suffixes = {path: work.suffix(path) for path in images}
+    folder = bool(args.out) and args.out.is_dir() and args.out.suffix != LARGE
+    single = len(images) == 1 and args.images[0] in images and not folder
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
     check_cluster(args, folder=bool(args.out) and not single)
     if args.out and any(args.out.resolve() == path.resolve() for path in images):
         raise InputError(f"-o {args.out}: is the image itself; name another file")
     if single and (args.out or args.format != "text"):
-        (name,) = images.values()
-        work.file = args.out or Path(name + SUFFIXES[args.format])
-        _check_file(work.file, args)
+        ((path, name),) = images.items()
+        work.file = args.out or Path(name + suffixes[path])
+        if suffixes[path] != LARGE:
+            _check_file(work.file, args)
     elif args.out:
         settings = {"command": "features", "layer": work.name, "format": args.format, **net_settings(args, work.net)}
         if work.net.geometry.any_stride:
             settings["stride"] = args.stride or work.net.default_stride
-        work.results = result_folder(args, images, settings, SUFFIXES[args.format])
+        named = {path: name + suffixes[path] for path, name in images.items()}
+        beside = [LARGE] if LARGE in suffixes.values() else []
+        work.results = result_folder(args, named, settings | large_settings(args), "", beside)
     return process_images(args, images, work)
 
 
@@ -97,13 +115,29 @@ class _Features(ImageWork):
         self.net = load_net(args)
         self.name, self.layer = find_layer(self.net, args.layer, args.stride)
 
-    def read(self, path: Path) -> "Tensor":
+    def suffix(self, path: Path) -> str:
+        """Of the features of an image. Raises InputError for a large one in a format that holds it in memory."""
+        args = self.args
+        if not is_read_in_windows(args, path):
+            return SUFFIXES[args.format]
+        if args.format != args.parser.get_default("format"):
+            remedy = f"use overfeat features -o FILE{LARGE}, without a format"
+            raise InputError(f"{path}: is read in windows, and its features are written as {LARGE}; {remedy}")
+        return LARGE
+
+    def read(self, path: Path) -> "Tensor | LargeImage":
+        if is_read_in_windows(self.args, path):
+            return read_any(self.args, path)
         return read_enlarged(self.net, path, self.args.max_pixels)
 
-    def process(self, path: Path, image: "Tensor") -> "Tensor | Sequence[int]":
+    def process(self, path: Path, image: "Tensor | LargeImage") -> "Tensor | Sequence[int]":
         """The features, or their shape where they are written to a file."""
+        from torch import Tensor
+
         from overfeat.dense.layer_output import layer_output
 
+        if not isinstance(image, Tensor):
+            return process_large(self, path, image) if self.results else self._write_large(image)
         if self.net.geometry.any_stride:
             size = (image.shape[1], image.shape[2])
             note_unseen(path, self.net, size, DenseConfig(scales=(1.0,), flip=False, stride=self.args.stride))
@@ -114,6 +148,27 @@ class _Features(ImageWork):
         _write(features, self.name, file, self.args.format)
         return tuple(features.shape)
 
+    def _write_large(self, image: "LargeImage") -> Sequence[int]:
+        """Write the features to the file that -o names, beside which a folder keeps its blocks until it is complete."""
+        from overfeat.large.layers import write_layer_output
+
+        assert self.file is not None
+        return write_layer_output(self.net, image, self.file, progress=True, **self._large_options())
+
+    def _large_options(self) -> dict[str, Any]:
+        args = self.args
+        options = {"layer": args.layer, "stride": args.stride, "memory_limit": args.memory_limit}
+        return {**options, "large": large_config(args)}
+
+    def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "Job":
+        from overfeat.large.layers import layer_job
+
+        assert self.results is not None
+        return layer_job(self.net, image, folder, path=self.results(path), **self._large_options())
+
+    def finish_large(self, path: Path, job: "Job") -> Sequence[int]:
+        return job.finish()
+
     def show(self, path: Path, entry: "Tensor | Sequence[int]") -> None:
         if (file := self._file(path)) is None:
             assert not isinstance(entry, Sequence)
@@ -123,7 +178,7 @@ class _Features(ImageWork):
 
     def load(self, path: Path) -> Sequence[int]:
         assert self.results is not None
-        return _shape(self.results(path), self.args.format)
+        return _shape(self.results(path))
 
     def _file(self, path: Path) -> Path | None:
         return self.results(path) if self.results else self.file
@@ -158,14 +213,18 @@ def _holds_features(path: Path) -> bool:
     return False
 
 
-def _shape(file: Path, file_format: str) -> Sequence[int]:
-    """Of the features in a file that `_write` wrote."""
+def _shape(file: Path) -> Sequence[int]:
+    """Of the features in a file of results."""
     import numpy as np
     from safetensors import safe_open
 
-    if file_format == "npz":
+    if file.suffix == LARGE:
+        from overfeat.large.map_file import MapFile
+
+        return MapFile(file).levels[0].shape
+    if file.suffix == SUFFIXES["npz"]:
         return np.load(file)["features"].shape
-    if file_format == "safetensors":
+    if file.suffix == SUFFIXES["safetensors"]:
         with safe_open(file, "np") as tensors:
             return tensors.get_slice("features").get_shape()
     with open(file) as text:

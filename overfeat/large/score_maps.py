@@ -60,11 +60,11 @@ class ScoreJob:
         )  # fmt: skip
 
     def finish(self) -> Tensor:
-        """Make the file of the maps; returns the scores [classes] of the image."""
-        scores = merge_scores(self.plan, self.folder)
+        """Make the file of the maps; returns the largest scores of each scale and mirror image, [grids, classes]."""
+        largest = largest_scores(self.plan, self.folder)
         if self.path is not None:
             finish_maps(self.folder, self.plan.grids, self.plan.view.image, self.path)
-        return scores
+        return largest
 
 
 def score_job(
@@ -112,7 +112,7 @@ def write_score_maps(
     """
     job = score_job(net, image, unfinished(path) if folder is None else folder, path=path, **options)
     evaluate_pending(job, progress=progress)
-    scores = job.finish()
+    scores = job.finish().mean(dim=0)
     shutil.rmtree(job.folder, ignore_errors=True)
     return scores
 
@@ -130,7 +130,7 @@ def classify_large(
             return classify_large(net, image, folder=temporary, progress=progress, **options)
     job = score_job(net, image, folder, **options)
     evaluate_pending(job, progress=progress)
-    return job.finish()
+    return job.finish().mean(dim=0)
 
 
 def prepare_score_maps(net: Net, plan: Plan, folder: Path) -> None:
@@ -215,10 +215,11 @@ def _damaged_positions(plan: Plan, block: Block, damaged: list[TileError]) -> np
     return total
 
 
-def merge_scores(plan: Plan, folder: Path) -> Tensor:
-    """The scores [classes] of an image whose blocks are done, as `classify` gives them.
+def largest_scores(plan: Plan, folder: Path) -> Tensor:
+    """The largest score of each class in each grid, [grids, classes], of an image whose blocks are done.
 
-    A warning names each damaged tile that was left out. Raises InputError if no window is left.
+    Grids without a window that was evaluated are left out. A warning names each damaged tile that was left out. Raises
+    InputError if no window is left.
     """
     maxima: dict[int, Tensor] = {}
     for block in plan.blocks:
@@ -228,7 +229,7 @@ def merge_scores(plan: Plan, folder: Path) -> Tensor:
     known = [scores for scores in maxima.values() if scores.isfinite().all()]
     if not known:
         raise InputError(f"{plan.view.image.name}: all of it is background or damaged; there are no scores")
-    return torch.stack(known).mean(dim=0)
+    return torch.stack(known)
 
 
 def score_maps_large(
