@@ -21,6 +21,9 @@ from overfeat.cluster.connect import connect
 COMMAND = "python -m bench.cluster"
 SIDE = 768  # pixels of the images
 SCALE = 1.0
+QUEUED = 40  # groups on their way, as with twenty workers
+GROUPS = 1000
+BANDWIDTHS = (100, 1000)  # MB/s
 WORKERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -83,17 +86,21 @@ def measure_scaling(images: list[str], repeats: int) -> dict[str, float]:
 
 
 def measure_overhead(count: int) -> dict[str, float]:
-    """Milliseconds of a group that does nothing, and seconds of many such items in groups."""
+    """Milliseconds of a group that does nothing, with many on their way, and seconds of many such items in groups."""
     with connect("local:1") as client:
         seconds_of(nothing, range(10), client)
-        largest, dispatch.MAX_GROUP = dispatch.MAX_GROUP, 1
+        largest, queued = dispatch.MAX_GROUP, dispatch.QUEUED
+        dispatch.MAX_GROUP, dispatch.QUEUED = 1, QUEUED
         try:
-            alone = 1000 * min(seconds_of(nothing, range(1000), client) for _ in range(2)) / 1000
+            own = time.process_time()
+            wall = min(seconds_of(nothing, range(GROUPS), client) for _ in range(2))
+            own = (time.process_time() - own) / 2
         finally:
-            dispatch.MAX_GROUP = largest
+            dispatch.MAX_GROUP, dispatch.QUEUED = largest, queued
         seconds = seconds_of(nothing, range(count), client)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"ms a group": alone, "items": count, "seconds": seconds, "group": largest, "MiB of the command": memory}
+    alone = {"ms a group": 1000 * wall / GROUPS, "cpu ms a group": 1000 * own / GROUPS, "queued": QUEUED}
+    return {**alone, "items": count, "seconds": seconds, "group": largest, "MiB of the command": memory}
 
 
 def model(item: float, group: float, megabytes: float, *, workers: int, bandwidth: float) -> float:
@@ -110,18 +117,25 @@ def model(item: float, group: float, megabytes: float, *, workers: int, bandwidt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--items", type=int, default=1_000_000, help="that do nothing, in groups")
-    parser.add_argument("--repeats", type=int, default=3, help="of scaling; the best counts")
+    parser.add_argument("--repeats", type=int, default=2, help="of scaling; the best counts")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder), args.images)
         megabytes = sum(Path(path).stat().st_size for path in images) / len(images) / 1e6
         scaling = measure_scaling(images, args.repeats)
     overhead = measure_overhead(args.items)
-    results = {"side": SIDE, "images": args.images, "megabytes": megabytes, "scaling": scaling, "overhead": overhead}
+    results: dict[str, Any] = {
+        "bandwidths": BANDWIDTHS,
+        "side": SIDE,
+        "images": args.images,
+        "megabytes": megabytes,
+        "scaling": scaling,
+        "overhead": overhead,
+    }
     predict = partial(model, 1 / scaling["one"], overhead["ms a group"] / 1000, megabytes)
-    results["model"] = {n: [predict(workers=n, bandwidth=speed) for speed in (100, 1000)] for n in WORKERS}
+    results["model"] = {n: [predict(workers=n, bandwidth=speed) for speed in BANDWIDTHS] for n in WORKERS}
     print(json.dumps(results, indent=1))
     write_results("cluster", COMMAND, results)
 

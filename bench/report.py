@@ -12,6 +12,7 @@ from bench.common import RESULTS, ROOT
 from bench.pages import (
     cells,
     classification,
+    cluster,
     detection,
     gpu,
     kernels,
@@ -35,6 +36,7 @@ SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
     "speed-detect": speed_detect.page,
     "kernel-report": kernels.page,
     "large-memory": large_memory.page,
+    "cluster": cluster.page,
     "large-reading": large_reading.page,
     "accuracy-classification": classification.page,
     "accuracy-localization": localization.page,

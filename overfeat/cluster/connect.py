@@ -73,7 +73,7 @@ def _local(distributed: Any, count: int) -> "Iterator[Client]":
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     settings = {"distributed.scheduler.allowed-failures": 1}
-    scheduler = {"n_workers": 0, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+    scheduler = {"n_workers": 0, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with dask.config.set(settings), distributed.LocalCluster(**scheduler) as cluster:
         with distributed.Client(cluster) as client:
             process = _start_workers(cluster.scheduler_address, count)

@@ -28,6 +28,7 @@ GROUP_SECONDS = 1.0  # of work in a group: against it a scheduler's millisecond 
 MAX_GROUP = 1000
 QUEUED = 2  # groups for each worker, so that it has the next one at hand
 MAX_PICKLED = 1 << 20  # bytes; they go with every group
+COLLECTING = 0.01  # seconds for more groups to end: many at once cost the scheduler less than one by one
 COUNTING = 2.0  # seconds between two looks at the number of workers
 LOST = "the Dask scheduler has ended or dropped the work; results that are written are kept, so run it again"
 WAIT = 15.0  # seconds without a result before a look at whether there are workers
@@ -111,6 +112,7 @@ class Dispatcher:
         keys = []
         try:
             keys.append(self.done.get(timeout=WAIT))
+            time.sleep(COLLECTING)
             while True:
                 keys.append(self.done.get_nowait())
         except queue.Empty:
