@@ -22,7 +22,7 @@ class Conversion:
     Attributes:
         kind: What the samples are.
         low, high: The values of black and white.
-        alpha: How the last sample is one: colours are composited over white.
+        alpha: Whether the last sample is the opacity, and how the colours are stored: they are composited over white.
         palette: uint8 [n, 3].
         upper_bits: 16-bit colours become their upper 8 bits, as `read_image` reads them, instead of rounded.
     """
@@ -36,13 +36,13 @@ class Conversion:
 
     def __call__(self, samples: Samples) -> Samples:
         if self.palette is not None:
-            return np.moveaxis(self.palette[np.minimum(samples[..., 0], len(self.palette) - 1)], 2, 0)
-        pixels = self._to_bytes(samples)
-        colours = pixels[..., : COUNTS[self.kind]]
+            colours = self.palette[np.minimum(samples[..., 0], len(self.palette) - 1)]
+            return np.ascontiguousarray(np.moveaxis(colours, 2, 0))
+        colours = self._to_bytes(samples[..., : COUNTS[self.kind]])
         if self.kind in ("CMYK", "YCbCr"):
             colours = np.asarray(Image.fromarray(np.ascontiguousarray(colours), self.kind).convert("RGB"))
         if self.alpha is not None:
-            colours = _over_white(colours, pixels[..., -1:], self.alpha)
+            colours = _over_white(colours, _opacity(samples[..., -1:]), self.alpha)
         planes = np.moveaxis(colours, 2, 0)
         return np.array(np.broadcast_to(planes, (3, *planes.shape[1:])), order="C")
 
@@ -61,6 +61,13 @@ class Conversion:
 def _scaled(values: Samples, low: float, high: float) -> Samples:
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
     return np.nan_to_num(np.floor(np.clip(scaled, 0, 255) + 0.5), nan=0)
+
+
+def _opacity(alpha: Samples) -> Samples:
+    """Alpha as uint8, whatever the range of the colours: all of the type of integers, 0 to 1 of other numbers."""
+    if alpha.dtype.kind == "u":
+        return (alpha >> 8 * (alpha.dtype.itemsize - 1)).astype(np.uint8)
+    return _scaled(alpha, 0, 1).astype(np.uint8)
 
 
 def _over_white(colours: Samples, alpha: Samples, kind: Alpha) -> Samples:
@@ -94,7 +101,12 @@ def conversion(
     else:
         problem = f"{name}: {dtype} numbers have no fixed range of brightness; "
         raise ArgumentError("value_range", "says what black and white are, such as (0, 4095)", problem)
-    upper_bits = dtype == np.uint16 and kind == "rgb" and (low, high) == (0, 65535) and alpha != "premultiplied"
+    upper_bits = (
+        (dtype.kind, dtype.itemsize) == ("u", 2)
+        and kind == "rgb"
+        and (low, high) == (0, 65535)
+        and alpha != "premultiplied"
+    )
     low, high = (high, low) if white_is_zero else (low, high)
     return Conversion(kind, low, high, alpha, palette, upper_bits)
 

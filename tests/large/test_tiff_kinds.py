@@ -93,6 +93,16 @@ def test_windows_have_the_pixels_that_read_image_reads(tmp_path, kind):
     assert len(notes) == (note is not None) and (note is None or notes[0].startswith(f"{path}: {note}"))
 
 
+def test_alpha_is_not_of_the_range_of_colours(tmp_path):
+    path, options = tmp_path / "a.tif", {"extrasamples": ["unassalpha"], "tile": (64, 64), "metadata": None}
+    opacity = np.where(GREY > 60, 255, 128).astype(np.uint8)
+    tifffile.imwrite(path, with_band(opacity), photometric="rgb", **options)
+    read = pixels(open_image(path, value_range=(0, 510)))
+    assert abs(read - (255 - (255 - RGB / 2) * (opacity[..., None] / 255))).max() <= 1.5
+    tifffile.imwrite(path, with_band(MASK, RGB[..., :1]), photometric="miniswhite", **options)
+    assert np.array_equal(pixels(open_image(path))[..., 0], np.where(MASK[..., 0] == 255, 255 - GREY, 255))
+
+
 def test_more_compressions(tmp_path):
     for compression in ("zstd", "jpeg2000", "jpegxl", "lerc", "png"):
         tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", tile=(64, 64), compression=compression)
