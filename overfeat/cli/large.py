@@ -101,14 +101,17 @@ def process_large(work: "ImageWork", path: Path, image: "LargeImage") -> Any:
     """Evaluate an image in blocks, which a second run continues if there is a folder of results; as `work.process`."""
     from overfeat.large.blocks import evaluate_pending
 
-    if work.results is None:
-        with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
-            job = work.large_job(path, image, Path(temporary))
-            evaluate_pending(job, progress=True)
-            return work.finish_large(path, job)
-    job = work.large_job(path, image, block_folder(work.results.folder, work.results.names[path]))
-    evaluate_pending(job, blocks_of_part(work, path, job.plan), progress=True)
-    return finish_blocks(work, path, job)
+    try:
+        if work.results is None:
+            with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
+                job = work.large_job(path, image, Path(temporary))
+                evaluate_pending(job, progress=True)
+                return work.finish_large(path, job)
+        job = work.large_job(path, image, block_folder(work.results.folder, work.results.names[path]))
+        evaluate_pending(job, blocks_of_part(work, path, job.plan), progress=True)
+        return finish_blocks(work, path, job)
+    finally:
+        image.close()
 
 
 def blocks_of_part(work: "ImageWork", path: Path, plan: "Plan") -> "list[Block]":

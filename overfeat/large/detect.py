@@ -126,8 +126,12 @@ def detect_large(
         with tempfile.TemporaryDirectory(prefix="overfeat-") as temporary:
             return detect_large(net, regressor, image, folder=temporary, progress=progress, **options)
     job = detection_job(net, regressor, image, folder, **options)
-    evaluate_pending(job, progress=progress)
-    return job.finish()
+    try:
+        evaluate_pending(job, progress=progress)
+        return job.finish()
+    finally:
+        if job.plan.view.image is not image:
+            job.plan.view.image.close()
 
 
 detect = or_large(detect_large)(predict.detect)
