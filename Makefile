@@ -53,6 +53,7 @@ bench: .venv/bench
 	$(BIN)/python -m bench densify -o bench/results/suite/densify.json
 	test -e runs/multi/test.json || $(BIN)/overfeat scenes runs/multi --split test --count 600 --objects 0 8
 	$(BIN)/python -m bench.detect
+	$(BIN)/python -m bench.serve
 	$(BIN)/overfeat --fast profile $(PROFILED) -o build/profile
 	mkdir -p bench/results/profile && cp build/profile/profile.json bench/results/profile/cpu.json
 	$(BIN)/python -m bench.kernel_report

@@ -52,7 +52,7 @@ class ServeConfig(Options):
             remedy = "give a password, `token`, or let everybody use the server, `insecure`"
             raise InputError(f"other machines reach {self.host}; {remedy}")
         if (self.certificate is None) != (self.key is None):
-            raise ArgumentError("certificate", "goes with `key`; give both or none")
+            raise InputError("https needs both `certificate` and `key`; give the other one, too")
 
     @property
     def is_local(self) -> bool:

@@ -61,18 +61,17 @@ class Model:
         }  # fmt: skip
 
 
-def load_models(paths: Sequence[Path] = (), device: torch.device | None = None) -> dict[str, Model]:
-    """The nets that ship and those of files, by name: a file's name without its suffix.
+def load_models(
+    paths: Sequence[Path] = (), device: torch.device | None = None, shipped: bool = True
+) -> dict[str, Model]:
+    """The nets of files, by the files' names without suffix, and those that ship.
 
     Raises InputError for files that are no weights of overfeat, and for two nets of one name.
     """
     models = {model.name: model for path in paths for model in [_from_file(path)]}
     if len(models) < len(paths):
         raise InputError("two files of weights have one name; rename one of them")
-    net = squeezenet()
-    shipped = [Model("squeezenet", net), Model("squeezenet-neighbours", net.with_borders("neighbours"))]
-    shipped += [_from_file(ASSETS / f"{file}.safetensors", name) for name, file in SHIPPED.items()]
-    for model in shipped:
+    for model in _shipped() if shipped else ():
         if model.name in models:
             raise InputError(f"{model.name}.safetensors: a net that ships has this name; rename the file")
         models[model.name] = model
@@ -82,6 +81,12 @@ def load_models(paths: Sequence[Path] = (), device: torch.device | None = None) 
             if model.regressor is not None:
                 model.regressor.to(device)
     return models
+
+
+def _shipped() -> list[Model]:
+    net = squeezenet()
+    nets = [Model("squeezenet", net), Model("squeezenet-neighbours", net.with_borders("neighbours"))]
+    return nets + [_from_file(ASSETS / f"{file}.safetensors", name) for name, file in SHIPPED.items()]
 
 
 def _from_file(path: Path, name: str | None = None) -> Model:

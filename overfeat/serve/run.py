@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import InputError
 from overfeat.serve.config import ServeConfig
 from overfeat.serve.models import Model
 
@@ -47,6 +47,12 @@ def make_server(models: Mapping[str, Model], config: ServeConfig, warm_up: bool 
         timeout_keep_alive=15, timeout_graceful_shutdown=int(config.deadline) + 1,
         ssl_certfile=config.certificate, ssl_keyfile=config.key,
     )  # fmt: skip
+    try:
+        settings.load()
+    except OSError as error:  # ssl's errors, too
+        listener.close()
+        problem = f"{config.certificate}, {config.key}: no certificate with its key ({error.strerror or error})"
+        raise InputError(f"{problem}; give PEM files") from error
     return uvicorn.Server(settings), listener
 
 
@@ -69,6 +75,6 @@ def _listen(config: ServeConfig) -> socket.socket:
         listener.bind(address)
         listener.listen(128)
     except OSError as error:
-        problem = f"{config.host} port {config.port}: cannot listen there ({error.strerror or error}); "
-        raise ArgumentError("port", "must be another, or `host` an address of this machine", problem) from error
+        problem = f"{config.host} port {config.port}: cannot listen there ({error.strerror or error})"
+        raise InputError(f"{problem}; choose another `port`, or an address of this machine as `host`") from error
     return listener

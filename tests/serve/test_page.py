@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from browser import CHROMIUM, Browser, until, write_y4m
 from serving import ServerProcess, served, tiny_models
 
+from bench.browser import CHROMIUM, Browser, until, write_y4m
 from overfeat.files import ASSETS
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; Debian's package is called chromium")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -18,7 +19,11 @@ import overfeat
 from overfeat.data.images import read_image
 from overfeat.dense.heat_maps import class_scores
 from overfeat.dense.results import object_entries
+from overfeat.errors import InputError
 from overfeat.files import ASSETS
+from overfeat.serve.config import ServeConfig
+from overfeat.serve.models import load_models
+from overfeat.serve.run import make_server
 
 PHOTO = ASSETS / "scenes" / "00012.png"
 
@@ -250,3 +255,32 @@ def test_the_document_names_every_parameter(client):
     names = {parameter["name"] for parameter in document["paths"]["/v1/detect"]["post"]["parameters"]}
     assert names == {"model", "format", "scales", "stride", "flip", "raw", "min_score"}
     assert json.dumps(document).count("NaN") == 0
+
+
+def test_options_that_do_not_go_are_refused_in_words(tmp_path, models):
+    (tmp_path / "a.pem").write_text("junk")
+    for options, words in [
+        ({"host": "0.0.0.0"}, "other machines reach 0.0.0.0; give a password, `token`, or let everybody"),
+        ({"host": "example.com"}, "other machines reach example.com"),
+        ({"token": "secret", "insecure": True}, "insecure does not go with a token"),
+        ({"token": "ä"}, "token must be printable ASCII characters"),
+        ({"certificate": tmp_path / "a.pem"}, "https needs both `certificate` and `key`"),
+        ({"certificate": tmp_path / "a.pem", "key": tmp_path / "a.pem"}, "no certificate with its key"),
+        ({"certificate": tmp_path / "none.pem", "key": tmp_path / "a.pem"}, "No such file"),
+        ({"port": 70_000}, "port must be at least 0 and less than 65536"),
+        ({"host": "192.0.2.1", "insecure": True}, "192.0.2.1 port 0: cannot listen there"),
+    ]:
+        with pytest.raises(InputError, match=re.escape(words)):
+            make_server(models, ServeConfig(**{"port": 0, **options}))
+
+
+def test_weights_are_served_under_the_name_of_their_file(tmp_path, models):
+    overfeat.save(models["trees"].net, tmp_path / "trees.safetensors")
+    assert load_models([tmp_path / "trees.safetensors"], shipped=False)["trees"].tasks == ("classify", "features")
+    for paths, words in [
+        (["a/trees.safetensors", "trees.safetensors"], "no such file"),
+        (["trees.pt"], "not weights of overfeat's own"),
+        (["trees.safetensors", "trees.safetensors"], "two files of weights have one name"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            load_models([tmp_path / path for path in paths], shipped=False)

@@ -26,12 +26,21 @@ export function fit(canvas, width, height, space) {
   return canvas.width / width;
 }
 
+/** A map in colours, with one cell more on each side, transparent, so that its edges are soft. */
 function mapCanvas(map) {
   const [height, width] = map.shape;
   const bytes = atob(map.values);
-  const pixels = new ImageData(width, height);
-  for (let i = 0; i < bytes.length; i++) pixels.data.set(TABLE[bytes.charCodeAt(i)], 4 * i);
-  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const pixels = new ImageData(width + 2, height + 2);
+  for (let row = 0; row < height + 2; row++) {
+    for (let column = 0; column < width + 2; column++) {
+      const inside = [Math.min(Math.max(row - 1, 0), height - 1), Math.min(Math.max(column - 1, 0), width - 1)];
+      const color = TABLE[bytes.charCodeAt(inside[0] * width + inside[1])];
+      const at = 4 * (row * (width + 2) + column);
+      pixels.data.set(color, at);
+      if (inside[0] !== row - 1 || inside[1] !== column - 1) pixels.data[at + 3] = 0;
+    }
+  }
+  const canvas = Object.assign(document.createElement("canvas"), { width: width + 2, height: height + 2 });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas;
 }
@@ -46,8 +55,9 @@ export function drawMaps(context, frame, maps, factor) {
   context.globalCompositeOperation = "source-over";
   maps.forEach((map, i) => {
     const [left, top, right, bottom] = map.box.map((edge) => edge * factor);
+    const [across, down] = [(right - left) / map.shape[1], (bottom - top) / map.shape[0]];
     context.globalAlpha = 1 / (i + 1);  // the mean of several
-    context.drawImage(mapCanvas(map), left, top, right - left, bottom - top);
+    context.drawImage(mapCanvas(map), left - across, top - down, right - left + 2 * across, bottom - top + 2 * down);
   });
   context.globalAlpha = 1;
 }
