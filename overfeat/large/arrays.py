@@ -71,7 +71,7 @@ def load(path: str | os.PathLike) -> Samples:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{printable(path)}: not an array that can be mapped ({reason}); save it with numpy.save"
         ) from error

@@ -125,13 +125,17 @@ def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of damaged tags
-            first, *others = _directories(file)
+            return _is_large_tiff(_directories(file), max_pixels)
     except Exception:  # Pillow's reader raises many kinds for what is damaged; whoever reads the file reports it
         return False
-    width, is_tiled = first.get(WIDTH, 0), TILE_WIDTH in first
-    if is_tiled and (SUB_IFDS in first or any(TILE_WIDTH in page and page.get(WIDTH, 0) < width for page in others)):
+
+
+def _is_large_tiff(pages: list[Any], max_pixels: int) -> bool:
+    first, *others = pages
+    width, is_tiled = first[WIDTH], TILE_WIDTH in first
+    if is_tiled and (SUB_IFDS in first or any(TILE_WIDTH in page and page[WIDTH] < width for page in others)):
         return True
-    return width * first.get(HEIGHT, 0) > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
+    return width * first[HEIGHT] > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
 
 
 def _is_large_jpeg_2000(path: Path, max_pixels: int) -> bool:

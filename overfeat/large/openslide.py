@@ -45,7 +45,7 @@ class SlideImage:
         try:
             return self._openslide.OpenSlide(self._arguments[0])
         except (self._openslide.OpenSlideError, OSError) as error:
-            reason = " ".join(str(error).split()) or "of a kind that it does not read"
+            reason = " ".join(str(error).split())[:200] or "of a kind that it does not read"
             remedy = "copy the file again, with the folder beside it if it has one"
             raise InputError(f"{self.name}: openslide cannot read it ({reason}); {remedy}") from error
 

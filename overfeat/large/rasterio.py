@@ -49,7 +49,7 @@ class RasterImage:
                 warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)
                 return self._rasterio.open(self._arguments[0], **options)
         except self._rasterio.errors.RasterioError as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split())[:200]
             raise InputError(f"{self.name}: GDAL cannot read it ({reason}); convert it to a tiled TIFF") from error
 
     def _layout(self, dataset: Any, channels: object, value_range: ValueRange | None) -> tuple[list[int], Conversion]:

@@ -205,7 +205,7 @@ def _open(path: str | os.PathLike, name: str) -> Any:
     try:
         return tifffile.TiffFile(path)
     except Exception as error:  # of many kinds for damaged files
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UndecodableError(f"{name}: cannot be read as a TIFF ({reason}); copy the file again") from error
 
 

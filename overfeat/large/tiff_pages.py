@@ -115,7 +115,7 @@ def unsupported(page: Page) -> str | None:
     try:
         page.decode(None, 0)
     except Exception as error:  # of many kinds
-        return " ".join(str(error).split()) or type(error).__name__
+        return " ".join(str(error).split())[:200] or type(error).__name__
     return None
 
 
