@@ -15,7 +15,7 @@ from overfeat.dense.grid import grids
 from overfeat.densify.convert import _preparation
 from overfeat.errors import InputError
 from overfeat.files import ASSETS
-from overfeat.large import LargeConfig, detect_large, open_image
+from overfeat.large import LargeConfig, detect_large, open_image, write_layer_output, write_score_maps
 
 VALUES = [
     None, "no such", 3, 3.5, -1, float("nan"), True, [], [None], {}, object(), b"x", np.zeros((2, 2)), torch.empty(0),
@@ -113,6 +113,9 @@ def calls(tmp_path_factory):
     functions = {name: getattr(overfeat, name.split()[0], detect_large) for name in arguments}
     functions["SixScales"] = lambda number: overfeat.SixScales(number)
     overfeat.save_multibox(model, folder / "model.safetensors")
+    np.save(folder / "image.npy", image.permute(1, 2, 0).numpy())
+    large = folder / "image.npy"
+    written = {"folder": folder / "blocks", "progress": False, "large": None, "memory_limit": 1 << 28}
     prototypes = overfeat.Prototypes(own)
     prototypes.add("a", image)
     prototypes.save(folder / "prototypes.safetensors")
@@ -135,6 +138,14 @@ def calls(tmp_path_factory):
         "a net": (net, {"images": image[None].float(), "stride": "coarse"}),
         "features": (net.features, {"images": image[None].float()}),
         "layer_output": (net.layer_output, {"images": image[None].float(), "number": 3}),
+        "write_score_maps": (
+            write_score_maps,
+            {"net": net, "image": large, "path": folder / "a.zarr", "scales": [1.0], **written},
+        ),
+        "write_layer_output": (
+            write_layer_output,
+            {"net": net, "image": large, "path": folder / "b.zarr", "layer": 5, **written},
+        ),
         "a converted net": (own, {"images": image, "stride": "coarse"}),
         "layer_output of a converted net": (own.layer_output, {"images": image, "name": "0", "stride": "coarse"}),
     }

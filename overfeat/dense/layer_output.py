@@ -12,7 +12,7 @@ from overfeat.dense.inputs import one_image
 from overfeat.dense.tiling import fit_tile, tiles_of
 from overfeat.densify.layer import ConvertedLayer
 from overfeat.densify.net import DensifiedNet
-from overfeat.errors import ArgumentError
+from overfeat.errors import ArgumentError, is_whole
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.layers import BuiltInLayer, NetLayer
 from overfeat.models.net import InputSpan, Net, eval_mode
@@ -80,7 +80,7 @@ def layer_tiles(
         yield slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop), tile
 
 
-def find_layer(net: Net, name: str | None = None, stride: Stride | None = None) -> tuple[int | str, NetLayer]:
+def find_layer(net: Net, name: str | int | None = None, stride: Stride | None = None) -> tuple[int | str, NetLayer]:
     """A layer's number or name, and the layer.
 
     Args:
@@ -92,7 +92,11 @@ def find_layer(net: Net, name: str | None = None, stride: Stride | None = None) 
     Raises:
         ArgumentError: For a number that the net does not have, and a stride of a built-in net.
         InputError: For a name that the net does not have.
+        TypeError: For what is neither a name nor a number.
     """
+    name = str(name) if is_whole(name) else name
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"layer must be a name or a number, not {type(name).__name__}")
     if isinstance(net, DensifiedNet):
         name = name or net.program.outputs[net.outputs.scores].name
         return name, ConvertedLayer(net, name, stride or net.default_stride)

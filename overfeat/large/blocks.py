@@ -18,6 +18,7 @@ from overfeat.dense.context import context_tile, half_size
 from overfeat.dense.evaluate import TileGroup, run_tiles
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.tiling import Pixels, Tile, cut_tile, tile_pixels, tiles_of
+from overfeat.errors import check_flag
 from overfeat.large.mask import Mask
 from overfeat.large.reader import TileError
 from overfeat.large.view import View
@@ -112,6 +113,7 @@ def evaluate_pending(job: Job, blocks: Sequence[Block] | None = None, *, progres
     """Evaluate the blocks, by default all, that are not done; with `progress` there is a bar with a forecast."""
     blocks = job.plan.blocks if blocks is None else blocks
     pending = [block for block in blocks if not block_path(job.folder, block).exists()]
+    check_flag("progress", progress)
     for block in with_forecast(pending, len(blocks), progress):
         job.evaluate(block)
 

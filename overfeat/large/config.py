@@ -1,7 +1,9 @@
 """Which part of a large image is evaluated, and how it is read. Imports no torch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from overfeat.errors import ArgumentError, check_flag, is_whole
 from overfeat.options import Options, option
@@ -50,3 +52,20 @@ class LargeConfig(Options):
         for name in ("mask", "strict"):
             check_flag(name, getattr(self, name))
         super().__post_init__()
+
+
+def as_large_config(large: object) -> LargeConfig:
+    """The options as they are, the defaults for None; TypeError for anything else."""
+    if large is None:
+        return LargeConfig()
+    if not isinstance(large, LargeConfig):
+        raise TypeError(f"large must be an overfeat.large.LargeConfig, not {type(large).__name__}")
+    return large
+
+
+def as_path(argument: str, path: object) -> Path:
+    """The value of an argument that is a path; TypeError for anything else."""
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be a path, not {type(path).__name__}")
+    return Path(name)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
-from overfeat.dense.config import MEMORY_LIMIT
+from overfeat.dense.config import MEMORY_LIMIT, DenseConfig
 from overfeat.dense.grid import Grid
 from overfeat.dense.layer_output import find_layer, layer_tiles
 from overfeat.dense.tiling import tiles_of
 from overfeat.errors import InputError
 from overfeat.large.blocks import BLOCK, Block, Plan, evaluate_pending
-from overfeat.large.config import LargeConfig
+from overfeat.large.config import LargeConfig, as_large_config, as_path
 from overfeat.large.detect import claim_folder, describe, digest
 from overfeat.large.map_blocks import (
     check_map_path,
@@ -70,21 +70,22 @@ class LayerJob:
 
 def layer_job(
     net: Net, image: str | os.PathLike | np.ndarray | LargeImage, folder: str | os.PathLike, *,
-    path: str | os.PathLike, layer: str | None = None, large: LargeConfig | None = None,
+    path: str | os.PathLike, layer: str | int | None = None, large: LargeConfig | None = None,
     value_range: ValueRange | None = None, stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT,
 ) -> LayerJob:  # fmt: skip
     """The work of `write_layer_output`, in a folder that is made and kept. Raises what `write_layer_output` raises."""
-    net, config, target = as_net(net), large or LargeConfig(), Path(path)
+    net, config, target, folder = as_net(net), as_large_config(large), as_path("path", path), as_path("folder", folder)
+    memory_limit = DenseConfig(memory_limit=memory_limit).memory_limit
     if target.suffix.lower() != ".zarr":
         raise InputError(f"{target}: the output of a layer is written as .zarr; name a folder that ends so")
     name, own = find_layer(net, layer, stride)
     plan, channels = plan_layer(net, own, View.of(open_image(image, value_range=value_range), config))
-    check_map_path(target, Path(folder))
-    claim_folder(Path(folder), {**describe(plan), "net": digest(net), "layer": name, "stride": stride})
+    check_map_path(target, folder)
+    claim_folder(folder, {**describe(plan), "net": digest(net), "layer": name, "stride": stride})
     if not target.exists():
-        prepare_layer(own, plan, channels, Path(folder), name)
+        prepare_layer(own, plan, channels, folder, name)
     shape = channels, *plan.grids[0].shape
-    return LayerJob(net, own, plan, Path(folder), target, shape, memory_limit, config.strict)
+    return LayerJob(net, own, plan, folder, target, shape, memory_limit, config.strict)
 
 
 def write_layer_output(
@@ -107,6 +108,7 @@ def write_layer_output(
             below the net's window.
         WriteError: Where a file cannot be written; the blocks that are done are kept.
     """
+    path = as_path("path", path)
     job = layer_job(net, image, unfinished(path) if folder is None else folder, path=path, **options)
     evaluate_pending(job, progress=progress)
     shape = job.finish()

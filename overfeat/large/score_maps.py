@@ -19,7 +19,7 @@ from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
 from overfeat.errors import ArgumentError, InputError
 from overfeat.large.blocks import Block, Plan, block_sides, evaluate_block, evaluate_pending, plan_blocks
-from overfeat.large.config import LargeConfig
+from overfeat.large.config import LargeConfig, as_large_config, as_path
 from overfeat.large.detect import claim_folder, describe, digest, or_large
 from overfeat.large.map_blocks import (
     check_map_path,
@@ -73,16 +73,17 @@ def score_job(
     scales: Scales = None, flip: bool | None = None, stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT,
 ) -> ScoreJob:  # fmt: skip
     """The work of `write_score_maps`, without a path of `classify_large`, in a folder that is made and kept."""
-    net, config, target = as_net(net), large or LargeConfig(), None if path is None else Path(path)
+    net, config, folder = as_net(net), as_large_config(large), as_path("folder", folder)
+    target = None if path is None else as_path("path", path)
     view = View.of(open_image(image, value_range=value_range), config)
     plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
     if target is not None:
-        check_map_path(target, Path(folder))
+        check_map_path(target, folder)
     settings = {**describe(plan), "net": digest(net), "classes": net.class_names, "maps": target is not None}
-    claim_folder(Path(folder), settings)
+    claim_folder(folder, settings)
     if target is not None and not target.exists():
-        prepare_score_maps(net, plan, Path(folder))
-    return ScoreJob(net, plan, Path(folder), target, memory_limit, config.strict)
+        prepare_score_maps(net, plan, folder)
+    return ScoreJob(net, plan, folder, target, memory_limit, config.strict)
 
 
 def write_score_maps(
@@ -110,6 +111,7 @@ def write_score_maps(
         InputError: As `score_maps` and `open_image`; for a file that exists, and a folder of other arguments.
         WriteError: Where a file cannot be written; the blocks that are done are kept.
     """
+    path = as_path("path", path)
     job = score_job(net, image, unfinished(path) if folder is None else folder, path=path, **options)
     evaluate_pending(job, progress=progress)
     scores = job.finish().mean(dim=0)
