@@ -58,6 +58,11 @@ def in_one_line(value: object) -> str:
     return " ".join(repr(value).split())
 
 
+def reason_of(error: object) -> str:
+    """What an error says, in one line of at most 200 characters; of one that says nothing the name of its type."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number by its type: an int or NumPy's, not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from overfeat.data.images import read_image
 from overfeat.data.pixels import rgb
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, reason_of
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 ValueRange = Sequence[float]  # (lowest, highest)
@@ -42,7 +42,7 @@ def as_tensor(image: ImageLike, name: str = "the image") -> Tensor:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds, and a closed file another
-            raise InputError(f"{name} cannot be read by Pillow: {' '.join(str(error).split())}") from error
+            raise InputError(f"{name} cannot be read by Pillow: {reason_of(error)}") from error
     if isinstance(image, np.ndarray):
         return _from_array(image, name)
     raise TypeError(f"{name} must be {KINDS}, not {type(image).__name__}")

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from overfeat.data.formats import SUFFIXES
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import rgb
-from overfeat.errors import ArgumentError, InputError, printable, shorten
+from overfeat.errors import ArgumentError, InputError, printable, reason_of, shorten
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VECTOR_FORMATS = ("EPS", "WMF")  # Pillow draws them with other programs
@@ -95,8 +95,8 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> torch.Tensor:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{printable(path)}: damaged or cut short ({reason}); copy or download the image again")
+    problem = f"{printable(path)}: damaged or cut short ({reason_of(error)})"
+    return InputError(f"{problem}; copy or download the image again")
 
 
 def open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
-from overfeat.errors import InputError, printable
+from overfeat.errors import InputError, printable, reason_of
 from overfeat.large.channels import check_channels, default_channels
 from overfeat.large.reader import Georeference, TileError, check_window
 from overfeat.large.values import Samples, conversion
@@ -71,10 +71,8 @@ def load(path: str | os.PathLike) -> Samples:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{printable(path)}: not an array that can be mapped ({reason}); save it with numpy.save"
-        ) from error
+        problem = f"{printable(path)}: not an array that can be mapped ({reason_of(error)})"
+        raise InputError(f"{problem}; save it with numpy.save") from error
 
 
 def channel_axis(shape: tuple[int, ...], name: str) -> int | None:

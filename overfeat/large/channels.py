@@ -24,14 +24,14 @@ def default_channels(count: int, name: str, names: Sequence[str] = ()) -> tuple[
 
 
 def channel_note(numbers: Sequence[int], names: Sequence[str]) -> list[str]:
-    """What to report of channels that were not chosen: which are shown in which colour, unless they are these."""
+    """A note on three channels that were not chosen, unless their names are red, green and blue."""
     if len(numbers) != 3 or not names or [name[:1].lower() for name in names] == ["r", "g", "b"]:
         return []
     return [f"its channels {shorten(names)} are read as red, green and blue; `channels` chooses others"]
 
 
 def first_note(axes: Sequence[tuple[str, int]]) -> list[str]:
-    """What to report of axes of an image beside its pixels and channels: the first of each is read."""
+    """A note on axes of an image beside rows, columns and channels: the first of each is read."""
     words = {"z": "depths", "t": "times", "i": "pages", "q": "pages"}
     listed = [f"{length} {words.get(axis.lower(), f'images along the axis {axis}')}" for axis, length in axes]
     return [f"of {' and '.join(listed)} the first is read"] if listed else []

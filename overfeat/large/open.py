@@ -23,7 +23,7 @@ from overfeat.large.tiff import TiffImage
 from overfeat.large.turned import TurnedImage
 from overfeat.large.zarr import ZarrImage, is_zarr
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how files begin, those of 64-bit offsets too
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; + of BigTIFF
 ARRAYS = (".npy",)
 TIFF_SLIDES = (".svs", ".ndpi", ".scn", ".bif")
 SLIDES = (".mrxs", ".vms", ".vmu", ".svslide", ".dcm")  # that openslide alone reads
@@ -41,8 +41,8 @@ def open_image(
 
     Args:
         image: A TIFF (tiled, pyramidal, BigTIFF, OME-TIFF, SVS, GeoTIFF), a zarr or OME-Zarr folder, a .npy file, an
-            array [H, W], [H, W, C] or [C, H, W], memory-mapped or not, or any image that `read_image` reads, which is
-            then in memory. Other slides (MRXS, DICOM) need openslide, other rasters (VRT, large JPEG 2000) rasterio.
+            array [H, W], [H, W, C] or [C, H, W], memory-mapped or not; any other image that `read_image` reads is held
+            in memory. Other slides (MRXS, DICOM) need openslide, other rasters (VRT, large JPEG 2000) rasterio.
         channels: The numbers, from 0, of one channel, which is shown grey, or of three that are red, green and blue.
             None: all of an image that has one or three.
         value_range: The values of black and white. None: the range of the type of integers of up to 16 bits.
@@ -110,10 +110,10 @@ def _in_memory(path: Path, channels: object, value_range: ValueRange | None, max
 
 
 def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether a file is to be read in windows, from a look at its header.
+    """Whether a file is to be read in windows, by its header.
 
-    That are zarr folders, slides, arrays in .npy files, files of GDAL's, TIFFs with a pyramid, and TIFFs of more than
-    max_pixels pixels that are tiled or not compressed.
+    Such are zarr folders, slides, arrays in .npy files, rasters of GDAL's own formats, TIFFs with a pyramid, and TIFFs
+    and JPEG 2000 of more than max_pixels pixels; not TIFFs in compressed strips, which have no windows.
     """
     path = Path(path)
     if is_zarr(path) or _is_large_jpeg_2000(path, max_pixels):
@@ -164,10 +164,10 @@ def _directories(file: BinaryIO) -> list[Any]:
     header = file.read(8)
     header += file.read(8) if b"+" in header[2:4] else b""
     directory = ImageFileDirectory_v2(header)
-    found: list[Any] = []
-    while directory.next and len(found) < PAGES:
+    directories: list[Any] = []
+    while directory.next and len(directories) < PAGES:
         offset, directory = directory.next, ImageFileDirectory_v2(header)
         file.seek(offset)
         directory.load(file)
-        found.append(directory)
-    return found
+        directories.append(directory)
+    return directories

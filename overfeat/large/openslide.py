@@ -14,7 +14,7 @@ from overfeat.large.channels import check_channels
 from overfeat.large.packages import package
 from overfeat.large.reader import Georeference, TileError, check_window
 from overfeat.large.values import Kind, Samples, conversion
-from overfeat.large.windows import Window, finished, read_by_tiles
+from overfeat.large.windows import Window, finish_window, read_by_tiles
 from overfeat.models.geometry import Size
 
 TILE = 256  # of files that name none
@@ -53,9 +53,8 @@ class SlideImage:
         """See `LargeImage.read`."""
         window = check_window(self, level, rows, columns)
         empty = np.zeros((window[1] - window[0], window[3] - window[2], len(self._channels)), np.uint8)
-
-        samples, errors = read_by_tiles(lambda part: self._window(level, part), window, self.tile, self, level, empty)
-        return finished(self._convert(samples), window, errors, damaged)
+        samples, errors = read_by_tiles(lambda area: self._window(level, area), window, self.tile, self, level, empty)
+        return finish_window(self._convert(samples), window, errors, damaged)
 
     def _window(self, level: int, window: Window) -> Samples:
         """RGBA [h, w, 4] of a window, whose corner openslide takes in pixels of the finest level."""

@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
-from overfeat.errors import InputError, printable
+from overfeat.errors import InputError, printable, reason_of
 from overfeat.large.channels import channel_note, check_channels, default_channels
 from overfeat.large.packages import package
 from overfeat.large.reader import Georeference, TileError, check_window
 from overfeat.large.values import Alpha, Conversion, Kind, Samples, conversion, range_note
-from overfeat.large.windows import Window, finished, middle, read_by_tiles
+from overfeat.large.windows import Window, finish_window, middle, read_by_tiles
 from overfeat.models.geometry import Size
 
 NUMBERED = re.compile(r"(Layer|Band)[_ ]?\d+")  # GDAL's names of bands without one
@@ -49,8 +49,8 @@ class RasterImage:
                 warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)
                 return self._rasterio.open(self._arguments[0], **options)
         except self._rasterio.errors.RasterioError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.name}: GDAL cannot read it ({reason}); convert it to a tiled TIFF") from error
+            problem = f"{self.name}: GDAL cannot read it ({reason_of(error)})"
+            raise InputError(f"{problem}; convert it to a tiled TIFF") from error
 
     def _layout(self, dataset: Any, channels: object, value_range: ValueRange | None) -> tuple[list[int], Conversion]:
         """The bands to read, from 1, and the conversion of their values."""
@@ -81,7 +81,7 @@ class RasterImage:
         """See `LargeImage.read`."""
         window = check_window(self, level, rows, columns)
         samples, errors = self._samples(level, window)
-        return finished(self._convert(samples), window, errors, damaged)
+        return finish_window(self._convert(samples), window, errors, damaged)
 
     def _samples(self, level: int, window: Window) -> tuple[Samples, list[TileError]]:
         dataset = self._levels[level]

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from overfeat.errors import ArgumentError, InputError, is_whole, printable
+from overfeat.errors import ArgumentError, InputError, is_whole, printable, reason_of
 from overfeat.models.geometry import Size
 
 
@@ -23,8 +23,7 @@ def opening(name: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UndecodableError(f"{name}: damaged ({reason}); copy or export the file again") from error
+        raise UndecodableError(f"{name}: damaged ({reason_of(error)}); copy or export the file again") from error
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class TileError(InputError):
 
     def __init__(self, name: str, level: int, rows: slice, columns: slice, reason: object):
         position = f"level {level}, rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
-        text = " ".join(str(reason).split()) or type(reason).__name__
-        super().__init__(f"{printable(name)}: damaged tile at {position} ({text[:200]}); copy the file again")
+        text = reason_of(reason)
+        super().__init__(f"{printable(name)}: damaged tile at {position} ({text}); copy the file again")
         self.name, self.level, self.rows, self.columns, self.reason = name, level, rows, columns, text
 
     def __reduce__(self) -> tuple:

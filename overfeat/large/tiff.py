@@ -12,7 +12,7 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.data.limits import MAX_PIXELS
-from overfeat.errors import InputError, printable
+from overfeat.errors import InputError, printable, reason_of
 from overfeat.large.arrays import TILE, window_of
 from overfeat.large.georeference import georeference_of
 from overfeat.large.packages import package
@@ -28,7 +28,7 @@ from overfeat.large.tiff_pages import (
     tile_of,
 )
 from overfeat.large.values import Samples, range_note
-from overfeat.large.windows import Part, Window, finished, middle, overlap, tiles_of
+from overfeat.large.windows import Area, Window, finish_window, middle, overlap, tiles_in
 from overfeat.models.geometry import Size
 
 JPEG = (6, 7, 34892, 33007)  # compressions whose decoders take tables
@@ -72,7 +72,7 @@ class TiffImage:
         if self._mapped(0, 0) is None:
             self._check_decoder(finest.keyframe)
         self._layout = layout_of(self._file, finest, self.name, channels, value_range)
-        self.notes += [*self._layout.notes, *self._look(value_range)]
+        self.notes += [*self._layout.notes, *self._inspect_values(value_range)]
 
     def _check_decoder(self, page: Page) -> None:
         """Raises UndecodableError if none of three tiles can be decoded: then it is not they that are damaged."""
@@ -84,12 +84,12 @@ class TiffImage:
             except MemoryError:
                 raise
             except Exception as error:  # decoders raise many kinds
-                reasons.append(" ".join(str(error).split()) or type(error).__name__)
-        problem = f"its tiles cannot be decoded ({reasons[0][:200]})"
+                reasons.append(reason_of(error))
+        problem = f"its tiles cannot be decoded ({reasons[0]})"
         raise UndecodableError(f"{self.name}: {problem}; copy or export the file again")
 
-    def _look(self, value_range: ValueRange | None) -> list[str]:
-        """Look at the middle of the coarsest level: notes on the range of its values and on what is no transparency."""
+    def _inspect_values(self, value_range: ValueRange | None) -> list[str]:
+        """Notes on the values in the middle of the coarsest level: their range, and a band that is no transparency."""
         convert, key = self._layout.convert, self._levels[0].keyframe
         wide = value_range is None and key.dtype.itemsize > 1 and convert.palette is None
         if not wide and convert.alpha is None:
@@ -108,7 +108,7 @@ class TiffImage:
         """See `LargeImage.read`."""
         window = check_window(self, level, rows, columns)
         samples, errors = self._read_samples(level, window)
-        return finished(self._layout.convert(samples), window, errors, damaged)
+        return finish_window(self._layout.convert(samples), window, errors, damaged)
 
     def _read_samples(self, level: int, window: Window) -> tuple[Samples, list[TileError]]:
         """The samples [h, w, n] of the layout, and the errors of the tiles that cannot be read."""
@@ -139,7 +139,7 @@ class TiffImage:
         across, down = -(-size[1] // tile[1]), -(-size[0] // tile[0])
         for plane in range(planes):
             part = samples[..., plane : plane + 1] if planes > 1 else samples
-            for i, j, covers in tiles_of(window, tile, size):
+            for i, j, covers in tiles_in(window, tile, size):
                 try:
                     self._paste(part, page, (plane * down + i) * across + j, window, covers)
                 except MemoryError:
@@ -148,7 +148,7 @@ class TiffImage:
                     errors.append(TileError(self.name, level, *covers, error))
         return samples
 
-    def _paste(self, samples: Samples, page: Page, index: int, window: Window, covers: Part) -> None:
+    def _paste(self, samples: Samples, page: Page, index: int, window: Window, covers: Area) -> None:
         """Copy what a window has of a tile, unless the file has no such tile."""
         tile = self._decode(page, index)
         if tile is not None:
@@ -205,7 +205,7 @@ def _open(path: str | os.PathLike, name: str) -> Any:
     try:
         return tifffile.TiffFile(path)
     except Exception as error:  # of many kinds for damaged files
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise UndecodableError(f"{name}: cannot be read as a TIFF ({reason}); copy the file again") from error
 
 

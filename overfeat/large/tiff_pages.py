@@ -11,7 +11,7 @@ import numpy as np
 from overfeat.data.arrays import ValueRange
 from overfeat.data.images import tiling
 from overfeat.data.pixels import MIN_MASKED, ORIENTATION, STORED
-from overfeat.errors import ArgumentError, InputError
+from overfeat.errors import ArgumentError, InputError, reason_of
 from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
 from overfeat.large.reader import UndecodableError
 from overfeat.large.values import COUNTS, Alpha, Conversion, Kind, Samples, conversion
@@ -115,7 +115,7 @@ def unsupported(page: Page) -> str | None:
     try:
         page.decode(None, 0)
     except Exception as error:  # of many kinds
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return reason_of(error)
     return None
 
 

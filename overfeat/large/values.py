@@ -88,7 +88,7 @@ def conversion(
 
     Raises:
         ArgumentError: for numbers without a fixed range.
-        InputError: for what is no number.
+        InputError: for other types than numbers.
     """
     if dtype.kind not in "buif" or dtype.itemsize > 8:
         raise InputError(f"{name}: holds {dtype}, no numbers that are pixels; convert it to 8 or 16 bits")
@@ -112,9 +112,9 @@ def conversion(
 
 
 def range_note(dtype: np.dtype, convert: Conversion, samples: Samples) -> list[str]:
-    """What to report of values whose range was not given: how they are scaled, and whether the image becomes dark."""
+    """A note on values whose range was not given: how they are scaled, and whether the image becomes dark."""
     if dtype.kind != "u" or dtype.itemsize == 1:
         return []
     white, largest = max(convert.low, convert.high), int(samples.max(initial=0))
     dark = f", and are {largest:,} at most in its middle" if largest < white / 4 else ""
-    return [f"values of 0 to {white:,.0f} become 0 to 255{dark}; value_range says otherwise"]
+    return [f"values of 0 to {white:,.0f} become 0 to 255{dark}; value_range changes this"]

@@ -10,17 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
-from overfeat.errors import InputError, printable, shorten
+from overfeat.errors import InputError, printable, reason_of, shorten
 from overfeat.large.arrays import channel_axis
 from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
 from overfeat.large.packages import package
 from overfeat.large.reader import Georeference, TileError, check_window
 from overfeat.large.values import Samples, conversion, range_note
-from overfeat.large.windows import Window, finished, middle, read_by_tiles
+from overfeat.large.windows import Window, finish_window, middle, read_by_tiles
 from overfeat.models.geometry import Size
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # files of a folder that is zarr
-NAMED_AXES = {"band": "c", "lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}  # beside those that begin so
+NAMED_AXES = {"band": "c", "lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}  # others are named by a letter
 AXES = "tczyx"  # of OME-Zarr before version 0.3, which names none
 
 
@@ -59,21 +59,20 @@ class ZarrImage:
         """See `LargeImage.read`."""
         window = check_window(self, level, rows, columns)
         samples, errors = self._samples(level, window)
-        return finished(self._convert(samples), window, errors, damaged)
+        return finish_window(self._convert(samples), window, errors, damaged)
 
     def _samples(self, level: int, window: Window) -> tuple[Samples, list[TileError]]:
         array, axes = self._arrays[level], self._axes
         tile = array.chunks[axes.index("y")], array.chunks[axes.index("x")]
         empty = np.zeros((window[1] - window[0], window[3] - window[2], len(self._channels)), array.dtype)
-
-        return read_by_tiles(lambda part: self._window(array, part), window, tile, self, level, empty)
+        return read_by_tiles(lambda area: self._window(array, area), window, tile, self, level, empty)
 
     def _window(self, array: Any, window: Window) -> Samples:
         """The chosen channels [h, w, n] of a window, at the first position of all other axes."""
         low, high = min(self._channels), max(self._channels)
-        parts = {"y": slice(*window[:2]), "x": slice(*window[2:]), "c": slice(low, high + 1)}
-        axes = [axis for axis in self._axes if axis in parts]
-        samples = np.asarray(array[tuple(parts.get(axis, 0) for axis in self._axes)])
+        spans = {"y": slice(*window[:2]), "x": slice(*window[2:]), "c": slice(low, high + 1)}
+        axes = [axis for axis in self._axes if axis in spans]
+        samples = np.asarray(array[tuple(spans.get(axis, 0) for axis in self._axes)])
         if "c" not in axes:
             axes, samples = [*axes, "c"], samples[..., None]
         samples = samples.transpose([axes.index(axis) for axis in "yxc"])
@@ -100,11 +99,7 @@ def _open(path: str | os.PathLike, name: str) -> Any:
         store = zarr.storage.ZipStore(path, mode="r") if os.path.isfile(path) else os.fspath(path)
         return zarr.open(store, mode="r")
     except Exception as error:  # of many kinds for damaged metadata
-        raise InputError(f"{name}: cannot be read as zarr ({_reason(error)}); copy or export it again") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{name}: cannot be read as zarr ({reason_of(error)}); copy or export it again") from error
 
 
 def _levels(root: Any, name: str) -> tuple[list[Any], str, Sequence[str], list[str]]:
@@ -125,7 +120,7 @@ def _levels(root: Any, name: str) -> tuple[list[Any], str, Sequence[str], list[s
         channels = described.get("omero", {}).get("channels", [])
         labels = [str(channel.get("label", "")) for channel in channels]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        problem = f"the multiscales of its metadata are damaged ({type(error).__name__}: {_reason(error)})"
+        problem = f"the multiscales of its metadata are damaged ({type(error).__name__}: {reason_of(error)})"
         raise InputError(f"{name}: {problem}; export it again") from error
     arrays, missing = _arrays(root, paths, name)
     _check_axes(arrays, axes, name)
@@ -139,7 +134,7 @@ def _arrays(root: Any, paths: list[str], name: str) -> tuple[list[Any], list[str
         try:
             arrays[path] = root[path]
         except Exception as error:  # zarr raises many kinds
-            reason = "is missing" if isinstance(error, KeyError) else f"cannot be read ({_reason(error)})"
+            reason = "is missing" if isinstance(error, KeyError) else f"cannot be read ({reason_of(error)})"
             missing.append(f"its level {path} {reason}")
     if not paths or paths[0] not in arrays:
         raise InputError(f"{name}: {missing[0] if missing else 'it has no levels'}; copy or export it again")
@@ -174,9 +169,7 @@ def _axes_of_array(array: Any, name: str) -> str:
     """The axes of an array: those it names, else by its shape."""
     named = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     if named and all(named):
-        axes = "".join(
-            {"band": "c", "channel": "c", "lat": "y", "lon": "x"}.get(axis, axis[:1]) for axis in map(str.lower, named)
-        )
+        axes = "".join(NAMED_AXES.get(axis, axis[:1]) for axis in map(str.lower, named))
         _check_axes([array], axes, name)
         return axes
     axis = channel_axis(array.shape, name)

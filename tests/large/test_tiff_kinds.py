@@ -88,7 +88,7 @@ def test_windows_have_the_pixels_that_read_image_reads(tmp_path, kind):
     for one in (image, pickle.loads(pickle.dumps(image))):
         assert np.array_equal(pixels(one), expected)
         assert np.array_equal(pixels(one, rows, columns), expected[rows, columns])
-    wide, fourth = "values of 0 to 65,535 become 0 to 255; value_range says otherwise", "a fourth band is tagged as"
+    wide, fourth = "values of 0 to 65,535 become 0 to 255; value_range changes this", "a fourth band is tagged as"
     note = wide if array.dtype == np.uint16 else fourth if kind == "near infrared as alpha" else None
     assert len(notes) == (note is not None) and (note is None or notes[0].startswith(f"{path}: {note}"))
 
@@ -185,7 +185,7 @@ def test_a_dark_16_bit_image_is_said_to_be_dark(tmp_path):
     largest = f"{int(GREY.max()) * 16:,}"
     assert notes == [
         f"{path}: values of 0 to 65,535 become 0 to 255, and are {largest} at most in its middle; "
-        "value_range says otherwise"
+        "value_range changes this"
     ]
     image, notes = opened(path, value_range=(0, 4080))
     assert not notes and np.array_equal(pixels(image)[..., 0], GREY)

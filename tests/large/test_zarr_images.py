@@ -61,6 +61,11 @@ def test_arrays_without_a_pyramid(tmp_path):
     for name in ("last", "first", "one"):
         assert np.array_equal(pixels(open_image(tmp_path / name), 0, *WINDOW), array[WINDOW]), name
         assert is_large(tmp_path / name)
+    names = ["Latitude", "longitude", "Band"]
+    zarr.create_array(tmp_path / "map", data=array.transpose(1, 0, 2), dimension_names=["lon", "lat", "channel"])
+    zarr.create_array(tmp_path / "geographic", data=array, dimension_names=names)
+    for name in ("map", "geographic"):
+        assert np.array_equal(pixels(open_image(tmp_path / name)), array), name
     assert np.array_equal(pixels(open_image(tmp_path / "grey")), np.repeat(array[..., :1], 3, 2))
     archive = shutil.make_archive(tmp_path / "last.zarr", "zip", tmp_path / "last")
     assert is_large(archive) and np.array_equal(pixels(open_image(archive), 0, *WINDOW), array[WINDOW])
@@ -76,7 +81,7 @@ def test_what_was_adapted_is_said_once(tmp_path):
     notes = [
         "its channels DAPI, FITC, Cy5 are read as red, green and blue; `channels` chooses others",
         "of 2 times the first is read",
-        "values of 0 to 65,535 become 0 to 255, and are 4,000 at most in its middle; value_range says otherwise",
+        "values of 0 to 65,535 become 0 to 255, and are 4,000 at most in its middle; value_range changes this",
     ]
     assert [str(warning.message) for warning in caught] == [f"{path}: {'; '.join(notes)}"]
     assert pixels(image)[5, 5].tolist() == [0, 15, 0]

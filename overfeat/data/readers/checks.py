@@ -17,7 +17,7 @@ from overfeat.data.annotated import Annotated, Sample, first_lines
 from overfeat.data.images import ImageFile, open_header
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.data.pixels import upright_size
-from overfeat.errors import ArgumentError, InputError, printable, shorten
+from overfeat.errors import ArgumentError, InputError, printable, reason_of, shorten
 
 MAX_LIST = 100_000_000  # bytes
 OVERHANG = 1.0  # pixels that a box may extend beyond the image: it is clipped
@@ -209,8 +209,7 @@ def stated_size(width: Any, height: Any, image: Path) -> tuple[int, int]:
             with ImageFile(image) as file, open_header(file, image, MAX_PIXELS) as header:
                 return upright_size(header)
         except Exception as error:  # Pillow's decoders raise many kinds for broken data
-            reason = " ".join(str(error).split())
-            raise Invalid(f"no size is stated, and it cannot be read from the image ({reason})") from error
+            raise Invalid(f"no size is stated, and it cannot be read from the image ({reason_of(error)})") from error
     if not all(side.is_integer() and 1 <= side <= MAX_SIDE for side in sides):
         raise Invalid(f"width {quoted.repr(width)} and height {quoted.repr(height)} are not numbers of pixels")
     return int(sides[0]), int(sides[1])
