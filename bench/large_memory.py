@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from bench.common import write_results
+from bench.common import RESULTS, measure_peak_memory, write_results
 from bench.enormous import write_enormous
 
 COMMAND = "python -m bench.large_memory"
@@ -112,8 +112,8 @@ def merge(count: int) -> dict[str, float]:
                 order = torch.arange(numbers, numbers := numbers + len(own))
                 save_candidates(paths[-1], Candidates(own, scores, labels, labels.clone()), order)
         merge_files(paths[:1], grids, rule)  # packages are imported, compiled
-        before, start = peak_mib(), time.perf_counter()
-        found = merge_files(paths, grids, rule)
+        start = time.perf_counter()
+        found, peak = measure_peak_memory(lambda: merge_files(paths, grids, rule), torch.device("cpu"))
         seconds = time.perf_counter() - start
     held = numbers * 44 / 2**20  # boxes, scores, labels, scales, numbers
     return {
@@ -121,7 +121,7 @@ def merge(count: int) -> dict[str, float]:
         "all_mib": held,
         "objects": len(found),
         "seconds": seconds,
-        "mib": peak_mib() - before,
+        "mib": (peak or 0) / 2**20,
     }
 
 
@@ -138,12 +138,17 @@ def count_blocks(path: Path, scale: float) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="pixels of a side of the images")
+    help = "pixels of a side of the images; none: those measured before are kept"
+    parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help=help)
     parser.add_argument("--scale", type=float, default=0.25, help="scale factor")
     parser.add_argument("--limit", type=int, default=256, help="memory limit in MiB")
     parser.add_argument("--candidates", type=int, default=10_000_000, help="boxes that are merged")
     args = parser.parse_args()
-    images = {}
+    results: dict[str, Any] = {"scale": args.scale, "limit_mib": args.limit, "images": {}}
+    if not args.sides:
+        earlier = json.loads((RESULTS / "large-memory.json").read_bytes())
+        results = {name: earlier[name] for name in results}
+    images = results["images"]
     for side in args.sides:
         with tempfile.TemporaryDirectory() as folder:
             images[side] = measure(side, args.scale, args.limit, Path(folder))
@@ -151,8 +156,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         merged = pool.apply(merge, (args.candidates,))
     print(json.dumps(merged, indent=1))
-    results = {"scale": args.scale, "limit_mib": args.limit, "images": images, "merge": merged}
-    write_results("large-memory", COMMAND, results)
+    write_results("large-memory", COMMAND, results | {"merge": merged})
 
 
 if __name__ == "__main__":
