@@ -14,6 +14,7 @@ from bench.pages import (
     classification,
     cluster,
     detection,
+    few_shot,
     gpu,
     kernels,
     large_memory,
@@ -46,6 +47,7 @@ SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
     "accuracy-cells": cells.page,
     "accuracy-multibox": multibox.page,
     "accuracy-six-scales": six_scales.page,
+    "accuracy-few-shot": few_shot.page,
 }
 
 

@@ -8,6 +8,7 @@ from bench.pages import (
     classification,
     densify,
     detection,
+    few_shot,
     localization,
     multibox,
     runtimes,
@@ -48,6 +49,7 @@ In a clone, `make .venv/bench` installs what the measurements need.
 | `make gpu` | checks and timings of the kernels on a GPU; needs that machine's own torch and no network | ten minutes |
 | `bench/accuracy/all.sh` | all accuracy results: data sets, trainings, measurements | six and a half hours |
 | `BCCD=FOLDER bench/accuracy/cells.sh`, `BCCD=FOLDER python -m bench.accuracy.cells` | blood cells | eight hours |
+| `python -m bench.accuracy.few_shot --bccd FOLDER` | classes learned from one, three and five pictures | 20 minutes |
 | `python -m bench.report` | nothing; writes this page and those in `bench/results` | seconds |
 
 The recipes in `bench/accuracy/*.sh` skip what exists and resume what was interrupted. The commands in the next table
@@ -74,6 +76,7 @@ def page(runs: dict[str, dict], results: dict[str, dict], gpus: list[str]) -> st
         _classification(results["accuracy-classification"]),
         _localization(results["accuracy-localization"]),
         _six_scales(results["accuracy-six-scales"]),
+        *([_few_shot(results["accuracy-few-shot"])] if "accuracy-few-shot" in results else []),
         *([_cells(micrographs)] if micrographs else []),
         _detection(results["accuracy-detection"]),
         _multibox(results["accuracy-multibox"]),
@@ -195,6 +198,12 @@ over IoUs), greedy merging beside NMS; standard error {percent(test["standard er
 ImageNet: {detection.PAPER}. [All metrics, thresholds and discussion](bench/results/accuracy-detection.md).
 
 {detection.summary(results)}
+"""
+
+
+def _few_shot(results: dict) -> str:
+    return f"""Learned from one and from five pictures, with SqueezeNet's features
+([all rows](bench/results/accuracy-few-shot.md)): {few_shot.summary(results)}.
 """
 
 
