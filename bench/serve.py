@@ -223,6 +223,7 @@ def main() -> None:
         if args.screenshot:
             take_screenshot(address, args.screenshot)
             return
+        stream_rates(address, 1)  # the nets are warmed up after the start
         results = {"load average": others, "live": stream_rates(address, 40)}
         if CHROMIUM:
             results["page"] = page_rates(address, 10)

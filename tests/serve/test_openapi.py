@@ -43,7 +43,7 @@ OPERATIONS = [
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_requests_by_the_document_and_others(schema, method, path, mode):
     @settings(
-        max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
+        max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )  # fmt: skip
     @given(case=schema[path][method].as_strategy(generation_mode=mode))

@@ -24,11 +24,20 @@ PAINTED = """(() => {
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = ServerProcess()
-    yield server
-    if server.process.poll() is None:  # the last test stops it
-        server.stop()
+def servers():
+    servers = []
+    yield servers
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture
+def server(servers):
+    """A server that runs: a test may stop it."""
+    if not servers or servers[-1].process.poll() is not None:
+        servers.append(ServerProcess())
+    return servers[-1]
 
 
 @pytest.fixture
