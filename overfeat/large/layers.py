@@ -27,6 +27,7 @@ from overfeat.large.map_blocks import (
     make_map_files,
     map_path,
     mark_done,
+    sole_writer,
     unfinished,
     warn_of_damage,
 )
@@ -110,9 +111,10 @@ def write_layer_output(
     """
     path = as_path("path", path)
     job = layer_job(net, image, unfinished(path) if folder is None else folder, path=path, **options)
-    evaluate_pending(job, progress=progress)
-    shape = job.finish()
-    shutil.rmtree(job.folder, ignore_errors=True)
+    with sole_writer(job.folder):
+        evaluate_pending(job, progress=progress)
+        shape = job.finish()
+        shutil.rmtree(job.folder, ignore_errors=True)
     return shape
 
 

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from overfeat.dense.grid import Grid
 from overfeat.errors import InputError, WriteError
-from overfeat.files import atomic_write, check_writable
+from overfeat.files import UnsupportedLockError, atomic_write, check_writable, lock
 from overfeat.large.blocks import Block, block_path
 from overfeat.large.map_file import MapFile, MapPositions, open_group
 from overfeat.large.map_tiff import write_map_tiff
@@ -59,7 +61,10 @@ def make_map_files(
         group.attrs["bioformats2raw.layout"] = 3
         group.require_group("OME").attrs["series"] = [str(index) for index in range(len(grids))]
     for index, grid in enumerate(grids):
-        path, part = map_path(folder, grids, index, grid.flipped), folder / f".part-maps-{index}-{os.getpid()}"
+        path, part = (
+            map_path(folder, grids, index, grid.flipped),
+            folder / f".new-{index}-{socket.gethostname()}-{os.getpid()}",
+        )
         if path.exists():
             continue
         pyramid = not isinstance(names, int)
@@ -99,6 +104,22 @@ def warn_of_damage(folder: Path, blocks: Sequence[Block]) -> None:
 def unfinished(path: str | os.PathLike) -> Path:
     """The folder beside a file of maps that keeps its blocks until all are done."""
     return Path(path).with_name(f".blocks-{Path(path).name}")
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder of blocks. Raises WriteError where one is at work."""
+    try:
+        descriptor = lock(folder)
+    except UnsupportedLockError:
+        yield
+        return
+    if descriptor is None:
+        raise WriteError(f"{folder}: another process is writing these maps; wait until it has ended")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_map_path(path: Path, folder: Path) -> None:

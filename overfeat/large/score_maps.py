@@ -29,6 +29,7 @@ from overfeat.large.map_blocks import (
     map_path,
     mark_done,
     read_done,
+    sole_writer,
     unfinished,
     warn_of_damage,
 )  # fmt: skip
@@ -113,9 +114,10 @@ def write_score_maps(
     """
     path = as_path("path", path)
     job = score_job(net, image, unfinished(path) if folder is None else folder, path=path, **options)
-    evaluate_pending(job, progress=progress)
-    scores = job.finish().mean(dim=0)
-    shutil.rmtree(job.folder, ignore_errors=True)
+    with sole_writer(job.folder):
+        evaluate_pending(job, progress=progress)
+        scores = job.finish().mean(dim=0)
+        shutil.rmtree(job.folder, ignore_errors=True)
     return scores
 
 
