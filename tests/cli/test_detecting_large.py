@@ -5,6 +5,7 @@ import json
 import geojson
 import numpy as np
 import pytest
+import tifffile
 import torch
 from large_files import write_pyramid
 
@@ -96,3 +97,30 @@ def test_ordinary_images_with_an_option(scene, tmp_path, capsys):
     expected = capsys.readouterr().out
     assert detect(path, "--region", 0, 0, width, height) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_a_damaged_tile_is_named_or_ends_the_run(scene, tmp_path, capsys):
+    with tifffile.TiffFile(scene) as file:
+        page = file.pages[0]
+        offset, count = page.dataoffsets[9], page.databytecounts[9]  # row 1, column 1 of 8 columns of tiles
+    with open(scene, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * count)
+    assert detect(scene, "-o", tmp_path / "out") == 0
+    error = capsys.readouterr().err
+    assert error.count("warning: left out:") == 1 and "rows 64 to 128, columns 64 to 128" in error
+    objects = json.loads((tmp_path / "out" / "scene.tif.json").read_text())["objects"]
+    assert 5 < len(objects) and all(box["box"][2] < 110 or box["box"][0] > 70 or box["box"][1] > 70 for box in objects)
+    assert detect(scene, "-o", tmp_path / "strict", "--strict") == 1
+    assert "damaged tile at level 0, rows 64 to 128" in capsys.readouterr().err
+    assert not (tmp_path / "strict" / "scene.tif.json").exists()
+
+
+def test_the_mask_says_how_much_it_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("overfeat.large.blocks.BLOCK", 150)
+    pixels = np.full((400, 400, 3), 240, np.uint8)
+    pixels[:100, :100] = 90
+    np.save(tmp_path / "scene.npy", pixels)
+    assert detect(tmp_path / "scene.npy", "--mask") == 0
+    error = capsys.readouterr().err
+    assert "scene.npy: 8" in error and "% of the windows see background alone, and are left out (--mask)" in error
