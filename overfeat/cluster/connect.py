@@ -95,5 +95,5 @@ def _start_workers(address: str, count: int) -> subprocess.Popen:
     environment = {f"DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__{name}": threads for name in environment}
     environment |= {"DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nworkers", str(count)]
-    command += ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", "--death-timeout", "10"]
+    command += ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"]
     return subprocess.Popen(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL)

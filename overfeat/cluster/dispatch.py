@@ -93,14 +93,19 @@ class Dispatcher:
             finished = [entry for entry in ended if entry[0].status == "finished"]
             broken = [entry for entry in ended if entry not in finished]
             try:
-                groups = self.client.gather([future for future, _, _ in finished])
+                try:
+                    groups = self.client.gather([future for future, _, _ in finished])
+                except distributed.KilledWorker:  # of a result whose worker has died since
+                    groups, finished, broken = [], [], ended
                 for group, (_, items, _) in zip(groups, finished, strict=True):
                     yield from self._finished(group, items)
                 for future, items, alone in broken:
                     try:
-                        future.result()
+                        group = future.result()  # computed again if the worker that held it has died
                     except distributed.KilledWorker:
                         yield from self._killed(items, alone=alone)
+                    else:
+                        yield from self._finished(group, items)
             except (CancelledError, OSError) as error:
                 raise InputError(LOST) from error
             except ImportError as error:
