@@ -15,9 +15,7 @@ def features_of(net: Net, layer: str | int | None, cells: int) -> Net:
     """A net that gives the features of every window as its outputs; its weights are shared.
 
     Args:
-        net: Any.
-        layer: See `Prototypes`.
-        cells: See `Prototypes`.
+        net, layer, cells: As of `Prototypes`.
     """
     if isinstance(net, DensifiedNet):
         return embedding_net(net, layer, cells)  # type: ignore[arg-type]
@@ -29,8 +27,7 @@ def features_of(net: Net, layer: str | int | None, cells: int) -> Net:
 def _hidden_layers(net: OverFeat, layer: str | int | None) -> OverFeat:
     """A built-in net up to a hidden fully connected layer, without its ReLU."""
     layers, count = net.architecture.layers, len(net.architecture.hidden)
-    numbers = {str(n): i for n, (kind, i) in enumerate((k.kind, k.index) for k in layers) if kind == "full"}
-    hidden = {name: i for name, i in numbers.items() if i < count}
+    hidden = {str(n): own.index for n, own in enumerate(layers) if own.kind == "full" and own.index < count}
     if not hidden:
         raise ArgumentError("net", "must have a hidden fully connected layer, whose outputs are the features")
     name = str(net.architecture.feature_layer if layer is None else layer)

@@ -27,7 +27,7 @@ from overfeat.prototypes.views import views
 CELLS = 3  # along a side of a window, over which maps are averaged
 THRESHOLD = 0.4
 MAX_CELLS = 100
-SAME_NET = 0.99  # smallest cosine of the features of one window by which a net is that of a file
+SAME_NET = 0.99  # a net is that of a file if the cosine of their features of one window is at least this
 
 
 class Prototypes(Net):
@@ -64,7 +64,7 @@ class Prototypes(Net):
         self.layer, self.cells, self.threshold = layer, int(cells), float(threshold)
         self.class_names: list[str] = []
         self.counts: list[int] = []  # pictures of each class
-        self.sums = torch.zeros(0, self.embedding.num_classes, device=net.device)  # of the pictures' directions
+        self.sums = torch.zeros(0, self.embedding.num_classes, device=net.device)  # of its pictures' directions
         self.geometry, self.in_channels, self.activation = net.geometry, net.in_channels, "none"
         self.default_stride, self.reach, self.scale_factors = net.default_stride, net.reach, net.scale_factors
         self.context = self.embedding.context
@@ -94,9 +94,8 @@ class Prototypes(Net):
         if not direction.isfinite().all():
             raise InputError("the net gives NaN features; its weights are broken")
         if not direction.any():
-            raise InputError(
-                f"{name}: the net's features of this picture are all zero; choose another layer or picture"
-            )
+            problem = f"{name}: the net's features of this picture are all zero"
+            raise InputError(f"{problem}; choose another layer or picture")
         if name not in self.class_names:
             self.class_names.append(name)
             self.counts.append(0)
@@ -129,8 +128,8 @@ class Prototypes(Net):
         """The features of windows [n, C, *window] in 0..255, float32 [n, features]."""
         with eval_mode(self.embedding):
             spans = self.embedding.image_spans(self.geometry.window, "coarse")
-            of_tile = self.embedding.tile_features(windows.to(self.device), *spans, "coarse")
-            return self._features_flat([of_tile], "coarse")[0].float()
+            features = self.embedding.tile_features(windows.to(self.device), *spans, "coarse")
+            return self._features_flat([features], "coarse")[0].float()
 
     @property
     def prototypes(self) -> Tensor:
@@ -143,7 +142,7 @@ class Prototypes(Net):
         self, image: ImageLike, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
         memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
     ) -> list[tuple[str, float]]:  # fmt: skip
-        """The classes that are in an image, each with its score, the highest first; none: nothing is known.
+        """The classes whose scores reach the threshold in an image, with these, the highest first.
 
         A class's score is that of its best window of all scales; `overfeat.classify` gives the scores of all classes.
 
@@ -191,23 +190,23 @@ class Prototypes(Net):
             settings = entries(parse(metadata["prototypes"]), "prototypes", ("layer", "cells", "threshold", "classes"))
             cells = whole(settings["cells"], "cells", maximum=MAX_CELLS)
             threshold, layer = real(settings["threshold"], "threshold", 0, 1), settings["layer"]
-            found = [entries(c, "a class", ("name", "count")) for c in items(settings["classes"], "classes")]
-            names = [string(c["name"], "a name") for c in found]
-            counts = [whole(c["count"], "count") for c in found]
+            classes = [entries(c, "a class", ("name", "count")) for c in items(settings["classes"], "classes")]
+            names = [string(c["name"], "a name") for c in classes]
+            counts = [whole(c["count"], "count") for c in classes]
             sums, probe = tensors["sums"].float(), tensors["probe"].float()
             if len(set(names)) < len(names) or sums.dim() != 2 or len(sums) != len(names):
                 raise ValueError("the classes are not those of the tensors")
             if not sums.isfinite().all() or not sums.any(dim=1).all():
                 raise ValueError("NaN, infinite or zero values")
-        made = Prototypes(net, layer=layer, cells=cells, threshold=threshold)
-        own = made._probe()
-        if own.shape != probe.shape or sums.shape[1] != len(own) or _cosine(own.cpu(), probe) < SAME_NET:
+        prototypes = Prototypes(net, layer=layer, cells=cells, threshold=threshold)
+        actual = prototypes._probe()
+        if actual.shape != probe.shape or sums.shape[1] != len(actual) or _cosine(actual.cpu(), probe) < SAME_NET:
             raise InputError(f"{path}: made with another net, whose features are others; load it with that net")
-        made.class_names, made.counts, made.sums = names, counts, sums.to(made.sums)
-        return made
+        prototypes.class_names, prototypes.counts, prototypes.sums = names, counts, sums.to(prototypes.sums)
+        return prototypes
 
     def _probe(self) -> Tensor:
-        """The features of a fixed window, by which a net is known."""
+        """The features of a fixed window, which tell one net from another."""
         rows, columns = self.geometry.window
         steps = torch.arange(rows)[:, None] * 13 + torch.arange(columns) * 7
         pattern = torch.stack([(steps + 29 * c) % 256 for c in range(self.in_channels)]).float()
