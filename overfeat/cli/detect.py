@@ -28,7 +28,6 @@ from overfeat.cli.dense import add_dense_options, dense_arguments, dense_setting
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
 from overfeat.cli.large import (
     add_large_options,
-    is_read_in_windows,
     large_config,
     large_settings,
     note_skipped,
@@ -142,9 +141,6 @@ class _Detection(ImageWork):
                 visualize.detections(image, detections, self.names, path.name, picture)
             write_json(self.results(path), {"image": str(path), "objects": objects})
         return objects
-
-    def in_blocks(self, path: Path) -> bool:
-        return is_read_in_windows(self.args, path)
 
     def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "DetectionJob":
         if self.new_job is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overfeat.cli.cluster import processed_by_workers
-from overfeat.cli.large import NOT_YET
+from overfeat.cli.large import NOT_YET, is_read_in_windows
 from overfeat.cli.messages import message_of, out_of_memory
 from overfeat.data.formats import IMAGE_FORMATS
 from overfeat.data.limits import MAX_PIXELS
@@ -131,7 +131,7 @@ class ImageWork:
 
     def in_blocks(self, path: Path) -> bool:
         """Whether an image is read in windows and evaluated in blocks."""
-        return False
+        return "region" in self.args and is_read_in_windows(self.args, path)
 
     def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "Job":
         """The work on an image that is read in windows, whose blocks' results are in a folder."""
