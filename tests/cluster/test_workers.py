@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -19,7 +21,9 @@ from PIL import Image
 import overfeat
 from overfeat.cli import cluster as on_workers
 from overfeat.cli.assets import SHIPPED_WEIGHTS
+from overfeat.cli.images import ImageWork
 from overfeat.cli.main import main
+from overfeat.cli.results import Results
 from overfeat.cluster import connect
 from overfeat.cluster.lock import RunLock
 from overfeat.errors import InputError
@@ -229,22 +233,13 @@ def test_a_worker_that_does_not_share_the_files(tmp_path, monkeypatch):
             on_workers._check_shared(tmp_path / "other", ".run", held.run)
 
 
-def test_an_image_that_the_worker_lacks(scheduler, photos, tmp_path, capsys, monkeypatch):
-    """Here it is deleted once the work has been listed."""
-    folder = tmp_path / "photos"
-    shutil.copytree(photos, folder)
-    listed = on_workers.processed_by_workers
-
-    def deleted(paths, work):
-        (folder / "02.png").unlink()
-        return listed(paths, work)
-
-    monkeypatch.setattr("overfeat.cli.images.processed_by_workers", deleted)
-    command = ["features", "--weights", SHIPPED_WEIGHTS, "-L", "3", folder]
-    status, out, errors = run(command, tmp_path / "out", capsys, "--dask", scheduler)
-    assert status == 1 and errors[0] == "3 of 26 images failed:" and len(out.splitlines()) == 23
-    assert errors[1].startswith(f"  {folder / '02.png'}: no such file on the worker's machine, ")
-    assert errors[1].endswith("all workers must see the images under the same path")
+def test_an_image_that_the_worker_lacks(tmp_path):
+    work = ImageWork(Namespace())
+    work.results = Results(tmp_path, ".json")
+    with pytest.raises(InputError) as refused:
+        on_workers._Worker(work)(("photos/a.png", str(tmp_path / "photos" / "a.png"), "a.png", None))
+    host = f"photos/a.png: no such file on the worker's machine, {socket.gethostname()}; "
+    assert str(refused.value) == host + "all workers must see the images under the same path"
 
 
 def test_parts_write_what_one_run_writes(photos, tmp_path, capsys):
