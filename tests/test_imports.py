@@ -17,7 +17,7 @@ LEVELS = [
     {"densify"},
     {"dense"},
     {"classification", "localization", "detection", "multibox", "prototypes"},
-    {"large", "profiling", "visualize"},
+    {"large", "profiling", "visualize", "export"},
     {"cluster", "serve"},
     {"fast"},
     {"cli"},

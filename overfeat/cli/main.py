@@ -17,6 +17,7 @@ from overfeat.cli import (
     demo,
     detect,
     evaluate,
+    export,
     features,
     localize,
     profile,
@@ -30,8 +31,8 @@ from overfeat.cli.messages import message_of, out_of_memory, with_flags
 from overfeat.errors import InputError, printable
 
 COMMANDS = (
-    classify, localize, detect, features, teach, train, evaluate, profile, compare_borders, bench, convert, scenes,
-    demo, serve,
+    classify, localize, detect, features, teach, train, evaluate, profile, compare_borders, bench, convert, export,
+    scenes, demo, serve,
 )  # fmt: skip
 
 

@@ -35,13 +35,13 @@ def linear(context: Context, node: Node, x: Maps | View, weight: Tensor, bias: T
 
 def kernel_of(weights: Weights, node: Node, weight: Tensor, index: Index) -> Tensor | None:
     """A linear layer over a view of maps as a convolution's kernel [O, C, h, w]; None where elements occur twice."""
-    size = math.prod(index.shape)
+    size, identity = math.prod(index.shape), index.identity  # known before a trace
     if not index.unique:
         return None
 
     def make() -> Tensor:
         kernel = weight
-        if not index.identity:
+        if not identity:
             kernel = weight.new_zeros(len(weight), size)
             kernel[:, index.elements.to(weight.device)] = weight
         return kernel.view(len(weight), *index.shape).contiguous(memory_format=torch.channels_last)

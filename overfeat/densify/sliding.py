@@ -104,9 +104,10 @@ def slide(
         scale: For both axes, factors of the output cells that see the border.
     """
     plans = []
-    cells = cells or output_cells(node)
+    cells, neighbours = cells or output_cells(node), borders == "neighbours"
     for i, (axis, sliding) in enumerate(zip(maps.axes, slidings, strict=True)):
-        plan = plan_axis(axis, sliding, cells[i], maps.grid.counts[i], maps.grid.stride, borders == "neighbours")
+        count = 1 if neighbours else maps.grid.counts[i]  # of which a plan with neighbours does not depend
+        plan = plan_axis(axis, sliding, cells[i], count, maps.grid.stride, neighbours)
         seen = max(plan.new.before - axis.before, plan.new.after - axis.after) // (axis.unit * axis.tap)
         if borders == "refuse" and seen:
             problem = f"{label(node)} sees {seen} cell{'s' * (seen > 1)} beyond the window's border"

@@ -62,6 +62,8 @@ class Weights(nn.Module):
 
         The result is one object for as long as they stay, which pre-packing needs.
         """
+        if torch.compiler.is_compiling():  # traced tensors have no addresses
+            return make()
         state = tuple(_state(t) for t in sources)
         known = self._derived.get(key)
         if known is None or known[0] != state:

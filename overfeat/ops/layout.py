@@ -66,8 +66,11 @@ def evaluation_format() -> torch.memory_format:
 
 
 def channels_last(maps: Tensor) -> Tensor:
-    """Maps in the channels-last format; also of one image, whose strides else leave PyTorch a choice."""
-    if in_transform():
+    """Maps in the channels-last format; also of one image, whose strides else leave PyTorch a choice.
+
+    Traced maps stay as they are: the format is the runtime's choice.
+    """
+    if in_transform() or torch.compiler.is_compiling():
         return maps
     maps = maps.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = maps.shape

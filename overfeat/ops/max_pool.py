@@ -13,6 +13,8 @@ def max_pool(
     One axis is reduced after the other. On a CPU by torch.maximum, which is vectorised and keeps the memory format;
     max_pool2d, which records indices, takes 2 to 30 times as long there at stride 1.
     """
+    if torch.compiler.is_compiling():  # one operator, as other runtimes have it
+        return F.max_pool2d(maps, kernel, stride, 0, dilation)
     if maps.device.type not in ("cpu", "meta"):
         columns = F.max_pool2d(maps, (1, kernel[1]), (1, stride[1]), 0, (1, dilation[1]))
         return F.max_pool2d(columns, (kernel[0], 1), (stride[0], 1), 0, (dilation[0], 1))
