@@ -45,7 +45,7 @@ def detect(path: Path, folder: Path, scale: float, limit: int, stop_after: int |
     fast.detect(net, regressor, small, memory_limit=limit << 20, score_threshold=0.0)  # packages are imported, compiled
     before, start = peak_mib(), time.perf_counter()
     job = detection_job(net, regressor, path, folder, scales=[scale], memory_limit=limit << 20)
-    pending, regions = pending_blocks(job.plan, folder), {name: 0.0 for name in READING}
+    pending, regions = pending_blocks(job.plan.blocks, folder), {name: 0.0 for name in READING}
     for number, block in enumerate(pending):
         if number == stop_after:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -138,7 +138,7 @@ def finish_blocks(work: "ImageWork", path: Path, job: "Job") -> Any:
     while (descriptor := _lock(file)) is None:  # another part looks whether it is the last one, or is merging
         time.sleep(0.1)
     try:
-        if results(path).exists() or pending_blocks(job.plan, job.folder):
+        if results(path).exists() or pending_blocks(job.plan.blocks, job.folder):
             return NOT_YET
         entry = work.finish_large(path, job)
         remove_blocks(results.folder, name)
@@ -158,5 +158,5 @@ def _lock(file: Path) -> int | None:
 def note_skipped(plan: "Plan") -> None:
     """A line on stderr where --mask left windows out."""
     if plan.skipped:
-        share = f"{100 * plan.skipped:.0f} % of the windows see background alone, and are left out (--mask)"
-        print(f"{printable(plan.view.image.name)}: {share}", file=sys.stderr)
+        note = f"{100 * plan.skipped:.0f} % of the windows see background alone, and are left out (--mask)"
+        print(f"{printable(plan.view.image.name)}: {note}", file=sys.stderr)

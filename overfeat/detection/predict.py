@@ -80,11 +80,7 @@ def detect(
         net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
         score_threshold=rule.score_threshold,
     )  # fmt: skip
-    detections = combine(
-        boxes, own_grids, postprocess=rule.postprocess, match_threshold=rule.match_threshold, box_average=box_average,
-        nms_iou_threshold=rule.nms_iou_threshold, class_iou_threshold=rule.class_iou_threshold,
-    )  # fmt: skip
-    return detections[scoring(detections.scores, detections.labels, rule.min_score)]
+    return apply_rule(boxes, own_grids, rule)
 
 
 @dataclass(frozen=True)
@@ -170,6 +166,16 @@ def lowest_score(
 def _first(*values: Value | None) -> Value:
     """The first that is not None."""
     return next(value for value in values if value is not None)
+
+
+def apply_rule(candidates: Candidates, grids: Sequence[Grid], rule: DetectionRule) -> Detections:
+    """`combine` by a rule, and without the objects that score less than its minimum."""
+    detections = combine(
+        candidates, grids, postprocess=rule.postprocess, match_threshold=rule.match_threshold,
+        nms_iou_threshold=rule.nms_iou_threshold, class_iou_threshold=rule.class_iou_threshold,
+        box_average=rule.box_average,
+    )  # fmt: skip
+    return detections[scoring(detections.scores, detections.labels, rule.min_score)]
 
 
 def combine(

@@ -61,19 +61,19 @@ def plan_blocks(net: Net, view: View, config: DenseConfig, *, mask: bool = False
         config: Its memory limit does not change the blocks.
         mask: Whether positions that see background alone are left out, see `Mask`; a block is what encloses the others.
     """
-    own = grids(net, view.size, config, MAX_PIXELS)
+    all_grids = grids(net, view.size, config, MAX_PIXELS)
     blocks: list[Block] = []
-    for index, grid in enumerate(own):
+    for index, grid in enumerate(all_grids):
         for rows, columns in tiles_of(grid.shape, block_sides(grid)):
             blocks.append(Block(len(blocks), index, rows, columns))
-    plan = Plan(view, own, blocks)
+    plan = Plan(view, all_grids, blocks)
     return _without_background(plan, Mask.of(view)) if mask else plan
 
 
 def block_sides(grid: Grid) -> Size:
     """(rows, columns) of the blocks of a grid; the last ones may be smaller."""
-    most = max(1, BLOCK // grid.stride)
-    rows, columns = (-(-length // -(-length // most)) for length in grid.shape)
+    largest = max(1, BLOCK // grid.stride)
+    rows, columns = (-(-length // -(-length // largest)) for length in grid.shape)
     return rows, columns
 
 
@@ -111,9 +111,9 @@ class Job(Protocol):
 
 def evaluate_pending(job: Job, blocks: Sequence[Block] | None = None, *, progress: bool = False) -> None:
     """Evaluate the blocks, by default all, that are not done; with `progress` there is a bar with a forecast."""
-    blocks = job.plan.blocks if blocks is None else blocks
-    pending = [block for block in blocks if not block_path(job.folder, block).exists()]
     check_flag("progress", progress)
+    blocks = job.plan.blocks if blocks is None else blocks
+    pending = pending_blocks(blocks, job.folder)
     for block in with_forecast(pending, len(blocks), progress):
         job.evaluate(block)
 
@@ -136,9 +136,9 @@ def block_path(folder: Path, block: Block) -> Path:
     return folder / f"{block.number:08d}.safetensors"
 
 
-def pending_blocks(plan: Plan, folder: Path) -> list[Block]:
+def pending_blocks(blocks: Sequence[Block], folder: Path) -> list[Block]:
     """The blocks that are not done."""
-    return [block for block in plan.blocks if not block_path(folder, block).exists()]
+    return [block for block in blocks if not block_path(folder, block).exists()]
 
 
 def evaluate_block(

@@ -18,7 +18,7 @@ from torch import Tensor
 from overfeat.dense.candidates import Candidates
 from overfeat.dense.detections import Detections, merge
 from overfeat.dense.grid import Grid
-from overfeat.detection.predict import VOTE_IOU, DetectionRule, combine, normalize_scores
+from overfeat.detection.predict import VOTE_IOU, DetectionRule, apply_rule, normalize_scores
 from overfeat.errors import InputError
 from overfeat.files import atomic_write
 from overfeat.ops.backends.numba_components import components
@@ -62,8 +62,8 @@ def merge_files(paths: Sequence[Path], grids: Sequence[Grid], rule: DetectionRul
     """
     starts = {path: ends[0] for path in paths if (ends := read_header(path)[0])}
     ordered = sorted(starts, key=lambda path: starts[path])
-    parts = list(_merged(ordered, starts, grids, rule))
-    merged = Detections(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
+    chunks = [vars(detections).values() for detections in _merged(ordered, starts, grids, rule)]
+    merged = Detections(*(torch.cat(values) for values in zip(*chunks, strict=True)))
     if rule.postprocess == "merge":
         merged = merged[_order(merged.labels, -merged.scores)]  # as `merge` orders those of one image
         merged = replace(merged, scores=normalize_scores(merged.confidence_sum, merged.boxes, grids))
@@ -99,11 +99,7 @@ def _merge(candidates: Candidates, grids: Sequence[Grid], rule: DetectionRule) -
     if rule.postprocess == "merge":
         own = {"match_threshold": rule.match_threshold, "box_average": rule.box_average}
         return merge(candidates, grids[0].image, **own)  # type: ignore[arg-type]
-    merged = combine(
-        candidates, grids, postprocess=rule.postprocess, nms_iou_threshold=rule.nms_iou_threshold,
-        class_iou_threshold=rule.class_iou_threshold,
-    )  # fmt: skip
-    return merged[scoring(merged.scores, merged.labels, rule.min_score)]
+    return apply_rule(candidates, grids, rule)
 
 
 class _Held:
@@ -138,7 +134,7 @@ Completeness = Callable[[Candidates, float], np.ndarray]  # of candidates and th
 
 
 def _completeness(paths: Sequence[Path], starts: dict[Path, float], rule: DetectionRule) -> Completeness:
-    """Tells which candidates, bool [n], are of complete components."""
+    """The function that gives, bool [n], which candidates are of complete components."""
     if rule.postprocess == "merge":
         return _merge_completeness(paths, rule)
     limits = [rule.nms_iou_threshold, rule.class_iou_threshold, *([VOTE_IOU] if rule.postprocess == "vote" else [])]
@@ -146,10 +142,10 @@ def _completeness(paths: Sequence[Path], starts: dict[Path, float], rule: Detect
 
     def complete(candidates: Candidates, row: float) -> np.ndarray:
         boxes, labels = candidates.boxes.double().numpy(), candidates.labels.numpy()
-        of = components(boxes, labels if by_class else np.zeros_like(labels), min(limits))
-        ends = np.full(of.max(initial=-1) + 1, -np.inf)
-        np.maximum.at(ends, of, boxes[:, 3])
-        return ends[of] < row
+        component = components(boxes, labels if by_class else np.zeros_like(labels), min(limits))
+        ends = np.full(component.max(initial=-1) + 1, -np.inf)
+        np.maximum.at(ends, component, boxes[:, 3])
+        return ends[component] < row
 
     return complete
 
@@ -167,11 +163,11 @@ def _merge_completeness(paths: Sequence[Path], rule: DetectionRule) -> Completen
     def complete(candidates: Candidates, row: float) -> np.ndarray:
         boxes = _widened(candidates.boxes)
         near = (hulls[:, 3] >= boxes[:, 1].min(initial=np.inf)) & (hulls[:, 1] <= boxes[:, 3].max(initial=-np.inf))
-        own = hulls[near]
-        of = components(np.concatenate([own, boxes]), np.concatenate([labels[near], candidates.labels.numpy()]), 0.0)
-        ends = np.full(of.max(initial=-1) + 1, -np.inf)
-        ends[of[: len(own)]] = own[:, 3]  # each box lies in one
-        return ends[of[len(own) :]] < row
+        count, every = near.sum(), np.concatenate([hulls[near], boxes])
+        component = components(every, np.concatenate([labels[near], candidates.labels.numpy()]), 0.0)
+        ends = np.full(component.max(initial=-1) + 1, -np.inf)
+        ends[component[:count]] = every[:count, 3]  # each box lies in one hull
+        return ends[component[count:]] < row
 
     return complete
 
@@ -183,12 +179,12 @@ def _widened(boxes: Tensor) -> np.ndarray:
 def _hulls(boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The enclosing rectangles of boxes that overlap, joined until none of a class overlap: [m, 4], and labels [m]."""
     while True:
-        of = components(boxes, labels, 0.0)
-        count = of.max(initial=-1) + 1
+        component = components(boxes, labels, 0.0)
+        count = component.max(initial=-1) + 1
         if count == len(boxes):
             return boxes, labels
         hulls = np.concatenate([np.full((count, 2), np.inf), np.full((count, 2), -np.inf)], axis=1)
-        np.minimum.at(hulls[:, :2], of, boxes[:, :2])
-        np.maximum.at(hulls[:, 2:], of, boxes[:, 2:])
-        first = np.unique(of, return_index=True)[1]
+        np.minimum.at(hulls[:, :2], component, boxes[:, :2])
+        np.maximum.at(hulls[:, 2:], component, boxes[:, 2:])
+        first = np.unique(component, return_index=True)[1]
         boxes, labels = hulls, labels[first]

@@ -19,11 +19,10 @@ from overfeat.dense.grid import Grid, grids
 from overfeat.dense.heat_maps import class_scores
 from overfeat.dense.layer_output import find_layer, layer_output
 from overfeat.dense.results import object_entries
-from overfeat.detection.predict import combine, detection_rule
+from overfeat.detection.predict import apply_rule, detection_rule
 from overfeat.errors import InputError
 from overfeat.localization.config import LocalizationConfig
 from overfeat.models.geometry import Size, Stride
-from overfeat.ops.boxes import scoring
 from overfeat.profiling.table import by_stage
 from overfeat.prototypes.predict import Prototypes
 from overfeat.regions import collect_timings
@@ -141,13 +140,7 @@ def _detect(model: Model, query: Query, image: Tensor) -> Answer:
     raw = collect_candidates(
         net, regressor, image, own_grids, max_candidates=rule.max_candidates, score_threshold=rule.score_threshold
     )
-    detections = combine(
-        raw, own_grids, postprocess=rule.postprocess, match_threshold=rule.match_threshold,
-        box_average=rule.box_average, nms_iou_threshold=rule.nms_iou_threshold,
-        class_iou_threshold=rule.class_iou_threshold,
-    )  # fmt: skip
-    detections = detections[scoring(detections.scores, detections.labels, rule.min_score)]
-    entries: dict[str, Any] = {"objects": object_entries(detections, names)}
+    entries: dict[str, Any] = {"objects": object_entries(apply_rule(raw, own_grids, rule), names)}
     if query.raw:
         entries["raw"] = _raw_entries(raw, names)
     return Answer(entries)

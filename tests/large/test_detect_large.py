@@ -158,10 +158,10 @@ def test_blocks_in_other_processes(detector, scene, tmp_path):
     rule = pickle.loads(pickle.dumps(detection_rule(*detector)))
     plan = pickle.loads(pickle.dumps(plan))
     for block in reversed(plan.blocks):
-        assert block in pending_blocks(plan, tmp_path)
+        assert block in pending_blocks(plan.blocks, tmp_path)
         detect_block(*detector, plan, block, tmp_path, rule, memory_limit=4 << 20)
         assert block_path(tmp_path, block).exists()
-    assert pending_blocks(plan, tmp_path) == []
+    assert pending_blocks(plan.blocks, tmp_path) == []
     assert_equal(merge_blocks(plan, tmp_path, rule), detect(*detector, scene, scales=[0.6]))
 
 
@@ -304,7 +304,7 @@ def test_a_full_disk_is_one_clear_error_and_blocks_are_kept(detector, scene, tmp
             job.evaluate(job.plan.blocks[1])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert pending_blocks(job.plan, tmp_path) == job.plan.blocks[1:]
+    assert pending_blocks(job.plan.blocks, tmp_path) == job.plan.blocks[1:]
 
 
 def test_the_bar_forecasts_the_end(detector, scene, tmp_path, monkeypatch):
@@ -314,4 +314,4 @@ def test_the_bar_forecasts_the_end(detector, scene, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     detect_large(*detector, open_image(array(scene)), scales=[0.6], progress=True)
-    assert re.search(r"1/2 .*block.*done at about \d\d:\d\d", sys.stderr.getvalue())
+    assert re.search(r"[12]/2 .*block.*done at about \d\d:\d\d", sys.stderr.getvalue())
