@@ -145,9 +145,8 @@ def prepare_layer(layer: NetLayer, plan: Plan, channels: int, folder: Path, name
     first, step = (down - layer.pad * step_down, across - layer.pad * step_across), (step_down, step_across)
     positions = in_image(plan.view, plan.grids[0].shape, first, step)
     block = plan.blocks[0]
-    make_map_files(
-        folder, plan.grids, [positions], channels, [(block.rows.stop, block.columns.stop)], [{"layer": name}]
-    )
+    sides, title = (block.rows.stop, block.columns.stop), Path(plan.view.image.name).name
+    make_map_files(folder, plan.grids, [positions], channels, [sides], [{"layer": name}], title)
 
 
 def layer_block(

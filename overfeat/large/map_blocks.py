@@ -53,7 +53,7 @@ def map_path(folder: Path, grids: Sequence[Grid], index: int, mirrored: bool = F
 
 def make_map_files(
     folder: Path, grids: Sequence[Grid], positions: Sequence[MapPositions], names: Sequence[str] | int,
-    blocks: Sequence[Size], attributes: Sequence[dict[str, Any]],
+    blocks: Sequence[Size], attributes: Sequence[dict[str, Any]], title: str,
 ) -> None:  # fmt: skip
     """Make the files for blocks to be written to, unless they exist; several processes may do so at once."""
     if len(grids) > 1:
@@ -69,8 +69,9 @@ def make_map_files(
             continue
         pyramid = not isinstance(names, int)
         MapFile.create(
-            part, positions[index], names, block=blocks[index], pyramid=pyramid, attributes=attributes[index]
-        )
+            part, positions[index], names,
+            block=blocks[index], title=title, pyramid=pyramid, attributes=attributes[index],
+        )  # fmt: skip
         try:
             os.replace(part, path)
         except OSError as error:

@@ -84,7 +84,7 @@ class MapFile:
     @classmethod
     def create(
         cls, path: str | Path, positions: MapPositions, names: Sequence[str] | int, *, block: tuple[int, int],
-        pyramid: bool = True, attributes: dict[str, Any] | None = None,
+        title: str, pyramid: bool = True, attributes: dict[str, Any] | None = None,
     ) -> "MapFile":  # fmt: skip
         """Make an empty file. Raises WriteError.
 
@@ -93,6 +93,7 @@ class MapFile:
             positions: Of the maps.
             names: Of the channels, classes whose scores lie in 0..1; or their number.
             block: (rows, columns) of the blocks in which it is written.
+            title: The name of the image.
             pyramid: Whether it has levels behind the first.
             attributes: More that is kept with it, under "overfeat".
         """
@@ -107,7 +108,7 @@ class MapFile:
                     str(number), shape=(channels, *level.shape), chunks=chunks, dtype="float32", fill_value=np.nan,
                     chunk_key_encoding={"name": "v2", "separator": "/"},
                 )  # fmt: skip
-            group.attrs.update(_metadata(levels, names, Path(path).name, attributes or {}))
+            group.attrs.update(_metadata(levels, names, title, attributes or {}))
         except OSError as error:
             raise _full(path, error) from error
         return cls(path)

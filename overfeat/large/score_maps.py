@@ -145,7 +145,7 @@ def prepare_score_maps(net: Net, plan: Plan, folder: Path) -> None:
         for grid in grids
     ]
     positions, blocks = [grid_positions(plan.view, grid) for grid in grids], [block_sides(grid) for grid in grids]
-    make_map_files(folder, grids, positions, net.class_names, blocks, attributes)
+    make_map_files(folder, grids, positions, net.class_names, blocks, attributes, Path(plan.view.image.name).name)
 
 
 def score_block(

@@ -30,7 +30,10 @@ def values():
 def maps(values, tmp_path_factory):
     """A file that two writers wrote in turns, the last block first."""
     path = tmp_path_factory.mktemp("maps") / "heat.zarr"
-    writers = [MapFile.create(path, POSITIONS, NAMES, block=BLOCK, attributes={"scale": 1.0}), MapFile(path)]
+    writers = [
+        MapFile.create(path, POSITIONS, NAMES, block=BLOCK, title="slide.tif", attributes={"scale": 1.0}),
+        MapFile(path),
+    ]
     for number, (top, left) in enumerate([(r, c) for r in (256, 128, 0) for c in range(512, -1, -128)]):
         block = np.s_[:, top : top + 128, left : left + 128]
         if (top, left) != (0, 128):
@@ -52,7 +55,8 @@ def test_zarr_reads_the_values_and_the_levels_are_maxima(maps, values):
 def test_metadata_are_those_of_ome_zarr(maps):
     attributes = json.loads((maps.path / ".zattrs").read_text())
     (image,) = attributes["multiscales"]
-    assert image["version"] == "0.4" and [axis["name"] for axis in image["axes"]] == ["c", "y", "x"]
+    assert image["version"] == "0.4" and image["name"] == "slide.tif"
+    assert [axis["name"] for axis in image["axes"]] == ["c", "y", "x"]
     assert [axis["type"] for axis in image["axes"]] == ["channel", "space", "space"]
     assert [entry["path"] for entry in image["datasets"]] == ["0", "1", "2"]
     assert image["datasets"][0]["coordinateTransformations"] == [
@@ -83,7 +87,7 @@ def test_a_mirrored_copy(maps, values, tmp_path):
 
 
 def test_features_have_one_level_and_no_colours(tmp_path):
-    maps = MapFile.create(tmp_path / "f.zarr", POSITIONS, 40, block=BLOCK, pyramid=False)
+    maps = MapFile.create(tmp_path / "f.zarr", POSITIONS, 40, block=BLOCK, title="slide.tif", pyramid=False)
     assert [level.shape for level in maps.levels] == [(40, 300, 521)]
     assert "omero" not in json.loads((tmp_path / "f.zarr" / ".zattrs").read_text())
 
