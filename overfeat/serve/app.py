@@ -24,7 +24,8 @@ from overfeat.serve.guard import LIVE, Guard
 from overfeat.serve.live import live
 from overfeat.serve.models import TASKS, Model
 from overfeat.serve.openapi import openapi_document
-from overfeat.serve.query import UnknownModelError, parse_query
+from overfeat.serve.problems import problem_of
+from overfeat.serve.query import parse_query
 from overfeat.serve.render import answer_entries, answer_npz, heat_map_png
 from overfeat.serve.service import Service
 
@@ -38,7 +39,6 @@ SAMPLES = {  # the shipped pictures that the page offers, by title
     "Cup": "photos/coffee.jpg", "Cat": "photos/chelsea.png", "Rocket": "photos/rocket.jpg",
     "Digits": "multi-object/test/00012.png", "Blood cells": "cells/BloodImage_00385.jpg",
 }  # fmt: skip
-GONE = 499  # status in the metrics of requests whose client left
 
 
 def make_app(models: Mapping[str, Model], config: ServeConfig, warm_up: bool = False) -> Starlette:
@@ -61,13 +61,11 @@ def make_app(models: Mapping[str, Model], config: ServeConfig, warm_up: bool = F
         Route("/openapi.json", partial(_json, openapi_document(models, config))), Route("/healthz", _health),
         Route("/metrics", partial(_metrics, service)),
     ]  # fmt: skip
-    handlers = {
-        HTTPException: _http_error, InputError: _input_error, OverloadedError: _overloaded, TimeoutError: _late,
-        MemoryError: _out_of_memory, ClientDisconnect: _gone,
-    }  # fmt: skip
+    kinds = (HTTPException, InputError, OverloadedError, TimeoutError, MemoryError, ClientDisconnect)
     app = Starlette(
-        routes=routes, middleware=[Middleware(Guard, config=config)], exception_handlers=handlers, lifespan=lifespan
-    )
+        routes=routes, middleware=[Middleware(Guard, config=config)], lifespan=lifespan,
+        exception_handlers=dict.fromkeys(kinds, _error),
+    )  # fmt: skip
     app.state.service = service
     return app
 
@@ -110,7 +108,7 @@ async def _task(service: Service, task: str, request: Request) -> Response:
         status = response.status_code
         return response
     except Exception as error:
-        status = _status_of(error)
+        status = problem_of(error).status
         raise
     finally:
         service.metrics.count("overfeat_requests_total", endpoint=task, status=str(status))
@@ -163,40 +161,9 @@ async def _left(request: Request, read: asyncio.Event) -> Response:
     raise ClientDisconnect
 
 
-def _status_of(error: Exception) -> int:
-    if isinstance(error, HTTPException):
-        return error.status_code
-    if isinstance(error, UnknownModelError):
-        return 404
-    statuses = {InputError: 422, OverloadedError: 503, TimeoutError: 504, MemoryError: 503, ClientDisconnect: GONE}
-    return next((status for kind, status in statuses.items() if isinstance(error, kind)), 500)
-
-
-def _error(status: int, message: object, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"error": str(message)}, status, headers)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail, error.headers)
-
-
-async def _input_error(request: Request, error: Exception) -> Response:
-    return _error(_status_of(error), error)
-
-
-async def _overloaded(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OverloadedError)
-    return _error(503, error, {"retry-after": str(error.retry_after)})
-
-
-async def _late(request: Request, error: Exception) -> Response:
-    return _error(504, "the answer was not ready in time; try again later, or ask for fewer or smaller scales")
-
-
-async def _out_of_memory(request: Request, error: Exception) -> Response:
-    return _error(503, "the server has too little memory for this now", {"retry-after": "5"})
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return _error(GONE, "the client left")
+async def _error(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    headers = dict((error.headers or {}) if isinstance(error, HTTPException) else {})
+    if problem.retry_after is not None:
+        headers["retry-after"] = str(problem.retry_after)
+    return JSONResponse({"error": problem.text}, problem.status, headers)

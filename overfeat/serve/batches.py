@@ -53,7 +53,7 @@ class Batches:
         return len(self._jobs)
 
     def check_room(self) -> None:
-        """Raises OverloadedError where no job would be taken."""
+        """Raises OverloadedError where no job would be accepted."""
         if len(self._jobs) >= self._size or self._stopping:
             raise OverloadedError(max(1, math.ceil(self._job_seconds * len(self._jobs) / 2)))
 
@@ -93,10 +93,10 @@ class Batches:
     def _take(self) -> list[_Job]:
         """The first job that somebody waits for, and those of its key."""
         now = time.monotonic()
-        waiting = [job for job in self._jobs if not job.future.done() and job.until > now]
-        batch = [job for job in waiting if job.key == waiting[0].key][: self._batch_size]
-        taken = {id(job) for job in batch}
-        self._jobs = deque(job for job in waiting if id(job) not in taken)
+        pending = [job for job in self._jobs if not job.future.done() and job.until > now]
+        batch = [job for job in pending if job.key == pending[0].key][: self._batch_size]
+        chosen = {id(job) for job in batch}
+        self._jobs = deque(job for job in pending if id(job) not in chosen)
         return batch
 
     def _evaluate(self, batch: list[_Job]) -> None:

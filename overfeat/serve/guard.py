@@ -31,9 +31,9 @@ def token_matches(config: ServeConfig, token: object) -> bool:
 class Guard:
     """Refuses requests of other sites' pages, for other hosts, and without the token; adds headers to answers.
 
-    A page of any site can send requests to a server on the visitor's own machine: by the Origin that browsers name they
-    are told from those of the server's own page. A host name that was made to lead here is told by the Host header,
-    where the server listens on this machine alone.
+    A page of any site can send requests to a server on the visitor's own machine: the Origin header, which browsers
+    set, distinguishes them from those of the server's own page. Where the server listens on this machine alone, the
+    Host header shows names that someone made to lead here (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, config: ServeConfig):

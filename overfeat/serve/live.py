@@ -13,6 +13,7 @@ from overfeat.serve.batches import OverloadedError
 from overfeat.serve.evaluate import TAUGHT
 from overfeat.serve.guard import token_matches
 from overfeat.serve.models import Model
+from overfeat.serve.problems import problem_of
 from overfeat.serve.query import Query, parse_query
 from overfeat.serve.render import answer_entries
 from overfeat.serve.service import Lesson, Service
@@ -69,7 +70,7 @@ class _Stream:
                     return
                 answer = await self._frame(frame or b"", start) if settings is None else self._configure(settings)
             except (InputError, OverloadedError, TimeoutError, MemoryError) as error:
-                answer = _problem(error)
+                answer = _error_entry(error)
             if text is None:
                 self._count(answer, start)
             await websocket.send_text(json.dumps(answer, separators=(",", ":")))
@@ -148,12 +149,8 @@ def _settings(text: str) -> dict[str, str]:
     return settings
 
 
-def _problem(error: Exception) -> dict[str, Any]:
-    """What the client is told of an error: its text and, as in REST, its status."""
-    if isinstance(error, OverloadedError):
-        return {"error": str(error), "status": 503, "retry_after": error.retry_after}
-    if isinstance(error, InputError):
-        return {"error": str(error), "status": 422}
-    if isinstance(error, MemoryError):
-        return {"error": "the server has too little memory for this now", "status": 503, "retry_after": 5}
-    return {"error": "the answer was not ready in time", "status": 504}
+def _error_entry(error: Exception) -> dict[str, Any]:
+    """An error as an answer: its text and, as in REST, its status."""
+    problem = problem_of(error)
+    entry: dict[str, Any] = {"error": problem.text, "status": problem.status}
+    return entry if problem.retry_after is None else entry | {"retry_after": problem.retry_after}
