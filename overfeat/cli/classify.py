@@ -36,6 +36,7 @@ from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import config_from_args, refuse_options
 from overfeat.cli.results import add_out, can_draw, digest, result_folder
+from overfeat.cli.stream import add_stream, check_stream, process_stream
 from overfeat.cli.teach import load_prototypes
 from overfeat.dense.config import DenseConfig
 from overfeat.errors import ArgumentError, InputError, printable
@@ -62,7 +63,7 @@ UNUSED = {
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "classify", run, __doc__)
-    add_image_options(parser)
+    add_image_options(parser, optional=True)
     help = "classes to print (default: %(default)s)"
     parser.add_argument("-n", "--top-k", type=positive, default=5, metavar="N", help=help)
     help = "all positions of all scales (dense), corners and centre, mirrored (ten), or one crop (default: %(default)s)"
@@ -81,11 +82,13 @@ def add_parser(commands: Commands) -> None:
     add_large_options(parser)
     released = parser.add_argument_group("as in the 2013 program")
     released.add_argument("-f", "--features", action="store_true", help="the same as `overfeat features --format text`")
+    add_stream(released)
     features.add_layer(released, "output of a layer; implies -f")
 
 
 def run(args: argparse.Namespace) -> int:
     """Classify the images."""
+    check_stream(args)
     if args.features or args.layer is not None:
         unused = ("voting", "heat_map", "prototypes", *(name for name in DENSE if name != "memory_limit"))
         refuse_options(args, unused, "-f and -L")
@@ -97,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("heat_map", "needs a folder to write to; give -o FOLDER")
     if args.prototypes and args.voting != "dense":
         raise ArgumentError("voting", "must be dense with --prototypes; leave it out")
+    if args.stream:
+        return process_stream(args, _Classification(args))
     work, images = _Classification(args), find_images(args, large=True)
     if args.out:
         settings = {name: getattr(args, name) for name in ("command", "voting", "top_k")}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from overfeat.cli.cluster import add_cluster_options, check_cluster
 from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import note_unseen
-from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images, read_enlarged
+from overfeat.cli.images import ImageWork, add_image_options, enlarged, find_images, process_images, read_enlarged
 from overfeat.cli.large import (
     add_large_options,
     is_read_in_windows,
@@ -39,6 +39,7 @@ from overfeat.cli.module import ModuleOptions
 from overfeat.cli.net import add_net_options, load_net, net_settings
 from overfeat.cli.options import add_options
 from overfeat.cli.results import add_out, result_folder
+from overfeat.cli.stream import add_stream, check_stream, process_stream
 from overfeat.dense.config import DenseConfig
 from overfeat.errors import InputError, printable
 from overfeat.files import check_writable
@@ -56,7 +57,8 @@ SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "features", run, __doc__)
-    add_image_options(parser)
+    add_image_options(parser, optional=True)
+    add_stream(parser)
     add_layer(parser, "the layer: its number, or the name of a submodule")
     parser.add_argument("-f", "--features", action="store_true", help="accepted, as in the 2013 program")
     help = "text is the 2013 program's format (default: %(default)s; of large images always .zarr)"
@@ -78,6 +80,10 @@ def add_layer(container: argparse._ActionsContainer, help: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the features of the images."""
+    check_stream(args)
+    if args.stream:
+        args.format = "text"
+        return process_stream(args, _Features(args))
     work, images = _Features(args), find_images(args, large=True)
     suffixes = {path: work.suffix(path) for path in images}
     folder = bool(args.out) and args.out.is_dir() and args.out.suffix != LARGE
@@ -129,6 +135,9 @@ class _Features(ImageWork):
         if is_read_in_windows(self.args, path):
             return read_any(self.args, path)
         return read_enlarged(self.net, path, self.args.max_pixels)
+
+    def prepare(self, path: Path, image: "Tensor") -> "Tensor":
+        return enlarged(self.net, path, image, self.args.max_pixels)
 
     def process(self, path: Path, image: "Tensor | LargeImage") -> "Tensor | Sequence[int]":
         """The features, or their shape where they are written to a file."""

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 MAX_NAME = 200  # bytes; file systems allow 255, of which suffixes and names of partial files need some
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """The images, and --max-pixels."""
+def add_image_options(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """The images, and --max-pixels; optional: for commands that read a stream, too."""
     help = f"{IMAGE_FORMATS} files, and folders of them"
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER", help=help)
+    parser.add_argument("images", nargs="*" if optional else "+", type=Path, metavar="IMAGE|FOLDER", help=help)
     parser.add_argument("--recursive", action="store_true", help="read the folders in a folder, too")
     add_max_pixels(parser)
 
@@ -86,9 +86,15 @@ def _short(name: str) -> str:
 def read_enlarged(net: "Net", path: Path, max_pixels: int) -> "Tensor":
     """Read an image; enlarge one smaller than the net's window to the window, as the 2013 program does."""
     from overfeat.data.images import read_image
+
+    return enlarged(net, path, read_image(path, max_pixels), max_pixels)
+
+
+def enlarged(net: "Net", path: Path, image: "Tensor", max_pixels: int) -> "Tensor":
+    """An image, see `read_enlarged`; path: for the message."""
     from overfeat.data.resize import resize
 
-    image, window = read_image(path, max_pixels), net.geometry.window
+    window = net.geometry.window
     height, width = image.shape[1:]
     factor = max(window[0] / height, window[1] / width)
     if factor <= 1:
@@ -119,6 +125,10 @@ class ImageWork:
         from overfeat.data.images import read_image
 
         return read_image(path, self.args.max_pixels)
+
+    def prepare(self, path: Path, image: "Tensor") -> "Tensor":
+        """An image of a stream, as `read` gives those of files."""
+        return image
 
     def process(self, path: Path, image: Any) -> Any:
         """Evaluate an image and write its results; returns the entry, what is printed of them."""
