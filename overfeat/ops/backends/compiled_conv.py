@@ -16,7 +16,6 @@ from overfeat.ops.backends.numba_conv import COLUMNS, HEADER, JOB, LANES, axis_t
 
 __all__ = ["LANES", "Layer", "Panels", "Window", "chain", "convolve", "has_outputs", "pack"]
 
-
 SMALL_BYTES = 1 << 22  # of maps between two jobs that lie in the thread's memory, which is kept
 
 
@@ -65,8 +64,8 @@ class Sample(NamedTuple):
 
 def sample(weight: Tensor, index: Tensor) -> Sample:
     """The values of a float32 weight at an index into its elements, counted as if it were contiguous."""
-    places = torch.unravel_index(index, weight.shape)
-    elements = sum(place * stride for place, stride in zip(places, weight.stride(), strict=True))
+    indices = torch.unravel_index(index, weight.shape)
+    elements = sum(i * stride for i, stride in zip(indices, weight.stride(), strict=True))
     return Sample(weight.stride(), 4 * torch.as_tensor(elements), weight.detach().take(index))
 
 
@@ -122,17 +121,14 @@ def chain(maps: Tensor, layers: Sequence[Layer], out: Tensor | None = None) -> T
     scratch = workspace.scratch(plan.threads * plan.memory + sum(small) + 4 * plan.biases).data_ptr()
     free = scratch + plan.threads * plan.memory
     large = [workspace.empty(size if size and not few else 0) for size, few in zip(plan.between, small, strict=True)]
-    places = [free if small[0] else large[0].data_ptr(), free + small[0] if small[1] else large[1].data_ptr()]
-    places += maps.data_ptr(), out.data_ptr()
+    tensors = [free if small[0] else large[0].data_ptr(), free + small[0] if small[1] else large[1].data_ptr()]
+    tensors += maps.data_ptr(), out.data_ptr()
     free += sum(small)
     program = _int64s(HEADER + len(plan.jobs) * JOB).from_buffer_copy(plan.numbers)
     for number, job in enumerate(plan.jobs):
         at = HEADER + number * JOB
-        program[at + _MAPS], program[at + _OUT], program[at + _SCRATCH] = (
-            places[job.source],
-            places[job.target],
-            scratch,
-        )
+        program[at + _MAPS], program[at + _OUT] = tensors[job.source], tensors[job.target]
+        program[at + _SCRATCH] = scratch
         if job.layer is None:
             continue
         panels, bias, _ = layers[job.layer]

@@ -55,7 +55,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What all programs on maps of one shape have in common."""
+    """The program of layers on maps of one shape, but for addresses."""
 
     numbers: bytearray  # without the addresses that differ from call to call
     jobs: list[Job]
@@ -127,7 +127,7 @@ def _assemble(
 ) -> Plan:
     numbers = np.zeros(HEADER + JOB * len(jobs), np.int64)
     numbers[numba_conv.JOBS // 8] = len(jobs)
-    places, between, memory = [], [0, 0], 0
+    placed, between, memory = [], [0, 0], 0
     source, turn, first = MAPS, 0, 0
     while first < len(jobs):
         job = jobs[first]
@@ -139,17 +139,17 @@ def _assemble(
             size = final["IMAGES"] * final["OUT_HEIGHT"] * final["OUT_WIDTH"] * final["CHANNELS"]
             between[turn] = max(between[turn], size)
         for i in range(first, last + 1):
-            places.append(Job(layers[i], jobs[i]["PANELS"] * COLUMNS, source, target))
+            placed.append(Job(layers[i], jobs[i]["PANELS"] * COLUMNS, source, target))
         source, turn, first = target, 1 - turn, last + 1
     for i, job in enumerate(jobs):
         for name, value in (job | {"SCRATCH_BYTES": memory}).items():
             if hasattr(numba_conv, name):
                 numbers[HEADER + JOB * i + getattr(numba_conv, name) // 8] = value
     n, channels, height, width = out.shape
-    most = max(job["BLOCKS"] for job in jobs)
-    shape, biases = (n, height, width, channels), sum(job.length for job in places)
+    blocks = max(job["BLOCKS"] for job in jobs)
+    shape, biases = (n, height, width, channels), sum(job.length for job in placed)
     return Plan(
-        bytearray(numbers.tobytes()), places, shape, between, biases, min(threads, most), memory, tensors
+        bytearray(numbers.tobytes()), placed, shape, between, biases, min(threads, blocks), memory, tensors
     )  # fmt: skip
 
 
@@ -209,9 +209,9 @@ def _convolution_job(
     return job | {"METHOD": POOLED, "PER_BLOCK": POOLED_PER_BLOCK, "BLOCKS": blocks}, out
 
 
-def _even_blocks(count: int, threads: int, most: int) -> dict[str, int]:
-    """So many outputs or tiles in blocks of 1 to `most` times the rows in registers."""
-    rows = min(max(count // (ROWS * threads * BLOCKS_PER_THREAD), 1), most)
+def _even_blocks(count: int, threads: int, largest: int) -> dict[str, int]:
+    """`count` outputs or tiles in blocks of 1 to `largest` times the rows in registers."""
+    rows = min(max(count // (ROWS * threads * BLOCKS_PER_THREAD), 1), largest)
     return {"PER_BLOCK": rows * ROWS, "BLOCKS": -(-count // (rows * ROWS))}
 
 
@@ -222,7 +222,7 @@ def _sides(maps: Shape, weight: Shape, window: Window) -> list[int]:
 
 
 def _tiling(maps: Shape, weight: Shape, window: Window, ratio: float) -> winograd.Tiling | None:
-    """The tiles of minimal filtering; None where it does not apply, or costs more than so much of direct sums."""
+    """The tiles of minimal filtering; None where it does not apply, or costs more than `ratio` of direct sums."""
     outputs, channels, k, _ = weight
     if not ratio or window.stride != 1 or not transformable(weight):
         return None
@@ -237,7 +237,7 @@ def _tiling(maps: Shape, weight: Shape, window: Window, ratio: float) -> winogra
 
 
 def _place(job: dict[str, int], chain: list[dict[str, int]]) -> int:
-    """Set where a job's tables and values are in a thread's memory; returns the bytes of it."""
+    """Set where a job's tables and values lie in a thread's memory; returns its bytes."""
     length, channels = 4 * job["PANELS"] * COLUMNS, 4 * job["IN_CHANNELS"]
     chunk = 4 * COLUMNS * max(later["PANELS"] for later in chain)
     outputs, tile, inputs = OUTPUT_TILE**2, 0, 0

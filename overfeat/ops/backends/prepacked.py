@@ -352,10 +352,10 @@ def _winograd(
         return None
     if packed.transformed is None:
         if (streamed := _load_streamed()) is None:
-            packed.transformed = partial(winograd.multiply_in_parts, winograd.transform_weight(weight))
+            packed.transformed = partial(winograd.multiply_in_chunks, winograd.transform_weight(weight))
         else:
             panels = streamed.pack(weight, winograd.transform_weight)
-            packed.transformed = partial(streamed.multiply_in_parts, panels)
+            packed.transformed = partial(streamed.multiply_in_chunks, panels)
     flat = winograd.convolve(maps, packed.transformed, len(weight), weight.shape[2], dilation)
     if not flat.sum().isfinite():
         return None  # a tile spreads NaN and infinity to all of its outputs

@@ -67,8 +67,8 @@ def linear(flat: Tensor, panels: Panels, bias: Tensor | None, relu: bool) -> Ten
     return multiply(rows, panels, bias, relu)[0]
 
 
-def multiply_in_parts(panels: Panels, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """See winograd.multiply_in_parts."""
+def multiply_in_chunks(panels: Panels, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """See winograd.multiply_in_chunks."""
     step = OUTPUTS_AT_ONCE // COLUMNS
     for first in range(0, panels.outputs, OUTPUTS_AT_ONCE):
         values = panels.values[:, first // COLUMNS :][:, :step]

@@ -97,14 +97,14 @@ def empty_rows(n: int, count: int, channels: int) -> Tensor:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """[O, C, k, k] -> [t*t, O, C]: the weight for `multiply_in_parts`."""
+    """[O, C, k, k] -> [t*t, O, C]: the weight for `multiply_in_chunks`."""
     outputs, channels, k, _ = weight.shape
     _, of_weights, _ = transforms(k)
     taps = weight.detach().permute(2, 3, 0, 1).reshape(k * k, -1)
     return (of_weights @ taps).view(-1, outputs, channels)
 
 
-def multiply_in_parts(transformed: Tensor, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
+def multiply_in_chunks(transformed: Tensor, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
     """inputs [t*t, tiles, C] by a transformed weight [t*t, O, C]: (first output, [t*t, tiles, O']) in turn."""
     for first in range(0, transformed.shape[1], OUTPUTS_AT_ONCE):
         yield first, torch.bmm(inputs, transformed[:, first : first + OUTPUTS_AT_ONCE].transpose(1, 2))
@@ -115,7 +115,7 @@ def convolve(
 ) -> Tensor:
     """The convolution of maps [N, C, H, W] with a dilation: flat outputs [positions, O].
 
-    The maps are channels last and of one C; multiply: `multiply_in_parts` of the weight by `transform_weight`.
+    The maps are channels last and of one C; multiply: `multiply_in_chunks` of the weight by `transform_weight`.
     """
     of_outputs, _, of_maps = transforms(k)
     tile, m = _input_tile(k), _input_tile(k) - k + 1
