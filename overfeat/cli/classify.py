@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.large.blocks import Job
-    from overfeat.large.reader import LargeImage
+    from overfeat.large.readers.image import LargeImage
     from overfeat.models.net import Net
 
 LARGE_SUFFIXES = (".zarr", ".tif")  # of heat maps of large images

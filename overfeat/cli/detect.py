@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from overfeat.dense.detections import Detections
     from overfeat.large.blocks import Job
     from overfeat.large.detect import DetectionJob
-    from overfeat.large.reader import LargeImage
+    from overfeat.large.readers.image import LargeImage
 
 COCO = "coco.json"
 TABLES = (".geojson", ".csv")  # of large images

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.large.blocks import Job
-    from overfeat.large.reader import LargeImage
+    from overfeat.large.readers.image import LargeImage
 
 LARGE = ".zarr"  # the suffix of features of large images
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "text": ".features"}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from overfeat.cli.results import Results
     from overfeat.large.blocks import Job
-    from overfeat.large.reader import LargeImage
+    from overfeat.large.readers.image import LargeImage
     from overfeat.models.net import Net
 
 
@@ -55,7 +55,7 @@ def find_images(args: argparse.Namespace, *, large: bool = False) -> dict[Path, 
     large: Whether zarr folders and slides are images, too.
     """
     from overfeat.data.images import list_images
-    from overfeat.large.open import is_large
+    from overfeat.large.readers.open import is_large
 
     images: dict[Path, str] = {}
     for path in args.images:

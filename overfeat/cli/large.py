@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from overfeat.cli.images import ImageWork
     from overfeat.large.blocks import Block, Job, Plan
-    from overfeat.large.reader import LargeImage
+    from overfeat.large.readers.image import LargeImage
 
 NOT_YET = object()  # the entry of an image of which other parts have blocks to do
 BLOCKS = ".blocks"  # folder of results of blocks, in that of results
@@ -65,7 +65,7 @@ def large_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def is_read_in_windows(args: argparse.Namespace, path: Path) -> bool:
     """Whether an image is read in windows."""
-    from overfeat.large.open import is_large
+    from overfeat.large.readers.open import is_large
 
     is_asked_for = any(getattr(args, name) != args.parser.get_default(name) for name in READING)
     return is_asked_for or is_large(path, max_pixels=args.max_pixels)
@@ -74,7 +74,7 @@ def is_read_in_windows(args: argparse.Namespace, path: Path) -> bool:
 def read_any(args: argparse.Namespace, path: Path) -> "Tensor | LargeImage":
     """The image of a file, uint8 [3, H, W], or, where it is to be read in windows, the open file."""
     from overfeat.data.images import read_image
-    from overfeat.large.open import open_image
+    from overfeat.large.readers.open import open_image
 
     if is_read_in_windows(args, path):
         given = {"channels": args.channels, "value_range": args.value_range, "max_pixels": args.max_pixels}

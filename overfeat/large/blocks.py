@@ -20,7 +20,7 @@ from overfeat.dense.grid import Grid, grids
 from overfeat.dense.tiling import Pixels, Tile, cut_tile, tile_pixels, tiles_of
 from overfeat.errors import check_flag
 from overfeat.large.mask import Mask
-from overfeat.large.reader import TileError
+from overfeat.large.readers.image import TileError
 from overfeat.large.view import View
 from overfeat.models.geometry import Size
 from overfeat.models.net import Net

@@ -25,8 +25,8 @@ from overfeat.files import atomic_write, ensure_dir, remove_leftovers
 from overfeat.large.blocks import Block, Plan, block_path, evaluate_block, evaluate_pending, plan_blocks
 from overfeat.large.config import LargeConfig
 from overfeat.large.merge import merge_files, read_header, save_candidates
-from overfeat.large.open import is_large, open_image
-from overfeat.large.reader import LargeImage, TileError
+from overfeat.large.readers.image import LargeImage, TileError
+from overfeat.large.readers.open import is_large, open_image
 from overfeat.large.view import View
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor

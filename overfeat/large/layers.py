@@ -32,8 +32,8 @@ from overfeat.large.map_blocks import (
     warn_of_damage,
 )
 from overfeat.large.map_file import MapFile
-from overfeat.large.open import open_image
-from overfeat.large.reader import LargeImage, TileError
+from overfeat.large.readers.image import LargeImage, TileError
+from overfeat.large.readers.open import open_image
 from overfeat.large.view import View
 from overfeat.models.geometry import Stride
 from overfeat.models.layers import NetLayer

@@ -21,7 +21,8 @@ from overfeat.files import UnsupportedLockError, atomic_write, check_writable, l
 from overfeat.large.blocks import Block, block_path
 from overfeat.large.map_file import MapFile, MapPositions, open_group
 from overfeat.large.map_tiff import write_map_tiff
-from overfeat.large.reader import Georeference, LargeImage, TileError
+from overfeat.large.readers.georeference import Georeference
+from overfeat.large.readers.image import LargeImage, TileError
 from overfeat.large.view import View
 from overfeat.models.geometry import Size
 

@@ -10,11 +10,11 @@ import numpy as np
 from overfeat.files import atomic_write
 from overfeat.large.map_file import MapFile, MapPositions
 from overfeat.large.packages import package
-from overfeat.large.reader import Georeference
+from overfeat.large.readers.georeference import PIXEL_SCALE, TIE_POINT, TRANSFORMATION, Georeference
 
 TILE = 256
 CLASSIC_BYTES = 4 * 10**9  # larger files need BigTIFF
-PIXEL_SCALE, TIEPOINT, TRANSFORMATION, GEO_KEYS, GDAL_METADATA, GDAL_NODATA = 33550, 33922, 34264, 34735, 42112, 42113
+GEO_KEYS, GDAL_METADATA, GDAL_NODATA = 34735, 42112, 42113  # tags
 MODEL_TYPE, RASTER_TYPE, GEOGRAPHIC, PROJECTED = 1024, 1025, 2048, 3072  # keys of GeoTIFF
 AREA = 1  # of RASTER_TYPE: coordinates are those of pixel corners
 DOUBLE, SHORT = 12, 3  # types of TIFF
@@ -74,7 +74,7 @@ def _tags(maps: MapFile, georeference: Georeference | None) -> list[tuple[int, i
     if b == d == 0 and a > 0 > e:  # the form that all programs read
         tags += [
             (PIXEL_SCALE, DOUBLE, 3, (a, -e, 0.0), True),
-            (TIEPOINT, DOUBLE, 6, (0.0, 0.0, 0.0, c, f, 0.0), True),
+            (TIE_POINT, DOUBLE, 6, (0.0, 0.0, 0.0, c, f, 0.0), True),
         ]
     else:
         matrix = (a, b, 0.0, c, d, e, 0.0, f, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)

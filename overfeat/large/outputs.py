@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from overfeat.files import atomic_write
-from overfeat.large.reader import Georeference
+from overfeat.large.readers.georeference import Georeference
 
 COLUMNS = ("image", "class", "score", "x1", "y1", "x2", "y2", "confidence_sum", "count")
 MAP_COLUMNS = ("map_x", "map_y")

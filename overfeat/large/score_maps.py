@@ -34,8 +34,8 @@ from overfeat.large.map_blocks import (
     warn_of_damage,
 )  # fmt: skip
 from overfeat.large.map_file import MapFile, chunk_sides
-from overfeat.large.open import open_image
-from overfeat.large.reader import LargeImage, TileError
+from overfeat.large.readers.image import LargeImage, TileError
+from overfeat.large.readers.open import open_image
 from overfeat.large.view import View
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from overfeat.errors import ArgumentError, InputError, printable
 from overfeat.large.config import LargeConfig, Region
-from overfeat.large.reader import LargeImage, TileError
+from overfeat.large.readers.image import LargeImage, TileError
 from overfeat.models.geometry import Size
 from overfeat.models.net import as_batch
 from overfeat.ops.backends.numba_resize import Axis, weigh_columns, weigh_rows

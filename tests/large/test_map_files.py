@@ -12,7 +12,7 @@ from affine import Affine
 from overfeat.errors import InputError
 from overfeat.large.map_file import MapFile, MapPositions, chunk_sides, halve
 from overfeat.large.map_tiff import map_transform, write_map_tiff
-from overfeat.large.reader import Georeference
+from overfeat.large.readers.georeference import Georeference
 
 NAMES = ["benign", "a < b é"]
 POSITIONS = MapPositions((300, 521), (23.5, 31.5), (8.0, 10.0))

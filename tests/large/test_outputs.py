@@ -12,7 +12,7 @@ from PIL import Image
 from overfeat.data.readers.csv import read_csv
 from overfeat.errors import WriteError
 from overfeat.large.outputs import class_color, write_csv, write_geojson
-from overfeat.large.reader import Georeference
+from overfeat.large.readers.georeference import Georeference
 
 ENTRIES = [
     {"class": "cell, \"big\"", "score": 0.9, "box": [10.0, 20.5, 30.0, 60.0], "confidence_sum": 3.5, "count": 4},

@@ -15,13 +15,13 @@ from overfeat.data.arrays import ValueRange
 from overfeat.data.images import open_header, read_image
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import ArgumentError, InputError, printable
-from overfeat.large.arrays import ArrayImage
-from overfeat.large.openslide import SlideImage
-from overfeat.large.rasterio import RasterImage
-from overfeat.large.reader import LargeImage, UndecodableError, opening
-from overfeat.large.tiff import TiffImage
-from overfeat.large.turned import TurnedImage
-from overfeat.large.zarr import ZarrImage, is_zarr
+from overfeat.large.readers.arrays import ArrayImage
+from overfeat.large.readers.image import LargeImage, UndecodableError, opening
+from overfeat.large.readers.openslide import SlideImage
+from overfeat.large.readers.rasterio import RasterImage
+from overfeat.large.readers.tiff import TiffImage
+from overfeat.large.readers.turned import TurnedImage
+from overfeat.large.readers.zarr import ZarrImage, is_zarr
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; + of BigTIFF
 ARRAYS = (".npy",)

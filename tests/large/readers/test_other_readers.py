@@ -16,8 +16,8 @@ from rasterio.vrt import WarpedVRT
 
 from overfeat.errors import InputError
 from overfeat.large import Georeference, TileError, is_large, open_image
-from overfeat.large.openslide import SlideImage
-from overfeat.large.rasterio import RasterImage
+from overfeat.large.readers.openslide import SlideImage
+from overfeat.large.readers.rasterio import RasterImage
 
 TRANSFORM = Affine(0.25, 0, 500_000, 0, -0.25, 6_000_000)
 

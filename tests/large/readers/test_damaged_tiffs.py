@@ -13,7 +13,7 @@ from PIL import Image
 from overfeat.data.images import read_image
 from overfeat.errors import InputError
 from overfeat.large import TileError, is_large, open_image
-from overfeat.large.tiff import TiffImage
+from overfeat.large.readers.tiff import TiffImage
 
 RGB = picture(150, 200)
 ALL = slice(None), slice(None)

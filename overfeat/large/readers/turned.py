@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from overfeat.data.pixels import STORED
-from overfeat.large.reader import Georeference, LargeImage, TileError, check_window
+from overfeat.large.readers.georeference import Georeference
+from overfeat.large.readers.image import LargeImage, TileError, check_window
 from overfeat.models.geometry import Size
 
 MIRRORED_ROWS, MIRRORED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)  # orientations whose files have them from the end

@@ -1,8 +1,7 @@
 """Where an image lies on the Earth, from the tags of a GeoTIFF."""
 
+from dataclasses import dataclass
 from typing import Any
-
-from overfeat.large.reader import Georeference
 
 PIXEL_SCALE, TIE_POINT, TRANSFORMATION = 33550, 33922, 34264  # tags
 PROJECTED = ("ProjectedCSTypeGeoKey", "ProjectedCRSGeoKey")
@@ -10,6 +9,22 @@ GEOGRAPHIC = ("GeographicTypeGeoKey", "GeodeticCRSGeoKey")
 MIN_EPSG, USER_DEFINED = 1024, 32767
 PIXEL_IS_POINT = 2  # the raster type of coordinates that are those of the centres of pixels
 GEOGRAPHIC_MODEL = 2
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where the finest level of an image lies on the Earth.
+
+    Attributes:
+        transform: (a, b, c, d, e, f): the point (column, row) of the image, with (0, 0) its upper left corner, is at
+            x = a * column + b * row + c, y = d * column + e * row + f in the coordinate reference system.
+        epsg: The number of that system; None: the file names none.
+        geographic: Whether its coordinates are longitude and latitude.
+    """
+
+    transform: tuple[float, float, float, float, float, float]
+    epsg: int | None = None
+    geographic: bool = False
 
 
 def georeference_of(page: Any) -> Georeference | None:

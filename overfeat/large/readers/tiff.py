@@ -13,11 +13,11 @@ from torch import Tensor
 from overfeat.data.arrays import ValueRange
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import InputError, printable, reason_of
-from overfeat.large.arrays import TILE, window_of
-from overfeat.large.georeference import georeference_of
 from overfeat.large.packages import package
-from overfeat.large.reader import TileError, UndecodableError, check_window, opening
-from overfeat.large.tiff_pages import (
+from overfeat.large.readers.arrays import TILE, window_of
+from overfeat.large.readers.georeference import georeference_of
+from overfeat.large.readers.image import TileError, UndecodableError, check_window, opening
+from overfeat.large.readers.tiff_pages import (
     Page,
     check_layout,
     find_levels,
@@ -27,8 +27,8 @@ from overfeat.large.tiff_pages import (
     size_of,
     tile_of,
 )
-from overfeat.large.values import Samples, range_note
-from overfeat.large.windows import Area, Window, finish_window, middle, overlap, tiles_in
+from overfeat.large.readers.values import Samples, range_note
+from overfeat.large.readers.windows import Area, Window, finish_window, middle, overlap, tiles_in
 from overfeat.models.geometry import Size
 
 JPEG = (6, 7, 34892, 33007)  # compressions whose decoders take tables

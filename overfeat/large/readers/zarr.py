@@ -11,12 +11,13 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable, reason_of, shorten
-from overfeat.large.arrays import channel_axis
-from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
 from overfeat.large.packages import package
-from overfeat.large.reader import Georeference, TileError, check_window
-from overfeat.large.values import Samples, conversion, range_note
-from overfeat.large.windows import Window, finish_window, middle, read_by_tiles
+from overfeat.large.readers.arrays import channel_axis
+from overfeat.large.readers.channels import channel_note, check_channels, default_channels, first_note
+from overfeat.large.readers.georeference import Georeference
+from overfeat.large.readers.image import TileError, check_window
+from overfeat.large.readers.values import Samples, conversion, range_note
+from overfeat.large.readers.windows import Window, finish_window, middle, read_by_tiles
 from overfeat.models.geometry import Size
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # files of a folder that is zarr

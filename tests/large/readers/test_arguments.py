@@ -60,7 +60,7 @@ def test_an_open_image_is_returned_as_it_is(files):
     ],
 )
 def test_without_a_package(files, tmp_path, monkeypatch, package, file, message):
-    importlib.import_module("overfeat.large.open")
+    importlib.import_module("overfeat.large.readers.open")
     monkeypatch.setitem(sys.modules, package, None)
     path = files[0].with_name(file)
     if not path.exists():

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from overfeat.errors import ArgumentError, InputError, is_whole, printable, reason_of
+from overfeat.large.readers.georeference import Georeference
 from overfeat.models.geometry import Size
 
 
@@ -24,22 +24,6 @@ def opening(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UndecodableError(f"{name}: damaged ({reason_of(error)}); copy or export the file again") from error
-
-
-@dataclass(frozen=True)
-class Georeference:
-    """Where the finest level of an image lies on the Earth.
-
-    Attributes:
-        transform: (a, b, c, d, e, f): the point (column, row) of the image, with (0, 0) its upper left corner, is at
-            x = a * column + b * row + c, y = d * column + e * row + f in the coordinate reference system.
-        epsg: The number of that system; None: the file names none.
-        geographic: Whether its coordinates are longitude and latitude.
-    """
-
-    transform: tuple[float, float, float, float, float, float]
-    epsg: int | None = None
-    geographic: bool = False
 
 
 class TileError(InputError):

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable, reason_of
-from overfeat.large.channels import check_channels, default_channels
-from overfeat.large.reader import Georeference, TileError, check_window
-from overfeat.large.values import Samples, conversion
+from overfeat.large.readers.channels import check_channels, default_channels
+from overfeat.large.readers.georeference import Georeference
+from overfeat.large.readers.image import TileError, check_window
+from overfeat.large.readers.values import Samples, conversion
 from overfeat.models.geometry import Size
 
 TILE = (256, 256)  # as which reading what has no tiles is planned

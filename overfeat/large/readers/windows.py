@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from overfeat.large.reader import LargeImage, TileError
-from overfeat.large.values import Samples
+from overfeat.large.readers.image import LargeImage, TileError
+from overfeat.large.readers.values import Samples
 from overfeat.models.geometry import Size
 
 Window = tuple[int, int, int, int]  # top, bottom, left, right

@@ -12,9 +12,9 @@ from overfeat.data.arrays import ValueRange
 from overfeat.data.images import tiling
 from overfeat.data.pixels import MIN_MASKED, ORIENTATION, STORED
 from overfeat.errors import ArgumentError, InputError, reason_of
-from overfeat.large.channels import channel_note, check_channels, default_channels, first_note
-from overfeat.large.reader import UndecodableError
-from overfeat.large.values import COUNTS, Alpha, Conversion, Kind, Samples, conversion
+from overfeat.large.readers.channels import channel_note, check_channels, default_channels, first_note
+from overfeat.large.readers.image import UndecodableError
+from overfeat.large.readers.values import COUNTS, Alpha, Conversion, Kind, Samples, conversion
 from overfeat.models.geometry import Size
 
 Page = Any  # tifffile's TiffPage or TiffFrame

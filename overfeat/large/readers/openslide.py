@@ -10,11 +10,12 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable
-from overfeat.large.channels import check_channels
 from overfeat.large.packages import package
-from overfeat.large.reader import Georeference, TileError, check_window
-from overfeat.large.values import Kind, Samples, conversion
-from overfeat.large.windows import Window, finish_window, read_by_tiles
+from overfeat.large.readers.channels import check_channels
+from overfeat.large.readers.georeference import Georeference
+from overfeat.large.readers.image import TileError, check_window
+from overfeat.large.readers.values import Kind, Samples, conversion
+from overfeat.large.readers.windows import Window, finish_window, read_by_tiles
 from overfeat.models.geometry import Size
 
 TILE = 256  # of files that name none
