@@ -1,15 +1,11 @@
 """Detection in images that do not fit in memory: in blocks, each of which is stored, then merged by a sweep."""
 
-import functools
-import hashlib
-import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,40 +17,17 @@ from overfeat.dense.detections import Detections
 from overfeat.detection import predict
 from overfeat.detection.predict import DetectionRule, detection_rule
 from overfeat.errors import InputError, check_flag
-from overfeat.files import atomic_write, ensure_dir, remove_leftovers
+from overfeat.large.block_folder import claim_folder, weights_digest
 from overfeat.large.blocks import Block, Plan, block_path, evaluate_block, evaluate_pending, plan_blocks
-from overfeat.large.config import LargeConfig
+from overfeat.large.config import LargeConfig, as_large_config, as_path
 from overfeat.large.merge import merge_files, read_header, save_candidates
+from overfeat.large.overload import or_large
 from overfeat.large.readers.image import LargeImage, TileError
-from overfeat.large.readers.open import is_large, open_image
+from overfeat.large.readers.open import open_image
 from overfeat.large.view import View
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor
 from overfeat.models.wrappers import as_net, as_regressor
-
-PLAN = "plan.json"
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def reads_in_windows(image: object) -> bool:
-    """Whether an image is one that is read in windows, or a file that is to be read so."""
-    if isinstance(image, str | os.PathLike):
-        return is_large(image)
-    return hasattr(image, "levels") and isinstance(image, LargeImage)
-
-
-def or_large(large: Callable[..., Any]) -> Callable[[Function], Function]:
-    """A function of (net, ..., image) that calls `large` instead for images that are read in windows."""
-
-    def decorate(function: Function) -> Function:
-        @functools.wraps(function)
-        def call(*args: Any, **options: Any) -> Any:
-            image = options.get("image", options.get("images", args[-1] if args else None))
-            return (large if reads_in_windows(image) else function)(*args, **options)
-
-        return cast(Function, call)
-
-    return decorate
 
 
 @dataclass(frozen=True)
@@ -87,16 +60,14 @@ def detection_job(
     flip: bool | None = None, stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, **rule: Any,
 ) -> DetectionJob:  # fmt: skip
     """The work of `detect_large`, in a folder that is made and kept. Raises what `detect_large` raises."""
-    net, regressor, config = as_net(net), as_regressor(regressor), LargeConfig() if large is None else large
-    if not isinstance(config, LargeConfig):
-        raise TypeError(f"large must be a LargeConfig, not {type(config).__name__}")
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder must be a path, not {type(folder).__name__}")
+    net, regressor = as_net(net), as_regressor(regressor)
+    config, folder = as_large_config(large), as_path("folder", folder)
     own = detection_rule(net, regressor, **rule)
     view = View.of(open_image(image, value_range=value_range), config)
     plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
-    claim_folder(Path(folder), {**describe(plan), "rule": asdict(own), "net": digest(net), "boxes": digest(regressor)})
-    return DetectionJob(net, regressor, plan, Path(folder), own, memory_limit, config.strict)
+    settings = {"rule": asdict(own), "net": weights_digest(net), "boxes": weights_digest(regressor)}
+    claim_folder(folder, plan, settings)
+    return DetectionJob(net, regressor, plan, folder, own, memory_limit, config.strict)
 
 
 def detect_large(
@@ -183,41 +154,3 @@ def merge_blocks(plan: Plan, folder: Path, rule: DetectionRule) -> Detections:
         warnings.warn(f"left out: {message}", stacklevel=2)
     merged = merge_files(paths, plan.grids, rule)
     return replace(merged, boxes=plan.view.to_level0(merged.boxes))
-
-
-def describe(plan: Plan) -> dict:
-    """What the results of a plan's blocks depend on, but for the net."""
-    image, view = plan.view.image, plan.view
-    path = Path(image.name)
-    file = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
-    own = {
-        "image": os.path.abspath(path),
-        "levels": list(image.levels),
-        "file": file,
-        "level": view.level,
-        "region": view.region,
-    }
-    blocks = hashlib.sha256(repr(plan.blocks).encode()).hexdigest()
-    return {**own, "grids": [asdict(grid) for grid in plan.grids], "blocks": blocks}
-
-
-def digest(module: torch.nn.Module) -> str:
-    """SHA-256 of a module's weights."""
-    total = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(value.detach().cpu().reshape(-1).contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def claim_folder(folder: Path, settings: dict) -> None:
-    """Prepare a folder for the results of blocks. Raises InputError if it holds those of other settings."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    file = ensure_dir(folder) / PLAN
-    if file.exists():
-        if file.read_text() != text:
-            raise InputError(f"{folder}: holds blocks of another image, net or settings; choose another folder")
-    else:
-        with atomic_write(file) as part:
-            part.write_text(text)
-    remove_leftovers(folder)

@@ -17,9 +17,9 @@ from overfeat.dense.grid import Grid
 from overfeat.dense.layer_output import find_layer, layer_tiles
 from overfeat.dense.tiling import tiles_of
 from overfeat.errors import InputError
+from overfeat.large.block_folder import claim_folder, weights_digest
 from overfeat.large.blocks import BLOCK, Block, Plan, evaluate_pending
 from overfeat.large.config import LargeConfig, as_large_config, as_path
-from overfeat.large.detect import claim_folder, describe, digest
 from overfeat.large.map_blocks import (
     check_map_path,
     finish_maps,
@@ -82,7 +82,7 @@ def layer_job(
     name, own = find_layer(net, layer, stride)
     plan, channels = plan_layer(net, own, View.of(open_image(image, value_range=value_range), config))
     check_map_path(target, folder)
-    claim_folder(folder, {**describe(plan), "net": digest(net), "layer": name, "stride": stride})
+    claim_folder(folder, plan, {"net": weights_digest(net), "layer": name, "stride": stride})
     if not target.exists():
         prepare_layer(own, plan, channels, folder, name)
     shape = channels, *plan.grids[0].shape

@@ -18,9 +18,9 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
 from overfeat.errors import ArgumentError, InputError
+from overfeat.large.block_folder import claim_folder, weights_digest
 from overfeat.large.blocks import Block, Plan, block_sides, evaluate_block, evaluate_pending, plan_blocks
 from overfeat.large.config import LargeConfig, as_large_config, as_path
-from overfeat.large.detect import claim_folder, describe, digest, or_large
 from overfeat.large.map_blocks import (
     check_map_path,
     finish_maps,
@@ -34,6 +34,7 @@ from overfeat.large.map_blocks import (
     warn_of_damage,
 )  # fmt: skip
 from overfeat.large.map_file import MapFile, chunk_sides
+from overfeat.large.overload import or_large
 from overfeat.large.readers.image import LargeImage, TileError
 from overfeat.large.readers.open import open_image
 from overfeat.large.view import View
@@ -80,8 +81,8 @@ def score_job(
     plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit), mask=config.mask)
     if target is not None:
         check_map_path(target, folder)
-    settings = {**describe(plan), "net": digest(net), "classes": net.class_names, "maps": target is not None}
-    claim_folder(folder, settings)
+    settings = {"net": weights_digest(net), "classes": net.class_names, "maps": target is not None}
+    claim_folder(folder, plan, settings)
     if target is not None and not target.exists():
         prepare_score_maps(net, plan, folder)
     return ScoreJob(net, plan, folder, target, memory_limit, config.strict)
@@ -162,7 +163,7 @@ def score_block(
     if maps:
         file = MapFile(map_path(folder, plan.grids, block.index, grid.flipped))
     maxima, damaged = torch.full((net.num_classes,), -torch.inf), None if strict else list[TileError]()
-    for part in _parts(net, grid, block, memory_limit):
+    for part in _split_block(net, grid, block, memory_limit):
         values = _scores(net, plan, part, memory_limit, damaged)
         if file:
             file.write(part.rows, part.columns, values)
@@ -171,8 +172,8 @@ def score_block(
     mark_done(folder, block, {"maxima": maxima}, damaged)
 
 
-def _parts(net: Net, grid: Grid, block: Block, memory_limit: int) -> list[Block]:
-    """Parts of a block, whole chunks of the maps, whose scores take about a quarter of the memory limit."""
+def _split_block(net: Net, grid: Grid, block: Block, memory_limit: int) -> list[Block]:
+    """A block in smaller ones of whole chunks of the maps, whose scores take about a quarter of the memory limit."""
     rows, columns = chunk_sides(block_sides(grid))
     position = 16 * net.num_classes  # bytes, times four
     across = columns * max(1, memory_limit // (position * rows * columns))
@@ -250,7 +251,7 @@ def score_maps_large(
         raise ArgumentError("memory_limit", remedy, problem)
     maps = [torch.empty(1, net.num_classes, *grid.shape) for grid in plan.grids]
     for block in plan.blocks:
-        for part in _parts(net, plan.grids[block.index], block, memory_limit):
+        for part in _split_block(net, plan.grids[block.index], block, memory_limit):
             values = _scores(net, plan, part, memory_limit, None)
             maps[part.index][0, :, part.rows, part.columns] = torch.from_numpy(values)
     return [ScoreMap(scores.to(net.device), grid) for scores, grid in zip(maps, plan.grids, strict=True)]
