@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.evaluate import ScoreMap, max_scores, score_maps
 from overfeat.dense.grid import grids
 from overfeat.dense.inputs import one_image
-from overfeat.errors import ArgumentError, InputError, check_count, check_flag, check_fraction, in_one_line
-from overfeat.models.checkpoint import consistent, read_tensors, write_tensors
+from overfeat.errors import ArgumentError, InputError, check_count, check_flag, check_fraction, in_one_line, reason_of
+from overfeat.models.checkpoint import check_path, consistent, read_safetensors, read_tensors, write_tensors
 from overfeat.models.geometry import Size, Stride
-from overfeat.models.metadata import MAX_NAME, entries, items, parse, real, string, whole
+from overfeat.models.metadata import MAX_NAME, entries, items, parse, real, whole
 from overfeat.models.net import InputSpan, Net, Shape, eval_mode
 from overfeat.models.overfeat import OverFeat
 from overfeat.models.wrappers import as_net
@@ -27,6 +28,7 @@ from overfeat.prototypes.views import views
 CELLS = 3  # along a side of a window, over which maps are averaged
 THRESHOLD = 0.4
 MAX_CELLS = 100
+MIN_NORM = 1e-12  # of a sum of directions
 SAME_NET = 0.99  # a net is that of a file if the cosine of their features of one window is at least this
 
 
@@ -54,14 +56,13 @@ class Prototypes(Net):
     ):  # fmt: skip
         super().__init__()
         check_count("cells", cells)
-        check_fraction("threshold", threshold)
         if cells > MAX_CELLS:
             raise ArgumentError("cells", f"must be at most {MAX_CELLS}, not {cells}")
         if not (layer is None or isinstance(layer, (str, int))) or isinstance(layer, bool):
             raise ArgumentError("layer", f"must be a layer's name or number, not {in_one_line(layer)}")
         net = as_net(net)
         self.embedding = features_of(net, layer, cells)
-        self.layer, self.cells, self.threshold = layer, int(cells), float(threshold)
+        self.layer, self.cells, self.threshold = layer, int(cells), threshold
         self.class_names: list[str] = []
         self.counts: list[int] = []  # pictures of each class
         self.sums = torch.zeros(0, self.embedding.num_classes, device=net.device)  # of its pictures' directions
@@ -69,6 +70,16 @@ class Prototypes(Net):
         self.default_stride, self.reach, self.scale_factors = net.default_stride, net.reach, net.scale_factors
         self.context = self.embedding.context
         self.eval()
+
+    @property
+    def threshold(self) -> float:
+        """See the class. Setting it raises ArgumentError for what is not between 0 and 1."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        check_fraction("threshold", value)
+        self._threshold = float(value)
 
     # Classes
 
@@ -171,7 +182,13 @@ class Prototypes(Net):
     # Files
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the classes to a safetensors file, atomically; without the net, which `load` is given."""
+        """Write the classes to a safetensors file, atomically; without the net, which `load` is given.
+
+        Raises InputError where the file cannot be written, or is one that holds no prototypes.
+        """
+        check_path(path)
+        if Path(path).is_file() and os.path.getsize(path) and not _holds_prototypes(path):
+            raise InputError(f"{path}: exists and holds no prototypes; name another file")
         classes = [{"name": name, "count": n} for name, n in zip(self.class_names, self.counts, strict=True)]
         settings = {"layer": self.layer, "cells": self.cells, "threshold": self.threshold, "classes": classes}
         tensors = {"sums": self.sums, "probe": self._probe()}
@@ -191,14 +208,18 @@ class Prototypes(Net):
             cells = whole(settings["cells"], "cells", maximum=MAX_CELLS)
             threshold, layer = real(settings["threshold"], "threshold", 0, 1), settings["layer"]
             classes = [entries(c, "a class", ("name", "count")) for c in items(settings["classes"], "classes")]
-            names = [string(c["name"], "a name") for c in classes]
+            names = [c["name"] for c in classes]
+            for name in names:
+                _check_name(name)
             counts = [whole(c["count"], "count") for c in classes]
             sums, probe = tensors["sums"].float(), tensors["probe"].float()
             if len(set(names)) < len(names) or sums.dim() != 2 or len(sums) != len(names):
                 raise ValueError("the classes are not those of the tensors")
-            if not sums.isfinite().all() or not sums.any(dim=1).all():
-                raise ValueError("NaN, infinite or zero values")
-        prototypes = Prototypes(net, layer=layer, cells=cells, threshold=threshold)
+            norms = sums.norm(dim=1)  # of sums of directions: at most their number
+            if not ((norms > MIN_NORM) & (norms <= 1.01 * torch.tensor(counts))).all() or not probe.isfinite().all():
+                raise ValueError("NaN, infinite, zero or too large values")
+        prototypes = _empty(path, net, layer, cells)
+        prototypes.threshold = threshold
         actual = prototypes._probe()
         if actual.shape != probe.shape or sums.shape[1] != len(actual) or _cosine(actual.cpu(), probe) < SAME_NET:
             raise InputError(f"{path}: made with another net, whose features are others; load it with that net")
@@ -272,6 +293,23 @@ class Prototypes(Net):
     ) -> tuple[Tensor, list[Shape]]:
         flat, shapes = self.embedding.forward_head_flat(features, stride, context)
         return (flat.relu() if isinstance(self.embedding, OverFeat) else flat), shapes
+
+
+def _holds_prototypes(path: str | os.PathLike) -> bool:
+    try:
+        return "prototypes" in read_safetensors(path, lambda name: False)[0]
+    except InputError:
+        return False
+
+
+def _empty(path: str | os.PathLike, net: Net, layer: Any, cells: int) -> Prototypes:
+    """Prototypes with the settings of a file. Raises InputError that names it for a layer that the net lacks."""
+    try:
+        return Prototypes(net, layer=layer, cells=cells)
+    except InputError as error:
+        if isinstance(error, ArgumentError) and error.argument == "net":
+            raise
+        raise InputError(f"{path}: made with another net, or damaged: {reason_of(error)}") from error
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Classes learned from a picture: scores, places, errors and files."""
 
 import copy
+import json
 import re
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import overfeat
 from overfeat.errors import InputError
 from overfeat.files import ASSETS
+from overfeat.models.checkpoint import read_safetensors
 from overfeat.prototypes.views import VIEWS, views
 
 WINDOW = 16
@@ -212,12 +215,41 @@ def test_files_of_another_net_or_kind(net, tmp_path):
         overfeat.Prototypes.load(ASSETS / "small.safetensors", net=net)
     with pytest.raises(InputError, match=r"missing\.safetensors: no such file"):
         overfeat.Prototypes.load(tmp_path / "missing.safetensors", net=net)
+    with pytest.raises(InputError, match=r"p\.safetensors: made with another net, or damaged: layer must be one of 15"):
+        prototypes.layer = "fire7"
+        prototypes.save(path)  # over its own file
+        overfeat.Prototypes.load(path, net=overfeat.load(ASSETS / "small.safetensors"))
+
+
+def test_other_files_are_kept(net, tmp_path):
+    prototypes = overfeat.Prototypes(net)
+    weights, text, empty = (tmp_path / name for name in ("net.safetensors", "a.txt", "empty"))
+    weights.write_bytes((ASSETS / "small.safetensors").read_bytes())
+    text.write_text("a letter")
+    empty.touch()
+    for path in (weights, text):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match=f"{path.name}: exists and holds no prototypes; name another file"):
+            prototypes.save(path)
+        assert path.read_bytes() == before
+    prototypes.save(empty)
+    assert overfeat.Prototypes.load(empty, net=net).class_names == []
+
+
+def test_a_threshold_is_checked_when_it_is_set(net):
+    prototypes = overfeat.Prototypes(net)
+    prototypes.threshold = 1
+    for value in (float("nan"), 2, "a", None, True):
+        with pytest.raises(InputError, match=f"threshold must be between 0 and 1, not '?{value}"):
+            prototypes.threshold = value
+    assert prototypes.threshold == 1.0
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [(b'\\"threshold\\": 0.4', b'\\"threshold\\": 4.0'), (b'\\"count\\": 1', b'\\"count\\": 0'),
-     (b'\\"name\\": \\"disc\\"', b'\\"n___\\": \\"disc\\"'), (b'\\"cells\\": 3', b'\\"cells\\": x')],
+     (b'\\"name\\": \\"disc\\"', b'\\"n___\\": \\"disc\\"'), (b'\\"disc\\"', b'  \\"\\"  '),
+     (b'\\"cells\\": 3', b'\\"cells\\": x')],
 )  # fmt: skip
 def test_damaged_files(net, tmp_path, old, new):
     path = tmp_path / "p.safetensors"
@@ -229,6 +261,31 @@ def test_damaged_files(net, tmp_path, old, new):
     path.write_bytes(data.replace(old, new))
     with pytest.raises(InputError, match=r"p\.safetensors: its prototypes and its metadata do not fit together"):
         overfeat.Prototypes.load(path, net=net)
+
+
+def test_damaged_values_and_layers(net, tmp_path):
+    path, good = tmp_path / "p.safetensors", overfeat.Prototypes(net)
+    good.add("disc", scene(8, 10))
+    good.save(path)
+    metadata, tensors = read_safetensors(path)
+    for name, factor in [
+        ("probe", np.nan),
+        ("sums", np.inf),
+        ("sums", 0),
+        ("sums", 1e38),
+        ("sums", 3),
+        ("sums", 1e-30),
+    ]:
+        save_file(tensors | {name: tensors[name] * factor}, path, metadata)
+        with pytest.raises(InputError, match=r"p\.safetensors: .* \(NaN, infinite, zero or too large values\)"):
+            overfeat.Prototypes.load(path, net=net)
+    for layer in ([1], True, "nosuch" * 20_000):
+        settings = json.loads(metadata["prototypes"]) | {"layer": layer}
+        save_file(tensors, path, metadata | {"prototypes": json.dumps(settings)})
+        with pytest.raises(InputError, match=r"p\.safetensors: made with another net, or damaged: ") as caught:
+            overfeat.Prototypes.load(path, net=net)
+        assert "layer" in str(caught.value) or "nosuch" in str(caught.value)
+        assert len(str(caught.value)) < len(str(path)) + 300
 
 
 @pytest.mark.parametrize(
