@@ -26,6 +26,7 @@ from overfeat.cli.heat_maps import SUFFIXES, write_heat_maps
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
 from overfeat.cli.large import (
     add_large_options,
+    damage_entry,
     large_config,
     large_settings,
     note_skipped,
@@ -149,13 +150,13 @@ class _Classification(ImageWork):
             write_heat_maps(self.results(path, ""), image, maps, scores, net.class_names, args.top_k, self.draw)
         return self._entry(path, scores)
 
-    def _entry(self, path: Path, scores: "Tensor") -> list[dict]:
+    def _entry(self, path: Path, scores: "Tensor", **others: list[str]) -> list[dict]:
         """The best classes of scores [classes], written to the image's result."""
         top = top_classes(scores, self.net.class_names, self.args.top_k)
         if self.args.prototypes:
             top = [entry for entry in top if entry["score"] >= self.net.threshold]
         if self.results:
-            write_json(self.results(path), {"image": str(path), "classes": top})
+            write_json(self.results(path), {"image": str(path), "classes": top, **others})
         return top
 
     def large_job(self, path: Path, image: "LargeImage", folder: Path) -> "Job":
@@ -176,7 +177,8 @@ class _Classification(ImageWork):
         if self.results and self.args.heat_map and georeference:
             source, target = (self.results(path, suffix) for suffix in LARGE_SUFFIXES)
             export_tiffs(source, target, georeference)
-        return self._entry(path, largest.amax(dim=0) if self.args.prototypes else largest.mean(dim=0))
+        scores = largest.amax(dim=0) if self.args.prototypes else largest.mean(dim=0)
+        return self._entry(path, scores, **damage_entry(job))
 
     def show(self, path: Path, entry: list[dict]) -> None:
         if not entry:

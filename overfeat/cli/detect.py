@@ -27,7 +27,9 @@ from overfeat.cli.command import Commands, add_command
 from overfeat.cli.dense import add_dense_options, dense_arguments, dense_settings
 from overfeat.cli.images import ImageWork, add_image_options, find_images, process_images
 from overfeat.cli.large import (
+    DAMAGE,
     add_large_options,
+    damage_entry,
     large_config,
     large_settings,
     note_skipped,
@@ -157,7 +159,7 @@ class _Detection(ImageWork):
             georeference = job.plan.view.image.georeference
             write_geojson(self.results(path, ".geojson"), objects, georeference)
             write_csv(self.results(path, ".csv"), self.results.names[path], objects, georeference)
-            write_json(self.results(path), {"image": str(path), "objects": objects})
+            write_json(self.results(path), {"image": str(path), "objects": objects, **damage_entry(job)})
         return objects
 
     def finish(self) -> None:
@@ -247,5 +249,5 @@ def _results(folder: Path) -> Iterator[tuple[str, list[dict]]]:
             result = json.loads(path.read_bytes())
         except ValueError:
             continue
-        if isinstance(result, dict) and {"image", "objects"} == set(result):
+        if isinstance(result, dict) and {"image", "objects"} == set(result) - {DAMAGE}:
             yield path.relative_to(folder).as_posix().removesuffix(".json"), result["objects"]

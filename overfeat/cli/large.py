@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from overfeat.large.readers.image import LargeImage
 
 NOT_YET = object()  # the entry of an image of which other parts have blocks to do
+DAMAGE = "left_out"  # messages of damaged tiles, in an image's result
 BLOCKS = ".blocks"  # folder of results of blocks, in that of results
 READING = ("region", "level", "mask", "channels", "value_range")  # options with which every image is read in windows
 
@@ -146,6 +147,14 @@ def finish_blocks(work: "ImageWork", path: Path, job: "Job") -> Any:
     finally:
         file.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def damage_entry(job: "Job") -> dict[str, list[str]]:
+    """What an image's result says of damaged tiles that were left out; without them nothing."""
+    from overfeat.large.blocks import left_out
+
+    messages = left_out(job.plan, job.folder)
+    return {DAMAGE: messages} if messages else {}
 
 
 def _lock(file: Path) -> int | None:

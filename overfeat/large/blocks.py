@@ -3,13 +3,16 @@
 A block's result is one file: where it exists, the block is done, whichever process evaluated it.
 """
 
+import json
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from overfeat.data.resize import pad_color
@@ -18,7 +21,7 @@ from overfeat.dense.context import context_tile, half_size
 from overfeat.dense.evaluate import TileGroup, run_tiles
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.tiling import Pixels, Tile, cut_tile, tile_pixels, tiles_of
-from overfeat.errors import check_flag
+from overfeat.errors import InputError, check_flag
 from overfeat.large.mask import Mask
 from overfeat.large.readers.image import TileError
 from overfeat.large.view import View
@@ -139,6 +142,30 @@ def block_path(folder: Path, block: Block) -> Path:
 def pending_blocks(blocks: Sequence[Block], folder: Path) -> list[Block]:
     """The blocks that are not done."""
     return [block for block in blocks if not block_path(folder, block).exists()]
+
+
+def read_metadata(path: Path) -> dict[str, list]:
+    """What a block's file holds beside its values: "damaged", the messages of tiles that were left out, and others.
+
+    Raises InputError for what is no such file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: json.loads(text) for name, text in file.metadata().items()}
+    except (OSError, SafetensorError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: no result of a block ({error}); delete it, and run again") from error
+
+
+def left_out(plan: Plan, folder: Path) -> list[str]:
+    """The messages of the damaged tiles that the blocks of an image, which are done, left out."""
+    paths = [block_path(folder, block) for block in plan.blocks]
+    return list(dict.fromkeys(message for path in paths for message in read_metadata(path)["damaged"]))
+
+
+def warn_of_damage(plan: Plan, folder: Path) -> None:
+    """A warning for each damaged tile that was left out."""
+    for message in left_out(plan, folder):
+        warnings.warn(f"left out: {message}", stacklevel=3)
 
 
 def evaluate_block(

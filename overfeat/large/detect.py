@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from overfeat.detection import predict
 from overfeat.detection.predict import DetectionRule, detection_rule
 from overfeat.errors import InputError, check_flag
 from overfeat.large.block_folder import claim_folder, weights_digest
-from overfeat.large.blocks import Block, Plan, block_path, evaluate_block, evaluate_pending, plan_blocks
+from overfeat.large.blocks import Block, Plan, block_path, evaluate_block, evaluate_pending, plan_blocks, warn_of_damage
 from overfeat.large.config import LargeConfig, as_large_config, as_path
-from overfeat.large.merge import merge_files, read_header, save_candidates
+from overfeat.large.merge import merge_files, save_candidates
 from overfeat.large.overload import or_large
 from overfeat.large.readers.image import LargeImage, TileError
 from overfeat.large.readers.open import open_image
@@ -150,7 +149,6 @@ def merge_blocks(plan: Plan, folder: Path, rule: DetectionRule) -> Detections:
     A warning names each damaged tile that was left out.
     """
     paths = [block_path(folder, block) for block in plan.blocks]
-    for message in dict.fromkeys(message for path in paths for message in read_header(path)[1]):
-        warnings.warn(f"left out: {message}", stacklevel=2)
+    warn_of_damage(plan, folder)
     merged = merge_files(paths, plan.grids, rule)
     return replace(merged, boxes=plan.view.to_level0(merged.boxes))

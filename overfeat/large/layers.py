@@ -18,7 +18,7 @@ from overfeat.dense.layer_output import find_layer, layer_tiles
 from overfeat.dense.tiling import tiles_of
 from overfeat.errors import InputError
 from overfeat.large.block_folder import claim_folder, weights_digest
-from overfeat.large.blocks import BLOCK, Block, Plan, evaluate_pending
+from overfeat.large.blocks import BLOCK, Block, Plan, evaluate_pending, warn_of_damage
 from overfeat.large.config import LargeConfig, as_large_config, as_path
 from overfeat.large.map_blocks import (
     check_map_path,
@@ -29,7 +29,6 @@ from overfeat.large.map_blocks import (
     mark_done,
     sole_writer,
     unfinished,
-    warn_of_damage,
 )
 from overfeat.large.map_file import MapFile
 from overfeat.large.readers.image import LargeImage, TileError
@@ -64,7 +63,7 @@ class LayerJob:
 
     def finish(self) -> tuple[int, int, int]:
         """Make the file; returns (channels, height, width)."""
-        warn_of_damage(self.folder, self.plan.blocks)
+        warn_of_damage(self.plan, self.folder)
         finish_maps(self.folder, self.plan.grids, self.plan.view.image, self.path)
         return self.shape
 

@@ -4,14 +4,12 @@ import json
 import os
 import shutil
 import socket
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -91,16 +89,6 @@ def mark_done(folder: Path, block: Block, values: dict[str, Tensor], damaged: Se
 def read_done(folder: Path, block: Block) -> dict[str, Tensor]:
     """The values that `mark_done` wrote."""
     return load_file(block_path(folder, block))
-
-
-def warn_of_damage(folder: Path, blocks: Sequence[Block]) -> None:
-    """A warning for each damaged tile that blocks, which are done, left out."""
-    messages: dict[str, None] = {}
-    for block in blocks:
-        with safe_open(block_path(folder, block), "pt") as file:
-            messages |= dict.fromkeys(json.loads(file.metadata()["damaged"]))
-    for message in messages:
-        warnings.warn(f"left out: {message}", stacklevel=3)
 
 
 def unfinished(path: str | os.PathLike) -> Path:

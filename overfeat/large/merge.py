@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,8 +18,8 @@ from overfeat.dense.candidates import Candidates
 from overfeat.dense.detections import Detections, merge
 from overfeat.dense.grid import Grid
 from overfeat.detection.predict import VOTE_IOU, DetectionRule, apply_rule, normalize_scores
-from overfeat.errors import InputError
 from overfeat.files import atomic_write
+from overfeat.large.blocks import read_metadata
 from overfeat.ops.backends.numba_components import components
 from overfeat.ops.boxes import nms, scoring
 
@@ -40,16 +39,6 @@ def save_candidates(path: Path, candidates: Candidates, numbers: Tensor, damaged
         save_file(tensors, part, {"rows": json.dumps(ends), "damaged": json.dumps(list(damaged))})
 
 
-def read_header(path: Path) -> tuple[list[float], list[str]]:
-    """The first and last row that the candidates of a block cover, none without candidates; and damaged tiles."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        return json.loads(metadata["rows"]), json.loads(metadata["damaged"])
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: no candidates of a block ({error}); delete it, and run again") from error
-
-
 def merge_files(paths: Sequence[Path], grids: Sequence[Grid], rule: DetectionRule) -> Detections:
     """The objects of an image from the candidates of its blocks, best first, of equal scores the leftmost first.
 
@@ -60,7 +49,7 @@ def merge_files(paths: Sequence[Path], grids: Sequence[Grid], rule: DetectionRul
     Args:
         paths: Of `save_candidates`.
     """
-    starts = {path: ends[0] for path in paths if (ends := read_header(path)[0])}
+    starts = {path: ends[0] for path in paths if (ends := read_metadata(path)["rows"])}
     ordered = sorted(starts, key=lambda path: starts[path])
     chunks = [vars(detections).values() for detections in _merged(ordered, starts, grids, rule)]
     merged = Detections(*(torch.cat(values) for values in zip(*chunks, strict=True)))

@@ -19,7 +19,15 @@ from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
 from overfeat.errors import ArgumentError, InputError
 from overfeat.large.block_folder import claim_folder, weights_digest
-from overfeat.large.blocks import Block, Plan, block_sides, evaluate_block, evaluate_pending, plan_blocks
+from overfeat.large.blocks import (
+    Block,
+    Plan,
+    block_sides,
+    evaluate_block,
+    evaluate_pending,
+    plan_blocks,
+    warn_of_damage,
+)
 from overfeat.large.config import LargeConfig, as_large_config, as_path
 from overfeat.large.map_blocks import (
     check_map_path,
@@ -31,7 +39,6 @@ from overfeat.large.map_blocks import (
     read_done,
     sole_writer,
     unfinished,
-    warn_of_damage,
 )  # fmt: skip
 from overfeat.large.map_file import MapFile, chunk_sides
 from overfeat.large.overload import or_large
@@ -230,7 +237,7 @@ def largest_scores(plan: Plan, folder: Path) -> Tensor:
     for block in plan.blocks:
         own = read_done(folder, block)["maxima"]
         maxima[block.index] = torch.maximum(maxima.get(block.index, own), own)
-    warn_of_damage(folder, plan.blocks)
+    warn_of_damage(plan, folder)
     known = [scores for scores in maxima.values() if scores.isfinite().all()]
     if not known:
         raise InputError(f"{plan.view.image.name}: all of it is background or damaged; there are no scores")

@@ -36,7 +36,9 @@ def test_a_large_image_is_evaluated_in_blocks(scene, tmp_path, capsys):
     out = tmp_path / "out"
     assert detect(scene, "-o", out) == 0
     printed = capsys.readouterr().out
-    objects = json.loads((out / "scene.tif.json").read_text())["objects"]
+    result = json.loads((out / "scene.tif.json").read_text())
+    objects = result["objects"]
+    assert list(result) == ["image", "objects"], "nothing was left out"
     assert len(objects) > 10 and len(printed.splitlines()) == len(objects)
     collection = geojson.loads((out / "scene.tif.geojson").read_text())
     assert collection.is_valid and len(collection.features) == len(objects)
@@ -109,7 +111,10 @@ def test_a_damaged_tile_is_named_or_ends_the_run(scene, tmp_path, capsys):
     assert detect(scene, "-o", tmp_path / "out") == 0
     error = capsys.readouterr().err
     assert error.count("warning: left out:") == 1 and "rows 64 to 128, columns 64 to 128" in error
-    objects = json.loads((tmp_path / "out" / "scene.tif.json").read_text())["objects"]
+    result = json.loads((tmp_path / "out" / "scene.tif.json").read_text())
+    objects = result["objects"]
+    assert [f"warning: left out: {message}" in error for message in result["left_out"]] == [True]
+    assert len(json.loads((tmp_path / "out" / "coco.json").read_text())) == len(objects)
     assert 5 < len(objects) and all(box["box"][2] < 110 or box["box"][0] > 70 or box["box"][1] > 70 for box in objects)
     assert detect(scene, "-o", tmp_path / "strict", "--strict") == 1
     assert "damaged tile at level 0, rows 64 to 128" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 import torch
 import zarr
 from large_files import picture, write_pyramid
@@ -71,6 +72,17 @@ def test_classify_writes_heat_maps_of_a_large_image(slide, image, tmp_path, caps
     assert run("classify", tmp_path / "photo.png", *options, "--region", 10, 20, 60, 70) == 0
     part = overfeat.classify(net, image[:, 20:90, 10:70], scales=[1.0], flip=False)[0].max()
     assert float(capsys.readouterr().out.split()[1]) == pytest.approx(float(part), abs=1e-5)
+    # A damaged tile is named in the result, too.
+    with tifffile.TiffFile(slide) as file:
+        offset, count = file.pages[0].dataoffsets[8], file.pages[0].databytecounts[8]
+    with open(slide, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * count)
+    assert run("classify", slide, *options, "-o", tmp_path / "damaged") == 0
+    result = json.loads((tmp_path / "damaged" / "slide.tif.json").read_text())
+    (message,) = result["left_out"]
+    assert f"warning: left out: {message}" in capsys.readouterr().err and "rows 128 to 150" in message
+    assert list(result) == ["image", "classes", "left_out"] and len(result["classes"]) == 3
 
 
 def test_an_interrupted_run_continues_at_the_block(slide, tmp_path, monkeypatch, capsys):

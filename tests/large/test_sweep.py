@@ -107,7 +107,7 @@ def test_components_of_boxes():
 
 def test_a_file_that_is_none_of_a_block_is_named(tmp_path):
     (tmp_path / "1.safetensors").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"1.safetensors: no candidates of a block .*; delete it, and run again"):
+    with pytest.raises(InputError, match=r"1.safetensors: no result of a block .*; delete it, and run again"):
         merge.merge_files([tmp_path / "1.safetensors"], GRIDS, rule())
 
 
