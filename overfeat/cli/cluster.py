@@ -85,11 +85,11 @@ def processed_by_workers(paths: Collection[Path], work: "ImageWork") -> "Iterato
     prepare = partial(_prepare, type(work), _portable(work.given), folder, results.suffix, (lock.path.name, lock.run))
     images, items = _Images(work), list[Item]()
     for path in paths:
-        planned = _attempt(images.plan, path)
+        planned = attempt(images.plan, path)
         if planned.exception():
             yield path, planned
         elif (blocks := planned.result()) == []:
-            yield path, _attempt(images.finish, path)
+            yield path, attempt(images.finish, path)
         else:
             items += [(str(path), str(path.absolute()), results.names[path], block) for block in blocks or [None]]
     hidden = None if images.jobs else True
@@ -108,15 +108,14 @@ class _Images:
 
     def plan(self, path: Path) -> "list[Block] | None":
         """The blocks of an image that are to be done; None for an image in one piece."""
-        from overfeat.large.blocks import block_path
+        from overfeat.large.blocks import pending_blocks
 
         work = self.work
         if not work.in_blocks(path):
             return None
         assert work.results is not None
         job = work.large_job(path, work.read(path), block_folder(work.results.folder, work.results.names[path]))
-        blocks = blocks_of_part(work, path, job.plan)
-        pending = [block for block in blocks if not block_path(job.folder, block).exists()]
+        pending = pending_blocks(blocks_of_part(work, path, job.plan), job.folder)
         self.jobs[path], self.left[path] = job, len(pending)
         return pending
 
@@ -125,7 +124,7 @@ class _Images:
 
     def add(self, path: Path, answer: "Future[Answer]") -> "Future[Any] | None":
         """The result of an image, if an answer completes it."""
-        shown = _attempt(lambda: self._shown(answer.result()))
+        shown = attempt(lambda: self._shown(answer.result()))
         if path not in self.jobs:
             return shown
         self.left[path] -= 1
@@ -134,7 +133,7 @@ class _Images:
         if shown.exception():
             self.left[path] = 0
             return shown
-        return None if self.left[path] else _attempt(self.finish, path)
+        return None if self.left[path] else attempt(self.finish, path)
 
     def _shown(self, answer: Answer) -> Any:
         """The entry; what the worker reported is reported here, once."""
@@ -148,7 +147,7 @@ class _Images:
         return answer.entry
 
 
-def _attempt(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+def attempt(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
     """What a function returns or raises."""
     result: Future[Any] = Future()
     try:

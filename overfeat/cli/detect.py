@@ -176,7 +176,7 @@ class _Detection(ImageWork):
 
 
 def _overfeat(args: argparse.Namespace) -> Loaded:
-    """The detector of an image, that of a large one, names of labels, least score, what else results depend on."""
+    """The detector of an image, that of a large one, names of labels, lowest score, what else results depend on."""
     from overfeat.detection.predict import choose_postprocess, detect, lowest_score
     from overfeat.large.detect import detection_job
     from overfeat.models.thresholds import check_match_threshold

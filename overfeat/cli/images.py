@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overfeat.cli.cluster import processed_by_workers
+from overfeat.cli.cluster import attempt, processed_by_workers
 from overfeat.cli.large import NOT_YET, is_read_in_windows
 from overfeat.cli.messages import message_of, out_of_memory
 from overfeat.data.formats import IMAGE_FORMATS
@@ -232,9 +232,4 @@ def _processed(paths: Collection[Path], work: ImageWork) -> "Iterator[tuple[Path
     from overfeat.data.read_ahead import read_ahead
 
     for path, image in read_ahead(paths, work.read):
-        result: Future[Any] = Future()
-        try:
-            result.set_result(work.process(path, image.result()))
-        except Exception as error:
-            result.set_exception(error)
-        yield path, result
+        yield path, attempt(lambda path, image: work.process(path, image.result()), path, image)

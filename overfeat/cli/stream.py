@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from overfeat.cli.images import ImageWork
+from overfeat.cli.large import READING
 from overfeat.cli.options import refuse_options
 from overfeat.errors import InputError
 
@@ -28,7 +29,7 @@ def check_stream(args: argparse.Namespace) -> None:
         args.parser.error("-p reads images from standard input; name no files" if args.stream else
                           "the following arguments are required: IMAGE|FOLDER, or -p")  # fmt: skip
     if args.stream:
-        refuse_options(args, ("out", "recursive", "dask", "part", "region"), "-p")
+        refuse_options(args, ("out", "recursive", "dask", "part", *READING, "strict"), "-p")
 
 
 def process_stream(args: argparse.Namespace, work: ImageWork, source: BinaryIO | None = None) -> int:

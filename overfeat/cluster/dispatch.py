@@ -29,7 +29,7 @@ MAX_GROUP = 1000
 QUEUED = 2  # groups for each worker, so that it has the next one at hand
 MAX_PICKLED = 1 << 20  # bytes; they go with every group
 COLLECTING = 0.01  # seconds for more groups to end: many at once cost the scheduler less than one by one
-COUNTING = 2.0  # seconds between two looks at the number of workers
+COUNTING = 2.0  # seconds after which the workers are counted again
 LOST = "the Dask scheduler has ended or dropped the work; results that are written are kept, so run it again"
 WAIT = 15.0  # seconds without a result before a look at whether there are workers
 
@@ -87,6 +87,7 @@ class Dispatcher:
         self.workers, self.counted = 1, -math.inf
 
     def results(self, distributed: Any) -> Iterator[tuple[Any, "Future[Any]"]]:
+        """Each item with its result as it is done."""
         while self.pending or self.running or self.suspects:
             self._fill()
             ended = self._ended()
