@@ -7,7 +7,7 @@ import pytest
 from overfeat.cli import main
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-OTHER_COMMAND = re.compile(r"`overfeat [^`]*`|overfeat [a-z-]+ --.*")  # that a message suggests
+OTHER_COMMAND = re.compile(r"`(overfeat|vips) [^`]*`|overfeat [a-z-]+ --.*")  # that a message suggests
 
 
 @pytest.fixture(autouse=True)

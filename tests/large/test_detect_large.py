@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
 import torch
 from large_files import write_pyramid
 from torch import nn
+from tqdm import tqdm
 
 import overfeat
 from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR
@@ -313,5 +315,6 @@ def test_the_bar_forecasts_the_end(detector, scene, tmp_path, monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(tqdm, "__init__", partialmethod(tqdm.__init__, mininterval=0))
     detect_large(*detector, open_image(array(scene)), scales=[0.6], progress=True)
     assert re.search(r"[12]/2 .*block.*done at about \d\d:\d\d", sys.stderr.getvalue())

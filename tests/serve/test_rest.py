@@ -21,6 +21,7 @@ from overfeat.dense.heat_maps import class_scores
 from overfeat.dense.results import object_entries
 from overfeat.errors import InputError
 from overfeat.files import ASSETS
+from overfeat.serve.batches import Batches
 from overfeat.serve.config import ServeConfig
 from overfeat.serve.models import load_models
 from overfeat.serve.run import make_server
@@ -205,15 +206,35 @@ def test_a_full_queue_answers_503_and_what_is_accepted_is_answered(models):
         assert int(refused.headers["retry-after"]) >= 1 and "busy" in refused.json()["error"]
 
 
-def test_images_of_one_size_pass_through_the_net_together(models):
+@pytest.fixture
+def gate(monkeypatch):
+    """While it is clear, the server evaluates nothing."""
+    gate, evaluate = threading.Event(), Batches._evaluate
+
+    def wait(self, batch):
+        assert gate.wait(60)
+        evaluate(self, batch)
+
+    monkeypatch.setattr(Batches, "_evaluate", wait)
+    yield gate
+    gate.set()
+
+
+def test_images_of_one_size_pass_through_the_net_together(models, gate):
     with served(models, max_work=1e6) as address, httpx.Client(base_url=address, timeout=60) as client:
         content = PHOTO.read_bytes()
+
+        def score(_):
+            return client.post("/v1/classify", content=content).json()["classes"][0]["score"]
+
         with ThreadPoolExecutor(8) as pool:
-            first = pool.submit(client.post, "/v1/classify?scales=3.0", content=content)
-            time.sleep(0.2)
-            answers = list(pool.map(lambda _: client.post("/v1/classify", content=content).json()["classes"], range(4)))
+            first = pool.submit(client.post, "/v1/classify?scales=1.5", content=content)
+            waiting = [pool.submit(score, i) for i in range(4)]
+            time.sleep(0.5)
+            gate.set()
             assert first.result().status_code == 200
-        assert all(answer == answers[0] for answer in answers)
+            scores = [one.result() for one in waiting]
+        assert scores == pytest.approx([scores[0]] * 4, rel=1e-4)
         counts = [
             line for line in client.get("/metrics").text.splitlines() if line.startswith("overfeat_batch_images_")
         ]
@@ -233,15 +254,16 @@ def test_a_late_answer_is_504_and_a_slow_body_408(models):
             assert b" 408 " in connection.recv(4096)
 
 
-def test_a_job_whose_client_leaves_is_not_run(models):
+def test_a_job_whose_client_leaves_is_not_run(models, gate):
     with served(models, max_work=1e6) as address, httpx.Client(base_url=address, timeout=60) as client:
         content = PHOTO.read_bytes()
-        busy = threading.Thread(target=lambda: post(client, "/v1/classify?scales=3.5"))
+        busy = threading.Thread(target=lambda: post(client, "/v1/classify?scales=1.5"))
         busy.start()
         time.sleep(0.2)
         for _ in range(3):
             with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/classify?top_k=1", content=content, timeout=0.1)
+                client.post("/v1/classify?top_k=1", content=content, timeout=0.3)
+        gate.set()
         busy.join()
         assert post(client, "/v1/classify").status_code == 200
         text = client.get("/metrics").text
