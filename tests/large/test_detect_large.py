@@ -1,12 +1,9 @@
 """Detection in large images: in blocks, to the result of the image in memory."""
 
 import io
-import json
 import pickle
 import re
 import resource
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partialmethod
@@ -20,7 +17,6 @@ from tqdm import tqdm
 
 import overfeat
 from overfeat.cli.assets import ASSETS, SHIPPED_DETECTOR
-from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.data.resize import resize
 from overfeat.dense.config import DenseConfig
@@ -261,39 +257,6 @@ def test_arguments_are_checked_before_the_work(detector, scene):
         with torch.no_grad():
             next(broken.parameters()).fill_(torch.nan)
         detect_large(detector[0], broken, image, scales=[1.0])
-
-
-KILLED = """
-import os, signal, sys
-from overfeat.cli.main import main
-from overfeat.large import blocks, detect
-
-blocks.BLOCK, save = 150, detect.save_candidates
-
-def save_and_die(path, *arguments):
-    save(path, *arguments)
-    if len(list(path.parent.glob("*.safetensors"))) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-detect.save_candidates = save_and_die
-main(["detect", sys.argv[1], "-o", sys.argv[2], "--scales", "0.8"])
-"""
-
-
-def test_a_process_that_was_killed_loses_no_block(scene, tmp_path):
-    write_pyramid(tmp_path / "scene.tif", array(scene), levels=2, tile=64)
-    command = ["detect", str(tmp_path / "scene.tif"), "--scales", "0.8", "-o"]
-    run = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "scene.tif", tmp_path / "out"], capture_output=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
-    done = sorted((tmp_path / "out" / ".blocks" / "scene.tif").glob("*.safetensors"))
-    times = [path.stat().st_mtime_ns for path in done]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("overfeat.cli.large.remove_blocks", lambda out, name: None)
-        assert main([*command, str(tmp_path / "out")]) == 0
-    assert len(done) == 3 and [path.stat().st_mtime_ns for path in done] == times, "none is evaluated again"
-    assert main([*command, str(tmp_path / "whole")]) == 0
-    whole, continued = (json.loads((tmp_path / name / "coco.json").read_bytes()) for name in ("whole", "out"))
-    assert whole == continued and len(whole) > 10
 
 
 def test_a_full_disk_is_one_clear_error_and_blocks_are_kept(detector, scene, tmp_path):

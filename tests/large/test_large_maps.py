@@ -1,17 +1,14 @@
 """Score maps and layers of large images, block by block: equal to those of the image in memory."""
 
 import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import rasterio
 import torch
 import zarr
+from killed_runs import NAMES, patch_net
 from large_files import picture, write_pyramid
-from torch import nn
 
 import overfeat
 from overfeat.dense.evaluate import score_maps
@@ -19,18 +16,9 @@ from overfeat.dense.heat_maps import class_scores
 from overfeat.dense.layer_output import find_layer, layer_output
 from overfeat.errors import InputError, WriteError
 from overfeat.large import blocks, classify_large, open_image
-from overfeat.large import score_maps as score_maps_module
 from overfeat.large.config import LargeConfig
 from overfeat.large.layers import write_layer_output
 from overfeat.large.score_maps import write_score_maps
-
-NAMES = ["sound", "cracked", "dusty"]
-
-
-def patch_net():
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)]
-    return overfeat.densify(nn.Sequential(*layers), 15, std=255, class_names=NAMES, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -217,76 +205,3 @@ def test_layers_of_a_built_in_net(make_net, image, file, tmp_path):
         expected = layer_output(own, find_layer(own, str(number))[1], image).numpy()
         np.testing.assert_allclose(arrays(tmp_path / f"{number}.zarr")[0], expected, atol=1e-4)
         assert shape == expected.shape
-
-
-PROCESS = """
-import resource, sys
-sys.path[:0] = {paths!r}
-from overfeat.large import blocks, score_maps
-from test_large_maps import patch_net
-blocks.BLOCK = 128
-evaluate, count = score_maps.score_block, 0
-def watched(*args, **options):
-    global count
-    evaluate(*args, **options)
-    count += 1
-    print(count, flush=True)
-    if {full} and count == 3:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    if not {full}:
-        sys.stdin.readline()
-score_maps.score_block = watched
-score_maps.write_score_maps(patch_net(), {file!r}, {heat!r}, stride=4, flip=True)
-"""
-
-
-def start(file, heat, full=False):
-    """A process that writes maps and prints the number of each block; its disk is full after three, or it waits."""
-    tests = os.path.dirname(__file__)
-    code = PROCESS.format(paths=[tests, os.path.dirname(tests)], file=str(file), heat=str(heat), full=full)
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", code], text=True, **pipes)
-
-
-def check_continued(net, image, file, heat, done):
-    """A second run evaluates the blocks that are missing, to the same maps."""
-    with pytest.raises(InputError, match=r"blocks of another image, net or settings; choose another folder"):
-        write_score_maps(net, file, heat, stride=8, flip=True)
-    evaluated = []
-    with pytest.MonkeyPatch.context() as patch:
-        own = score_maps_module.score_block
-        patch.setattr(score_maps_module, "score_block", lambda *a, **k: (evaluated.append(a[2].number), own(*a, **k)))
-        write_score_maps(net, file, heat, stride=4, flip=True)
-    maps = score_maps(net, image, stride=4, flip=True)
-    for own, expected in zip(arrays(heat, 2), of_memory(maps), strict=True):
-        np.testing.assert_array_equal(own, expected)
-    assert len(evaluated) == 18 - len(done) and not evaluated[0] == 0
-    assert not heat.with_name(".blocks-heat.zarr").exists()
-
-
-def test_a_killed_run_continues_at_the_block(net, image, file, tmp_path):
-    run = start(file, tmp_path / "heat.zarr")
-    for line in run.stdout:
-        if line.strip() == "1":
-            with pytest.raises(WriteError, match="another process is writing these maps; wait until it has ended"):
-                write_score_maps(net, file, tmp_path / "heat.zarr", stride=4, flip=True)
-        if line.strip() == "7":
-            run.send_signal(signal.SIGKILL)
-            break
-        run.stdin.write("\n")
-        run.stdin.flush()
-    run.wait()
-    done = list((tmp_path / ".blocks-heat.zarr").glob("*.safetensors"))
-    assert len(done) == 7 and not (tmp_path / "heat.zarr").exists()
-    check_continued(net, image, file, tmp_path / "heat.zarr", done)
-
-
-def test_a_full_disk_is_one_clear_error_and_keeps_the_blocks(net, image, file, tmp_path):
-    output, errors = start(file, tmp_path / "heat.zarr", full=True).communicate()
-    assert output.split() == ["1", "2", "3"]
-    last = errors.strip().splitlines()[-1]
-    assert last.startswith("overfeat.errors.WriteError: ") and "maps.zarr/0: cannot be written (File too large)" in last
-    assert last.endswith("free space, or choose another folder; a second run continues after the blocks that are done")
-    done = list((tmp_path / ".blocks-heat.zarr").glob("*.safetensors"))
-    assert len(done) == 3
-    check_continued(net, image, file, tmp_path / "heat.zarr", done)
