@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from large_files import write_pyramid
 from PIL import Image
+from worker_functions import missing, square
 
 import overfeat
 from overfeat.cli import cluster as on_workers
@@ -27,7 +28,7 @@ from overfeat.cli.results import Results
 from overfeat.cluster import connect
 from overfeat.cluster.lock import RunLock
 from overfeat.errors import InputError
-from overfeat.files import ASSETS, existing_dir
+from overfeat.files import ASSETS
 
 distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
 
@@ -38,7 +39,7 @@ def scheduler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dask")
     environment = {**os.environ, "DASK_LOGGING__DISTRIBUTED": "critical"}
     environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"
-    # Workers import this file's functions by name.
+    # Workers import worker_functions.
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     start = partial(subprocess.Popen, cwd=folder, env=environment)
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
@@ -54,140 +55,6 @@ def scheduler(tmp_path_factory):
     for process in reversed(processes):
         process.terminate()
         process.wait()
-
-
-def worker_processes(address):
-    with distributed.Client(address) as client:
-        return list(client.run(os.getpid).values())
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Twenty-four images of digits, and two files that are none."""
-    folder = tmp_path_factory.mktemp("images") / "photos"
-    folder.mkdir()
-    scenes = [Image.open(path).convert("RGB") for path in sorted((ASSETS / "scenes").glob("*.png"))]
-    for i in range(24):
-        scenes[i % 8].resize((130 + i, 150 - i)).save(folder / f"{i:02}.png")
-    (folder / "07.jpg").write_bytes(b"")
-    (folder / "19.jpg").write_text("no picture")
-    return folder
-
-
-def run(command, folder, capsys, *options):
-    """Exit status, standard output and the errors of images."""
-    status = main([*map(str, command), "-o", str(folder), *map(str, options)])
-    printed = capsys.readouterr()
-    return status, printed.out, [line for line in printed.err.splitlines() if "failed" in line or line.startswith("  ")]
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix != ".png" and path.is_file()}
-
-
-def test_a_killed_worker_loses_nothing(scheduler, photos, tmp_path, capsys, monkeypatch):
-    """Results, output and errors are those of one machine; paths are relative, and workers have another folder."""
-    monkeypatch.chdir(photos.parent)
-    command = ["classify", "--weights", SHIPPED_WEIGHTS, "--scales", "1.0", "photos"]
-    expected = run(command, tmp_path / "single", capsys)
-    assert expected[0] == 1 and expected[2][0] == "2 of 26 images failed:"
-
-    folder, killed, processes = tmp_path / "several", [], worker_processes(scheduler)
-
-    def kill():
-        while len(list(folder.glob("*.png.json"))) < 4:
-            time.sleep(0.002)
-        killed.append(len(list(folder.glob("*.png.json"))))
-        os.kill(processes[0], signal.SIGKILL)
-
-    killer = Thread(target=kill)
-    killer.start()
-    actual = run(command, folder, capsys, "--dask", scheduler)
-    killer.join()
-    assert killed[0] < 24
-    assert actual == expected and contents(folder) == contents(tmp_path / "single")
-
-    for name in ("03.png", "21.png"):  # a second run adds what is missing
-        (folder / f"{name}.json").unlink()
-    before = (folder / "04.png.json").stat().st_mtime_ns
-    assert main([*map(str, command), "-o", str(folder), "--dask", scheduler]) == 1
-    printed = capsys.readouterr()
-    assert "22 of 26 images are done already" in printed.err and "03.png" in printed.out and "04.png" not in printed.out
-    assert contents(folder) == contents(tmp_path / "single")
-    assert (folder / "04.png.json").stat().st_mtime_ns == before
-
-
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory):
-    """A pyramid of 96 x 6000 px, three blocks at scale 0.7, the command that detects in it, and its results here."""
-    folder = tmp_path_factory.mktemp("slide")
-    scenes = [Image.open(path).convert("RGB") for path in sorted((ASSETS / "scenes").glob("*.png"))]
-    row = [np.asarray(scenes[i % 8].resize((125, 96))) for i in range(48)]
-    write_pyramid(folder / "slide.tif", np.concatenate(row, axis=1), levels=2)
-    command = ["detect", "slide.tif", "--scales", "0.7", "--no-flip"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main([*command, "-o", "single"]) == 0
-    return folder, command
-
-
-def test_blocks_of_a_killed_worker(scheduler, slide, capsys, monkeypatch):
-    """The result of a large image is that of one machine, though a worker dies, and the command, too, is run again."""
-    folder, command = slide
-    monkeypatch.chdir(folder)
-    blocks = folder / "several" / ".blocks" / "slide.tif"
-    processes = worker_processes(scheduler)
-
-    def kill():
-        while not list(blocks.glob("0*.safetensors")):
-            time.sleep(0.002)
-        os.kill(processes[0], signal.SIGKILL)
-
-    killer = Thread(target=kill)
-    killer.start()
-    with monkeypatch.context() as patch:
-        patch.setattr("overfeat.cli.cluster.finish_blocks", interrupted)
-        assert main([*command, "-o", "several", "--dask", scheduler]) == 130
-    killer.join()
-    written = {path: path.stat().st_mtime_ns for path in blocks.glob("0*.safetensors")}
-    assert len(written) == 3 and not (folder / "several" / "slide.tif.json").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr("overfeat.cli.large.remove_blocks", lambda *arguments: None)
-        assert main([*command, "-o", "several", "--dask", scheduler]) == 0
-    assert {path: path.stat().st_mtime_ns for path in written} == written
-    shutil.rmtree(folder / "several" / ".blocks")
-    assert contents(folder / "several") == contents(folder / "single") and len(contents(folder / "single")) == 5
-
-
-def interrupted(*arguments):
-    raise KeyboardInterrupt
-
-
-def test_parts_of_a_large_image(slide, capsys, monkeypatch):
-    folder, command = slide
-    monkeypatch.chdir(folder)
-    for part in ("3/3", "1/3", "2/3"):
-        assert main([*command, "-o", "parts", "--part", part]) == 0
-        done = (folder / "parts" / "slide.tif.json").exists()
-        assert done == (part == "2/3") and bool(capsys.readouterr().out) == done
-    assert contents(folder / "parts") == contents(folder / "single")
-
-
-def square():
-    """The function on a worker: squares, an error for 5; at 7 the worker dies."""
-
-    def function(number):
-        if number == 5:
-            raise InputError("five is not allowed")
-        if number == 7:
-            os._exit(1)
-        return number * number
-
-    return function
-
-
-def missing(path):
-    return existing_dir(path)
 
 
 def test_an_item_that_kills_workers_is_an_error_of_its_own(scheduler):
@@ -217,6 +84,123 @@ def test_a_client_that_is_given_stays_open(scheduler):
         assert [result.result() for _, result in overfeat.cluster.run(square, [3], dask=client)] == [9]
         assert client.submit(abs, -1).result() == 1
     assert list(overfeat.cluster.run(square, [], dask="nowhere:1")) == []
+
+
+def worker_processes(address):
+    with distributed.Client(address) as client:
+        return list(client.run(os.getpid).values())
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [Image.open(path).convert("RGB") for path in sorted((ASSETS / "scenes").glob("*.png"))]
+
+
+@pytest.fixture(scope="module")
+def slide(pictures, tmp_path_factory):
+    """A pyramid of 96 x 6000 px, three blocks at the scales 0.7 and 1."""
+    folder = tmp_path_factory.mktemp("slide")
+    row = [np.asarray(pictures[i % 8].resize((125, 96))) for i in range(48)]
+    write_pyramid(folder / "slide.tif", np.concatenate(row, axis=1), levels=2)
+    return folder / "slide.tif"
+
+
+@pytest.fixture(scope="module")
+def photos(pictures, slide, tmp_path_factory):
+    """Twelve images of digits, two files that are none, and the slide."""
+    folder = tmp_path_factory.mktemp("images") / "photos"
+    folder.mkdir()
+    for i in range(12):
+        pictures[i % 8].resize((130 + i, 150 - i)).save(folder / f"{i:02}.png")
+    (folder / "07.jpg").write_bytes(b"")
+    (folder / "10.jpg").write_text("no picture")
+    shutil.copy(slide, folder / "01-slide.tif")
+    return folder
+
+
+def run(command, folder, capsys, *options):
+    """Exit status, standard output and the errors of images."""
+    status = main([*map(str, command), "-o", str(folder), *map(str, options)])
+    printed = capsys.readouterr()
+    return status, printed.out, [line for line in printed.err.splitlines() if "failed" in line or line.startswith("  ")]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix != ".png" and path.is_file()}
+
+
+def test_a_killed_worker_loses_nothing(scheduler, photos, tmp_path, capsys, monkeypatch):
+    """Results, output and errors are those of one machine; paths are relative, and workers have another folder."""
+    monkeypatch.chdir(photos.parent)
+    command = ["classify", "--weights", SHIPPED_WEIGHTS, "--scales", "1.0", "--no-flip", "photos"]
+    expected = run(command, tmp_path / "single", capsys)
+    assert expected[0] == 1 and expected[2][0] == "2 of 15 images failed:"
+
+    folder, killed, processes = tmp_path / "several", [], worker_processes(scheduler)
+
+    def kill():
+        while not list((folder / ".blocks" / "01-slide.tif").glob("0*.safetensors")):
+            time.sleep(0.002)
+        killed.append(len(list(folder.glob("*.json"))))
+        os.kill(processes[0], signal.SIGKILL)
+
+    killer = Thread(target=kill)
+    killer.start()
+    actual = run(command, folder, capsys, "--dask", scheduler)
+    killer.join()
+    assert killed[0] < 12
+    assert actual == expected and contents(folder) == contents(tmp_path / "single")
+
+    for name in ("03.png", "11.png"):  # a second run adds what is missing
+        (folder / f"{name}.json").unlink()
+    before = (folder / "04.png.json").stat().st_mtime_ns
+    assert main([*map(str, command), "-o", str(folder), "--dask", scheduler]) == 1
+    printed = capsys.readouterr()
+    assert "11 of 15 images are done already" in printed.err and "03.png" in printed.out and "04.png" not in printed.out
+    assert contents(folder) == contents(tmp_path / "single")
+    assert (folder / "04.png.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def detection(slide):
+    """The folder of the slide, the command that detects in it there, and its results on this machine."""
+    command = ["detect", "slide.tif", "--scales", "0.7", "--no-flip"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(slide.parent)
+        assert main([*command, "-o", "single"]) == 0
+    return slide.parent, command
+
+
+def test_blocks_of_a_command_that_ended(scheduler, detection, capsys, monkeypatch):
+    """No block is evaluated again, and the result is that of one machine."""
+    folder, command = detection
+    monkeypatch.chdir(folder)
+    blocks = folder / "several" / ".blocks" / "slide.tif"
+    with monkeypatch.context() as patch:
+        patch.setattr("overfeat.cli.cluster.finish_blocks", interrupted)
+        assert main([*command, "-o", "several", "--dask", scheduler]) == 130
+    written = {path: path.stat().st_mtime_ns for path in blocks.glob("0*.safetensors")}
+    assert len(written) == 3 and not (folder / "several" / "slide.tif.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("overfeat.cli.large.remove_blocks", lambda *arguments: None)
+        assert main([*command, "-o", "several", "--dask", scheduler]) == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    shutil.rmtree(folder / "several" / ".blocks")
+    assert contents(folder / "several") == contents(folder / "single") and len(contents(folder / "single")) == 5
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_parts_of_a_large_image(detection, capsys, monkeypatch):
+    folder, command = detection
+    monkeypatch.chdir(folder)
+    for part in ("3/3", "1/3", "2/3"):
+        assert main([*command, "-o", "parts", "--part", part]) == 0
+        done = (folder / "parts" / "slide.tif.json").exists()
+        assert done == (part == "2/3") and bool(capsys.readouterr().out) == done
+    assert contents(folder / "parts") == contents(folder / "single")
 
 
 def test_a_worker_that_does_not_share_the_files(tmp_path, monkeypatch):
