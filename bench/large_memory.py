@@ -22,6 +22,7 @@ from bench.enormous import write_enormous
 COMMAND = "python -m bench.large_memory"
 SIDES = (10_000, 30_000, 100_000)  # pixels
 READING = ("read", "resize")  # regions
+MERGED_SIDE, BLOCKS, BOXES = 100_000, 49, 20  # of the sweep: pixels and blocks along a side, boxes around an object
 
 
 def peak_mib() -> float:
@@ -54,10 +55,10 @@ def detect(path: Path, folder: Path, scale: float, limit: int, stop_after: int |
         for name in READING:
             regions[name] += timer.seconds().get(name, 0.0)
     evaluated = time.perf_counter()
-    found = job.finish()
+    detections = job.finish()
     end = time.perf_counter()
     return {
-        "blocks": len(job.plan.blocks), "evaluated": len(pending), "objects": len(found), "before_mib": before,
+        "blocks": len(job.plan.blocks), "evaluated": len(pending), "objects": len(detections), "before_mib": before,
         "peak_mib": peak_mib(), "seconds": end - start, "merge_seconds": end - evaluated, **regions,
     }  # fmt: skip
 
@@ -80,49 +81,50 @@ def measure(side: int, scale: float, limit: int, folder: Path) -> dict[str, Any]
     return {**result, "file_bytes": size, "repeated_blocks": repeated, "reading": reading, "exit": killed.exitcode}
 
 
-def merge(count: int) -> dict[str, float]:
-    """Merge candidates around objects in the blocks of an image of 100,000 px, about `count` of them."""
+def write_candidates(folder: Path, count: int) -> tuple[list[Path], int]:
+    """About `count` candidates around objects in the blocks of an image; returns the files and the exact number."""
     import numpy as np
     import torch
 
     from overfeat.dense.candidates import Candidates
+    from overfeat.large.merge import save_candidates
+
+    random, block, objects = np.random.default_rng(0), MERGED_SIDE / BLOCKS, count // BOXES // BLOCKS**2
+    paths, total = [], 0
+    for row in range(BLOCKS):
+        for column in range(BLOCKS):
+            corners = random.uniform((0, 0), (block, block), (objects, 2)) + (column * block, row * block)
+            corners = np.repeat(corners, BOXES, axis=0) + random.normal(0, 3, (objects * BOXES, 2))
+            boxes = torch.from_numpy(np.concatenate([corners, corners + 30], axis=1)).float()
+            scores = torch.from_numpy(random.random(len(boxes))).float()
+            labels = torch.zeros(len(boxes), dtype=torch.int64)
+            paths.append(folder / f"{len(paths)}.safetensors")
+            numbers = torch.arange(total, total := total + len(boxes))
+            save_candidates(paths[-1], Candidates(boxes, scores, labels, labels.clone()), numbers)
+    return paths, total
+
+
+def merge(count: int) -> dict[str, float]:
+    """Merge about `count` candidates in the blocks of an image of 100,000 px."""
+    import torch
+
     from overfeat.dense.grid import Grid
     from overfeat.detection.predict import DetectionRule
-    from overfeat.large.merge import merge_files, save_candidates
+    from overfeat.large.merge import merge_files
 
-    side, sides, boxes = 100_000, 49, 20
-    grids = [Grid((47, 47), 4, (side, side), (side, side))]
+    grids = [Grid((47, 47), 4, (MERGED_SIDE, MERGED_SIDE), (MERGED_SIDE, MERGED_SIDE))]
     rule = DetectionRule("vote", 0.5, 0.35, 1.0, "counts", 0.3, None, 0.0)
-    random, block = np.random.default_rng(0), side / sides
     with tempfile.TemporaryDirectory() as folder:
-        paths, numbers = [], 0
-        for row in range(sides):
-            for column in range(sides):
-                corners = random.uniform((0, 0), (block, block), (count // boxes // sides**2, 2)) + (
-                    column * block,
-                    row * block,
-                )
-                corners = np.repeat(corners, boxes, axis=0) + random.normal(0, 3, (len(corners) * boxes, 2))
-                own = torch.from_numpy(np.concatenate([corners, corners + 30], axis=1)).float()
-                labels, scores = (
-                    torch.zeros(len(own), dtype=torch.int64),
-                    torch.from_numpy(random.random(len(own))).float(),
-                )
-                paths.append(Path(folder) / f"{len(paths)}.safetensors")
-                order = torch.arange(numbers, numbers := numbers + len(own))
-                save_candidates(paths[-1], Candidates(own, scores, labels, labels.clone()), order)
+        paths, total = write_candidates(Path(folder), count)
         merge_files(paths[:1], grids, rule)  # packages are imported, compiled
         start = time.perf_counter()
-        found, peak = measure_peak_memory(lambda: merge_files(paths, grids, rule), torch.device("cpu"))
+        detections, peak = measure_peak_memory(lambda: merge_files(paths, grids, rule), torch.device("cpu"))
         seconds = time.perf_counter() - start
-    held = numbers * 44 / 2**20  # boxes, scores, labels, scales, numbers
+    all_mib = total * 44 / 2**20  # boxes, scores, labels, scales, numbers
     return {
-        "candidates": numbers,
-        "all_mib": held,
-        "objects": len(found),
-        "seconds": seconds,
+        "candidates": total, "all_mib": all_mib, "objects": len(detections), "seconds": seconds,
         "mib": (peak or 0) / 2**20,
-    }
+    }  # fmt: skip
 
 
 def count_blocks(path: Path, scale: float) -> int:

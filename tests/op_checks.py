@@ -55,6 +55,10 @@ def numbers(shape, device="cpu", seed=0, dtype=None):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
 
 
+def single(*shape, seed=0):
+    return numbers(shape, seed=seed, dtype=torch.float32)
+
+
 def laid_out(maps, layout):
     """The same values in another memory layout; one image repeated if expanded."""
     n, c, h, w = maps.shape

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_checks import numbers
+from op_checks import single
 from torch import Tensor
 
 import overfeat.fast
@@ -29,10 +29,6 @@ def fresh():
 def method(request, monkeypatch):
     monkeypatch.setattr(winograd, "MAX_COST_RATIO", 0.0 if request.param == "direct" else INF)
     return request.param
-
-
-def single(*shape: int, seed: int = 0) -> Tensor:
-    return numbers(shape, seed=seed, dtype=torch.float32)
 
 
 def layer(outputs: int, channels: int, kernel: int, *, seed: int, bias: bool = True, **window: int) -> ChainedLayer:

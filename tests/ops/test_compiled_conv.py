@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 from numba.core import caching
-from op_checks import numbers
-from torch import Tensor
+from op_checks import single
 
 from bench.tolerance import assert_matches
 from overfeat.ops import reference
@@ -32,10 +31,6 @@ def method(request, monkeypatch):
     """Either method, at any size of the maps; minimal filtering where it applies."""
     monkeypatch.setattr(winograd, "MAX_COST_RATIO", 0.0 if request.param == "direct" else INF)
     return request.param
-
-
-def single(*shape: int, seed: int = 0) -> Tensor:
-    return numbers(shape, seed=seed, dtype=torch.float32)
 
 
 def twice(function, *arguments):
