@@ -142,9 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     help = "pixels of a side of the images; none: those measured before are kept"
     parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help=help)
-    parser.add_argument("--scale", type=float, default=0.25, help="scale factor")
-    parser.add_argument("--limit", type=int, default=256, help="memory limit in MiB")
-    parser.add_argument("--candidates", type=int, default=10_000_000, help="boxes that are merged")
+    parser.add_argument("--scale", type=float, default=0.1, help="scale factor")
+    parser.add_argument("--limit", type=int, default=1024, help="memory limit in MiB")
+    parser.add_argument("--candidates", type=int, default=2_000_000, help="boxes that are merged")
     args = parser.parse_args()
     results: dict[str, Any] = {"scale": args.scale, "limit_mib": args.limit, "images": {}}
     if not args.sides:
