@@ -7,21 +7,14 @@ import os
 import signal
 import sys
 
-import torch
-from torch import nn
-
 import overfeat
+from overfeat.cli.assets import SHIPPED_WEIGHTS
 from overfeat.cli.main import main
 from overfeat.large import blocks, detect, score_maps
 
-NAMES = ["sound", "cracked", "dusty"]
+OPTIONS = {"scales": [1.0], "flip": True}
+BLOCK = 48
 MAPS, CANDIDATES = 7, 3  # blocks that are done
-
-
-def patch_net():
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)]
-    return overfeat.densify(nn.Sequential(*layers), 15, std=255, class_names=NAMES, check=False)
 
 
 def run(image, maps, scene, out):
@@ -42,8 +35,8 @@ def run(image, maps, scene, out):
         if len(list(path.parent.glob("*.safetensors"))) == CANDIDATES:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    blocks.BLOCK, score_maps.score_block, detect.save_candidates = 128, score_block, save_candidates
-    score_maps.write_score_maps(patch_net(), image, maps, stride=4, flip=True)
+    blocks.BLOCK, score_maps.score_block, detect.save_candidates = BLOCK, score_block, save_candidates
+    score_maps.write_score_maps(overfeat.load(SHIPPED_WEIGHTS), image, maps, **OPTIONS)
 
 
 if __name__ == "__main__":
