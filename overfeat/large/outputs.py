@@ -22,22 +22,23 @@ def write_geojson(
     """Write detections as GeoJSON: a polygon with class and score for each. Raises WriteError.
 
     Coordinates are pixels of the image, x to the right and y down, as QuPath and napari read them; with a georeference
-    those of the image's coordinate reference system, which the member "crs" names as GDAL and QGIS read it, and
-    "pixel_box" has the pixels.
+    that has an EPSG number those of the image's coordinate reference system, which the member "crs" names as GDAL and
+    QGIS read it, and "pixel_box" has the pixels. Without a name they would be read as degrees.
 
     Args:
         path: The file, which is replaced as a whole.
         entries: See `dense.results.object_entries`.
         georeference: Of the image.
     """
+    named = georeference if georeference and georeference.epsg is not None else None
     with atomic_write(path) as part, open(part, "w", encoding="ascii") as file:
         file.write('{"type": "FeatureCollection",')
-        if georeference and (name := _crs_name(georeference)):
-            file.write(f' "crs": {json.dumps({"type": "name", "properties": {"name": name}})},')
+        if named:
+            file.write(f' "crs": {json.dumps({"type": "name", "properties": {"name": _crs_name(named)}})},')
         file.write(' "features": [')
         for number, entry in enumerate(entries):
             file.write(",\n" if number else "\n")
-            file.write(json.dumps(_feature(entry, georeference)))
+            file.write(json.dumps(_feature(entry, named)))
         file.write("\n]}\n")
 
 
@@ -77,11 +78,11 @@ def map_coordinates(georeference: Georeference, x: float, y: float) -> list[floa
     return [round(a * x + b * y + c, decimals), round(d * x + e * y + f, decimals)]
 
 
-def _crs_name(georeference: Georeference) -> str | None:
+def _crs_name(georeference: Georeference) -> str:
     """The name of a coordinate reference system; longitude comes first in all these files, as in CRS84."""
     if georeference.epsg == 4326:
         return "urn:ogc:def:crs:OGC:1.3:CRS84"
-    return None if georeference.epsg is None else f"urn:ogc:def:crs:EPSG::{georeference.epsg}"
+    return f"urn:ogc:def:crs:EPSG::{georeference.epsg}"
 
 
 def class_color(name: str) -> list[int]:

@@ -89,6 +89,12 @@ def test_what_does_not_go_is_refused(scene, tmp_path, capsys):
     ):
         assert detect(scene, *options) == 1
         assert message in capsys.readouterr().err
+    # A small image of channels that are not chosen, and one of them.
+    path = tmp_path / "five.tif"
+    tifffile.imwrite(path, np.full((100, 120, 5), 9, np.uint8), photometric="minisblack", planarconfig="contig")
+    assert detect(path) == 1
+    assert "five.tif: has 5 channels; --channels chooses one, or three as red, green" in capsys.readouterr().err
+    assert detect(path, "--channels", 3) == 0
 
 
 def test_ordinary_images_with_an_option(scene, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Opening images of every kind to be read in windows."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +31,9 @@ SLIDES = (".mrxs", ".vms", ".vmu", ".svslide", ".dcm")  # that openslide alone r
 RASTERS = (".vrt", ".img", ".ecw", ".sid")  # that GDAL alone reads
 JPEG_2000 = (".jp2", ".j2k", ".jpx")
 PAGES = 4  # of a TIFF, among which a level or a thumbnail, a mask and a level are
-WIDTH, HEIGHT, COMPRESSION, TILE_WIDTH, SUB_IFDS = 256, 257, 259, 322, 330  # TIFF's tags
+WIDTH, HEIGHT, COMPRESSION, SAMPLES, TILE_WIDTH, SUB_IFDS = 256, 257, 259, 277, 322, 330  # TIFF's tags
+
+NO_EPSG = "its coordinate reference system has no EPSG number: GeoJSON is in pixels, and maps name no system"
 
 
 def open_image(
@@ -62,7 +65,10 @@ def open_image(
     if isinstance(image, str | os.PathLike):
         with opening(printable(image)):
             opened = _open_path(Path(image), channels, value_range, max_pixels)
-        if notes := getattr(opened, "notes", None):
+        notes = getattr(opened, "notes", [])
+        if opened.georeference and opened.georeference.epsg is None:
+            notes = [*notes, NO_EPSG]
+        if notes:
             warnings.warn(f"{opened.name}: {'; '.join(notes)}", stacklevel=2)
         return opened
     raise TypeError(f"a large image must be a path, a NumPy array or an open image, not {type(image).__name__}")
@@ -112,8 +118,9 @@ def _in_memory(path: Path, channels: object, value_range: ValueRange | None, max
 def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     """Whether a file is to be read in windows, by its header.
 
-    Such are zarr folders, slides, arrays in .npy files, rasters of GDAL's own formats, TIFFs with a pyramid, and TIFFs
-    and JPEG 2000 of more than max_pixels pixels; not TIFFs in compressed strips, which have no windows.
+    Such are zarr folders, slides, arrays in .npy files, rasters of GDAL's own formats, TIFFs with a pyramid, or with
+    channels that `read_image` does not know, and TIFFs and JPEG 2000 of more than max_pixels pixels; not TIFFs in
+    compressed strips, which have no windows.
     """
     path = Path(path)
     if is_zarr(path) or _is_large_jpeg_2000(path, max_pixels):
@@ -125,7 +132,8 @@ def is_large(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> bool:
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of damaged tags
-            return _is_large_tiff(_directories(file), max_pixels)
+            pages = _directories(file)
+            return _is_large_tiff(pages, max_pixels) or (pages[0].get(SAMPLES, 1) > 1 and _is_unknown(file, path))
     except Exception:  # Pillow's reader raises many kinds for what is damaged; whoever reads the file reports it
         return False
 
@@ -136,6 +144,16 @@ def _is_large_tiff(pages: list[Any], max_pixels: int) -> bool:
     if is_tiled and (SUB_IFDS in first or any(TILE_WIDTH in page and page[WIDTH] < width for page in others)):
         return True
     return width * first[HEIGHT] > max_pixels and (is_tiled or first.get(COMPRESSION, 1) == 1)
+
+
+def _is_unknown(file: BinaryIO, path: Path) -> bool:
+    """Whether Pillow does not know the channels of a TIFF."""
+    file.seek(0)
+    try:
+        open_header(file, path, sys.maxsize)
+    except InputError:
+        return True
+    return False
 
 
 def _is_large_jpeg_2000(path: Path, max_pixels: int) -> bool:

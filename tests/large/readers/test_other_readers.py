@@ -161,6 +161,13 @@ def test_points_and_rotated_grids(tmp_path):
         assert georeference.transform == pytest.approx(tuple(transform)[:6]) and georeference.epsg == 32633
 
 
+def test_a_reference_system_without_a_number_is_reported(tmp_path):
+    path = write_raster(tmp_path / "a.tif", picture(64, 64).transpose(2, 0, 1), crs="+proj=laea +lat_0=51.5 +lon_0=7")
+    with pytest.warns(UserWarning, match=r"a\.tif: its coordinate reference system has no EPSG number: GeoJSON is in"):
+        image = open_image(path)
+    assert image.georeference.epsg is None and image.georeference.transform == tuple(TRANSFORM)[:6]
+
+
 def test_files_of_gdal_alone(tmp_path):
     array = picture(300, 411).transpose(2, 0, 1)
     tif = write_raster(tmp_path / "a.tif", array)

@@ -10,7 +10,7 @@ from large_files import picture, write_pyramid
 
 from overfeat.data.images import read_image
 from overfeat.errors import InputError
-from overfeat.large import open_image
+from overfeat.large import is_large, open_image
 
 RGB = picture(100, 130)
 GREY = RGB[..., 0]
@@ -83,6 +83,7 @@ def test_windows_have_the_pixels_that_read_image_reads(tmp_path, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = read_image(path).permute(1, 2, 0).numpy()
+    assert not is_large(path)
     image, notes = opened(path)
     rows, columns = WINDOW if "orientation" not in kind else (slice(3, 97), slice(60, 99))
     for one in (image, pickle.loads(pickle.dumps(image))):
