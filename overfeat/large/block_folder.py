@@ -25,7 +25,8 @@ def claim_folder(folder: Path, plan: Plan, settings: dict[str, Any]) -> None:
     file = ensure_dir(folder) / PLAN
     if file.exists():
         if file.read_text() != text:
-            raise InputError(f"{folder}: holds blocks of another image, net or settings; choose another folder")
+            problem = f"{folder}: holds blocks of another image, net or settings"
+            raise InputError(f"{problem}; delete it, or write to another place")
     else:
         with atomic_write(file) as part:
             part.write_text(text)

@@ -143,7 +143,7 @@ def test_a_run_continues_at_the_block(detector, scene, tmp_path, monkeypatch):
         "one block is evaluated again, the one that ended"
     )
     assert all(torch.equal(value, getattr(expected, name)) for name, value in vars(again).items())
-    with pytest.raises(InputError, match="holds blocks of another image, net or settings; choose another folder"):
+    with pytest.raises(InputError, match="another image, net or settings; delete it, or write to another place"):
         detect_large(*detector, image, **own | {"scales": [0.6]})
     with pytest.raises(InputError, match="of another image, net or settings"):
         detect_large(*detector, image, **own, score_threshold=0.5)

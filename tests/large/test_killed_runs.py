@@ -60,7 +60,7 @@ def write(file: Path, heat: Path, **options):
 
 def check_continued(file: Path, heat: Path, done: int):
     """A second run evaluates the blocks that are missing, to the same maps."""
-    with pytest.raises(InputError, match=r"blocks of another image, net or settings; choose another folder"):
+    with pytest.raises(InputError, match=r"blocks of another image, net or settings; delete it, or write to"):
         write(file, heat, flip=False)
     evaluated = []
     with pytest.MonkeyPatch.context() as patch:
