@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         return process_stream(args, _Features(args))
     work, images = _Features(args), find_images(args, large=True)
     suffixes = {path: work.suffix(path) for path in images}
-    folder = bool(args.out) and args.out.is_dir() and args.out.suffix != LARGE
+    folder = bool(args.out) and _is_folder(args)
     single = len(images) == 1 and args.images[0] in images and not folder
     if not single and not args.out and args.format != "text":
         raise InputError("the features of several images need a folder to go to: -o FOLDER")
@@ -191,6 +191,12 @@ class _Features(ImageWork):
 
     def _file(self, path: Path) -> Path | None:
         return self.results(path) if self.results else self.file
+
+
+def _is_folder(args: argparse.Namespace) -> bool:
+    """Whether -o names a folder of features: one that is there, and for many machines one that is to be made."""
+    out, is_shared = args.out, args.dask is not None or args.part is not None
+    return out.suffix != LARGE and (out.is_dir() or (is_shared and not out.suffix and not out.exists()))
 
 
 def _check_file(file: Path, args: argparse.Namespace) -> None:

@@ -129,6 +129,10 @@ def test_features_of_a_large_image(slide, image, tmp_path, capsys):
     own = zarr.open_group(tmp_path / "out" / "slide.tif.zarr", mode="r")["0"]
     np.testing.assert_allclose(own[:], expected, atol=1e-4)
     assert not (tmp_path / "out" / ".blocks").exists()
+    # Of one image, too, -o names a folder where many machines share it.
+    assert run("features", slide, "-L", "5", "--part", "1/1", "-o", tmp_path / "shared") == 0
+    shared = zarr.open_group(tmp_path / "shared" / "slide.tif.zarr", mode="r")["0"]
+    np.testing.assert_array_equal(shared[:], own[:])
 
 
 def test_what_is_refused(slide, tmp_path, capsys):
