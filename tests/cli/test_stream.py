@@ -1,8 +1,9 @@
 """classify -p and features -p: PPM images from standard input."""
 
 import io
-import subprocess
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -47,19 +48,24 @@ def test_what_is_no_stream(data, message):
         list(ppm_images(io.BytesIO(data), 1000))
 
 
-def test_a_process_answers_each_image_as_the_file(tmp_path, capsys):
+def test_each_image_is_answered_as_the_file_before_the_next(monkeypatch, capsys):
     scenes = sorted((ASSETS / "scenes").glob("*.png"))[:2]
-    images = [np.array(Image.open(scene).convert("RGB")) for scene in scenes]
-    command = [sys.executable, "-m", "overfeat", "classify", "-p", "-n", "2", *NET]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        for scene, image in zip(scenes, images, strict=True):
-            process.stdin.write(ppm(image))
-            process.stdin.flush()
-            answer = b"".join(process.stdout.readline() for _ in range(2))  # before the next image
-            assert main(["classify", str(scene), "-n", "2", *NET]) == 0
-            assert answer.decode() == capsys.readouterr().out
-        process.stdin.close()
-        assert process.wait() == 0
+    expected = []
+    for scene in scenes:
+        assert main(["classify", str(scene), "-n", "2", *NET]) == 0
+        expected.append(capsys.readouterr().out)
+    pipes = (os.pipe(), os.pipe())
+    (source, images), (answers, sink) = ((open(r, "rb", 0), open(w, "wb")) for r, w in pipes)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(source)))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(sink))  # keeps lines back until they are flushed
+    with ThreadPoolExecutor(1) as pool, open(answers.fileno(), closefd=False) as lines:
+        status = pool.submit(main, ["classify", "-p", "-n", "2", *NET])
+        for scene, answer in zip(scenes, expected, strict=True):
+            images.write(ppm(np.array(Image.open(scene).convert("RGB"))))
+            images.flush()
+            assert "".join(lines.readline() for _ in range(2)) == answer
+        images.close()
+        assert status.result() == 0
 
 
 def test_features_of_a_stream(monkeypatch, capsys):
