@@ -107,15 +107,18 @@ def test_tests_that_cannot_be_collected_fail(run, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("arguments", [("--budget", "0"), ("--budget", "nan"), ("--budget", "x"), ("tents",)])
-def test_wrong_arguments(arguments):
-    done = start("--dry-run", *arguments)
-    assert done.returncode == 2 and arguments[-1] in done.stderr
+def test_wrong_arguments(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.gpu_run", "--dry-run", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        gpu_run.main()
+    assert ended.value.code == 2 and arguments[-1] in capsys.readouterr().err
 
 
-def test_without_a_gpu():
-    done = start(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert done.stdout.splitlines() == ["no GPU that torch can use on this machine"]
+def test_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.gpu_run"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu_run.main() == 2
+    assert capsys.readouterr().out.splitlines() == ["no GPU that torch can use on this machine"]
 
 
 @pytest.mark.parametrize("package", ["torch", "triton", "safetensors", "pytest"])
