@@ -100,7 +100,7 @@ class Prototypes(Net):
             ArgumentError: For a name that is no text and a box that is not in the image.
             InputError: As `classify`.
         """
-        _check_name(name)
+        check_name(name)
         direction = self.direction(image, box=box, flip=flip, value_range=value_range)
         if not direction.isfinite().all():
             raise InputError("the net gives NaN features; its weights are broken")
@@ -210,7 +210,7 @@ class Prototypes(Net):
             classes = [entries(c, "a class", ("name", "count")) for c in items(settings["classes"], "classes")]
             names = [c["name"] for c in classes]
             for name in names:
-                _check_name(name)
+                check_name(name)
             counts = [whole(c["count"], "count") for c in classes]
             sums, probe = tensors["sums"].float(), tensors["probe"].float()
             if len(set(names)) < len(names) or sums.dim() != 2 or len(sums) != len(names):
@@ -316,6 +316,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(F.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
-def _check_name(name: object) -> None:
+def check_name(name: object) -> None:
+    """Raises ArgumentError unless this can be the name of a class."""
     if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
         raise ArgumentError("name", f"must be a text of 1 to {MAX_NAME} characters, not {in_one_line(name)[:100]}")

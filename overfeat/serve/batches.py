@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 Run = Callable[[Any, Sequence[Any]], Sequence[Any]]
@@ -45,7 +46,7 @@ class Batches:
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._job_seconds = 0.1  # a running mean
+        self._job_seconds = deque([0.1], maxlen=15)  # of the last batches; their median passes over warm-up
         self._thread = threading.Thread(target=self._work, name="overfeat-batches", daemon=True)
         self._thread.start()
 
@@ -55,7 +56,7 @@ class Batches:
     def check_room(self) -> None:
         """Raises OverloadedError where no job would be accepted."""
         if len(self._jobs) >= self._size or self._stopping:
-            raise OverloadedError(max(1, math.ceil(self._job_seconds * len(self._jobs) / 2)))
+            raise OverloadedError(max(1, math.ceil(median(self._job_seconds) * len(self._jobs) / 2)))
 
     async def submit(self, key: Hashable, item: Any, until: float) -> tuple[Any, float]:
         """The result of a job, and the seconds that it waited.
@@ -109,8 +110,7 @@ class Batches:
             ]
         except Exception as error:  # of any kind: it belongs to those who wait
             outcomes = [error] * len(batch)
-        seconds = (time.monotonic() - start) / len(batch)
-        self._job_seconds += 0.1 * (seconds - self._job_seconds)
+        self._job_seconds.append((time.monotonic() - start) / len(batch))
         self._observe(len(batch))
         for job, outcome in zip(batch, outcomes, strict=True):
             job.loop.call_soon_threadsafe(_settle, job.future, outcome)

@@ -1,24 +1,29 @@
 """The stream of frames: a WebSocket on which settings come as JSON, frames as image files, and answers as JSON."""
 
+import asyncio
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from overfeat.errors import InputError
-from overfeat.prototypes.predict import Prototypes
+from overfeat.prototypes.predict import Prototypes, check_name
 from overfeat.serve.batches import OverloadedError
 from overfeat.serve.evaluate import TAUGHT
 from overfeat.serve.guard import token_matches
 from overfeat.serve.models import Model
 from overfeat.serve.problems import problem_of
+from overfeat.serve.protocol import ADMITTED
 from overfeat.serve.query import Query, parse_query
 from overfeat.serve.render import answer_entries
 from overfeat.serve.service import Lesson, Service
 
 MAX_CONNECTIONS = 64
+TOKEN_SECONDS = 10.0  # for the message with the token
 MAX_TEXT = 10_000  # characters of a message with settings
 WRONG_TOKEN, TOO_MANY = 4401, 4503  # codes with which the connection is closed
 TASKS = ("classify", "detect", "localize", TAUGHT)
@@ -33,17 +38,35 @@ async def live(service: Service, websocket: WebSocket) -> None:
     needs it. With `teach`, a name, the next frame is a picture of a class of this name, which the task "taught" finds;
     with `forget` it is forgotten. Such classes are the connection's own, and end with it.
     """
-    await websocket.accept()
-    if service.connections >= MAX_CONNECTIONS:
-        await websocket.close(TOO_MANY, "too many streams are open; try again later")
-        return
-    service.connections += 1
+    with suppress(WebSocketDisconnect):
+        await websocket.accept()
+        first = None
+        if not token_matches(service.config, None):
+            first = await _with_token(service, websocket)
+            if first is None:
+                await websocket.close(WRONG_TOKEN, "this server needs its token")
+                return
+        if service.connections >= MAX_CONNECTIONS:
+            await websocket.close(TOO_MANY, "too many streams are open; try again later")
+            return
+        websocket.scope[ADMITTED] = True
+        service.connections += 1
+        try:
+            await _Stream(service).run(websocket, first)
+        finally:
+            service.connections -= 1
+
+
+async def _with_token(service: Service, websocket: WebSocket) -> Message | None:
+    """The first message, if it has the token and comes in time."""
     try:
-        await _Stream(service).run(websocket)
-    except WebSocketDisconnect:
-        pass
-    finally:
-        service.connections -= 1
+        message = await asyncio.wait_for(websocket.receive(), TOKEN_SECONDS)
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect
+        settings = _settings(message.get("text") or "")
+    except (TimeoutError, InputError):
+        return None
+    return message if token_matches(service.config, settings.get("token")) else None
 
 
 class _Stream:
@@ -51,23 +74,19 @@ class _Stream:
 
     def __init__(self, service: Service):
         self.service = service
-        self.allowed = token_matches(service.config, None)
         self.query: Query | None = None
         self.prototypes: dict[str, Prototypes] = {}
         self.lesson: str | None = None  # the class of which the next frame is a picture
 
-    async def run(self, websocket: WebSocket) -> None:
+    async def run(self, websocket: WebSocket, first: Message | None) -> None:
+        """Answer the first message, where it is read already, and those that follow."""
         while True:
-            message = await websocket.receive()
+            message, first = first or await websocket.receive(), None
             if message["type"] == "websocket.disconnect":
                 return
             start, text, frame = time.monotonic(), message.get("text"), message.get("bytes")
             try:
                 settings = None if text is None else _settings(text)
-                self.allowed = self.allowed or token_matches(self.service.config, (settings or {}).pop("token", None))
-                if not self.allowed:
-                    await websocket.close(WRONG_TOKEN, "this server needs its token")
-                    return
                 answer = await self._frame(frame or b"", start) if settings is None else self._configure(settings)
             except (InputError, OverloadedError, TimeoutError, MemoryError) as error:
                 answer = _error_entry(error)
@@ -82,12 +101,14 @@ class _Stream:
 
     def _configure(self, settings: dict[str, str]) -> dict[str, Any]:
         """Settings, a lesson or what is to be forgotten."""
+        settings.pop("token", None)
         if "forget" in settings:
             own = self._prototypes()
             own.remove(settings["forget"])
             return {"taught": _counts(own)}
         if "teach" in settings:
             own, name = self._prototypes(), settings["teach"]
+            check_name(name)
             if name not in own.class_names and len(own.class_names) >= MAX_CLASSES:
                 raise InputError(f"there are {MAX_CLASSES} classes already; forget one of them")
             if sum(own.counts) >= MAX_PICTURES:

@@ -1,6 +1,7 @@
 """What a request asks for: its parameters, checked, and as OpenAPI describes them."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,8 @@ def _value(name: str, text: str) -> Any:
     """The value of a parameter, checked by its schema and, of scales and strides, as on the command line."""
     schema: dict[str, Any] = PARAMETERS[name][1] if name in PARAMETERS else {"type": "string"}
     try:
+        if schema["type"] in ("integer", "number") and not re.fullmatch("[-+.0-9a-zA-Z]*", text):
+            raise ValueError  # what Python takes beside JSON's numbers: 1_0, other scripts' digits
         if name == "scales":
             return check_scales(parse_scales(text))
         if name == "stride":

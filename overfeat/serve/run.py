@@ -1,5 +1,6 @@
 """Running the server until it is stopped."""
 
+import logging
 import signal
 import socket
 from collections.abc import Mapping
@@ -38,11 +39,14 @@ def make_server(models: Mapping[str, Model], config: ServeConfig, warm_up: bool 
         import websockets  # noqa: F401
 
         from overfeat.serve.app import make_app
+        from overfeat.serve.protocol import LimitedHead, LimitedStart
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'overfeat[serve]'") from error
+    logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # junk of clients fills no log
     listener = _listen(config)
     settings = uvicorn.Config(
-        make_app(models, config, warm_up), log_level="warning", access_log=False, server_header=False,
+        make_app(models, config, warm_up), http=LimitedHead, ws=LimitedStart, log_level="error", access_log=False,
+        server_header=False, ssl_keyfile_password="none",  # which asks for none on the terminal
         ws_max_size=config.max_body, ws_max_queue=2, ws_per_message_deflate=False, limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=15, timeout_graceful_shutdown=int(config.deadline) + 1,
         ssl_certfile=config.certificate, ssl_keyfile=config.key,
@@ -52,7 +56,7 @@ def make_server(models: Mapping[str, Model], config: ServeConfig, warm_up: bool 
     except OSError as error:  # ssl's errors, too
         listener.close()
         problem = f"{config.certificate}, {config.key}: no certificate with its key ({error.strerror or error})"
-        raise InputError(f"{problem}; give PEM files") from error
+        raise InputError(f"{problem}; give PEM files, and a key without a password") from error
     return uvicorn.Server(settings), listener
 
 

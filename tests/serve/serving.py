@@ -30,7 +30,7 @@ def tiny_models():
 @contextmanager
 def served(models=None, port=0, **options):
     """The address of a server with these options, in a thread."""
-    config = ServeConfig(port=port, **options)
+    config = ServeConfig(port=port, **{"deadline": 300.0, **options})  # tests run on busy machines
     server, listener = make_server(models or tiny_models(), config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

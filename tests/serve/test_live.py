@@ -54,7 +54,7 @@ def test_errors_leave_the_stream_open(ask):
         assert ask(text)["error"] == "settings must be a JSON object of texts"
     assert "task must be one of classify, detect, localize, taught" in ask.settings(task="features")["error"]
     assert "unknown parameter colour" in ask.settings(task="classify", colour="red")["error"]
-    assert ask.settings(task="classify", scales="1.0") == {"ready": "trees"}
+    assert ask.settings(task="classify", scales="1.0", token="of no use") == {"ready": "trees"}
     assert ask(ASSETS / "imagenet.txt")["status"] == 422
     assert len(ask(PHOTO)["classes"]) == 3
 
@@ -63,6 +63,7 @@ def test_a_class_is_taught_found_and_forgotten(ask, models):
     assert "choose the task taught first" in ask.settings(teach="seven")["error"]
     assert ask.settings(task="taught", scales="1.0", flip="false", maps="true") == {"ready": "trees"}
     assert ask(PHOTO)["classes"] == []
+    assert "name must be a text of 1 to 10000 characters" in ask.settings(teach="")["error"]
     assert ask.settings(teach="one") == {"ready": "one"}
     assert ask(PHOTO)["taught"] == {"one": 1}
     ask.settings(teach="two")
@@ -105,3 +106,26 @@ def test_the_token_and_the_origin_are_checked(models):
             assert json.loads(stream.recv(timeout=60)) == {"ready": "trees"}
         with pytest.raises(InvalidStatus):
             connect(url, origin="http://evil.example")
+
+
+def test_streams_without_the_token_take_no_place_no_time_and_no_memory(models, monkeypatch):
+    monkeypatch.setattr("overfeat.serve.live.MAX_CONNECTIONS", 1)
+    monkeypatch.setattr("overfeat.serve.live.TOKEN_SECONDS", 2.0)
+    with served(models, token="secret") as address:
+        url = address.replace("http", "ws") + "/v1/live"
+        with connect(url) as silent, connect(url) as stream:
+            stream.send('{"token": "secret"}')
+            assert json.loads(stream.recv(timeout=60)) == {"ready": "trees"}
+            stream.send(b" " * (2 << 20))  # as large as it likes by now
+            assert "not an image" in json.loads(stream.recv(timeout=60))["error"]
+            with connect(url) as large, pytest.raises(ConnectionClosed):
+                large.send(b" " * (2 << 20))
+                large.recv(timeout=60)
+            assert large.protocol.close_code == 1006  # cut off before the message's end
+            with connect(url) as third, pytest.raises(ConnectionClosed) as caught:
+                third.send('{"token": "secret"}')
+                third.recv(timeout=60)
+            assert caught.value.rcvd.code == 4503
+            with pytest.raises(ConnectionClosed) as caught:
+                silent.recv(timeout=60)
+            assert caught.value.rcvd.code == 4401

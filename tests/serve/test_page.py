@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -134,8 +135,22 @@ def test_the_command_answers_and_stops_when_asked(server):
     assert names == ["squeezenet", "squeezenet-neighbours", "digits", "digit-detector", "blood-cells"]
 
 
+def send_junk(address):
+    """Requests that fail, of which nothing may be printed."""
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    assert httpx.post(f"{address}/v1/classify", content=b"\xff" * 100, headers=form).status_code == 400
+    host, port = address.removeprefix("http://").split(":")
+    upgrade = f"GET /v1/live HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    with_key = f"{upgrade}Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    for start in (b"\xff junk\r\n\r\n", f"{upgrade}\r\n".encode(), with_key.encode() + b"\xff" * 100):
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(start)
+            assert b" 400 " in connection.recv(4096) or start.startswith(with_key.encode())
+
+
 def test_what_is_accepted_is_answered_before_the_server_stops(server):
     content = (ASSETS / "photos" / "coffee.jpg").read_bytes()
+    send_junk(server.address)
     with ThreadPoolExecutor(1) as pool:
         url = f"{server.address}/v1/classify?scales=1.2"
         answer = pool.submit(httpx.post, url, content=content, timeout=120)

@@ -1,9 +1,12 @@
 """The REST interface: its answers are those of the library, and what it refuses."""
 
+import asyncio
 import io
 import json
 import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +129,9 @@ def test_models_health_metrics_and_the_page(client):
         ("classify?stride=zero", 422, "neither fine, coarse"),
         ("classify?top_k=0", 422, "top_k must be from 1 to 1000, not 0"),
         ("classify?top_k=many", 422, "top_k must be a whole number, not 'many'"),
+        ("classify?top_k=1_0", 422, "top_k must be a whole number, not '1_0'"),
+        ("classify?top_k=%D9%A3", 422, "top_k must be a whole number"),
+        ("detect?min_score=%D9%A0", 422, "min_score must be a number"),
         ("detect?min_score=nan", 422, "min_score must be from 0 to 1, not nan"),
         ("classify?flip=perhaps", 422, "flip must be true or false"),
         ("classify?label=oak", 422, "the net has no class 'oak'"),
@@ -206,6 +212,28 @@ def test_a_full_queue_answers_503_and_what_is_accepted_is_answered(models):
         assert int(refused.headers["retry-after"]) >= 1 and "busy" in refused.json()["error"]
 
 
+def test_a_slow_first_job_does_not_lengthen_the_wait_that_is_advised():
+    free = threading.Event()
+
+    def run(key, items):
+        time.sleep(0.5) if key == "slow" else key == "held" and free.wait(60)
+        return items
+
+    async def fill():
+        batches, until = Batches(run, 400, 1), time.monotonic() + 100
+        for key in ("slow", *"abcdef"):
+            await batches.submit(key, None, until)
+        tasks = [asyncio.create_task(batches.submit("held", None, until)) for _ in range(402)]
+        outcomes = await asyncio.wait(tasks, timeout=0.2)
+        free.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        batches.stop()
+        return [task.exception() for task in outcomes[0] if task.exception()]
+
+    refused = asyncio.run(fill())
+    assert refused and {error.retry_after for error in refused} == {1}
+
+
 @pytest.fixture
 def gate(monkeypatch):
     """While it is clear, the server evaluates nothing."""
@@ -242,7 +270,7 @@ def test_images_of_one_size_pass_through_the_net_together(models, gate):
         assert images == 5 and batches < 5
 
 
-def test_a_late_answer_is_504_and_a_slow_body_408(models):
+def test_a_late_answer_is_504_a_slow_body_408_and_a_slow_head_none(models, monkeypatch):
     with served(models, deadline=0.4, max_work=1e6) as address, httpx.Client(base_url=address, timeout=60) as client:
         slow = post(client, "/v1/classify?scales=3.0,3.1")
         assert slow.status_code == 504 and "not ready in time" in slow.json()["error"]
@@ -252,6 +280,12 @@ def test_a_late_answer_is_504_and_a_slow_body_408(models):
             connection.sendall(head.encode())
             assert client.get("/healthz").status_code == 200  # others are not kept waiting
             assert b" 408 " in connection.recv(4096)
+        monkeypatch.setattr("overfeat.serve.protocol.HEAD_SECONDS", 0.5)
+        for head in ("", f"GET /healthz HTTP/1.1\r\nHost: {host}", f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\nGE"):
+            with socket.create_connection((host, int(port)), timeout=20) as connection:
+                connection.sendall(head.encode())
+                answers = b"".join(iter(lambda: connection.recv(4096), b""))  # until it is closed
+                assert answers.endswith(b'{"status":"ok"}') if head.endswith("GE") else answers == b""
 
 
 def test_a_job_whose_client_leaves_is_not_run(models, gate):
@@ -294,6 +328,17 @@ def test_options_that_do_not_go_are_refused_in_words(tmp_path, models):
     ]:
         with pytest.raises(InputError, match=re.escape(words)):
             make_server(models, ServeConfig(**{"port": 0, **options}))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+def test_the_password_of_a_key_is_not_asked_for(tmp_path, models):
+    key, certificate = tmp_path / "key.pem", tmp_path / "a.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=a -passout pass:secret"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with pytest.raises(
+        InputError, match=r"key\.pem: no certificate with its key .*; give PEM files, and a key without a"
+    ):
+        make_server(models, ServeConfig(port=0, certificate=certificate, key=key))
 
 
 def test_weights_are_served_under_the_name_of_their_file(tmp_path, models):
