@@ -1,7 +1,7 @@
 """Merged boxes of an image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from overfeat.regions import region
 class Detections:
     """The objects of one image, highest score first."""
 
-    boxes: Tensor  # float32 [n, 4], (x1, y1, x2, y2) in pixels, within the image
+    boxes: Tensor  # float32 [n, 4], (x1, y1, x2, y2) in pixels, within the image, with an area
     labels: Tensor  # int64 [n]
     scores: Tensor  # [n]
     counts: Tensor  # int64 [n], the number of boxes merged into each
@@ -35,12 +35,19 @@ class Detections:
     def __getitem__(self, index: Tensor | slice) -> "Detections":
         return Detections(*(values[index] for values in vars(self).values()))
 
+    def clip(self, image: Size) -> "Detections":
+        """With boxes clipped to an image of (height, width), without those that have no area there."""
+        boxes = clip_boxes(self.boxes, image)
+        return replace(self, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
+
 
 def merge(
     candidates: Candidates, image: Size, *, match_threshold: float | Sequence[float], match_metric: str = "normalised",
     box_average: str = "pairwise",
 ) -> Detections:  # fmt: skip
     """Merge the boxes of each class (section 4.3, d-g), clip them to the image's (height, width), sort by score.
+
+    Boxes outside the image are left out.
 
     match_threshold: One number, or one for each class. The other arguments are those of `ops.merge_boxes`.
     """
@@ -65,7 +72,7 @@ def merge(
     )
     by_class = labels.argsort(stable=True)
     order = by_class[scores[by_class].argsort(descending=True, stable=True)]
-    return Detections(clip_boxes(boxes, image), labels, scores, counts, scores, max_score)[order]
+    return Detections(boxes, labels, scores, counts, scores, max_score)[order].clip(image)
 
 
 def clip_boxes(boxes: Tensor, image: Size) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.dense.candidates import Candidates, collect_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
-from overfeat.dense.detections import Detections, clip_boxes, merge
+from overfeat.dense.detections import Detections, merge
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.inputs import one_image
 from overfeat.detection.config import MATCH_THRESHOLD, MAX_CANDIDATES, MIN_SCORE, SCORE_THRESHOLD
@@ -40,7 +40,8 @@ def detect(
 ) -> Detections:  # fmt: skip
     """The objects in an image, best first (section 5).
 
-    Thresholds that are None are the net's own, `net.thresholds`, where it has them.
+    Boxes are clipped to the image, and those outside it left out. Thresholds that are None are the net's own,
+    `net.thresholds`, where it has them.
 
     Args:
         net, regressor: A detector, which has a background class, and its regressor, see `load_regressor`; or a
@@ -189,7 +190,7 @@ def combine(
     limits = {"iou_threshold": own_limit, "across_iou_threshold": class_iou_threshold}
     if postprocess == "nms":
         kept = candidates[nms(candidates.boxes, candidates.scores, candidates.labels, **limits)]
-        return Detections.from_boxes(clip_boxes(kept.boxes, grids[0].image), kept.labels, kept.scores)
+        return Detections.from_boxes(kept.boxes, kept.labels, kept.scores).clip(grids[0].image)
     if postprocess == "vote":
         return _vote(candidates, grids, limits)
     merged = merge(
@@ -208,8 +209,8 @@ def _vote(candidates: Candidates, grids: Sequence[Grid], limits: dict[str, float
         ranks = sums / (sums + typical_votes(grids))
         kept = nms(boxes, ranks, labels, **limits)
         means, counts, max_score = averages(boxes, scores, labels, chosen=kept, min_iou=VOTE_IOU)
-    means = clip_boxes(means, grids[0].image)
-    return Detections(means, labels[kept], ranks[kept], counts, sums[kept], max_score.sqrt())
+    detections = Detections(means, labels[kept], ranks[kept], counts, sums[kept], max_score.sqrt())
+    return detections.clip(grids[0].image)
 
 
 def _check_postprocess(postprocess: str, nms_iou_threshold: float | None, class_iou_threshold: float | None) -> None:

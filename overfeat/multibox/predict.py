@@ -8,7 +8,7 @@ from torch import Tensor
 
 from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.data.resize import resize_crop
-from overfeat.dense.detections import Detections, clip_boxes
+from overfeat.dense.detections import Detections
 from overfeat.dense.inputs import one_image
 from overfeat.errors import InputError, check_choice, check_count, check_fraction
 from overfeat.models.multibox import MultiBox
@@ -77,10 +77,9 @@ def _propose(model: MultiBox, image: Tensor, crops: str, nms_iou_threshold: floa
         raise InputError("the net gives NaN or infinite boxes; the image or the weights are broken")
     frame = torch.tensor(squares, dtype=boxes.dtype, device=model.device)[:, None, None]
     boxes = sorted_edges(boxes) * (frame[..., 2:3] - frame[..., :1]) + frame[..., :2].repeat(1, 1, 1, 2)
-    boxes = clip_boxes(boxes.flatten(0, 2), (image.shape[1], image.shape[2]))
     labels = torch.arange(model.num_groups, device=model.device)[None, :, None].expand(logits.shape).flatten()
-    not_empty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    proposals = Detections.from_boxes(boxes, labels, logits.sigmoid().flatten())[not_empty]
+    proposals = Detections.from_boxes(boxes.flatten(0, 2), labels, logits.sigmoid().flatten())
+    proposals = proposals.clip((image.shape[1], image.shape[2]))
     return proposals[nms(proposals.boxes, proposals.scores, proposals.labels, iou_threshold=nms_iou_threshold)]
 
 

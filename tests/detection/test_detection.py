@@ -188,6 +188,16 @@ def test_merging_and_nms(pair):
         detect(load(SHIPPED_WEIGHTS), regressor, image)
 
 
+@pytest.mark.parametrize("postprocess", ["vote", "merge", "nms"])
+def test_boxes_outside_the_image_are_left_out(postprocess):
+    boxes = torch.tensor([[10.0, 10, 30, 30], [55, 40, 75, 58], [61, 10, 80, 20], [20, -30, 40, 0], [-9, 70, -1, 90]])
+    raw = Candidates(boxes, torch.linspace(0.5, 0.9, 5), torch.zeros(5).long(), torch.zeros(5).long())
+    own_grids = [Grid((47, 47), 4, (60, 60), (60, 60))]
+    detections, alone = (combine(some, own_grids, postprocess=postprocess) for some in (raw, raw[torch.arange(2)]))
+    assert same_detections(detections, alone)
+    assert sorted(alone.boxes.round().tolist()) == [[10, 10, 30, 30], [55, 40, 60, 58]]
+
+
 def same_detections(one, other):
     return all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
 
