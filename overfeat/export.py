@@ -61,7 +61,8 @@ def export(
     program = _program(module, net, pixels)
     with atomic_write(path) as part:
         if path.suffix == PT2:
-            torch.export.save(program, part, extra_files={METADATA: json.dumps(metadata, indent=1)})
+            with _quiet():
+                torch.export.save(program, part, extra_files={METADATA: json.dumps(metadata, indent=1)})
         else:
             _write_onnx(program, part, names, metadata)
     return names
@@ -132,10 +133,11 @@ def _check(net: Net, regressor: Regressor | None) -> None:
     """Raises InputError for a net that has no plain layers, and a regressor that is not its."""
     if not isinstance(net, OverFeat):
         raise ArgumentError("net", f"must be a built-in or a converted net, not {type(net).__name__}")
+    later = "such nets cannot be exported yet"
     if net.context is not None:
-        raise ArgumentError("net", "must have no context, which is seen in a second, smaller image")
+        raise ArgumentError("net", f"must have no context, which is seen in a second, smaller image; {later}")
     if net.backbone is not None or net.reach:
-        raise ArgumentError("net", "must have feature layers of its own and no windows beyond the border")
+        raise ArgumentError("net", f"must have feature layers of its own and no windows beyond the border; {later}")
     if regressor is not None:
         if not isinstance(regressor, BoxRegressor):
             raise ArgumentError("regressor", f"must be a BoxRegressor, not {type(regressor).__name__}")

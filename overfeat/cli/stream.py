@@ -34,7 +34,7 @@ def check_stream(args: argparse.Namespace) -> None:
 
 def process_stream(args: argparse.Namespace, work: ImageWork, source: BinaryIO | None = None) -> int:
     """Answer the images of a stream, by default standard input's; returns the exit status."""
-    for number, image in enumerate(ppm_images(source or sys.stdin.buffer, args.max_pixels)):
+    for number, image in enumerate(ppm_images(source or sys.stdin.buffer, args.max_pixels), 1):
         path = Path(f"image {number}")
         work.show(path, work.process(path, work.prepare(path, image)))
         sys.stdout.flush()
@@ -49,14 +49,14 @@ def ppm_images(file: BinaryIO, max_pixels: int) -> Iterator["Tensor"]:
     import numpy as np
     import torch
 
-    number = 0
+    number = 1
     while (magic := _token(file)) is not None:
         name = f"standard input: image {number}"
         if magic != b"P6":
             raise InputError(f"{name} starts with {magic[:20]!r}, and is no PPM (P6)")
         numbers = [_token(file) or b"" for _ in range(3)]
         if not all(text.isdigit() and int(text) for text in numbers) or int(numbers[2]) > 65535:
-            raise InputError(f"{name} has no width, height and highest value, but {b' '.join(numbers)[:60]!r}")
+            raise InputError(f"{name} has no width, height and highest value but {b' '.join(numbers).strip()[:60]!r}")
         width, height, maximum = map(int, numbers)
         if width * height > max_pixels:
             raise InputError(f"{name}: {width}x{height} px, more than --max-pixels {max_pixels}")

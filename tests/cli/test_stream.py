@@ -37,10 +37,12 @@ def test_images_of_a_stream():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\xff\xd8\xff\xe0 jpeg", "image 0 starts with .*, and is no PPM"),
-        (b"P6 3 x 255\n", "image 0 has no width, height and highest value, but b'3 x 255'"),
-        (b"P6 2 2 255\n12345", "image 0 ends after 5 bytes of its pixels"),
-        (b"P6 2000 2000 255\n", "image 0: 2000x2000 px, more than --max-pixels 1000"),
+        (b"\xff\xd8\xff\xe0 jpeg", "image 1 starts with .*, and is no PPM"),
+        (b"P6 3 x 255\n", "image 1 has no width, height and highest value but b'3 x 255'"),
+        (b"P6", "image 1 has no width, height and highest value but b''"),
+        (b"P6 1 1 255\n123P5", "image 2 starts with b'P5', and is no PPM"),
+        (b"P6 2 2 255\n12345", "image 1 ends after 5 bytes of its pixels"),
+        (b"P6 2000 2000 255\n", "image 1: 2000x2000 px, more than --max-pixels 1000"),
     ],
 )
 def test_what_is_no_stream(data, message):
