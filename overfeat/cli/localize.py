@@ -10,6 +10,7 @@ Examples:
 """
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,8 @@ class _Localization(ImageWork):
         return entries
 
     def show(self, path: Path, entry: list[dict]) -> None:
+        if not entry:
+            print(f"{printable(path)}: no box within the image", file=sys.stderr)
         for prediction in entry:
             x1, y1, x2, y2 = prediction["box"]
             print(f"{printable(prediction['class'])} {prediction['score']:.6g} {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")

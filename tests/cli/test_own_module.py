@@ -57,6 +57,12 @@ class Boxes(nn.Module):
 def boxes(): return Boxes()
 def sigmoids(): return Boxes(logits=False)
 
+class Outside(Boxes):
+    def forward(self, x):
+        return super().forward(x)[0] * 0 + torch.tensor([90.0, 0, 99, 9]), self.net(x)
+
+def outside(): return Outside()
+
 class Batch(nn.Module):
     def forward(self, x):
         return x - x.mean(0)
@@ -211,6 +217,14 @@ def test_boxes_of_a_module(command, name, more, folder, capsys):
     assert [line[0] for line in printed] == [net.class_names[label] for label in expected.labels]
     boxes = [[float(edge) for edge in line[2:6]] for line in printed]
     np.testing.assert_allclose(boxes, expected.boxes, atol=0.06)
+
+
+def test_boxes_outside_the_image_are_no_predictions(folder, capsys):
+    options = ["--module", "net.py:outside", "--window", "16", "--stride", "4", "--scales", "1.0", "-o", "out"]
+    assert main(["localize", "photo.png", *options]) == 0
+    out, error = capsys.readouterr()
+    assert out == "" and "photo.png: no box within the image" in error
+    assert json.loads((folder / "out" / "photo.png.json").read_text())["predictions"] == []
 
 
 def test_modules_without_boxes_or_background_detect_nothing(capsys):
