@@ -45,9 +45,10 @@ def _check(name: str, value: Any, choices: Sequence[str] | None, minimum: float 
         raise ArgumentError(name, f"must be one of {', '.join(choices)}, not {value!r}")
     numbers = value if isinstance(value, tuple) else (value,)
     if minimum is not None and below is not None and not all(minimum <= number < below for number in numbers):
-        limit = "and finite" if below == math.inf else f"and less than {below:g}"
+        limit = f" and less than {below:g}" if below < math.inf else ""
+        limit = limit or " and finite" * any(isinstance(number, float) for number in numbers)
         shown = ",".join(map(str, numbers))
-        raise ArgumentError(name, f"must be at least {minimum:g} {limit}, not {shown}")
+        raise ArgumentError(name, f"must be at least {minimum:g}{limit}, not {shown}")
 
 
 def positive(text: str) -> int:

@@ -8,6 +8,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,16 +40,21 @@ def add_large_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--region", nargs=4, type=int, metavar=("X", "Y", "WIDTH", "HEIGHT"), help=help)
     add_options(group, LargeConfig)
     help = "number of the channel that is evaluated, from 0, or those of red, green and blue (default: all of 1 or 3)"
-    group.add_argument("--channels", type=_numbers(int), metavar="N[,N,N]", help=help)
+    group.add_argument("--channels", type=_numbers(int, "4,2,1"), metavar="N[,N,N]", help=help)
     help = "values of black and white (default: the range of integers of up to 16 bits)"
-    group.add_argument("--value-range", type=_numbers(float), metavar="LOW,HIGH", help=help)
+    group.add_argument("--value-range", type=_numbers(float, "0,4095", 2), metavar="LOW,HIGH", help=help)
 
 
-def _numbers(number: Callable[[str], Any]) -> Callable[[str], tuple]:
+def _numbers(number: Callable[[str], Any], example: str, count: int | None = None) -> Callable[[str], tuple]:
+    """The parser of numbers with commas between them, `count` that ascend or any."""
+
     def parse(text: str) -> tuple:
-        return tuple(number(part) for part in text.strip("() ").split(","))
+        with suppress(ValueError):
+            values = tuple(number(part) for part in text.strip("() ").split(","))
+            if count is None or (len(values) == count and list(values) == sorted(set(values))):
+                return values
+        raise argparse.ArgumentTypeError(f"must be numbers such as {example}, not {text!r}")
 
-    parse.__name__ = f"list of {number.__name__}s"
     return parse
 
 

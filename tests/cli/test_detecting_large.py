@@ -84,10 +84,19 @@ def test_what_does_not_go_is_refused(scene, tmp_path, capsys):
     for options, message in (
         (("--region", 400, 0, 300, 200), "300 px high and 450 px wide; --region must lie in it, not be 400,0,300,200"),
         (("--level", 5), "has 2 levels; --level must be from 0 to 1, not 5"),
+        (("--level", -1), "--level must be at least 0, not -1"),
         (("--channels", "0,7"), "--channels must be"),
         (("--region", 0, 0, 20, 20), "choose a larger scale"),
     ):
         assert detect(scene, *options) == 1
+        assert message in capsys.readouterr().err
+    for option, value, message in (
+        ("--channels", "x", "--channels: must be numbers such as 4,2,1, not 'x'"),
+        ("--value-range", "9", "--value-range: must be numbers such as 0,4095, not '9'"),
+        ("--value-range", "5,5", "--value-range: must be numbers such as 0,4095, not '5,5'"),
+    ):
+        with pytest.raises(SystemExit):
+            detect(scene, option, value)
         assert message in capsys.readouterr().err
     # A small image of channels that are not chosen, and one of them.
     path = tmp_path / "five.tif"
