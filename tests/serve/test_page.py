@@ -41,22 +41,33 @@ def server(servers):
     return servers[-1]
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A browser with a camera that sees a cup."""
+    camera = tmp_path_factory.mktemp("camera") / "camera.y4m"
+    write_y4m(camera, [ASSETS / "photos" / "coffee.jpg"])
+    browser = Browser("about:blank", camera)
+    yield browser
+    browser.close()
+    assert not browser.errors, browser.errors
+
+
 @pytest.fixture
-def open_page(tmp_path):
-    pages = []
+def without_camera():
+    """A browser without a camera."""
+    browser = Browser("about:blank", None)
+    yield browser
+    browser.close()
+    assert not browser.errors, browser.errors
 
-    def open_page(address, *images):
-        camera = tmp_path / "camera.y4m"
-        if images:
-            write_y4m(camera, [ASSETS / image for image in images])
-        pages.append(Browser(f"{address}/", camera if images else None))
-        pages[-1].wait_for(READY)
-        return pages[-1]
 
-    yield open_page
-    for page in pages:
-        page.close()
-        assert not page.errors, page.errors
+@pytest.fixture
+def page(browser, server):
+    """The server's page in the browser, opened anew."""
+    browser.call("Page.navigate", url=f"{server.address}/")
+    browser.wait_for(f"window.opened === undefined && {READY}")
+    browser.run("window.opened = true")
+    return browser
 
 
 def next_frames(page, count=2):
@@ -66,14 +77,13 @@ def next_frames(page, count=2):
 
 
 @needs_chromium
-def test_a_camera_is_classified_taught_and_lost(open_page, server):
-    page = open_page(server.address, "photos/coffee.jpg")
+def test_a_camera_is_classified_taught_and_lost(page):
     page.run(
         "(own => navigator.mediaDevices.getUserMedia = async (wanted) => window.stream = await own(wanted))"
         "(navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices))"
     )
     page.press("c")
-    next_frames(page)
+    next_frames(page, 1)
     assert page.text("results").startswith("espresso")
     plain = page.run(PAINTED)
     page.press("h")
@@ -92,8 +102,7 @@ def test_a_camera_is_classified_taught_and_lost(open_page, server):
 
 
 @needs_chromium
-def test_boxes_of_a_picture_before_and_after_merging(open_page, server):
-    page = open_page(server.address)
+def test_boxes_of_a_picture_before_and_after_merging(page):
     page.run(
         "(model => { model.value = 'digit-detector'; model.dispatchEvent(new Event('change', {bubbles: true})) })"
         "(document.getElementById('model'))"
@@ -110,10 +119,11 @@ def test_boxes_of_a_picture_before_and_after_merging(open_page, server):
 
 
 @needs_chromium
-def test_a_refused_camera_and_a_server_that_restarts_are_told(open_page):
-    models = tiny_models()
+def test_a_refused_camera_and_a_server_that_restarts_are_told(without_camera):
+    models, page = tiny_models(), without_camera
     with served(models) as address:
-        page = open_page(address)
+        page.call("Page.navigate", url=f"{address}/")
+        page.wait_for(READY)
         page.press("c")
         page.wait_for("document.getElementById('status').textContent.startsWith('the camera was refused')")
         page.click("#samples button")
