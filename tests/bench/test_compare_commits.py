@@ -31,7 +31,7 @@ def test_two_commits_are_compared_pair_by_pair():
 def test_a_commit_against_itself(tmp_path, capfd):
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
-    options = {"suites": ["merge"], "backends": ["overfeat"], "quick": True, "device": "cpu"}
+    options = {"suites": ["small-net"], "backends": ["overfeat"], "quick": True, "device": "cpu"}
     compare.compare("HEAD", options, "python -m bench ...", tmp_path / "r.json", pairs=1)
     comparison = json.loads((tmp_path / "r.json").read_text())
     assert comparison["machine"]["commit"].removesuffix("-dirty") == comparison["compared with"]
