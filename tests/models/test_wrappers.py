@@ -78,6 +78,8 @@ def results():
     regressor, net.background = BoxRegressor(net.architecture).float(), True
     for parameter in regressor.parameters():
         nn.init.constant_(parameter, 0.003)
+    last_bias = [*regressor.parameters()][-1].data
+    last_bias.copy_(torch.tensor([0.2, 0.2, 0.8, 0.8], dtype=torch.float32))  # boxes within the image
     boxes = torch.tensor([[1.0, 2, 50, 60], [2, 2, 50, 50]], dtype=torch.float32)
     yield overfeat.classify(net, image)
     yield from (score_map.scores for score_map in overfeat.score_maps(net, image.float(), flip=True))
