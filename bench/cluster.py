@@ -1,7 +1,7 @@
-"""Work on Dask's workers: one against two of one core, the scheduler's share, and a model: python -m bench.cluster
+"""Work on Dask's workers: one against two of one core, the scheduler's overhead, and a model: python -m bench.cluster
 
-Workers detect objects in JPEG files; the scheduler's share is measured with a function that does nothing, an item in a
-group and many in a group.
+Workers detect objects in JPEG files; the scheduler's overhead is measured with a function that does nothing, an item in
+a group and many in a group.
 """
 
 import argparse

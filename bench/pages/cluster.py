@@ -1,4 +1,4 @@
-"""Work on Dask's workers: scaling, the scheduler's share, and a model of the throughput."""
+"""Work on Dask's workers: scaling, the scheduler's overhead, and a model of the throughput."""
 
 from bench.pages.tables import measured_on, number, table
 

@@ -177,8 +177,8 @@ def _int64s(count: int) -> Any:
 
 
 _MAPS, _OUT, _SCRATCH, _WEIGHT, _TRANSFORMED, _BIAS = (
-    place // 8
-    for place in (
+    offset // 8
+    for offset in (
         numba_conv.MAPS, numba_conv.OUT, numba_conv.SCRATCH, numba_conv.WEIGHT, numba_conv.TRANSFORMED,
         numba_conv.BIAS,
     )

@@ -29,16 +29,17 @@ def averages(boxes: Tensor, scores: Tensor, groups: Tensor, chosen: Tensor, min_
     """See ops.vote_boxes.averages, which checks the arguments."""
     corners, confidence, of_group = _arrays(boxes, scores, groups)
     index = new_index(corners, of_group)
-    places = np.empty_like(index.order)
-    places[index.order] = np.arange(len(corners))
-    places = places[chosen.cpu().numpy()]
-    means, counts, max_score = np.empty((len(places), 4)), np.zeros(len(places), np.int64), np.zeros(len(places))
+    positions = np.empty_like(index.order)
+    positions[index.order] = np.arange(len(corners))
+    positions = positions[chosen.cpu().numpy()]
+    count = len(positions)
+    means, counts, max_score = np.empty((count, 4)), np.zeros(count, np.int64), np.zeros(count)
     values = confidence[index.order]
 
     def run(a: int, b: int) -> None:
-        _averages(places[a:b], index, values, min_iou, means[a:b], counts[a:b], max_score[a:b])
+        _averages(positions[a:b], index, values, min_iou, means[a:b], counts[a:b], max_score[a:b])
 
-    _in_chunks(len(places), run)
+    _in_chunks(count, run)
     return (
         torch.from_numpy(means).to(boxes),
         torch.from_numpy(counts).to(groups.device),
@@ -64,11 +65,11 @@ def _in_chunks(count: int, run: Callable[[int, int], None]) -> None:
 
 
 @compiled
-def _support(places, index, scores, min_iou, sums):
+def _support(positions, index, scores, min_iou, sums):
     """Write the sums of the boxes at these positions. scores: by position; sums: by box."""
     ranges, ious = np.empty((len(index.rows), 2), np.int64), np.empty(len(scores))
-    for number in range(len(places)):
-        at, total = places[number], 0.0
+    for number in range(len(positions)):
+        at, total = positions[number], 0.0
         segment = first_segment(index.groups_of[at], index)
         for r in range(list_ranges(at, segment, index, min_iou, ranges)):
             start, stop = ranges[r]
@@ -93,10 +94,10 @@ def _copy_equal(equal, sums):
 
 
 @compiled
-def _averages(places, index, scores, min_iou, means, counts, max_score):
+def _averages(positions, index, scores, min_iou, means, counts, max_score):
     ranges, ious = np.empty((len(index.rows), 2), np.int64), np.empty(len(scores))
-    for number in range(len(places)):
-        at, total, mean = places[number], 0.0, np.zeros(4)
+    for number in range(len(positions)):
+        at, total, mean = positions[number], 0.0, np.zeros(4)
         segment = first_segment(index.groups_of[at], index)
         for r in range(list_ranges(at, segment, index, min_iou, ranges)):
             start, stop = ranges[r]
