@@ -1,4 +1,4 @@
-"""examples/large_image.py, as docs/large-images.md names it."""
+"""examples/large_image.py, as docs/guides/large-images.md names it."""
 
 import json
 import runpy
