@@ -70,7 +70,7 @@ def openapi_document(models: Mapping[str, Model], config: ServeConfig) -> dict[s
         "openapi": "3.1.0",
         "info": {
             "title": "overfeat", "version": overfeat.__version__,
-            "description": "A ConvNet at every position and scale of an image. Frames of a camera: docs/guides/serve.md.",
+            "description": "A ConvNet at every position and scale of an image. Camera frames: docs/guides/serve.md.",
         },
         "paths": paths,
     }  # fmt: skip
