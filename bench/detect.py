@@ -35,6 +35,7 @@ from overfeat.detection.predict import detect
 from overfeat.models.checkpoint import load, load_regressor
 from overfeat.models.flops import stage_macs
 from overfeat.models.layers import BuiltInLayer
+from overfeat.ops.backends.winograd import count_saved
 from overfeat.ops.boxes import iou
 from overfeat.profiling.measure import summary
 from overfeat.profiling.peaks import measured_peaks
@@ -111,12 +112,12 @@ def time_in_turns(ways: dict[str, Callable], paths: list[Path], repeats: int) ->
 
 
 def measure(net, regressor, paths: list[Path], repeats: int, ways: dict[str, Callable]) -> dict:
-    """Seconds per image by each implementation; fractions of the time by stage; positions; GFLOP/s."""
+    """Seconds per image by each implementation; fractions of the time by stage; positions; GFLOP/s as done."""
     times, objects = time_in_turns(ways, paths, repeats)
     start = time.perf_counter()
     images = [read_image(path) for path in paths]
     loading = time.perf_counter() - start
-    with collect_timings(torch.device("cpu")) as timer:
+    with collect_timings(torch.device("cpu")) as timer, count_saved() as saved:
         for image in images:
             detect(net, regressor, image)
     whole = time.perf_counter() - start
@@ -126,7 +127,7 @@ def measure(net, regressor, paths: list[Path], repeats: int, ways: dict[str, Cal
     of_images = [grids(net, size) for size in sizes]
     of_scales = [grid for of_image in of_images for grid in of_image]
     counts = [stage_macs(net.architecture, *grid.padded, net.num_classes, "fine") for grid in of_scales]
-    macs = sum(count[layers] for count in counts for layers in ("features", "first", "rest"))
+    macs = sum(count[layers] for count in counts for layers in ("features", "first", "rest")) - sum(saved)
     positions = sum(grid.shape[0] * grid.shape[1] for grid in of_scales) / len(paths)
     return {
         "images": len(paths),

@@ -20,6 +20,7 @@ from bench.tolerance import Tensors, assert_matches
 from overfeat.errors import InputError
 from overfeat.fast import status
 from overfeat.files import atomic_write
+from overfeat.ops.backends.winograd import count_saved
 from overfeat.profiling.measure import machine, summary, synchronize
 from overfeat.profiling.peaks import measured_peaks
 
@@ -276,16 +277,17 @@ class Run:
         return correct
 
     def _first_run(self, implementation: Implementation) -> tuple[dict, Tensors]:
-        """Warm up; {"seconds", "peak_bytes", "remark"} of the last warm-up run, and its result."""
+        """Warm up; {"seconds", "peak_bytes", "saved_flop", "remark"} of the last warm-up run, and its result."""
         for _ in range(0 if implementation.cold else implementation.warmup - 1):
             implementation.run()
         synchronize(self.device)
         start = time.perf_counter()
-        result, peak = measure_peak_memory(implementation.run, self.device)
+        with count_saved() as saved:
+            result, peak = measure_peak_memory(implementation.run, self.device)
         elapsed = time.perf_counter() - start
         remark = implementation.remark(result) if callable(implementation.remark) else implementation.remark
         result = implementation.result(result) if implementation.result else result
-        return {"seconds": elapsed, "peak_bytes": peak, "remark": remark}, result
+        return {"seconds": elapsed, "peak_bytes": peak, "saved_flop": 2 * sum(saved), "remark": remark}, result
 
     def _time_in_turns(
         self, implementations: dict[str, Implementation], rows: dict[str, dict], titles: dict[str, str],
@@ -349,7 +351,8 @@ class Run:
             if row["images"]:
                 row["images_per_s"] = row["images"] / row.get("wall", median)
             if row["flop"]:
-                row["gflops"] = row["flop"] / median / 1e9
+                row["operations"] = row["flop"] - row["saved_flop"]
+                row["gflops"] = row["operations"] / median / 1e9
             if row["flop"] and peaks:
                 row["peak_gflops"] = max(peaks["gemm"], peaks["convolution"]) / 1e9
                 row["fraction"] = row["gflops"] / row["peak_gflops"]

@@ -18,6 +18,7 @@ from bench.suite.machine import IMPLEMENTATIONS
 from bench.suite.measure import ALL
 from bench.suite.runner import MAX_REPEATS, Case, DeviceLost, Implementation, Run, exponent
 from overfeat.files import ASSETS
+from overfeat.ops.backends.winograd import record_saved
 
 CPU = torch.device("cpu")
 
@@ -88,6 +89,18 @@ def test_rows_of_an_implementation_with_fewer_operations_or_a_portion_of_the_wor
     right, ours = run.rows
     assert right["median"] == pytest.approx(0.12) and ours["speedups"] == {"right": pytest.approx(12)}
     assert right["flop"] == 1e6 and ours["flop"] == 2.5e5
+
+
+def test_rates_count_the_multiplications_that_minimal_filtering_does(slow):
+    def filtered():
+        record_saved(4e5)
+        return slow(0.01)()
+
+    run = a_run()
+    run.measure(case(right=Implementation(slow(0.03), baseline=True), filtered=Implementation(filtered)))
+    right, ours = run.rows
+    assert right["operations"] == 1e6 and ours["flop"] == 1e6 and ours["operations"] == 2e5
+    assert ours["gflops"] == pytest.approx(0.02)
 
 
 def test_rows_without_measured_peaks_have_no_fraction(slow):

@@ -321,3 +321,28 @@ def test_few_weights_are_not_packed_for_onednn(monkeypatch):
         matrix = single((8, 36, 1, 1), seed=1)
         twice(prepacked.linear, single((3, 36)), matrix, None, True)
         assert sum(form.panels is None for form in prepacked._seen.values()) == 2 * known
+
+
+def test_saved_multiplications_of_winograd_are_counted(monkeypatch):
+    """64 outputs of 3 x 3 in tiles of 6 x 6 inputs: 36 multiplications in place of 144; 9 x 9 outputs fill 9 tiles."""
+    monkeypatch.setattr(prepacked, "_load_compiled", lambda: None)
+    monkeypatch.setattr(winograd, "MAX_COST_RATIO", float("inf"))
+    maps, weight = single((1, 16, 10, 11)), single((32, 16, 3, 3), seed=1)
+    prepacked.convolution(maps, weight, None, 1, 0, False, 1)
+    with winograd.count_saved() as saved:
+        prepacked.convolution(maps, weight, None, 1, 0, False, 1)
+    assert saved == [32 * 16 * (8 * 9 * 9 - 6 * 36)]
+    with winograd.count_saved() as saved, winograd.without_winograd():
+        prepacked.convolution(maps, weight, None, 1, 0, False, 1)
+    assert saved == []
+
+
+@pytest.mark.parametrize("side, tiles", [(6, 1), (18, 16)])
+def test_saved_multiplications_of_compiled_convolutions_are_counted(monkeypatch, side, tiles):
+    compiled = pytest.importorskip("overfeat.ops.backends.compiled_conv")
+    monkeypatch.setattr(winograd, "MAX_COST_RATIO", float("inf"))
+    maps, weight = single((4, 16, side, side)), single((32, 16, 3, 3), seed=1)
+    twice(prepacked.convolution, maps, weight, None, 1, 0, False, 1)
+    with winograd.count_saved() as saved:
+        prepacked.convolution(maps, weight, None, 1, 0, False, 1)
+    assert compiled and saved == [32 * 16 * 4 * tiles * (144 - 36)]

@@ -139,6 +139,7 @@ def chain(maps: Tensor, layers: Sequence[Layer], out: Tensor | None = None) -> T
             program[at + _BIAS] = _whole_panels(bias, job.length, free)
         free += 4 * job.length
     parallel.run(numba_conv.run, ctypes.addressof(program), plan.threads)
+    winograd.record_saved(plan.saved)
     return out
 
 

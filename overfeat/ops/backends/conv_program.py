@@ -65,6 +65,7 @@ class Plan(NamedTuple):
     threads: int
     memory: int  # bytes of a thread
     tensors: list[Tensor]  # which the numbers have addresses of
+    saved: int  # multiply-accumulates, by minimal filtering
 
 
 class _Maps(NamedTuple):
@@ -148,9 +149,10 @@ def _assemble(
     n, channels, height, width = out.shape
     blocks = max(job["BLOCKS"] for job in jobs)
     shape, biases = (n, height, width, channels), sum(job.length for job in placed)
+    saved = sum(job.get("SAVED", 0) for job in jobs)
     return Plan(
-        bytearray(numbers.tobytes()), placed, shape, between, biases, min(threads, blocks), memory, tensors
-    )  # fmt: skip
+        bytearray(numbers.tobytes()), placed, shape, between, biases, min(threads, blocks), memory, tensors, saved
+    )
 
 
 def _outputs(maps: _Maps, channels: int, height: int, width: int) -> _Maps:
@@ -201,6 +203,7 @@ def _convolution_job(
     if tiling is not None:
         tiles = maps.shape[0] * d * d * tiling.down * tiling.across
         job |= {"METHOD": FILTERED, "DOWN": tiling.down, "ACROSS": tiling.across, "TILES": tiles}
+        job["SAVED"] = winograd.saved_macs(tiling, weight, d)
         in_cache = 4 * (OUTPUT_TILE + k_y - 1) ** 2 * channels * length <= CACHE_BYTES
         return job | _even_blocks(tiles, threads, 1 if in_cache else MAX_BLOCK), out
     if window.pool == 1:

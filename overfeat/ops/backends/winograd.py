@@ -34,6 +34,7 @@ TRANSFORM_COST = 13  # of one multiplication of a transform, which is bound by m
 MAX_COST_RATIO = 0.8  # of the direct convolution's cost, to be worth it
 
 _enabled: ContextVar[bool] = ContextVar("overfeat_winograd", default=True)
+_saved: ContextVar[list[int] | None] = ContextVar("overfeat_winograd_saved", default=None)
 
 
 @contextmanager
@@ -49,6 +50,23 @@ def without_winograd() -> Iterator[None]:
 def enabled() -> bool:
     """Whether minimal filtering may be used: not inside `without_winograd`."""
     return _enabled.get()
+
+
+@contextmanager
+def count_saved() -> Iterator[list[int]]:
+    """Collect the multiply-accumulates that minimal filtering saves in this thread, one number a call of it."""
+    saved: list[int] = []
+    token = _saved.set(saved)
+    try:
+        yield saved
+    finally:
+        _saved.reset(token)
+
+
+def record_saved(macs: int) -> None:
+    """Add to the list of `count_saved`."""
+    if macs and (saved := _saved.get()) is not None:
+        saved.append(macs)
 
 
 class Tiling(NamedTuple):
@@ -71,6 +89,14 @@ def tiling(shape: Sequence[int], k: int, dilation: int) -> Tiling:
     height, width = height - (k - 1) * dilation, width - (k - 1) * dilation
     step = (_input_tile(k) - k + 1) * dilation
     return Tiling(n, height, width, -(-height // step), -(-width // step))
+
+
+def saved_macs(tiles: Tiling, weight: Sequence[int], dilation: int) -> int:
+    """Multiply-accumulates of direct sums under a weight [O, C, k, k], less those of the tiles' GEMMs."""
+    outputs, channels, k, _ = weight
+    direct = tiles.images * tiles.height * tiles.width * k**2
+    filtered = tiles.images * dilation**2 * tiles.down * tiles.across * _input_tile(k) ** 2
+    return outputs * channels * (direct - filtered)
 
 
 def pays_off(maps: list[Tensor], weight: Tensor, dilation: int) -> bool:
@@ -131,7 +157,9 @@ def convolve(
             results[:, start : start + TILES_AT_ONCE, o : o + gemms.shape[2]] = block
     flat, start = [], 0
     for x in maps:
-        n, height, width, down, across = tiling(x.shape, k, dilation)
+        of_map = tiling(x.shape, k, dilation)
+        record_saved(saved_macs(of_map, (outputs, x.shape[1], k, k), dilation))
+        n, height, width, down, across = of_map
         count = n * dilation * down * dilation * across
         chunk = results[:, start : start + count].view(m, m, n, dilation, down, dilation, across, outputs)
         chunk = chunk.permute(2, 4, 0, 3, 6, 1, 5, 7).reshape(n, down * m * dilation, across * m * dilation, outputs)
