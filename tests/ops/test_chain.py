@@ -106,6 +106,41 @@ def test_the_first_call_and_changed_weights_are_the_layers():
     assert run_chain([maps], layers) is None
 
 
+def in_bfloat16(layers: list[ChainedLayer]) -> list[ChainedLayer]:
+    return [
+        e._replace(weight=e.weight.bfloat16(), bias=e.bias if e.bias is None else e.bias.bfloat16()) for e in layers
+    ]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_bfloat16_is_rounded_once_where_float32_is_faster(name, monkeypatch):
+    monkeypatch.setattr(prepacked, "_computes_bfloat16_fast", lambda: False)
+    layers, maps = in_bfloat16(CHAINS[name]), single(2, 3, 33, 38).bfloat16()
+    maps[-1, 0, 20, 21] = NAN
+    assert run_chain([maps], layers) is None
+    flat, shapes = run_chain([maps], layers)
+    floats = [e._replace(weight=e.weight.float(), bias=None if e.bias is None else e.bias.float()) for e in layers]
+    one_by_one(maps.float(), floats)
+    expected, of_floats = run_chain([maps.float()], floats)
+    assert shapes == of_floats and flat.dtype == torch.bfloat16 and flat.isnan().any()
+    torch.testing.assert_close(flat, expected.bfloat16(), rtol=0, atol=0, equal_nan=True)
+    layers[-1].weight.data[2] += 1
+    assert run_chain([maps], layers) is None
+    changed, _ = run_chain([maps], layers)
+    assert changed[0, 2] != flat[0, 2] and torch.equal(changed[0, :2], flat[0, :2])
+
+
+def test_bfloat16_is_left_to_the_layers_where_it_is_fast_or_mixed(monkeypatch):
+    layers, maps = in_bfloat16([layer(20, 3, 3, seed=1)]), single(1, 3, 9, 9).bfloat16()
+    assert run_chain([maps], layers) is None
+    monkeypatch.setattr(prepacked, "_computes_bfloat16_fast", lambda: True)
+    assert run_chain([maps], layers) is None
+    monkeypatch.setattr(prepacked, "_computes_bfloat16_fast", lambda: False)
+    assert run_chain([maps], layers) is not None
+    assert run_chain([maps], [layers[0]._replace(bias=layers[0].bias.float())]) is None
+    assert run_chain([maps, maps.float()], layers) is None
+
+
 WRONG = {
     "channels": lambda layers, maps: ([layers[0], layer(8, 21, 1, seed=2)], maps),
     "input channels": lambda layers, maps: (layers, single(1, 4, 9, 9)),

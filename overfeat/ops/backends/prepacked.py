@@ -5,7 +5,8 @@ the second call on, for as long as the weight stays as it is, a packed form is u
 linear layer, the transformed weight of Winograd's minimal filtering (winograd.py), or, for few outputs, panels that are
 read from memory once, in order (streamed.py), each made at its first use.
 Layers of few float32 weights, which are bound by memory in PyTorch, run compiled code (compiled_conv.py), those of a
-net without padding in one call. Weights that are not finite stay with eager PyTorch.
+net without padding in one call; bfloat16 layers of such a net are computed in float32 and rounded once, after the last,
+where the processor has no fast bfloat16 arithmetic. Weights that are not finite stay with eager PyTorch.
 
 The packed forms need up to 3.5 times the memory of the weights (of small weights, 8 times); `clear_cache` frees them.
 A weight that is changed as usual, in place or by an optimizer, is packed again. Changes that torch does not see,
@@ -48,6 +49,7 @@ class PackedWeight:
     panels: Any = field(default=None, repr=False)  # compiled_conv.Panels
     streamed: Any = field(default=None, repr=False)  # streamed.Panels
     compared: Any = field(default=None, repr=False)  # compiled_conv.Sample
+    float32: Tensor | None = field(default=None, repr=False)  # a copy
 
 
 _seen: dict[int, PackedWeight] = {}
@@ -151,6 +153,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
 def chain(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[Tensor, list[tuple[int, int, int]]] | None:
     """See ops.chain: compiled code, for small weights that were used before."""
+    if maps[0].dtype == torch.bfloat16:
+        return _chain_in_float32(maps, layers)
     chained = _chained(maps, layers)
     if chained is None:
         return None
@@ -162,6 +166,35 @@ def chain(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[Tensor, list[t
     for m, out in zip(maps, flat.split([math.prod(shape) for shape in shapes]), strict=True):
         compiled.chain(m, packed, out)
     return flat, shapes
+
+
+def _chain_in_float32(
+    maps: Sequence[Tensor], layers: Sequence[Any]
+) -> tuple[Tensor, list[tuple[int, int, int]]] | None:
+    """`chain` of bfloat16 maps and layers, rounded once, where the processor is not faster in bfloat16."""
+    compiled = _load_compiled()
+    if compiled is None or _computes_bfloat16_fast() or any(m.dtype != torch.bfloat16 for m in maps):
+        return None
+    for layer in layers:
+        tensors = layer.weight, layer.bias
+        if layer.weight.numel() >= MIN_WEIGHTS or any(t is not None and t.dtype != torch.bfloat16 for t in tensors):
+            return None
+    converted = [_in_float32(layer) for layer in layers]
+    if None in converted:
+        return None
+    result = chain([m.float() for m in maps], converted)
+    return None if result is None else (result[0].bfloat16(), result[1])
+
+
+def _in_float32(layer: Any) -> Any:
+    """A layer with a float32 copy of its weight, which is kept; None at the first call with the weight."""
+    packed = _lookup(layer.weight)
+    if packed is None:
+        return None
+    if packed.float32 is None:
+        packed.float32 = layer.weight.detach().float()
+        _lookup(packed.float32)  # it counts as used before, as the weight was
+    return layer._replace(weight=packed.float32, bias=None if layer.bias is None else layer.bias.float())
 
 
 def _chained(maps: Sequence[Tensor], layers: Sequence[Any]) -> tuple[ModuleType, list[Any]] | None:
@@ -239,6 +272,14 @@ def _load_compiled() -> ModuleType | None:
     except ImportError:
         return None
     return compiled_conv
+
+
+@lru_cache
+def _computes_bfloat16_fast() -> bool:
+    """simd.computes_bfloat16_fast, where there is compiled code."""
+    from overfeat.ops.backends import simd
+
+    return simd.computes_bfloat16_fast()
 
 
 def _convolution_compiled(

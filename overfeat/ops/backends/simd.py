@@ -43,6 +43,16 @@ def registers() -> Registers | None:
     return NEON if features.get("neon") else None
 
 
+def computes_bfloat16_fast() -> bool:
+    """Whether bfloat16 GEMMs are much faster than float32's: by AMX, Arm's products of matrices, or on AMD's cores.
+
+    Intel's products of bfloat16 vectors without AMX take twice the time of float32.
+    """
+    features = llvmlite.binding.get_host_cpu_features()
+    of_amd = llvmlite.binding.get_host_cpu_name().startswith("znver") and features.get("avx512bf16")
+    return bool(features.get("amx-bf16") or features.get("bf16") or of_amd)
+
+
 class Vectors:
     """Writes instructions on vectors of some lanes."""
 
