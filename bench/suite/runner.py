@@ -227,6 +227,8 @@ class Run:
 
     def measure_growth(self, what: str, unit: str, points: Sequence[tuple[float, Callable[[], object]]]) -> None:
         """Time and peak memory at each size, and their exponents: slopes of lines fitted to the logarithms."""
+        if any((entry["what"], entry["unit"]) == (what, unit) for entry in self.results["growth"]):
+            return  # of the run that is resumed
         rows = []
         for size, run in points:
             implementation, title = Implementation(run, warmup=3), f"{what}, {unit} {size:g}"

@@ -174,7 +174,7 @@ def test_failures_while_timing_are_skipped(slow):
     assert run.results["skipped"][0]["why"] == "no room"
     run.measure_growth("what", "size", [(1, slow(0.1)), (2, failing), (3, slow(0.3))])
     assert [point["size"] for point in run.results["growth"][0]["points"]] == [1, 3]
-    run.measure_growth("what", "size", [(1, slow(0.1)), (2, failing)])
+    run.measure_growth("another", "size", [(1, slow(0.1)), (2, failing)])
     assert len(run.results["growth"]) == 1, "no line through one point"
 
 
@@ -287,6 +287,7 @@ def test_growth_has_exponents(tmp_path, slow):
     assert exponent([1, 10, 100], [3, 300, 30000]) == pytest.approx(2)
     run = a_run(tmp_path / "r.json")
     run.measure_growth("sleeping", "seconds", [(size, slow(size)) for size in (0.01, 0.02, 0.04)])
+    run.measure_growth("sleeping", "seconds", [(1, lambda: pytest.fail("measured before"))])
     (entry,) = run.results["growth"]
     assert entry["time exponent"] == pytest.approx(1) and [point["size"] for point in entry["points"]] == [
         0.01,
