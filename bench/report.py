@@ -32,7 +32,6 @@ from bench.suite import charts
 from overfeat.files import atomic_write
 
 README = ROOT / "README.md"
-GUIDE = ROOT / "docs" / "guide.md"
 MARKERS = "<!-- headline: written by python -m bench.report -->\n", "<!-- end of headline -->\n"
 SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
     "speed-detect": speed_detect.page,
@@ -90,19 +89,6 @@ def readme(run: dict) -> str:
     before, rest = README.read_text().split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
     return f"{before}{MARKERS[0]}\n{suite.headline(run)}\n\n{MARKERS[1]}{after}"
-
-
-def claims() -> list[str]:
-    """Sentences with numbers that the documentation states, besides README's table."""
-    boxes = read("")["accuracy-multibox"]
-    recall = [100 * boxes["recall"]["multi"][name][9] for name in ("long, both", "long, centre")]
-    precision = [100 * boxes["precision"][name]["map"]["voc"] for name in ("long, both, classified, 10", "OverFeat")]
-    one, ten = (boxes["time"][f"DeepMultiBox, {crops}"]["ratio"] for crops in ("centre", "both"))
-    return [
-        f"recall is {recall[0]:.0f} % with the ten highest-confidence boxes ({recall[1]:.0f} % with one crop)",
-        f"({precision[0]:.0f} against {precision[1]:.0f} % average precision), {one:.1f} times as fast with one crop "
-        f"and {ten:.2f} times with ten",
-    ]
 
 
 def _marked(text: str) -> str:
