@@ -1,6 +1,7 @@
 """Charts of the suite's results: SVG, with a digest of the results that each was drawn from."""
 
 import hashlib
+import html
 import re
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def digest(results: dict) -> str:
 def embedded_digest(path: Path) -> str:
     """The digest in a chart."""
     match = re.search(r"<dc:description>\s*(.*?)\s*</dc:description>", path.read_text())
-    return match[1] if match else ""
+    return html.unescape(match[1]) if match else ""
 
 
 def headline(results: dict, path: Path) -> None:
