@@ -8,6 +8,7 @@ Stopped and started again, it continues at the block.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -28,7 +29,7 @@ def make_slide(path: Path, side: int) -> None:
     for number in range((side // CELL) ** 2):
         row, column = divmod(number, side // CELL)
         slide.paste(pictures[(row + column) % len(pictures)], (CELL * column, CELL * row))
-    stored = {"tile": (256, 256), "compression": "deflate", "photometric": "rgb", "metadata": None}
+    stored: dict[str, Any] = {"tile": (256, 256), "compression": "deflate", "photometric": "rgb", "metadata": None}
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for level in range(3):
             file.write(np.asarray(slide.reduce(2**level)), subfiletype=int(level > 0), **stored)

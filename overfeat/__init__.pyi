@@ -1,6 +1,13 @@
 """The public names of the library; `__init__.py` imports them at their first use."""
 
-__all__: list[str]
+__all__ = [
+    "Architecture", "Backbone", "BorderComparison", "BoxRegressor", "Candidates", "DensifiedNet", "DetectionThresholds",
+    "Detections", "InputError", "Merged", "MultiBox", "OverFeat", "Prototypes", "ScoreMap", "ScoreMaps", "SixScales",
+    "backend", "build", "candidates", "centre_crop", "classify", "classify_boxes", "cluster", "compare_borders",
+    "densify", "detect", "detect_multibox", "iou", "load", "load_multibox", "load_regressor", "load_released",
+    "localize", "match_score", "merge_boxes", "nms", "normalize_scores", "offset_max_pool", "ops", "propose", "save",
+    "save_multibox", "score_maps", "skip_classifier", "skip_classifier_scales", "squeezenet", "ten_views",
+]  # fmt: skip
 __version__: str
 
 from . import cluster as cluster
@@ -14,7 +21,8 @@ from .dense.compare import BorderComparison as BorderComparison
 from .dense.compare import compare_borders as compare_borders
 from .dense.config import SixScales as SixScales
 from .dense.detections import Detections as Detections
-from .dense.evaluate import ScoreMap as ScoreMap
+from .dense.maps import ScoreMap as ScoreMap
+from .dense.maps import ScoreMaps as ScoreMaps
 from .densify.backbone import Backbone as Backbone
 from .densify.convert import densify as densify
 from .densify.net import DensifiedNet as DensifiedNet

@@ -15,7 +15,8 @@ from overfeat.classification.graphs import CapturedClassifier, capture
 from overfeat.ops.backends import prepacked, triton
 from overfeat.ops.registry import active_override, backends_of, register_backend, select_backend
 
-__all__ = [*overfeat.__all__, "CapturedClassifier", "Status", "capture", "status"]
+__all__ = ["CapturedClassifier", "Status", "capture", "status"]
+__all__ += overfeat.__all__  # in this form for type checkers
 
 register_backend(prepacked.BACKEND)
 register_backend(triton.BACKEND)

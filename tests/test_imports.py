@@ -95,6 +95,18 @@ def test_public_names_are_there():
         assert getattr(overfeat, name).__doc__, name
 
 
+def test_type_checkers_see_the_public_names():
+    """The stub's list is that of its imports, and the program that mypy checks strictly has every name."""
+    import overfeat
+
+    stub = ast.parse((ROOT / "overfeat/__init__.pyi").read_text())
+    (listed,) = (ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    assert listed == overfeat.__all__
+    program = ast.walk(ast.parse((ROOT / "tests/user_program.py").read_text()))
+    used = {node.attr for node in program if isinstance(node, ast.Attribute)}
+    assert used >= set(overfeat.__all__)
+
+
 def test_a_package_does_not_hide_the_function_of_its_name():
     code = "import overfeat, overfeat.densify.net\nprint(overfeat.densify.__module__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

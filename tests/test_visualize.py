@@ -8,8 +8,8 @@ from PIL import Image
 from overfeat import visualize
 from overfeat.data.annotated import Sample
 from overfeat.dense.detections import Detections
-from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
+from overfeat.dense.maps import ScoreMap
 from overfeat.detection.evaluate import PredictedImages, detection_figures
 from overfeat.errors import WriteError
 from overfeat.metrics.average_precision import Boxes, ground_truth

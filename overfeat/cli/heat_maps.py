@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from overfeat.dense.evaluate import ScoreMap
+    from overfeat.dense.maps import ScoreMap
 
 SUFFIXES = (".npz", ".png")
 

@@ -1,21 +1,32 @@
-"""Merged boxes of an image."""
+"""Merged boxes of an image, and their picture."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from overfeat.data.arrays import ImageLike
 from overfeat.dense.candidates import Candidates
+from overfeat.dense.pictures import BOX_COLORS, draw_boxes, picture_of, png
 from overfeat.dense.scales import Size
-from overfeat.errors import InputError
+from overfeat.dense.source import Sourced, to_rgb
+from overfeat.errors import InputError, printable
 from overfeat.ops import merge_boxes
 from overfeat.regions import region
 
+MAX_ROWS = 50  # of the table that a notebook shows
+
 
 @dataclass(frozen=True)
-class Detections:
-    """The objects of one image, highest score first."""
+class Detections(Sourced):
+    """The objects of one image, highest score first.
+
+    A notebook shows them on the image, with names and scores, where the image is known: where it was given as a path,
+    or is still in memory; else in a table.
+    """
 
     boxes: Tensor  # float32 [n, 4], (x1, y1, x2, y2) in pixels, within the image, with an area
     labels: Tensor  # int64 [n]
@@ -33,12 +44,60 @@ class Detections:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> "Detections":
-        return Detections(*(values[index] for values in vars(self).values()))
+        return Detections(*(values[index] for values in vars(self).values())).with_source(self.source)
 
     def clip(self, image: Size) -> "Detections":
         """With boxes clipped to an image of (height, width), without those that have no area there."""
         boxes = clip_boxes(self.boxes, image)
-        return replace(self, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
+        clipped = replace(self, boxes=boxes).with_source(self.source)
+        return clipped[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each."""
+        return [self.class_name(label) for label in self.labels.tolist()]
+
+    def picture(self, image: ImageLike | None = None) -> Image.Image:
+        """The boxes on the image, with names and scores.
+
+        Args:
+            image: A path, a PIL image, an array or a tensor, where it is not known any more.
+
+        Returns:
+            A PIL image: `picture().save("objects.png")`.
+
+        Raises:
+            InputError: Without an image, and for one of another size.
+        """
+        source = self.source
+        if image is not None:
+            pixels = to_rgb(image, source.size if source else None, source.value_range if source else None)
+        elif (known := source.pixels() if source else None) is not None:
+            pixels = known
+        else:
+            raise InputError("the image of these detections is not known any more; picture(image) draws them on it")
+        picture, colors = picture_of(pixels), [BOX_COLORS[label % len(BOX_COLORS)] for label in self.labels.tolist()]
+        texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
+        worst_first = list(zip(self.boxes.tolist(), texts, colors, strict=True))[::-1]
+        draw_boxes(picture, (pixels.shape[1], pixels.shape[2]), worst_first)
+        return picture
+
+    def _repr_png_(self) -> bytes | None:
+        known = self.source is not None and self.source.pixels() is not None
+        return png(self.picture()) if known else None
+
+    def _repr_html_(self) -> str | None:
+        if self.source is not None and self.source.pixels() is not None:
+            return None
+        head = "".join(f"<th>{name}</th>" for name in ("", "class", "score", "x1", "y1", "x2", "y2"))
+        values = zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
+        rows = [
+            [f"{number}", html.escape(printable(name)), f"{score:.2f}", *(f"{edge:.1f}" for edge in box)]
+            for number, (name, score, box) in zip(range(MAX_ROWS), values, strict=False)
+        ]
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+        more = f"<p>and {len(self) - MAX_ROWS} more</p>" if len(self) > MAX_ROWS else ""
+        return f"<p>{len(self)} detections</p><table><tr>{head}</tr>{body}</table>{more}"
 
 
 def merge(

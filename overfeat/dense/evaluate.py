@@ -14,6 +14,8 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.context import add_border, context_features, half_resolution
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.inputs import Images, image_batch
+from overfeat.dense.maps import ScoreMap, ScoreMaps
+from overfeat.dense.source import Source
 from overfeat.dense.tiling import Pixels, Tile, plan_tiles, tile_bytes, tile_features
 from overfeat.models.geometry import Size, Stride
 from overfeat.models.net import Net, eval_mode
@@ -22,14 +24,6 @@ from overfeat.models.wrappers import as_net
 from overfeat.regions import region
 
 ScaledPixels = tuple[Pixels, Pixels | None]  # images at a scale and, for context, at half of it
-
-
-@dataclass(frozen=True)
-class ScoreMap:
-    """The class scores of one scale of images, or of their mirror images."""
-
-    scores: Tensor  # probabilities of the classes in every window, float32 [N, classes, h, w]
-    grid: Grid  # which window of the image each position sees
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class TileGroup:
 def score_maps(
     net: Net, images: Images, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
     memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
-) -> list[ScoreMap]:  # fmt: skip
+) -> ScoreMaps:  # fmt: skip
     """The class scores of every window at every scale (section 3.3).
 
     Args:
@@ -61,13 +55,15 @@ def score_maps(
         value_range: The values of black and white, see `to_pixels`; None: 0..255.
 
     Returns:
-        A map for each scale and, with `flip`, its mirror image, with the window that each position sees.
+        A map for each scale and, with `flip`, its mirror image, with the window that each position sees: a list, which
+        a notebook shows as a heat map.
     """
     net = as_net(net)
-    images = image_batch(net, images, value_range)
-    own_grids = grids(net, (images.shape[2], images.shape[3]), DenseConfig(scales, flip, stride, memory_limit))
-    maps = grid_scores(net, images, own_grids, memory_limit)
-    return [ScoreMap(scores, grid) for scores, grid in zip(maps, own_grids, strict=True)]
+    batch = image_batch(net, images, value_range)
+    size = batch.shape[2], batch.shape[3]
+    own_grids = grids(net, size, DenseConfig(scales, flip, stride, memory_limit))
+    maps, source = grid_scores(net, batch, own_grids, memory_limit), Source.of(net, images, size, value_range)
+    return ScoreMaps(ScoreMap(scores, grid).with_source(source) for scores, grid in zip(maps, own_grids, strict=True))
 
 
 def grid_scores(net: Net, images: Tensor, grids: Sequence[Grid], memory_limit: int = MEMORY_LIMIT) -> list[Tensor]:

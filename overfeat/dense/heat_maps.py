@@ -1,22 +1,23 @@
 """What score maps give beside the maps: an image's scores, arrays for a file, and where they lie in the image."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from overfeat.dense.evaluate import ScoreMap
+if TYPE_CHECKING:
+    from overfeat.dense.maps import ScoreMap
 
 
-def class_scores(maps: Sequence[ScoreMap], number: int = 0) -> Tensor:
+def class_scores(maps: Sequence["ScoreMap"], number: int = 0) -> Tensor:
     """The scores [classes] of an image, by its number in the batch, from its maps, as `classify` gives them."""
     return torch.stack([score_map.scores[number].amax(dim=(1, 2)) for score_map in maps]).mean(dim=0)
 
 
 def heat_map_arrays(
-    maps: Sequence[ScoreMap], labels: Sequence[int], names: Sequence[str], number: int = 0
+    maps: Sequence["ScoreMap"], labels: Sequence[int], names: Sequence[str], number: int = 0
 ) -> dict[str, Any]:
     """The maps of some classes of an image, by its number in the batch.
 

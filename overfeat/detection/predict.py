@@ -12,6 +12,7 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, merge
 from overfeat.dense.grid import Grid, grids
 from overfeat.dense.inputs import one_image
+from overfeat.dense.source import Source
 from overfeat.detection.config import MATCH_THRESHOLD, MAX_CANDIDATES, MIN_SCORE, SCORE_THRESHOLD
 from overfeat.detection.targets import expected_votes, typical_votes
 from overfeat.errors import ArgumentError, InputError, check_choice, check_count, check_fraction
@@ -75,13 +76,14 @@ def detect(
         class_iou_threshold=class_iou_threshold, box_average=box_average, score_threshold=score_threshold,
         max_candidates=max_candidates, min_score=min_score,
     )  # fmt: skip
-    image = one_image(net, image, value_range)
-    own_grids = grids(net, (image.shape[1], image.shape[2]), DenseConfig(scales, flip, stride, memory_limit))
+    pixels = one_image(net, image, value_range)
+    size = pixels.shape[1], pixels.shape[2]
+    own_grids = grids(net, size, DenseConfig(scales, flip, stride, memory_limit))
     boxes = collect_candidates(
-        net, regressor, image, own_grids, memory_limit, max_candidates=max_candidates,
+        net, regressor, pixels, own_grids, memory_limit, max_candidates=max_candidates,
         score_threshold=rule.score_threshold,
     )  # fmt: skip
-    return apply_rule(boxes, own_grids, rule)
+    return apply_rule(boxes, own_grids, rule).with_source(Source.of(net, image, size, value_range))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from overfeat.data.arrays import ValueRange
 from overfeat.dense.candidates import group_candidates
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections
+from overfeat.dense.source import Source
 from overfeat.detection import predict
 from overfeat.detection.predict import DetectionRule, detection_rule
 from overfeat.errors import InputError, check_flag
@@ -50,7 +51,9 @@ class DetectionJob:
 
     def finish(self) -> Detections:
         """Merge the candidates of all blocks."""
-        return merge_blocks(self.plan, self.folder, self.rule)
+        view = self.plan.view
+        source = Source.of(self.net, [], view.image.levels[0])  # too large to be shown
+        return merge_blocks(self.plan, self.folder, self.rule).with_source(source)
 
 
 def detection_job(

@@ -15,8 +15,9 @@ from torch import Tensor
 from overfeat.data.arrays import ValueRange
 from overfeat.dense import evaluate
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
-from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.grid import Grid
+from overfeat.dense.maps import ScoreMap, ScoreMaps
+from overfeat.dense.source import Source
 from overfeat.errors import ArgumentError, InputError
 from overfeat.large.block_folder import claim_folder, weights_digest
 from overfeat.large.blocks import (
@@ -247,7 +248,7 @@ def largest_scores(plan: Plan, folder: Path) -> Tensor:
 def score_maps_large(
     net: Net, images: str | os.PathLike | LargeImage, *, scales: Scales = None, flip: bool | None = None,
     stride: Stride | None = None, memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
-) -> list[ScoreMap]:  # fmt: skip
+) -> ScoreMaps:  # fmt: skip
     """`score_maps` of an image that is read in windows; ArgumentError where the maps do not fit the memory limit."""
     net, view = as_net(net), View.of(open_image(images, value_range=value_range))
     plan = plan_blocks(net, view, DenseConfig(scales, flip, stride, memory_limit))
@@ -261,7 +262,8 @@ def score_maps_large(
         for part in _split_block(net, plan.grids[block.index], block, memory_limit):
             values = _scores(net, plan, part, memory_limit, None)
             maps[part.index][0, :, part.rows, part.columns] = torch.from_numpy(values)
-    return [ScoreMap(scores.to(net.device), grid) for scores, grid in zip(maps, plan.grids, strict=True)]
+    source, device = Source.of(net, [], plan.grids[0].image), net.device  # too large to be shown
+    return ScoreMaps(ScoreMap(m.to(device), grid).with_source(source) for m, grid in zip(maps, plan.grids, strict=True))
 
 
 score_maps = or_large(score_maps_large)(evaluate.score_maps)

@@ -8,6 +8,7 @@ from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
 from overfeat.dense.detections import Detections, best_per_class, merge
 from overfeat.dense.grid import grids
 from overfeat.dense.inputs import one_image
+from overfeat.dense.source import Source
 from overfeat.localization.config import LocalizationConfig
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor
@@ -41,12 +42,13 @@ def localize(
         InputError: As `candidates` and `merge_boxes` do.
     """
     net, regressor = as_net(net), as_regressor(regressor)
-    image = one_image(net, image, value_range)
-    size = (image.shape[1], image.shape[2])
+    pixels = one_image(net, image, value_range)
+    size = pixels.shape[1], pixels.shape[2]
     own_grids = grids(net, size, DenseConfig(scales, flip, stride, memory_limit))
     own_match = LocalizationConfig.match_threshold if match_threshold is None else match_threshold
     check_match_threshold(own_match, net.num_foreground_classes)
     boxes = collect_candidates(
-        net, regressor, image, own_grids, memory_limit, top_k=top_k, relative_threshold=relative_threshold
+        net, regressor, pixels, own_grids, memory_limit, top_k=top_k, relative_threshold=relative_threshold
     )
-    return best_per_class(merge(boxes, size, match_threshold=own_match), top_k)
+    predictions = best_per_class(merge(boxes, size, match_threshold=own_match), top_k)
+    return predictions.with_source(Source.of(net, image, size, value_range))

@@ -10,6 +10,7 @@ from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.data.resize import resize_crop
 from overfeat.dense.detections import Detections
 from overfeat.dense.inputs import one_image
+from overfeat.dense.source import Source, references
 from overfeat.errors import InputError, check_choice, check_count, check_fraction
 from overfeat.models.multibox import MultiBox
 from overfeat.models.net import Net, as_batch, eval_mode
@@ -62,7 +63,10 @@ def propose(
     """
     model = as_multibox(model)
     check_fraction("nms_iou_threshold", nms_iou_threshold)
-    return _propose(model, one_image(model.net, image, value_range), crops, nms_iou_threshold)
+    pixels = one_image(model.net, image, value_range)
+    return _propose(model, pixels, crops, nms_iou_threshold).with_source(
+        _source(model, None, image, pixels, value_range)
+    )
 
 
 @torch.no_grad()
@@ -166,10 +170,17 @@ def detect_multibox(
     check_fraction("nms_iou_threshold", nms_iou_threshold)
     pixels = one_image(model.net, image, value_range)
     proposals = _propose(model, pixels, crops, nms_iou_threshold)[:max_detections]
+    source = _source(model, net, image, pixels, value_range)
     if net is None:
-        return proposals[proposals.scores >= score_threshold]
+        return proposals[proposals.scores >= score_threshold].with_source(source)
     probabilities = _classify_boxes(net, pixels, proposals.boxes, square)
-    return with_classes(proposals, probabilities, score_threshold=score_threshold)
+    return with_classes(proposals, probabilities, score_threshold=score_threshold).with_source(source)
+
+
+def _source(
+    model: MultiBox, net: Net | None, image: ImageLike, pixels: Tensor, value_range: ValueRange | None
+) -> Source:
+    return Source(label_names(model, net), (pixels.shape[1], pixels.shape[2]), references(image), value_range)
 
 
 def with_classes(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from overfeat.data.arrays import ImageLike, ValueRange
 from overfeat.dense.config import MEMORY_LIMIT, DenseConfig, Scales
-from overfeat.dense.evaluate import ScoreMap, max_scores, score_maps
+from overfeat.dense.evaluate import max_scores, score_maps
 from overfeat.dense.grid import grids
 from overfeat.dense.inputs import one_image
+from overfeat.dense.maps import ScoreMaps
 from overfeat.errors import ArgumentError, InputError, check_count, check_flag, check_fraction, in_one_line, reason_of
 from overfeat.models.checkpoint import check_path, consistent, read_safetensors, read_tensors, write_tensors
 from overfeat.models.geometry import Size, Stride
@@ -121,7 +122,8 @@ class Prototypes(Net):
             names = ", ".join(self.class_names) or "none yet"
             raise ArgumentError("name", f"must be one of the classes ({names}), not {in_one_line(name)}")
         label = self.class_names.index(name)
-        del self.class_names[label], self.counts[label]
+        self.class_names = [other for other in self.class_names if other != name]  # results keep the earlier list
+        del self.counts[label]
         self.sums = torch.cat([self.sums[:label], self.sums[label + 1 :]])
 
     def direction(
@@ -173,7 +175,7 @@ class Prototypes(Net):
     def score_maps(
         self, image: ImageLike, *, scales: Scales = None, flip: bool | None = None, stride: Stride | None = None,
         memory_limit: int = MEMORY_LIMIT, value_range: ValueRange | None = None,
-    ) -> list[ScoreMap]:  # fmt: skip
+    ) -> ScoreMaps:  # fmt: skip
         """The score of every class in every window of an image: `overfeat.score_maps` of this net."""
         return score_maps(
             self, image, scales=scales, flip=flip, stride=stride, memory_limit=memory_limit, value_range=value_range

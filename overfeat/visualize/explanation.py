@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from overfeat.dense.evaluate import ScoreMap
+from overfeat.dense.maps import ScoreMap
 from overfeat.visualize.figures import draw_box, figure_class, save, show
 from overfeat.visualize.scores import draw_bars, draw_best_window, draw_map, peak
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from overfeat.dense.evaluate import ScoreMap
 from overfeat.dense.heat_maps import map_extent
+from overfeat.dense.maps import ScoreMap
 from overfeat.visualize.figures import draw_box, draw_text, image_panels, save, show
 
 WINDOW_COLOR, BAR_COLOR = "cyan", "#f1711d"
