@@ -26,9 +26,10 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-# The site, build/site/index.html; a warning is an error.
+# The site, build/site/index.html; a warning is an error. Search needs a server, such as the one in the line it prints.
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -b 127.0.0.1 -d build/site"
 
 # Random files and problems, as many as FUZZ_BUDGET seconds allow; FUZZ_TARGETS are all of tests/fuzz/fuzz_*.py unless
 # named. Counts and failures are in FUZZ_OUT and the page beside it.

@@ -12,7 +12,7 @@ def pages() -> dict[str, str]:
     """The text of each page by its path in the site, the list of all commands first."""
     parser = build_parser()
     leaves = list(_leaves(parser))
-    rows = [f"| [overfeat {' '.join(names)}]({_name(names)}) | {_cell(_escape(help))} |" for names, help, _ in leaves]
+    rows = [f"| [overfeat {' '.join(names)}]({_name(names)}) | {_escape(help)} |" for names, help, _ in leaves]
     parts = [
         "# Command line",
         _usage(parser),
@@ -51,19 +51,19 @@ def _page(names: tuple[str, ...], help: str, parser: argparse.ArgumentParser) ->
 
 def _usage(parser: argparse.ArgumentParser) -> str:
     """The usage, wrapped to the same width on every terminal."""
-    formatter = argparse.HelpFormatter(parser.prog, width=100)
+    formatter = argparse.HelpFormatter(parser.prog, width=78)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     return _code(_plain(formatter.format_help()))
 
 
 def _group(group: argparse._ArgumentGroup) -> str:
-    """A heading and a table of a group's options; nothing for a group without any."""
+    """A heading and a list of a group's options; nothing for a group without any."""
     left_out = argparse._SubParsersAction, argparse._HelpAction
     actions = [a for a in group._group_actions if a.help and not isinstance(a, left_out)]
     if not actions:
         return ""
     title, _, note = _title(group).partition("\n")
-    return _join([f"## {title}", note, "\n".join(["| option | |", "| --- | --- |", *map(_row, actions)])])
+    return _join([f"## {title}", note, *map(_entry, actions)])
 
 
 def _title(group: argparse._ArgumentGroup) -> str:
@@ -74,20 +74,16 @@ def _title(group: argparse._ArgumentGroup) -> str:
     return f"{title}\n{_escape(note[:1].upper() + note[1:] + '.') if note else ''}"
 
 
-def _row(action: argparse.Action) -> str:
-    """An option's forms, with its value, and its help."""
+def _entry(action: argparse.Action) -> str:
+    """An option's forms, with its value, and its help below."""
     formatter = argparse.HelpFormatter("overfeat", width=1000)
     forms = _plain(formatter._format_action_invocation(action)) if action.option_strings else _positional(action)
-    return f"| `{_cell(forms)}` | {_cell(_escape(formatter._expand_help(action)))} |"
+    return f"`{forms}`\n:   {_escape(formatter._expand_help(action))}"
 
 
 def _positional(action: argparse.Action) -> str:
     metavar = action.metavar or action.dest
     return " ".join(metavar) if isinstance(metavar, tuple) else metavar
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _plain(text: str) -> str:
