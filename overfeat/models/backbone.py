@@ -38,6 +38,8 @@ class FeatureLayers(nn.Module):
     def init_weights(self) -> None:
         """Initialise all weights of convolutions with He's scaling, and biases to 0."""
         for weight in self.weights:
+            if weight.is_meta:  # see `initialise`
+                continue
             if weight.dim() == 4:
                 nn.init.kaiming_normal_(weight, nonlinearity="relu")
             else:

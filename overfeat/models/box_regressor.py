@@ -79,6 +79,8 @@ class BoxRegressor(Regressor):
         last = self.fc_layers[-1]
         initialise(last, 0.01)
         assert last.bias is not None
+        if last.bias.is_meta:  # see `initialise`
+            return
         last.bias.data = BOX_CODERS[self.box_coder].to(last.bias).repeat(self.num_classes or 1)
 
     def forward_flat(

@@ -240,9 +240,17 @@ def check_fits(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> Non
 def fill(module: Module, tensors: dict[str, torch.Tensor]) -> Module:
     """A module from the meta device with these weights, as float32. Raises ValueError where they do not fit."""
     check_fits(module, tensors)
-    module = channels_last(module.float().to_empty(device="cpu"))
+    module = allocate(channels_last(module))
     module.load_state_dict(tensors)
     return module
+
+
+def allocate(module: Module) -> Module:
+    """A module from the meta device with float32 weights that are not initialised, in the memory format that they have.
+
+    As `to_empty`, for which torch imports its symbolic shapes, of 40 MiB.
+    """
+    return module.float()._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"))
 
 
 def read_safetensors(
@@ -297,7 +305,7 @@ def _finite(module: Module, path: str | os.PathLike, prefix: str = "") -> Module
 
 def empty_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:
     """A net whose weights are allocated and not initialised."""
-    return channels_last(meta_net(architecture, classes, context).float().to_empty(device="cpu"))
+    return allocate(channels_last(meta_net(architecture, classes, context)))
 
 
 def meta_net(architecture: Architecture, classes: int, context: bool = False) -> OverFeat:

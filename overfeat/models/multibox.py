@@ -77,6 +77,8 @@ class MultiBox(nn.Module):
         initialise(last, 0.01)
         box = 0 * BOX_CODERS["xyxy"] if self.priors is not None else BOX_CODERS["xyxy"] / OUTPUT_SCALE
         assert last.bias is not None
+        if last.bias.is_meta:  # see `initialise`
+            return
         with torch.no_grad():
             last.bias.view(-1, 5)[:, :4] = box.to(last.bias)
             last.bias.view(-1, 5)[:, 4] = INITIAL_LOGIT

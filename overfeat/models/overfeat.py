@@ -388,7 +388,12 @@ def _check_classes(count: int) -> None:
 
 
 def initialise(layer: nn.Conv2d, std: float | None) -> None:
-    """Draw new weights from N(0, std), or with He's scaling where std is None; biases are 0."""
+    """Draw new weights from N(0, std), or with He's scaling where std is None; biases are 0.
+
+    Not on the meta device, for which torch would import its compiler, of 100 MiB.
+    """
+    if layer.weight.is_meta:
+        return
     if std is None:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     else:

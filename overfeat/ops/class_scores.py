@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from overfeat.ops import reference, transforms
-from overfeat.ops.registry import CUDAGRAPH_UNSAFE, implementation
+from overfeat.ops.library import operator
+from overfeat.ops.registry import implementation
 
 
 def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
@@ -24,7 +25,7 @@ def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.ops.overfeat.class_scores(logits, list(counts))
 
 
-@torch.library.custom_op("overfeat::class_scores", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
+@operator("overfeat::class_scores")
 def _class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
     return implementation("class_scores", logits, logits.shape[1])(logits, counts)
 

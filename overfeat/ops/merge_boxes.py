@@ -9,7 +9,8 @@ from torch import Tensor
 
 from overfeat.errors import ArgumentError, check_choice
 from overfeat.ops.boxes import MATCH_METRICS, check_boxes, check_values
-from overfeat.ops.registry import CUDAGRAPH_UNSAFE, implementation
+from overfeat.ops.library import operator
+from overfeat.ops.registry import implementation
 from overfeat.ops.transforms import refuse_transforms
 
 BOX_AVERAGES = ("pairwise", "counts")
@@ -72,7 +73,7 @@ def _check_rule(match_threshold: float, match_metric: str, box_average: str, min
         raise ArgumentError("min_iou", f"must be a number from 0 to 1, not {min_iou!r}")
 
 
-@torch.library.custom_op("overfeat::merge_boxes", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
+@operator("overfeat::merge_boxes")
 def _merge_boxes(
     boxes: Tensor, scores: Tensor, groups: Tensor,
     match_threshold: float, match_metric: str, box_average: str, min_iou: float,

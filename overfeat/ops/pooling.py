@@ -8,7 +8,8 @@ from torch import Tensor
 from overfeat.errors import ArgumentError
 from overfeat.ops import reference, transforms
 from overfeat.ops.layout import empty_in_format
-from overfeat.ops.registry import CUDAGRAPH_UNSAFE, active_override, backend, implementation
+from overfeat.ops.library import operator
+from overfeat.ops.registry import active_override, backend, implementation
 
 
 def offset_max_pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
@@ -62,7 +63,7 @@ def check_maps(maps: Tensor, window: tuple[int, int]) -> None:
         )
 
 
-@torch.library.custom_op("overfeat::offset_max_pool", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
+@operator("overfeat::offset_max_pool")
 def _pool(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
     return implementation("offset_max_pool", maps)(maps, size, dilation)
 
@@ -74,7 +75,7 @@ def _(maps: Tensor, size: int, dilation: int = 1) -> Tensor:
     return empty_in_format(maps, n, c, h - reach, w - reach)
 
 
-@torch.library.custom_op("overfeat::offset_max_pool_backward", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
+@operator("overfeat::offset_max_pool_backward")
 def _pool_backward(grad: Tensor, maps: Tensor, size: int, dilation: int) -> Tensor:
     return implementation("offset_max_pool_backward", maps)(grad, maps, size, dilation)
 

@@ -14,10 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Cached tables would lie in the graph's memory pool, so torch.compile's CUDA graphs must leave the ops out.
-CUDAGRAPH_UNSAFE = (torch.Tag.cudagraph_unsafe,)
-
-
 # Why a backend does not run an op on inputs of a device, dtype and, for class scores, width; None if it does.
 Supports = Callable[[str, torch.device, torch.dtype, int | None], str | None]
 

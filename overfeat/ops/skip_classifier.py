@@ -16,8 +16,9 @@ from overfeat.ops.layout import (
     unflatten_positions,
     window_size,
 )
+from overfeat.ops.library import operator
 from overfeat.ops.pooling import check_maps, check_positive, check_tensors
-from overfeat.ops.registry import CUDAGRAPH_UNSAFE, active_override, backend, implementation
+from overfeat.ops.registry import active_override, backend, implementation
 
 
 def skip_classifier(
@@ -96,7 +97,7 @@ def _check(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: in
                 raise ValueError(f"{dtypes}; move one")
 
 
-@torch.library.custom_op("overfeat::skip_classifier_flat", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
+@operator("overfeat::skip_classifier_flat")
 def _flat(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, relu: bool, tap: int) -> Tensor:
     return implementation("skip_classifier_flat", maps[0])(maps, weight, bias, size, relu, tap)
 
@@ -107,7 +108,7 @@ def _(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: int, re
     return weight.new_empty(positions, weight.shape[0])
 
 
-@torch.library.custom_op("overfeat::skip_classifier_flat_backward", mutates_args=(), tags=CUDAGRAPH_UNSAFE)
+@operator("overfeat::skip_classifier_flat_backward")
 def _flat_backward(
     grad: Tensor, maps: Sequence[Tensor], weight: Tensor, output: Tensor | None, size: int, tap: int,
     need_maps: bool, need_weight: bool,

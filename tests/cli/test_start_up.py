@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import overfeat
@@ -51,6 +52,18 @@ def test_answers_without_heavy_imports():
     statuses, modules = json.loads(process.stderr.splitlines()[-1])
     assert statuses == [0] * (3 + len(HELP)) + [2] * len(ERRORS)
     assert not set(HEAVY) & set(modules)
+
+
+def test_detection_in_a_large_image_imports_no_compiler(tmp_path):
+    """torch's takes 150 MiB and more than a second."""
+    np.save(tmp_path / "image.npy", np.full((60, 70, 3), 128, np.uint8))
+    code = (
+        "import sys; from overfeat.cli.main import main; status = main(sys.argv[1:]);"
+        "print(status, [name for name in ('torch._dynamo', 'sympy', 'triton', 'matplotlib') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "detect", tmp_path / "image.npy", "--scales", "1.0"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1] == "0 []", process.stderr
 
 
 READ = {

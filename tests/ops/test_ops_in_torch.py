@@ -91,6 +91,12 @@ def test_every_op_is_checked():
     assert {name.removeprefix("overfeat::") for name in names} == set(op_samples("contiguous", 1))
 
 
+def test_an_op_without_gradient_says_so():
+    scores = ops.class_scores(torch.ones(3, 2, requires_grad=True), [3])
+    with pytest.raises(RuntimeError, match="overfeat::class_scores has no gradient; detach its inputs"):
+        scores.sum().backward()
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced"])
 @pytest.mark.parametrize(("size", "tap"), [(1, 1), (2, 2), (3, 3), (3, 2), (1, 3)])
 def test_gradcheck(implementation, device, eager_path, size, tap, layout):
