@@ -171,17 +171,18 @@ def test_the_quick_start(tmp_path, monkeypatch, capsys):
     small = overfeat.densify(net, 32, check=False)
     monkeypatch.setattr(overfeat.fast, "squeezenet", lambda: small)
     with Image.open(ASSETS / "cells/BloodImage_00385.jpg") as picture:
-        picture.crop((0, 0, 200, 160)).save("photo.jpg")
+        picture.crop((0, 0, 128, 112)).save("photo.jpg")
     names, (first, own, detector) = {}, snippets("quick-start.md")
     exec(first, names)
     assert names["scores"].shape == (1, 1000)
     torch.save({"0.weight": torch.ones(2, 3, 8, 8), "0.bias": torch.zeros(2)}, "state.pt")
     exec(own, names)
-    assert names["windows"].shape == (9, 14, 4) and names["maps"][0].grid.stride == 8
+    assert names["maps"][0].scores.shape == (1, 2, 3, 5) and names["maps"][0].grid.stride == 8
     (tmp_path / "run").mkdir()
     (tmp_path / "run/net.safetensors").write_bytes((ASSETS / "cells.safetensors").read_bytes())
     capsys.readouterr()
     exec(detector, names)
+    assert {Image.open(name).size for name in ("heat.png", "objects.png")} == {names["maps"].picture().size}
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == len(names["detections"]) > 0 and all(
         re.match(r"(RBC|WBC|Platelets) 0\.", x) for x in printed
