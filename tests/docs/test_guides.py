@@ -14,7 +14,7 @@ from overfeat.cli.main import build_parser
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
 BLOCK = re.compile(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-GUIDES = ("backend", "files-2013", "images", "kernels", "localization", "own-network", "prototypes", "training")
+GUIDES = ("backend", "files-2013", "images", "kernels", "localization", "own-network", "prototypes")
 RUN = [ROOT / "docs" / "papers.md", *(ROOT / "docs" / "guides" / f"{name}.md" for name in GUIDES)]
 
 
