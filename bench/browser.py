@@ -39,6 +39,12 @@ def write_y4m(path: Path, images: list[Path], size=(240, 320), frames=10):
             file.write((b"FRAME\n" + frame) * frames)
 
 
+KEYS = {  # that are no characters: number, and the text that they type
+    "Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowLeft": (37, ""), "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""),
+}  # fmt: skip
+
+
 class Browser:
     """A page in Chromium; `camera` is a y4m file, None for none that is allowed."""
 
@@ -97,9 +103,11 @@ class Browser:
         self.run(f"document.querySelector({selector!r}).click()")
 
     def press(self, key: str):
-        """Press a key."""
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+        """Press a key: a character, or one of KEYS."""
+        number, text = KEYS.get(key, (0, key))
+        pressed = {"key": key, "windowsVirtualKeyCode": number} if number else {"key": key}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **pressed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     def screenshot(self, path: Path, quality: int | None = None):
         """Write a picture of the page."""

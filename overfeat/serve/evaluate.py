@@ -74,7 +74,7 @@ def check_work(model: Model, query: Query, size: Size, limit: float) -> None:
     """
     net = model.net
     if query.task != TAUGHT and query.label is not None and query.label not in net.class_names:
-        raise InputError(f"the net has no class {query.label!r}; GET /v1/models lists them")
+        raise InputError(f"{model.name} has no class {query.label!r}; GET /v1/models lists them")
     if query.task == "features":
         find_layer(net, query.layer, query.stride)
     work, positions = _work(model, query.task, query.scales, query.flip, query.stride, size)
@@ -95,7 +95,7 @@ def _work(
     if task == "features":
         window = net.geometry.window
         if not net.geometry.fits(size):
-            raise InputError(f"{size[0]}x{size[1]} px is less than the net's window of {window[0]}x{window[1]}")
+            raise InputError(f"{size[0]}x{size[1]} px is less than {model.name}'s window of {window[0]}x{window[1]}")
         own = [Grid(window, net.geometry.stride(net.default_stride if stride is None else stride), size, size)]
     else:
         own = grids(net, size, DenseConfig(scales, flip, stride))
@@ -117,7 +117,7 @@ def _classify(model: Model, query: Query, images: Tensor) -> list[Answer]:
     answers = []
     for number, own in enumerate(scores):
         if not own.isfinite().all():
-            raise InputError("the net gives NaN scores; its weights are broken")
+            raise InputError(f"{model.name} gives NaN scores; its weights are broken")
         top = own.topk(min(query.top_k, len(names)))
         labels = top.indices.tolist()
         classes = [{"class": names[i], "score": v} for i, v in zip(labels, top.values.tolist(), strict=True)]

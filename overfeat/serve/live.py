@@ -23,9 +23,10 @@ from overfeat.serve.render import answer_entries
 from overfeat.serve.service import Lesson, Service
 
 MAX_CONNECTIONS = 64
+SILENT_SECONDS = 60.0  # after which a stream makes room for a new one
 TOKEN_SECONDS = 10.0  # for the message with the token
 MAX_TEXT = 10_000  # characters of a message with settings
-WRONG_TOKEN, TOO_MANY = 4401, 4503  # codes with which the connection is closed
+WRONG_TOKEN, SILENT, TOO_MANY = 4401, 4408, 4503  # codes with which the connection is closed
 TASKS = ("classify", "detect", "localize", TAUGHT)
 MAX_CLASSES, MAX_PICTURES = 50, 500  # that a connection is taught
 
@@ -36,7 +37,8 @@ async def live(service: Service, websocket: WebSocket) -> None:
     Text is a JSON object, bytes are a frame, the content of an image file. Each message has one answer, JSON. An object
     has the parameters of the frames that follow, as text, and `task`; the first one has the `token` of a server that
     needs it. With `teach`, a name, the next frame is a picture of a class of this name, which the task "taught" finds;
-    with `forget` it is forgotten. Such classes are the connection's own, and end with it.
+    after an error it is the one after that, until there are new settings. With `forget` the class is forgotten. Such
+    classes are the connection's own, and end with it.
     """
     with suppress(WebSocketDisconnect):
         await websocket.accept()
@@ -46,15 +48,27 @@ async def live(service: Service, websocket: WebSocket) -> None:
             if first is None:
                 await websocket.close(WRONG_TOKEN, "this server needs its token")
                 return
-        if service.connections >= MAX_CONNECTIONS:
+        if len(service.streams) >= MAX_CONNECTIONS and not _make_room(service.streams):
             await websocket.close(TOO_MANY, "too many streams are open; try again later")
             return
         websocket.scope[ADMITTED] = True
-        service.connections += 1
+        stream = _Stream(service, websocket)
+        service.streams.add(stream)
         try:
-            await _Stream(service).run(websocket, first)
+            await stream.run(first)
         finally:
-            service.connections -= 1
+            service.streams.discard(stream)
+
+
+def _make_room(streams: "set[_Stream]") -> bool:
+    """Whether the stream that has been silent longest was closed, which has been so for SILENT_SECONDS."""
+    silent = [stream for stream in streams if stream.since is not None]
+    oldest = min(silent, key=lambda stream: stream.since or 0.0, default=None)
+    if oldest is None or oldest.since is None or time.monotonic() - oldest.since < SILENT_SECONDS:
+        return False
+    streams.discard(oldest)
+    oldest.end()
+    return True
 
 
 async def _with_token(service: Service, websocket: WebSocket) -> Message | None:
@@ -72,16 +86,24 @@ async def _with_token(service: Service, websocket: WebSocket) -> Message | None:
 class _Stream:
     """One connection: its settings, and the classes that it was taught, by net."""
 
-    def __init__(self, service: Service):
-        self.service = service
+    def __init__(self, service: Service, websocket: WebSocket):
+        self.service, self.websocket = service, websocket
+        self.since: float | None = None  # when it began to wait for a message, on time.monotonic's clock
+        self._closing: asyncio.Task[None] | None = None
         self.query: Query | None = None
         self.prototypes: dict[str, Prototypes] = {}
         self.lesson: str | None = None  # the class of which the next frame is a picture
 
-    async def run(self, websocket: WebSocket, first: Message | None) -> None:
+    def end(self) -> None:
+        """Close the connection, without waiting for it."""
+        self._closing = asyncio.ensure_future(self.websocket.close(SILENT, "others needed this place"))
+
+    async def run(self, first: Message | None) -> None:
         """Answer the first message, where it is read already, and those that follow."""
         while True:
-            message, first = first or await websocket.receive(), None
+            self.since = time.monotonic()
+            message, first = first or await self.websocket.receive(), None
+            self.since = None
             if message["type"] == "websocket.disconnect":
                 return
             start, text, frame = time.monotonic(), message.get("text"), message.get("bytes")
@@ -92,7 +114,7 @@ class _Stream:
                 answer = _error_entry(error)
             if text is None:
                 self._count(answer, start)
-            await websocket.send_text(json.dumps(answer, separators=(",", ":")))
+            await self.websocket.send_text(json.dumps(answer, separators=(",", ":")))
 
     def _count(self, answer: dict[str, Any], start: float) -> None:
         metrics, status = self.service.metrics, str(answer.get("status", 200))
@@ -115,6 +137,7 @@ class _Stream:
                 raise InputError(f"there are {MAX_PICTURES} pictures already; forget a class")
             self.lesson = name
             return {"ready": name}
+        self.lesson = None
         task, label = settings.pop("task", TASKS[0]), None
         if task == TAUGHT:
             label = settings.pop("label", None)
@@ -143,8 +166,8 @@ class _Stream:
         with self.service.hold() as hold:
             hold(len(content))
             if own is not None and self.lesson is not None:
-                name, self.lesson = self.lesson, None
-                await self.service.teach(Lesson(own, name), content, hold, until)
+                await self.service.teach(Lesson(own, self.lesson), content, hold, until)
+                self.lesson = None
                 return {"taught": _counts(own)}
             model = None if own is None else Model(query.model, own)
             answer, image = await self.service.answer(query, content, hold, until, model)

@@ -11,8 +11,6 @@ from overfeat.errors import InputError
 from overfeat.serve.config import ServeConfig
 from overfeat.serve.models import Model
 
-MAX_CONNECTIONS = 512
-
 
 def serve(models: Mapping[str, Model], config: ServeConfig) -> None:
     """Serve these nets until the process gets SIGINT or SIGTERM; what was accepted is then answered.
@@ -39,7 +37,7 @@ def make_server(models: Mapping[str, Model], config: ServeConfig, warm_up: bool 
         import websockets  # noqa: F401
 
         from overfeat.serve.app import make_app
-        from overfeat.serve.protocol import LimitedHead, LimitedStart
+        from overfeat.serve.protocol import MAX_CONNECTIONS, LimitedHead, LimitedStart
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; pip install 'overfeat[serve]'") from error
     logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # junk of clients fills no log

@@ -39,12 +39,12 @@ class Service:
     """The nets, the queue before them, and what is counted.
 
     Attributes:
-        connections: Open streams.
+        streams: Those that are open.
     """
 
     def __init__(self, models: Mapping[str, Model], config: ServeConfig):
         self.models, self.config, self.metrics = models, config, Metrics()
-        self.connections = 0
+        self.streams: set[Any] = set()
         self._held = 0
         self._helpers = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "overfeat-decode")
         observe = partial(self.metrics.observe, "overfeat_batch_images", buckets=COUNTS)
@@ -127,7 +127,7 @@ class Service:
     def metrics_text(self) -> str:
         """For Prometheus."""
         return self.metrics.text({
-            "overfeat_queue_length": len(self._batches), "overfeat_live_connections": self.connections,
+            "overfeat_queue_length": len(self._batches), "overfeat_live_connections": len(self.streams),
             "overfeat_held_bytes": self._held, "process_resident_memory_bytes": resident_bytes(),
         })  # fmt: skip
 

@@ -82,6 +82,40 @@ def test_a_class_is_taught_found_and_forgotten(ask, models):
     assert "must be one of the classes (two)" in ask.settings(forget="one")["error"]
 
 
+def test_a_junk_image_does_not_end_a_lesson_but_settings_do(ask):
+    ask.settings(task="taught", scales="1.0", flip="false")
+    ask.settings(teach="one")
+    assert "not an image" in ask(ASSETS / "imagenet.txt")["error"]
+    assert ask(PHOTO)["taught"] == {"one": 1}
+    assert "classes" in ask(PHOTO)
+    ask.settings(teach="two")
+    assert ask(ASSETS / "imagenet.txt")["status"] == 422
+    ask.settings(task="taught", scales="1.0", flip="false")
+    assert [entry["class"] for entry in ask(PHOTO)["classes"]] == ["one"]
+
+
+def test_a_silent_stream_makes_room_for_a_new_one(models, monkeypatch):
+    monkeypatch.setattr("overfeat.serve.live.MAX_CONNECTIONS", 2)
+    with served(models) as address:
+        url = address.replace("http", "ws") + "/v1/live"
+        with connect(url) as silent, connect(url) as other:
+            for stream in (silent, other):
+                stream.send("{}")
+                assert json.loads(stream.recv(timeout=60)) == {"ready": "trees"}
+            with connect(url) as third, pytest.raises(ConnectionClosed) as caught:
+                third.recv(timeout=60)
+            assert caught.value.rcvd.code == 4503
+            monkeypatch.setattr("overfeat.serve.live.SILENT_SECONDS", 0.0)
+            with connect(url) as third:
+                third.send("{}")
+                assert json.loads(third.recv(timeout=60)) == {"ready": "trees"}
+                with pytest.raises(ConnectionClosed) as caught:
+                    silent.recv(timeout=60)
+                assert caught.value.rcvd.code == 4408
+                other.send("{}")
+                assert json.loads(other.recv(timeout=60)) == {"ready": "trees"}
+
+
 def test_what_is_taught_is_of_one_connection(ask, url):
     ask.settings(task="taught")
     ask.settings(teach="one")

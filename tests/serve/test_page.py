@@ -137,6 +137,75 @@ def test_a_refused_camera_and_a_server_that_restarts_are_told(without_camera):
         assert "birch" in page.text("results")
 
 
+FOCUSED = """(() => {
+  const focused = document.activeElement;
+  const shown = focused.matches('.tasks input') ? focused.nextElementSibling : focused;
+  const {outlineStyle, outlineWidth} = getComputedStyle(shown);
+  const name = focused.labels?.[0]?.textContent || focused.ariaLabel || focused.title || focused.textContent;
+  const isShown = outlineStyle !== 'none' && parseFloat(outlineWidth) >= 2;
+  return [focused.id || focused.tagName.toLowerCase(), name.trim(), isShown];
+})()"""
+
+
+def tab(page, to=None):
+    """Press Tab until an element has the focus, or through the page; returns the ids, all of which show the focus."""
+    passed = []
+    while len(passed) < 60:
+        page.press("Tab")
+        id, name, is_shown = page.run(FOCUSED)
+        if id == "body" or (passed and passed[0] == id != "button"):
+            break
+        assert name and is_shown, (id, name)
+        passed.append(id)
+        if id == to:
+            break
+    return passed
+
+
+@needs_chromium
+def test_the_page_by_keyboard_alone(page):
+    assert tab(page) == [
+        "camera", "open", "width", *["button"] * 5, "input", "model", "scales", "stride", "maps", "label", "summary"
+    ]  # fmt: skip
+    tab(page, "width")
+    page.press("Tab")
+    page.press("Enter")  # the first picture that ships
+    next_frames(page, 1)
+    assert page.text("results").startswith("espresso")
+    plain = page.run(PAINTED)
+    tab(page, "maps")
+    page.press(" ")
+    next_frames(page, 1)
+    assert page.run(PAINTED) != plain
+    tab(page, "label")
+    page.press("Tab")
+    page.press("Tab")
+    best = page.run(FOCUSED)[1]
+    page.press(" ")  # the heat map of the second class
+    next_frames(page, 1)
+    assert best.startswith(page.run("document.getElementById('label').value"))
+    assert page.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+
+
+@needs_chromium
+def test_a_class_is_taught_and_forgotten_by_keyboard(page):
+    page.click("#samples button")
+    next_frames(page, 1)
+    page.run("document.querySelector('input[name=task]').focus()")
+    page.press("ArrowLeft")  # to the last task
+    next_frames(page, 1)
+    tab(page, "name")
+    for key in "cup":
+        page.press(key)
+    page.press("Enter")
+    page.wait_for("document.getElementById('results').textContent.startsWith('cup')", 120)
+    assert tab(page)[:2] == ["learn", "button"]
+    page.run("document.querySelector('#taught button').focus()")
+    page.press("Enter")
+    page.wait_for("document.getElementById('results').textContent === ''", 120)
+    assert page.run(FOCUSED)[0] == "name" and page.text("taught") == ""
+
+
 def test_the_command_answers_and_stops_when_asked(server):
     content = (ASSETS / "photos" / "coffee.jpg").read_bytes()
     answer = httpx.post(f"{server.address}/v1/classify?scales=0.6", content=content, timeout=120).json()

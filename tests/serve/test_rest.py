@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import numpy as np
@@ -134,7 +135,7 @@ def test_models_health_metrics_and_the_page(client):
         ("detect?min_score=%D9%A0", 422, "min_score must be a number"),
         ("detect?min_score=nan", 422, "min_score must be from 0 to 1, not nan"),
         ("classify?flip=perhaps", 422, "flip must be true or false"),
-        ("classify?label=oak", 422, "the net has no class 'oak'"),
+        ("classify?label=oak", 422, "trees has no class 'oak'"),
         ("classify?format=gif", 422, "format must be one of json, png, npz, not gif"),
         ("classify?top_k=1&top_k=2", 422, "given twice"),
         ("features?layer=99", 422, "layer must be one of 0..19"),
@@ -144,6 +145,14 @@ def test_models_health_metrics_and_the_page(client):
 def test_bad_parameters_are_refused_in_words(client, path, status, words):
     response = post(client, f"/v1/{path}")
     assert response.status_code == status and words in response.json()["error"]
+
+
+def test_other_methods_and_paths_are_errors_in_json(client):
+    response = client.get("/v1/classify")
+    assert response.status_code == 405 and response.headers["allow"] == "POST"
+    assert response.json() == {"error": "Method Not Allowed"}
+    assert client.post("/healthz").status_code == 405
+    assert client.get("/v2").status_code == 404 and client.get("/v2").json() == {"error": "Not Found"}
 
 
 def test_bad_bodies_are_refused_in_words(client):
@@ -286,6 +295,29 @@ def test_a_late_answer_is_504_a_slow_body_408_and_a_slow_head_none(models, monke
                 connection.sendall(head.encode())
                 answers = b"".join(iter(lambda: connection.recv(4096), b""))  # until it is closed
                 assert answers.endswith(b'{"status":"ok"}') if head.endswith("GE") else answers == b""
+
+
+def test_clients_that_send_half_of_a_request_keep_nobody_out(models, monkeypatch):
+    monkeypatch.setattr("overfeat.serve.protocol.MAX_CONNECTIONS", 12)
+    with served(models) as address, ExitStack() as stack, httpx.Client(base_url=address, timeout=60) as client:
+        host, port = address.removeprefix("http://").split(":")
+        body = f"POST /v1/classify HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000\r\n\r\nsome".encode()
+        upgrade = f"GET /v1/live HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        starts = (b"", body, body[:40], upgrade.encode())
+        connections = []
+        for number in range(40):
+            connections.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=60)))
+            connections[-1].sendall(starts[number % 4])
+        assert client.get("/healthz").status_code == 200
+        assert post(client, "/v1/classify").status_code == 200
+        for connection in connections[:28]:
+            try:
+                assert connection.recv(4096) == b""  # cut off
+            except ConnectionResetError:
+                pass
+        connections[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connections[-1].recv(4096)
 
 
 def test_a_job_whose_client_leaves_is_not_run(models, gate):

@@ -14,7 +14,7 @@ if (token) {
 let models = [];
 let socket = null;
 let retry = 0; // attempts to connect in a row
-let expected = []; // what the answers to come are of
+let expected = []; // what the answers to come are of: "settings", "frame", or a lesson
 let source = null; // {kind: "camera" | "picture", ...}
 let paused = false;
 let dirty = false; // the picture is to be sent, or once more
@@ -26,6 +26,7 @@ let lessons = []; // {model, name, blob, socket}: what was taught, and to which 
 let pupil = null; // the name of which the next frame is a picture
 let recent = []; // times of the last answers
 let later = 0;
+let readable = 0; // until when what the status says stays, whatever frames are answered
 
 function status(text, kind = "ok") {
   if ($("status").textContent !== text) $("status").textContent = text;
@@ -53,7 +54,6 @@ async function start() {
 function connect() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`);
   socket.onopen = () => {
-    retry = 0;
     expected = [];
     status(source ? "connected" : "ready");
     sendSettings();
@@ -62,13 +62,13 @@ function connect() {
   socket.onclose = (event) => {
     socket = null;
     if (event.code === 4401) return status("this server needs its token: open the address with #token=…", "error");
-    again();
+    again(event.code >= 4400 ? event.reason : undefined);
   };
 }
 
-function again() {
+function again(reason = "the server does not answer") {
   const seconds = Math.min(8, 2 ** retry++);
-  status(`the server does not answer; trying again in ${seconds} s`, "error");
+  status(`${reason}; trying again in ${seconds} s`, "error");
   setTimeout(models.length ? connect : start, 1000 * seconds);
 }
 
@@ -97,29 +97,40 @@ function send(settings) {
 
 /** Send a lesson, unless this connection has had it: a new one has forgotten what the last one was taught. */
 function teach(lesson) {
-  if (lesson.model !== $("model").value || lesson.socket === socket) return;
+  if (lesson.model !== $("model").value || lesson.socket === socket || !isOpen()) return;
   lesson.socket = socket;
   send({ teach: lesson.name });
-  expected.push("lesson");
+  expected.push(lesson);
   socket.send(lesson.blob);
+}
+
+const isAwaiting = () => expected.some((kind) => kind !== "settings");
+const isLesson = (kind) => typeof kind === "object";
+
+/** A picture that was not learned: given up, or sent once more later. */
+function failed(lesson, seconds) {
+  readable = performance.now() + 4000;
+  lessons = lessons.filter((other) => other !== lesson);
+  if (seconds) setTimeout(() => { lessons.push({ ...lesson, socket: null }); teach(lessons.at(-1)); }, 1000 * seconds);
+  showTaught();
+  sendSettings(); // which end the lesson at the server, so that the next frame is none
 }
 
 function forget(name) {
   lessons = lessons.filter((lesson) => lesson.name !== name || lesson.model !== $("model").value);
   if (isOpen()) send({ forget: name });
   showTaught();
+  ($("taught").querySelector("button") ?? $("name")).focus();
   dirty = true;
   next();
 }
 
 function receive(answer) {
   const kind = expected.shift();
+  retry = 0;
   if (answer.error) {
     status(answer.error, "error");
-    if (kind === "lesson") {
-      lessons.pop();
-      showTaught();
-    }
+    if (isLesson(kind)) failed(kind, answer.retry_after);
     if (kind === "frame") {
       recent = [];
       if (answer.retry_after || (source?.kind === "camera" && answer.status !== 422)) {
@@ -130,7 +141,7 @@ function receive(answer) {
     return;
   }
   if (kind === "settings") return;
-  if (kind === "lesson") {
+  if (isLesson(kind)) {
     status("learned", "ok");
     showTaught();
     dirty = true;
@@ -142,7 +153,7 @@ function receive(answer) {
   const now = performance.now();
   const own = sent.own + now - begin;
   showTimes(answer, own, now - sent.at);
-  status(source?.kind === "camera" ? "live" : "done");
+  if (now > readable) status(source?.kind === "camera" ? "live" : "done");
   document.documentElement.dataset.frames = Number(document.documentElement.dataset.frames ?? 0) + 1;
   next();
 }
@@ -151,7 +162,7 @@ function receive(answer) {
 async function next() {
   clearTimeout(later);
   const due = source && (pupil !== null || (!paused && (source.kind === "camera" || dirty)));
-  if (!due || grabbing || !isOpen() || expected.includes("frame")) return;
+  if (!due || grabbing || !isOpen() || isAwaiting()) return;
   grabbing = true;
   try {
     const begin = performance.now();
@@ -170,7 +181,7 @@ async function next() {
     socket.send(grabbed.blob);
   } finally {
     grabbing = false;
-    if (source?.kind === "camera" && !expected.includes("frame") && isOpen()) later = setTimeout(next, 100);
+    if (source?.kind === "camera" && !isAwaiting() && isOpen()) later = setTimeout(next, 100);
   }
 }
 
@@ -238,6 +249,7 @@ function use(next_) {
   dirty = true;
   recent = [];
   shown = null;
+  readable = 0;
   status(isOpen() ? "working" : $("status").textContent, isOpen() ? "wait" : "error");
   controls();
   next();
@@ -313,8 +325,13 @@ function showResults(found, areObjects) {
   $("results-title").textContent = areObjects ? `Objects (${found.length})` : "Classes";
   $("none").hidden = found.length > 0;
   const list = $("results");
+  list.tabIndex = areObjects ? 0 : -1; // to be scrolled: its buttons are of classes
   const rows = found.slice(0, 30);
-  while (list.children.length > rows.length) list.lastChild.remove();
+  while (list.children.length > rows.length) {
+    const focused = list.lastChild.contains(document.activeElement);
+    list.lastChild.remove();
+    if (focused) list.lastChild?.firstChild.focus();
+  }
   while (list.children.length < rows.length) {
     const item = document.createElement("li");
     item.innerHTML = '<button type="button"><span class="name"></span><span class="score"></span><span class="track"><div class="fill"></div></span></button>';
@@ -325,6 +342,7 @@ function showResults(found, areObjects) {
   rows.forEach((row, i) => {
     const item = list.children[i];
     item.dataset.name = row.class;
+    item.firstChild.disabled = areObjects; // which have no heat maps
     item.querySelector(".name").textContent = row.class;
     item.querySelector(".score").textContent = areObjects
       ? `${row.score.toFixed(2)} · sum ${row.confidence_sum.toFixed(1)} of ${row.count}` : row.score.toFixed(3);
