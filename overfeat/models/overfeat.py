@@ -292,7 +292,7 @@ class OverFeat(Net):
         starts = itertools.accumulate((n * h * w for n, h, w in shapes), initial=0)
         shifted = [c.positions if c.maps is None else c.positions + next(starts) for c in context]
         # Positions without context, of images that are too small for it, are -1: the row of zeros at the end.
-        logits = F.pad(seen, (0, 0, 0, 1))
+        logits = seen if len(coarse) == len(context) else F.pad(seen, (0, 0, 0, 1))
         return ContextLogits(logits, torch.cat(shifted))
 
     def layer_output(self, images: Tensor, number: int) -> Tensor:
