@@ -1,7 +1,7 @@
 """Detection in images of 10,000 to 100,000 px: peak memory, and the fraction of reading: python -m bench.large_memory
 
-Pyramids of JPEG tiles whose tiles share a few contents; the shipped detector at one scale factor, each image in a
-process of its own, which is killed after a third of its blocks and started again.
+Pyramids of JPEG tiles whose tiles share a few contents; the shipped detector at one scale factor (1, and 0.1 for the
+largest), each image in a process of its own, which is killed after a third of its blocks and started again.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from bench.common import RESULTS, measure_peak_memory, write_results
 from bench.enormous import write_enormous
 
 COMMAND = "python -m bench.large_memory"
-SIDES = (10_000, 30_000, 100_000)  # pixels
+SCALES = {10_000: 1.0, 30_000: 1.0, 100_000: 0.1}  # scale factor by pixels of a side
 READING = ("read", "resize")  # regions
 MERGED_SIDE, BLOCKS, BOXES = 100_000, 49, 20  # of the sweep: pixels and blocks along a side, boxes around an object
 
@@ -78,7 +78,14 @@ def measure(side: int, scale: float, limit: int, folder: Path) -> dict[str, Any]
         result = pool.apply(detect, (path, blocks, scale, limit, None))
     repeated = finished + result["evaluated"] - result["blocks"]
     reading = sum(result[name] for name in READING) / (result["seconds"] - result["merge_seconds"])
-    return {**result, "file_bytes": size, "repeated_blocks": repeated, "reading": reading, "exit": killed.exitcode}
+    return {
+        **result,
+        "scale": scale,
+        "file_bytes": size,
+        "repeated_blocks": repeated,
+        "reading": reading,
+        "exit": killed.exitcode,
+    }
 
 
 def write_candidates(folder: Path, count: int) -> tuple[list[Path], int]:
@@ -141,19 +148,18 @@ def count_blocks(path: Path, scale: float) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     help = "pixels of a side of the images; none: those measured before are kept"
-    parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help=help)
-    parser.add_argument("--scale", type=float, default=0.1, help="scale factor")
+    parser.add_argument("--sides", type=int, nargs="*", default=SCALES, help=help)
     parser.add_argument("--limit", type=int, default=1024, help="memory limit in MiB")
     parser.add_argument("--candidates", type=int, default=2_000_000, help="boxes that are merged")
     args = parser.parse_args()
-    results: dict[str, Any] = {"scale": args.scale, "limit_mib": args.limit, "images": {}}
+    results: dict[str, Any] = {"limit_mib": args.limit, "images": {}}
     if not args.sides:
         earlier = json.loads((RESULTS / "large-memory.json").read_bytes())
         results = {name: earlier[name] for name in results}
     images = results["images"]
     for side in args.sides:
         with tempfile.TemporaryDirectory() as folder:
-            images[side] = measure(side, args.scale, args.limit, Path(folder))
+            images[side] = measure(side, SCALES.get(side, 1.0), args.limit, Path(folder))
         print(side, json.dumps(images[side], indent=1))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         merged = pool.apply(merge, (args.candidates,))
