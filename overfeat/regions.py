@@ -1,7 +1,7 @@
 """Named regions of an evaluation: their times, and their names in a profiler's trace, where `collect_timings` asks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -14,10 +14,14 @@ _Mark = Any  # seconds, or an event of a GPU
 
 
 class RegionTimer:
-    """Times of regions on a device: on a GPU between events in its stream, elsewhere by the clock."""
+    """Times of regions on a device: on a GPU between events in its stream, elsewhere by the clock.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    counts: A list that grows while regions run; `counted` has what each region added.
+    """
+
+    def __init__(self, device: torch.device, counts: Sequence[int] = ()):
+        self.device, self.counts = device, counts
+        self.counted: dict[str, int] = {}
         self._spans: list[tuple[str, _Mark, _Mark]] = []
 
     def _mark(self) -> _Mark:
@@ -31,9 +35,10 @@ class RegionTimer:
     def time(self, name: str) -> Iterator[None]:
         """Time the block as one execution of a region, which a profiler's trace shows under its name."""
         with torch.profiler.record_function(name):
-            start = self._mark()
+            start, before = self._mark(), len(self.counts)
             yield
             self._spans.append((name, start, self._mark()))
+            self.counted[name] = self.counted.get(name, 0) + sum(self.counts[before:])
 
     def seconds(self) -> dict[str, float]:
         """Total seconds of each region, in the order in which they first ran."""
@@ -62,9 +67,9 @@ def are_timed() -> bool:
 
 
 @contextmanager
-def collect_timings(device: torch.device) -> Iterator[RegionTimer]:
-    """Time the regions that run on a device inside the block, in this thread; the timer has their `seconds`."""
-    timer = RegionTimer(device)
+def collect_timings(device: torch.device, counts: Sequence[int] = ()) -> Iterator[RegionTimer]:
+    """Time the regions that run on a device inside the block, in this thread; see `RegionTimer`."""
+    timer = RegionTimer(device, counts)
     token = _timer.set(timer)
     try:
         yield timer

@@ -24,6 +24,7 @@ from overfeat.localization.predict import localize
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor
 from overfeat.models.wrappers import as_net
+from overfeat.ops.backends.winograd import count_saved
 from overfeat.profiling import REPEATS
 from overfeat.profiling.measure import machine, seconds, synchronize
 from overfeat.profiling.peaks import measured_peaks
@@ -48,10 +49,10 @@ def profile(
 
     Returns:
         {"machine", "measured_peaks", "image", "net", "dtype", "stride", "grids": [{"scaled", "flipped", ...}],
-        "whole": {...}}. The last two have "windows", "gflop" (computed, boxes not counted), "seconds" (median; "p20",
-        "p80"), "gflops", "fraction" of the better measured peak of GEMM and convolution, and "regions": {name:
-        {"seconds" (median), and where it multiplies "gflop", "gflops", "fraction"}}. Peaks are measured before and
-        after; the better counts.
+        "whole": {...}}. The last two have "windows", "gflop" (computed; Winograd convolutions by their own
+        multiplications, boxes not counted), "seconds" (median; "p20", "p80"), "gflops", "fraction" of the better
+        measured peak of GEMM and convolution, and "regions": {name: {"seconds" (median), and where it multiplies
+        "gflop", "gflops", "fraction"}}. Peaks are measured before and after; the better counts.
     """
     config = DenseConfig(scales, flip, stride, memory_limit)
     net = as_net(net)
@@ -113,18 +114,21 @@ def evaluation_macs(net: Net, grids: Sequence[Grid]) -> tuple[dict[str, int], in
 def _timed(run: Callable[[], object], net: Net, grids: Sequence[Grid], repeats: int) -> dict:
     """Median times of the run and its regions, and its work."""
     by_run: list[dict[str, float]] = []
+    saved: dict[str, int] = {}
 
     def run_timed() -> None:
-        with collect_timings(net.device) as timer:
+        with count_saved() as counts, collect_timings(net.device, counts) as timer:
             run()
             synchronize(net.device)
         by_run.append(timer.seconds())
+        saved.update(timer.counted)
 
     times = seconds(run_timed, repeats)
     by_run = by_run[-repeats:]
     elapsed = {name: statistics.median(t.get(name, 0.0) for t in by_run) for name in by_run[-1]}
     elapsed[OTHER] = max(0.0, times["median"] - sum(elapsed.values()))
     macs, windows = evaluation_macs(net, grids)
+    macs = {name: count - saved.get(name, 0) for name, count in macs.items()}
     regions = {name: {"seconds": t} for name, t in elapsed.items()}
     for name in regions.keys() & macs:
         regions[name]["gflop"] = 2 * macs[name] / 1e9

@@ -21,6 +21,7 @@ from overfeat.dense.config import DenseConfig
 from overfeat.dense.grid import grids
 from overfeat.densify.convert import densify
 from overfeat.models.flops import region_macs, stage_macs
+from overfeat.ops.backends.winograd import record_saved
 from overfeat.profiling.measure import machine
 from overfeat.profiling.peaks import measured_peaks
 from overfeat.profiling.profile import evaluation_macs, profile
@@ -138,6 +139,25 @@ def test_times_of_a_detection():
     alone = [stage_macs(net.architecture, *e["scaled"], net.num_classes, "fine") for e in results["grids"]]
     counted = sum(e[stage] for e in alone for stage in ("features", "first", "rest"))
     assert 2e-9 * counted < results["whole"]["gflop"] < 1.5 * 2e-9 * counted
+
+
+def test_convolutions_by_minimal_filtering_count_their_own_multiplications(make_net, monkeypatch):
+    """As the backends of overfeat.fast record them, in whichever region they run."""
+    direct = profile(make_net("small", 5), torch.zeros(3, 90, 120), scales=[1.0], flip=False, repeats=1)["whole"]
+    convolve = overfeat.models.overfeat.OverFeat.tile_features
+
+    def saving(net, *arguments, **options):
+        with region("conv 2"):
+            record_saved(1000)
+            record_saved(500)
+        return convolve(net, *arguments, **options)
+
+    monkeypatch.setattr("overfeat.models.overfeat.OverFeat.tile_features", saving)
+    filtered = profile(make_net("small", 5), torch.zeros(3, 90, 120), scales=[1.0], flip=False, repeats=1)["whole"]
+    assert 1e9 * (direct["gflop"] - filtered["gflop"]) == pytest.approx(3000)
+    lower = {name: timed.get("gflop", 0) < direct["regions"][name].get("gflop", 0)
+             for name, timed in filtered["regions"].items()}  # fmt: skip
+    assert [name for name, is_lower in lower.items() if is_lower] == ["conv 2"]
 
 
 def test_the_border_is_counted(make_net):
