@@ -15,8 +15,8 @@ from pathlib import Path
 
 try:
     from bench.suite.compare import compare
-    from bench.suite.machine import IMPLEMENTATIONS
     from bench.suite.measure import ALL, measure
+    from bench.suite.names import IMPLEMENTATIONS
     from bench.suite.runner import DeviceLost
 except ModuleNotFoundError as error:
     if (error.name or "").startswith("bench"):

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from bench.common import ROOT, measure_peak_memory, write_results
-from bench.suite.runtimes import EXPORTER, ONNXRUNTIME, OPENVINO, detector_in
+from bench.suite.names import ONNXRUNTIME, OPENVINO
+from bench.suite.runtimes import EXPORTER, detector_in
 from overfeat import backend, visualize
 from overfeat.cli.assets import SHIPPED_DETECTOR
 from overfeat.data.annotated import Annotated

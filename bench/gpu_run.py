@@ -26,7 +26,7 @@ try:
 
     from bench.checks import events, outcomes
     from bench.common import LOST_STATUS, RESULTS, ROOT, UNFINISHED_STATUS, measured_state
-    from bench.pages.gpu import targets
+    from bench.gpu_figures import figures
     from bench.suite.kernels import GPU_SUITES
     from overfeat.errors import WriteError
     from overfeat.files import atomic_write, ensure_dir
@@ -100,13 +100,13 @@ class GpuRun:
         return self._summary(parts)
 
     def _summary(self, parts: list[str]) -> int:
-        """Print the parts, targets and failures, and give the exit status."""
+        """Print the parts, figures and failures, and give the exit status."""
         print("\n== summary")
         states = {part: self.results["parts"][part] for part in parts}
         for part, state in states.items():
             print(f"{part:8} {state['state']:12} {state['seconds']:6.1f} s")
         suite = self._suite_results()
-        for name, measured, bound, minimum in targets(suite):
+        for name, measured, bound, minimum in figures(suite):
             shown = "not measured" if measured is None else f"{measured:.3g}"
             print(f"{name}: {shown} (target: {'at least' if minimum else 'at most'} {bound:g})")
         failed = [entry for state in states.values() for entry in state["failed"]]

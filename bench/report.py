@@ -1,100 +1,102 @@
-"""Write BENCHMARKS.md, the pages and charts in bench/results, and README's table: python -m bench.report
+"""Write BENCHMARKS.md, the pages and charts in bench/results, and the tables between markers: python -m bench.report
 
-Every number comes from bench/results/*.json, is computed, or is the paper's, and the last two are marked as such.
+The prose stands in the templates of bench/pages; every number comes from bench/results/*.json, is computed, or is a
+paper's, and the last two are marked as such. A table of README or docs stands between two markers:
+
+<!-- NAME: written by python -m bench.report -->
+<!-- end of NAME -->
+
 tests/bench/test_report.py fails if a page is out of date.
 """
 
 import json
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bench import tables
 from bench.common import RESULTS, ROOT
-from bench.pages import (
-    cells,
-    classification,
-    cluster,
-    detection,
-    few_shot,
-    gpu,
-    kernels,
-    large_memory,
-    large_reading,
-    localization,
-    multibox,
-    overview,
-    profile,
-    serve,
-    six_scales,
-    speed_detect,
-    suite,
-)
+from bench.gpu_figures import figures
+from bench.kernel_report import rooflines, summary
 from bench.suite import charts
 from overfeat.files import atomic_write
+from overfeat.profiling.table import table as profile_table
 
-README = ROOT / "README.md"
-MARKERS = "<!-- headline: written by python -m bench.report -->\n", "<!-- end of headline -->\n"
-SINGLE_PAGES: dict[str, Callable[[dict], str]] = {
-    "speed-detect": speed_detect.page,
-    "kernel-report": kernels.page,
-    "large-memory": large_memory.page,
-    "cluster": cluster.page,
-    "large-reading": large_reading.page,
-    "serve": serve.page,
-    "accuracy-classification": classification.page,
-    "accuracy-localization": localization.page,
-    "accuracy-detection": detection.page,
-    "accuracy-cells": cells.page,
-    "accuracy-multibox": multibox.page,
-    "accuracy-six-scales": six_scales.page,
-    "accuracy-few-shot": few_shot.page,
-}
+TEMPLATES = ROOT / "bench" / "pages"
+MARKED = re.compile(r"(<!-- ([\w-]+): written by python -m bench.report -->\n).*?(<!-- end of \2 -->\n)", re.DOTALL)
+CPU = "cpu"
 
 
-def read(folder: str) -> dict[str, dict]:
-    """Results in a folder of bench/results by the name of their file, the CPU's first; dry runs are left out."""
-    files = sorted((RESULTS / folder).glob("*.json"), key=lambda file: (file.stem != "cpu", file.stem))
-    results = {file.stem: json.loads(file.read_text()) for file in files}
+def read() -> dict[str, dict]:
+    """All results by their path below bench/results, without its ending; dry runs are left out."""
+    files = sorted(RESULTS.rglob("*.json"))
+    results = {str(path.relative_to(RESULTS).with_suffix("")): json.loads(path.read_text()) for path in files}
     return {name: result for name, result in results.items() if not result.get("dry run")}
 
 
+def page_of(name: str, result: dict) -> str:
+    """The page that shows results: of accuracy and of the compiler their own, else that of their machine."""
+    if name == "kernel-report" or name.startswith("accuracy-"):
+        return name
+    on_cpu = result["machine"]["gpu"] == "none" or result.get("device") == CPU
+    return CPU if on_cpu else Path(name).name
+
+
 def pages() -> dict[Path, str]:
-    """The text of every generated file, README's included."""
-    single, runs, profiles, gpus = read(""), read("suite"), read("profile"), read("gpu")
-    texts = {RESULTS / f"{name}.md": SINGLE_PAGES[name](result) for name, result in single.items()}
-    texts |= {RESULTS / "suite" / f"{name}.md": suite.page(name, result) for name, result in runs.items()}
-    texts |= {RESULTS / "profile" / f"{name}.md": profile.page(result) for name, result in profiles.items()}
-    for name, result in gpus.items():
-        texts[RESULTS / "gpu" / f"{name}.md"] = gpu.page(name, result, runs.get(name, {}))
-    others = single | {f"{folder}/{name}": result for folder, results in (("profile", profiles), ("gpu", gpus))
-                       for name, result in results.items()}  # fmt: skip
-    texts = {path: _marked(text) for path, text in texts.items()}
-    texts[ROOT / "BENCHMARKS.md"] = overview.page(runs, others, list(gpus))
-    texts[README] = readme(runs["cpu"])
+    """The text of every generated file, and of those that have tables between markers."""
+    results = read()
+    of_pages: dict[str, dict[str, dict]] = {}
+    for name, result in results.items():
+        of_pages.setdefault(page_of(name, result), {})[name] = result
+    texts = {ROOT / "BENCHMARKS.md": render("benchmarks", results=results, pages=sorted(of_pages))}
+    texts[RESULTS / "README.md"] = render("results", results=results)
+    for page, of_page in of_pages.items():
+        own = page in of_page
+        shown = of_page[page] if own else of_page
+        texts[RESULTS / f"{page}.md"] = render(page if own else "machine", name=page, results=shown)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        if MARKED.search(before := path.read_text()):
+            texts[path] = MARKED.sub(lambda m: f"{m[1]}\n{render(m[2], False, results=results)}\n{m[3]}", before)
     return texts
+
+
+def render(template: str, whole: bool = True, **context: object) -> str:
+    """A template with its context; whole: a page, with a note below its title that it is generated."""
+    title, rest = tables.wrapped(environment().get_template(f"{template}.md").render(context)).split("\n", 1)
+    note = f"\n<!-- Written by python -m bench.report from bench/pages/{template}.md; do not edit. -->\n"
+    return "\n".join([title, note, rest.lstrip("\n")] if whole else [title, rest])
+
+
+@cache
+def environment() -> Environment:
+    """With what the templates are written in: tables and formats, and summaries of results."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    functions = (tables.table, tables.cases, tables.compared, tables.detections, page_of, figures)
+    made.globals |= {function.__name__: function for function in functions}
+    made.globals |= {"profile_table": profile_table, "rooflines": rooflines, "kernel_summary": summary}
+    formats = (tables.fixed, tables.number, tables.percent, tables.ms, tables.spread, tables.with_error)
+    made.filters |= {function.__name__: function for function in (*formats, tables.measured, tables.device)}
+    return made
 
 
 def drawings() -> dict[Path, tuple[Callable[[dict, Path], None], dict]]:
     """Every chart of the suite: its file -> the function that draws it, and the results."""
     drawn = {}
-    for name, results in read("suite").items():
-        if suite.has_headline(results):
-            drawn[RESULTS / "suite" / f"{name}-headline.svg"] = charts.headline, results
-        if results["growth"]:
-            drawn[RESULTS / "suite" / f"{name}-growth.svg"] = charts.growth, results
+    for name, results in read().items():
+        if name.startswith("suite/") and charts.has_headline(results):
+            drawn[RESULTS / f"{name}-headline.svg"] = charts.headline, results
+        if name.startswith("suite/") and results["growth"]:
+            drawn[RESULTS / f"{name}-growth.svg"] = charts.growth, results
     return drawn
-
-
-def readme(run: dict) -> str:
-    """README with its headline table from a run of the suite."""
-    before, rest = README.read_text().split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    return f"{before}{MARKERS[0]}\n{suite.headline(run)}\n\n{MARKERS[1]}{after}"
-
-
-def _marked(text: str) -> str:
-    """A page with a note below its title that it is generated."""
-    title, rest = text.split("\n", 1)
-    return f"{title}\n\n<!-- Written by python -m bench.report from the JSON file beside it; do not edit. -->\n{rest}"
 
 
 def main() -> None:

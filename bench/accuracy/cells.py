@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from bench.accuracy.detection import Result, jackknife_error, voc
 from bench.common import ROOT, write_results
-from bench.pages.cells import ACROSS, COARSE, COARSE_RULES, RULED, TITLES
 from overfeat.cli.results import digest
 from overfeat.data.annotated import Annotated, Sample, align_boxes
 from overfeat.data.readers.annotations import read_annotations
@@ -41,6 +40,14 @@ from overfeat.profiling.measure import machine
 
 NAME = "accuracy-cells"
 COMMAND = "BCCD=FOLDER bench/accuracy/cells.sh && BCCD=FOLDER python -m bench.accuracy.cells"
+# The trainings of bench/accuracy/cells.sh.
+DEFAULTS = ("default", "default-seed-1", "default-seed-2")
+NETS = (
+    *DEFAULTS, "20-images", "short", "short-seed-1", "short-seed-2", "frozen", "digits", "scratch", "random", "hard",
+    "half-hard", "no-reach", "multibox",
+)  # fmt: skip
+COARSE, RULED = ("default",), DEFAULTS  # measured at coarse stride, too; measured with every rule of post-processing
+ACROSS, COARSE_RULES = ", across classes", ", coarse"  # endings of the names of rules
 SCORE_THRESHOLDS = (0.1, 0.3)
 CLASS_IOUS = (1.0, 0.8, 0.65, 0.5, 0.3)  # 1: no NMS across classes
 # Post-processing -> its name in `combine`, that of its threshold, and the thresholds tried on the validation images.
@@ -291,7 +298,7 @@ def is_complete(name: str, runs: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(TITLES)} (default: all complete)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NETS)} (default: all complete)")
     parser.add_argument("--data", type=Path, default=os.environ.get("BCCD"), help="the folder BCCD (default: $BCCD)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the trained nets")
     parser.add_argument("--max-images", type=int, help="of each split, for a quick run that writes no results")
@@ -299,16 +306,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.data is None:
         parser.error("give the folder BCCD of https://github.com/Shenggan/BCCD_Dataset: --data FOLDER, or BCCD=FOLDER")
-    if unknown := set(args.names) - set(TITLES):
-        parser.error(f"no training is called {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}")
+    if unknown := set(args.names) - set(NETS):
+        parser.error(f"no training is called {', '.join(sorted(unknown))}; there are {', '.join(NETS)}")
     data = {split: read_annotations(args.data, split=split) for split in ("val", "test")}
     data = {split: Annotated(d.class_names, d.samples[: args.max_images]) for split, d in data.items()}
-    for name in args.names or TITLES:
+    for name in args.names or NETS:
         if is_complete(name, args.runs):
             measure(name, args.runs, data, args.num_workers)
         else:
             print(f"{name}: not trained; BCCD=FOLDER bench/accuracy/cells.sh {name}", flush=True)
-    measured = {name: measured_file(args.runs, name, data) for name in TITLES}
+    measured = {name: measured_file(args.runs, name, data) for name in NETS}
     nets = {name: json.loads(file.read_text()) for name, file in measured.items() if file.exists()}
     counts = {split: {"images": len(d), "objects": sum(len(s.labels) for s in d.samples)} for split, d in data.items()}
     if nets and args.max_images is None:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import overfeat
 from bench.kernel_report.absent_gpu import CHIPS, Driver, compiling
 from bench.kernel_report.compiled import meta
-from bench.pages.rooflines import problem_of
+from bench.kernel_report.rooflines import problem_of
 from overfeat.kernels import box_merge, class_scores, launch, skip_classifier, skip_classifier_backward
 from overfeat.kernels.cost_model import VARIANTS, unsupported_reason
 from overfeat.kernels.plan import Variant

@@ -11,25 +11,8 @@ from bench.suite.baselines import classifier as eager_classifier
 from bench.suite.baselines import eager, features, first_layer, offset_loop, single_windows, vote
 from bench.suite.densify import densify
 from bench.suite.kernels import GPU_SUITES, gpu_cases
-from bench.suite.machine import (
-    ACCURATE,
-    CLASSES,
-    DIRECT,
-    EAGER,
-    FAST,
-    IMAGE,
-    LOOP,
-    NMS,
-    OURS,
-    PAPER_LOOP,
-    SIZES,
-    WBF,
-    Machine,
-    baseline,
-    create_inputs,
-    weight_bytes,
-    within,
-)
+from bench.suite.machine import ACCURATE, CLASSES, IMAGE, SIZES, Machine, baseline, create_inputs, weight_bytes, within
+from bench.suite.names import DIRECT, EAGER, FAST, LOOP, NMS, OURS, PAPER_LOOP, WBF
 from bench.suite.runner import Case, Implementation
 from bench.suite.synthetic import IMAGE_SIZE, NUM_BOXES, boxes_of_one_class, merged
 from overfeat import ops

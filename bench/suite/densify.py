@@ -12,19 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.suite.baselines import cropped_windows, monai_patches
 from bench.suite.fragments import fragments, fully_convolutional
-from bench.suite.machine import (
-    EAGER,
-    EXACT,
-    FRAGMENTS,
-    IMAGE,
-    MONAI,
-    NAIVE,
-    NAIVE_LAST,
-    NEIGHBOURS,
-    OURS,
-    Machine,
-    baseline,
-)
+from bench.suite.machine import IMAGE, Machine, baseline
+from bench.suite.names import EAGER, EXACT, FRAGMENTS, MONAI, NAIVE, NAIVE_LAST, NEIGHBOURS, OURS
 from bench.suite.patch_nets import NORMALIZATION, PATCH_NETS, PatchClassifier, PatchNet
 from bench.suite.runner import Case, Implementation
 from bench.suite.runtimes import BATCH_SIZE, IMAGE_SIZE, Exported

@@ -9,25 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.suite.baselines import eager, vote
-from bench.suite.machine import (
-    CLASSES,
-    COMPILED,
-    DEFAULT_MEMORY,
-    EACH,
-    EAGER,
-    FAST,
-    FUSED,
-    GRAPH,
-    IMAGE,
-    OURS,
-    SEPARATE,
-    VARIANTS,
-    Machine,
-    baseline,
-    compiled,
-    create_inputs,
-    within,
-)
+from bench.suite.machine import CLASSES, IMAGE, Machine, baseline, compiled, create_inputs, within
+from bench.suite.names import COMPILED, DEFAULT_MEMORY, EACH, EAGER, FAST, FUSED, GRAPH, OURS, SEPARATE, VARIANTS
 from bench.suite.runner import Case, Implementation
 from bench.suite.synthetic import NUM_BOXES, boxes_of_images, boxes_of_many_objects, merged
 from bench.suite.timing import dtype_name, torch_dtype

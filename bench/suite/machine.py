@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._inductor import config as inductor_config
 
 from bench.suite.baselines import features, monai_windows, naive_windows
+from bench.suite.names import COMPILED, EAGER, FAST, FROZEN, MONAI, NAIVE, ONNXRUNTIME, OPENVINO, OURS
 from bench.suite.runner import Implementation, Run
-from bench.suite.runtimes import EXPORTER, IMAGE_SIZE, ONNXRUNTIME, OPENVINO, Exported, has_bfloat16
+from bench.suite.runtimes import EXPORTER, IMAGE_SIZE, Exported, has_bfloat16
 from overfeat import ops
 from overfeat.data.resize import resize
 from overfeat.dense.scales import six_scales
@@ -25,23 +26,6 @@ from overfeat.models.overfeat import OverFeat, build
 from overfeat.models.plain import PlainNet
 from overfeat.ops import backend
 
-OURS, FAST = "overfeat", "overfeat.fast"
-DIRECT = f"{FAST}-direct"  # without Winograd convolutions; on a GPU, our implicit GEMM
-EAGER, COMPILED = "torch.eager", "torch.compile"
-FROZEN = f"{COMPILED}-frozen"  # the weights are constants, packed when the function is compiled
-LOOP, NAIVE, MONAI, FRAGMENTS = "offset-loop", "naive-windows", "monai", "fragments"
-NAIVE_LAST = "naive-windows-channels-last"
-PAPER_LOOP, NMS, WBF = "paper-loop", "nms", "wbf"
-EXACT, NEIGHBOURS = "exact", "neighbours"  # borders of `densify`, after -
-# Launches on a GPU that the library need not choose: kernels/launch.py.
-VARIANTS = tuple(f"{FAST}-{name}" for name in ("direct", "descriptor", "im2col", "filter3", "filter4"))
-SEPARATE, FUSED, EACH = f"{FAST}-separate", f"{FAST}-fused", f"{FAST}-each"  # pooling; -each: a call per map
-GRAPH, DEFAULT_MEMORY = f"{FAST}-graph", f"{FAST}-default-memory"
-IMPLEMENTATIONS = (
-    OURS, FAST, *VARIANTS, SEPARATE, FUSED, EACH, GRAPH, DEFAULT_MEMORY,
-    EAGER, COMPILED, FROZEN, ONNXRUNTIME, OPENVINO, LOOP, NAIVE, NAIVE_LAST, MONAI, FRAGMENTS, PAPER_LOOP, NMS, WBF,
-    *(f"{name}-{borders}" for borders in (EXACT, NEIGHBOURS) for name in (OURS, FAST, ONNXRUNTIME, OPENVINO)),
-)  # fmt: skip
 CLASSES = 1000
 IMAGE = (375, 500)  # height, width: a common size of ImageNet images
 ACCURATE = ARCHITECTURES["accurate"]

@@ -14,8 +14,9 @@ import overfeat.fast  # noqa: F401
 from bench.suite.cases import SUITES
 from bench.suite.growth import sweeps
 from bench.suite.kernels import sizes_of
-from bench.suite.machine import FAST, OURS, Machine
+from bench.suite.machine import Machine
 from bench.suite.memory import process_memory
+from bench.suite.names import FAST, OURS
 from bench.suite.runner import Run
 from bench.suite.timing import dtype_name
 from overfeat.errors import InputError

@@ -149,7 +149,6 @@ class PatchNet:
         sides: side of the square image at each stride, a whole number of strides more than the window.
         crops: windows along an axis that the baselines crop, so that they take seconds; their time is scaled to all.
         padded: whether cells depend on a window's border: zero padding, or a pooling in ceil mode.
-        targets: smallest speed-up of exact evaluation over cropping, by stride.
         quick: {stride: side} of a quick run.
         runtimes: whether ONNX Runtime and OpenVINO run it as well.
     """
@@ -162,7 +161,6 @@ class PatchNet:
     sides: dict[int, int]
     crops: int
     padded: bool = False
-    targets: dict[int, float] = field(default_factory=dict)
     quick: dict[int, int] = field(default_factory=dict)
     runtimes: bool = False
 
@@ -181,18 +179,14 @@ class PatchNet:
 
 
 PATCH_NETS = (
-    PatchNet("LeNet-like", lenet, 32, 5, 4, {1: 256, 8: 1024}, 128, targets={1: 30}, quick={1: 64}),
-    PatchNet("VGG-like, no padding", partial(vgg_like, 0, 5), 68, 5, 8, {1: 256, 8: 516, 32: 1028}, 32,
-             targets={1: 150}),
-    PatchNet("AlexNet-like, 3/2 pools", alexnet_like, 163, 2, 32, {1: 352, 8: 515, 32: 1155}, 40, targets={1: 70},
-             quick={8: 227}),
+    PatchNet("LeNet-like", lenet, 32, 5, 4, {1: 256, 8: 1024}, 128, quick={1: 64}),
+    PatchNet("VGG-like, no padding", partial(vgg_like, 0, 5), 68, 5, 8, {1: 256, 8: 516, 32: 1028}, 32),
+    PatchNet("AlexNet-like, 3/2 pools", alexnet_like, 163, 2, 32, {1: 352, 8: 515, 32: 1155}, 40, quick={8: 227}),
     PatchNet("VGG-like, padded", partial(vgg_like, 1, 12), 96, 12, 8, {1: 160, 8: 256, 32: 480}, 20, padded=True,
-             targets={8: 5}, quick={8: 128}),
-    PatchNet("VGG-16", vgg16, 224, 7, 32, {8: 256, 32: 512}, 4, padded=True, targets={32: 3.5}),
-    PatchNet("ResNet-18", resnet18, 224, 7, 32, {8: 304, 32: 512}, 8, padded=True, targets={32: 1.6},
-             runtimes=True),
-    PatchNet("SqueezeNet 1.1", squeezenet, 227, 13, 16, {8: 331, 32: 611}, 12, padded=True, targets={32: 2.4},
-             runtimes=True),
+             quick={8: 128}),
+    PatchNet("VGG-16", vgg16, 224, 7, 32, {8: 256, 32: 512}, 4, padded=True),
+    PatchNet("ResNet-18", resnet18, 224, 7, 32, {8: 304, 32: 512}, 8, padded=True, runtimes=True),
+    PatchNet("SqueezeNet 1.1", squeezenet, 227, 13, 16, {8: 331, 32: 611}, 12, padded=True, runtimes=True),
     PatchNet("R-Net", r_net, 24, 3, 4, {1: 128, 8: 512}, 64, padded=True, quick={1: 48}),
     PatchNet("O-Net", o_net, 48, 3, 8, {1: 128, 8: 384}, 40, padded=True),
 )  # fmt: skip

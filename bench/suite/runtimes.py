@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.suite.names import ONNXRUNTIME
 from overfeat.models.box_regressor import BoxRegressor
 from overfeat.models.net import Shape
 from overfeat.models.overfeat import ContextFeatures, OverFeat
 from overfeat.models.plain import PlainFeatures, PlainHead
 
-ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 EXPORTER = "onnxscript"  # what torch.onnx.export needs, beside onnx
 IMAGE_SIZE, BATCH_SIZE = (2, 3), (0,)  # dimensions that may vary: of images or maps; of windows or positions
 BFLOAT16_CAPABILITY = "BF16"

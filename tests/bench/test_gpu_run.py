@@ -12,8 +12,9 @@ import pytest
 
 from bench import gpu_run
 from bench.checks import outcomes
+from bench.gpu_figures import figures
 from bench.gpu_run import COMPLETE, FAILED, UNFINISHED, GpuRun
-from bench.pages.gpu import page, targets
+from bench.report import render
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("checks", "peaks", "suite")
@@ -43,6 +44,11 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+def page(results: dict, suite: dict | None = None) -> str:
+    """The page of a machine with a run, and its suite's results."""
+    return render("machine", name="x", results={"gpu/x": results} | ({"suite/x": suite} if suite else {}))
+
+
 def test_a_dry_run_completes_every_part_once(tmp_path):
     done = start("--dry-run", "--budget", "900", "--out", tmp_path, *PARTS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,9 +59,10 @@ def test_a_dry_run_completes_every_part_once(tmp_path):
     assert suite["complete"] and not suite["failed"] and set(suite["peaks"]) == {"float16", "tf32", "float32"}
     backends = {(row["suite"], row["backend"]) for row in suite["rows"]}
     assert {("pooling", "overfeat.fast"), ("first-layer", "torch.eager"), ("first-layer", "overfeat.fast")} <= backends
-    text = page("dry-run", results, suite)
-    assert "its times have no meaning" in text and "0 failed, 0 left" in text
-    assert len(targets(suite)) == 7 and all(name in text for name, *_ in targets(suite))
+    text = page(results, suite)
+    assert "its times have no meaning" in text and "0 failed, 0 left" in text and "### first-layer: " in text
+    assert len(figures(suite)) == 7 and all(name in text for name, *_ in figures(suite))
+    assert "| merging 640 groups of 1,575 boxes: ms | not measured |" in text
     again = start("--dry-run", "--out", tmp_path, *PARTS)
     assert again.returncode == 0 and again.stdout.count("complete in an earlier run") == 3
 
@@ -82,7 +89,7 @@ def test_checks_go_on_after_a_crash_and_a_lost_device(run, capfd):
     assert "FAILED: " in out and "test_crashes: its process ended with status 9" in out
     saved = json.loads(run.path.read_text())
     assert saved["parts"]["checks"]["state"] == FAILED
-    assert "Failed: " in page("x", saved, {}) and "3 failed" in page("x", saved, {})
+    assert "Failed: " in page(saved) and "3 failed" in page(saved)
 
 
 def test_a_run_without_time_is_unfinished(run):

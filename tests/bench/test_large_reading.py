@@ -1,13 +1,10 @@
-"""Reading of large images: every reader reads the windows, and the table."""
+"""Reading of large images: every reader reads the windows."""
 
 import numpy as np
 import pytest
 
 from bench.enormous import write_enormous
 from bench.large_reading import READERS, WINDOW, measure, write_zarr
-from bench.pages.large_reading import page
-
-MACHINE = dict.fromkeys(("date", "cpu", "threads", "cpu capability", "gpu", "python", "torch", "commit"), "-")
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +29,3 @@ def test_every_reader_reads_the_same_window(folder, reader):
 def test_windows_are_measured(folder):
     measured = measure("overfeat, JPEG TIFF", folder, 2600, 2)
     assert measured["ms"] > 0 and measured["MiB"] >= 0
-    text = page(
-        {
-            "command": "c",
-            "machine": MACHINE,
-            "side": 30_000,
-            "window": 1024,
-            "readers": {"a": {"ms": 12.34, "MiB": 56.7}},
-        }
-    )
-    assert text.splitlines()[-1] == "| a | 12.3 | 57 |" and "pyramid of 30,000 x 30,000 px" in text

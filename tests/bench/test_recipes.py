@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from bench.accuracy.cells import NETS
 from bench.common import ROOT
-from bench.pages.cells import TITLES
 from overfeat.cli.main import build_parser
 
 # A stub of the command line: records its arguments and writes the files that the recipe expects.
@@ -81,8 +81,8 @@ def test_cells(recipe, bccd, tmp_path):
     commands = recipe("cells.sh", BCCD=str(bccd))
     parser = build_parser()
     options = {args.out.name.removeprefix("cells-"): args for args in map(parser.parse_args, commands)}
-    assert len(commands) == len(options) == len(TITLES) + 1
-    assert options.keys() == {*TITLES, "box-classifier"}
+    assert len(commands) == len(options) == len(NETS) + 1
+    assert options.keys() == {*NETS, "box-classifier"}
     few = tmp_path / "runs/bccd-20"
     assert {args.data for name, args in options.items() if name != "20-images"} == {bccd}
     assert (tmp_path / options["20-images"].data).samefile(few) and (few / "Annotations").samefile(bccd / "Annotations")

@@ -10,9 +10,10 @@ import torch
 
 from bench.detect import equal, implementations
 from bench.suite import runtimes
-from bench.suite.machine import FROZEN, Machine
+from bench.suite.machine import Machine
+from bench.suite.names import FROZEN, ONNXRUNTIME, OPENVINO
 from bench.suite.runner import Run
-from bench.suite.runtimes import EXPORTER, IMAGE_SIZE, ONNXRUNTIME, OPENVINO, Exported
+from bench.suite.runtimes import EXPORTER, IMAGE_SIZE, Exported
 from bench.tolerance import assert_matches
 from overfeat.data.images import read_image
 from overfeat.detection.predict import detect

@@ -14,8 +14,8 @@ from bench.common import ROOT
 from bench.suite import synthetic
 from bench.suite.cases import SUITES
 from bench.suite.kernels import GPU_SUITES
-from bench.suite.machine import IMPLEMENTATIONS
 from bench.suite.measure import ALL
+from bench.suite.names import IMPLEMENTATIONS
 from bench.suite.runner import MAX_REPEATS, Case, DeviceLost, Implementation, Run, exponent
 from overfeat.files import ASSETS
 from overfeat.ops.backends.winograd import record_saved

@@ -81,7 +81,7 @@ def test_links_lead_into_the_site(repository):
 
 def test_linked_files_become_pages(repository):
     linked = repository.linked(["docs/guides/large-images.md"])
-    assert {"examples/large_image.py", "bench/results/large-memory.md", *OF_THE_ROOT} <= {*linked}
+    assert {"examples/large_image.py", "bench/results/cpu.md", *OF_THE_ROOT} <= {*linked}
     page = repository.page_of("examples/large_image.py")
     assert page.startswith("# examples/large_image.py\n\n````python\n") and page.endswith("````\n")
 

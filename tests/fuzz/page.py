@@ -42,12 +42,12 @@ whole, so that nobody reads half of one, and every run goes on with the same com
 
 ## Loaded
 
-- **The server**: [64 clients at once](../bench/results/serve.md), some of which leave early, send junk or more than is
-  allowed (`python -m bench.serve`): every request is answered or refused, and memory stays bounded. Slow clients, full
-  queues and late answers are in `tests/serve`.
-- **Large images**: [memory](../bench/results/large-memory.md) from 10,000 to 100,000 px a side, each run killed on the
-  way and continued (`python -m bench.large_memory`).
-- **Many items**: [a million](../bench/results/cluster.md) on a scheduler (`python -m bench.cluster`).
+- **The server**: [64 clients at once](../bench/results/cpu.md#the-server), some of which leave early, send junk or more
+  than is allowed (`python -m bench.serve`): every request is answered or refused, and memory stays bounded. Slow
+  clients, full queues and late answers are in `tests/serve`.
+- **Large images**: [memory](../bench/results/cpu.md#large-images) from 10,000 to 100,000 px a side, each run killed on
+  the way and continued (`python -m bench.large_memory`).
+- **Many items**: [a million](../bench/results/cpu.md#work-on-dasks-workers) on a scheduler (`python -m bench.cluster`).
 
 Not tried: a GPU that fails or runs out of memory on the way; network storage that loses its connection; clusters of
 more than one machine.
