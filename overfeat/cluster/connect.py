@@ -3,11 +3,13 @@
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from overfeat.errors import ArgumentError, InputError
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 LOCAL = re.compile(r"local:(\d+)")
+LEAK = "ignore:resource_tracker:UserWarning:multiprocessing.resource_tracker"
+STARTS, STOPPING = 3, 20.0  # of the workers' process, and seconds for it to end
 TIMEOUT = 20.0  # seconds for a scheduler to answer
 
 
@@ -76,24 +80,63 @@ def _local(distributed: Any, count: int) -> "Iterator[Client]":
     scheduler = {"n_workers": 0, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with dask.config.set(settings), distributed.LocalCluster(**scheduler) as cluster:
         with distributed.Client(cluster) as client:
-            process = _start_workers(cluster.scheduler_address, count)
+            workers = _Workers(cluster.scheduler_address, count, client.close)
             try:
-                while not client.nthreads():
-                    if process.poll() is not None:
-                        raise InputError(f"Dask's workers did not start (exit status {process.returncode})")
+                while not workers.failed and not client.nthreads():
                     time.sleep(0.05)
+                if workers.failed:
+                    raise InputError("Dask's workers did not start; what they printed above says why")
                 yield client
             finally:
-                process.terminate()
-                process.wait()
+                workers.stop()
+
+
+class _Workers:
+    """A process of Dask's with workers of one thread: it starts again those that die, and is itself started again.
+
+    Args:
+        give_up: Called where it has ended again and again.
+    """
+
+    def __init__(self, address: str, count: int, give_up: Callable[[], object]):
+        self.address, self.count, self.give_up = address, count, give_up
+        self.failed, self._ended, self._process = False, Event(), _start_workers(address, count)
+        self._thread = Thread(target=self._keep, name="dask-workers", daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        for start in range(STARTS):
+            if start:
+                self._process = _start_workers(self.address, self.count)
+            while self._process.poll() is None:
+                if self._ended.wait(0.2):
+                    return
+        self.failed = True
+        self.give_up()
+
+    def stop(self) -> None:
+        """End the workers, at once where they do not end by themselves."""
+        self._ended.set()
+        self._thread.join()
+        self._process.terminate()
+        try:
+            self._process.wait(STOPPING)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 def _start_workers(address: str, count: int) -> subprocess.Popen:
-    """Start workers of one thread; one that dies is started again, and all end with the scheduler."""
+    """Start workers of one thread; they end with the scheduler."""
     threads = str(max(1, (os.cpu_count() or 1) // count))
     environment = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
     environment = {f"DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__{name}": threads for name in environment}
     environment |= {"DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nworkers", str(count)]
     command += ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL)
+    warnings = filter(None, (os.environ.get("PYTHONWARNINGS"), LEAK))  # of workers that end in the midst of an image
+    environment["PYTHONWARNINGS"] = ",".join(warnings)
+    # Ctrl-C is for the command, which ends them: not for the group of its processes.
+    return subprocess.Popen(
+        command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, start_new_session=True
+    )
