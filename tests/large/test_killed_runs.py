@@ -21,7 +21,7 @@ from overfeat.cli.main import main
 from overfeat.data.images import read_image
 from overfeat.data.resize import resize
 from overfeat.errors import InputError, WriteError
-from overfeat.large import blocks, score_maps
+from overfeat.large import blocks, detect, score_maps
 from overfeat.large.score_maps import write_score_maps
 
 IMAGE = picture(150, 170)
@@ -119,3 +119,30 @@ def test_a_full_disk_is_one_clear_error_and_keeps_the_blocks(tmp_path, monkeypat
     assert str(error.value).endswith(remedy)
     assert len(list((tmp_path / ".blocks-heat.zarr").glob("*.safetensors"))) == len(done) == 3
     check_continued(file, heat, 3)
+
+
+def test_detection_on_a_full_disk_loses_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(blocks, "BLOCK", 150)
+    write_pyramid(tmp_path / "scene.tif", scene(), levels=2, tile=64)
+    limit, save, done = resource.getrlimit(resource.RLIMIT_FSIZE), detect.save_candidates, []
+
+    def until_the_third(*arguments):
+        if len(done) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+        save(*arguments)
+        done.append(arguments[0].name)
+
+    command = ["detect", str(tmp_path / "scene.tif"), "--scales", "0.8", "-o"]
+    with monkeypatch.context() as patch:
+        patch.setattr(detect, "save_candidates", until_the_third)
+        try:
+            assert main([*command, str(tmp_path / "out")]) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    problem = "00000002.safetensors: cannot be written (File too large); check the folder, its permissions and the free"
+    assert problem in capsys.readouterr().err.splitlines()[-1]
+    kept = [path.name for path in (tmp_path / "out" / ".blocks" / "scene.tif").glob("*.safetensors")]
+    assert sorted(kept) == done == ["00000000.safetensors", "00000001.safetensors"]
+    assert main([*command, str(tmp_path / "out")]) == main([*command, str(tmp_path / "whole")]) == 0
+    whole, continued = (json.loads((tmp_path / name / "coco.json").read_bytes()) for name in ("whole", "out"))
+    assert whole == continued and len(whole) > 10
