@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 from overfeat.cli.options import flag_of
 from overfeat.errors import ArgumentError, InputError
@@ -29,7 +30,15 @@ def message_of(args: argparse.Namespace, error: Exception) -> str:
                 if requirement.startswith(value):
                     flag, requirement = negative, requirement.replace(value, of_negative, 1)
         return str(InputError(f"{error.report}{flag} {requirement}"))
+    if isinstance(error, ArgumentError) and error.argument == "net" and (file := _net_file(args)):
+        return str(InputError(f"{error.report}{file}: the net {error.requirement}"))
     return with_flags(args, str(error))
+
+
+def _net_file(args: argparse.Namespace) -> object:
+    """The file that the command line names as its net; None where it names none, or several."""
+    weights = getattr(args, "weights", None)
+    return getattr(args, "module", None) or (weights if isinstance(weights, Path) else None)
 
 
 def out_of_memory(args: argparse.Namespace, error: Exception) -> str | None:

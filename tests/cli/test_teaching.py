@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import overfeat
 from overfeat.cli.assets import ASSETS
 from overfeat.cli.main import main
+from overfeat.models.architecture import ARCHITECTURES
 
 PHOTOS = ASSETS / "photos"
 NET = ["--weights", str(ASSETS / "small.safetensors"), "--device", "cpu"]
@@ -101,6 +103,15 @@ def test_what_cannot_be_taught(digits, capsys, arguments, message):
     assert main(["teach", str(file), *(a.format(digits) for a in arguments), *NET]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not file.exists()
+
+
+def test_a_net_without_features_is_named_by_its_file(digits, capsys):
+    plain = digits / "plain.safetensors"
+    overfeat.save(overfeat.build(replace(ARCHITECTURES["small"], hidden=()), 2), plain)
+    command = ["teach", str(digits / "new.safetensors"), "a", str(digits / "seven.png"), "--weights", str(plain)]
+    assert main(command) == 1
+    requirement = "the net must have a hidden fully connected layer, whose outputs are the features"
+    assert capsys.readouterr().err == f"overfeat teach: {plain}: {requirement}\n"
 
 
 def test_a_file_keeps_its_layer_and_net(digits, capsys):
