@@ -47,7 +47,7 @@ class ServerProcess:
     """`overfeat serve` with these arguments, ready to answer."""
 
     def __init__(self, *arguments):
-        command = [sys.executable, "-m", "overfeat", "serve", "--port", "0", *map(str, arguments)]
+        command = [sys.executable, "-m", "overfeat", "serve", "--port", "0", "--deadline", "300", *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
