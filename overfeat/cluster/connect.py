@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOCAL = re.compile(r"local:(\d+)")
 LEAK = "ignore:resource_tracker:UserWarning:multiprocessing.resource_tracker"
-STARTS, STOPPING = 3, 20.0  # of the workers' process, and seconds for it to end
+STARTS, STOPPING = 3, 5.0  # of the workers' process, and seconds for it to end
 TIMEOUT = 20.0  # seconds for a scheduler to answer
 
 
@@ -115,14 +115,15 @@ class _Workers:
         self.give_up()
 
     def stop(self) -> None:
-        """End the workers, at once where they do not end by themselves."""
+        """End the workers, also in the midst of an image: their files are atomic."""
         self._ended.set()
         self._thread.join()
-        self._process.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(STOPPING)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
 
 
