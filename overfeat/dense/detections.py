@@ -10,7 +10,7 @@ from torch import Tensor
 
 from overfeat.data.arrays import ImageLike
 from overfeat.dense.candidates import Candidates
-from overfeat.dense.pictures import BOX_COLORS, draw_boxes, picture_of, png
+from overfeat.dense.pictures import BOX_COLORS, draw_boxes, notebook_png, picture_of
 from overfeat.dense.scales import Size
 from overfeat.dense.source import Sourced, to_rgb
 from overfeat.errors import InputError, printable
@@ -84,7 +84,7 @@ class Detections(Sourced):
 
     def _repr_png_(self) -> bytes | None:
         known = self.source is not None and self.source.pixels() is not None
-        return png(self.picture()) if known else None
+        return notebook_png(self.picture()) if known else None
 
     def _repr_html_(self) -> str | None:
         if self.source is not None and self.source.pixels() is not None:

@@ -10,7 +10,15 @@ from torch import Tensor
 from overfeat.data.arrays import ImageLike
 from overfeat.dense.grid import Grid
 from overfeat.dense.heat_maps import class_scores
-from overfeat.dense.pictures import WINDOW_COLOR, draw_boxes, draw_heat, mean_map, picture_of, picture_size, png
+from overfeat.dense.pictures import (
+    WINDOW_COLOR,
+    draw_boxes,
+    draw_heat,
+    mean_map,
+    notebook_png,
+    picture_of,
+    picture_size,
+)
 from overfeat.dense.source import Sourced, to_rgb
 from overfeat.errors import ArgumentError, InputError, in_one_line, is_whole
 
@@ -97,7 +105,7 @@ class ScoreMaps(list[ScoreMap]):
         return float(scores.max()), best.grid.boxes().reshape(-1, 4)[int(scores.argmax())].tolist()
 
     def _repr_png_(self) -> bytes | None:
-        return png(self.picture()) if self else None
+        return notebook_png(self.picture()) if self else None
 
     def __repr__(self) -> str:
         if not self:
