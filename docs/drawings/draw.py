@@ -166,7 +166,7 @@ def scale() -> Drawing:
         drawing.window(244 + 0.64 * 153 - seen / 2, y, seen, seen, color)
     drawing.text(412, 248, "What it sees of the image as given", small=True)
     drawing.text(412, 266, "is smaller at larger scales:", small=True)
-    drawing.text(412, 284, "small objects are found there.", small=True)
+    drawing.text(412, 284, "small objects are detected there.", small=True)
     return drawing
 
 

@@ -25,24 +25,25 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the command line's pages, and the files to which pages lead."""
-    for place, text in command_line.pages().items():
-        files.append(File.generated(config, place, content=text))
+    for uri, text in command_line.pages().items():
+        files.append(File.generated(config, uri, content=text))
     pages = [f"docs/{file.src_uri}" for file in files.documentation_pages() if not file.generated_by]
-    for path in repository.linked(pages):
-        place = repository.place_of(path)
-        listed = InclusionLevel.INCLUDED if path in repository.PLACES else InclusionLevel.NOT_IN_NAV
-        if path.endswith(repository.IMAGES):
-            files.append(File.generated(config, place, abs_src_path=str(repository.ROOT / path), inclusion=listed))
+    for source in repository.linked(pages):
+        uri = repository.site_path(source)
+        inclusion = InclusionLevel.INCLUDED if source in repository.SITE_PATHS else InclusionLevel.NOT_IN_NAV
+        if source.endswith(repository.IMAGES):
+            file = File.generated(config, uri, abs_src_path=str(repository.ROOT / source), inclusion=inclusion)
         else:
-            SOURCES[place] = path
-            files.append(File.generated(config, place, content=repository.page_of(path), inclusion=listed))
+            SOURCES[uri] = source
+            file = File.generated(config, uri, content=repository.page_of(source), inclusion=inclusion)
+        files.append(file)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **options: Any) -> str:
     """Links as the site has them; names of the API reference as users import them."""
-    place = page.file.src_uri
-    if page.file.generated_by and place not in SOURCES:
+    uri = page.file.src_uri
+    if page.file.generated_by and uri not in SOURCES:
         return markdown
-    markdown = repository.site_links(markdown, SOURCES.get(place, f"docs/{place}"), place)
+    markdown = repository.site_links(markdown, SOURCES.get(uri, f"docs/{uri}"), uri)
     return public_names.ENTRY.sub(lambda match: public_names.directive(match[1]), markdown)

@@ -67,7 +67,7 @@ def _group(group: argparse._ArgumentGroup) -> str:
 
 
 def _title(group: argparse._ArgumentGroup) -> str:
-    """The title of a group; what it says in brackets is a line below."""
+    """The title of a group; what it has in brackets is a line below."""
     title, _, note = (group.title or "").partition(" (")
     title = {"positional arguments": "Arguments"}.get(title, title[:1].upper() + title[1:])
     note = note.removesuffix(")")

@@ -13,10 +13,10 @@ COMMENT = re.compile(r"  # (?!noqa|type:|fmt:)(.+)")
 
 
 class Docstrings(griffe.Extension):
-    """What the source says shortly, in the form that the reference needs.
+    """Short forms in the source, written out for the reference.
 
-    Arguments that share a description get one each, attributes the comment in their line or the help of their option,
-    and documented names in backticks become links.
+    Arguments that share a description get one each, attributes that of the comment in their line or of their option's
+    help, and documented names in backticks become links.
     """
 
     def on_instance(self, *, obj: griffe.Object, **options: Any) -> None:

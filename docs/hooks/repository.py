@@ -12,8 +12,8 @@ from notebooks import as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
-# Where files outside docs/ stand in the site; every other one is in the folder repository/.
-PLACES = {
+# Paths in the site of files outside docs/; all others are in the folder repository/.
+SITE_PATHS = {
     "README.md": "index.md", "BENCHMARKS.md": "benchmarks.md", "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }  # fmt: skip
@@ -24,17 +24,17 @@ FENCED = r"^ {0,3}(?P<fence>```+|~~~+).*?^ {0,3}(?P=fence)[ \t]*$"
 CODE_OR_LINK = re.compile(f"{LINK}|{FENCED}|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
 
-def place_of(path: str) -> str:
-    """Where a file of the repository, by its path from the root, stands in the site."""
+def site_path(path: str) -> str:
+    """The path in the site of a file of the repository, which is given by its path from the root."""
     if path.startswith(DOCS):
         return path.removeprefix(DOCS)
     suffix = PurePosixPath(path).suffix
     page = "" if suffix in (".md", *IMAGES) else ".md"  # text and notebooks become pages
-    return PLACES.get(path, f"repository/{path}{page}")
+    return SITE_PATHS.get(path, f"repository/{path}{page}")
 
 
 def page_of(path: str) -> str:
-    """The Markdown of a file outside docs/, with the links that it has in the repository."""
+    """The Markdown of a text file, with the links that it has in the repository."""
     file, suffix = ROOT / path, PurePosixPath(path).suffix
     if suffix == ".md":
         return file.read_text()
@@ -51,7 +51,7 @@ def links(text: str) -> Iterator[str]:
 
 
 def target_of(link: str, source: str) -> str | None:
-    """The path from the root of what a link in a file means; None for an address, or a place in the same file."""
+    """The path from the root of what a link in a file means; None for an address, or an anchor in the same file."""
     if re.match(r"[a-z]+:|#", link):
         return None
     folder = PurePosixPath(source).parent
@@ -59,24 +59,23 @@ def target_of(link: str, source: str) -> str | None:
 
 
 def linked(paths: list[str]) -> list[str]:
-    """The files outside docs/ to which these pages lead, directly and through each other, and those of `PLACES`."""
-    waiting, known = [*paths, *(path for path in PLACES if path != "README.md")], []
-    while waiting:
-        path = waiting.pop()
+    """The files outside docs/ to which these pages lead, directly and through each other, and those of `SITE_PATHS`."""
+    pending, known = [*paths, *(path for path in SITE_PATHS if path != "README.md")], []
+    while pending:
+        path = pending.pop()
         if path in known:
             continue
         known.append(path)
-        if path.endswith((".md", ".ipynb")):
-            text = page_of(path) if path.endswith(".ipynb") else (ROOT / path).read_text()
-            targets = (target_of(link, path) for link in links(text))
-            waiting += [target for target in targets if target and (ROOT / target).is_file()]
+        if not path.endswith(IMAGES):
+            targets = (target_of(link, path) for link in links(page_of(path)))
+            pending += [target for target in targets if target and (ROOT / target).is_file()]
     return sorted(path for path in known if not path.startswith(DOCS) and path != "README.md")
 
 
-def site_links(text: str, source: str, place: str) -> str:
+def site_links(text: str, source: str, uri: str) -> str:
     """A page with its links as the site has them; a link to a folder is only its text.
 
-    source: The file's path in the repository; place: the page's in the site.
+    source: The file's path in the repository; uri: the page's in the site.
     """
 
     def replace(match: re.Match) -> str:
@@ -86,7 +85,7 @@ def site_links(text: str, source: str, place: str) -> str:
         if (ROOT / target).is_dir():
             return match[2]
         _, hash, anchor = match[3].partition("#")
-        relative = os.path.relpath(place_of(target), PurePosixPath(place).parent)
+        relative = os.path.relpath(site_path(target), PurePosixPath(uri).parent)
         return f"{match[1]}[{match[2]}]({relative}{hash}{anchor})"
 
     return _each_link(text, replace)
