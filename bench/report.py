@@ -73,13 +73,8 @@ def render(template: str, whole: bool = True, **context: object) -> str:
 @cache
 def environment() -> Environment:
     """With what the templates are written in: tables and formats, and summaries of results."""
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    blanks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    made = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, **blanks)
     functions = (tables.table, tables.cases, tables.compared, tables.detections, page_of, figures)
     made.globals |= {function.__name__: function for function in functions}
     made.globals |= {"profile_table": profile_table, "rooflines": rooflines, "kernel_summary": summary}
