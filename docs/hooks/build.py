@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source in repository.linked(pages):
         uri = repository.site_path(source)
         inclusion = InclusionLevel.INCLUDED if source in repository.SITE_PATHS else InclusionLevel.NOT_IN_NAV
-        if source.endswith(repository.IMAGES):
+        if source.endswith(repository.COPIED):
             file = File.generated(config, uri, abs_src_path=str(repository.ROOT / source), inclusion=inclusion)
         else:
             SOURCES[uri] = source

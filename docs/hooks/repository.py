@@ -17,8 +17,8 @@ SITE_PATHS = {
     "README.md": "index.md", "BENCHMARKS.md": "benchmarks.md", "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }  # fmt: skip
-LANGUAGES = {".py": "python", ".pyi": "python", ".sh": "sh", ".toml": "toml", ".json": "json", ".yml": "yaml"}
-IMAGES = (".jpg", ".png", ".svg")
+LANGUAGES = {".py": "python", ".pyi": "python", ".sh": "sh", ".toml": "toml", ".yml": "yaml"}
+COPIED = (".jpg", ".json", ".png", ".svg")
 LINK = r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\](?:\([^()\s]*\))?)*)\]\(([^()\s]+)\)"
 FENCED = r"^ {0,3}(?P<fence>```+|~~~+).*?^ {0,3}(?P=fence)[ \t]*$"
 CODE_OR_LINK = re.compile(f"{LINK}|{FENCED}|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -29,7 +29,7 @@ def site_path(path: str) -> str:
     if path.startswith(DOCS):
         return path.removeprefix(DOCS)
     suffix = PurePosixPath(path).suffix
-    page = "" if suffix in (".md", *IMAGES) else ".md"  # text and notebooks become pages
+    page = "" if suffix in (".md", *COPIED) else ".md"  # text and notebooks become pages
     return SITE_PATHS.get(path, f"repository/{path}{page}")
 
 
@@ -66,7 +66,7 @@ def linked(paths: list[str]) -> list[str]:
         if path in known:
             continue
         known.append(path)
-        if not path.endswith(IMAGES):
+        if not path.endswith(COPIED):
             targets = (target_of(link, path) for link in links(page_of(path)))
             pending += [target for target in targets if target and (ROOT / target).is_file()]
     return sorted(path for path in known if not path.startswith(DOCS) and path != "README.md")

@@ -86,6 +86,12 @@ def test_linked_files_become_pages(repository):
     assert page.startswith("# examples/large_image.py\n\n````python\n") and page.endswith("````\n")
 
 
+def test_every_example_is_on_its_page(repository):
+    page, examples = "docs/examples.md", (ROOT / "examples").iterdir()
+    links = {repository.target_of(link, page) for link in repository.links(repository.page_of(page))}
+    assert links == {f"examples/{path.name}" for path in examples if path.suffix in (".py", ".ipynb")}
+
+
 def test_a_notebook_becomes_a_page():
     cells = [
         {"cell_type": "markdown", "source": ["# Tour\n", "Text"]},
