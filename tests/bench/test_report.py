@@ -68,10 +68,13 @@ def test_charts_are_up_to_date():
 
 
 @pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.name)
-def test_results_record_their_origin(path, texts):
+def test_results_are_shown_with_their_origin(path, texts):
     results = json.loads(path.read_text())
     assert results["command"] and results["machine"]["date"] and results["machine"]["commit"] != "unknown"
-    assert f"[{path.relative_to(RESULTS)}]" in texts[RESULTS / "README.md"]
+    name = str(path.relative_to(RESULTS).with_suffix(""))
+    assert f"| `{name}.json` |" in texts[RESULTS / "README.md"]
+    shown = " ".join(texts[RESULTS / f"{page_of(name, results)}.md"].split())
+    assert f"with `{results['command']}` on {results['machine']['date']}" in shown, "bench/pages has no section for it"
 
 
 def test_multiplications_are_those_of_the_paper():
