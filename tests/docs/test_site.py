@@ -129,6 +129,18 @@ def test_the_reference_leads_to_the_definitions(names):
         assert value.__doc__ and names.definition(entry) == f"{value.__module__}.{value.__name__}"
 
 
+def test_docstrings_are_written_out():
+    docstrings = load(DOCS / "hooks/docstrings.py")
+    text = "Line.\n\nArgs:\n    a, b: See `DenseConfig`,\n        or `own`.\n    c: Another, one: two.\n"
+    expanded = docstrings.one_name_each(text)
+    shared = "See `DenseConfig`,\n        or `own`."
+    assert expanded == f"Line.\n\nArgs:\n    a: {shared}\n    b: {shared}\n    c: Another, one: two.\n"
+    link = "[`overfeat.classify`][overfeat.classification.predict.classify]"
+    assert docstrings.with_links("`overfeat.classify`, `detect`, `nothing`", "detect") == f"{link}, `detect`, `nothing`"
+    assert docstrings.comment_of("labels: Tensor  # int64 [n]") == "Int64 [n]."
+    assert docstrings.comment_of("labels: Tensor") == ""
+
+
 def test_the_command_line_reference(commands):
     classify, train = (commands[f"reference/command-line/{name}.md"] for name in ("classify", "train-detector"))
     assert classify.startswith("# overfeat classify\n\nThe top classes of images.\n\nPrint the top classes of each")
