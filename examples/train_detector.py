@@ -1,6 +1,6 @@
 """A detector of your own objects, from annotated photographs: training, and the objects in a photograph.
 
-    python examples/train_detector.py -o out                   # blood cells, on three micrographs that ship
+    python examples/train_detector.py -o out                   # three micrographs of blood, which ship: a few minutes
     python examples/train_detector.py photos -o out --epochs 12
 
 `photos` is a file or folder of annotations as COCO, VOC, YOLO or LabelMe have them, or a table. The detector is trained
