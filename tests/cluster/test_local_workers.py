@@ -1,5 +1,6 @@
 """The process of the workers of local:N: it is started again, and ended."""
 
+import pickle
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from threading import Event
 
 import pytest
 
+import overfeat
 from overfeat.cluster import connect
 
 
@@ -64,3 +66,7 @@ def test_ctrl_c_does_not_reach_workers_nor_their_warning_the_terminal(monkeypatc
     connect._start_workers("tcp://127.0.0.1:1", 2)
     assert given["start_new_session"] is True
     assert given["env"]["PYTHONWARNINGS"] == f"ignore,{connect.LEAK}"
+
+
+def test_the_functions_of_a_script_may_use_overfeat():
+    assert pickle.loads(pickle.dumps(overfeat)) is overfeat  # Dask pickles them with the modules that they use
