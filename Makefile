@@ -1,7 +1,7 @@
 # make demo: photographs, digits and blood cells; the pictures are in out/demo.  make test: everything CI runs.
-# Both set up .venv themselves; all they need is Python 3.11 or 3.12 and make.
-PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
-  $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && \
+# Both set up .venv themselves; all they need is Python 3.11 to 3.14 and make.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && \
   echo $$python && break; done)
 BIN := .venv/bin
 
@@ -41,7 +41,7 @@ fuzz: .venv/test
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || \
-	  { echo "overfeat needs Python 3.11 or 3.12; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	  { echo "overfeat needs Python 3.11 to 3.14; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # Published nets for the tests, for the weights in their files; what these packages depend on does not fit this torch.

@@ -26,6 +26,7 @@ from overfeat.models.overfeat import OverFeat
 from overfeat.models.plain import PlainFeatures, PlainHead
 from overfeat.models.wrappers import as_net, unwrap
 from overfeat.ops.boxes import decode
+from overfeat.packages import package
 
 ONNX, PT2 = ".onnx", ".pt2"
 METADATA = "overfeat.json"  # the file in a .pt2 archive; in ONNX each entry is one of the model's metadata
@@ -48,11 +49,13 @@ def export(
         stride: Between outputs; None: the net's own.
 
     Raises:
-        InputError: For other nets, a file that cannot be written, and without the packages onnx and onnxscript.
+        InputError: For other nets, a file that cannot be written, and for ONNX without the extra `export`.
     """
     net, regressor, path = as_net(net), unwrap(regressor), Path(path)
     if path.suffix not in (ONNX, PT2):
         raise InputError(f"{path}: must end in {ONNX} or {PT2}")
+    for name in ("onnx", "onnxscript") if path.suffix == ONNX else ():
+        package(name, f"{ONNX} files need", "export")
     check_writable(path)
     pixels = net.geometry.stride(net.default_stride if stride is None else stride)
     module = _Outputs(net, regressor, pixels).eval()
@@ -167,11 +170,6 @@ def _program(module: nn.Module, net: Net, stride: int) -> ExportedProgram:
 
 
 def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], metadata: dict[str, Any]) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{ONNX} needs the package {error.name}; pip install onnx onnxscript") from error
     with _quiet():
         exported = torch.onnx.export(program, (), input_names=["images"], output_names=list(names), verbose=False)
     assert exported is not None

@@ -12,7 +12,7 @@ import torch
 import overfeat
 from overfeat import *  # noqa: F403
 from overfeat.classification.graphs import CapturedClassifier, capture
-from overfeat.ops.backends import prepacked, triton
+from overfeat.ops.backends import numba_modules, prepacked, triton
 from overfeat.ops.registry import active_override, backends_of, register_backend, select_backend
 
 __all__ = ["CapturedClassifier", "Status", "capture", "status"]
@@ -41,11 +41,13 @@ class Status:
 
 
 class Report(tuple[Status, ...]):
-    """Rows of `status()`; printed as a table."""
+    """Rows of `status()`; printed as a table, with `note` below it where something makes all of them slower."""
+
+    note = ""
 
     def __str__(self) -> str:
         head = f"{'device':32} {'op':30} {'dtype':9} {'backend':9} reason"
-        return "\n".join([head, *map(str, self)])
+        return "\n".join([head, *map(str, self), *filter(None, [self.note])])
 
     __repr__ = __str__
 
@@ -58,7 +60,10 @@ def status() -> Report:
         for op in FAST_OPS:
             for dtype in triton.BOX_DTYPES if op == "merge_boxes" else (*triton.DTYPES, torch.float64):
                 rows.append(Status(op, name, dtype, *_explain(op, device, dtype)))
-    return Report(rows)
+    report = Report(rows)
+    if problem := numba_modules.numba_problem():
+        report.note = f'{problem}: eager PyTorch does its work on CPUs, slower; pip install "overfeat[boxes]"'
+    return report
 
 
 def _explain(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:

@@ -18,6 +18,7 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
 # For `bench`, however pytest is started; at the end, since `make gpu-test` has another overfeat before this folder's.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import distributions
 import op_checks
 import pytest
 import torch
@@ -137,3 +138,16 @@ def multi_object(tmp_path_factory):
     for split, count in (("train", 8), ("validation", 2), ("test", 4)):
         write_dataset(root, split, count, objects=(0, 8), progress=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The package's wheel, built once for all processes of the tests; the source distribution is beside it."""
+    folder = tmp_path_factory.getbasetemp()
+    return distributions.build((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "wheel")
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """The Python of an environment that has the wheel installed, and the packages of the tests' environment."""
+    return distributions.install(wheel, tmp_path_factory.mktemp("installed"))

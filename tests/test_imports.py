@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom up; folders of one level do not import each other.
 LEVELS = [
-    {"errors", "files", "options", "regions", "toom_cook"},
+    {"errors", "files", "options", "packages", "regions", "toom_cook"},
     {"ops", "data", "kernels"},
     {"models", "metrics", "training"},
     {"densify"},
@@ -23,9 +23,9 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# Beside a lower level: errors serves files and options; only ops.boxes serves metrics; only the
+# Beside a lower level: errors serves files, options and packages; only ops.boxes serves metrics; only the
 # Triton backend runs kernels.
-ALSO = {("files", "errors"), ("options", "errors")}
+ALSO = {("files", "errors"), ("options", "errors"), ("packages", "errors")}
 FILES = sorted([*ROOT.glob("overfeat/**/*.py"), *ROOT.glob("kernels/*.py")])
 
 

@@ -71,7 +71,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--voting", choices=("dense", "ten", "centre"), default="dense", help=help)
     help = "also write IMAGE.npz, the scores of the classes printed at every position, and IMAGE.png, the best class's "
     help += (
-        "(needs the extra demo); of large images IMAGE.zarr, all classes, and of georeferenced ones IMAGE.tif; with -o"
+        "(needs the extra plots); of large images IMAGE.zarr, all classes, and of georeferenced ones IMAGE.tif; with -o"
     )
     parser.add_argument("--heat-map", action="store_true", help=help)
     add_out(parser, "write IMAGE.json for every image; a second run continues")

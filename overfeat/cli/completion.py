@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from overfeat.errors import InputError
+from overfeat.packages import package
+
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -14,8 +17,10 @@ class PrintCompletion(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, choices=SHELLS, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, flag: object = None) -> None:
-        import shtab
-
+        try:
+            shtab = package("shtab", "completion needs", "completion")
+        except InputError as error:
+            parser.exit(1, f"overfeat: {error}\n")
         _complete_files(parser)
         print(shtab.complete(parser, values))
         parser.exit()
@@ -23,8 +28,7 @@ class PrintCompletion(argparse.Action):
 
 def _complete_files(parser: argparse.ArgumentParser) -> None:
     """Mark the arguments that are files or folders, in subcommands too."""
-    import shtab
-
+    shtab = package("shtab", "completion needs", "completion")
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

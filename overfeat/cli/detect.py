@@ -79,8 +79,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--method", choices=tuple(OPTIONS), default="overfeat", help=help)
     add_options(parser.add_argument_group("boxes"), DetectionConfig)
     add_multibox_options(parser, skip=("nms_iou_threshold",))
-    help = "write IMAGE.json and IMAGE.png (needs the extra demo), of large images IMAGE.geojson and IMAGE.csv instead "
-    help += f"of the picture, and {COCO}, the results as COCO has them; "
+    help = "write IMAGE.json and IMAGE.png (needs the extra plots), of large images IMAGE.geojson and IMAGE.csv "
+    help += f"instead of the picture, and {COCO}, the results as COCO has them; "
     add_out(parser, help + "a second run continues")
     help = f"COCO annotations (.json) with the ids of images, by file name, and of categories for {COCO} "
     help += "(default: both are numbered from 1, images by name)"

@@ -63,7 +63,7 @@ def _limits(args: argparse.Namespace) -> dict[str, Any]:
 
 def _add_outputs(parser: argparse.ArgumentParser, curves: str) -> None:
     add_out(parser, "write the results as JSON; a second run continues a killed one", "FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw {curves} as PNG (needs the extra demo)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw {curves} as PNG (needs the extra plots)")
 
 
 # Classification
@@ -178,7 +178,7 @@ def _add_figures(group: argparse._ArgumentGroup) -> None:
     help = "score threshold; one number, or one for each class, such as 0.5,0.4 (default: that of `detect`: as chosen "
     help += f"in training, else {MIN_SCORE:g}); average precision has none"
     group.add_argument("--min-score", type=fractions, metavar="S", help=help)
-    help = "draw the worst misses and false positives into a folder (needs the extra demo)"
+    help = "draw the worst misses and false positives into a folder (needs the extra plots)"
     group.add_argument("--mistakes", type=Path, metavar="FOLDER", help=help)
     help = "list and draw N of each kind (default: %(default)s)"
     group.add_argument("--max-mistakes", type=positive, default=MAX_MISTAKES, metavar="N", help=help)
@@ -200,10 +200,12 @@ def _run_detector(args: argparse.Namespace) -> int:
     from overfeat.data.readers.ilsvrc import read_pairs
     from overfeat.detection.evaluate import check_ious, detection_figures, detection_report, predict_annotated
     from overfeat.detection.predict import choose_postprocess, detect, lowest_score
+    from overfeat.metrics.coco import check_installed
     from overfeat.models.thresholds import check_match_threshold
     from overfeat.visualize import check_mistakes, mistakes, precision_recall
 
     check_ious(args.ious)
+    check_installed()
     if not (args.out or args.mistakes):
         refuse_options(args, ["max_mistakes"], "a run without -o or --mistakes, which hold them")
     check_outputs(args, ("ap", "unreadable"))

@@ -38,7 +38,7 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(commands, "localize", run, __doc__)
     add_image_options(parser)
     add_options(parser.add_argument_group("boxes"), LocalizationConfig)
-    help = "write IMAGE.json and IMAGE.png, the boxes of each scale and the merged ones (needs the extra demo); "
+    help = "write IMAGE.json and IMAGE.png, the boxes of each scale and the merged ones (needs the extra plots); "
     add_out(parser, help + "a second run continues")
     add_cluster_options(parser)
     add_net_options(parser, released=False, module=BoxModuleOptions)

@@ -42,7 +42,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--net", choices=UNTRAINED, help=help)
     help = "times that everything is timed (default: %(default)s)"
     parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help=help)
-    help = "write profile.json, trace.json (for chrome://tracing) and profile.png (needs the extra demo)"
+    help = "write profile.json, trace.json (for chrome://tracing) and profile.png (needs the extra plots)"
     add_out(parser, help)
     add_net_options(parser, module=ModuleOptions)
     add_dense_options(parser)

@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from overfeat.errors import ArgumentError, InputError
+from overfeat.packages import package
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,11 +26,7 @@ TIMEOUT = 20.0  # seconds for a scheduler to answer
 
 def dask() -> Any:
     """The package distributed. Raises InputError where it is not installed."""
-    try:
-        import distributed
-    except ImportError as error:
-        raise InputError("Dask is not installed: pip install 'overfeat[cluster]'") from error
-    return distributed
+    return package("distributed", "work on Dask's workers needs", "cluster")
 
 
 def check_address(address: str) -> str:

@@ -15,6 +15,7 @@ from overfeat.detection.config import IOUS, MAX_MISTAKES, MIN_SCORE
 from overfeat.errors import ArgumentError
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import Boxes, ground_truth
+from overfeat.metrics.coco import check_installed
 from overfeat.metrics.confusion import confusion_matrix, confusion_table
 from overfeat.metrics.mistakes import FALSE_POSITIVE, MISS, Mistake, count_reasons, list_mistakes, mistake_table
 from overfeat.metrics.operating_points import SIZE_NOTE, operating_points, operating_table
@@ -88,8 +89,9 @@ def evaluate_detection(
         options: Of `detection_figures`.
 
     Raises:
-        InputError: No image with an object can be used.
+        InputError: No image with an object can be used; pycocotools is not installed.
     """
+    check_installed()
     images = predict_annotated(
         predict, data, max_images=max_images, max_pixels=max_pixels, journal=journal, progress=progress
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from overfeat.errors import InputError, WriteError
 from overfeat.large.outputs import class_color
-from overfeat.large.packages import package
+from overfeat.packages import package
 
 VERSION = "0.4"  # of OME-Zarr: Zarr 2, which QuPath, napari and Fiji read
 CHUNK_BYTES = 1 << 18
@@ -49,7 +49,7 @@ class MapPositions:
 
 def open_group(path: str | Path, mode: str) -> Any:
     """A group of Zarr 2. Raises InputError without zarr."""
-    return package("zarr", "maps of large images").open_group(str(path), mode=mode, zarr_format=2)
+    return package("zarr", "maps of large images need", "large").open_group(str(path), mode=mode, zarr_format=2)
 
 
 class MapFile:

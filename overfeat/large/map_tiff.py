@@ -9,8 +9,8 @@ import numpy as np
 
 from overfeat.files import atomic_write
 from overfeat.large.map_file import MapFile, MapPositions
-from overfeat.large.packages import package
 from overfeat.large.readers.georeference import PIXEL_SCALE, TIE_POINT, TRANSFORMATION, Georeference
+from overfeat.packages import package
 
 TILE = 256
 CLASSIC_BYTES = 4 * 10**9  # larger files need BigTIFF
@@ -31,7 +31,7 @@ def write_map_tiff(path: str | Path, maps: MapFile, georeference: Georeference |
         maps: Complete, with its levels.
         georeference: Of the image.
     """
-    tifffile = package("tifffile", "TIFFs of maps")
+    tifffile = package("tifffile", "TIFFs of maps need", "large")
     channels, height, width = maps.levels[0].shape
     big = 4 * channels * height * width * 4 / 3 > CLASSIC_BYTES
     with atomic_write(path) as part, tifffile.TiffWriter(part, bigtiff=big) as file:

@@ -20,7 +20,7 @@ from overfeat.dense.grid import Grid
 from overfeat.detection.predict import VOTE_IOU, DetectionRule, apply_rule, normalize_scores
 from overfeat.files import atomic_write
 from overfeat.large.blocks import read_metadata
-from overfeat.ops.backends.numba_components import components
+from overfeat.ops.backends import eager_boxes, numba_modules
 from overfeat.ops.boxes import nms, scoring
 
 HELD = 100_000  # candidates, about, up to which more are read before the complete ones are merged
@@ -60,6 +60,11 @@ def merge_files(paths: Sequence[Path], grids: Sequence[Grid], rule: DetectionRul
         merged = merged[nms(merged.boxes, merged.scores, merged.labels, **limits)]
         merged = merged[scoring(merged.scores, merged.labels, rule.min_score)]
     return merged[_order(merged.boxes[:, 0], merged.boxes[:, 1], merged.labels, -merged.scores)]
+
+
+def _components(boxes: np.ndarray, groups: np.ndarray, min_iou: float) -> np.ndarray:
+    """See numba_components.components."""
+    return (numba_modules.load("numba_components") or eager_boxes).components(boxes, groups, min_iou)
 
 
 def _order(*keys: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ def _completeness(paths: Sequence[Path], starts: dict[Path, float], rule: Detect
 
     def complete(candidates: Candidates, row: float) -> np.ndarray:
         boxes, labels = candidates.boxes.double().numpy(), candidates.labels.numpy()
-        component = components(boxes, labels if by_class else np.zeros_like(labels), min(limits))
+        component = _components(boxes, labels if by_class else np.zeros_like(labels), min(limits))
         ends = np.full(component.max(initial=-1) + 1, -np.inf)
         np.maximum.at(ends, component, boxes[:, 3])
         return ends[component] < row
@@ -153,7 +158,7 @@ def _merge_completeness(paths: Sequence[Path], rule: DetectionRule) -> Completen
         boxes = _widened(candidates.boxes)
         near = (hulls[:, 3] >= boxes[:, 1].min(initial=np.inf)) & (hulls[:, 1] <= boxes[:, 3].max(initial=-np.inf))
         count, every = near.sum(), np.concatenate([hulls[near], boxes])
-        component = components(every, np.concatenate([labels[near], candidates.labels.numpy()]), 0.0)
+        component = _components(every, np.concatenate([labels[near], candidates.labels.numpy()]), 0.0)
         ends = np.full(component.max(initial=-1) + 1, -np.inf)
         ends[component[:count]] = every[:count, 3]  # each box lies in one hull
         return ends[component[count:]] < row
@@ -168,7 +173,7 @@ def _widened(boxes: Tensor) -> np.ndarray:
 def _hulls(boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The enclosing rectangles of boxes that overlap, joined until none of a class overlap: [m, 4], and labels [m]."""
     while True:
-        component = components(boxes, labels, 0.0)
+        component = _components(boxes, labels, 0.0)
         count = component.max(initial=-1) + 1
         if count == len(boxes):
             return boxes, labels

@@ -12,7 +12,8 @@ from overfeat.large.config import LargeConfig, Region
 from overfeat.large.readers.image import LargeImage, TileError
 from overfeat.models.geometry import Size
 from overfeat.models.net import as_batch
-from overfeat.ops.backends.numba_resize import Axis, weigh_columns, weigh_rows
+from overfeat.ops.backends import eager_resize, numba_modules
+from overfeat.ops.backends.eager_resize import Axis
 from overfeat.regions import region
 
 MAX_READ = 1 << 24  # pixels that are read at a time
@@ -147,8 +148,9 @@ class ScaledView:
         except ValueError:
             raise InputError(f"a net of {self.channels} channels; large images are read as RGB") from None
         with region("resize"):
+            resize = numba_modules.load("numba_resize") or eager_resize
             if across is not None:
-                pixels = weigh_columns(pixels, spans[1].start, across)
+                pixels = resize.weigh_columns(pixels, spans[1].start, across)
             if down is not None:
-                pixels = weigh_rows(pixels, spans[0].start, down)
+                pixels = resize.weigh_rows(pixels, spans[0].start, down)
         return torch.from_numpy(np.ascontiguousarray(pixels))

@@ -7,11 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from overfeat.metrics.average_precision import Boxes
+from overfeat.packages import package
 
 FIGURES = (
     *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
     *("AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large"),
 )
+
+PURPOSE = "average precisions need"
+
+
+def check_installed() -> Any:
+    """pycocotools' COCO. Raises InputError where it is not installed; called before an evaluation's work starts."""
+    return package("pycocotools.coco", PURPOSE, "train").COCO
 
 
 def coco(
@@ -22,10 +30,7 @@ def coco(
     Difficult objects are ignored like COCO's crowds; an object's area is that of its box, and the 100 best boxes of a
     class and image count.
     """
-    # Imported here, since not every machine that imports overfeat has it.
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+    COCO, COCOeval = check_installed(), package("pycocotools.cocoeval", PURPOSE, "train").COCOeval
     annotations = [
         {**entry, "id": i, "area": entry["bbox"][2] * entry["bbox"][3]} for i, entry in enumerate(_entries(truths), 1)
     ]

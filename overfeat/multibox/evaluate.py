@@ -14,6 +14,7 @@ from overfeat.dense.detections import Detections, best_per_class
 from overfeat.errors import InputError
 from overfeat.files import Journal
 from overfeat.metrics.average_precision import Boxes, curves, ground_truth
+from overfeat.metrics.coco import check_installed
 from overfeat.metrics.localization import localization_errors
 from overfeat.metrics.report import average_precisions
 from overfeat.models.multibox import MultiBox
@@ -69,6 +70,8 @@ def evaluate_multibox(
         "agnostic": see `class_agnostic`, "unreadable": messages}; with classes, also what `average_precisions` returns
         for the max_detections best boxes; with a net, "windows": {number of boxes classified: see `accuracy_at_5`}.
     """
+    if net is not None or model.class_names is not None:
+        check_installed()
     samples = subsample(data.samples, max_images)
     if samples and all(sample.difficult.all() for sample in samples):
         raise InputError(f"no object of the {len(samples)} images counts: there are none, or all are marked difficult")

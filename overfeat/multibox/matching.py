@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from overfeat.errors import InputError
 from overfeat.multibox.config import ALPHA
+from overfeat.packages import package
 
 
 def multibox_loss(
@@ -71,10 +70,11 @@ def hungarian_match(costs: Tensor, counts: Sequence[int]) -> Tensor:
     Returns int64 [n, 2], (row, column), rows counted over all problems. No row and no column of a problem is matched
     twice, and as many are matched as possible; ties are broken as in SciPy, deterministically.
     """
+    assign = package("scipy.optimize", "DeepMultiBox's matching needs", "train").linear_sum_assignment
     finite = np.nan_to_num(costs.cpu().double().numpy(), nan=1e9, posinf=1e9, neginf=-1e9)
     pairs, start = [np.empty((0, 2), dtype=np.int64)], 0
     for count in counts:
-        rows, columns = linear_sum_assignment(finite[start : start + count])
+        rows, columns = assign(finite[start : start + count])
         pairs.append(np.stack([rows + start, columns], axis=1))
         start += count
     return torch.from_numpy(np.concatenate(pairs))
@@ -85,6 +85,7 @@ def fit_priors(boxes: np.ndarray, count: int, seed: int = 0) -> Tensor:
 
     Raises InputError where there are fewer distinct boxes.
     """
+    kmeans2 = package("scipy.cluster.vq", "DeepMultiBox's priors need", "train").kmeans2
     distinct = len(np.unique(boxes, axis=0))
     if not distinct:
         raise InputError("no training square holds half of an object; are the boxes right?")

@@ -184,17 +184,10 @@ def nms(
     order = scores.argsort(descending=True, stable=True)
     if min(iou_threshold, across_iou_threshold) == 1:
         return order
-    if len(boxes) > COMPILED_NMS:
-        from overfeat.ops.backends.numba_nms import nms as compiled_nms  # importing numba takes a second
+    from overfeat.ops.backends import eager_boxes, numba_modules
 
-        return compiled_nms(boxes, order, groups, iou_threshold, across_iou_threshold)
-    overlaps, groups = iou(boxes[order], boxes[order]), groups[order]
-    excluded = torch.where(groups[:, None] == groups, overlaps > iou_threshold, overlaps > across_iou_threshold)
-    kept = torch.ones(len(order), dtype=torch.bool)
-    for i, by_box in enumerate(excluded.cpu().triu(1)):
-        if kept[i]:
-            kept &= ~by_box
-    return order[kept.to(order.device)]
+    compiled = numba_modules.load("numba_nms") if len(boxes) > COMPILED_NMS else None
+    return (compiled or eager_boxes).nms(boxes, order, groups, iou_threshold, across_iou_threshold)
 
 
 def encode(boxes: Tensor, windows: Tensor, box_coder: str = "xyxy") -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from overfeat.errors import ArgumentError, check_fraction
+from overfeat.ops.backends import eager_boxes, numba_modules
 from overfeat.ops.boxes import check_boxes, check_values
 from overfeat.ops.transforms import refuse_transforms
 
@@ -26,10 +27,8 @@ def support(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, *, min_
         ValueError: for wrong shapes and dtypes (InputError, a subclass, for invalid values), and inside torch.func's
             transforms.
     """
-    from overfeat.ops.backends import numba_vote  # importing numba takes a second
-
     groups = _checked("support", boxes, scores, groups, min_iou)
-    return numba_vote.support(boxes, scores, groups, min_iou)
+    return (numba_modules.load("numba_vote") or eager_boxes).support(boxes, scores, groups, min_iou)
 
 
 def averages(
@@ -48,14 +47,12 @@ def averages(
     Raises:
         ValueError: As `support`.
     """
-    from overfeat.ops.backends import numba_vote
-
     groups = _checked("averages", boxes, scores, groups, min_iou)
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.int64:
         raise TypeError(f"chosen must be an int64 tensor, not {getattr(chosen, 'dtype', type(chosen).__name__)}")
     if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(boxes)):
         raise ArgumentError("chosen", f"must be indices of the {len(boxes)} boxes")
-    return numba_vote.averages(boxes, scores, groups, chosen, min_iou)
+    return (numba_modules.load("numba_vote") or eager_boxes).averages(boxes, scores, groups, chosen, min_iou)
 
 
 def _checked(op: str, boxes: Tensor, scores: Tensor, groups: Tensor | None, min_iou: float) -> Tensor:

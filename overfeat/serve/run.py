@@ -39,7 +39,7 @@ def make_server(models: Mapping[str, Model], config: ServeConfig, warm_up: bool 
         from overfeat.serve.app import make_app
         from overfeat.serve.protocol import MAX_CONNECTIONS, LimitedHead, LimitedStart
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed; pip install 'overfeat[serve]'") from error
+        raise InputError(f'the server needs {error.name}: pip install "overfeat[serve]"') from error
     logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # junk of clients fills no log
     listener = _listen(config)
     settings = uvicorn.Config(

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from overfeat.errors import InputError, WriteError
+from overfeat.errors import WriteError
 from overfeat.files import atomic_write, check_writable
+from overfeat.packages import package
 
 DPI = 110
 MAX_SIDE = 2200  # pixels of an image that are drawn, those of a screen; no figure is wider
@@ -18,11 +19,7 @@ SOFTWARE = "overfeat"  # the PNG metadata by which our own pictures are recognis
 
 def figure_class() -> type:
     """matplotlib's Figure. Raises InputError if it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError('pictures need matplotlib: pip install "overfeat[demo]"') from error
-    return Figure
+    return package("matplotlib.figure", "pictures need", "plots").Figure
 
 
 def check_picture(path: Path) -> None:

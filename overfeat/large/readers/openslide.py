@@ -10,13 +10,13 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable
-from overfeat.large.packages import package
 from overfeat.large.readers.channels import check_channels
 from overfeat.large.readers.georeference import Georeference
 from overfeat.large.readers.image import TileError, check_window
 from overfeat.large.readers.values import Kind, Samples, conversion
 from overfeat.large.readers.windows import Window, finish_window, read_by_tiles
 from overfeat.models.geometry import Size
+from overfeat.packages import package
 
 TILE = 256  # of files that name none
 CHANNELS = 3
@@ -30,7 +30,7 @@ class SlideImage:
     def __init__(self, path: str | os.PathLike, channels: object = None, value_range: ValueRange | None = None):
         self._arguments = os.fspath(path), channels, value_range
         self.name = printable(path)
-        self._openslide = package("openslide", "slides of this kind", "openslide-python openslide-bin")
+        self._openslide = package("openslide", "slides of this kind need", install="openslide-python openslide-bin")
         self._lock = threading.Lock()
         self._slide = self._open()
         self.levels: Sequence[Size] = [(height, width) for width, height in self._slide.level_dimensions]

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable, reason_of
-from overfeat.large.packages import package
 from overfeat.large.readers.channels import channel_note, check_channels, default_channels
 from overfeat.large.readers.georeference import Georeference
 from overfeat.large.readers.image import TileError, check_window
 from overfeat.large.readers.values import Alpha, Conversion, Kind, Samples, conversion, range_note
 from overfeat.large.readers.windows import Window, finish_window, middle, read_by_tiles
 from overfeat.models.geometry import Size
+from overfeat.packages import package
 
 NUMBERED = re.compile(r"(Layer|Band)[_ ]?\d+")  # GDAL's names of bands without one
 
@@ -29,7 +29,7 @@ class RasterImage:
     def __init__(self, path: str | os.PathLike, channels: object = None, value_range: ValueRange | None = None):
         self._arguments = os.fspath(path), channels, value_range
         self.name = printable(path)
-        self._rasterio = package("rasterio", "files of this kind", "rasterio")
+        self._rasterio = package("rasterio", "files of this kind need", install="rasterio")
         self._lock = threading.Lock()  # a dataset is for one thread at a time
         finest = self._open()
         self._levels = [finest, *(self._open(level) for level in range(len(finest.overviews(1))))]

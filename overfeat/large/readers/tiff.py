@@ -13,7 +13,6 @@ from torch import Tensor
 from overfeat.data.arrays import ValueRange
 from overfeat.data.limits import MAX_PIXELS
 from overfeat.errors import InputError, printable, reason_of
-from overfeat.large.packages import package
 from overfeat.large.readers.arrays import TILE, window_of
 from overfeat.large.readers.georeference import georeference_of
 from overfeat.large.readers.image import TileError, UndecodableError, check_window, opening
@@ -30,6 +29,7 @@ from overfeat.large.readers.tiff_pages import (
 from overfeat.large.readers.values import Samples, range_note
 from overfeat.large.readers.windows import Area, Window, finish_window, middle, overlap, tiles_in
 from overfeat.models.geometry import Size
+from overfeat.packages import package
 
 JPEG = (6, 7, 34892, 33007)  # compressions whose decoders take tables
 WHITE_SLIDES = ("svs", "ndpi", "scn", "bif", "philips", "qpi", "avs")  # whose missing tiles are background
@@ -199,8 +199,8 @@ class TiffImage:
 
 
 def _open(path: str | os.PathLike, name: str) -> Any:
-    tifffile = package("tifffile", "large TIFF files")
-    package("imagecodecs", "large TIFF files")
+    tifffile = package("tifffile", "large TIFF files need", "large")
+    package("imagecodecs", "large TIFF files need", "large")
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it finds is reported where it matters
     try:
         return tifffile.TiffFile(path)

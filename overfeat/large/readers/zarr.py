@@ -11,7 +11,6 @@ from torch import Tensor
 
 from overfeat.data.arrays import ValueRange
 from overfeat.errors import InputError, printable, reason_of, shorten
-from overfeat.large.packages import package
 from overfeat.large.readers.arrays import channel_axis
 from overfeat.large.readers.channels import channel_note, check_channels, default_channels, first_note
 from overfeat.large.readers.georeference import Georeference
@@ -19,6 +18,7 @@ from overfeat.large.readers.image import TileError, check_window
 from overfeat.large.readers.values import Samples, conversion, range_note
 from overfeat.large.readers.windows import Window, finish_window, middle, read_by_tiles
 from overfeat.models.geometry import Size
+from overfeat.packages import package
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # files of a folder that is zarr
 NAMED_AXES = {"band": "c", "lat": "y", "latitude": "y", "lon": "x", "longitude": "x"}  # others are named by a letter
@@ -95,7 +95,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def _open(path: str | os.PathLike, name: str) -> Any:
-    zarr = package("zarr", "zarr files")
+    zarr = package("zarr", "zarr files need", "large")
     try:
         store = zarr.storage.ZipStore(path, mode="r") if os.path.isfile(path) else os.fspath(path)
         return zarr.open(store, mode="r")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat.errors import InputError
 from overfeat.ops import layout
+from overfeat.ops.backends import eager_boxes, numba_modules
 from overfeat.ops.layout import memory_format_of
 from overfeat.ops.max_pool import max_pool
 from overfeat.ops.registry import Backend
@@ -147,12 +147,8 @@ def class_scores(logits: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def merge_boxes(boxes: Tensor, scores: Tensor, lengths: list[int], **rule: Any) -> tuple[Tensor, ...]:
-    """See ops.merge_boxes and numba_merge.merge_boxes, which runs it on the CPU."""
-    try:
-        from overfeat.ops.backends import numba_merge  # importing numba takes a second
-    except ImportError as error:
-        raise InputError(f"merging boxes on a CPU needs numba (pip install numba): {error}") from error
-    return numba_merge.merge_boxes(boxes, scores, lengths, **rule)
+    """See ops.merge_boxes: on the CPU, by numba where it is installed."""
+    return (numba_modules.load("numba_merge") or eager_boxes).merge_boxes(boxes, scores, lengths, **rule)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

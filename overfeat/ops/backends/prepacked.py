@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overfeat.ops.backends import eager, winograd, workspace
+from overfeat.ops.backends import eager, numba_modules, winograd, workspace
 from overfeat.ops.layout import channels_last, flatten_positions, output_shapes
 from overfeat.ops.registry import Backend
 
@@ -263,15 +263,8 @@ def _load_streamed() -> ModuleType | None:
 def _load_compiled() -> ModuleType | None:
     if sys.maxsize < 2**32:
         return None  # addresses are int64
-    try:
-        from overfeat.ops.backends import simd  # importing numba takes a second
-
-        if simd.registers() is None:
-            return None
-        from overfeat.ops.backends import compiled_conv
-    except ImportError:
-        return None
-    return compiled_conv
+    simd = numba_modules.load("simd")
+    return None if simd is None or simd.registers() is None else numba_modules.load("compiled_conv")
 
 
 @lru_cache
