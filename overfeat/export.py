@@ -6,24 +6,24 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.onnx import ONNXProgram
 
 from overfeat.densify.net import DensifiedNet
 from overfeat.densify.plain import PlainDensified
 from overfeat.errors import ArgumentError, InputError
 from overfeat.files import atomic_write, check_writable
 from overfeat.models.box_regressor import BoxRegressor
-from overfeat.models.fc_layers import ConvList
 from overfeat.models.geometry import Stride
 from overfeat.models.net import Net, Regressor
 from overfeat.models.overfeat import OverFeat
-from overfeat.models.plain import PlainFeatures, PlainHead
+from overfeat.models.plain import PlainNet
 from overfeat.models.wrappers import as_net, unwrap
 from overfeat.ops.boxes import decode
 from overfeat.packages import package
@@ -37,14 +37,13 @@ def export(
 ) -> list[str]:
     """Write a net as an ONNX file (.onnx) or a torch.export program (.pt2), atomically; returns its outputs' names.
 
-    Input "images": float32 [N, C, H, W], RGB in 0..255, H and W at least the window (of .pt2 a stride more). Outputs:
-    "scores" [N, classes, h, w], probabilities as `score_maps` gives them at the images' own size; with boxes also
-    "boxes" [N, h, w, num_classes or 1, 4], (x1, y1, x2, y2) in pixels. Window, stride, class names and the rest that a
-    program needs are in the metadata.
+    Input "images": float32 [N, C, H, W], RGB in 0..255, H and W at least the window less the margins (of .pt2 a stride
+    more). Outputs: "scores" [N, classes, h, w], probabilities as `score_maps` gives them for float images at their own
+    size; with boxes also "boxes" [N, h, w, num_classes or 1, 4], (x1, y1, x2, y2) in pixels. Window, stride, margin,
+    class names and the rest that a program needs are in the metadata.
 
     Args:
-        net: A built-in net without context and with feature layers of its own, or a converted one with "neighbours" or
-            without padding.
+        net: A built-in net, or a converted one with "neighbours" or without padding.
         regressor: Of a built-in net's boxes; those of a converted net are exported with it.
         stride: Between outputs; None: the net's own.
 
@@ -57,103 +56,82 @@ def export(
     for name in ("onnx", "onnxscript") if path.suffix == ONNX else ():
         package(name, f"{ONNX} files need", "export")
     check_writable(path)
+    regressor = _regressor_of(net, regressor)
     pixels = net.geometry.stride(net.default_stride if stride is None else stride)
-    module = _Outputs(net, regressor, pixels).eval()
-    names = ["scores", "boxes"][: 1 + (module.coder is not None)]
+    names = ["scores", "boxes"] if regressor is not None else ["scores"]
     metadata = _metadata(net, pixels, names)
-    program = _program(module, net, pixels)
-    with atomic_write(path) as part:
-        if path.suffix == PT2:
-            with _quiet():
-                torch.export.save(program, part, extra_files={METADATA: json.dumps(metadata, indent=1)})
-        else:
-            _write_onnx(program, part, names, metadata)
+    program = _program(_Outputs(net, regressor, pixels).eval(), net, pixels)
+    if path.suffix == PT2:
+        with atomic_write(path) as part, _quiet():
+            torch.export.save(program, part, extra_files={METADATA: json.dumps(metadata, indent=1)})
+    else:
+        model = _onnx(program, names, metadata)
+        with atomic_write(path) as part:
+            model.save(part)
     return names
 
 
 class _Outputs(nn.Module):
     """What is exported: images to probabilities, and to boxes in pixels."""
 
+    plain: nn.Module
+
     def __init__(self, net: Net, regressor: Regressor | None, stride: int):
         super().__init__()
-        self.stride, self.window, self.coder = stride, net.geometry.window, None
-        self.probabilities = net.probabilities
+        self.stride, self.window, self.margin = stride, net.geometry.window, net.margin
+        self.probabilities, self.coder = net.probabilities, None if regressor is None else regressor.box_coder
+        self.numbers: tuple[int, int | None] = (0, 1)
         if isinstance(net, DensifiedNet):
-            if regressor not in (None, net.regressor):
-                raise ArgumentError("regressor", "must be left out: a converted net has its own")
-            self.plain: nn.Module | None = PlainDensified(net, stride)
-            self.numbers = (net.outputs.scores, net.outputs.boxes)
-            self.coder = None if net.regressor is None else net.box_coder
-            return
-        self.plain = None
-        _check(net, regressor)
-        assert isinstance(net, OverFeat)
-        self.features, self.head = PlainFeatures(net), PlainHead(net, stride)
-        if isinstance(regressor, BoxRegressor):
-            self.coder, self.boxes = regressor.box_coder, _Boxes(regressor, net.architecture.maps_stride(stride))
+            self.plain, self.numbers = PlainDensified(net, stride, net.margin), (net.outputs.scores, net.outputs.boxes)
+        else:
+            assert isinstance(net, OverFeat) and isinstance(regressor, BoxRegressor | None)
+            self.plain = PlainNet(net, stride, regressor)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        if self.plain is not None:
-            outputs = self.plain(images)
-            scores, codes = outputs[self.numbers[0]], None if self.coder is None else outputs[self.numbers[1]]
-        else:
-            maps = self.features(images)
-            scores, codes = self.head(maps), None if self.coder is None else self.boxes(maps)
-        scores = self.probabilities(scores)
-        return (scores,) if codes is None else (scores, self._decoded(codes))
+        outputs = self.plain(images)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        scores = self.probabilities(outputs[self.numbers[0]])
+        if self.coder is None or self.numbers[1] is None:
+            return (scores,)
+        return scores, self._decoded(outputs[self.numbers[1]], self.coder)
 
-    def _decoded(self, codes: Tensor) -> Tensor:
+    def _decoded(self, codes: Tensor, coder: str) -> Tensor:
         """Codes [N, 4 * k, h, w] as boxes [N, h, w, k, 4] in pixels."""
         n, numbers, height, width = codes.shape
-        y, x = (torch.arange(count, device=codes.device) * self.stride for count in (height, width))
-        y, x = y[:, None].expand(height, width).float(), x[None].expand(height, width).float()
+        y, x = (
+            torch.arange(count, device=codes.device).float() * self.stride - margin
+            for count, margin in zip((height, width), self.margin, strict=True)
+        )
+        y, x = y[:, None].expand(height, width), x[None].expand(height, width)
         windows = torch.stack([x, y, x + self.window[1], y + self.window[0]], dim=-1)[:, :, None]
         of_windows = codes.float().permute(0, 2, 3, 1).reshape(n, height, width, numbers // 4, 4)
-        return decode(of_windows, windows, self.coder or "xyxy")
+        return decode(of_windows, windows, coder)
 
 
-class _Boxes(nn.Module):
-    """A box regressor's layers on the last, unpooled maps: codes [N, 4 * k, h, w]."""
-
-    def __init__(self, regressor: BoxRegressor, step: int):
-        super().__init__()
-        self.layers: ConvList = regressor.fc_layers
-        self.pooled, self.pool, self.step = regressor.box_features == "pooled", regressor.architecture.pool, step
-
-    def forward(self, maps: Tensor) -> Tensor:
-        first = self.layers[0]
-        if self.pooled:
-            pooled = F.max_pool2d(maps, self.pool, self.step) if self.pool > 1 else maps
-            hidden = F.conv2d(pooled, first.weight, first.bias, dilation=self.pool // self.step)
-        else:
-            hidden = F.conv2d(maps, first.weight, first.bias, stride=self.step)
-        for layer in self.layers[1:]:
-            hidden = F.conv2d(hidden.relu(), layer.weight, layer.bias)
-        return hidden
-
-
-def _check(net: Net, regressor: Regressor | None) -> None:
-    """Raises InputError for a net that has no plain layers, and a regressor that is not its."""
+def _regressor_of(net: Net, regressor: Regressor | None) -> Regressor | None:
+    """That of the boxes to export. Raises ArgumentError for other nets, and InputError for another net's regressor."""
+    if isinstance(net, DensifiedNet):
+        if regressor not in (None, net.regressor):
+            raise ArgumentError("regressor", "must be left out: a converted net has its own")
+        return net.regressor
     if not isinstance(net, OverFeat):
         raise ArgumentError("net", f"must be a built-in or a converted net, not {type(net).__name__}")
-    later = "such nets cannot be exported yet"
-    if net.context is not None:
-        raise ArgumentError("net", f"must have no context, which is seen in a second, smaller image; {later}")
-    if net.backbone is not None or net.reach:
-        raise ArgumentError("net", f"must have feature layers of its own and no windows beyond the border; {later}")
     if regressor is not None:
         if not isinstance(regressor, BoxRegressor):
             raise ArgumentError("regressor", f"must be a BoxRegressor, not {type(regressor).__name__}")
         regressor.check_made_for(net)
+    return regressor
 
 
 def _metadata(net: Net, stride: int, names: Sequence[str]) -> dict[str, Any]:
     """What a program needs beside the graph, each value as JSON."""
     return {
         "overfeat": "1", "input": "RGB in 0..255, normalised by the net", "outputs": list(names),
-        "window": list(net.geometry.window), "stride": stride, "class_names": net.class_names,
-        "background": net.background, "mean": list(net.mean_color), "std": list(net.pixel_std),
+        "window": list(net.geometry.window), "stride": stride, "margin": list(net.margin),
+        "class_names": net.class_names, "background": net.background,
+        "mean": list(net.mean_color), "std": list(net.pixel_std),
         "scale_factors": net.scale_factors and list(net.scale_factors),
+        "thresholds": net.thresholds and asdict(net.thresholds),
     }  # fmt: skip
 
 
@@ -163,18 +141,20 @@ def _program(module: nn.Module, net: Net, stride: int) -> ExportedProgram:
     # Two images, and more windows than one: sizes of one would be taken for constants.
     example = torch.zeros(2, net.in_channels, *(side + 4 * stride for side in net.geometry.window), device=net.device)
     with torch.no_grad(), _quiet():
-        return torch.export.export(
+        program = torch.export.export(
             module, (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
             prefer_deferred_runtime_asserts_over_guards=True,
         )  # fmt: skip
+    program.graph.eliminate_dead_code()  # views that nothing uses, see `densify.values.from_plain`
+    return program
 
 
-def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], metadata: dict[str, Any]) -> None:
+def _onnx(program: ExportedProgram, names: Sequence[str], metadata: dict[str, Any]) -> ONNXProgram:
     with _quiet():
-        exported = torch.onnx.export(program, (), input_names=["images"], output_names=list(names), verbose=False)
-    assert exported is not None
-    exported.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
-    exported.save(path)
+        model = torch.onnx.export(program, (), input_names=["images"], output_names=list(names), verbose=False)
+    assert model is not None
+    model.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
+    return model
 
 
 @contextmanager

@@ -1,22 +1,27 @@
 """Exported nets in ONNX Runtime and as torch.export programs, at several sizes, beside the library."""
 
+import contextlib
+import io
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import overfeat
+from bench.exported import library_outputs
 from overfeat.cli.main import main
 from overfeat.densify.plain import PlainDensified
 from overfeat.errors import InputError
 from overfeat.export import export
-from overfeat.files import ASSETS
-from overfeat.ops.boxes import decode
-
-SMALL = ASSETS / "small.safetensors"
+from overfeat.models.architecture import Architecture, Conv
+from overfeat.models.checkpoint import save
+from overfeat.models.thresholds import DetectionThresholds
 
 
 class Boxed(nn.Module):
@@ -77,40 +82,102 @@ def test_plain_layers_equal_the_converted_net(kind, stride):
             torch.testing.assert_close(a, e, atol=1e-5, rtol=1e-4)
 
 
+class Session:
+    """An ONNX file in ONNX Runtime."""
+
+    def __init__(self, path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        entries = self.session.get_modelmeta().custom_metadata_map.items()
+        self.metadata = {key: json.loads(value) for key, value in entries}
+
+    def check(self, net, regressor, stride, *sizes):
+        """Scores and boxes are those of dense evaluation, for two images of each size."""
+        for size in sizes:
+            x = images(*size, count=2)
+            scores, boxes = self.session.run(["scores", "boxes"], {"images": x.numpy()})
+            expected = library_outputs(net, x, stride, regressor)
+            np.testing.assert_allclose(scores, expected[0], atol=2e-5)
+            np.testing.assert_allclose(boxes, expected[1], atol=2e-3)
+
+
 def test_a_converted_net_in_onnx_runtime(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     net, path = converted("boxed", 1), tmp_path / "net.onnx"
+    net.reach = 0.25
     assert export(net, path, stride=4) == ["scores", "boxes"]
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for x in (images(28, 28), images(61, 44, count=2), images(28, 53)):
-        scores, boxes = session.run(["scores", "boxes"], {"images": x.numpy()})
-        (expected,) = overfeat.score_maps(net, x, scales=[1.0], stride=4)
-        np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
-        codes = net(x, 4)[1].permute(0, 2, 3, 1).unflatten(-1, (3, 4))
-        windows = torch.from_numpy(expected.grid.boxes())[:, :, None].float()
-        np.testing.assert_allclose(boxes, decode(codes, windows), atol=1e-3)
-    known = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    exported = Session(path)
+    exported.check(net, net.regressor, 4, (28, 28), (61, 44), (20, 53))
+    known = exported.metadata
     assert (known["window"], known["stride"], known["class_names"]) == ([28, 28], 4, ["a", "b", "ç"])
-    assert (known["mean"], known["outputs"]) == ([120.0, 110.0, 100.0], ["scores", "boxes"])
+    assert (known["mean"], known["outputs"], known["margin"]) == ([120.0, 110.0, 100.0], ["scores", "boxes"], [6, 6])
 
 
-def test_a_built_in_net_with_boxes_in_onnx_runtime(tmp_path, capsys):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    path = tmp_path / "small.onnx"
-    assert main(["export", str(SMALL), str(path), "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == f"{path}: scores and boxes of windows of 47x47 px, 4 px apart\n"
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    net, regressor = overfeat.load(SMALL), overfeat.load_regressor(SMALL)
-    for x in (images(47, 47), images(60, 71, count=2)):
-        scores, boxes = session.run(["scores", "boxes"], {"images": x.numpy()})
-        (expected,) = overfeat.score_maps(net, x, scales=[1.0], stride="fine", flip=False)
-        np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
-        with torch.no_grad():
-            codes, (shape,) = regressor.forward_flat([net.features(x)], "fine")
-        windows = torch.from_numpy(expected.grid.boxes())[:, :, None].float()
-        decoded = decode(codes.view(*shape, -1, 4), windows, regressor.box_coder)
-        np.testing.assert_allclose(boxes, decoded, atol=2e-3)
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """The file of a small detector with context and windows beyond the border."""
+    architecture = Architecture("tiny", (Conv(4, 5, stride=2, pad=1), Conv(6, 3, pool=2)), 2, (8,), 20, init_std=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = overfeat.OverFeat(architecture, 3, context=True).eval()
+        regressor = overfeat.BoxRegressor(architecture, 2, box_features="unpooled", hidden=(8, 8)).eval()
+        nn.init.normal_(regressor.fc_layers[-1].weight, 0, 0.1)
+    net.class_names, net.background, net.reach, net.scale_factors = ["a", "b", "background"], True, 0.4, (0.5, 1.0)
+    net.thresholds = DetectionThresholds(score_threshold=0.2)
+    path = tmp_path_factory.mktemp("detector") / "net.safetensors"
+    save(net, path, regressor=regressor)
+    return path
+
+
+@pytest.fixture(scope="module")
+def onnx_detector(detector):
+    """The detector as an ONNX file beside it, written by the command, and what that printed."""
+    pytest.importorskip("onnxscript")
+    path, output = detector.with_name("net.onnx"), io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(["export", str(detector), str(path), "--device", "cpu"]) == 0
+    return path, output.getvalue()
+
+
+def test_a_detector_with_context_and_margins_in_onnx_runtime(detector, onnx_detector):
+    path, output = onnx_detector
+    net, regressor = overfeat.load(detector), overfeat.load_regressor(detector)
+    side, margin = net.architecture.window, net.margin[0]
+    assert output == f"{path}: scores and boxes of windows of {side}x{side} px, 2 px apart\n"
+    exported, smallest = Session(path), side - 2 * margin
+    exported.check(net, regressor, "fine", (side, side), (smallest, 30), (2 * side + 1, 61), (90, 44))
+    known = exported.metadata
+    assert (known["margin"], known["scale_factors"], known["background"]) == ([margin, margin], [0.5, 1.0], True)
+    assert known["thresholds"]["score_threshold"] == 0.2
+
+
+def test_the_guide_s_program_prints_the_best_object(detector, onnx_detector, monkeypatch, capsys):
+    guide = Path(__file__).parents[1] / "docs" / "guides" / "export.md"
+    (program,) = re.findall(r"## ONNX Runtime\n\n```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    monkeypatch.chdir(detector.parent)
+    pixels = images(40, 60)
+    Image.fromarray(pixels[0].byte().permute(1, 2, 0).numpy()).save("photo.png")
+    exec(compile(program.replace("photo.jpg", "photo.png"), "export.md", "exec"), {})
+    scores, boxes = library_outputs(overfeat.load(detector), pixels, "fine", overfeat.load_regressor(detector))
+    label, row, column = np.unravel_index(scores[0, :2].argmax(), scores[0, :2].shape)
+    printed = capsys.readouterr().out
+    name, *numbers = printed.replace("[", " ").replace("]", " ").split()
+    assert name == "ab"[label]
+    np.testing.assert_allclose(float(numbers[0]), scores[0, label, row, column], atol=1e-4)
+    np.testing.assert_allclose([float(n) for n in numbers[1:]], boxes[0, row, column, label], atol=1e-2)
+
+
+def test_an_interrupted_export_leaves_the_old_file_alone(detector, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "net.pt2"
+    path.write_text("old")
+    monkeypatch.setattr(torch.export, "save", interrupted)
+    monkeypatch.setattr("overfeat.export._program", lambda *args: None)
+    with pytest.raises(KeyboardInterrupt):
+        export(overfeat.load(detector), path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("net.pt2", "old")]
 
 
 def test_a_torch_export_program(tmp_path):
@@ -134,14 +201,10 @@ def test_what_cannot_be_exported(tmp_path, make_net):
     padded = overfeat.densify(module("boxed"), 28, check=False)
     with pytest.raises(InputError, match="borders must be neighbours: they are exact, and its module pads"):
         export(padded, tmp_path / "net.onnx")
-    seeing = make_net("small")
-    seeing.add_context()
-    with pytest.raises(InputError, match=r"net must have no context, .*; such nets cannot be exported yet"):
-        export(seeing, tmp_path / "net.onnx")
-    reaching = make_net("small")
-    reaching.reach = 0.5
-    with pytest.raises(InputError, match="net must have feature layers of its own and no windows beyond the border"):
-        export(reaching, tmp_path / "net.onnx")
+    with pytest.raises(InputError, match="regressor must be left out: a converted net has its own"):
+        export(converted("boxed", 1), tmp_path / "net.onnx", regressor=converted("boxed", 1).regressor)
+    with pytest.raises(InputError, match="regressor must be a BoxRegressor, not ConvertedRegressor"):
+        export(make_net("small"), tmp_path / "net.onnx", regressor=converted("boxed", 1).regressor)
     other = overfeat.BoxRegressor(make_net("thin fast").architecture)
     with pytest.raises(InputError, match="the regressor was made for another net"):
         export(make_net("small"), tmp_path / "net.onnx", regressor=other)

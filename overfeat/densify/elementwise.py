@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from overfeat.densify.context import Context, Sym
-from overfeat.densify.values import Maps, Shared, View, as_maps
+from overfeat.densify.values import Maps, Shared, View, as_maps, from_plain, is_plain, to_plain
 
 ELEMENTWISE = frozenset((
     "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "log_sigmoid", "tanh", "silu", "gelu", "elu",
@@ -96,7 +96,10 @@ def cat(context: Context, node: Node, values: Sequence[Any], dim: int = 0) -> An
     if dim % 4 != 1 or not all(isinstance(v, Maps) for v in items):
         return None
 
-    def function(parts: list[Tensor]) -> Tensor:  # channels last, as the parts are: several times as fast
+    def function(parts: list[Tensor]) -> Tensor:
+        if parts[0].dim() == 4:
+            return torch.cat(parts, dim=1)
+        # Channels last, as the parts are: several times as fast.
         return torch.cat([t.permute(0, 1, 2, 4, 5, 3) for t in parts], dim=5).permute(0, 1, 2, 5, 3, 4)
 
     return _combined(items, function)  # type: ignore[arg-type]
@@ -122,12 +125,16 @@ def _combined(maps: Sequence[Maps], function: Callable[[list[Tensor]], Tensor]) 
             for i, cells in enumerate((down, across)):
                 if cells is None:
                     pieces = _aligned(pieces, 4 + i, [m.axes[i].offset - axes[i].offset for m in maps])
-            parts[kind_down, kind_across] = function(pieces)
-    result = Maps((axes[0], axes[1]), parts, maps[0].grid)
-    return result.windows() if axes[0].own and axes[1].own else result
+            plain = all(map(is_plain, pieces))
+            result = function([to_plain(p) for p in pieces]) if plain else function(pieces)
+            parts[kind_down, kind_across] = from_plain(result) if plain else result
+    combined = Maps((axes[0], axes[1]), parts, maps[0].grid)
+    return combined.windows() if axes[0].own and axes[1].own else combined
 
 
 def _aligned(parts: list[Tensor], dim: int, offsets: list[int]) -> list[Tensor]:
     """Shared parts from the same cell on, as long as the shortest."""
+    if not any(offsets) and all(part.shape[dim] == parts[0].shape[dim] for part in parts):
+        return parts
     length = min(part.shape[dim] - offset for part, offset in zip(parts, offsets, strict=True))
     return [part.narrow(dim, offset, length) for part, offset in zip(parts, offsets, strict=True)]

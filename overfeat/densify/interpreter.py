@@ -15,7 +15,7 @@ from overfeat.densify.export import Program, is_number, label, op_name
 from overfeat.densify.fusion import BATCH_NORM, Fusion, find_fusion, fold
 from overfeat.densify.rules import apply_rule, windows_only
 from overfeat.densify.trees import leaves, map_leaves
-from overfeat.densify.values import Axis, Maps, Shared, View, WindowGrid
+from overfeat.densify.values import Axis, Maps, Shared, View, WindowGrid, from_plain
 from overfeat.regions import region
 
 MULTIPLY = frozenset(("conv2d", "linear", "matmul", "bmm", "addmm", "mm", "scaled_dot_product_attention"))
@@ -52,7 +52,7 @@ class Interpreter:
         """The values before the first node: images [N, C, h, w] whose first window is `offsets` from their corner."""
         window = self.program.window
         axes = (Axis(window[0], offset=offsets[0]), Axis(window[1], offset=offsets[1]))
-        return {self.program.image: Maps(axes, {("shared", "shared"): images.unflatten(0, (-1, 1, 1))}, grid)}
+        return {self.program.image: Maps(axes, {("shared", "shared"): from_plain(images)}, grid)}
 
     def run(
         self, values: dict[Node, Any], nodes: Sequence[Node], num_windows: int, device: torch.device,

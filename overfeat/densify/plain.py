@@ -13,7 +13,7 @@ from overfeat.densify.net import DensifiedNet
 from overfeat.densify.rules import apply_rule
 from overfeat.densify.sliding import slide, slidings
 from overfeat.densify.trees import leaves, map_leaves
-from overfeat.densify.values import Maps, Shared, View, WindowGrid
+from overfeat.densify.values import Maps, Shared, View, WindowGrid, to_plain
 from overfeat.densify.views import COPIES
 from overfeat.errors import ArgumentError, InputError
 from overfeat.models.geometry import Size, Stride
@@ -30,10 +30,12 @@ class PlainDensified(nn.Module):
         net: Its weights are shared, not copied. Raises ArgumentError for one with exact borders whose module pads, and
             InputError for operations that windows do not share.
         stride: As in `DensifiedNet.forward`.
+        margin: (rows, columns) of the net's mean colour that are added on each side of the images.
     """
 
-    def __init__(self, net: DensifiedNet, stride: Stride = "coarse"):
+    def __init__(self, net: DensifiedNet, stride: Stride = "coarse", margin: Size = (0, 0)):
         super().__init__()
+        self.padding = (margin[1], margin[1], margin[0], margin[0])
         self.weights, self.program = net.weights, net.program
         self.normalise, self.stride = net.normalise, net.geometry.stride(stride)
         if any(side for sides in net.halo for side in sides) and net.borders != "neighbours":
@@ -46,7 +48,10 @@ class PlainDensified(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         # Where all windows share all maps, nothing depends on their number.
         grid = WindowGrid(1, (1, 1), self.stride)
-        values = self._interpreter.start(self.normalise(images), grid)
+        images = self.normalise(images)
+        if any(self.padding):
+            images = F.pad(images, self.padding)  # with zeros, which are the mean
+        values = self._interpreter.start(images, grid)
         for node in self.program.nodes:
             if node not in self._interpreter.constants:
                 values[node] = self._value(node, values, images)
@@ -118,7 +123,7 @@ def _one_cell(value: object, counts: list[int]) -> Tensor:
     maps, order = (value.maps, value.index.elements.flatten()) if isinstance(value, View) else (value, None)
     if not isinstance(maps, Maps) or max(maps.shape[1:]) > 1:
         raise InputError("the module gives outputs that are no numbers of a window, which cannot be exported")
-    result = maps.parts["shared", "shared"][:, 0, 0]
+    result = to_plain(maps.parts["shared", "shared"])
     if order is not None and not value.index.identity:  # type: ignore[attr-defined]
         result = result[:, order.to(result.device)]
     for dim, axis, count in zip((2, 3), maps.axes, counts, strict=True):

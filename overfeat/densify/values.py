@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Kind = Literal["low", "shared", "high"]
@@ -104,12 +105,14 @@ class Maps:
              for kind_across, cells_across in _pieces(self.axes[1], across)]
             for kind_down, cells_down in _pieces(self.axes[0], down)
         ]  # fmt: skip
+        first = pieces[0][0]
+        if is_plain(first) and len(pieces) == len(pieces[0]) == 1:
+            return on_maps(lambda t: F.pad(t, pads, value=fill), first) if any(pads) else first
         left, right, top, bottom = pads
         height = top + sum(line[0].shape[4] for line in pieces) + bottom
         width = left + sum(piece.shape[5] for piece in pieces[0]) + right
         if max(pads) <= 0 and len(pieces) == len(pieces[0]) == 1 and _mergeable(pieces[0][0]):
             return pieces[0][0][..., -top : height - top, -left : width - left]
-        first = pieces[0][0]
         result = first.new_empty(*first.shape[:3], height, width, self.channels).permute(0, 1, 2, 5, 3, 4)
         _fill_borders(result, pads, fill)
         y = top
@@ -177,7 +180,26 @@ def _paste(piece: Tensor, part: Tensor, y: int, x: int) -> None:
 
 def on_maps(function: MapsFunction, part: Tensor) -> Tensor:
     """A function of maps [n, C, h, w] on a part."""
+    if is_plain(part):
+        return from_plain(function(to_plain(part)))
     return function(part.flatten(0, 2)).unflatten(0, part.shape[:3])
+
+
+def is_plain(part: Tensor) -> bool:
+    """Whether a part is exported as plain maps: a shared one, whose views would keep runtimes from fusing layers."""
+    return torch.compiler.is_exporting() and part.shape[1:3] == (1, 1)
+
+
+def to_plain(part: Tensor) -> Tensor:
+    """A part [N, 1, 1, C, h, w] as maps [N, C, h, w]."""
+    return part.plain if hasattr(part, "plain") else part.squeeze((1, 2))
+
+
+def from_plain(maps: Tensor) -> Tensor:
+    """Maps as a part that remembers them."""
+    part = maps.unsqueeze(1).unsqueeze(1)
+    part.plain = maps  # type: ignore[attr-defined]
+    return part
 
 
 def _pieces(axis: Axis, cells: Cells) -> Iterator[tuple[Kind, Cells]]:
