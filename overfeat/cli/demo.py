@@ -3,8 +3,8 @@
 Nothing is downloaded. First comes overview.png, a photograph with its heat maps and boxes, and explained.png, which
 shows step by step what dense evaluation does. Then cells in micrographs of blood, beside those that people annotated,
 who left out some at the border and in clumps; photographs with their top classes, the best window and the winning
-class's score at every position of every scale; images of one digit, the second picture with the boxes before and after
-merging (the best box may have another class than the image); images of several digits.
+class's score at every position of every scale; images of one digit, with the boxes before and after merging (the best
+box may have another class than the image); images of several digits.
 
 Examples:
     overfeat demo
@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overfeat.dense.evaluate import ScoreMap
+    from overfeat.densify.net import DensifiedNet
     from overfeat.models.net import Net
 
 STRIDE = 16  # pixels between windows of the ImageNet net, so that the heat maps are smooth
@@ -39,7 +41,7 @@ PHOTOGRAPHS = {
     "rocket.jpg": "the launch of a rocket, for which ImageNet has no class",
 }
 ARROW = " -> "  # before the path of a picture
-PICTURES = 2 + 3 + 4 + 2 * 8 + 6  # how it works; micrographs, photographs, images of one digit and of several
+PICTURES = 2 + 3 + 4 + 8 + 6  # how it works; micrographs, photographs, images of one digit and of several
 START = f"""{PICTURES} pictures of what the shipped nets see in the shipped images. Nothing is downloaded. On two cores
 this takes a minute, and half a minute more the first time, while numba compiles. The pictures go to"""
 
@@ -93,9 +95,8 @@ def explanation(out: Path) -> Iterator[str]:
     from overfeat.data.images import read_image
     from overfeat.dense.evaluate import score_maps
     from overfeat.dense.heat_maps import class_scores
-    from overfeat.densify.squeezenet import squeezenet
 
-    net, picture = squeezenet(), out / "explained.png"
+    net, picture = _imagenet_net(), out / "explained.png"
     image = read_image(ASSETS / "photos" / EXPLAINED)
     maps = score_maps(net, image, scales=FACTORS, stride=STRIDE)
     windows = _count_windows(maps)
@@ -135,9 +136,8 @@ def _photographs(out: Path) -> Iterator[str]:
     from overfeat.data.images import read_image
     from overfeat.dense.evaluate import score_maps
     from overfeat.dense.heat_maps import class_scores
-    from overfeat.densify.squeezenet import squeezenet
 
-    net = squeezenet()
+    net = _imagenet_net()
     yield f"\n{len(PHOTOGRAPHS)} photographs, six scales, windows {STRIDE} pixels apart, {net.num_classes:,} classes"
     for name, truth in PHOTOGRAPHS.items():
         path = ASSETS / "photos" / name
@@ -164,19 +164,15 @@ def _single_digits(out: Path) -> Iterator[str]:
     yield f"\n{len(digits)} images of one digit, six scales: classified, and localized"
     for name, digit in digits.items():
         path = ASSETS / "scenes" / name
-        image = read_image(path)
-        maps = score_maps(net, image)
-        scores = class_scores(maps)
-        picture, boxes = (out / f"{path.stem}{kind}.png" for kind in ("", "-boxes"))
-        visualize.classification(image, maps, scores, net.class_names, name, picture)
-        yield _line(path, digit, f"{_format_top(scores, net)}, of {_count_windows(maps):,} windows", picture)
+        image, picture = read_image(path), out / f"{path.stem}-boxes.png"
+        top = _format_top(class_scores(score_maps(net, image)), net)
         raw = candidates(net, regressor, image)
         merged = merge(raw, (image.shape[1], image.shape[2]), match_threshold=LocalizationConfig.match_threshold)
         best = best_per_class(merged)
-        visualize.localization(image, raw, best, net.class_names, name, boxes)
+        visualize.localization(image, raw, best, net.class_names, name, picture)
         box = " ".join(f"{edge:.0f}" for edge in best.boxes[0].tolist())
-        found = f"{net.class_names[best.labels[0]]} at {box}, {int(best.counts[0])} boxes merged"
-        yield _line(path, digit, found, boxes)
+        localized = f"{net.class_names[best.labels[0]]} at {box}, {int(best.counts[0])} boxes merged"
+        yield _line(path, digit, f"{top}; {localized}", picture)
 
 
 def _several_digits(out: Path) -> Iterator[str]:
@@ -196,6 +192,13 @@ def _several_digits(out: Path) -> Iterator[str]:
         true = " ".join(sorted(data.class_names[label] for label in sample.labels)) or "none"
         detected = " ".join(sorted(net.class_names[label] for label in detections.labels)) or "none"
         yield _line(sample.path, true, detected, picture)
+
+
+@cache
+def _imagenet_net() -> "DensifiedNet":
+    from overfeat.densify.squeezenet import squeezenet
+
+    return squeezenet()
 
 
 def _line(path: Path, truth: str, predicted: str, picture: Path) -> str:
