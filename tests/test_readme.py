@@ -21,11 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 INSTALL = BLOCKS[0][1]
-# One process, since each that imports torch takes seconds. numba is hidden: what it compiles is cached beside the
-# sources, so that an installation in a new folder would compile for half a minute.
+# One process, since each that imports torch takes seconds.
 DRIVER = """
 import contextlib, io, json, shlex, sys
-sys.modules["numba"] = None
 import numpy
 import overfeat
 from overfeat.cli.main import main
