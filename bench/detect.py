@@ -72,14 +72,14 @@ def implementations(net, regressor) -> dict[str, Callable[[torch.Tensor], Detect
         with backend("torch"):
             return detect(net, regressor, image)
 
-    ways = {"eager": eagerly, "fast": partial(detect, net, regressor)}
+    runs = {"eager": eagerly, "fast": partial(detect, net, regressor)}
     for name in (ONNXRUNTIME, OPENVINO):
         missing = [package for package in (EXPORTER, name) if find_spec(package) is None]
         if missing:
             print(f"skipped: {name}: {', '.join(missing)} is not installed; it is in the extra bench")
         else:
-            ways[name] = partial(detect, *detector_in(name, net, regressor))
-    return ways
+            runs[name] = partial(detect, *detector_in(name, net, regressor))
+    return runs
 
 
 def equal(detections: Detections, expected: Detections) -> bool:
@@ -93,12 +93,12 @@ def equal(detections: Detections, expected: Detections) -> bool:
     return bool(same.any(dim=1).all() and same.any(dim=0).all())
 
 
-def time_in_turns(ways: dict[str, Callable], paths: list[Path], repeats: int) -> tuple[dict[str, list[float]], int]:
+def time_in_turns(runs: dict[str, Callable], paths: list[Path], repeats: int) -> tuple[dict[str, list[float]], int]:
     """Seconds per image of each implementation whose detections equal the first one's, and the number of objects."""
     times: dict[str, list[float]] = {}
     images = [read_image(path) for path in paths]
-    expected = [next(iter(ways.values()))(image) for image in images]
-    for name, run in ways.items():
+    expected = [next(iter(runs.values()))(image) for image in images]
+    for name, run in runs.items():
         if all(equal(run(image), of_image) for image, of_image in zip(images, expected, strict=True)):
             times[name] = []
         else:
@@ -107,14 +107,14 @@ def time_in_turns(ways: dict[str, Callable], paths: list[Path], repeats: int) ->
         for name, elapsed in times.items():
             start = time.perf_counter()
             for path in paths:
-                ways[name](read_image(path))
+                runs[name](read_image(path))
             elapsed.append((time.perf_counter() - start) / len(paths))
     return times, sum(len(of_image) for of_image in expected)
 
 
-def measure(net, regressor, paths: list[Path], repeats: int, ways: dict[str, Callable]) -> dict:
+def measure(net, regressor, paths: list[Path], repeats: int, runs: dict[str, Callable]) -> dict:
     """Seconds per image by each implementation; fractions of the time by stage; positions; GFLOP/s as done."""
-    times, objects = time_in_turns(ways, paths, repeats)
+    times, objects = time_in_turns(runs, paths, repeats)
     start = time.perf_counter()
     images = [read_image(path) for path in paths]
     loading = time.perf_counter() - start
@@ -188,17 +188,17 @@ def main() -> None:
     net, regressor = load(SHIPPED_DETECTOR), load_regressor(SHIPPED_DETECTOR)
     data = read_coco(args.data / "test.json")
     before = measured_peaks(torch.device("cpu"))
-    ways = implementations(net, regressor)
+    runs = implementations(net, regressor)
     with tempfile.TemporaryDirectory() as folder:
         paths = {side: Path(folder) / f"{side}.png" for side in SIDES}
         digits = {side: write_mosaic(data, side, path) for side, path in paths.items()}
         results = {
             "scale_factors": list(net.scale_factors),
-            "images": measure(net, regressor, [sample.path for sample in data.samples[:IMAGES]], args.repeats, ways),
+            "images": measure(net, regressor, [sample.path for sample in data.samples[:IMAGES]], args.repeats, runs),
             "large": {
                 "side": LARGE,
                 "digits": digits[LARGE],
-                **measure(net, regressor, [paths[LARGE]], args.repeats, ways),
+                **measure(net, regressor, [paths[LARGE]], args.repeats, runs),
             },
             "memory": {"limit": LIMIT >> 20, **{str(side): memory(path) for side, path in paths.items()}},
         }

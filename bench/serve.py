@@ -123,9 +123,9 @@ class Load:
 
 def memory_of(metrics: str) -> float:
     """The server's memory in MiB, from its metrics."""
-    found = re.search(r"^process_resident_memory_bytes (\S+)", metrics, re.MULTILINE)
-    assert found
-    return float(found[1]) / 2**20
+    match = re.search(r"^process_resident_memory_bytes (\S+)", metrics, re.MULTILINE)
+    assert match
+    return float(match[1]) / 2**20
 
 
 def stream_rates(address: str, count: int) -> dict[str, dict]:
@@ -217,9 +217,9 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        found = re.search(r"http\S*[^/\s]", server.stdout.readline())
-        assert found, "the server does not start"
-        address = found[0]
+        match = re.search(r"http\S*[^/\s]", server.stdout.readline())
+        assert match, "the server does not start"
+        address = match[0]
         if args.screenshot:
             take_screenshot(address, args.screenshot)
             return

@@ -73,13 +73,13 @@ def install_base(wheel: Path, folder: Path) -> Path:
     return _with_wheel(wheel, folder)
 
 
-def _with_requirements(requirements: Iterable[str], found: frozenset[str] = frozenset()) -> frozenset[str]:
+def _with_requirements(requirements: Iterable[str], names: frozenset[str] = frozenset()) -> frozenset[str]:
     """The names of these packages, and of all that they require here."""
     for requirement in map(Requirement, requirements):
         name = canonicalize_name(requirement.name)
-        if name not in found and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
-            found = _with_requirements(distribution(name).requires or [], found | {name})
-    return found
+        if name not in names and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            names = _with_requirements(distribution(name).requires or [], names | {name})
+    return names
 
 
 def _new_environment(folder: Path) -> Path:

@@ -21,17 +21,16 @@ class PrintCompletion(argparse.Action):
             shtab = package("shtab", "completion needs", "completion")
         except InputError as error:
             parser.exit(1, f"overfeat: {error}\n")
-        _complete_files(parser)
+        _complete_files(parser, shtab)
         print(shtab.complete(parser, values))
         parser.exit()
 
 
-def _complete_files(parser: argparse.ArgumentParser) -> None:
+def _complete_files(parser: argparse.ArgumentParser, shtab: Any) -> None:
     """Mark the arguments that are files or folders, in subcommands too."""
-    shtab = package("shtab", "completion needs", "completion")
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                _complete_files(command)
+                _complete_files(command, shtab)
         elif action.type is Path:
             action.complete = shtab.DIRECTORY if action.metavar in ("DIR", "FOLDER") else shtab.FILE  # type: ignore[attr-defined]

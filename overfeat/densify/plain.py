@@ -89,10 +89,10 @@ class PlainDensified(nn.Module):
         """A fully connected layer as a convolution: maps with one cell for each window."""
         maps, kernel = x, weight[..., None, None]
         if isinstance(x, View):
-            found = kernel_of(self.weights, node, weight, x.index) if x.index.elements.dim() == 1 else None
-            if found is None:
+            ordered = kernel_of(self.weights, node, weight, x.index) if x.index.elements.dim() == 1 else None
+            if ordered is None:
                 return None
-            maps, kernel = x.maps, found
+            maps, kernel = x.maps, ordered
         assert isinstance(maps, Maps)
 
         def run(t: Tensor, steps: Pair, taps: Pair) -> Tensor:

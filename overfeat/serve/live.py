@@ -96,7 +96,7 @@ class _Stream:
 
     def end(self) -> None:
         """Close the connection, without waiting for it."""
-        self._closing = asyncio.ensure_future(self.websocket.close(SILENT, "others needed this place"))
+        self._closing = asyncio.ensure_future(self.websocket.close(SILENT, "a new stream replaced this one"))
 
     async def run(self, first: Message | None) -> None:
         """Answer the first message, where it is read already, and those that follow."""

@@ -103,8 +103,8 @@ def install(monkeypatch, *names):
 def test_runtimes_that_are_not_installed_are_skipped_with_the_reason(machine, monkeypatch):
     exported = machine.exported("small", 10)
     install(monkeypatch, EXPORTER, OPENVINO)
-    found = machine.runtimes(exported, lambda run: run(), torch.float32, "-exact")
-    assert list(found) == ["openvino-exact"] and found["openvino-exact"].baseline
+    implementations = machine.runtimes(exported, lambda run: run(), torch.float32, "-exact")
+    assert list(implementations) == ["openvino-exact"] and implementations["openvino-exact"].baseline
     assert ONNXRUNTIME in reasons(machine)[ONNXRUNTIME] and "in the extra bench" in reasons(machine)[ONNXRUNTIME]
     install(monkeypatch, ONNXRUNTIME, OPENVINO)
     other = Machine(Run(None, CPU, None, "", peaks=False))

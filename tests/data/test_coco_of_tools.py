@@ -44,8 +44,8 @@ def test_an_image_is_that_of_its_exact_name_in_any_order(tmp_path, first, second
         f"{path}, image {i}: the image {n!r} is that of another annotation" for i, n in ((8, first), (7, second))
     ]
     exact = second == "a.png"
-    found = {sample.path.name: sample.boxes.tolist() for sample in data.samples}
-    assert found == {"c.png": [[1, 2, 4, 6]]} | ({"a.png": [[1, 2, 4, 6]]} if exact else {})
+    boxes_read = {sample.path.name: sample.boxes.tolist() for sample in data.samples}
+    assert boxes_read == {"c.png": [[1, 2, 4, 6]]} | ({"a.png": [[1, 2, 4, 6]]} if exact else {})
     assert sorted(data.problems) == sorted(problems[: 1 if exact else 2])
 
 

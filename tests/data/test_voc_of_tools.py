@@ -80,8 +80,8 @@ def test_an_image_of_several_names_is_that_of_its_own_file(tmp_path, files):
         picture(tmp_path / f"{stem}.png")
         xml(tmp_path / f"{stem}.xml", voc_object("bee", 1, 1, i, 2), file=file)
     data = read_voc(tmp_path)
-    found = {sample.path.name: sample.boxes.tolist() for sample in data.samples}
-    assert found == {f"{stem}.png": [[0, 0, i, 2]] for i, stem in enumerate(files, 1)}
+    boxes_read = {sample.path.name: sample.boxes.tolist() for sample in data.samples}
+    assert boxes_read == {f"{stem}.png": [[0, 0, i, 2]] for i, stem in enumerate(files, 1)}
     assert data.notes[0].startswith("image names adapted: ") and data.problems == []
 
 

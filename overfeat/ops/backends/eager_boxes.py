@@ -62,7 +62,7 @@ def averages(boxes: Tensor, scores: Tensor, groups: Tensor, chosen: Tensor, min_
 
 
 def _overlaps(boxes: Tensor, groups: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For some of the chosen boxes at a time: their places in `chosen`, the boxes of their group, the IoUs in float64.
+    """For some of the chosen boxes at a time: their positions in `chosen`, the boxes of their group, the IoUs.
 
     Yields int64 [n], int64 [m] and float64 [n, m].
     """

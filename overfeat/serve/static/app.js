@@ -289,10 +289,10 @@ function show() {
   if (answer.objects) drawObjects(context, answer.objects, factor);
   if (task() === "taught") drawSquare(context);
   showScales(frame, scales, width, height);
-  const found = answer.classes ?? answer.objects;
-  const best = found.slice(0, 5).map((entry) => `${entry.class} ${entry.score.toFixed(2)}`).join(", ");
-  $("view").setAttribute("aria-label", best || "nothing found");
-  showResults(found, !answer.classes);
+  const results = answer.classes ?? answer.objects;
+  const best = results.slice(0, 5).map((entry) => `${entry.class} ${entry.score.toFixed(2)}`).join(", ");
+  $("view").setAttribute("aria-label", best || "no results");
+  showResults(results, !answer.classes);
   $("hint").hidden = true;
 }
 
@@ -321,12 +321,12 @@ function showScales(frame, scales, width, height) {
   });
 }
 
-function showResults(found, areObjects) {
-  $("results-title").textContent = areObjects ? `Objects (${found.length})` : "Classes";
-  $("none").hidden = found.length > 0;
+function showResults(results, areObjects) {
+  $("results-title").textContent = areObjects ? `Objects (${results.length})` : "Classes";
+  $("none").hidden = results.length > 0;
   const list = $("results");
   list.tabIndex = areObjects ? 0 : -1; // to be scrolled: its buttons are of classes
-  const rows = found.slice(0, 30);
+  const rows = results.slice(0, 30);
   while (list.children.length > rows.length) {
     const focused = list.lastChild.contains(document.activeElement);
     list.lastChild.remove();
