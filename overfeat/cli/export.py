@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.source} and {args.weights}: name the weights once")
     args.weights = args.source or args.weights
     net = load_net(args)
-    print(f"tracing the net, which takes up to half a minute, for {printable(args.target)}", file=sys.stderr, flush=True)
+    print(f"tracing the net for {printable(args.target)}, up to half a minute", file=sys.stderr, flush=True)
     names = export(net, args.target, regressor=_regressor(args), stride=args.stride)
     (height, width), stride = net.geometry.window, net.geometry.stride(args.stride or net.default_stride)
     print(f"{printable(args.target)}: {' and '.join(names)} of windows of {height}x{width} px, {stride} px apart")
