@@ -120,7 +120,7 @@ def test_it_is_short():
 
 
 def test_make_demo_says_what_it_downloads():
-    lines = ["make", "--dry-run", "--always-make", f"PYTHON={sys.executable}", "demo"]
+    lines = ["make", "--no-print-directory", "--dry-run", "--always-make", f"PYTHON={sys.executable}", "demo"]
     printed = subprocess.run(lines, cwd=ROOT, capture_output=True, text=True).stdout
     said, _, done = printed.partition(" -m pip install")
     assert "downloads" in said and "3 GB" in said and "minutes" in said and "--quiet" not in done

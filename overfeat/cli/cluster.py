@@ -56,6 +56,10 @@ def check_cluster(args: Namespace, *, folder: bool) -> None:
     for name in ("dask", "part"):
         if getattr(args, name) is not None and not folder:
             raise ArgumentError(name, "needs a folder that all machines share; give -o FOLDER")
+    if args.dask is not None:
+        from overfeat.cluster.connect import dask
+
+        dask()  # a missing package is reported before anything is written
 
 
 @dataclass

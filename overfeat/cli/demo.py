@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from overfeat.densify.net import DensifiedNet
     from overfeat.models.net import Net
 
-STRIDE = 16  # pixels between windows of the ImageNet net, so that the heat maps are smooth
+STRIDE = 16  # pixels between windows of the ImageNet net where one photograph is explained
+PHOTO_STRIDE = 32  # and where all are classified
 OVERVIEW, CELLS = "BloodImage_00385.jpg", ("platelet", "red cell", "white cell")  # in the order of the net's classes
 EXPLAINED, FACTORS, OTHER_CLASS = "coffee.jpg", (0.85, 1.15, 1.6), "ladle"
 PHOTOGRAPHS = {
@@ -138,11 +139,11 @@ def _photographs(out: Path) -> Iterator[str]:
     from overfeat.dense.heat_maps import class_scores
 
     net = _imagenet_net()
-    yield f"\n{len(PHOTOGRAPHS)} photographs, six scales, windows {STRIDE} pixels apart, {net.num_classes:,} classes"
+    yield f"\n{len(PHOTOGRAPHS)} photographs, six scales, windows {PHOTO_STRIDE} px apart, {net.num_classes:,} classes"
     for name, truth in PHOTOGRAPHS.items():
         path = ASSETS / "photos" / name
         image, picture = read_image(path), out / f"{path.stem}.png"
-        maps = score_maps(net, image, stride=STRIDE)
+        maps = score_maps(net, image, stride=PHOTO_STRIDE)
         scores = class_scores(maps)
         visualize.classification(image, maps, scores, net.class_names, name, picture)
         yield _line(path, truth, f"{_format_top(scores, net)}, of {_count_windows(maps):,} windows", picture)

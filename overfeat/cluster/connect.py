@@ -104,7 +104,10 @@ class _Workers:
     def _keep(self) -> None:
         for start in range(STARTS):
             if start:
-                self._process = _start_workers(self.address, self.count)
+                try:
+                    self._process = _start_workers(self.address, self.count)
+                except OSError:  # as without memory for a process
+                    break
             while self._process.poll() is None:
                 if self._ended.wait(0.2):
                     return

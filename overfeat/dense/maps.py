@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsIndex, overload
 
 import numpy as np
 from PIL import Image
@@ -50,6 +51,14 @@ class ScoreMaps(list[ScoreMap]):
     def __init__(self, maps: Iterable[ScoreMap] = ()):
         super().__init__(maps)
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ScoreMap: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ScoreMaps": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "ScoreMap | ScoreMaps":
+        """One map, or those of a slice, which show themselves, too."""
+        return ScoreMaps(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)
+
     def picture(
         self, label: int | str | None = None, *, image: ImageLike | None = None, number: int = 0
     ) -> Image.Image:
@@ -94,7 +103,10 @@ class ScoreMaps(list[ScoreMap]):
         if isinstance(label, str) and label in names:
             return names.index(label)
         if not is_whole(label) or not 0 <= label < classes:
-            requirement = f"must be the name or number of one of {classes} classes, not {in_one_line(label)}"
+            which = (
+                f"the name or number of one of {classes} classes" if names else f"0 to {classes - 1}, that of a class"
+            )
+            requirement = f"must be {which}, not {in_one_line(label)}"
             raise ArgumentError("label", requirement)
         return int(label)
 

@@ -92,7 +92,8 @@ def test_the_best_class_is_shown_unless_another_is_named(image):
     assert maps.picture("ash").tobytes() != same
     maps[0].scores[0, 2] = 2  # the background has no name, and is not shown unless it is asked for
     assert maps.picture().tobytes() == same != maps.picture(2).tobytes()
-    assert repr(maps) == "ScoreMaps(1 image, 3 classes, positions 4x7)"
+    assert repr(maps) == repr(maps[:1]) == "ScoreMaps(1 image, 3 classes, positions 4x7)"
+    assert maps[:1].picture().tobytes() == maps.picture().tobytes()
     for label in ("elm", 3, -1, 1.5, True):
         with pytest.raises(InputError, match="label must be the name or number of one of 3 classes, not "):
             maps.picture(label)

@@ -31,6 +31,13 @@ def test_merging_to_the_last_bit(kind):
             assert all(map(torch.equal, actual, expected)), (metric, average, dtype, threshold)
 
 
+def test_groups_without_boxes():
+    corners, scores, _ = draw(KINDS[0], 3, 0, torch.float32)
+    rule = {"match_metric": "normalised", "box_average": "pairwise", "min_iou": 0.1, "match_threshold": 0.5}
+    every = [m.merge_boxes(corners, scores, [0, 3, 0], **rule) for m in (eager_boxes, compiled("numba_merge"))]
+    assert all(map(torch.equal, *every))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_voting(dtype, monkeypatch):
     monkeypatch.setattr(eager_boxes, "PAIRS", 1000)  # several chunks of a group

@@ -154,7 +154,9 @@ class _Group:
 
     def _search(self, rows: Tensor) -> None:
         """Search the partners of some boxes."""
-        first = int(rows[0]) if len(rows) else 0
+        if not len(rows):
+            return
+        first = int(rows[0])
         pairs = match_score(self.boxes[rows], self.boxes[first:], **self.rule)
         pairs = pairs.masked_fill((self.numbers[first:] <= rows[:, None]) | ~self.alive[first:], torch.inf)
         scores, partners = pairs.min(dim=1)
