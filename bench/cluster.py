@@ -104,7 +104,7 @@ def measure_overhead(count: int) -> dict[str, float]:
 
 
 def model(item: float, group: float, megabytes: float, *, workers: int, bandwidth: float) -> float:
-    """Items in a second: what workers compute, what the scheduler sends, or what the storage reads, the least of them.
+    """Items in a second: what workers compute, what the scheduler sends, or what the storage reads, the lowest of them.
 
     Args:
         item: Seconds of an item on a worker.

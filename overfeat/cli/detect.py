@@ -216,10 +216,10 @@ def _print(path: Path, objects: Sequence[dict], min_score: float | Sequence[floa
 
     if not objects:
         if isinstance(min_score, Sequence):
-            least = f"{min(min_score):g} to {max(min_score):g}, by its class,"
+            threshold = f"{min(min_score):g} to {max(min_score):g}, by its class,"
         else:
-            least = f"{min_score:g}"
-        tqdm.write(f"{printable(path)}: no object with a score of {least} or more", file=sys.stderr)
+            threshold = f"{min_score:g}"
+        tqdm.write(f"{printable(path)}: no object with a score of {threshold} or more", file=sys.stderr)
     for entry in objects:
         x1, y1, x2, y2 = entry["box"]
         box = f"{x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}"

@@ -15,9 +15,9 @@ def read_ahead(items: Iterable[Item], read: Callable[[Item], Tensor]) -> Iterato
     The next item's image is read in a thread meanwhile, so that two images are held at a time.
     """
     with ThreadPoolExecutor(1, "read_ahead") as pool:
-        waiting: list[tuple[Item, Future[Tensor]]] = []
+        pending: list[tuple[Item, Future[Tensor]]] = []
         for item in items:
-            waiting.append((item, pool.submit(read, item)))
-            if len(waiting) == 2:
-                yield waiting.pop(0)
-        yield from waiting
+            pending.append((item, pool.submit(read, item)))
+            if len(pending) == 2:
+                yield pending.pop(0)
+        yield from pending

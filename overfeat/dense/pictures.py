@@ -22,7 +22,7 @@ BOX_COLORS = (
 )  # fmt: skip
 WINDOW_COLOR = "#00ffff"
 MIN_SIDE, MAX_SIDE = 480, 1000  # pixels of a picture's longer side
-FONT, SMALL_FONT, CROWD = 14, 11, 30  # sizes of labels; from so many boxes on they are small
+FONT, SMALL_FONT, MANY_BOXES = 14, 11, 30  # sizes of labels; from so many boxes on they are small
 
 Label = tuple[Sequence[float], str, str]  # (x1, y1, x2, y2), text and colour
 
@@ -56,7 +56,7 @@ def notebook_png(picture: Image.Image) -> bytes:
 def draw_boxes(picture: Image.Image, size: Size, boxes: Iterable[Label]) -> None:
     """Draw labelled boxes, in pixels of an image of (height, width), on its picture; the last lie on top."""
     boxes, draw = list(boxes), ImageDraw.Draw(picture)
-    font = ImageFont.load_default(FONT if len(boxes) < CROWD else SMALL_FONT)
+    font = ImageFont.load_default(FONT if len(boxes) < MANY_BOXES else SMALL_FONT)
     across, down = picture.width / size[1], picture.height / size[0]
     corners = []
     for (x1, y1, x2, y2), _, color in boxes:

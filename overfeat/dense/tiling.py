@@ -158,10 +158,10 @@ def fit_tile(net: Net, shape: Size, budget: int, cost: Callable[[slice, slice], 
         if needed <= budget:
             return (sides[0], sides[1]), needed
         if sides == [1, 1]:
-            limit, least = f"{budget / 2**19:.3g} MiB", -(-2 * needed >> 20)
+            limit, minimum = f"{budget / 2**19:.3g} MiB", -(-2 * needed >> 20)
             one_window = f"one window of the {net.geometry.name} net"
             problem = f"a memory limit of {limit} is too little for {one_window}; "
-            raise ArgumentError("memory_limit", f"must be at least {least} MiB", problem)
+            raise ArgumentError("memory_limit", f"must be at least {minimum} MiB", problem)
         longer = 0 if sides[0] >= sides[1] else 1
         sides[longer] = (sides[longer] + 1) // 2
 

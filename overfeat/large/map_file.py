@@ -56,7 +56,7 @@ class MapFile:
     """An OME-Zarr image of maps [channels, rows, columns], float32, NaN where nothing was written.
 
     Blocks are written in any order, by any number of processes, as long as each holds whole chunks (`chunk_sides`).
-    Levels behind the first hold maxima, so that a single high score is seen at every zoom.
+    Levels behind the first hold maxima, so that a single high score is seen at every level.
 
     Args:
         path: The folder, made by `create`.

@@ -196,11 +196,11 @@ def _read_conv(value: object) -> Conv:
     return Conv(whole(data["channels"], "channels"), pad=whole(data.get("pad", 0), "pad", 0, MAX_STEP), **sizes)
 
 
-def _read_levels(value: object, what: str, least: float) -> float | tuple[float, ...]:
+def _read_levels(value: object, what: str, minimum: float) -> float | tuple[float, ...]:
     """A number of all channels, or one of each."""
     if isinstance(value, list):
-        return tuple(real(number, what, least) for number in items(value, what))
-    return real(value, what, least)
+        return tuple(real(number, what, minimum) for number in items(value, what))
+    return real(value, what, minimum)
 
 
 def _read_size(value: object) -> tuple[int, int]:

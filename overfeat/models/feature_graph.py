@@ -201,9 +201,9 @@ def _read_op(value: object, number: int, weights: Sequence[tuple[int, ...]]) -> 
     return op
 
 
-def _pair(value: object, least: int = 1) -> bool:
+def _pair(value: object, minimum: int = 1) -> bool:
     return (
-        isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and least <= n <= MAX_STEP for n in value)
+        isinstance(value, tuple) and len(value) == 2 and all(type(n) is int and minimum <= n <= MAX_STEP for n in value)
     )
 
 

@@ -153,8 +153,8 @@ class PlainContext(nn.Module):
 
     def half_size(self, side: int) -> int:
         """`round_to_stride` of half a side, and not less than a window needs."""
-        least = self.window - self.fine * ((self.window - 1) // self.fine)
-        return torch.sym_max(self._rounded_half(side), max(least, self.smallest))
+        minimum = self.window - self.fine * ((self.window - 1) // self.fine)
+        return torch.sym_max(self._rounded_half(side), max(minimum, self.smallest))
 
     def _rounded_half(self, side: int) -> int:
         """In whole numbers, which exporters know: half a side in fine strides from the window, rounded half to even."""

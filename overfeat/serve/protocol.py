@@ -90,6 +90,6 @@ def make_room(connections: Collection[Any], new: Any) -> None:
     others = [
         connection for connection in connections if connection is not new and not connection.transport.is_closing()
     ]
-    waiting = [connection for connection in others if connection.waiting_since is not None]
-    if waiting and len(others) + 1 >= MAX_CONNECTIONS:
-        min(waiting, key=lambda other: other.waiting_since).transport.abort()
+    idle = [connection for connection in others if connection.waiting_since is not None]
+    if idle and len(others) + 1 >= MAX_CONNECTIONS:
+        min(idle, key=lambda other: other.waiting_since).transport.abort()

@@ -30,7 +30,7 @@ def check(rng: random.Random, folder: Path) -> str:
         values.requires_grad_()
     if count <= MAX_MERGED and rng.random() < 0.6:
         return merging(rng, values, scores, groups)
-    return rng.choice((suppression, voting))(rng, values, scores, groups)
+    return rng.choice((greedy_nms, voting))(rng, values, scores, groups)
 
 
 def problem(rng: random.Random, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +78,7 @@ def merging(rng: random.Random, values: Tensor, scores: Tensor, groups: Tensor) 
     return "merged"
 
 
-def suppression(rng: random.Random, values: Tensor, scores: Tensor, groups: Tensor) -> str:
+def greedy_nms(rng: random.Random, values: Tensor, scores: Tensor, groups: Tensor) -> str:
     """A box is kept unless one kept before overlaps it by more than the threshold."""
     own, across = rng.choice(IOUS), rng.choice((*IOUS, 1.0, 1.0))
     kept = nms(values, scores, groups, iou_threshold=own, across_iou_threshold=across)

@@ -112,15 +112,15 @@ class TiffImage:
 
     def _read_samples(self, level: int, window: Window) -> tuple[Samples, list[TileError]]:
         """The samples [h, w, n] of the layout, and the errors of the tiles that cannot be read."""
-        wanted = self._layout.samples
+        requested = self._layout.samples
         errors: list[TileError] = []
         pages = {
             number: self._read_page(level, number, window, errors)
-            for number in dict.fromkeys(sample.page for sample in wanted)
+            for number in dict.fromkeys(sample.page for sample in requested)
         }
         if len(pages) > 1:
-            return np.stack([pages[sample.page][..., sample.index] for sample in wanted], axis=2), errors
-        samples, indices = next(iter(pages.values())), [sample.index for sample in wanted]
+            return np.stack([pages[sample.page][..., sample.index] for sample in requested], axis=2), errors
+        samples, indices = next(iter(pages.values())), [sample.index for sample in requested]
         return (samples if indices == list(range(samples.shape[2])) else samples[..., indices]), errors
 
     def _read_page(self, level: int, number: int, window: Window, errors: list[TileError]) -> Samples:

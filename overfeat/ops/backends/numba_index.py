@@ -88,9 +88,9 @@ def list_ranges(at, segment, index, min_iou, ranges):
         size = index.sizes[segment]
         # Two boxes share at least the fraction min_iou of either's width and height.
         tiny = index.tiny[segment] or index.corners[4, at] < TINY_AREA
-        least = 0.0 if tiny else min_iou / SLACK
-        if least * side <= size and (size == smallest or least * size <= 2 * side):
-            reach = (1 - least) * SLACK
+        lowest = 0.0 if tiny else min_iou / SLACK
+        if lowest * side <= size and (size == smallest or lowest * size <= 2 * side):
+            reach = (1 - lowest) * SLACK
             right, bottom = x1 + reach * max(width, smallest), y1 + reach * max(height, smallest)
             left, cell = x1 - reach * size, size / ROWS
             last_row = math.floor(bottom / cell)

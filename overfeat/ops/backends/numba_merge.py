@@ -110,7 +110,7 @@ def _merge_group(corners, results, equal, rule):
 def _merge_pair(i, j, weights, results, state, rule):
     """Merge box j into box i; boxes that equalled them come forward."""
     geometry, grid, best_score, pairs, tree, following = state[:6]
-    waiting = (following[i], following[j])
+    pending = (following[i], following[j])
     following[i] = following[j] = -1
     _remove(i, grid)
     _remove(j, grid)
@@ -119,7 +119,7 @@ def _merge_pair(i, j, weights, results, state, rule):
     pairs[i, 2], pairs[j, 2] = pairs[i, 2] + 1, pairs[j, 2] + 1
     best_score[j], pairs[j, 0] = np.inf, -1
     _replay(j, tree, best_score)
-    for k in (i, waiting[0], waiting[1]):
+    for k in (i, pending[0], pending[1]):
         if k >= 0:
             _search(k, True, state, rule)
             _insert(k, geometry, grid, rule)
