@@ -1,4 +1,4 @@
-"""The figures by which a run of `make gpu` is judged."""
+"""The figures of a run of `make gpu` that have targets."""
 
 from bench.suite.names import COMPILED, DIRECT, FAST, GRAPH, VARIANTS
 

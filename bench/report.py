@@ -1,7 +1,7 @@
 """Write BENCHMARKS.md, the pages and charts in bench/results, and the tables between markers: python -m bench.report
 
-The prose stands in the templates of bench/pages; every number comes from bench/results/*.json, is computed, or is a
-paper's, and the last two are marked as such. A table of README or docs stands between two markers:
+The prose is in the templates of bench/pages; every number comes from bench/results/*.json, is computed, or is a
+paper's, and the last two are marked as such. A table of README or docs is between two markers:
 
 <!-- NAME: written by python -m bench.report -->
 <!-- end of NAME -->

@@ -23,7 +23,7 @@ def assert_matches(actual: Tensors, expected: Tensors, dtype: torch.dtype | str)
 
     The error of an element is |actual - expected| divided by the larger of |expected| and the RMS of all of
     `expected`; its maximum and its RMS over all elements must stay within TOLERANCES[dtype]. NaN and the two
-    infinities must stand at the same positions.
+    infinities must be at the same positions.
 
     Args:
         actual: a tensor, or a list of tensors; any dtype and device.

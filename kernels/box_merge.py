@@ -198,7 +198,7 @@ def merge_kernel(
     b_partner = tl.where(b_score < float("inf"), 2 * (b_partner - start.to(tl.int32)), 0)
     lowest, low, _, _ = _two_lowest(b_score, (index << 16) | b_partner, b_score, b_partner)
     for level in tl.static_range(LEVELS):
-        # A smaller block takes over where there is one.
+        # A smaller block, if any, takes over.
         enough = BLOCK >> (level + 1) if level + 1 < LEVELS else 0
         while (lowest < float("inf")) & (left > enough):
             i, j, clean = low >> 16, (low & 0xFFFF) >> 1, (low & 1) == 0

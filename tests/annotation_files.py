@@ -21,7 +21,7 @@ def voc_object(name, *edges, extra=""):
 
 
 def xml(path, *objects, file="a.png", size=(WIDTH, HEIGHT)):
-    """The first object stands on line 3."""
+    """The first object is on line 3."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stated = "<size><width>{}</width><height>{}</height></size>".format(*size) if size else ""
     path.write_text(f"<annotation><filename>{file}</filename>\n{stated}\n{''.join(objects)}</annotation>")

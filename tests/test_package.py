@@ -103,13 +103,13 @@ maps = overfeat.score_maps(overfeat.densify(module, window=8), read_image(photo)
 weights = ASSETS / "detector.safetensors"
 net, regressor = overfeat.load(weights), overfeat.load_regressor(weights)
 options = {"scales": [1.0], "stride": "coarse"}
-found = {rule: overfeat.detect(net, regressor, scene, postprocess=rule, **options) for rule in ("vote", "merge")}
+detections = {rule: overfeat.detect(net, regressor, scene, postprocess=rule, **options) for rule in ("vote", "merge")}
 import overfeat.fast
 for _ in range(2):
     fast = overfeat.fast.detect(net, regressor, scene, postprocess="vote", **options)
 json.dump({
     "best": int(scores.argmax()), "maps": list(maps[0].scores.shape), "note": overfeat.fast.status().note,
-    "boxes": {rule: d.boxes.tolist() for rule, d in found.items()}, "fast": len(fast.boxes),
+    "boxes": {rule: d.boxes.tolist() for rule, d in detections.items()}, "fast": len(fast.boxes),
 }, sys.stdout)
 """
 
@@ -153,7 +153,7 @@ json.dump(lines, sys.stdout)
 WEIGHTS = ASSETS / "small.safetensors"
 ONE_LINE = {
     f"classify {PHOTO} --weights {WEIGHTS} --heat-map -o out": ("pictures need matplotlib", "plots"),
-    f"detect {SCENE} --weights {ASSETS / 'detector.safetensors'} -o found": ("pictures need matplotlib", "plots"),
+    f"detect {SCENE} --weights {ASSETS / 'detector.safetensors'} -o detections": ("pictures need matplotlib", "plots"),
     "evaluate detector --data data": ("average precisions need pycocotools", "train"),
     "detect slide.zarr": ("zarr files need zarr", "large"),
     f"detect {SCENE} -o workers --dask local:1": ("work on Dask's workers needs distributed", "cluster"),
@@ -177,7 +177,8 @@ def test_each_missing_extra_is_one_line(base, tmp_path):
         assert len(lines) == 1 and lines[0].endswith(f'{problem}: pip install "overfeat[{extra}]"'), (command, error)
         assert status == (0 if extra == "plots" else 1), (command, error)
         assert "Traceback" not in error
-    assert (tmp_path / "found" / f"{SCENE.name}.json").is_file() and (tmp_path / "out" / "coffee.jpg.npz").is_file()
+    assert (tmp_path / "detections" / f"{SCENE.name}.json").is_file()
+    assert (tmp_path / "out" / "coffee.jpg.npz").is_file()
 
 
 def test_installed_without_its_sources(installed, tmp_path):

@@ -92,7 +92,7 @@ def _plain(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text as Markdown shows it, on one line; flags and what stands in backticks are code."""
+    """Text as Markdown shows it, on one line; flags, and text in backticks, are code."""
     parts = re.split(r"(`[^`]*`|(?<![\w-])--[a-z][a-z-]*)", " ".join(text.split()))
     parts[1::2] = [f"`{part.strip('`')}`" for part in parts[1::2]]
     parts[::2] = [re.sub(r"([*_<>\[\]\\])", r"\\\1", part) for part in parts[::2]]

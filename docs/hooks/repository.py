@@ -45,9 +45,9 @@ def page_of(path: str) -> str:
 
 def links(text: str) -> Iterator[str]:
     """The targets of the links and images of a Markdown text."""
-    found: list[str] = []
-    _each_link(text, lambda match: found.append(match[3]) or match[0])
-    yield from found
+    targets: list[str] = []
+    _each_link(text, lambda match: targets.append(match[3]) or match[0])
+    yield from targets
 
 
 def target_of(link: str, source: str) -> str | None:

@@ -35,7 +35,7 @@ def add_annotated_options(group: argparse._ActionsContainer, splits: Sequence[st
 
 
 def parse_classes(text: str) -> dict[str, str]:
-    """The new name of each class in "Dead=Tree,Alive=Tree,Bush"; names with commas stand in double quotes."""
+    """The new name of each class in "Dead=Tree,Alive=Tree,Bush"; names with commas are in double quotes."""
     mapping: dict[str, str] = {}
     try:
         entries = next(csv.reader([text], skipinitialspace=True), [])

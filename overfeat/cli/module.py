@@ -44,7 +44,7 @@ class ModuleOptions(Options):
         metavar="X[,X,...]",
     )  # fmt: skip
     std: tuple[float, ...] = option(
-        (1.0,), "by which they are then divided; 255 for a module that takes pixels in 0..1", metavar="X[,X,...]"
+        (1.0,), "their divisors after that; 255 for a module that takes pixels in 0..1", metavar="X[,X,...]"
     )
     channel_order: Literal["RGB", "BGR"] = option("RGB", "of the module's input")
     logits: bool = option(True, "the module's outputs are logits; --no-logits: probabilities already")

@@ -1,7 +1,7 @@
 """`overfeat profile`: time by scale and layer, as a fraction of the measured peak.
 
 Time the evaluation of an image: each scale on its own, and all of it as it is done, with boxes and merging where the
-weights hold boxes. Rates stand beside the best that large GEMMs and convolutions reach here, measured in the same run.
+weights hold boxes. Rates are compared with the highest of large GEMMs and convolutions in the same run.
 
 Examples:
     overfeat profile photo.jpg

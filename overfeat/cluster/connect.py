@@ -115,7 +115,7 @@ class _Workers:
         self.give_up()
 
     def stop(self) -> None:
-        """End the workers, also in the midst of an image: their files are atomic."""
+        """End the workers, also while they compute an image: their files are atomic."""
         self._ended.set()
         self._thread.join()
         with suppress(ProcessLookupError):
@@ -135,7 +135,7 @@ def _start_workers(address: str, count: int) -> subprocess.Popen:
     environment |= {"DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nworkers", str(count)]
     command += ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"]
-    warnings = filter(None, (os.environ.get("PYTHONWARNINGS"), LEAK))  # of workers that end in the midst of an image
+    warnings = filter(None, (os.environ.get("PYTHONWARNINGS"), LEAK))  # of workers that end while they compute an image
     environment["PYTHONWARNINGS"] = ",".join(warnings)
     # Ctrl-C is for the command, which ends them: not for the group of its processes.
     return subprocess.Popen(

@@ -83,8 +83,8 @@ class Detections(Sourced):
         return picture
 
     def _repr_png_(self) -> bytes | None:
-        known = self.source is not None and self.source.pixels() is not None
-        return notebook_png(self.picture()) if known else None
+        pixels = self.source.pixels() if self.source else None
+        return None if pixels is None else notebook_png(self.picture(pixels))
 
     def _repr_html_(self) -> str | None:
         if self.source is not None and self.source.pixels() is not None:

@@ -24,7 +24,7 @@ from overfeat.ops.backends import eager_boxes, numba_modules
 from overfeat.ops.boxes import nms, scoring
 
 HELD = 100_000  # candidates, about, up to which more are read before the complete ones are merged
-SLACK = 0.01  # pixels by which merged boxes may exceed those that they are made of; more than rounding can add
+SLACK = 0.01  # pixels that merged boxes may exceed those that they are made of; more than rounding can add
 
 
 def save_candidates(path: Path, candidates: Candidates, numbers: Tensor, damaged: Sequence[str] = ()) -> None:

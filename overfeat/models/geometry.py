@@ -37,7 +37,7 @@ class Geometry:
         return size[0] >= self.window[0] and size[1] >= self.window[1]
 
     def margin(self, reach: float) -> Size:
-        """Pixels (rows, columns) by which windows reach beyond each side of an image: whole fine strides.
+        """Pixels (rows, columns) that windows reach beyond each side of an image: whole fine strides.
 
         reach: The fraction of a window that they are at most, but for rounding to pixels.
         """

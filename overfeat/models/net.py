@@ -81,7 +81,7 @@ class Net(nn.Module, ABC):
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
-        """By which pixels are divided, of all channels or of each."""
+        """The divisors of the pixels, of all channels or of each."""
         return (1.0,)
 
     @property
@@ -91,7 +91,7 @@ class Net(nn.Module, ABC):
 
     @property
     def margin(self) -> Size:
-        """Pixels (rows, columns) by which windows reach beyond each side of a scaled image: `reach` in fine strides.
+        """Pixels (rows, columns) that windows reach beyond each side of a scaled image: `reach` in fine strides.
 
         Raises ArgumentError for a reach that is not in 0..1.
         """

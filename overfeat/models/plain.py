@@ -110,8 +110,7 @@ class PlainHead(nn.Module):
 
     def first(self, layer: nn.Conv2d, maps: Tensor) -> Tensor:
         """A first fully connected layer over the maps, after their last pooling."""
-        pooled = F.max_pool2d(maps, self.pool, self.step) if self.pool > 1 else maps
-        return F.conv2d(pooled, layer.weight, layer.bias, dilation=self.pool // self.step)
+        return _pooled_conv(layer, maps, self.pool, self.step)
 
     def remaining(self, hidden: Tensor) -> Tensor:
         """The layers after it."""
@@ -193,6 +192,12 @@ def resize_dim(images: Tensor, dim: int, size: int, taps: int) -> Tensor:
     return (terms * (weights / weights.sum(dim=0)).view(shape)).sum(dim=dim)
 
 
+def _pooled_conv(layer: nn.Conv2d, maps: Tensor, pool: int, step: int) -> Tensor:
+    """A layer over maps after a max pooling of stride `step`; dilated where that is less than the pooling's size."""
+    pooled = F.max_pool2d(maps, pool, step) if pool > 1 else maps
+    return F.conv2d(pooled, layer.weight, layer.bias, dilation=pool // step)
+
+
 def _range(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, dtype=torch.float32, device=device)
 
@@ -219,8 +224,7 @@ class PlainBoxes(nn.Module):
         first = self.layers[0]
         maps = maps.to(first.weight.dtype)
         if self.pooled:
-            pooled = F.max_pool2d(maps, self.pool, self.step) if self.pool > 1 else maps
-            hidden = F.conv2d(pooled, first.weight, first.bias, dilation=self.pool // self.step)
+            hidden = _pooled_conv(first, maps, self.pool, self.step)
         else:
             hidden = F.conv2d(maps, first.weight, first.bias, stride=self.step)
         for layer in self.layers[1:]:

@@ -110,7 +110,7 @@ _ERROR = _object(error={"type": "string"})
 
 
 def _responses(config: ServeConfig, responses: dict[str, Any]) -> dict[str, Any]:
-    """Responses, and that of a missing token where there is one."""
+    """Responses, and that of a missing token if the server has one."""
     if config.token is not None:
         responses["401"] = _content("The token is missing or wrong", "application/json", _ERROR)
     return responses

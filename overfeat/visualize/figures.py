@@ -14,7 +14,7 @@ from overfeat.packages import package
 
 DPI = 110
 MAX_SIDE = 2200  # pixels of an image that are drawn, those of a screen; no figure is wider
-SOFTWARE = "overfeat"  # the PNG metadata by which our own pictures are recognised
+SOFTWARE = "overfeat"  # the PNG metadata that marks our own pictures
 
 
 def figure_class() -> type:

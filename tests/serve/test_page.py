@@ -63,7 +63,7 @@ def without_camera():
 
 @pytest.fixture
 def page(browser, server):
-    """The server's page in the browser, opened anew."""
+    """The server's page, opened in a new tab of the browser."""
     browser.call("Page.navigate", url=f"{server.address}/")
     browser.wait_for(f"window.opened === undefined && {READY}")
     browser.run("window.opened = true")

@@ -33,7 +33,7 @@ def read_yaml(path: Path, keys: Collection[str]) -> dict[str, Value]:
             try:
                 value = _value(block)
             except Invalid as error:
-                remedy = "write a text, a list [a, b] or a mapping {0: a, 1: b}; names may stand in a classes.txt"
+                remedy = "write a text, a list [a, b] or a mapping {0: a, 1: b}; names may be in a classes.txt"
                 raise InputError(f"{path}, line {number}: {key} is not understood ({error}); {remedy}") from error
             if value:
                 values[key] = value

@@ -55,7 +55,7 @@ def _panels(matrices: Tensor) -> Tensor:
 
 
 class Sample(NamedTuple):
-    """Values of a weight, by which a change of it is noticed."""
+    """Values of a weight, which are compared to notice a change of it."""
 
     strides: tuple[int, ...]  # of the weight
     distances: Tensor  # int64, in bytes

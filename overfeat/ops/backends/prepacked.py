@@ -45,7 +45,7 @@ class PackedWeight:
     finite: bool | None = None
     packed: Tensor | None = None
     linear: Tensor | None = None
-    transformed: Any = field(default=None, repr=False)  # by which winograd.convolve multiplies
+    transformed: Any = field(default=None, repr=False)  # the `multiply` of winograd.convolve
     panels: Any = field(default=None, repr=False)  # compiled_conv.Panels
     streamed: Any = field(default=None, repr=False)  # streamed.Panels
     compared: Any = field(default=None, repr=False)  # compiled_conv.Sample
